@@ -1,0 +1,1 @@
+"""The services; none imports another, they talk gRPC."""
