@@ -1,4 +1,7 @@
-"""PostgreSQL 18 as a child process, from the binaries that pip installed. For one machine; production brings its own server."""
+"""PostgreSQL 18 as a child process, from the binaries that pip installed.
+
+For one machine; production brings its own server.
+"""
 
 import asyncio
 import importlib.util
@@ -23,6 +26,7 @@ MAJOR_VERSION = 18
 DEFAULT_DIRECTORY = Path(".data/postgres")
 DATABASE = "reengage"
 SUPERUSER = "postgres"
+DEFAULT_PORT = 5432  # names the socket, too
 SOCKET_PATH_LIMIT = 107  # bytes; the kernel's, less the closing zero
 
 # For two cores and some memory to spare. Nothing here weakens what a commit promises.
@@ -48,11 +52,12 @@ class EmbeddedPostgresError(Exception):
 class EmbeddedPostgres:
     """One PostgreSQL cluster in `directory`, which is created when missing and kept afterwards.
 
-    The directory holds `cluster/`, `socket/`, `postgres.log` and `password` (the superuser's, 0600). Whoever can enter `socket/` (0700: this
-    user) connects as any role without a password; TCP, which only a `port` opens, on 127.0.0.1, asks for one. `durable=False` trades a commit's
-    promise for speed, for tests only. `settings` override `SETTINGS`.
+    The directory holds `cluster/`, `socket/`, `postgres.log` and `password` (the superuser's, 0600). Whoever can enter
+    `socket/` (0700: this user) connects as any role without a password; TCP, which only a `port` opens, on 127.0.0.1,
+    asks for one. `durable=False` trades a commit's promise for speed, for tests only. `settings` override `SETTINGS`.
 
-    Call `start` from a thread that lives as long as the server should: on Linux PostgreSQL shuts down when that thread is gone, however it went.
+    Call `start` from a thread that lives as long as the server should: on Linux PostgreSQL shuts down when that thread
+    is gone, however it went.
     """
 
     def __init__(
@@ -93,21 +98,23 @@ class EmbeddedPostgres:
         return self._dsn(f"{service}_app", database)
 
     def _dsn(self, role: str, database: str) -> str:
-        return f"postgresql://{role}@/{database}?host={quote(str(self._socket_directory), safe='')}&port={self._port or 5432}"
+        host = quote(str(self._socket_directory), safe="")
+        return f"postgresql://{role}@/{database}?host={host}&port={self._port or DEFAULT_PORT}"
 
     async def start(self) -> None:
-        """Returns once connections are accepted. Raises EmbeddedPostgresError, with the end of the log, when that cannot be."""
-        self._prepare_directories()
+        """Returns once connections are accepted; raises EmbeddedPostgresError, with the end of the log, if never."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._cluster.exists():
             await self._initialise()
         made_by = (self._cluster / "PG_VERSION").read_text().strip()
         if made_by != str(MAJOR_VERSION):
             raise EmbeddedPostgresError(
-                f"{self._cluster} was made by PostgreSQL {made_by}, this is {MAJOR_VERSION}; move it away to start afresh"
+                f"{self._cluster} was made by PostgreSQL {made_by}, not {MAJOR_VERSION}; move it away to start afresh"
             )
         await self._wait_for_predecessor()
+        self._prepare_socket_directory()
         self._process = self._run(
-            "postgres", "-D", str(self._cluster), "-k", str(self._socket_directory), "-p", str(self._port or 5432),
+            "postgres", "-D", str(self._cluster), "-k", str(self._socket_directory), "-p", str(self._port or DEFAULT_PORT),
             "-c", f"listen_addresses={'127.0.0.1' if self._port else ''}",
             *(f"--{name}={value}" for name, value in self._settings.items()),
         )  # fmt: skip
@@ -131,7 +138,7 @@ class EmbeddedPostgres:
         await self.start()
 
     async def kill(self) -> None:
-        """SIGKILL, as a power cut for the processes: the next start recovers from the log. Returns when all of them are gone."""
+        """SIGKILL to every process of it; returns when all are gone. The next start recovers from the log."""
         if self._process is None or not self.running:
             return
         family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
@@ -153,8 +160,7 @@ class EmbeddedPostgres:
         finally:
             await connection.close()
 
-    def _prepare_directories(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _prepare_socket_directory(self) -> None:
         if len(os.fsencode(self._socket_directory / ".s.PGSQL.65535")) > SOCKET_PATH_LIMIT:
             self._socket_directory = Path(tempfile.mkdtemp(prefix="reengage-"))
         self._socket_directory.mkdir(mode=0o700, exist_ok=True)
@@ -182,16 +188,16 @@ class EmbeddedPostgres:
         unfinished.rename(self._cluster)
 
     async def _wait_for_predecessor(self) -> None:
-        """A server whose parent was killed a moment ago is still on its way down. A pid file that names no such server is stale, and removed."""
+        # A server whose parent was killed a moment ago is still on its way down.
         pid_file = self._cluster / "postmaster.pid"
         try:
             await _until(lambda: not _is_server_of(self._cluster, _first_line(pid_file)), within_seconds=15)
         except TimeoutError:
             raise EmbeddedPostgresError(
-                f"PostgreSQL (process {_first_line(pid_file)}) already runs on {self._cluster}: is the suite running elsewhere? "
-                f"If not, end that process."
+                f"PostgreSQL (process {_first_line(pid_file)}) already runs on {self._cluster}: "
+                "is the suite running elsewhere? If not, end that process."
             ) from None
-        pid_file.unlink(missing_ok=True)
+        pid_file.unlink(missing_ok=True)  # stale: its process is another program by now, or none
 
     async def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         def ready() -> bool:
@@ -218,8 +224,10 @@ class EmbeddedPostgres:
 
 
 def _as_server_user() -> list[str]:
-    """The command before the command. PostgreSQL refuses to be root, so as root it becomes `nobody`, keeping the one capability that lets it reach
-    binaries and data below root's own directories."""
+    """The command before the command: PostgreSQL shuts down with its parent, and as root it becomes `nobody`.
+
+    PostgreSQL refuses to be root. The one capability it keeps lets it reach binaries and data below root's directories.
+    """
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0:
         return [setpriv, "--pdeathsig=INT"] if setpriv else []
