@@ -114,8 +114,8 @@ class EmbeddedPostgres:
         await self._wait_for_predecessor()
         self._prepare_socket_directory()
         self._process = self._run(
-            "postgres", "-D", str(self._cluster), "-k", str(self._socket_directory), "-p", str(self._port or DEFAULT_PORT),
-            "-c", f"listen_addresses={'127.0.0.1' if self._port else ''}",
+            "postgres", "-D", str(self._cluster), "-k", str(self._socket_directory),
+            "-p", str(self._port or DEFAULT_PORT), "-c", f"listen_addresses={'127.0.0.1' if self._port else ''}",
             *(f"--{name}={value}" for name, value in self._settings.items()),
         )  # fmt: skip
         await self._wait_until_ready(self._process)
@@ -171,9 +171,8 @@ class EmbeddedPostgres:
         password.unlink(missing_ok=True)
         with os.fdopen(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
-        unfinished = (
-            self._directory / "cluster.new"
-        )  # renamed when whole, so that an interrupted initdb leaves no half cluster
+        # Renamed when whole, so that an interrupted initdb leaves no half cluster.
+        unfinished = self._directory / "cluster.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         _give_to_server_user(unfinished)
