@@ -1,0 +1,47 @@
+"""Channels to other services: retries, keepalive and message bounds in one place."""
+
+import json
+
+import grpc
+
+from libs.interceptors import UnaryClientInterceptor
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+# Only UNAVAILABLE is repeated, and every RPC of ours is safe to repeat.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+
+
+def open_channel(target: str, *, timeout_s: float = 10.0) -> grpc.aio.Channel:
+    """A channel to `host:port` (or `dns:///name:port`). Close it with `async with`. Unary calls get `timeout_s`."""
+    return grpc.aio.insecure_channel(
+        target,
+        options=[
+            ("grpc.service_config", _SERVICE_CONFIG),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # A service that is away for a minute must be found within a second of its return.
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+        ],
+        interceptors=[UnaryClientInterceptor(timeout_s)],
+    )

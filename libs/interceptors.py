@@ -1,0 +1,173 @@
+"""What every call goes through: request id, deadline, bounds, errors, one log line and one metric.
+
+The request id comes in as `x-request-id` metadata (or is made), is bound to the log context, and goes out on every call
+made while serving. What is left of the caller's deadline goes out the same way.
+"""
+
+from __future__ import annotations  # grpcio's own classes are generic to mypy only
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+from prometheus_client import Counter, Gauge, Histogram
+
+from libs.errors import ResourceExhausted, ServiceError, to_status
+from libs.log import REQUEST_ID_KEY, current_request_id, new_request_id
+
+REQUEST_ID_HEADER = "x-request-id"
+_MAX_REQUEST_ID = 64
+_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
+
+_calls = Counter("rpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
+_seconds = Histogram("rpc_seconds", "Time to serve a unary call.", ["method"])
+_in_flight = Gauge("rpc_in_flight", "Calls being served.", ["kind"])
+
+_log = structlog.get_logger()
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of a server.
+
+    `max_calls` unary and, apart from them, `max_streams` streaming calls are served at once; one more answers
+    RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo (grpc.aio does not honour maximum_concurrent_rpcs).
+    """
+
+    def __init__(self, *, max_calls: int = 256, max_streams: int = 256) -> None:
+        self._room = {"unary": max_calls, "stream": max_streams}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of the method called."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        given = dict(handler_call_details.invocation_metadata or ()).get(REQUEST_ID_HEADER)
+        request_id = given[:_MAX_REQUEST_ID] if isinstance(given, str) and given.isprintable() else new_request_id()
+        # The four kinds of handlers differ in the attribute that serves and in the function that makes them.
+        arity = "_".join("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
+        wrap = self._stream if handler.response_streaming else self._unary
+        wrapped: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{arity}_rpc_method_handler")(
+            wrap(method, request_id, getattr(handler, arity)),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    def _unary(self, method: str, request_id: str, serve: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async with _Served(self._room, "unary", method, request_id, context):
+                return await serve(request, context)
+
+        return call
+
+    def _stream(self, method: str, request_id: str, serve: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with _Served(self._room, "stream", method, request_id, context):
+                async for response in serve(request, context):
+                    yield response
+
+        return call
+
+
+class _Served:
+    """One call being served: takes its room, binds its context, ends it with a status, a line and a metric."""
+
+    def __init__(
+        self,
+        room: dict[str, int],
+        kind: str,
+        method: str,
+        request_id: str,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        self._room, self._kind, self._method, self._request_id, self._context = room, kind, method, request_id, context
+        self._has_room = False
+        self._started = 0.0
+
+    async def __aenter__(self) -> None:
+        self._started = time.monotonic()
+        structlog.contextvars.bind_contextvars(**{REQUEST_ID_KEY: self._request_id})
+        remaining = self._context.time_remaining()
+        # A stream's deadline is its caller's business; only unary calls pass on what is left.
+        _deadline.set(self._started + remaining if remaining is not None and self._kind == "unary" else None)
+        if self._room[self._kind] <= 0:
+            error = ResourceExhausted("OVERLOADED", "too many calls at once", retry_after_s=0.5)
+            await self._end(grpc.StatusCode.RESOURCE_EXHAUSTED, error)
+        self._room[self._kind] -= 1
+        self._has_room = True
+        _in_flight.labels(self._kind).inc()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if self._has_room:
+            self._room[self._kind] += 1
+            _in_flight.labels(self._kind).dec()
+        if error is None:
+            await self._end(self._context.code() or grpc.StatusCode.OK, None)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._note(grpc.StatusCode.CANCELLED, None)
+        elif isinstance(error, grpc.aio.AbortError):
+            self._note(self._context.code() or grpc.StatusCode.UNKNOWN, None)
+        elif isinstance(error, ServiceError):
+            await self._end(error.code, error)
+        elif isinstance(error, Exception):
+            _log.error("rpc.failed", method=self._method, exc_info=error)
+            # The text of an unforeseen exception may hold anything; the caller gets the request id to ask with.
+            hidden = ServiceError("INTERNAL", "internal error", request_id=self._request_id)
+            await self._end(grpc.StatusCode.INTERNAL, hidden)
+
+    async def _end(self, code: grpc.StatusCode, error: ServiceError | None) -> None:
+        self._note(code, error.reason if error else None)
+        if error is not None:
+            await self._context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    def _note(self, code: Any, reason: str | None) -> None:
+        name = code.name if isinstance(code, grpc.StatusCode) else str(code)
+        elapsed = time.monotonic() - self._started
+        _calls.labels(self._method, name).inc()
+        if self._kind == "unary":
+            _seconds.labels(self._method).observe(elapsed)
+        # Health is asked for every few seconds by everyone; a line each would drown the rest.
+        if not self._method.startswith("/grpc.health."):
+            level = "warning" if name in ("INTERNAL", "UNKNOWN") else "info"
+            getattr(_log, level)(
+                "rpc.served", method=self._method, code=name, reason=reason, ms=round(elapsed * 1000, 2)
+            )
+
+
+def outgoing(metadata: Any) -> list[tuple[str, str | bytes]]:
+    """Metadata of a call made while serving: what the caller gave, and the request id."""
+    pairs = list(metadata or ())
+    if not any(key == REQUEST_ID_HEADER for key, _ in pairs):
+        pairs.append((REQUEST_ID_HEADER, current_request_id() or new_request_id()))
+    return pairs
+
+
+def remaining_s(default_s: float) -> float:
+    """The time a call out may take: the default, or what is left of the deadline of the call being served."""
+    deadline = _deadline.get()
+    return default_s if deadline is None else max(0.0, min(default_s, deadline - time.monotonic()))
+
+
+class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """Sends request id and deadline with every unary call. Default deadline: `timeout_s`."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Complete the details of the call and go on."""
+        details = client_call_details._replace(
+            metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata)),
+            timeout=client_call_details.timeout or remaining_s(self._timeout_s),
+        )
+        return await continuation(details, request)

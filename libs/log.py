@@ -1,0 +1,53 @@
+"""JSON logs: one line an event, events are fixed words `noun.verb`, and the request id is on every line.
+
+Never logged: device ids, IP addresses, tokens, full URLs, bodies. So tracebacks show no local variables.
+"""
+
+import logging
+import sys
+import uuid
+
+import structlog
+
+REQUEST_ID_KEY = "request_id"
+
+
+def configure_logging(service: str, level: str = "info") -> None:
+    """Set up structlog and the standard library's logging for a process. Lines go to stderr."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+            ),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    # Libraries log to the standard library; only their warnings matter, as lines of the same shape.
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
+
+
+class _Forward(logging.Handler):
+    """Passes the standard library's records on to structlog, without their arguments' surroundings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            record.levelno, "library.logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info
+        )
+
+
+def new_request_id() -> str:
+    """An id for a request that came without one."""
+    return uuid.uuid4().hex
+
+
+def current_request_id() -> str | None:
+    """The id of the request this task serves, if any."""
+    value = structlog.contextvars.get_contextvars().get(REQUEST_ID_KEY)
+    return value if isinstance(value, str) else None

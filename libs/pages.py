@@ -1,0 +1,35 @@
+"""Pages of lists: sizes and tokens. A token is the sort key of the last row shown, opaque to callers."""
+
+import base64
+import json
+
+from libs.errors import Violations
+
+DEFAULT_SIZE = 100
+MAX_SIZE = 1000
+
+
+def page_size(asked: int, violations: Violations) -> int:
+    """Rows of one page: 1 to 1,000; 0 means 100."""
+    if asked < 0 or asked > MAX_SIZE:
+        violations.add("page_size", "OUT_OF_RANGE", f"must be 1 to {MAX_SIZE}")
+    return asked or DEFAULT_SIZE
+
+
+def encode_token(*key: str | int) -> str:
+    """The token of the page after the row with this sort key."""
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
+
+
+def decode_token(token: str, kinds: tuple[type, ...], violations: Violations) -> tuple[str | int, ...] | None:
+    """The sort key in a token, of these types; None for the first page. A token of ours never fails."""
+    if not token:
+        return None
+    try:
+        key = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except ValueError:
+        key = None
+    if not isinstance(key, list) or [type(part) for part in key] != list(kinds):
+        violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
+        return None
+    return tuple(key)

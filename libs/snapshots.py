@@ -1,0 +1,108 @@
+"""Following another service's settings: the client half of tracker's WatchSnapshot.
+
+A `Follower` keeps the newest settings in memory and hands out what the service built from them. While tracker is away
+it goes on with the last; a gap or a reset heals by a fresh snapshot.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Callable
+from typing import Generic, TypeVar
+
+import structlog
+from google.protobuf.message import Message
+from prometheus_client import Gauge
+
+from libs.errors import Unavailable
+from libs.worker import keep_running
+from reengage.tracker.v1 import tracker_pb2
+
+S = TypeVar("S")
+Resources = dict[str, dict[tuple[str, ...], Message]]
+"""Resources by kind (`app`, `tracker`, …; the field of `Resource`) and id, archived ones too."""
+
+_age = Gauge("settings_age_seconds", "Seconds since tracker was last heard from.")
+_revision = Gauge("settings_revision", "Revision of the settings in use.")
+_log = structlog.get_logger()
+
+_KEYS = {
+    "app": ("app_id",),
+    "network": ("network_id",),
+    "network_settings": ("app_id", "network_id"),
+    "campaign": ("campaign_id",),
+    "segment": ("segment_id",),
+    "tracker": ("tracker_id",),
+    "event_definition": ("app_id", "event_name"),
+}
+
+
+class Follower(Generic[S]):
+    """The newest settings, built by `build(resources, revision)` into whatever the service reads them from.
+
+    `watch(revision)` opens a WatchSnapshot stream after that revision. `build` must not keep `resources` itself: it
+    changes with the next revision.
+    """
+
+    def __init__(
+        self,
+        watch: Callable[[int], AsyncIterable[tracker_pb2.WatchSnapshotResponse]],
+        build: Callable[[Resources, int], S],
+    ) -> None:
+        self._watch, self._build = watch, build
+        self._resources: Resources = {kind: {} for kind in _KEYS}
+        self._at_revision = 0
+        self._built: S | None = None
+        self._first = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._heard = time.monotonic()
+        _age.set_function(lambda: time.monotonic() - self._heard)
+
+    @property
+    def current(self) -> S:
+        """The newest settings. Raises `Unavailable` `SETTINGS_UNAVAILABLE` until the first snapshot has come."""
+        if self._built is None:
+            raise Unavailable("SETTINGS_UNAVAILABLE", "no settings received from tracker yet", retry_after_s=1.0)
+        return self._built
+
+    async def ready(self) -> None:
+        """Wait for the first snapshot."""
+        await self._first.wait()
+
+    async def reached(self, revision: int) -> None:
+        """Wait until settings of at least this revision are in use."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._built is not None and self._at_revision >= revision)
+
+    async def run(self) -> None:
+        """Follow tracker until cancelled."""
+        await keep_running("settings", self._follow)
+
+    async def _follow(self) -> None:
+        complete = True
+        try:
+            async for response in self._watch(self._at_revision):
+                self._heard = time.monotonic()
+                complete = not response.partial
+                self._apply(response)
+                if complete and (response.resources or response.reset or self._built is None):
+                    self._built = self._build(self._resources, response.revision)
+                if complete:
+                    self._at_revision = response.revision
+                    _revision.set(response.revision)
+                    self._first.set()
+                    async with self._changed:
+                        self._changed.notify_all()
+        finally:
+            if not complete:
+                self._at_revision = 0  # half a snapshot was applied: begin with a whole one
+
+    def _apply(self, response: tracker_pb2.WatchSnapshotResponse) -> None:
+        if response.reset:
+            for held in self._resources.values():
+                held.clear()
+        for resource in response.resources:
+            kind = resource.WhichOneof("resource")
+            if kind is None:
+                continue  # a kind newer than this build
+            message = getattr(resource, kind)
+            self._resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message

@@ -1,0 +1,146 @@
+"""The server every service stands on, seen through a real channel: errors, ids, bounds, health, graceful stop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from libs.client import open_channel
+from libs.errors import NotFound, ResourceExhausted, Violations, from_rpc_error
+from libs.log import current_request_id
+from libs.server import Face, ServerConfig, build_server
+from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+
+NAME = "reengage.attribution.v1.AttributionService"
+
+
+class Servicer(attribution_pb2_grpc.AttributionServiceServicer):
+    """Answers by what it is asked for."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.entered = asyncio.Event()
+
+    async def GetDecision(
+        self, request: attribution_pb2.GetDecisionRequest, context: Any
+    ) -> attribution_pb2.GetDecisionResponse:
+        match request.conversion_id:
+            case "wrong":
+                violations = Violations()
+                violations.add("app_id", "REQUIRED", "must be set")
+                violations.add("conversion_id", "TOO_LONG", "at most 256 characters")
+                violations.check()
+            case "missing":
+                raise NotFound("CONVERSION_NOT_FOUND", "no such conversion", conversion_id="missing")
+            case "busy":
+                raise ResourceExhausted("OVERLOADED", "later", retry_after_s=1.5)
+            case "broken":
+                raise ValueError("secret text")
+            case "slow":
+                self.entered.set()
+                await self.release.wait()
+            case _:
+                pass
+        decision = attribution_pb2.Decision(
+            conversion_id=current_request_id() or "", reason=str(context.time_remaining())
+        )
+        return attribution_pb2.GetDecisionResponse(decision=decision)
+
+
+@asynccontextmanager
+async def running(
+    max_calls: int = 256,
+) -> AsyncIterator[tuple[Servicer, grpc.aio.Channel, grpc.aio.Server]]:
+    servicer = Servicer()  # type: ignore[abstract]  # one method is enough here
+
+    def add(server: grpc.aio.Server) -> None:
+        attribution_pb2_grpc.add_AttributionServiceServicer_to_server(servicer, server)
+
+    server, _ = build_server(ServerConfig(listen="", max_calls=max_calls), [Face(name=NAME, add=add)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            yield servicer, channel, server
+    finally:
+        await server.stop(0)
+
+
+def ask(channel: grpc.aio.Channel, what: str, **options: Any) -> Any:
+    stub = attribution_pb2_grpc.AttributionServiceStub(channel)
+    return stub.GetDecision(attribution_pb2.GetDecisionRequest(conversion_id=what), **options)
+
+
+async def failure(call: Any) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+async def test_every_wrong_field_crosses_the_wire() -> None:
+    async with running() as (_, channel, _):
+        error = await failure(ask(channel, "wrong"))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [(v.field, v.reason) for v in error.violations] == [("app_id", "REQUIRED"), ("conversion_id", "TOO_LONG")]
+
+
+async def test_reasons_and_retry_delays_cross_the_wire() -> None:
+    async with running() as (_, channel, _):
+        missing = await failure(ask(channel, "missing"))
+        busy = await failure(ask(channel, "busy"))
+    assert (missing.code, missing.reason) == (grpc.StatusCode.NOT_FOUND, "CONVERSION_NOT_FOUND")
+    assert (busy.reason, busy.retry_after_s) == ("OVERLOADED", 1.5)
+
+
+async def test_the_text_of_an_unforeseen_error_does_not() -> None:
+    async with running() as (_, channel, _):
+        error = await failure(ask(channel, "broken"))
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in error.message
+
+
+async def test_the_request_id_is_taken_over_or_made() -> None:
+    async with running() as (_, channel, _):
+        given = await ask(channel, "", metadata=(("x-request-id", "r-1"),))
+        made = await ask(channel, "")
+    assert given.decision.conversion_id == "r-1"
+    assert len(made.decision.conversion_id) == 32
+
+
+async def test_a_call_without_deadline_gets_the_channels() -> None:
+    async with running() as (_, channel, _):
+        answer = await ask(channel, "")
+    assert 0 < float(answer.decision.reason) < 11
+
+
+async def test_one_call_too_many_is_told_when_to_come_back() -> None:
+    async with running(max_calls=1) as (servicer, channel, _):
+        slow = ask(channel, "slow")
+        await servicer.entered.wait()
+        refused = await failure(ask(channel, ""))
+        servicer.release.set()
+        await slow
+        await ask(channel, "")  # the room is free again
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert refused.retry_after_s is not None
+
+
+async def test_a_graceful_stop_finishes_what_is_under_way() -> None:
+    async with running() as (servicer, channel, server):
+        slow = ask(channel, "slow")
+        await servicer.entered.wait()
+        stopping = asyncio.ensure_future(server.stop(30))
+        servicer.release.set()
+        assert (await slow).decision.conversion_id
+        await stopping
+
+
+async def test_health_is_served() -> None:
+    async with running() as (_, channel, _):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
