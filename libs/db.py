@@ -91,16 +91,18 @@ async def in_transaction(
     """
     give_up = time.monotonic() + retry_seconds
     for pause in _pauses():
-        connection: Connection | None = None
         try:
-            async with pool.acquire() as connection, connection.transaction(isolation=isolation):
-                return await work(connection)
+            async with pool.acquire() as connection:
+                try:
+                    async with connection.transaction(isolation=isolation):
+                        return await work(connection)
+                except asyncpg.InterfaceError as error:
+                    # asyncpg says this of a connection that is gone, at the rollback for one, but also of misuse.
+                    if not _is_gone(connection):
+                        raise
+                    raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
         except (*ASKED_TO_RETRY, *CONNECTION_LOST):
             if time.monotonic() + pause > give_up:
-                raise
-        except asyncpg.InterfaceError:
-            # What asyncpg raises for the second statement on a connection that is gone, but also for misuse.
-            if connection is None or not connection.is_closed() or time.monotonic() + pause > give_up:
                 raise
         await asyncio.sleep(pause)
     raise AssertionError("pauses do not end")
@@ -121,6 +123,13 @@ async def _when_reachable(connect: Callable[[], Awaitable[Pool]], *, schema: str
             raise ValueError(f"the DSN for schema {schema} is not a valid PostgreSQL DSN") from None
         await asyncio.sleep(pause)
     raise AssertionError("pauses do not end")
+
+
+def _is_gone(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has already taken it back, as it does with the dead
+        return True
 
 
 def _pauses() -> Iterator[float]:

@@ -1,0 +1,67 @@
+"""What every test may ask for: a PostgreSQL of its own, migrated."""
+
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.migrations import prepare
+
+SERVICES = Path(__file__).parent.parent / "services"
+TEMPLATE = "migrated"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """A database with the schema of every service that has migrations, empty otherwise."""
+
+    postgres: EmbeddedPostgres
+    name: str
+
+    @property
+    def admin_dsn(self) -> str:
+        """The superuser's."""
+        return self.postgres.admin_dsn(self.name)
+
+    def dsn(self, service: str) -> str:
+        """That of the service's own role."""
+        return self.postgres.dsn(service, self.name)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
+    """One PostgreSQL for the whole run, not durable; it holds the migrated template that `database` copies."""
+    async with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        await create_migrated_database(server, TEMPLATE)
+        yield server
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
+    """A database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    await postgres.create_database(name, template=TEMPLATE)
+    yield Database(postgres=postgres, name=name)
+    connection = await asyncpg.connect(postgres.admin_dsn("postgres"))
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
+
+
+@pytest.fixture
+async def durable_database(tmp_path: Path) -> AsyncIterator[Database]:
+    """A migrated database on a PostgreSQL of the test's own, durable: for tests that kill or restart it."""
+    async with EmbeddedPostgres(tmp_path / "postgres") as server:
+        await create_migrated_database(server, "durable")
+        yield Database(postgres=server, name="durable")
+
+
+async def create_migrated_database(server: EmbeddedPostgres, name: str) -> None:
+    await server.create_database(name)
+    for directory in sorted(SERVICES.glob("*/migrations")):
+        await prepare(server.admin_dsn(name), schema=directory.parent.name, directory=directory)
