@@ -1,0 +1,253 @@
+"""The words of attribution: what is decided upon, and what a decision says.
+
+Times are integers: microseconds since the epoch (`_us`). Ids are opaque text. Plain values only; the rules are in
+rules.py, matching.py and decide.py. `Candidate` and `UserAgent` are tuples because the hot path makes many of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+
+
+class EngagementKind(StrEnum):
+    CLICK = "CLICK"
+    IMPRESSION = "IMPRESSION"
+
+
+class ConversionKind(StrEnum):
+    INSTALL = "INSTALL"
+    EVENT = "EVENT"
+
+
+class TrackerType(StrEnum):
+    ACQUISITION = "ACQUISITION"
+    REENGAGEMENT = "REENGAGEMENT"
+
+
+class MatchKind(StrEnum):
+    """How an engagement matches a device, strongest first (A1); CLAIM is a network's own word (E)."""
+
+    CLICK_ID = "CLICK_ID"
+    DEVICE_ID = "DEVICE_ID"
+    MODELED = "MODELED"
+    IP = "IP"
+    CLAIM = "CLAIM"
+
+
+class WindowKind(IntEnum):
+    """The windows of section B. Integers, because compiled windows and levels are tuples with this index."""
+
+    CLICK_DEVICE = 0
+    CLICK_EQUALIZER = 1
+    CLICK_MODELED = 2
+    CLICK_IP = 3
+    IMPRESSION_DEVICE = 4
+    IMPRESSION_MODELED = 5
+    IMPRESSION_IP = 6
+    EVENT_ASSOCIATION = 7
+    POST_ENGAGEMENT = 8
+    POST_VIEW = 9
+
+
+class Layer(StrEnum):
+    """Where the value of a window came from, first to last (B3)."""
+
+    TRACKER = "TRACKER"
+    NETWORK = "NETWORK"
+    APP = "APP"
+    BUILT_IN = "BUILT_IN"
+
+
+class Outcome(StrEnum):
+    ATTRIBUTED = "ATTRIBUTED"
+    ORGANIC = "ORGANIC"
+    DUPLICATE = "DUPLICATE"
+    REPROCESSED = "REPROCESSED"
+    REPROCESSED_ORGANIC = "REPROCESSED_ORGANIC"
+    REENGAGED = "REENGAGED"
+    CREDITED = "CREDITED"
+    UNATTRIBUTED = "UNATTRIBUTED"
+
+
+class AttributionType(StrEnum):
+    INSTALL = "INSTALL"
+    REENGAGEMENT = "REENGAGEMENT"
+    NONE = "NONE"
+
+
+class Reason(StrEnum):
+    """Why nobody won a conversion; the first that holds is stored (G2). DEVICE_NOT_KNOWN is for identity links (F3)."""
+
+    DUPLICATE_INSTALL = "DUPLICATE_INSTALL"
+    EVENT_BEFORE_INSTALL = "EVENT_BEFORE_INSTALL"
+    EVENT_NOT_SELECTED = "EVENT_NOT_SELECTED"
+    MTR_NOT_MET = "MTR_NOT_MET"
+    SESSION_ALREADY_REENGAGED = "SESSION_ALREADY_REENGAGED"
+    NO_CANDIDATE = "NO_CANDIDATE"
+    NO_WINNER = "NO_WINNER"
+    DEVICE_NOT_KNOWN = "DEVICE_NOT_KNOWN"
+
+
+class Verdict(StrEnum):
+    """What became of a candidate; of several that hold, the first is stored (G2)."""
+
+    WON = "WON"
+    NO_TRACKER_FOR_CLAIM = "NO_TRACKER_FOR_CLAIM"
+    TRACKER_ARCHIVED = "TRACKER_ARCHIVED"
+    WRONG_TRACKER_TYPE = "WRONG_TRACKER_TYPE"
+    EVENT_NOT_SELECTED = "EVENT_NOT_SELECTED"
+    IMPRESSIONS_NOT_ALLOWED = "IMPRESSIONS_NOT_ALLOWED"
+    MATCH_KIND_NOT_ALLOWED = "MATCH_KIND_NOT_ALLOWED"
+    DUPLICATE_CLICK = "DUPLICATE_CLICK"
+    BLOCKLISTED = "BLOCKLISTED"
+    GRANULAR_DATA_NOT_ALLOWED = "GRANULAR_DATA_NOT_ALLOWED"
+    VIEW_WINDOW_ZERO = "VIEW_WINDOW_ZERO"
+    WINDOW_DISABLED = "WINDOW_DISABLED"
+    AFTER_CONVERSION = "AFTER_CONVERSION"
+    OUTSIDE_WINDOW = "OUTSIDE_WINDOW"
+    ENGAGEMENT_SPENT = "ENGAGEMENT_SPENT"
+    LOST_TO_HIGHER_LEVEL = "LOST_TO_HIGHER_LEVEL"
+    LOST_TO_COMPLETED_VIEW = "LOST_TO_COMPLETED_VIEW"
+    LOST_TO_MORE_RECENT = "LOST_TO_MORE_RECENT"
+
+
+class UserAgent(NamedTuple):
+    """What of a user agent is compared (A1). `os_minor` is "0" when the agent names only the major version."""
+
+    model: str
+    os: str
+    os_major: str
+    os_minor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engagement:
+    """A click or an impression on a tracker of the app that is being decided for.
+
+    `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
+    network's id (A6), not ours: ours is `engagement_id`. `ip` is normalised, "" when absent. Not `valid`: the click
+    failed its signature check or is blocklisted. `duplicate` as `matching.duplicates` says (A6).
+    """
+
+    engagement_id: str
+    kind: EngagementKind
+    tracker_id: str
+    time_us: int
+    device_keys: tuple[bytes, ...] = ()
+    ip: str = ""
+    user_agent: UserAgent | None = None
+    click_id: str = ""
+    completed_view: bool = False
+    valid: bool = True
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Claim:
+    """A self-attributing network's answer that it drove the conversion (E). A view claim is an impression (B5)."""
+
+    network_id: str
+    kind: EngagementKind
+    time_us: int
+    campaign_name: str = ""
+    granular_data_allowed: bool = True
+
+    @property
+    def candidate_id(self) -> str:
+        return f"claim:{self.network_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """An install, or a post-install event of name `event_name` ("" for an install).
+
+    `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own
+    click id that came back, "" when none did. `has_idfa` tells whether the record itself carried a usable IDFA (A4).
+    """
+
+    conversion_id: str
+    kind: ConversionKind
+    time_us: int
+    event_name: str = ""
+    device_keys: frozenset[bytes] = frozenset()
+    click_id: str = ""
+    ip: str = ""
+    user_agent: UserAgent | None = None
+    limit_ad_tracking: bool = False
+    has_idfa: bool = False
+
+
+class Candidate(NamedTuple):
+    """One engagement or claim that was considered, with its verdict (G2).
+
+    `tracker_id` and `network_id` are "" where none is known: a claim that no tracker fits has only its network.
+    `window` is the one that applies to it and `level` the one it competes on, None and 0 without a tracker.
+    `lookback_us` is negative when it came after the conversion. `redacted`: its campaign is withheld (E2).
+    """
+
+    engagement_id: str
+    kind: EngagementKind
+    time_us: int
+    tracker_id: str
+    network_id: str
+    verdict: Verdict
+    matched_by: MatchKind
+    lookback_us: int
+    level: int = 0
+    window: WindowKind | None = None
+    window_us: int | None = None
+    window_layer: Layer | None = None
+    completed_view: bool = False
+    redacted: bool = False
+
+    @property
+    def is_influencer(self) -> bool:
+        """In time, and lost to the winner (C4)."""
+        return self.verdict in _LOST
+
+
+_LOST = (Verdict.LOST_TO_HIGHER_LEVEL, Verdict.LOST_TO_COMPLETED_VIEW, Verdict.LOST_TO_MORE_RECENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was decided on one conversion, and why (G1).
+
+    `tracker_id`, `network_id`, `campaign` and `segment` are those of the winner, or, for CREDITED, of the source; the
+    last two None when `redacted` (E2). What describes the match (`engagement_id` to `window_layer`) is None unless this
+    very conversion was won. `reason` is None when it was. `candidates` are ordered by engagement id.
+    """
+
+    conversion_id: str
+    outcome: Outcome
+    attribution_type: AttributionType
+    settings_revision: int
+    install_known: bool
+    reason: Reason | None = None
+    tracker_id: str | None = None
+    network_id: str | None = None
+    campaign: str | None = None
+    segment: str | None = None
+    redacted: bool = False
+    engagement_id: str | None = None
+    matched_by: MatchKind | None = None
+    level: int | None = None
+    lookback_us: int | None = None
+    window: WindowKind | None = None
+    window_us: int | None = None
+    window_layer: Layer | None = None
+    reprocess_for: str | None = None
+    custom_dimensions: Mapping[str, str] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    claims_unavailable: tuple[str, ...] = ()
+
+    @property
+    def influencers(self) -> tuple[Candidate, ...]:
+        """Every in-time candidate that lost (C4)."""
+        return tuple(candidate for candidate in self.candidates if candidate.is_influencer)
