@@ -1,0 +1,50 @@
+# Everything a developer or CI runs. Needs make and a Python of 3.11 or later; the rest lands in .venv.
+
+BIN := .venv/bin
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+READY := .venv/ready
+OUT ?= $(CURDIR)/protos
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test check bench protos lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## build .venv from requirements.lock; runs by itself where needed
+
+run: $(READY) ## start PostgreSQL and the whole suite with a sample app; Ctrl-C stops it
+	@$(BIN)/reengage up $(ARGS)
+
+demo: $(READY) ## play the sample traffic through the suite, show and check the outcome, stop
+	@$(BIN)/reengage demo $(ARGS)
+
+test: $(READY) ## run the tests; ARGS="tests/libs -k pool" for some
+	@$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## formatting, lint, types, import contracts, protos, migrations, manifests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/checks.sh
+
+bench: $(READY) ## the performance table; ARGS="--json FILE" for programs
+	@$(BIN)/reengage bench $(ARGS)
+
+protos: $(READY) ## regenerate the code beside the .proto files
+	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh \
+		--python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,only_async:$(OUT)
+
+lock: $(READY) ## rewrite requirements.lock from pyproject.toml; ARGS=--upgrade for newer releases
+	@$(BIN)/uv pip compile pyproject.toml --group local --group test --group check --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet $(ARGS) -o requirements.lock
+
+clean: ## remove .venv, caches and the local database
+	@rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and no python3 here is that; set PYTHON=/path/to/it."; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
+		{ echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up .venv (once, about a minute)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
