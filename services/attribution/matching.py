@@ -72,11 +72,16 @@ def device_key(app_id: str, device_id: str) -> bytes:
     return _key(app_id, "DEVICE", normalise_id(device_id))
 
 
+def own_key(app_id: str, engagement_id: str) -> bytes:
+    """The key of an engagement's own id: a click id that comes back is looked up under it."""
+    return _key(app_id, "CLICK_ID", engagement_id)
+
+
 def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
     """The keys an engagement is stored under."""
     keys = list(dict.fromkeys(engagement.device_keys))
     if engagement.kind is EngagementKind.CLICK:
-        keys.append(_key(app.app_id, "CLICK_ID", engagement.engagement_id))
+        keys.append(own_key(app.app_id, engagement.engagement_id))
     return keys + _ip_keys(app, engagement.ip)
 
 
@@ -84,7 +89,7 @@ def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
     """The keys under which a conversion finds every engagement that may match it."""
     keys = list(conversion.device_keys)
     if conversion.click_id:
-        keys.append(_key(app.app_id, "CLICK_ID", conversion.click_id))
+        keys.append(own_key(app.app_id, conversion.click_id))
     return keys + _ip_keys(app, conversion.ip)
 
 

@@ -25,7 +25,8 @@ CREATE TABLE workers (
 
 -- A click or impression, once under each of its match keys with all that a decision needs. `record` is filled only in
 -- the row under the engagement's own key. `lane` and `position` are its place in the log: a decision considers only what
--- lies below the heads it was made at. `user_agent` is the signature (model, os, major, minor).
+-- lies below the heads it was made at. `device_keys` are 16 bytes each, one after the other. `user_agent` is the
+-- signature: model, os, major, minor, tab-separated.
 CREATE TABLE engagements (
     match_key bytea NOT NULL,
     time_us bigint NOT NULL,
@@ -34,9 +35,9 @@ CREATE TABLE engagements (
     position bigint NOT NULL,
     is_click boolean NOT NULL,
     tracker_id text NOT NULL,
-    device_keys bytea [] NOT NULL,
+    device_keys bytea NOT NULL,
     ip text NOT NULL,
-    user_agent text [],
+    user_agent text,
     click_id text NOT NULL,
     completed_view boolean NOT NULL,
     is_valid boolean NOT NULL,

@@ -1,0 +1,537 @@
+"""Every query on the attribution schema."""
+
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from libs.db import Connection, Pool
+from services.attribution.history import DeviceHistory
+from services.attribution.model import Engagement, EngagementKind, UserAgent
+
+
+class LanesLostError(Exception):
+    """Another worker owns lanes that this one believed to own: nothing was written, begin anew."""
+
+
+class EngagementRow(NamedTuple):
+    """An engagement under one of its match keys, as the table's columns. `record` only under its own key."""
+
+    match_key: bytes
+    time_us: int
+    engagement_id: str
+    lane: int
+    position: int
+    is_click: bool
+    tracker_id: str
+    device_keys: bytes
+    ip: str
+    user_agent: str | None
+    click_id: str
+    completed_view: bool
+    is_valid: bool
+    record: bytes | None
+
+
+class DecisionRow(NamedTuple):
+    """A decision, as the table's columns."""
+
+    lane: int
+    sequence: int
+    app_id: str
+    conversion_id: str
+    version: int
+    round_id: uuid.UUID
+    device_id: uuid.UUID
+    outcome: int
+    conversion_time_us: int
+    tracker_id: str | None
+    engagement_id: str | None
+    decision: bytes
+    record: bytes
+    engagement: bytes | None
+
+
+class OutboxRow(NamedTuple):
+    """A decision on its way to postback."""
+
+    lane: int
+    sequence: int
+    decision: bytes
+    record: bytes
+    engagement: bytes | None
+    device_id: uuid.UUID
+
+
+@dataclass(slots=True, kw_only=True)
+class Device:
+    """A device as it is held while a batch of its conversions is decided."""
+
+    device_id: uuid.UUID
+    app_id: str
+    ids: dict[str, list[str]]
+    history: DeviceHistory
+    identities: dict[str, str]
+    create_time_us: int
+    merged_into: uuid.UUID | None = None
+    changed: bool = False
+
+
+class FoundEngagement(NamedTuple):
+    """An engagement found under a match key, and its place in the log."""
+
+    match_key: bytes
+    lane: int
+    position: int
+    engagement: Engagement
+
+
+class OwnedLane(NamedTuple):
+    """How far a lane is."""
+
+    lane: int
+    indexed: int
+    decided: list[int]
+    next_sequence: int
+    relayed: int
+
+
+class Store:
+    """The attribution schema behind one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    # Who owns which lane.
+
+    async def see_worker(self, connection: Connection, worker_id: str, lease_s: float) -> int:
+        """Note that a worker is alive, forget those that are not, and answer how many are."""
+        await connection.execute(
+            """
+            INSERT INTO workers (worker_id, seen_time) VALUES ($1, now())
+            ON CONFLICT (worker_id) DO UPDATE SET seen_time = excluded.seen_time
+            """,
+            worker_id,
+        )
+        await connection.execute("DELETE FROM workers WHERE seen_time < now() - make_interval(secs => $1)", lease_s)
+        return int(await connection.fetchval("SELECT count(*) FROM workers"))
+
+    async def forget_worker(self, worker_id: str) -> None:
+        """Give back all lanes of a worker that ends."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.execute("DELETE FROM workers WHERE worker_id = $1", worker_id)
+            await connection.execute(
+                "UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1", worker_id
+            )
+
+    async def renew_lanes(self, connection: Connection, worker_id: str, lease_s: float) -> set[int]:
+        """Prolong the leases of a worker's lanes, and answer which they are."""
+        rows = await connection.fetch(
+            """
+            UPDATE lanes SET lease_until = now() + make_interval(secs => $2)
+            WHERE owner = $1
+            RETURNING lane
+            """,
+            worker_id,
+            lease_s,
+        )
+        return {row["lane"] for row in rows}
+
+    async def take_lanes(self, connection: Connection, worker_id: str, count: int, lease_s: float) -> set[int]:
+        """Take up to `count` lanes that nobody owns, or whose owner's lease has ended."""
+        rows = await connection.fetch(
+            """
+            UPDATE lanes SET owner = $1, lease_until = now() + make_interval(secs => $3)
+            WHERE lane IN (
+                SELECT lane FROM lanes WHERE owner IS NULL OR lease_until < now()
+                ORDER BY lane LIMIT $2
+                FOR UPDATE SKIP LOCKED -- several workers take at once
+            )
+            RETURNING lane
+            """,
+            worker_id,
+            count,
+            lease_s,
+        )
+        return {row["lane"] for row in rows}
+
+    async def release_lanes(self, worker_id: str, lanes: Collection[int]) -> None:
+        """Give lanes to whoever takes them."""
+        await self.pool.execute(
+            "UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1 AND lane = ANY($2)",
+            worker_id,
+            list(lanes),
+        )
+
+    async def owned_lanes(self, worker_id: str, lanes: Collection[int]) -> dict[int, OwnedLane]:
+        """How far the lanes are that a worker owns."""
+        rows = await self.pool.fetch(
+            """
+            SELECT lane, indexed, decided, next_sequence, relayed FROM lanes
+            WHERE owner = $1 AND lane = ANY($2)
+            """,
+            worker_id,
+            list(lanes),
+        )
+        if len(rows) != len(lanes):
+            raise LanesLostError
+        return {row["lane"]: OwnedLane(*row) for row in rows}
+
+    # Indexing engagements.
+
+    async def indexed(self) -> list[int]:
+        """For each lane of the log, the position below which all engagements are stored."""
+        return [row["indexed"] for row in await self.pool.fetch("SELECT indexed FROM lanes ORDER BY lane")]
+
+    async def advance_indexed(self, connection: Connection, worker_id: str, positions: dict[int, int]) -> None:
+        """Move the index positions of lanes that this worker owns."""
+        tag = await connection.execute(
+            """
+            UPDATE lanes SET indexed = moved.position
+            FROM unnest($2::smallint[], $3::bigint[]) AS moved (lane, position)
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+            """,
+            worker_id,
+            list(positions.keys()),
+            list(positions.values()),
+        )
+        _must_have_changed(tag, len(positions))
+
+    async def insert_engagements(self, connection: Connection, rows: Sequence[EngagementRow]) -> None:
+        """Store engagements. One that is there already stays as it is: its id was used before."""
+        await connection.execute(
+            """
+            INSERT INTO engagements (
+                match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
+                device_keys, ip, user_agent, click_id, completed_view, is_valid, record
+            )
+            SELECT * FROM unnest(
+                $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
+                $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[]
+            )
+            ON CONFLICT DO NOTHING
+            """,
+            *_columns(rows),
+        )
+
+    async def insert_network_clicks(self, connection: Connection, rows: Sequence[tuple[bytes, int, str]]) -> None:
+        """Note clicks by (key, time, engagement id), to find duplicates (A6)."""
+        await connection.execute(
+            """
+            INSERT INTO network_clicks (click_key, time_us, engagement_id)
+            SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[])
+            ON CONFLICT DO NOTHING
+            """,
+            *_columns(rows),
+        )
+
+    async def insert_hash_lengths(self, connection: Connection, rows: Collection[tuple[str, int]]) -> None:
+        """Note that engagements of an app carry hashes of a length."""
+        await connection.execute(
+            """
+            INSERT INTO hash_lengths (app_id, length)
+            SELECT * FROM unnest($1::text[], $2::smallint[])
+            ON CONFLICT DO NOTHING
+            """,
+            *_columns(sorted(rows)),
+        )
+
+    # What a decision reads.
+
+    async def already_decided(
+        self, connection: Connection, lanes: Collection[int], conversion_ids: Collection[str]
+    ) -> set[tuple[str, str]]:
+        """Which of these conversions were decided before, as (app id, conversion id)."""
+        rows = await connection.fetch(
+            "SELECT app_id, conversion_id FROM decisions WHERE lane = ANY($1) AND conversion_id = ANY($2)",
+            list(lanes),
+            list(conversion_ids),
+        )
+        return {(row["app_id"], row["conversion_id"]) for row in rows}
+
+    async def find_identifiers(self, connection: Connection, id_keys: Collection[bytes]) -> dict[bytes, uuid.UUID]:
+        """The devices that ids belong to, of those that are known."""
+        rows = await connection.fetch("SELECT id_key, device_id FROM identifiers WHERE id_key = ANY($1)", list(id_keys))
+        return {row["id_key"]: row["device_id"] for row in rows}
+
+    async def find_devices(self, connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Device]:
+        """Devices by id."""
+        rows = await connection.fetch(
+            """
+            SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into FROM devices
+            WHERE device_id = ANY($1)
+            """,
+            list(device_ids),
+        )
+        return {
+            row["device_id"]: Device(
+                device_id=row["device_id"],
+                app_id=row["app_id"],
+                ids=row["ids"],
+                history=DeviceHistory.from_json(row["history"]),
+                identities=row["identities"],
+                create_time_us=row["create_time_us"],
+                merged_into=row["merged_into"],
+            )
+            for row in rows
+        }
+
+    async def hash_lengths(self, connection: Connection, app_ids: Collection[str]) -> dict[str, frozenset[int]]:
+        """The lengths of hashes that engagements of these apps ever carried."""
+        rows = await connection.fetch(
+            "SELECT app_id, array_agg(length) AS lengths FROM hash_lengths WHERE app_id = ANY($1) GROUP BY app_id",
+            list(app_ids),
+        )
+        return {row["app_id"]: frozenset(row["lengths"]) for row in rows}
+
+    async def find_engagements(
+        self, connection: Connection, match_keys: Collection[bytes], from_us: int, to_us: int
+    ) -> list[FoundEngagement]:
+        """Engagements under any of these keys, in a span of time."""
+        rows = await connection.fetch(
+            """
+            SELECT match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
+                   device_keys, ip, user_agent, click_id, completed_view, is_valid
+            FROM engagements
+            WHERE match_key = ANY($1) AND time_us BETWEEN $2 AND $3
+            """,
+            list(match_keys),
+            from_us,
+            to_us,
+        )
+        return [FoundEngagement(row[0], row[3], row[4], _engagement(row)) for row in rows]
+
+    async def find_network_clicks(
+        self, connection: Connection, click_keys: Collection[bytes]
+    ) -> list[tuple[bytes, int, str]]:
+        """All clicks with these network click keys, as (key, time, engagement id)."""
+        rows = await connection.fetch(
+            "SELECT click_key, time_us, engagement_id FROM network_clicks WHERE click_key = ANY($1)", list(click_keys)
+        )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[tuple[bytes, int], bytes]:
+        """The records of engagements by (own key, time)."""
+        rows = await connection.fetch(
+            "SELECT match_key, time_us, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
+            list(own_keys),
+        )
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    async def count_wins(
+        self, connection: Connection, lanes: Collection[int], engagement_ids: Collection[str]
+    ) -> dict[str, int]:
+        """How many conversions engagements have won (D5)."""
+        rows = await connection.fetch(
+            """
+            SELECT engagement_id, count(DISTINCT conversion_id) AS wins FROM decisions
+            WHERE lane = ANY($1) AND engagement_id = ANY($2)
+            GROUP BY engagement_id
+            """,
+            list(lanes),
+            list(engagement_ids),
+        )
+        return {row["engagement_id"]: row["wins"] for row in rows}
+
+    # What a decision writes.
+
+    async def upsert_devices(self, connection: Connection, devices: Sequence[Device]) -> None:
+        """Store devices as they are now."""
+        await connection.execute(
+            """
+            INSERT INTO devices (device_id, app_id, ids, history, identities, create_time_us, merged_into)
+            SELECT * FROM unnest(
+                $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::uuid[]
+            )
+            ON CONFLICT (device_id) DO UPDATE SET
+                ids = excluded.ids, history = excluded.history, identities = excluded.identities,
+                merged_into = excluded.merged_into
+            """,
+            [device.device_id for device in devices],
+            [device.app_id for device in devices],
+            [device.ids for device in devices],
+            [device.history.to_json() for device in devices],
+            [device.identities for device in devices],
+            [device.create_time_us for device in devices],
+            [device.merged_into for device in devices],
+        )
+
+    async def upsert_identifiers(self, connection: Connection, owners: dict[bytes, uuid.UUID]) -> None:
+        """Say which devices ids belong to."""
+        await connection.execute(
+            """
+            INSERT INTO identifiers (id_key, device_id)
+            SELECT * FROM unnest($1::bytea[], $2::uuid[])
+            ON CONFLICT (id_key) DO UPDATE SET device_id = excluded.device_id
+            """,
+            list(owners.keys()),
+            list(owners.values()),
+        )
+
+    async def insert_round(self, connection: Connection, round_id: uuid.UUID, heads: Sequence[int]) -> None:
+        """Note where the log ended when a batch was decided."""
+        await connection.execute("INSERT INTO rounds (round_id, heads) VALUES ($1, $2)", round_id, list(heads))
+
+    async def insert_decisions(self, connection: Connection, rows: Sequence[DecisionRow]) -> None:
+        """Append decisions."""
+        await connection.execute(
+            """
+            INSERT INTO decisions (
+                lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us,
+                tracker_id, engagement_id, decision, record, engagement
+            )
+            SELECT * FROM unnest(
+                $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::uuid[],
+                $8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::bytea[]
+            )
+            """,
+            *_columns(rows),
+        )
+
+    async def advance_decided(
+        self, connection: Connection, worker_id: str, decided: dict[int, list[int]], next_sequences: dict[int, int]
+    ) -> None:
+        """Move decide positions (lane: the new vector) and sequences of lanes that this worker owns."""
+        tag = await connection.execute(
+            """
+            UPDATE lanes
+            SET next_sequence = moved.next_sequence,
+                -- the vectors come one after the other: unnest would take an array of arrays apart
+                decided = ($4::bigint[])[(moved.place - 1) * 64 + 1:moved.place * 64]
+            FROM unnest($2::smallint[], $3::bigint[]) WITH ORDINALITY AS moved (lane, next_sequence, place)
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+            """,
+            worker_id,
+            list(decided.keys()),
+            [next_sequences[lane] for lane in decided],
+            [position for vector in decided.values() for position in vector],
+        )
+        _must_have_changed(tag, len(decided))
+
+    # The outbox.
+
+    async def read_outbox(self, lanes: dict[int, int], limit: int) -> list[OutboxRow]:
+        """The next decisions of these lanes (lane: first sequence wanted), up to `limit` a lane."""
+        rows = await self.pool.fetch(
+            """
+            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id
+            FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, sequence)
+            CROSS JOIN LATERAL (
+                SELECT lane, sequence, decision, record, engagement, device_id FROM decisions
+                WHERE decisions.lane = wanted.lane AND decisions.sequence >= wanted.sequence
+                ORDER BY sequence LIMIT $3
+            ) AS d
+            """,
+            list(lanes.keys()),
+            list(lanes.values()),
+            limit,
+        )
+        return [OutboxRow(*row) for row in rows]
+
+    async def advance_relayed(self, worker_id: str, positions: dict[int, int]) -> None:
+        """Move the outbox positions of lanes that this worker owns."""
+        tag = await self.pool.execute(
+            """
+            UPDATE lanes SET relayed = moved.sequence
+            FROM unnest($2::smallint[], $3::bigint[]) AS moved (lane, sequence)
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+            """,
+            worker_id,
+            list(positions.keys()),
+            list(positions.values()),
+        )
+        _must_have_changed(tag, len(positions))
+
+    # What people ask.
+
+    async def newest_decision(self, lane: int, app_id: str, conversion_id: str) -> bytes | None:
+        """The newest version of the decision on a conversion."""
+        found = await self.pool.fetchval(
+            """
+            SELECT decision FROM decisions
+            WHERE lane = $1 AND conversion_id = $2 AND app_id = $3
+            ORDER BY version DESC LIMIT 1
+            """,
+            lane,
+            conversion_id,
+            app_id,
+        )
+        return bytes(found) if found is not None else None
+
+    async def list_decisions(
+        self,
+        lane: int,
+        app_id: str,
+        *,
+        tracker_id: str | None,
+        outcomes: Sequence[int],
+        start_us: int | None,
+        end_us: int | None,
+        before: int | None,
+        limit: int,
+    ) -> list[tuple[int, bytes]]:
+        """Decisions of an app as (sequence, decision), newest first; all filters given must hold."""
+        rows = await self.pool.fetch(
+            """
+            SELECT sequence, decision FROM decisions
+            WHERE lane = $1 AND app_id = $2
+              AND ($3::text IS NULL OR tracker_id = $3)
+              AND (cardinality($4::smallint[]) = 0 OR outcome = ANY($4))
+              AND ($5::bigint IS NULL OR conversion_time_us >= $5)
+              AND ($6::bigint IS NULL OR conversion_time_us < $6)
+              AND ($7::bigint IS NULL OR sequence < $7)
+            ORDER BY sequence DESC LIMIT $8
+            """,
+            lane,
+            app_id,
+            tracker_id,
+            list(outcomes),
+            start_us,
+            end_us,
+            before,
+            limit,
+        )
+        return [(row["sequence"], bytes(row["decision"])) for row in rows]
+
+    async def device_of(self, id_keys: Collection[bytes], device_id: uuid.UUID | None) -> Device | None:
+        """The device that has one of these ids, or this id of ours; a merged one answers as what it became."""
+        async with self.pool.acquire() as connection:
+            wanted = set((await self.find_identifiers(connection, id_keys)).values())
+            if device_id is not None:
+                wanted.add(device_id)
+            while wanted:
+                found = list((await self.find_devices(connection, wanted)).values())
+                if not found:
+                    return None
+                oldest = min(found, key=lambda device: (device.create_time_us, device.device_id))
+                if oldest.merged_into is None:
+                    return oldest
+                wanted = {oldest.merged_into}
+        return None
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """Rows turned into the columns that unnest takes."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _must_have_changed(tag: str, count: int) -> None:
+    """The fence: a transaction of a worker that lost a lane meanwhile writes nothing."""
+    if tag != f"UPDATE {count}":
+        raise LanesLostError
+
+
+def _engagement(row: Any) -> Engagement:
+    device_keys, user_agent = row[7], row[9]
+    return Engagement(
+        engagement_id=row[2],
+        kind=EngagementKind.CLICK if row[5] else EngagementKind.IMPRESSION,
+        tracker_id=row[6],
+        time_us=row[1],
+        device_keys=tuple(device_keys[at : at + 16] for at in range(0, len(device_keys), 16)),
+        ip=row[8],
+        user_agent=None if user_agent is None else UserAgent(*user_agent.split("\t")),
+        click_id=row[10],
+        completed_view=row[11],
+        valid=row[12],
+    )
