@@ -73,24 +73,19 @@ def device_key(app_id: str, device_id: str) -> bytes:
 
 
 def own_key(app_id: str, engagement_id: str) -> bytes:
-    """The key of an engagement's own id: a click id that comes back is looked up under it."""
+    """The key of an engagement's own id, under which a conversion that gives a click id back finds the click."""
     return _key(app_id, "CLICK_ID", engagement_id)
 
 
 def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
-    """The keys an engagement is stored under."""
-    keys = list(dict.fromkeys(engagement.device_keys))
-    if engagement.kind is EngagementKind.CLICK:
-        keys.append(own_key(app.app_id, engagement.engagement_id))
-    return keys + _ip_keys(app, engagement.ip)
+    """The keys an engagement is stored under beside its own."""
+    return [*dict.fromkeys(engagement.device_keys), *_ip_keys(app, engagement.ip)]
 
 
 def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
     """The keys under which a conversion finds every engagement that may match it."""
-    keys = list(conversion.device_keys)
-    if conversion.click_id:
-        keys.append(own_key(app.app_id, conversion.click_id))
-    return keys + _ip_keys(app, conversion.ip)
+    click_keys = [own_key(app.app_id, conversion.click_id)] if conversion.click_id else []
+    return [*click_keys, *conversion.device_keys, *_ip_keys(app, conversion.ip)]
 
 
 def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> frozenset[bytes]:
