@@ -1,0 +1,44 @@
+"""Starts tracker."""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+from libs.config import load
+from libs.db import open_pool
+from libs.log import configure_logging
+from libs.server import Face, ServerConfig, serve
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from services.tracker.revisions import Revisions
+from services.tracker.service import TrackerConfigService
+from services.tracker.settings import Settings
+from services.tracker.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What tracker reads from the environment."""
+
+    dsn: str
+    listen: str = "127.0.0.1:7101"
+    metrics_port: int = 7201
+    log_level: str = "info"
+
+
+async def main() -> None:
+    """Serve until told to stop."""
+    config = load(Config)
+    configure_logging("tracker", config.log_level)
+    async with open_pool(config.dsn, schema="tracker", application_name="tracker") as pool:
+        store = Store(pool)
+        revisions = Revisions(store.revision)
+        settings = Settings(store, revisions, new_id=lambda: secrets.token_hex(8))
+        service = TrackerConfigService(settings, store, revisions)
+        face = Face(
+            name=tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].full_name,
+            add=lambda server: tracker_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
+        )
+        await serve(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face], tasks=[revisions.run])
+
+
+asyncio.run(main())

@@ -1,0 +1,338 @@
+"""What a resource may hold. Each check notes every wrong field, by its path in the request and a stable reason.
+
+The proto's comments are the rules; numbers such as B2 are those of the attribution rules. What depends on a parent that
+does not exist is left unchecked, since that is reported in its place.
+"""
+
+import functools
+import re
+import zoneinfo
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from libs.errors import Violations
+from reengage.tracker.v1.tracker_pb2 import (
+    PLATFORM_ANDROID,
+    App,
+    Campaign,
+    EventDefinition,
+    Network,
+    NetworkSettings,
+    Segment,
+    Tracker,
+    Window,
+    Windows,
+)
+
+MAX_RESOURCE_BYTES = 16_000
+"""Of a serialized resource, so that 1,000 of them fit into one message."""
+MAX_REQUEST_ID = 64
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_NOT_FOR_DEEP_LINKS = {"http", "https", "javascript", "vbscript", "data", "blob", "file", "about"}
+_DEFAULT_ENGAGEMENT_WINDOW_DAYS = 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parents:
+    """What the checked resource belongs to, as far as it exists."""
+
+    app: App | None = None
+    network: Network | None = None
+    campaign: Campaign | None = None
+    segment: Segment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Durations from `low_s` to `high_s`, both included, and how people say that."""
+
+    low_s: int
+    high_s: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRule:
+    """The durations of a window, and which of the other two limits it may have."""
+
+    range: Range
+    may_be_disabled: bool = True
+    may_be_unlimited: bool = False
+
+
+_CLICK = WindowRule(range=Range(low_s=_MINUTE, high_s=30 * _DAY, text="1 minute to 30 days"))
+_IMPRESSION = WindowRule(range=Range(low_s=_MINUTE, high_s=_DAY, text="1 minute to 24 hours"))
+_LONG = Range(low_s=_MINUTE, high_s=3650 * _DAY, text="1 minute to 3650 days")
+_WINDOWS = {  # B2, D8
+    "click_device": _CLICK,
+    "click_modeled": _CLICK,
+    "click_equalizer": _CLICK,
+    "click_ip": _CLICK,
+    "impression_device": _IMPRESSION,
+    "impression_modeled": _IMPRESSION,
+    "impression_ip": _IMPRESSION,
+    "event_association": WindowRule(range=_LONG, may_be_disabled=False, may_be_unlimited=True),
+}
+_REPROCESSING = Range(low_s=_DAY, high_s=365 * _DAY, text="1 to 365 days")
+_RECORD_AGE = Range(low_s=_HOUR, high_s=31 * _DAY, text="1 hour to 31 days")
+_RECORD_LEAD = Range(low_s=0, high_s=_DAY, text="0 to 24 hours")
+_MTR = Range(low_s=0, high_s=365 * _DAY, text="0 to 365 days")
+
+
+def is_id(text: str) -> bool:
+    """Whether it can be the id of anything."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_id(path: str, text: str, violations: Violations) -> None:
+    """An id, or a reference to one."""
+    if not text:
+        violations.add(path, "REQUIRED", "must be given")
+    elif not is_id(text):
+        violations.add(path, "INVALID_ID", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+
+
+def check_name(path: str, text: str, violations: Violations) -> None:
+    """A name that people read: of a resource, or of an event."""
+    if not text:
+        violations.add(path, "REQUIRED", "must be given")
+    elif len(text) > 128:
+        violations.add(path, "TOO_LONG", "must be at most 128 characters")
+    elif not text.isprintable():
+        violations.add(path, "INVALID_TEXT", "must hold printable characters only")
+
+
+def check_request_id(text: str, violations: Violations) -> None:
+    """The caller's request id; empty is none."""
+    if len(text) > MAX_REQUEST_ID or not text.isprintable():
+        violations.add("request_id", "INVALID_TEXT", f"must be at most {MAX_REQUEST_ID} printable characters")
+
+
+def check_message(path: str, message: Message, violations: Violations) -> None:
+    """What holds for a resource of any kind: its size, and that it uses no enum value we do not know."""
+    if message.ByteSize() > MAX_RESOURCE_BYTES:
+        violations.add(path, "TOO_LARGE", f"must be at most {MAX_RESOURCE_BYTES} bytes as a message")
+    _check_enums(path, message, violations)
+
+
+def check_app(app: App, violations: Violations) -> None:
+    """An app with its app-wide settings."""
+    check_name("app.name", app.name, violations)
+    if not app.platform:
+        violations.add("app.platform", "REQUIRED", "must be PLATFORM_IOS or PLATFORM_ANDROID")
+    if app.time_zone not in _time_zones():
+        violations.add("app.time_zone", "UNKNOWN_VALUE", "must be an IANA time zone, as Europe/Berlin")
+    if not _CURRENCY.fullmatch(app.currency_code):
+        violations.add("app.currency_code", "UNKNOWN_VALUE", "must be an ISO 4217 code, as USD")
+    for index, scheme in enumerate(app.url_schemes):
+        path = f"app.url_schemes[{index}]"
+        if not _SCHEME.fullmatch(scheme):
+            violations.add(path, "INVALID_SCHEME", "must be a URL scheme in lower case, as myapp")
+        elif scheme in _NOT_FOR_DEEP_LINKS:
+            violations.add(path, "NOT_ALLOWED", f"{scheme} is not an app's own scheme")
+        elif scheme in app.url_schemes[:index]:
+            violations.add(path, "DUPLICATE", f"{scheme} is named twice")
+    settings = app.settings
+    _check_windows("app.settings.windows", settings.windows, violations)
+    _check_duration("app.settings", settings, "install_reprocessing_window", _REPROCESSING, violations)
+    _check_duration("app.settings", settings, "max_record_age", _RECORD_AGE, violations)
+    _check_duration("app.settings", settings, "max_record_lead", _RECORD_LEAD, violations)
+    _check_not_negative("app.settings.records_per_second", settings.records_per_second, violations)
+
+
+def check_network(network: Network, violations: Violations) -> None:
+    """A network."""
+    check_name("network.name", network.name, violations)
+    if not network.platform:
+        violations.add("network.platform", "REQUIRED", "must be PLATFORM_IOS or PLATFORM_ANDROID")
+
+
+def check_network_settings(settings: NetworkSettings, violations: Violations) -> None:
+    """A network's settings for an app."""
+    _check_windows("network_settings.windows", settings.windows, violations)
+
+
+def check_network_settings_fit(_settings: NetworkSettings, parents: Parents, violations: Violations) -> None:
+    """Whether the network is one of the app's platform."""
+    _check_platforms("network_settings.network_id", parents, violations)
+
+
+def check_campaign(campaign: Campaign, violations: Violations) -> None:
+    """A campaign."""
+    check_id("campaign.app_id", campaign.app_id, violations)
+    check_name("campaign.name", campaign.name, violations)
+
+
+def check_segment(segment: Segment, violations: Violations) -> None:
+    """A segment."""
+    check_id("segment.campaign_id", segment.campaign_id, violations)
+    check_name("segment.name", segment.name, violations)
+
+
+def check_event_definition(event: EventDefinition, violations: Violations) -> None:
+    """An event's settings: D3, D6."""
+    _check_duration("event_definition", event, "min_time_to_reengagement", _MTR, violations)
+    _check_duration("event_definition", event, "reengagement_period", _LONG, violations)
+
+
+def check_tracker(tracker: Tracker, violations: Violations) -> None:
+    """A tracker by itself."""
+    check_id("tracker.segment_id", tracker.segment_id, violations)
+    check_id("tracker.network_id", tracker.network_id, violations)
+    check_name("tracker.name", tracker.name, violations)
+    _check_events(tracker, violations)
+    _check_windows("tracker.windows", tracker.windows, violations)
+    if tracker.install_url:
+        _check_url("tracker.install_url", tracker.install_url, violations)
+    if len(tracker.custom_parameters) > 64:
+        violations.add("tracker.custom_parameters", "TOO_MANY", "must be at most 64")
+    if "" in tracker.custom_parameters:
+        violations.add("tracker.custom_parameters", "REQUIRED", "must not have an empty key")
+    _check_not_negative("tracker.max_conversions_per_engagement", tracker.max_conversions_per_engagement, violations)
+    if tracker.click_validation_key and not 16 <= len(tracker.click_validation_key) <= 256:
+        violations.add("tracker.click_validation_key", "OUT_OF_RANGE", "must be 16 to 256 characters, or empty")
+
+
+def check_tracker_fits(tracker: Tracker, parents: Parents, violations: Violations) -> None:
+    """A tracker together with its app and network."""
+    _check_platforms("tracker.network_id", parents, violations)
+    if parents.app is not None:
+        _check_destination(tracker, parents.app, violations)
+    if parents.network is not None and parents.network.self_attributing:
+        _check_self_attributing(tracker, violations)
+    elif parents.network is not None:
+        _check_link_based(tracker, violations)
+
+
+def _check_events(tracker: Tracker, violations: Violations) -> None:
+    """D1: one or more events reengage for a reengagement tracker, none for an acquisition tracker."""
+    if tracker.type == Tracker.TYPE_REENGAGEMENT and not tracker.events:
+        violations.add("tracker.events", "REQUIRED", "a reengagement tracker needs at least one event")
+    if tracker.type == Tracker.TYPE_ACQUISITION and tracker.events:
+        violations.add("tracker.events", "NOT_ALLOWED", "an acquisition tracker has no events")
+    for index, event in enumerate(tracker.events):
+        check_name(f"tracker.events[{index}]", event, violations)
+        if event in tracker.events[:index]:
+            violations.add(f"tracker.events[{index}]", "DUPLICATE", f"{event!r} is named twice")
+
+
+def _check_destination(tracker: Tracker, app: App, violations: Violations) -> None:
+    if tracker.destination_type == Tracker.DESTINATION_TYPE_GOOGLE_REFERRER and app.platform != PLATFORM_ANDROID:
+        violations.add("tracker.destination_type", "NOT_ALLOWED", "GOOGLE_REFERRER is for Android apps only")
+    if tracker.deep_link:
+        _check_url("tracker.deep_link", tracker.deep_link, violations, schemes=("https", *app.url_schemes))
+
+
+def _check_self_attributing(tracker: Tracker, violations: Violations) -> None:
+    if tracker.type == Tracker.TYPE_REENGAGEMENT and len(tracker.events) > 1:
+        violations.add("tracker.events", "TOO_MANY", "a self-attributing network's tracker has exactly one event")
+    if tracker.windows.ListFields():  # B3
+        violations.add("tracker.windows", "NOT_ALLOWED", "a self-attributing network's tracker overrides no windows")
+    # B4
+    engagement_days = _check_days("post_engagement_window", tracker, (1, 7, 14, 30), violations)
+    view_days = _check_days("post_view_window", tracker, (0, 1, 7, 14, 30), violations)
+    if (view_days or 0) > (engagement_days or _DEFAULT_ENGAGEMENT_WINDOW_DAYS):
+        violations.add("tracker.post_view_window", "OUT_OF_RANGE", "must not be above the post-engagement window")
+
+
+def _check_link_based(tracker: Tracker, violations: Violations) -> None:
+    if not tracker.install_url:
+        violations.add("tracker.install_url", "REQUIRED", "a link-based network's tracker needs it")
+    set_fields = {field.name for field, _ in tracker.ListFields()}
+    for name in ("post_engagement_window", "post_view_window", "default_tracker"):
+        if name in set_fields:
+            violations.add(f"tracker.{name}", "NOT_ALLOWED", "is for self-attributing networks only")
+
+
+def _check_platforms(path: str, parents: Parents, violations: Violations) -> None:
+    if parents.app is not None and parents.network is not None and parents.app.platform != parents.network.platform:
+        violations.add(path, "PLATFORM_MISMATCH", "must be a network of the app's platform")
+
+
+def _check_windows(path: str, windows: Windows, violations: Violations) -> None:
+    for name, rule in _WINDOWS.items():
+        if windows.HasField(name):  # type: ignore[arg-type]  # the names are Windows' own
+            _check_window(f"{path}.{name}", getattr(windows, name), rule, violations)
+
+
+def _check_window(path: str, window: Window, rule: WindowRule, violations: Violations) -> None:
+    limit = window.WhichOneof("limit")
+    if limit == "duration":
+        _check_duration(path, window, "duration", rule.range, violations)
+    elif limit is None or not getattr(window, limit):
+        violations.add(path, "REQUIRED", "must have a limit: a duration, or one of the others as true")
+    elif limit == "disabled" and not rule.may_be_disabled:
+        violations.add(f"{path}.disabled", "NOT_ALLOWED", "cannot be disabled")
+    elif limit == "unlimited" and not rule.may_be_unlimited:
+        violations.add(f"{path}.unlimited", "NOT_ALLOWED", "cannot be unlimited")
+
+
+def _check_duration(path: str, message: Message, name: str, allowed: Range, violations: Violations) -> None:
+    if not message.HasField(name):
+        return
+    duration: Duration = getattr(message, name)
+    if duration.nanos or not allowed.low_s <= duration.seconds <= allowed.high_s:
+        violations.add(f"{path}.{name}", "OUT_OF_RANGE", f"must be {allowed.text}, in whole seconds")
+
+
+def _check_days(name: str, tracker: Tracker, allowed: tuple[int, ...], violations: Violations) -> float | None:
+    """The window in days, None when it is not set or wrong."""
+    if not tracker.HasField(name):  # type: ignore[arg-type]  # the names are Tracker's own
+        return None
+    duration: Duration = getattr(tracker, name)
+    days = duration.seconds / _DAY
+    if duration.nanos or days not in allowed:
+        text = ", ".join(map(str, allowed[:-1]))
+        violations.add(f"tracker.{name}", "OUT_OF_RANGE", f"must be {text} or {allowed[-1]} days")
+        return None
+    return days
+
+
+def _check_not_negative(path: str, number: int, violations: Violations) -> None:
+    if number < 0:
+        violations.add(path, "OUT_OF_RANGE", "must be 0 (no limit) or more")
+
+
+def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, ...] = ("https", "http")) -> None:
+    if not url.isprintable() or " " in url:
+        violations.add(path, "INVALID_URL", "must hold no spaces and no control characters")
+        return
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        violations.add(path, "INVALID_URL", "must be a URL")
+        return
+    if parts.scheme not in schemes:
+        violations.add(path, "INVALID_SCHEME", f"must begin with {', '.join(f'{scheme}:' for scheme in schemes)}")
+    elif parts.scheme in ("https", "http") and not has_host:
+        violations.add(path, "INVALID_URL", "must name a host")
+
+
+def _check_enums(path: str, message: Message, violations: Violations) -> None:
+    for field, value in message.ListFields():
+        inner = f"{path}.{field.name}"
+        if field.enum_type is not None and value not in field.enum_type.values_by_number:
+            violations.add(inner, "UNKNOWN_VALUE", f"must be a value of {field.enum_type.name}")
+        elif field.message_type is not None and not field.is_repeated:
+            _check_enums(inner, value, violations)
+
+
+@functools.cache
+def _time_zones() -> set[str]:
+    return zoneinfo.available_timezones()
+
+
+def check_key(path: str, names: tuple[str, ...], key: tuple[Any, ...], violations: Violations) -> None:
+    """The fields that name a resource; `path` goes before each, empty or ending in a dot."""
+    for name, text in zip(names, key, strict=True):
+        check = check_name if name == "event_name" else check_id
+        check(f"{path}{name}", text, violations)
