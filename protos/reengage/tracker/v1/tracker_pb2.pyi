@@ -204,7 +204,7 @@ class App(_message.Message):
     time_zone: _builtins.str
     """Optional. IANA time zone. Default: UTC."""
     currency_code: _builtins.str
-    """Optional. ISO 4217. Default: USD."""
+    """Optional. ISO 4217, three capitals. Default: USD."""
     sandbox: _builtins.bool
     """Optional. Nothing of a sandbox app reaches a real network."""
     status: Global___Status.ValueType
@@ -213,7 +213,7 @@ class App(_message.Message):
     """Output only. The revision of the last change."""
     @_builtins.property
     def url_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. URL schemes that deep links may have, besides the hosts of https destinations. Lower case."""
+        """Optional. URL schemes that deep links may have besides https: the app's own, in lower case."""
 
     @_builtins.property
     def settings(self) -> Global___AppSettings:
@@ -687,7 +687,7 @@ class Tracker(_message.Message):
     network_id: _builtins.str
     """Required. A live network of the app's platform. Immutable."""
     name: _builtins.str
-    """Optional. 1 to 128 characters, unique among the app's live trackers; generated when left out."""
+    """Optional. 1 to 128 characters, unique among the app's live trackers. Default: the tracker_id."""
     type: Global___Tracker.Type.ValueType
     """Optional. Immutable."""
     destination_type: Global___Tracker.DestinationType.ValueType
@@ -2634,7 +2634,9 @@ class WatchSnapshotResponse(_message.Message):
     """Whether more parts of the same revision follow: take no revision as reached before the last of them."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resource]:
-        """The resources that changed, as they are now, archived ones too. At most 1,000."""
+        """The resources that changed, in the order they did and as they were then, archived ones too. At most 1,000; in a
+        whole snapshot parents come before their children.
+        """
 
     def __init__(
         self,

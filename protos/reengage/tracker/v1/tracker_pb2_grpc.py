@@ -31,9 +31,11 @@ class TrackerConfigServiceStub:
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Update is repeat-safe by nature. Archive is how things are deleted; archiving the archived changes nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`; ALREADY_EXISTS
-    `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming what uses it, `PARENT_ARCHIVED`.
+    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
+    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
+    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
     """
 
     def __init__(self, channel):
@@ -220,9 +222,11 @@ class TrackerConfigServiceServicer:
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Update is repeat-safe by nature. Archive is how things are deleted; archiving the archived changes nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`; ALREADY_EXISTS
-    `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming what uses it, `PARENT_ARCHIVED`.
+    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
+    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
+    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
     """
 
     def CreateApp(self, request, context):
@@ -296,14 +300,15 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetNetworkSettings(self, request, context):
-        """GetNetworkSettings answers a network's settings for one app; the empty settings when none were made.
+        """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateNetworkSettings(self, request, context):
-        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none.
+        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
+        and network must be live, and of one platform.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -415,7 +420,8 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateEventDefinition(self, request, context):
-        """CreateEventDefinition creates the settings of an event. An event without them has the defaults.
+        """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
+        defaults.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,8 +465,9 @@ class TrackerConfigServiceServicer:
 
     def WatchSnapshot(self, request, context):
         """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
-        asked for is 0 or ahead of ours, it begins with a whole snapshot. Changes of one revision come in one response;
-        responses come in the order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
+        asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
+        revision come in one response, those of revisions that follow each other may come together; responses come in the
+        order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
         Repeat-safe: resume from the last revision received.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -654,9 +661,11 @@ class TrackerConfigService:
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Update is repeat-safe by nature. Archive is how things are deleted; archiving the archived changes nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`; ALREADY_EXISTS
-    `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming what uses it, `PARENT_ARCHIVED`.
+    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
+    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
+    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
     """
 
     @staticmethod

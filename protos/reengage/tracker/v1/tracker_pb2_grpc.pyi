@@ -18,9 +18,11 @@ class TrackerConfigServiceStub:
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Update is repeat-safe by nature. Archive is how things are deleted; archiving the archived changes nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`; ALREADY_EXISTS
-    `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming what uses it, `PARENT_ARCHIVED`.
+    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
+    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
+    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -45,9 +47,11 @@ class TrackerConfigServiceStub:
     ArchiveNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveNetworkRequest, _tracker_pb2.ArchiveNetworkResponse]
     """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it."""
     GetNetworkSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetNetworkSettingsRequest, _tracker_pb2.GetNetworkSettingsResponse]
-    """GetNetworkSettings answers a network's settings for one app; the empty settings when none were made."""
+    """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
     UpdateNetworkSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateNetworkSettingsRequest, _tracker_pb2.UpdateNetworkSettingsResponse]
-    """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none."""
+    """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
+    and network must be live, and of one platform.
+    """
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateCampaignRequest, _tracker_pb2.CreateCampaignResponse]
     """CreateCampaign creates a campaign."""
     GetCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetCampaignRequest, _tracker_pb2.GetCampaignResponse]
@@ -79,7 +83,9 @@ class TrackerConfigServiceStub:
     ArchiveTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveTrackerRequest, _tracker_pb2.ArchiveTrackerResponse]
     """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more."""
     CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateEventDefinitionRequest, _tracker_pb2.CreateEventDefinitionResponse]
-    """CreateEventDefinition creates the settings of an event. An event without them has the defaults."""
+    """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
+    defaults.
+    """
     GetEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetEventDefinitionRequest, _tracker_pb2.GetEventDefinitionResponse]
     """GetEventDefinition answers the settings of one event."""
     ListEventDefinitions: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListEventDefinitionsRequest, _tracker_pb2.ListEventDefinitionsResponse]
@@ -94,8 +100,9 @@ class TrackerConfigServiceStub:
     """GetSnapshot streams all settings as they are at one revision, in parts. Repeat-safe."""
     WatchSnapshot: _aio.UnaryStreamMultiCallable[_tracker_pb2.WatchSnapshotRequest, _tracker_pb2.WatchSnapshotResponse]
     """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
-    asked for is 0 or ahead of ours, it begins with a whole snapshot. Changes of one revision come in one response;
-    responses come in the order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
+    asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
+    revision come in one response, those of revisions that follow each other may come together; responses come in the
+    order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
     Repeat-safe: resume from the last revision received.
     """
 
@@ -105,9 +112,11 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Update is repeat-safe by nature. Archive is how things are deleted; archiving the archived changes nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`; ALREADY_EXISTS
-    `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming what uses it, `PARENT_ARCHIVED`.
+    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
+    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
+    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
     """
 
     @_abc_1.abstractmethod
@@ -196,7 +205,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.GetNetworkSettingsRequest,
         context: _aio.ServicerContext[_tracker_pb2.GetNetworkSettingsRequest, _abc.Awaitable[_tracker_pb2.GetNetworkSettingsResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.GetNetworkSettingsResponse]:
-        """GetNetworkSettings answers a network's settings for one app; the empty settings when none were made."""
+        """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
 
     @_abc_1.abstractmethod
     def UpdateNetworkSettings(
@@ -204,7 +213,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.UpdateNetworkSettingsRequest,
         context: _aio.ServicerContext[_tracker_pb2.UpdateNetworkSettingsRequest, _abc.Awaitable[_tracker_pb2.UpdateNetworkSettingsResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.UpdateNetworkSettingsResponse]:
-        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none."""
+        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
+        and network must be live, and of one platform.
+        """
 
     @_abc_1.abstractmethod
     def CreateCampaign(
@@ -332,7 +343,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.CreateEventDefinitionRequest,
         context: _aio.ServicerContext[_tracker_pb2.CreateEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]:
-        """CreateEventDefinition creates the settings of an event. An event without them has the defaults."""
+        """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
+        defaults.
+        """
 
     @_abc_1.abstractmethod
     def GetEventDefinition(
@@ -383,8 +396,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tracker_pb2.WatchSnapshotRequest, _abc.AsyncIterator[_tracker_pb2.WatchSnapshotResponse]],
     ) -> _abc.AsyncIterator[_tracker_pb2.WatchSnapshotResponse]:
         """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
-        asked for is 0 or ahead of ours, it begins with a whole snapshot. Changes of one revision come in one response;
-        responses come in the order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
+        asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
+        revision come in one response, those of revisions that follow each other may come together; responses come in the
+        order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
         Repeat-safe: resume from the last revision received.
         """
 
