@@ -40,6 +40,21 @@ from services.attribution.rules import (
 CONSIDERED_US = 31 * DAY_US
 """An engagement further than this from the conversion, on either side, is not considered at all."""
 
+_CLICK, _IMPRESSION = EngagementKind.CLICK, EngagementKind.IMPRESSION
+_BY_LESS_THAN_ID = (MatchKind.MODELED, MatchKind.IP)
+_WINDOW_OF = {
+    (_CLICK, MatchKind.CLICK_ID): WindowKind.CLICK_DEVICE,
+    (_CLICK, MatchKind.DEVICE_ID): WindowKind.CLICK_DEVICE,
+    (_CLICK, MatchKind.MODELED): WindowKind.CLICK_MODELED,
+    (_CLICK, MatchKind.IP): WindowKind.CLICK_IP,
+    (_CLICK, MatchKind.CLAIM): WindowKind.POST_ENGAGEMENT,
+    (_IMPRESSION, MatchKind.DEVICE_ID): WindowKind.IMPRESSION_DEVICE,
+    (_IMPRESSION, MatchKind.MODELED): WindowKind.IMPRESSION_MODELED,
+    (_IMPRESSION, MatchKind.IP): WindowKind.IMPRESSION_IP,
+    (_IMPRESSION, MatchKind.CLAIM): WindowKind.POST_VIEW,
+}
+"""The window that judges a candidate, and with it its level (C1). No impression is matched by click id."""
+
 
 def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
     """Why nobody can win a conversion, whatever its candidates (the first of G2 that holds), None if it can be won."""
@@ -108,7 +123,10 @@ def decide(
 
 
 class _Question(NamedTuple):
-    """What is known and asked while one conversion is decided."""
+    """What is known and asked while one conversion is decided.
+
+    `selected_event` is what its winner must have selected, "" for an install: any tracker of the `needed` type does (F2).
+    """
 
     conversion: Conversion
     history: DeviceHistory
@@ -116,6 +134,7 @@ class _Question(NamedTuple):
     wins: Mapping[str, int]
     claims_unavailable: tuple[str, ...]
     needed: TrackerType
+    selected_event: str
     inclusive: bool
 
 
@@ -131,7 +150,8 @@ def _ask(
     A4 says who is INCLUSIVE.
     """
     app = rules.app
-    is_first_install = conversion.kind is ConversionKind.INSTALL and history.first_install is None
+    is_event = conversion.kind is ConversionKind.EVENT
+    is_reengagement = is_event or history.first_install is not None
     falls_back = (
         app.limit_ad_tracking_fallback
         and app.platform is Platform.IOS
@@ -144,7 +164,8 @@ def _ask(
         rules,
         wins,
         claims_unavailable,
-        TrackerType.ACQUISITION if is_first_install else TrackerType.REENGAGEMENT,
+        TrackerType.REENGAGEMENT if is_reengagement else TrackerType.ACQUISITION,
+        conversion.event_name if is_event else "",
         falls_back or app.device_attribution is DeviceAttribution.INCLUSIVE,
     )
 
@@ -164,7 +185,7 @@ def _judge_engagement(engagement: Engagement, question: _Question) -> Candidate 
         verdict = Verdict.TRACKER_ARCHIVED
         return Candidate(engagement_id, kind, engagement.time_us, tracker_id, "", verdict, matched_by, lookback_us)
     tracker, network, windows = rules_of_tracker
-    window_kind = _window_kind(kind, matched_by)
+    window_kind = _WINDOW_OF[kind, matched_by]
     window, level = windows[window_kind], rules.levels[window_kind]
     if window_kind is WindowKind.CLICK_MODELED and 0 < lookback_us < windows[WindowKind.CLICK_EQUALIZER].us:
         level = rules.levels[WindowKind.CLICK_EQUALIZER]  # C1: lifted, but judged by its modeled window all the same
@@ -202,7 +223,7 @@ def _judge_claim(claim: Claim, question: _Question) -> Candidate:
         verdict, matched_by = Verdict.NO_TRACKER_FOR_CLAIM, MatchKind.CLAIM
         return Candidate(claim_id, claim.kind, claim.time_us, "", network_id, verdict, matched_by, lookback_us)
     tracker, network, windows = rules_of_tracker
-    window_kind = _window_kind(claim.kind, MatchKind.CLAIM)
+    window_kind = _WINDOW_OF[claim.kind, MatchKind.CLAIM]
     window = windows[window_kind]
     verdict = (
         _refusal_by_tracker(rules_of_tracker, claim.kind, question)
@@ -227,45 +248,24 @@ def _judge_claim(claim: Claim, question: _Question) -> Candidate:
     )
 
 
-def _window_kind(kind: EngagementKind, matched_by: MatchKind) -> WindowKind:
-    """The window that judges a candidate, and with it its level (C1)."""
-    is_click = kind is EngagementKind.CLICK
-    match matched_by:
-        case MatchKind.CLICK_ID | MatchKind.DEVICE_ID:
-            return WindowKind.CLICK_DEVICE if is_click else WindowKind.IMPRESSION_DEVICE
-        case MatchKind.MODELED:
-            return WindowKind.CLICK_MODELED if is_click else WindowKind.IMPRESSION_MODELED
-        case MatchKind.IP:
-            return WindowKind.CLICK_IP if is_click else WindowKind.IMPRESSION_IP
-        case MatchKind.CLAIM:
-            return WindowKind.POST_ENGAGEMENT if is_click else WindowKind.POST_VIEW
-        case _:
-            assert_never(matched_by)
-
-
 def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, question: _Question) -> Verdict | None:
     """D1, D2, F1, F2, B5."""
-    conversion, rules, needed = question.conversion, question.rules, question.needed
     tracker = rules_of_tracker.tracker
     if not tracker.live:
         return Verdict.TRACKER_ARCHIVED
-    if tracker.type is not needed:
+    if tracker.type is not question.needed:
         return Verdict.WRONG_TRACKER_TYPE
-    if needed is TrackerType.ACQUISITION:
-        return None
-    if conversion.kind is ConversionKind.EVENT and conversion.event_name not in tracker.events:
+    if question.selected_event and question.selected_event not in tracker.events:
         return Verdict.EVENT_NOT_SELECTED
-    if kind is EngagementKind.IMPRESSION and not (
-        rules.app.allow_reengagement_impressions and rules_of_tracker.network.supports_impressions
-    ):
-        return Verdict.IMPRESSIONS_NOT_ALLOWED
+    if kind is _IMPRESSION and question.needed is TrackerType.REENGAGEMENT:
+        allowed = question.rules.app.allow_reengagement_impressions and rules_of_tracker.network.supports_impressions
+        return None if allowed else Verdict.IMPRESSIONS_NOT_ALLOWED
     return None
 
 
 def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclusive: bool) -> Verdict | None:
     """A4, A6, and clicks that failed their checks."""
-    by_less_than_id = matched_by is MatchKind.MODELED or matched_by is MatchKind.IP
-    if by_less_than_id and engagement.device_keys and not inclusive:
+    if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
         return Verdict.MATCH_KIND_NOT_ALLOWED
     if engagement.duplicate:
         return Verdict.DUPLICATE_CLICK
@@ -278,7 +278,7 @@ def _refusal_of_claim(claim: Claim, policy: GranularDataPolicy, window_us: int) 
     """E2, B4."""
     if not claim.granular_data_allowed and policy is GranularDataPolicy.REJECT:
         return Verdict.GRANULAR_DATA_NOT_ALLOWED
-    if claim.kind is EngagementKind.IMPRESSION and window_us == DISABLED:
+    if claim.kind is _IMPRESSION and window_us == DISABLED:
         return Verdict.VIEW_WINDOW_ZERO
     return None
 

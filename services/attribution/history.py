@@ -4,6 +4,7 @@ One small value a device. Attributions lie in time order (equal times: by conver
 source of its own time, and merging two devices is merging two lists.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
@@ -61,12 +62,12 @@ class DeviceHistory:
     @property
     def first_install(self) -> Attribution | None:
         """The install whose attribution the device shows for good (D7); of merged devices the older."""
-        return next((a for a in self.attributions if a.kind is ConversionKind.INSTALL), None)
+        return _first_install(self.attributions)
 
     @property
     def latest_install(self) -> Attribution | None:
         """The install from which reprocessing is counted (F2)."""
-        return next((a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL), None)
+        return _first_install(reversed(self.attributions))
 
     def source_at(self, time_us: int) -> Attribution | None:
         """The latest attribution at or before a time (D6), None when there was none yet."""
@@ -147,6 +148,14 @@ def identity_link_refusal(history: DeviceHistory | None) -> Reason | None:
     `history` is None for a device that no record made known yet.
     """
     return Reason.DEVICE_NOT_KNOWN if history is None else None
+
+
+def _first_install(attributions: Iterable[Attribution]) -> Attribution | None:
+    install = ConversionKind.INSTALL
+    for attribution in attributions:
+        if attribution.kind is install:
+            return attribution
+    return None
 
 
 def _in_order(attributions: tuple[Attribution, ...]) -> tuple[Attribution, ...]:
