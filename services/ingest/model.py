@@ -1,0 +1,92 @@
+"""The words of the record log. Times are integers: microseconds (`_us`) or seconds (`_s`) since 1970."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+DAY_S = 86_400
+REPEAT_WINDOW_S = 7 * DAY_S
+"""How long a record is remembered to tell its repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """What ingest must know of a live app: how old or early a record may be, and its lane."""
+
+    max_age_us: int
+    max_lead_us: int
+    app_lane: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Live apps by id, and the app of every tracker, archived ones too: what becomes of those is for the decision."""
+
+    apps: Mapping[str, App]
+    app_of_tracker: Mapping[str, str]
+
+
+class Entry(NamedTuple):
+    """A record ready to be stored. A tuple, because the hot path makes one for every record."""
+
+    key: bytes
+    """16 bytes that are equal for a record and its repeats, and for nothing else."""
+    given_id: str
+    """The sender's record_id, or empty."""
+    accept_time_s: int
+    lane: int
+    app_lane: int
+    is_engagement: bool
+    record: bytes
+    """The serialised Record with record_id and event_time in place."""
+
+    def record_id(self, first_time_s: int) -> str:
+        """The id the log holds, for a record that was accepted first at this time."""
+        return self.given_id or made_id(self.key, first_time_s)
+
+
+class Outcome(NamedTuple):
+    """What became of an entry. The id is the one it got when it was stored first."""
+
+    repeated: bool
+    record_id: str
+
+
+class Refusal(NamedTuple):
+    """A refused record as it is kept."""
+
+    app_id: str
+    reject_time_us: int
+    rejected_id: int
+    """Tells refusals of one microsecond apart."""
+    refusal: bytes
+    """A serialised RejectedRecord."""
+
+
+class LogRow(NamedTuple):
+    """An entry of the log as readers get it."""
+
+    lane: int
+    position: int
+    app_lane: int
+    receive_time_us: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    """What one look at the log found: rows in the order of receipt, where to go on, and where all lanes end."""
+
+    rows: list[LogRow]
+    next_positions: dict[int, int]
+    heads: list[int]
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether nothing is left below the heads of the lanes that were read."""
+        return all(position >= self.heads[lane] for lane, position in self.next_positions.items())
+
+
+def made_id(key: bytes, first_time_s: int) -> str:
+    """The id of a record that came without one. The time makes the same record, accepted anew after a week, another."""
+    return f"{key.hex()[:24]}-{first_time_s:x}"

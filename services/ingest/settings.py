@@ -1,0 +1,32 @@
+"""What ingest takes from the tracker's settings."""
+
+from libs.lanes import lane_of
+from libs.snapshots import Resources
+from reengage.tracker.v1 import tracker_pb2
+from services.ingest.model import DAY_S, App, Settings
+
+_DEFAULT_AGE_S = 31 * DAY_S
+_DEFAULT_LEAD_S = DAY_S
+
+
+def build_settings(resources: Resources, _revision: int) -> Settings:
+    """Live apps with their limits, and all trackers."""
+    return Settings(
+        apps={
+            app.app_id: _app(app)
+            for app in resources["app"].values()
+            if isinstance(app, tracker_pb2.App) and app.status != tracker_pb2.STATUS_ARCHIVED
+        },
+        app_of_tracker={
+            tracker.tracker_id: tracker.app_id
+            for tracker in resources["tracker"].values()
+            if isinstance(tracker, tracker_pb2.Tracker)
+        },
+    )
+
+
+def _app(app: tracker_pb2.App) -> App:
+    limits = app.settings
+    age_s = limits.max_record_age.seconds if limits.HasField("max_record_age") else _DEFAULT_AGE_S
+    lead_s = limits.max_record_lead.seconds if limits.HasField("max_record_lead") else _DEFAULT_LEAD_S
+    return App(max_age_us=age_s * 1_000_000, max_lead_us=lead_s * 1_000_000, app_lane=lane_of(app.app_id))

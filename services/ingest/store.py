@@ -1,0 +1,270 @@
+"""Every query on the schema `ingest`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import asyncpg
+
+from libs.db import ASKED_TO_RETRY, CONNECTION_LOST, Connection, Pool, in_transaction
+from libs.errors import Unavailable
+from services.ingest.model import REPEAT_WINDOW_S, Entry, LogPage, LogRow, Outcome, Refusal
+
+_AWAY = (
+    *CONNECTION_LOST,
+    *ASKED_TO_RETRY,
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,  # a connection or pool that is closed already
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,  # of a standby that is not yet promoted
+)
+
+PAGE_BYTES = 8_000_000
+"""Of records read from the database at once, give or take one."""
+
+# An array each way, so that a statement costs the same to send whatever the number of rows.
+_CLAIM = """
+INSERT INTO dedupe AS known (key, first_time_s)
+SELECT * FROM unnest($1::bytea[], $2::integer[])
+ON CONFLICT (key) DO UPDATE SET first_time_s = EXCLUDED.first_time_s
+    WHERE known.first_time_s <= EXCLUDED.first_time_s - $3::integer -- not a repeat any more
+RETURNING key
+"""
+_FIRST_TIMES = "SELECT key, first_time_s FROM dedupe WHERE key = ANY($1::bytea[])"
+
+_LOCK_LANES = """
+SELECT locked.lane, locked.next_position, locked.last_receive_time_us,
+    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock_us
+-- In the order of lanes, or writers would deadlock.
+FROM (SELECT * FROM lanes WHERE lane = ANY($1::smallint[]) ORDER BY lane FOR UPDATE) AS locked
+"""
+_APPEND = """
+INSERT INTO log (lane, position, app_lane, is_engagement, receive_time_us, record)
+SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::smallint[], $4::boolean[], $5::bigint[], $6::bytea[])
+"""
+_ADVANCE_LANES = """
+UPDATE lanes SET next_position = ends.next_position, last_receive_time_us = $3
+FROM unnest($1::smallint[], $2::bigint[]) AS ends (lane, next_position)
+WHERE lanes.lane = ends.lane
+"""
+
+# One statement, so one snapshot: nothing is below an entry of the page that is not below the heads, too. The first row
+# holds the heads and where to go on; the others are the entries.
+_PAGE = """
+WITH head AS (
+    SELECT lane, next_position FROM lanes
+), span AS (
+    SELECT lane, wanted.position AS start, LEAST(wanted.position + $3, next_position) AS stop, next_position
+    FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, position) JOIN head USING (lane)
+    WHERE wanted.position < next_position
+), horizon AS MATERIALIZED (
+    -- Of lanes with more to come, the earliest end: what other lanes received later than that has to wait.
+    SELECT min((
+        SELECT receive_time_us FROM log WHERE log.lane = span.lane AND log.position = span.stop - 1
+    )) AS time_us
+    FROM span WHERE stop < next_position
+), part AS MATERIALIZED (
+    SELECT lane, start, CASE WHEN horizon.time_us IS NULL THEN stop ELSE COALESCE((
+        SELECT position FROM log
+        WHERE log.lane = span.lane AND position >= start AND position < stop AND receive_time_us > horizon.time_us
+        ORDER BY position LIMIT 1
+    ), stop) END AS stop
+    FROM span CROSS JOIN horizon
+), entry AS (
+    SELECT found.*, sum(octet_length(record)) OVER (ORDER BY receive_time_us, found.lane, position) AS bytes
+    FROM part CROSS JOIN LATERAL (
+        SELECT * FROM log
+        WHERE log.lane = part.lane AND position >= part.start AND position < part.stop
+            AND ($4::boolean IS NULL OR is_engagement = $4) AND ($5::smallint[] IS NULL OR app_lane = ANY($5))
+        ORDER BY position LIMIT $3 -- changes nothing, but keeps the planner from any other way than the primary key
+    ) AS found
+)
+SELECT lane, position, app_lane, receive_time_us, record, NULL AS heads, NULL AS lanes, NULL AS stops
+FROM entry WHERE bytes - octet_length(record) < $6
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, (SELECT array_agg(next_position ORDER BY lane) FROM head),
+    (SELECT array_agg(lane ORDER BY lane) FROM part), (SELECT array_agg(stop ORDER BY lane) FROM part)
+ORDER BY receive_time_us NULLS FIRST, lane, position
+"""
+
+_FIRST_KEPT = """
+SELECT wanted.lane, COALESCE((
+    SELECT position FROM log WHERE log.lane = wanted.lane AND log.position >= wanted.position ORDER BY position LIMIT 1
+), GREATEST(wanted.position, next_position)) AS position
+FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, position) JOIN lanes USING (lane)
+"""
+
+_REJECT = """
+INSERT INTO rejected (app_id, reject_time_us, rejected_id, refusal)
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[])
+ON CONFLICT DO NOTHING
+"""
+_LIST_REJECTED = """
+SELECT app_id, reject_time_us, rejected_id, refusal FROM rejected
+WHERE app_id = $1 AND (reject_time_us, rejected_id) < ($2, $3)
+ORDER BY reject_time_us DESC, rejected_id DESC LIMIT $4
+"""
+
+_PURGE_LOG = """
+DELETE FROM log WHERE lane = $1 AND position IN (
+    -- Receipt never falls within a lane: the lowest positions are the oldest, no index on the time is needed.
+    SELECT position FROM (
+        SELECT position, receive_time_us FROM log WHERE lane = $1 ORDER BY position LIMIT $3
+    ) AS lowest
+    WHERE receive_time_us < $2
+)
+"""
+_PURGE_DEDUPE = """
+DELETE FROM dedupe WHERE key IN (SELECT key FROM dedupe WHERE first_time_s < $1 LIMIT $2)
+"""
+_PURGE_REJECTED = """
+DELETE FROM rejected WHERE (app_id, reject_time_us, rejected_id) IN (
+    SELECT app_id, reject_time_us, rejected_id FROM rejected
+    WHERE reject_time_us < $1 ORDER BY reject_time_us LIMIT $2
+)
+"""
+
+
+class Store:
+    """The record log, what recognises repeats, and refused records.
+
+    Whatever keeps the database from answering, callers get `Unavailable` `LOG_UNAVAILABLE`.
+    """
+
+    def __init__(self, pool: Pool, *, retry_s: float = 3.0) -> None:
+        self._pool, self._retry_s = pool, retry_s
+
+    async def append(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Durably put entries at the ends of their lanes in the order given, repeats left out; one outcome an entry.
+
+        A lost connection is tried again for `retry_s` seconds: what an earlier try committed is a repeat to the next.
+        """
+        with _unavailable():
+            return await in_transaction(
+                self._pool, lambda connection: _append(connection, entries), retry_seconds=self._retry_s
+            )
+
+    async def read_page(
+        self,
+        positions: Mapping[int, int],
+        *,
+        span: int,
+        engagements: bool | None = None,
+        app_lanes: Sequence[int] | None = None,
+    ) -> LogPage:
+        """One look at the log, from these positions (by lane) on: `span` positions a lane, about `PAGE_BYTES` in all.
+
+        `engagements` None means all kinds, `app_lanes` None all apps. Lanes cut short hold back what others received
+        later, so page by page all comes in the order of receipt; only what was being written during a page may come
+        on a later one with an earlier time.
+        """
+        with _unavailable():
+            summary, *found = await self._pool.fetch(
+                _PAGE, list(positions), list(positions.values()), span, engagements, app_lanes, PAGE_BYTES
+            )
+        rows = [LogRow(row[0], row[1], row[2], row[3], row[4]) for row in found]
+        next_positions = dict(positions)
+        if sum(len(row.record) for row in rows) < PAGE_BYTES:
+            next_positions.update(zip(summary["lanes"] or (), summary["stops"] or (), strict=True))
+        else:
+            # Cut by its size: what was left out comes next, whichever its lane.
+            next_positions.update((row.lane, row.position + 1) for row in rows)
+        return LogPage(rows=rows, next_positions=next_positions, heads=summary["heads"])
+
+    async def first_kept(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """The same places in the log (position by lane), but past what has been purged."""
+        with _unavailable():
+            rows = await self._pool.fetch(_FIRST_KEPT, list(positions), list(positions.values()))
+        return {row["lane"]: row["position"] for row in rows}
+
+    async def reject(self, refusals: Sequence[Refusal]) -> None:
+        """Keep refusals."""
+        with _unavailable():
+            await self._pool.execute(_REJECT, *(list(column) for column in zip(*refusals, strict=True)))
+
+    async def list_rejected(self, app_id: str, *, before: tuple[int, int], size: int) -> list[Refusal]:
+        """Up to `size` refusals of an app that sort before (reject_time_us, rejected_id), newest first."""
+        with _unavailable():
+            rows = await self._pool.fetch(_LIST_REJECTED, app_id, *before, size)
+        return [Refusal(*row) for row in rows]
+
+    async def purge_log(self, lane: int, *, before_us: int, size: int) -> int:
+        """Delete up to `size` entries of a lane that were received before then; returns how many."""
+        return _count(await self._pool.execute(_PURGE_LOG, lane, before_us, size))
+
+    async def purge_dedupe(self, *, before_s: int, size: int) -> int:
+        """Forget up to `size` keys of records accepted before then; returns how many."""
+        return _count(await self._pool.execute(_PURGE_DEDUPE, before_s, size))
+
+    async def purge_rejected(self, *, before_us: int, size: int) -> int:
+        """Delete up to `size` refusals older than that; returns how many."""
+        return _count(await self._pool.execute(_PURGE_REJECTED, before_us, size))
+
+
+async def _append(connection: Connection, entries: Sequence[Entry]) -> list[Outcome]:
+    first: dict[bytes, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.key, entry)
+    known = await _claim(connection, first)
+    accepted = [entry for entry in first.values() if entry.key not in known]
+    if accepted:
+        await _write(connection, accepted)
+    outcomes = []
+    for entry in entries:
+        original = first[entry.key]
+        first_time_s = known.get(entry.key)
+        repeated = first_time_s is not None or original is not entry
+        outcomes.append(
+            Outcome(repeated, entry.record_id(original.accept_time_s if first_time_s is None else first_time_s))
+        )
+    return outcomes
+
+
+async def _claim(connection: Connection, entries: Mapping[bytes, Entry]) -> dict[bytes, int]:
+    """Of the entries that are repeats, when they were accepted first. Keeps other writers from the keys of the rest."""
+    keys = sorted(entries)  # in one order everywhere, or writers would deadlock
+    times = [entries[key].accept_time_s for key in keys]
+    new = await connection.fetch(_CLAIM, keys, times, REPEAT_WINDOW_S)
+    if len(new) == len(keys):
+        return {}
+    claimed = {row[0] for row in new}
+    # A statement of its own: it must see what was committed while the insert waited.
+    known = await connection.fetch(_FIRST_TIMES, [key for key in keys if key not in claimed])
+    return {row[0]: row[1] for row in known}
+
+
+async def _write(connection: Connection, entries: Sequence[Entry]) -> None:
+    lanes = [entry.lane for entry in entries]
+    locked = await connection.fetch(_LOCK_LANES, sorted(set(lanes)))
+    # The last clock was read when all lanes were locked. A microsecond each, up to now, keeps the order of the entries
+    # across lanes, too; a clock that was set back waits for the lanes' last time.
+    latest_us = max(row["last_receive_time_us"] for row in locked)
+    first_us = max(locked[-1]["clock_us"] - len(entries), latest_us) + 1
+    ends = {row["lane"]: row["next_position"] for row in locked}
+    positions = []
+    for lane in lanes:
+        positions.append(ends[lane])
+        ends[lane] += 1
+    await connection.execute(
+        _APPEND,
+        lanes,
+        positions,
+        [entry.app_lane for entry in entries],
+        [entry.is_engagement for entry in entries],
+        range(first_us, first_us + len(entries)),
+        [entry.record for entry in entries],
+    )
+    await connection.execute(_ADVANCE_LANES, list(ends), list(ends.values()), first_us + len(entries) - 1)
+
+
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except _AWAY as error:
+        raise Unavailable("LOG_UNAVAILABLE", "the log cannot be reached, try again", retry_after_s=1.0) from error
+
+
+def _count(tag: str) -> int:
+    return int(tag.rpartition(" ")[2])

@@ -1,0 +1,242 @@
+"""What makes a record acceptable, and which of its device ids count (rule A2). Pure: every wrong field is named."""
+
+import re
+import socket
+from collections.abc import Callable, Iterable, Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.errors import Violation
+from reengage.ingest.v1 import ingest_pb2
+from services.ingest.model import Settings
+
+MAX_ID = 256
+MAX_EVENT_NAME = 128
+MAX_PAIRS = 64
+MAX_TEXT_BYTES = 4096
+"""Of a value of event data and the like, and of every other text that is no id."""
+
+ID_NAMES = (
+    "kochava_device_id", "adid", "idfa", "idfv", "android_id", "oaid", "custom",
+    "rida", "faid", "imei", "udid", "mac", "odin",
+)  # fmt: skip
+"""Names of device ids, the one that names a device best first."""
+DEVICE_ID_NAMES = (*ID_NAMES, *(f"{name}_{digest}" for name in ID_NAMES for digest in ("md5", "sha1", "sha256")))
+RESERVED_EVENT_DATA = frozenset(
+    {
+        "network", "source", "fb_campaign", "campaign", "site", "creative", "attribution_type", "integration_type",
+        "integration_version", "cracked", "jailbroken",
+    }
+)  # fmt: skip
+TRANSPARENCY_DETAILS = frozenset({"", "authorized", "denied", "not_determined", "restricted"})
+
+_NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "identity_link"})
+_NEED_IP_ADDRESS = frozenset({"install", "event", "session"})
+_KNOWN_ID_NAMES = frozenset(DEVICE_ID_NAMES)
+_STAND_INS = frozenset({"null", "device_id", "device_id=device_id", *ID_NAMES} - {"custom", "kochava_device_id"})
+_MACRO = re.compile(r"%?\{.*\}|\[.*\]", re.DOTALL)
+_CURRENCY_CODE = re.compile(r"[A-Z]{3}")
+
+
+def is_usable(device_id: str) -> bool:
+    """Whether a device id says anything: not empty, all zero, an unreplaced macro, or a parameter's own name (A2)."""
+    text = device_id.strip()
+    if not text.strip("0-:"):
+        return False
+    return not (text[-1] in "}]" and _MACRO.fullmatch(text)) and text.lower() not in _STAND_INS
+
+
+def violations(record: ingest_pb2.Record, settings: Settings, now_us: int) -> list[Violation]:
+    """Every wrong field of a record that came at `now_us`; an empty list when it is acceptable."""
+    found = _Found(settings)
+    kind = record.WhichOneof("kind")
+    _check_app_and_time(record, found, now_us)
+    _check_device(record, found, kind)
+    _check_privacy(record, found)
+    if kind is None:
+        found.add("kind", "REQUIRED", "exactly one of the kinds of records")
+    else:
+        _CHECKS[kind](record, found)
+    return found.violations
+
+
+class _Found:
+    """Collects wrong fields. Methods take the path of a field and its value."""
+
+    __slots__ = ("settings", "violations")
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.violations: list[Violation] = []
+
+    def add(self, field: str, reason: str, description: str) -> None:
+        self.violations.append(Violation(field=field, reason=reason, description=description))
+
+    def identifier(self, field: str, value: str, longest: int = MAX_ID) -> None:
+        if len(value) > longest:
+            self.add(field, "TOO_LONG", f"at most {longest} characters")
+        if "\0" in value:
+            self.add(field, "INVALID_TEXT", "must not contain NUL")
+
+    def text(self, field: str, value: str) -> None:
+        # Counting bytes costs a copy: only what may be too long in UTF-8 is counted.
+        if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
+            self.add(field, "TOO_LONG", f"at most {MAX_TEXT_BYTES} bytes")
+        if "\0" in value:
+            self.add(field, "INVALID_TEXT", "must not contain NUL")
+
+    def required(self, field: str, value: str, what: str) -> None:
+        if not value:
+            self.add(field, "REQUIRED", what)
+
+    def pairs(self, field: str, pairs: Mapping[str, str], reserved: Iterable[str] = ()) -> None:
+        if len(pairs) > MAX_PAIRS:
+            self.add(field, "TOO_MANY", f"at most {MAX_PAIRS} keys")
+        for name, value in pairs.items():
+            self.identifier(field, name)
+            if len(value) > MAX_TEXT_BYTES // 4 or "\0" in value:
+                self.text(f"{field}.{name[:MAX_ID]}", value)
+        for name in reserved:
+            if name in pairs:
+                self.add(f"{field}.{name}", "RESERVED_NAME", "this name is reserved; use another")
+
+    def time_us(self, field: str, time: Timestamp) -> int | None:
+        # The bounds of google.protobuf.Timestamp: years 1 to 9999.
+        if 0 <= time.nanos < 1_000_000_000 and -62_135_596_800 <= time.seconds < 253_402_300_800:
+            return time.seconds * 1_000_000 + time.nanos // 1000
+        self.add(field, "INVALID_TIME", "seconds or nanos are out of range")
+        return None
+
+    def tracker(self, field: str, tracker_id: str, app_id: str) -> None:
+        if not tracker_id:
+            self.add(field, "REQUIRED", "the tracker")
+        # Of an unknown app nothing can be said about its trackers.
+        elif app_id in self.settings.apps and self.settings.app_of_tracker.get(tracker_id) != app_id:
+            self.add(field, "UNKNOWN_TRACKER", "the app has no such tracker")
+
+    def ad(self, field: str, ad: ingest_pb2.AdDetails) -> None:
+        self.identifier(f"{field}.site_id", ad.site_id)
+        self.identifier(f"{field}.sub_site_id", ad.sub_site_id)
+        self.identifier(f"{field}.creative_id", ad.creative_id)
+        self.identifier(f"{field}.partner_campaign_id", ad.partner_campaign_id)
+        self.text(f"{field}.partner_campaign_name", ad.partner_campaign_name)
+        self.pairs(f"{field}.custom_parameters", ad.custom_parameters)
+
+
+def _check_app_and_time(record: ingest_pb2.Record, found: _Found, now_us: int) -> None:
+    app = found.settings.apps.get(record.app_id)
+    if not record.app_id:
+        found.add("app_id", "REQUIRED", "which app it belongs to")
+    elif app is None:
+        found.add("app_id", "UNKNOWN_APP", "no live app has this id")
+    found.identifier("record_id", record.record_id)
+    time_us = found.time_us("event_time", record.event_time) if record.HasField("event_time") else None
+    if app is not None and time_us is not None:
+        if time_us > now_us + app.max_lead_us:
+            found.add("event_time", "EVENT_TIME_IN_FUTURE", f"at most {app.max_lead_us // 1_000_000} s ahead")
+        elif time_us < now_us - app.max_age_us:
+            found.add("event_time", "EVENT_TIME_TOO_OLD", f"at most {app.max_age_us // 1_000_000} s back")
+
+
+def _check_device(record: ingest_pb2.Record, found: _Found, kind: str | None) -> None:
+    usable = False
+    for name, value in record.device_ids.items():
+        if name in _KNOWN_ID_NAMES:
+            found.identifier(f"device_ids.{name}", value)
+        else:
+            found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(ID_NAMES)}, with or without a hash")
+        usable = usable or is_usable(value)
+    if not usable and kind in _NEED_DEVICE_ID:
+        found.add("device_ids", "REQUIRED", "at least one usable device id")
+    if record.ip_address:
+        if not _is_ip_address(record.ip_address):
+            found.add("ip_address", "INVALID_IP_ADDRESS", "an IPv4 or IPv6 address")
+    elif kind in _NEED_IP_ADDRESS:
+        found.add("ip_address", "REQUIRED", "the device's IP address")
+    found.text("user_agent", record.user_agent)
+    found.text("app_version", record.app_version)
+
+
+def _check_privacy(record: ingest_pb2.Record, found: _Found) -> None:
+    if record.HasField("tracking_transparency"):
+        transparency = record.tracking_transparency
+        if transparency.detail not in TRANSPARENCY_DETAILS:
+            allowed = "authorized, denied, not_determined or restricted"
+            found.add("tracking_transparency.detail", "INVALID_VALUE", allowed)
+        if transparency.HasField("answer_time"):
+            found.time_us("tracking_transparency.answer_time", transparency.answer_time)
+    if record.HasField("privacy_consent"):
+        found.text("privacy_consent.tc_string", record.privacy_consent.tc_string)
+
+
+def _check_click(record: ingest_pb2.Record, found: _Found) -> None:
+    click = record.click
+    found.tracker("click.tracker_id", click.tracker_id, record.app_id)
+    found.identifier("click.click_id", click.click_id)
+    if click.HasField("ad"):
+        found.ad("click.ad", click.ad)
+
+
+def _check_impression(record: ingest_pb2.Record, found: _Found) -> None:
+    impression = record.impression
+    found.tracker("impression.tracker_id", impression.tracker_id, record.app_id)
+    found.identifier("impression.impression_id", impression.impression_id)
+    if impression.HasField("ad"):
+        found.ad("impression.ad", impression.ad)
+
+
+def _check_install(record: ingest_pb2.Record, found: _Found) -> None:
+    found.identifier("install.click_record_id", record.install.click_record_id)
+    found.text("install.referrer", record.install.referrer)
+
+
+def _check_event(record: ingest_pb2.Record, found: _Found) -> None:
+    event = record.event
+    found.required("event.event_name", event.event_name, "what happened")
+    found.identifier("event.event_name", event.event_name, MAX_EVENT_NAME)
+    if event.event_name.startswith("_install"):
+        found.add("event.event_name", "RESERVED_NAME", "names beginning with _install are reserved")
+    found.pairs("event.event_data", event.event_data, RESERVED_EVENT_DATA)
+    if event.HasField("revenue") and not _CURRENCY_CODE.fullmatch(event.revenue.currency_code):
+        found.add("event.revenue.currency_code", "INVALID_CURRENCY_CODE", "three capital letters, as ISO 4217")
+    found.identifier("event.click_record_id", event.click_record_id)
+
+
+def _check_session(record: ingest_pb2.Record, found: _Found) -> None:
+    if record.session.state not in (ingest_pb2.Session.STATE_START, ingest_pb2.Session.STATE_STOP):
+        found.add("session.state", "REQUIRED", "STATE_START or STATE_STOP")
+
+
+def _check_deep_link_open(record: ingest_pb2.Record, found: _Found) -> None:
+    link = record.deep_link_open
+    found.required("deep_link_open.uri", link.uri, "the link that opened the app")
+    found.text("deep_link_open.uri", link.uri)
+    found.identifier("deep_link_open.click_record_id", link.click_record_id)
+    # Links come from anywhere: a tracker that is not ours makes no candidate, but the app was opened all the same.
+    found.identifier("deep_link_open.tracker_id", link.tracker_id)
+
+
+def _check_identity_link(record: ingest_pb2.Record, found: _Found) -> None:
+    identities = record.identity_link.identities
+    if not identities:
+        found.add("identity_link.identities", "REQUIRED", "at least one name and value")
+    found.pairs("identity_link.identities", identities)
+
+
+_CHECKS: dict[str, Callable[[ingest_pb2.Record, _Found], None]] = {
+    "click": _check_click,
+    "impression": _check_impression,
+    "install": _check_install,
+    "event": _check_event,
+    "session": _check_session,
+    "deep_link_open": _check_deep_link_open,
+    "identity_link": _check_identity_link,
+}
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):  # no address; a NUL in it
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""A real ingest service on a real database, with settings that arrive as tracker would send them."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+import pytest
+
+from libs.client import open_channel
+from libs.db import Pool, open_pool
+from libs.server import Face, ServerConfig, build_server
+from libs.snapshots import Follower
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2
+from services.ingest.__main__ import SERVICE_NAME
+from services.ingest.reader import Growth
+from services.ingest.rejections import Rejections
+from services.ingest.service import IngestService
+from services.ingest.settings import build_settings
+from services.ingest.store import Store
+from services.ingest.writer import Writer
+from tests.conftest import Database
+
+APP, STRICT_APP, ARCHIVED_APP = "shop", "strict", "gone"
+TRACKER, ARCHIVED_TRACKER, STRICT_TRACKER = "tr-1", "tr-old", "tr-strict"
+
+
+def settings_response() -> tracker_pb2.WatchSnapshotResponse:
+    """Three apps (one with narrow limits of time, one archived) and three trackers (one archived)."""
+    archived = tracker_pb2.STATUS_ARCHIVED
+    strict = tracker_pb2.AppSettings()
+    strict.max_record_age.seconds = 3600
+    strict.max_record_lead.seconds = 0
+    apps = [
+        tracker_pb2.App(app_id=APP, sandbox=True),
+        tracker_pb2.App(app_id=STRICT_APP, settings=strict),
+        tracker_pb2.App(app_id=ARCHIVED_APP, status=archived),
+    ]
+    trackers = [
+        tracker_pb2.Tracker(tracker_id=TRACKER, app_id=APP),
+        tracker_pb2.Tracker(tracker_id=ARCHIVED_TRACKER, app_id=APP, status=archived),
+        tracker_pb2.Tracker(tracker_id=STRICT_TRACKER, app_id=STRICT_APP),
+    ]
+    return tracker_pb2.WatchSnapshotResponse(
+        revision=7,
+        reset=True,
+        resources=[tracker_pb2.Resource(app=app) for app in apps]
+        + [tracker_pb2.Resource(tracker=tracker) for tracker in trackers],
+    )
+
+
+async def watch(_revision: int) -> AsyncIterator[tracker_pb2.WatchSnapshotResponse]:
+    """Tracker's stream: everything once, then silence."""
+    yield settings_response()
+    await asyncio.Event().wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingest:
+    """A running ingest service: its client, and what tests look into."""
+
+    stub: ingest_pb2_grpc.IngestServiceStub
+    pool: Pool
+    store: Store
+
+    async def send(self, *records: ingest_pb2.Record) -> list[ingest_pb2.RecordResult]:
+        """RecordBatch."""
+        response = await self.stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+        return list(response.results)
+
+    async def log(self) -> list[ingest_pb2.LogEntry]:
+        """All that the log holds, through ReadLog."""
+        return [entry async for entry in read_until_caught_up(self.stub)]
+
+
+StartIngest: TypeAlias = Callable[..., AbstractAsyncContextManager[Ingest]]
+
+
+def read_log_request(positions: Sequence[int] = (0,) * 64, **options: object) -> ingest_pb2.ReadLogRequest:
+    """A request for every lane from these positions on."""
+    places = [ingest_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(positions)]
+    return ingest_pb2.ReadLogRequest(**{"from": places}, **options)  # type: ignore[arg-type]
+
+
+async def read_until_caught_up(
+    stub: ingest_pb2_grpc.IngestServiceStub, request: ingest_pb2.ReadLogRequest | None = None
+) -> AsyncIterator[ingest_pb2.LogEntry]:
+    """The entries of a ReadLog call up to the first response that says caught_up."""
+    call = stub.ReadLog(request or read_log_request())
+    async for response in call:
+        for entry in response.entries:
+            yield entry
+        if response.caught_up:
+            call.cancel()
+            return
+
+
+@pytest.fixture
+def start_ingest(tmp_path: Path) -> StartIngest:
+    """Starts services in this process; several on one database are so many replicas."""
+    numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def start(database: Database, *, most_waiting: int = 20_000, write: bool = True) -> AsyncIterator[Ingest]:
+        async with AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(
+                open_pool(database.dsn("ingest"), schema="ingest", application_name="test", max_size=4)
+            )
+            store, growth = Store(pool), Growth()
+            writer = Writer(store.append, growth.announce, most_waiting=most_waiting)
+            rejections = Rejections(store.reject)
+            settings = Follower(watch, build_settings)
+            service = IngestService(settings=settings, writer=writer, rejections=rejections, store=store, growth=growth)
+            add = partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, service)
+            server, _ = build_server(ServerConfig(listen=""), [Face(name=SERVICE_NAME, add=add)])
+            address = f"unix:{tmp_path / f'ingest{next(numbers)}.sock'}"
+            server.add_insecure_port(address)
+            await server.start()
+            stack.push_async_callback(server.stop, 0)
+            running = [settings.run, rejections.run, *([writer.run] if write else [])]
+            tasks = [asyncio.create_task(task()) for task in running]
+            stack.push_async_callback(_cancel, tasks)
+            await settings.ready()
+            channel = await stack.enter_async_context(open_channel(address))
+            yield Ingest(stub=ingest_pb2_grpc.IngestServiceStub(channel), pool=pool, store=store)
+
+    return start
+
+
+@pytest.fixture
+async def ingest(start_ingest: StartIngest, database: Database) -> AsyncIterator[Ingest]:
+    """One service on an empty database."""
+    async with start_ingest(database) as running:
+        yield running
+
+
+async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def click(**fields: object) -> ingest_pb2.Record:
+    """An acceptable click."""
+    return record(click=ingest_pb2.Click(tracker_id=TRACKER), **fields)
+
+
+def event(name: str = "Purchase", **fields: object) -> ingest_pb2.Record:
+    """An acceptable event."""
+    return record(event=ingest_pb2.Event(event_name=name), **fields)
+
+
+def record(**fields: object) -> ingest_pb2.Record:
+    """A record with what every kind needs."""
+    usual = {"app_id": APP, "device_ids": {"idfa": "11111111-1111-4111-8111-111111111111"}, "ip_address": "192.0.2.7"}
+    return ingest_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
