@@ -40,6 +40,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, *, max_calls: int = 256, max_streams: int = 256) -> None:
         self._room = {"unary": max_calls, "stream": max_streams}
+        self._watches: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    def end_watches(self) -> None:
+        """End the calls that only send, perhaps for ever, as UNAVAILABLE: their callers resume at another server."""
+        self._stopping = True
+        for task in self._watches:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -55,7 +63,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         request_id = given[:_MAX_REQUEST_ID] if isinstance(given, str) and given.isprintable() else new_request_id()
         # The four kinds of handlers differ in the attribute that serves and in the function that makes them.
         arity = "_".join("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
-        wrap = self._stream if handler.response_streaming else self._unary
+        wrap = {"unary_stream": self._watch, "stream_stream": self._stream}.get(arity, self._unary)
         wrapped: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{arity}_rpc_method_handler")(
             wrap(method, request_id, getattr(handler, arity)),
             request_deserializer=handler.request_deserializer,
@@ -75,6 +83,24 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             async with _Served(self._room, "stream", method, request_id, context):
                 async for response in serve(request, context):
                     yield response
+
+        return call
+
+    def _watch(self, method: str, request_id: str, serve: Any) -> Any:
+        stream = self._stream(method, request_id, serve)
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            task = asyncio.current_task()
+            assert task is not None
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
+            try:
+                async for response in stream(request, context):
+                    yield response
+            except asyncio.CancelledError:
+                if self._stopping:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
+                raise
 
         return call
 

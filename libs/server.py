@@ -48,8 +48,8 @@ async def serve(
 
     `tasks` run beside the server for as long as it does; one that ends or fails ends the process, so that whoever
     supervises it starts it anew. Health is SERVING once `ready` returned (for example: settings have arrived).
-    Stop: NOT_SERVING, `drain_s` for balancers to notice, no new calls and `grace_s` for those under way, then the tasks
-    are cancelled; the caller closes what it opened.
+    Stop: NOT_SERVING, `drain_s` for balancers to notice, no new calls, watches end, `grace_s` for the other calls under
+    way, then the tasks are cancelled; the caller closes what it opened.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,7 +57,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     if config.metrics_port:
         start_http_server(config.metrics_port)
-    server, checks = build_server(config, faces)
+    interceptor = ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)
+    server, checks = build_server(config, faces, interceptor)
     port = server.add_insecure_port(config.listen)
     if port == 0:
         raise OSError(f"cannot listen on {config.listen}: is the port taken?")
@@ -73,7 +74,9 @@ async def serve(
         await checks.enter_graceful_shutdown()
         if stop.is_set():
             await asyncio.sleep(config.drain_s)
-        await server.stop(config.grace_s)
+        stopped = asyncio.ensure_future(server.stop(config.grace_s))
+        interceptor.end_watches()
+        await stopped
         for ended in done - {waiting}:
             ended.result()  # raises what ended it
             if ended is not becoming_ready:
@@ -85,10 +88,14 @@ async def serve(
         _log.info("server.stopped")
 
 
-def build_server(config: ServerConfig, faces: Sequence[Face]) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def build_server(
+    config: ServerConfig, faces: Sequence[Face], interceptor: ServerInterceptor | None = None
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """The server every service and every test uses: interceptor, bounds, health, reflection."""
     server = grpc.aio.server(
-        interceptors=[ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)],
+        interceptors=[
+            interceptor or ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams),
+        ],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
