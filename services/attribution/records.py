@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 from reengage.ingest.v1 import ingest_pb2
-
 from services.attribution.matching import device_key, engagement_keys, hash_length, normalise_id, normalise_ip, own_key
 from services.attribution.model import Engagement, EngagementKind
-from services.attribution.rules import App
-from services.attribution.store import EngagementRow
+from services.attribution.rules import AppRules
+from services.attribution.store import EngagementRow, NetworkClick
 from services.attribution.useragent import parse_user_agent
 
 INSTALL = "_install"
@@ -19,8 +19,15 @@ DEEP_LINK = "_Deeplink"
 SESSION_BEGIN = "SessionBegin"
 
 OPEN_AFTER_CLICK_US = 1_000_000
-"""OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as a
-click at the same instant could never win (B1)."""
+"""OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
+a click at the same instant could never win (B1)."""
+
+
+class Logged(NamedTuple):
+    """A log entry and its record."""
+
+    entry: ingest_pb2.LogEntry
+    record: ingest_pb2.Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,24 +35,28 @@ class IndexRows:
     """What a batch of engagements adds to the tables."""
 
     engagements: list[EngagementRow]
-    network_clicks: list[tuple[bytes, int, str]]
+    network_clicks: list[NetworkClick]
     hash_lengths: set[tuple[str, int]]
 
 
-def index_rows(entries: Iterable[ingest_pb2.LogEntry], apps: Mapping[str, App]) -> IndexRows:
+def parse(entries: Iterable[ingest_pb2.LogEntry]) -> list[Logged]:
+    """The entries with their records."""
+    return [Logged(entry, ingest_pb2.Record.FromString(entry.record)) for entry in entries]
+
+
+def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexRows:
     """The rows of a batch's engagements; records of other kinds are passed over.
 
     Every app named must be in `apps`. Rows come sorted by key: two workers that insert at once lock in the same order.
     """
     rows: list[EngagementRow] = []
-    clicks: list[tuple[bytes, int, str]] = []
+    clicks: list[NetworkClick] = []
     lengths: set[tuple[str, int]] = set()
-    for entry in entries:
-        record = ingest_pb2.Record.FromString(entry.record)
+    for entry, record in logged:
         engagement = engagement_of(record)
         if engagement is None:
             continue
-        app = apps[record.app_id]
+        app = apps[record.app_id].app
         lengths.update(
             (record.app_id, length) for value in record.device_ids.values() if (length := hash_length(value))
         )
@@ -73,8 +84,9 @@ def index_rows(entries: Iterable[ingest_pb2.LogEntry], apps: Mapping[str, App]) 
             for key in dict.fromkeys((own, *engagement_keys(app, engagement)))
         )
         if engagement.click_id:
-            click_key = network_click_key(record.app_id, engagement.tracker_id, engagement.click_id)
-            clicks.append((click_key, engagement.time_us, engagement.engagement_id))
+            click_key = network_click_key(engagement.tracker_id, engagement.click_id)
+            place = (engagement.engagement_id, entry.lane, entry.position)
+            clicks.append(NetworkClick(click_key, engagement.time_us, *place))
     rows.sort(key=lambda row: (row.match_key, row.time_us, row.engagement_id))
     clicks.sort()
     return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths)
@@ -83,7 +95,7 @@ def index_rows(entries: Iterable[ingest_pb2.LogEntry], apps: Mapping[str, App]) 
 def engagement_of(record: ingest_pb2.Record) -> Engagement | None:
     """The engagement a record is, None when it is none.
 
-    A click or impression; or a deep-link open that names a tracker and no click (iOS universal links bypass the redirect).
+    A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect).
     """
     time_us = event_time_us(record)
     match record.WhichOneof("kind"):
@@ -160,6 +172,6 @@ def identity_key(app_id: str, kind: str, value: str) -> bytes:
     return blake2b(f"{app_id}\0{kind}\0{normalise_id(value)}".encode(), digest_size=16).digest()
 
 
-def network_click_key(app_id: str, tracker_id: str, click_id: str) -> bytes:
+def network_click_key(tracker_id: str, click_id: str) -> bytes:
     """The key of a network's click id on a tracker (A6)."""
-    return blake2b(f"{app_id}\0{tracker_id}\0{click_id}".encode(), digest_size=16).digest()
+    return blake2b(f"{tracker_id}\0{click_id}".encode(), digest_size=16).digest()

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from libs.snapshots import Resources
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
-
-from libs.snapshots import Resources
 from services.attribution.model import TrackerType, WindowKind
 from services.attribution.rules import (
     DEFAULT_MTR_US,

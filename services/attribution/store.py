@@ -33,6 +33,16 @@ class EngagementRow(NamedTuple):
     record: bytes | None
 
 
+class NetworkClick(NamedTuple):
+    """A click under its network's own id, and its place in the log."""
+
+    click_key: bytes
+    time_us: int
+    engagement_id: str
+    lane: int
+    position: int
+
+
 class DecisionRow(NamedTuple):
     """A decision, as the table's columns."""
 
@@ -75,6 +85,19 @@ class Device:
     create_time_us: int
     merged_into: uuid.UUID | None = None
     changed: bool = False
+
+    @classmethod
+    def new(cls, device_id: uuid.UUID, app_id: str, create_time_us: int) -> "Device":
+        """A device nothing is known of yet."""
+        return cls(
+            device_id=device_id,
+            app_id=app_id,
+            ids={},
+            history=DeviceHistory(),
+            identities={},
+            create_time_us=create_time_us,
+            changed=True,
+        )
 
 
 class FoundEngagement(NamedTuple):
@@ -214,12 +237,12 @@ class Store:
             *_columns(rows),
         )
 
-    async def insert_network_clicks(self, connection: Connection, rows: Sequence[tuple[bytes, int, str]]) -> None:
-        """Note clicks by (key, time, engagement id), to find duplicates (A6)."""
+    async def insert_network_clicks(self, connection: Connection, rows: Sequence[NetworkClick]) -> None:
+        """Note clicks by the network's id, to find duplicates (A6)."""
         await connection.execute(
             """
-            INSERT INTO network_clicks (click_key, time_us, engagement_id)
-            SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[])
+            INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
+            SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[])
             ON CONFLICT DO NOTHING
             """,
             *_columns(rows),
@@ -301,22 +324,21 @@ class Store:
         )
         return [FoundEngagement(row[0], row[3], row[4], _engagement(row)) for row in rows]
 
-    async def find_network_clicks(
-        self, connection: Connection, click_keys: Collection[bytes]
-    ) -> list[tuple[bytes, int, str]]:
-        """All clicks with these network click keys, as (key, time, engagement id)."""
+    async def find_network_clicks(self, connection: Connection, click_keys: Collection[bytes]) -> list[NetworkClick]:
+        """All clicks with these network click keys."""
         rows = await connection.fetch(
-            "SELECT click_key, time_us, engagement_id FROM network_clicks WHERE click_key = ANY($1)", list(click_keys)
+            "SELECT click_key, time_us, engagement_id, lane, position FROM network_clicks WHERE click_key = ANY($1)",
+            list(click_keys),
         )
-        return [(row[0], row[1], row[2]) for row in rows]
+        return [NetworkClick(*row) for row in rows]
 
-    async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[tuple[bytes, int], bytes]:
-        """The records of engagements by (own key, time)."""
+    async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[bytes, bytes]:
+        """The records of engagements by own key."""
         rows = await connection.fetch(
-            "SELECT match_key, time_us, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
+            "SELECT match_key, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
             list(own_keys),
         )
-        return {(row[0], row[1]): row[2] for row in rows}
+        return {row["match_key"]: row["record"] for row in rows}
 
     async def count_wins(
         self, connection: Connection, lanes: Collection[int], engagement_ids: Collection[str]
@@ -511,7 +533,7 @@ class Store:
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """Rows turned into the columns that unnest takes."""
+    """Rows, at least one, turned into the columns that unnest takes."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 

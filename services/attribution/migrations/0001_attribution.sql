@@ -50,6 +50,8 @@ CREATE TABLE network_clicks (
     click_key bytea NOT NULL,
     time_us bigint NOT NULL,
     engagement_id text NOT NULL,
+    lane smallint NOT NULL,
+    position bigint NOT NULL,
     PRIMARY KEY (click_key, time_us, engagement_id)
 );
 

@@ -1,0 +1,85 @@
+"""Starts the attribution service: the API and one worker."""
+
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from functools import partial
+
+import uvloop
+
+from libs.client import open_channel
+from libs.config import load
+from libs.db import open_pool
+from libs.log import configure_logging
+from libs.server import Face, ServerConfig, serve
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.ingest.v1 import ingest_pb2_grpc
+from reengage.postback.v1 import postback_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from services.attribution.service import Attribution
+from services.attribution.settings import build_settings
+from services.attribution.store import Store
+from services.attribution.worker import Worker, WorkerConfig
+
+SERVICE_NAME = attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What attribution reads from the environment."""
+
+    dsn: str
+    listen: str = "127.0.0.1:7103"
+    metrics_port: int = 7203
+    log_level: str = "info"
+    tracker_target: str = "127.0.0.1:7101"
+    ingest_target: str = "127.0.0.1:7102"
+    postback_target: str = "127.0.0.1:7104"
+    worker_lease_s: float = 10.0
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+async def main() -> None:
+    """Serve until told to stop."""
+    config = load(Config)
+    configure_logging("attribution", config.log_level)
+    async with (
+        open_pool(config.dsn, schema="attribution", application_name="attribution") as pool,
+        open_channel(config.tracker_target) as to_tracker,
+        open_channel(config.ingest_target) as to_ingest,
+        open_channel(config.postback_target) as to_postback,
+    ):
+        tracker = tracker_pb2_grpc.TrackerConfigServiceStub(to_tracker)
+        settings = Follower(
+            lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), build_settings
+        )
+        store = Store(pool)
+        worker = Worker(
+            WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
+            store=store,
+            settings=settings,
+            ingest=ingest_pb2_grpc.IngestServiceStub(to_ingest),
+            postback=postback_pb2_grpc.PostbackServiceStub(to_postback),
+            now_us=_now_us,
+        )
+        service = Attribution(store, settings, _now_us)
+        await serve(
+            ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
+            [
+                Face(
+                    name=SERVICE_NAME,
+                    add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, service),
+                )
+            ],
+            tasks=[settings.run, worker.run],
+            ready=settings.ready,
+        )
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,386 @@
+"""Decides a batch of conversions: loads what the decisions read, decides in order of receipt, answers what to write.
+
+What an app's decisions read and write is owned by one worker at a time, so no device is decided on stale state.
+"""
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from libs.db import Connection
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from services.attribution.answers import decision_message, linked_message, refused_message
+from services.attribution.decide import CONSIDERED_US, decide, eligibility
+from services.attribution.history import DeviceHistory, merge
+from services.attribution.matching import (
+    conversion_keys,
+    device_key,
+    duplicates,
+    normalise_ip,
+    own_key,
+    raw_id_keys,
+)
+from services.attribution.model import Conversion, ConversionKind, Engagement, EngagementKind, Reason
+from services.attribution.records import (
+    IDENTITY_LINK,
+    INSTALL,
+    Logged,
+    click_id_of,
+    event_name_of,
+    event_time_us,
+    identity_key,
+    network_click_key,
+)
+from services.attribution.rules import AppRules
+from services.attribution.store import DecisionRow, Device, FoundEngagement, Store
+from services.attribution.useragent import parse_user_agent
+
+_NO_DEVICE = uuid.UUID(int=0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Case:
+    """One record on its way to a decision. No event name: the end of a session, which only makes its device known."""
+
+    entry: ingest_pb2.LogEntry
+    record: ingest_pb2.Record
+    event_name: str | None
+    rules: AppRules
+    device: Device | None
+    merged: tuple[Device, ...]
+    ids: tuple[tuple[str, str], ...]
+    conversion: Conversion
+    candidates: Iterable[Engagement] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """What deciding a batch changed; nothing is written yet."""
+
+    round_id: uuid.UUID
+    decisions: list[DecisionRow] = field(default_factory=list)
+    devices: list[Device] = field(default_factory=list)
+    identifiers: dict[bytes, uuid.UUID] = field(default_factory=dict)
+    next_sequences: dict[int, int] = field(default_factory=dict)
+
+
+async def decide_batch(
+    store: Store,
+    connection: Connection,
+    logged: Sequence[Logged],
+    *,
+    heads: Sequence[int],
+    apps: Mapping[str, AppRules],
+    next_sequences: Mapping[int, int],
+    new_id: Callable[[], uuid.UUID],
+    now_us: int,
+) -> Batch:
+    """Decides what of the log, given in order of receipt, was not decided before.
+
+    Only engagements below `heads` are considered (G5). `apps` must hold the rules of every app named.
+    """
+    batch = Batch(round_id=new_id(), next_sequences=dict(next_sequences))
+    cases = await _Identities(store, connection, batch, new_id).resolve(await _new(store, connection, logged), apps)
+    await _fetch_candidates(store, connection, cases, heads)
+    wins = await _wins(store, connection, cases)
+    sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it
+    for case in cases:
+        message = _decide_case(case, wins)
+        if message is None:
+            continue
+        message.app_id = case.record.app_id
+        message.version = 1
+        message.event_name = case.event_name or ""
+        message.receive_time.FromMicroseconds(case.entry.receive_time_us)
+        message.decide_time.FromMicroseconds(now_us)
+        if case.device is not None:
+            message.device_id = str(case.device.device_id)
+        engagement_id = message.engagement_id or _source_engagement(case, message)
+        if engagement_id and not engagement_id.startswith("claim:"):
+            sources[len(batch.decisions)] = engagement_id
+        lane = case.entry.app_lane
+        batch.decisions.append(_row(case, message, lane, batch))
+        batch.next_sequences[lane] += 1
+    batch.devices = [device for device in batch.devices if device.changed]
+    await _attach_engagements(store, connection, batch, sources)
+    return batch
+
+
+async def write_batch(store: Store, connection: Connection, batch: Batch, heads: Sequence[int]) -> None:
+    """Write what deciding changed, except the worker's own positions."""
+    if batch.devices:
+        await store.upsert_devices(connection, batch.devices)
+    if batch.identifiers:
+        await store.upsert_identifiers(connection, batch.identifiers)
+    if batch.decisions:
+        await store.insert_round(connection, batch.round_id, heads)
+        await store.insert_decisions(connection, batch.decisions)
+
+
+async def _new(store: Store, connection: Connection, logged: Sequence[Logged]) -> list[Logged]:
+    """Those whose record id was not decided before.
+
+    Ingest recognises repeats for 7 days. A sender's own record id that comes back after that is the same conversion all
+    the same: nothing is decided twice.
+    """
+    if not logged:
+        return []
+    decided = await store.already_decided(
+        connection, {entry.app_lane for entry, _ in logged}, {record.record_id for _, record in logged}
+    )
+    fresh = []
+    for each in logged:
+        key = (each.record.app_id, each.record.record_id)
+        if key not in decided:
+            decided.add(key)
+            fresh.append(each)
+    return fresh
+
+
+class _Identities:
+    """Finds, makes, extends and merges the devices of a batch's records, in their order."""
+
+    def __init__(self, store: Store, connection: Connection, batch: Batch, new_id: Callable[[], uuid.UUID]) -> None:
+        self._store, self._connection, self._batch, self._new_id = store, connection, batch, new_id
+        self._by_key: dict[bytes, Device] = {}
+
+    async def resolve(self, logged: Sequence[Logged], apps: Mapping[str, AppRules]) -> list[Case]:
+        await self._load([record for _, record in logged])
+        cases = []
+        for entry, record in logged:
+            event_name = event_name_of(record)
+            is_link = event_name == IDENTITY_LINK
+            device, merged = self._device_of(entry, record, may_create=not is_link)
+            cases.append(
+                Case(
+                    entry=entry,
+                    record=record,
+                    event_name=event_name,
+                    rules=apps[record.app_id],
+                    device=device,
+                    merged=merged,
+                    ids=() if device is None else tuple((k, v) for k, values in device.ids.items() for v in values),
+                    conversion=_conversion(record, event_name),
+                )
+            )
+        return cases
+
+    async def _load(self, records: Iterable[ingest_pb2.Record]) -> None:
+        keys = {key for record in records for key in _identity_keys(record)}
+        owners = await self._store.find_identifiers(self._connection, keys)
+        devices = await self._store.find_devices(self._connection, set(owners.values()))
+        self._by_key = {key: devices[device_id] for key, device_id in owners.items()}
+        self._batch.devices.extend(devices.values())
+
+    def _device_of(
+        self, entry: ingest_pb2.LogEntry, record: ingest_pb2.Record, *, may_create: bool
+    ) -> tuple[Device | None, tuple[Device, ...]]:
+        """The record's device, and those that turn out to be the same one: they become the one known longest."""
+        keys = _identity_keys(record)
+        found = {device.device_id: device for key in keys if (device := self._by_key.get(key)) is not None}
+        known = sorted(found.values(), key=lambda device: (device.create_time_us, device.device_id))
+        if not known:
+            if not may_create:
+                return None, ()
+            known = [self._make(entry, record)]
+        device, *others = known
+        for other in others:
+            self._merge(other, into=device)
+        for key, (kind, value) in keys.items():
+            if self._by_key.get(key) is not device:
+                self._by_key[key] = device
+                self._batch.identifiers[key] = device.device_id
+                device.ids.setdefault(kind, []).append(value)
+                device.changed = True
+        return device, tuple(others)
+
+    def _make(self, entry: ingest_pb2.LogEntry, record: ingest_pb2.Record) -> Device:
+        device = Device.new(self._new_id(), record.app_id, entry.receive_time_us)
+        self._batch.devices.append(device)
+        return device
+
+    def _merge(self, other: Device, *, into: Device) -> None:
+        """Move the ids; the histories are merged when the record's turn to be decided comes."""
+        for kind, values in other.ids.items():
+            for value in values:
+                key = identity_key(other.app_id, kind, value)
+                self._by_key[key] = into
+                self._batch.identifiers[key] = into.device_id
+                into.ids.setdefault(kind, []).append(value)
+        other.merged_into = into.device_id
+        other.changed = into.changed = True
+
+
+def _identity_keys(record: ingest_pb2.Record) -> dict[bytes, tuple[str, str]]:
+    return {identity_key(record.app_id, kind, value): (kind, value) for kind, value in record.device_ids.items()}
+
+
+def _conversion(record: ingest_pb2.Record, event_name: str | None) -> Conversion:
+    return Conversion(
+        conversion_id=record.record_id,
+        kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
+        time_us=event_time_us(record),
+        event_name="" if event_name is None or event_name == INSTALL else event_name,
+        click_id=click_id_of(record),
+        ip=normalise_ip(record.ip_address) if record.ip_address else "",
+        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        limit_ad_tracking=record.limit_ad_tracking,
+        has_idfa="idfa" in record.device_ids,
+    )
+
+
+async def _fetch_candidates(store: Store, connection: Connection, cases: Sequence[Case], heads: Sequence[int]) -> None:
+    """Give every case that can still be won its candidates."""
+    # Inside a batch only a merge can make a case winnable that was not: those are always given candidates.
+    merging = {case.device.device_id for case in cases if case.merged and case.device is not None}
+    wanted = [
+        case
+        for case in cases
+        if case.device is not None
+        and case.event_name not in (None, IDENTITY_LINK)
+        and (
+            case.device.device_id in merging
+            or case.device.merged_into is not None
+            or eligibility(case.conversion, case.device.history, case.rules) is None
+        )
+    ]
+    if not wanted:
+        return
+    lengths = await store.hash_lengths(connection, {case.record.app_id for case in wanted})
+    keys_of: list[tuple[Case, list[bytes]]] = []
+    for case in wanted:
+        app_id = case.record.app_id
+        device_keys = frozenset[bytes]().union(
+            *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset())) for kind, value in case.ids)
+        )
+        case.conversion = replace(case.conversion, device_keys=device_keys)
+        keys_of.append((case, conversion_keys(case.rules.app, case.conversion)))
+    times = [case.conversion.time_us for case in wanted]
+    found = await store.find_engagements(
+        connection,
+        {key for _, keys in keys_of for key in keys},
+        min(times) - CONSIDERED_US,
+        max(times) + CONSIDERED_US,
+    )
+    repeats = await _duplicates(store, connection, found, heads)
+    by_key: dict[bytes, list[Engagement]] = {}
+    for match_key, lane, position, engagement in found:
+        if position < heads[lane]:
+            seen = replace(engagement, duplicate=True) if engagement.engagement_id in repeats else engagement
+            by_key.setdefault(match_key, []).append(seen)
+    for case, keys in keys_of:
+        found_here = {e.engagement_id: e for key in keys for e in by_key.get(key, ())}
+        case.candidates = found_here.values()
+
+
+def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) -> frozenset[bytes]:
+    """All forms in which an engagement may carry a raw id (A3); a hash is only itself."""
+    if kind.endswith(("_md5", "_sha1", "_sha256")):
+        return frozenset((device_key(app_id, value),))
+    return raw_id_keys(app_id, value, lengths)
+
+
+async def _duplicates(
+    store: Store, connection: Connection, found: Sequence[FoundEngagement], heads: Sequence[int]
+) -> frozenset[str]:
+    """The ids of those candidates that repeat a click (A6), whichever device the first one was of."""
+    by_click_key = {
+        network_click_key(e.tracker_id, e.click_id): e for e in (each.engagement for each in found) if e.click_id
+    }
+    if not by_click_key:
+        return frozenset()
+    clicks = await store.find_network_clicks(connection, by_click_key.keys())
+    return duplicates(
+        Engagement(
+            engagement_id=click.engagement_id,
+            kind=EngagementKind.CLICK,
+            tracker_id=by_click_key[click.click_key].tracker_id,
+            click_id=by_click_key[click.click_key].click_id,
+            time_us=click.time_us,
+        )
+        for click in clicks
+        if click.position < heads[click.lane]
+    )
+
+
+async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> dict[str, int]:
+    """How many conversions the candidates on limited trackers have won so far (D5)."""
+    limited = {
+        engagement.engagement_id
+        for case in cases
+        for engagement in case.candidates
+        if (tracker := case.rules.trackers.get(engagement.tracker_id)) is not None
+        and tracker.tracker.max_conversions_per_engagement
+    }
+    if not limited:
+        return {}
+    return await store.count_wins(connection, {case.entry.app_lane for case in cases}, limited)
+
+
+def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision | None:
+    """Decide one case and take its effect on its device; None when there is nothing to decide."""
+    device = case.device
+    if device is None:  # only an identity link makes no device (F3)
+        return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
+    for other in case.merged:
+        device.history = merge(device.history, other.history)
+        device.identities = {**other.identities, **device.identities}
+        other.history, other.identities = DeviceHistory(), {}
+    if case.event_name is None:
+        return None
+    if case.event_name == IDENTITY_LINK:
+        device.identities = {**device.identities, **case.record.identity_link.identities}
+        device.changed = True
+        return linked_message(case.conversion, case.rules.revision)
+    conversion = case.conversion
+    if case.record.HasField("session"):
+        if not device.history.begins_session(conversion.time_us):
+            return None
+        device.history = device.history.after_session(conversion.time_us)
+        device.changed = True
+    decision = decide(conversion, device.history, case.rules, candidates=case.candidates, wins=wins)
+    if decision.engagement_id is not None:
+        wins[decision.engagement_id] = wins.get(decision.engagement_id, 0) + 1
+    history = device.history.after(conversion, decision)
+    if history is not device.history:
+        device.history = history.compacted(case.entry.receive_time_us)
+        device.changed = True
+    return decision_message(conversion, decision)
+
+
+def _source_engagement(case: Case, message: attribution_pb2.Decision) -> str:
+    """The engagement that won the source a conversion is credited to: networks want their click id on it as well."""
+    if message.outcome != attribution_pb2.OUTCOME_CREDITED or case.device is None:
+        return ""
+    source = case.device.history.source_at(case.conversion.time_us)
+    return (source.engagement_id or "") if source is not None else ""
+
+
+def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch) -> DecisionRow:
+    return DecisionRow(
+        lane=lane,
+        sequence=batch.next_sequences[lane],
+        app_id=message.app_id,
+        conversion_id=message.conversion_id,
+        version=message.version,
+        round_id=batch.round_id,
+        device_id=_NO_DEVICE if case.device is None else case.device.device_id,
+        outcome=message.outcome,
+        conversion_time_us=case.conversion.time_us,
+        tracker_id=message.tracker_id or None,
+        engagement_id=message.engagement_id or None,
+        decision=message.SerializeToString(),
+        record=case.entry.record,
+        engagement=None,
+    )
+
+
+async def _attach_engagements(store: Store, connection: Connection, batch: Batch, sources: Mapping[int, str]) -> None:
+    """Put the record of the engagement beside each decision that has one."""
+    if not sources:
+        return
+    keys = {place: own_key(batch.decisions[place].app_id, engagement_id) for place, engagement_id in sources.items()}
+    records = await store.find_records(connection, set(keys.values()))
+    for place, key in keys.items():
+        batch.decisions[place] = batch.decisions[place]._replace(engagement=records.get(key))

@@ -1,0 +1,371 @@
+"""The worker: owns lanes, indexes their engagements, decides the conversions homed in them, hands them to postback.
+
+Three loops run for as long as the set of owned lanes stays the same; each rebuilds all it holds from the database, so a
+crash needs no cleanup, and every transaction is fenced by the lanes' owner.
+
+A conversion is decided only when *every* lane of the log, whoever owns it, is indexed up to the end the log had when
+the conversion was read: any engagement accepted before it is then considered, however slow another worker is.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from libs.db import Connection, in_transaction
+from libs.lanes import LANES
+from libs.snapshots import Follower
+from libs.worker import keep_running
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.attribution.decider import Batch, decide_batch, write_batch
+from services.attribution.records import IndexRows, Logged, index_rows, parse
+from services.attribution.settings import Settings
+from services.attribution.store import LanesLostError, OutboxRow, OwnedLane, Store
+
+_log = structlog.get_logger()
+
+_lanes_owned = Gauge("attribution_lanes_owned", "Lanes this worker owns.")
+_indexed = Counter("attribution_engagements_indexed_total", "Engagements stored.")
+_decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
+_relayed = Counter("attribution_decisions_relayed_total", "Decisions handed to postback.")
+_lag = Histogram(
+    "attribution_decision_lag_seconds",
+    "From receipt to committed decision.",
+    buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600),
+)
+_waiting = Gauge("attribution_barrier_wait_seconds", "How long deciding has been waiting for lanes to be indexed.")
+
+_IDLE_FLUSH_S = 5.0
+_SETTINGS_WAIT_S = 10.0
+_BARRIER_POLL_S = 0.02
+_BARRIER_ALARM_S = 10.0
+_RELAY_BATCH = 500
+_OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in attribution_pb2.Outcome.items()}
+_NOT_FOR_POSTBACK = frozenset(
+    {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """`lease_s`: after this long without a sign of life a worker's lanes go to others. `batch`: records at a time."""
+
+    worker_id: str
+    lease_s: float = 10.0
+    batch: int = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """How far every lane of the log is indexed, as far as this worker knows; it may know too little, never too much."""
+
+    indexed: list[int] = field(default_factory=lambda: [0] * LANES)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def behind(self, heads: Sequence[int]) -> list[int]:
+        return [lane for lane, head in enumerate(heads) if self.indexed[lane] < head]
+
+    def advance(self, positions: Mapping[int, int]) -> None:
+        for lane, position in positions.items():
+            self.indexed[lane] = max(self.indexed[lane], position)
+        self.moved.set()
+
+
+class Worker:
+    """One attribution worker; several share the lanes. `run` until cancelled."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        store: Store,
+        settings: Follower[Settings],
+        ingest: ingest_pb2_grpc.IngestServiceStub,
+        postback: postback_pb2_grpc.PostbackServiceStub,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:
+        self._config, self._store, self._settings = config, store, settings
+        self._ingest, self._postback = ingest, postback
+        self._now_us, self._new_id = now_us, new_id
+
+    async def run(self) -> None:
+        """Work until cancelled, then give the lanes back."""
+        await self._settings.ready()
+        try:
+            await keep_running("ownership", self._own)
+        finally:
+            with contextlib.suppress(Exception):  # the leases end by themselves
+                await self._store.forget_worker(self._config.worker_id)
+
+    # Ownership.
+
+    async def _own(self) -> None:
+        """Hold a fair share of the lanes and work on them; anew whenever the share changes."""
+        owned: frozenset[int] = frozenset()
+        work: asyncio.Task[None] | None = None
+        try:
+            while True:
+                share = await self._balance(owned)
+                if share != owned or (work is not None and work.done()):
+                    await _stop(work)
+                    if surplus := owned - share:
+                        await self._store.release_lanes(self._config.worker_id, surplus)
+                    owned = share
+                    work = asyncio.ensure_future(self._work(owned)) if owned else None
+                    _lanes_owned.set(len(owned))
+                    _log.info("lanes.owned", count=len(owned))
+                await asyncio.wait([work] if work else [asyncio.ensure_future(asyncio.sleep(1))], timeout=1)
+                await asyncio.sleep(min(1.0, self._config.lease_s / 5))
+        finally:
+            await _stop(work)
+            _lanes_owned.set(0)
+
+    async def _balance(self, owned: frozenset[int]) -> frozenset[int]:
+        """Renew the leases, take what is free up to the fair share, and answer what to own from now on."""
+        worker_id, lease_s = self._config.worker_id, self._config.lease_s
+
+        async def balance(connection: Connection) -> frozenset[int]:
+            workers = await self._store.see_worker(connection, worker_id, lease_s)
+            mine = await self._store.renew_lanes(connection, worker_id, lease_s)
+            share = -(-LANES // workers)
+            if len(mine) < share:
+                mine |= await self._store.take_lanes(connection, worker_id, share - len(mine), lease_s)
+            # Keep what is already being worked on; a lane given away goes to a worker that has too few.
+            return frozenset(sorted(mine, key=lambda lane: (lane not in owned, lane))[:share])
+
+        return await in_transaction(self._store.pool, balance)
+
+    async def _work(self, owned: frozenset[int]) -> None:
+        """Index, decide and relay the owned lanes until cancelled, or until they turn out to be lost."""
+        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        progress = _Progress()
+        progress.advance(dict(enumerate(await self._store.indexed())))
+        outbox = asyncio.Event()
+        outbox.set()
+        with contextlib.suppress(LanesLostError):
+            async with asyncio.TaskGroup() as group:
+                for name, loop in (
+                    ("indexer", lambda: self._index(owned, progress)),
+                    ("decider", lambda: self._decide(owned, progress, outbox)),
+                    ("relay", lambda: self._relay(lanes, outbox)),
+                ):
+                    group.create_task(_until_lanes_lost(name, loop))
+
+    # Indexing.
+
+    async def _index(self, owned: frozenset[int], progress: _Progress) -> None:
+        """Store the engagements of the owned lanes of the log, as they come."""
+        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        positions = {lane: lanes[lane].indexed for lane in owned}
+        async for response in self._read_log(positions, ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS):
+            moved = _moved(positions, response)
+            if not moved:
+                continue
+            logged = parse(response.entries)
+            settings = await self._settings_for(logged)
+            rows = index_rows(logged, settings.apps)
+            await in_transaction(self._store.pool, partial(self._write_index, rows, moved))
+            positions.update(moved)
+            progress.advance(moved)
+            _indexed.inc(len(response.entries))
+
+    async def _write_index(self, rows: IndexRows, moved: dict[int, int], connection: Connection) -> None:
+        if rows.engagements:
+            await self._store.insert_engagements(connection, rows.engagements)
+        if rows.network_clicks:
+            await self._store.insert_network_clicks(connection, rows.network_clicks)
+        if rows.hash_lengths:
+            await self._store.insert_hash_lengths(connection, rows.hash_lengths)
+        await self._store.advance_indexed(connection, self._config.worker_id, moved)
+
+    # Deciding.
+
+    async def _decide(self, owned: frozenset[int], progress: _Progress, outbox: asyncio.Event) -> None:
+        """Decide the conversions of the apps homed in the owned lanes, in order of receipt."""
+        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        begun = {lane: owned_lane.decided for lane, owned_lane in lanes.items()}
+        sequences = {lane: owned_lane.next_sequence for lane, owned_lane in lanes.items()}
+        # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
+        position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
+        flushed = time.monotonic()
+        log = self._read_log(
+            dict(enumerate(position)), ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(owned)
+        )
+        async for response in log:
+            entries = [e for e in response.entries if e.position >= begun[e.app_lane][e.lane]]
+            for lane, moved_to in _moved(dict(enumerate(position)), response).items():
+                position[lane] = moved_to
+            homes = {entry.app_lane for entry in entries}
+            if not homes and time.monotonic() - flushed > _IDLE_FLUSH_S:
+                # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
+                homes, flushed = set(owned), time.monotonic()
+            if not homes:
+                continue
+            vectors = {lane: [max(pair) for pair in zip(begun[lane], position, strict=True)] for lane in homes}
+            await self._barrier(response.heads, progress)
+            sequences = await self._decide_batch(parse(entries), response.heads, vectors, sequences)
+            outbox.set()
+
+    async def _decide_batch(
+        self,
+        logged: Sequence[Logged],
+        heads: Sequence[int],
+        vectors: dict[int, list[int]],
+        sequences: dict[int, int],
+    ) -> dict[int, int]:
+        """Decisions, device state, what is to be sent and the read position, in one transaction."""
+        settings = await self._settings_for(logged)
+
+        async def work(connection: Connection) -> Batch:
+            batch = await decide_batch(
+                self._store,
+                connection,
+                logged,
+                heads=heads,
+                apps=settings.apps,
+                next_sequences=sequences,
+                new_id=self._new_id,
+                now_us=self._now_us(),
+            )
+            await write_batch(self._store, connection, batch, heads)
+            await self._store.advance_decided(connection, self._config.worker_id, vectors, batch.next_sequences)
+            return batch
+
+        batch = await in_transaction(self._store.pool, work)
+        for row in batch.decisions:
+            _decided.labels(_OUTCOMES[row.outcome]).inc()
+        now_us = self._now_us()
+        for entry, _ in logged:
+            _lag.observe((now_us - entry.receive_time_us) / 1e6)
+        return batch.next_sequences
+
+    async def _barrier(self, heads: Sequence[int], progress: _Progress) -> None:
+        """Wait until every lane is indexed up to `heads`.
+
+        A worker that is slow is waited for; one that is dead loses its lanes after its lease, so the wait is bounded.
+        """
+        began = alarmed = time.monotonic()
+        while behind := progress.behind(heads):
+            progress.moved.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(progress.moved.wait(), _BARRIER_POLL_S)
+            if progress.behind(heads):
+                progress.advance(dict(enumerate(await self._store.indexed())))
+            _waiting.set(time.monotonic() - began)
+            if time.monotonic() - alarmed > _BARRIER_ALARM_S:
+                alarmed = time.monotonic()
+                _log.warning("barrier.waiting", seconds=round(alarmed - began, 1), lanes=behind)
+        _waiting.set(0)
+
+    # Handing over.
+
+    async def _relay(self, lanes: Mapping[int, OwnedLane], outbox: asyncio.Event) -> None:
+        """Hand decisions to postback in order, at least once; postback makes each delivery once."""
+        fresh = await self._store.owned_lanes(self._config.worker_id, lanes.keys())
+        positions = {lane: owned_lane.relayed for lane, owned_lane in fresh.items()}
+        while True:
+            outbox.clear()
+            while rows := await self._store.read_outbox(positions, _RELAY_BATCH):
+                conversions = self._conversions(rows)
+                for start in range(0, len(conversions), _RELAY_BATCH):
+                    some = conversions[start : start + _RELAY_BATCH]
+                    await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
+                moved = {row.lane: row.sequence + 1 for row in rows}  # rows of a lane come in order
+                await self._store.advance_relayed(self._config.worker_id, moved)
+                positions.update(moved)
+                _relayed.inc(len(conversions))
+            await outbox.wait()
+
+    def _conversions(self, rows: Sequence[OutboxRow]) -> list[postback_pb2.Conversion]:
+        """What postback is told: all but what can never be delivered."""
+        settings = self._settings.current
+        conversions = []
+        for row in rows:
+            decision = attribution_pb2.Decision.FromString(row.decision)
+            if decision.outcome in _NOT_FOR_POSTBACK:
+                continue
+            names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
+            conversions.append(
+                postback_pb2.Conversion(
+                    decision=decision,
+                    record=ingest_pb2.Record.FromString(row.record),
+                    engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
+                    names=names,
+                )
+            )
+        return conversions
+
+    # The log and the settings.
+
+    async def _settings_for(self, logged: Sequence[Logged]) -> Settings:
+        """Settings at least as new as those the records were accepted under, so that what they name is known."""
+        if logged:
+            async with asyncio.timeout(_SETTINGS_WAIT_S):
+                await self._settings.reached(max(record.settings_revision for _, record in logged))
+        return self._settings.current
+
+    async def _read_log(
+        self,
+        positions: Mapping[int, int],
+        selection: ingest_pb2.ReadLogRequest.Selection.ValueType,
+        app_lanes: Sequence[int] = (),
+    ) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+        call = self._ingest.ReadLog(
+            ingest_pb2.ReadLogRequest(
+                **{"from": [ingest_pb2.LanePosition(lane=lane, position=at) for lane, at in positions.items()]},
+                selection=selection,
+                app_lanes=app_lanes,
+                max_entries=self._config.batch,
+            )
+        )
+        try:
+            async for response in call:
+                yield response
+        finally:
+            call.cancel()
+
+
+def _moved(positions: Mapping[int, int], response: ingest_pb2.ReadLogResponse) -> dict[int, int]:
+    """The lanes that a response moves on, each with its new position."""
+    if response.caught_up:
+        ends = {lane: response.heads[lane] for lane in positions}
+    else:
+        ends = {entry.lane: entry.position + 1 for entry in response.entries}  # in the order of their positions
+    return {lane: end for lane, end in ends.items() if end > positions[lane]}
+
+
+async def _until_lanes_lost(name: str, body: Callable[[], Awaitable[None]]) -> None:
+    """Keep a loop running through every failure but one: who lost lanes must stop, not try again."""
+    lost = False
+
+    async def guarded() -> None:
+        nonlocal lost
+        try:
+            await body()
+        except LanesLostError:
+            lost = True
+            raise asyncio.CancelledError from None
+
+    try:
+        await keep_running(name, guarded)
+    except asyncio.CancelledError:
+        if lost:
+            raise LanesLostError from None
+        raise
+
+
+async def _stop(task: asyncio.Task[None] | None) -> None:
+    if task is None:
+        return
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
