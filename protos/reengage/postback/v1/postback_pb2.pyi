@@ -551,6 +551,8 @@ class Attempt(_message.Message):
     RESPONSE_BODY_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     WILL_RETRY_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    REPLAY_COUNT_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """GET or POST."""
     url: _builtins.str
@@ -563,10 +565,12 @@ class Attempt(_message.Message):
     """The first 4 KB of the answer's body."""
     verdict: _builtins.str
     """Stable verdict in capitals: DELIVERED, or why not: HTTP_STATUS, TIMEOUT, CONNECTION_FAILED, ADDRESS_FORBIDDEN,
-    REDIRECT, BODY_MISMATCH, …
+    REDIRECT, BODY_MISMATCH, NOT_RENDERED; INTERRUPTED when this service stopped before it had noted the answer.
     """
     will_retry: _builtins.bool
     """Whether another try follows."""
+    replay_count: _builtins.int
+    """The run it belongs to: 0 the first, 1 the first replay, …"""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -583,6 +587,10 @@ class Attempt(_message.Message):
     def response_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The answer's headers."""
 
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When that is due."""
+
     def __init__(
         self,
         *,
@@ -597,10 +605,12 @@ class Attempt(_message.Message):
         response_body: _builtins.str = ...,
         verdict: _builtins.str = ...,
         will_retry: _builtins.bool = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        replay_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "method", b"method", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "replay_count", b"replay_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,14 +99,15 @@ class PostbackConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConfiguration(self, request, context):
-        """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values.
+        """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveConfiguration(self, request, context):
-        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would.
+        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

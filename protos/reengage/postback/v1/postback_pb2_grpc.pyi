@@ -27,9 +27,11 @@ class PostbackConfigServiceStub:
     ListConfigurations: _aio.UnaryUnaryMultiCallable[_postback_pb2.ListConfigurationsRequest, _postback_pb2.ListConfigurationsResponse]
     """ListConfigurations lists an app's configurations by id."""
     UpdateConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.UpdateConfigurationRequest, _postback_pb2.UpdateConfigurationResponse]
-    """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values."""
+    """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
+    Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`.
+    """
     ArchiveConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.ArchiveConfigurationRequest, _postback_pb2.ArchiveConfigurationResponse]
-    """ArchiveConfiguration archives it: no new deliveries; those under way end as they would."""
+    """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
     Preview: _aio.UnaryUnaryMultiCallable[_postback_pb2.PreviewRequest, _postback_pb2.PreviewResponse]
     """Preview renders a configuration on a conversion and sends nothing. Secrets are masked."""
 
@@ -70,7 +72,9 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _postback_pb2.UpdateConfigurationRequest,
         context: _aio.ServicerContext[_postback_pb2.UpdateConfigurationRequest, _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]],
     ) -> _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]:
-        """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values."""
+        """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveConfiguration(
@@ -78,7 +82,7 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _postback_pb2.ArchiveConfigurationRequest,
         context: _aio.ServicerContext[_postback_pb2.ArchiveConfigurationRequest, _abc.Awaitable[_postback_pb2.ArchiveConfigurationResponse]],
     ) -> _abc.Awaitable[_postback_pb2.ArchiveConfigurationResponse]:
-        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would."""
+        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
 
     @_abc_1.abstractmethod
     def Preview(

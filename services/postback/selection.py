@@ -1,0 +1,56 @@
+"""Which configurations want a conversion."""
+
+from reengage.attribution.v1 import attribution_pb2
+from reengage.postback.v1 import postback_pb2
+from services.postback.model import Configuration, Status
+
+SESSION_BEGIN = "SessionBegin"
+
+_TOLD = frozenset(
+    {
+        attribution_pb2.OUTCOME_ATTRIBUTED,
+        attribution_pb2.OUTCOME_ORGANIC,
+        attribution_pb2.OUTCOME_REPROCESSED,
+        attribution_pb2.OUTCOME_REPROCESSED_ORGANIC,
+        attribution_pb2.OUTCOME_REENGAGED,
+        attribution_pb2.OUTCOME_CREDITED,
+        attribution_pb2.OUTCOME_UNATTRIBUTED,
+    }
+)
+_CREDITED = frozenset(
+    {attribution_pb2.ATTRIBUTION_TYPE_INSTALL, attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT},
+)
+
+
+def wants(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+    """Whether a configuration of the conversion's app and event wants it sent.
+
+    Duplicate installs, identity links and refused records are never sent. NETWORK_ONLY wants what its network won or is
+    credited with; clicks only: what an ad's click won, or a source won by a click is credited with.
+    """
+    decision = conversion.decision
+    if configuration.status is not Status.LIVE or decision.outcome not in _TOLD:
+        return False
+    if configuration.respect_data_controlled and conversion.record.data_controlled:
+        return False
+    if configuration.network_only and (
+        decision.network_id != configuration.network_id or decision.attribution_type not in _CREDITED
+    ):
+        return False
+    return not configuration.clicks_only or _by_click(conversion)
+
+
+def once_a_day(configuration: Configuration) -> bool:
+    """Whether at most one conversion of a device goes out to this configuration in 24 hours: NETWORK_ONLY SessionBegin.
+
+    OURS: rolling, by the time of the conversions, won or credited alike; one older than the last told is held back.
+    """
+    return configuration.network_only and configuration.trigger == SESSION_BEGIN
+
+
+def _by_click(conversion: postback_pb2.Conversion) -> bool:
+    for candidate in conversion.decision.candidates:
+        if candidate.verdict == "WON":
+            return candidate.engagement_kind == "CLICK"
+    # Credited to an earlier winner. With no recorded click, the opening of a deep link is one.
+    return conversion.engagement.WhichOneof("kind") in ("click", "deep_link_open")

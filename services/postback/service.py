@@ -1,0 +1,373 @@
+"""The gRPC faces: parse, ask, answer."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import Counter
+
+from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
+from libs.pages import decode_token, encode_token, page_size
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.postback.catalog import Catalog
+from services.postback.configuration import (
+    OUTPUT_ONLY,
+    check,
+    compiled,
+    complete,
+    from_stored,
+    public,
+    to_stored,
+)
+from services.postback.delivery import delivery_id, requests
+from services.postback.guard import Guard
+from services.postback.model import Configuration, NewDelivery, State, Status
+from services.postback.sample import sample_conversion
+from services.postback.secrets import Vault
+from services.postback.selection import once_a_day, wants
+from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
+
+MOST_CONVERSIONS = 1000
+MOST_REPLAYED = 10_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STATES = {postback_pb2.Delivery.State.Value(f"STATE_{state}"): state for state in State}
+_IMMUTABLE = ("configuration_id", "app_id", "network_id", "trigger")
+
+_created = Counter("postback_deliveries_created_total", "Deliveries made of conversions.")
+_handed_over = Counter("postback_conversions_total", "Conversions handed over, repeats too.")
+
+
+class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
+    """Keeps configurations; what each method does says postback.proto."""
+
+    def __init__(self, *, store: Store, catalog: Catalog, vault: Vault, guard: Guard) -> None:
+        self._store, self._catalog, self._vault, self._guard = store, catalog, vault, guard
+
+    async def CreateConfiguration(
+        self, request: postback_pb2.CreateConfigurationRequest, context: Any
+    ) -> postback_pb2.CreateConfigurationResponse:
+        wanted = request.configuration
+        wanted.configuration_id = wanted.configuration_id or uuid4().hex
+        complete(wanted)
+        check(wanted, self._guard)
+        status, settings, secrets = to_stored(wanted, self._vault)
+        created = await self._store.create_configuration(
+            configuration_id=wanted.configuration_id,
+            app_id=wanted.app_id,
+            status=status,
+            settings=settings,
+            secrets=secrets,
+        )
+        stored = await self._stored(wanted.configuration_id)
+        message = from_stored(stored, self._vault)
+        if not created and (stored.app_id, stored.status, stored.settings, dict(message.secrets)) != (
+            wanted.app_id,
+            status,
+            settings,
+            dict(wanted.secrets),
+        ):
+            raise AlreadyExists(
+                "CONFIGURATION_EXISTS",
+                "another configuration has this id",
+                configuration_id=wanted.configuration_id,
+            )
+        await self._catalog.refresh()
+        return postback_pb2.CreateConfigurationResponse(configuration=public(message))
+
+    async def GetConfiguration(
+        self, request: postback_pb2.GetConfigurationRequest, context: Any
+    ) -> postback_pb2.GetConfigurationResponse:
+        stored = await self._stored(request.configuration_id)
+        return postback_pb2.GetConfigurationResponse(configuration=public(from_stored(stored, self._vault)))
+
+    async def ListConfigurations(
+        self, request: postback_pb2.ListConfigurationsRequest, context: Any
+    ) -> postback_pb2.ListConfigurationsResponse:
+        violations = Violations()
+        size = page_size(request.page_size, violations)
+        after = decode_token(request.page_token, (str,), violations)
+        _require(violations, "app_id", request.app_id)
+        violations.check()
+        found = await self._store.list_configurations(
+            app_id=request.app_id,
+            after=str(after[0]) if after else "",
+            limit=size + 1,
+            archived=request.show_archived,
+        )
+        page = found[:size]
+        return postback_pb2.ListConfigurationsResponse(
+            configurations=[public(from_stored(stored, self._vault)) for stored in page],
+            next_page_token=encode_token(page[-1].configuration_id) if len(found) > size else "",
+        )
+
+    async def UpdateConfiguration(
+        self, request: postback_pb2.UpdateConfigurationRequest, context: Any
+    ) -> postback_pb2.UpdateConfigurationResponse:
+        _check_mask(request)
+        stored = await self._stored(request.configuration.configuration_id)
+        if stored.status is Status.ARCHIVED:
+            raise FailedPrecondition("CONFIGURATION_ARCHIVED", "an archived configuration does not change")
+        wanted = from_stored(stored, self._vault)
+        request.update_mask.MergeMessage(
+            request.configuration, wanted, replace_message_field=True, replace_repeated_field=True
+        )
+        complete(wanted)
+        check(wanted, self._guard)
+        return postback_pb2.UpdateConfigurationResponse(configuration=await self._write(stored, wanted))
+
+    async def ArchiveConfiguration(
+        self, request: postback_pb2.ArchiveConfigurationRequest, context: Any
+    ) -> postback_pb2.ArchiveConfigurationResponse:
+        stored = await self._stored(request.configuration_id)
+        wanted = from_stored(stored, self._vault)
+        if stored.status is Status.ARCHIVED:
+            return postback_pb2.ArchiveConfigurationResponse(configuration=public(wanted))
+        wanted.status = postback_pb2.Configuration.STATUS_ARCHIVED
+        complete(wanted)
+        return postback_pb2.ArchiveConfigurationResponse(configuration=await self._write(stored, wanted))
+
+    async def Preview(self, request: postback_pb2.PreviewRequest, context: Any) -> postback_pb2.PreviewResponse:
+        stored = await self._stored(request.configuration_id)
+        configuration = compiled(from_stored(stored, self._vault))
+        conversion = request.conversion if request.HasField("conversion") else sample_conversion(configuration)
+        decision = conversion.decision
+        _, shown = requests(
+            configuration,
+            conversion,
+            delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
+        )
+        return postback_pb2.PreviewResponse(
+            method=shown.method,
+            url=shown.url,
+            headers=shown.headers,
+            body=shown.body,
+            unmatched_macros=shown.unmatched,
+        )
+
+    async def _stored(self, configuration_id: str) -> StoredConfiguration:
+        if "\0" in configuration_id or not (stored := await self._store.get_configuration(configuration_id)):
+            raise NotFound("CONFIGURATION_NOT_FOUND", "no such configuration", configuration_id=configuration_id)
+        return stored
+
+    async def _write(
+        self, before: StoredConfiguration, wanted: postback_pb2.Configuration
+    ) -> postback_pb2.Configuration:
+        status, settings, secrets = to_stored(wanted, self._vault)
+        if not await self._store.update_configuration(before, status=status, settings=settings, secrets=secrets):
+            raise Aborted("CONFIGURATION_CHANGED", "it was changed meanwhile; repeat")
+        await self._catalog.refresh()
+        return public(from_stored(await self._stored(before.configuration_id), self._vault))
+
+
+class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
+    """Takes conversions; what each method does says postback.proto. `wake` is called when deliveries may be due."""
+
+    def __init__(self, *, store: Store, catalog: Catalog, wake: Callable[[], None]) -> None:
+        self._store, self._catalog, self._wake = store, catalog, wake
+
+    async def EnqueueConversions(
+        self, request: postback_pb2.EnqueueConversionsRequest, context: Any
+    ) -> postback_pb2.EnqueueConversionsResponse:
+        if len(request.conversions) > MOST_CONVERSIONS:
+            too_many = Violation(
+                field="conversions", reason="BATCH_TOO_LARGE", description=f"at most {MOST_CONVERSIONS}"
+            )
+            raise InvalidArgument([too_many], "BATCH_TOO_LARGE")
+        if not all(map(_is_whole, request.conversions)) or not request.conversions:
+            _refuse(request)
+        live = self._catalog.live
+        wanted = [
+            _new_delivery(conversion, configuration)
+            for conversion in request.conversions
+            for configuration in live(conversion.decision.app_id, conversion.decision.event_name)
+            if wants(configuration, conversion)
+        ]
+        count = await self._store.enqueue(wanted)
+        _handed_over.inc(len(request.conversions))
+        if count:
+            _created.inc(count)
+            self._wake()
+        return postback_pb2.EnqueueConversionsResponse(created_count=count)
+
+    async def GetDelivery(
+        self, request: postback_pb2.GetDeliveryRequest, context: Any
+    ) -> postback_pb2.GetDeliveryResponse:
+        found = await self._store.get_delivery(_delivery_id(request.delivery_id))
+        if found is None:
+            raise _no_delivery(request.delivery_id)
+        stored, attempts = found
+        message = _delivery(stored)
+        message.attempts.extend(map(_attempt, attempts))
+        return postback_pb2.GetDeliveryResponse(delivery=message)
+
+    async def ListDeliveries(
+        self, request: postback_pb2.ListDeliveriesRequest, context: Any
+    ) -> postback_pb2.ListDeliveriesResponse:
+        violations = Violations()
+        size = page_size(request.page_size, violations)
+        key = decode_token(request.page_token, (int, str), violations)
+        _require(violations, "app_id", request.app_id)
+        for name in ("configuration_id", "conversion_id"):
+            _without_nul(violations, name, getattr(request, name))
+        states = _states(violations, request.states)
+        violations.check()
+        before = (_EPOCH + timedelta(microseconds=int(key[0])), UUID(str(key[1]))) if key else None
+        found = await self._store.list_deliveries(
+            app_id=request.app_id,
+            configuration_id=request.configuration_id,
+            conversion_id=request.conversion_id,
+            states=states,
+            before=before,
+            limit=size + 1,
+        )
+        page = found[:size]
+        token = ""
+        if len(found) > size:
+            token = encode_token(
+                (page[-1].create_time - _EPOCH) // timedelta(microseconds=1), str(page[-1].delivery_id)
+            )
+        return postback_pb2.ListDeliveriesResponse(deliveries=map(_delivery, page), next_page_token=token)
+
+    async def Replay(self, request: postback_pb2.ReplayRequest, context: Any) -> postback_pb2.ReplayResponse:
+        violations = Violations()
+        if not 1 <= len(request.request_id) <= 64:
+            violations.add("request_id", "REQUIRED" if not request.request_id else "TOO_LONG", "1 to 64 characters")
+        if bool(request.delivery_id) == bool(request.app_id):
+            violations.add("delivery_id", "ONE_OF", "either delivery_id or app_id")
+        if request.delivery_id and (request.configuration_id or request.states):
+            violations.add("delivery_id", "NOT_ALLOWED", "configuration_id and states go with app_id")
+        for name in ("request_id", "app_id", "configuration_id"):
+            _without_nul(violations, name, getattr(request, name))
+        states = _states(violations, request.states)
+        violations.check()
+        one = _delivery_id(request.delivery_id) if request.delivery_id else None
+        if one and await self._store.get_delivery(one) is None:
+            raise _no_delivery(request.delivery_id)
+        count = await self._store.replay(
+            request_id=request.request_id,
+            delivery_id=one,
+            app_id=request.app_id,
+            configuration_id=request.configuration_id,
+            states=states or (set(State) if one else {State.REFUSED, State.EXHAUSTED}),
+            limit=MOST_REPLAYED,
+        )
+        self._wake()
+        return postback_pb2.ReplayResponse(replayed_count=count)
+
+
+def _check_mask(request: postback_pb2.UpdateConfigurationRequest) -> None:
+    violations = Violations()
+    if not request.update_mask.paths:
+        violations.add("update_mask", "REQUIRED", "must name the fields to change")
+    for path in request.update_mask.paths:
+        if path.partition(".")[0] in (*_IMMUTABLE, *OUTPUT_ONLY):
+            violations.add("update_mask", "IMMUTABLE", f"{path} cannot be changed")
+        elif not FieldMask(paths=[path]).IsValidForDescriptor(postback_pb2.Configuration.DESCRIPTOR):
+            violations.add("update_mask", "UNKNOWN_FIELD", f"{path} is no field of a configuration")
+    violations.check()
+
+
+def _is_whole(conversion: postback_pb2.Conversion) -> bool:
+    decision = conversion.decision
+    ids = (decision.app_id, decision.event_name, decision.conversion_id)
+    return all(ids) and not any("\0" in text for text in ids) and conversion.HasField("record")
+
+
+def _refuse(request: postback_pb2.EnqueueConversionsRequest) -> None:
+    violations = Violations()
+    if not request.conversions:
+        violations.add("conversions", "REQUIRED", f"1 to {MOST_CONVERSIONS}")
+    for number, conversion in enumerate(request.conversions):
+        for name in ("app_id", "event_name", "conversion_id"):
+            field = f"conversions[{number}].decision.{name}"
+            _require(violations, field, getattr(conversion.decision, name))
+        if not conversion.HasField("record"):
+            violations.add(f"conversions[{number}].record", "REQUIRED", "must be set")
+    violations.check()
+
+
+def _new_delivery(conversion: postback_pb2.Conversion, configuration: Configuration) -> NewDelivery:
+    decision = conversion.decision
+    return NewDelivery(
+        delivery_id=delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
+        configuration_id=configuration.configuration_id,
+        app_id=decision.app_id,
+        network_id=configuration.network_id,
+        conversion_id=decision.conversion_id,
+        event_name=decision.event_name,
+        device_id=decision.device_id,
+        conversion_time=decision.conversion_time.ToDatetime(UTC),
+        conversion=conversion.SerializeToString(),
+        delay_s=configuration.delay_s,
+        once_a_day=bool(decision.device_id) and once_a_day(configuration),
+    )
+
+
+def _require(violations: Violations, field: str, text: str) -> None:
+    if not text:
+        violations.add(field, "REQUIRED", "must be set")
+    _without_nul(violations, field, text)
+
+
+def _without_nul(violations: Violations, field: str, text: str) -> None:
+    if "\0" in text:
+        violations.add(field, "INVALID_TEXT", "must not hold NUL")
+
+
+def _states(violations: Violations, states: Iterable[postback_pb2.Delivery.State.ValueType]) -> set[State]:
+    found = set()
+    for state in states:
+        if state not in _STATES:
+            violations.add("states", "UNKNOWN", "must be values of State")
+        else:
+            found.add(_STATES[state])
+    return found
+
+
+def _delivery_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise _no_delivery(text) from None
+
+
+def _no_delivery(text: str) -> NotFound:
+    return NotFound("DELIVERY_NOT_FOUND", "no such delivery", delivery_id=text)
+
+
+def _delivery(stored: StoredDelivery) -> postback_pb2.Delivery:
+    pending = stored.state is State.PENDING
+    return postback_pb2.Delivery(
+        delivery_id=str(stored.delivery_id),
+        configuration_id=stored.configuration_id,
+        app_id=stored.app_id,
+        network_id=stored.network_id,
+        conversion_id=stored.conversion_id,
+        event_name=stored.event_name,
+        state=postback_pb2.Delivery.State.Value(f"STATE_{stored.state}"),
+        attempt_count=stored.attempt_count,
+        replay_count=stored.replay_count,
+        create_time=_timestamp(stored.create_time),
+        next_attempt_time=_timestamp(stored.due_time) if pending else None,
+        end_time=_timestamp(stored.end_time) if stored.end_time else None,
+    )
+
+
+def _attempt(stored: StoredAttempt) -> postback_pb2.Attempt:
+    if stored.attempt:
+        return postback_pb2.Attempt.FromString(stored.attempt)
+    return postback_pb2.Attempt(
+        start_time=_timestamp(stored.start_time),
+        verdict=stored.verdict,
+        will_retry=True,
+        replay_count=stored.replay_count,
+    )
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,272 @@
+"""Sends what is due: claims deliveries, makes their requests side by side, settles them in batches."""
+
+import asyncio
+import math
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from libs.worker import keep_running
+from reengage.postback.v1 import postback_pb2
+from services.postback import retry
+from services.postback.catalog import Catalog
+from services.postback.delivery import requests
+from services.postback.macros import MASK
+from services.postback.model import Asked, Claimed, Configuration, Settled, State
+from services.postback.sender import Answer, Sender
+from services.postback.store import Store
+from services.postback.template import Request
+
+POLL_S = 0.1
+LEASE_MARGIN_S = 15.0
+"""Beyond an attempt's timeout: for settling it, though the database be away for a moment."""
+DRAIN_S = 5.0
+SETTLE_AT_ONCE = 500
+KEPT_BODY = 4096
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0)
+_attempts = Counter("postback_attempts_total", "Attempts made, by verdict.", ["verdict"])
+_ended = Counter("postback_deliveries_ended_total", "Deliveries that ended, by state.", ["state"])
+_under_way = Gauge("postback_attempts_under_way", "Attempts being made.")
+_waited = Histogram("postback_wait_seconds", "From the time a delivery was due to its attempt.", buckets=_SECONDS)
+_took = Histogram("postback_attempt_seconds", "Time an attempt took.", buckets=_SECONDS)
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Tokens of one configuration's rate; it fills in a fifth of a second, so that a poll never finds it wasted."""
+
+    per_second: int
+    tokens: float
+    filled: float
+
+    def fill(self, now: float) -> int:
+        most = max(1.0, self.per_second / 5)
+        self.tokens = min(most, self.tokens + (now - self.filled) * self.per_second)
+        self.filled = now
+        return int(self.tokens)
+
+
+class DeliveryWorker:
+    """Sends due deliveries, at most `in_flight` at a time, of one configuration at most `in_flight_each`.
+
+    Several processes may do so at once. A rate limit holds for each process by itself.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        sender: Sender,
+        *,
+        jitter: Callable[[], float],
+        in_flight: int = 1024,
+        in_flight_each: int = 64,
+    ) -> None:
+        """`jitter` draws evenly from [0, 1)."""
+        self._store, self._catalog, self._sender, self._jitter = store, catalog, sender, jitter
+        self._in_flight, self._in_flight_each = in_flight, in_flight_each
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way_of: Tally[str] = Tally()
+        self._buckets: dict[str, _Bucket] = {}
+        self._finished: list[Settled] = []
+        self._something_due, self._something_finished = asyncio.Event(), asyncio.Event()
+
+    def wake(self) -> None:
+        """Say that something may be due: it is looked for at once, not only at the next poll."""
+        self._something_due.set()
+
+    async def run(self) -> None:
+        """Send until cancelled; then let the attempts under way end, up to 5 s, and settle them."""
+        settling = asyncio.create_task(keep_running("settle", self._settle_finished))
+        try:
+            await keep_running("deliver", self._claim_due)
+        finally:
+            if self._under_way:
+                await asyncio.wait(self._under_way, timeout=DRAIN_S)
+            for attempt in self._under_way:
+                attempt.cancel()
+            settling.cancel()
+            await asyncio.gather(settling, *self._under_way, return_exceptions=True)
+            while self._finished:
+                await self._settle_finished()
+
+    async def _claim_due(self) -> None:
+        self._something_due.clear()
+        claimed = 0
+        for retries in (False, True):  # first tries go first
+            asked = self._asked()
+            if not asked:
+                break
+            room = self._in_flight - len(self._under_way)
+            for one in await self._store.claim(asked, limit=room, retries=retries):
+                self._begin(one)
+                claimed += 1
+        if not claimed:
+            try:
+                await asyncio.wait_for(self._something_due.wait(), POLL_S)
+            except TimeoutError:
+                return
+
+    def _asked(self) -> list[Asked]:
+        """For how many deliveries there is room, of each configuration that has any."""
+        free, now = self._in_flight - len(self._under_way), time.monotonic()
+        asked = []
+        if free > 0:
+            for one in self._catalog.sendable():
+                room = min(
+                    free, self._in_flight_each - self._under_way_of[one.configuration_id], self._tokens(one, now)
+                )
+                if room > 0:
+                    asked.append(
+                        Asked(configuration_id=one.configuration_id, room=room, lease_s=one.timeout_s + LEASE_MARGIN_S)
+                    )
+        # When all room is scarce, nobody is always the last in the row.
+        first = math.floor(self._jitter() * len(asked))
+        return asked[first:] + asked[:first]
+
+    def _tokens(self, configuration: Configuration, now: float) -> int:
+        rate = configuration.deliveries_per_second
+        if not rate:
+            return self._in_flight
+        bucket = self._buckets.get(configuration.configuration_id)
+        if bucket is None or bucket.per_second != rate:
+            bucket = self._buckets[configuration.configuration_id] = _Bucket(rate, 1.0, now)
+        return bucket.fill(now)
+
+    def _begin(self, claimed: Claimed) -> None:
+        configuration = self._catalog.get(claimed.configuration_id)
+        assert configuration is not None, "only known configurations are asked for"
+        if configuration.deliveries_per_second:
+            self._buckets[claimed.configuration_id].tokens -= 1
+        _waited.observe(claimed.waited_s)
+        task = asyncio.create_task(self._attempt(configuration, claimed))
+        self._under_way.add(task)
+        self._under_way_of[claimed.configuration_id] += 1
+        _under_way.inc()
+        task.add_done_callback(lambda done: self._end(done, claimed.configuration_id))
+
+    def _end(self, task: "asyncio.Task[None]", configuration_id: str) -> None:
+        self._under_way.discard(task)
+        self._under_way_of[configuration_id] -= 1
+        _under_way.dec()
+        self._something_due.set()  # there is room again, and more may be waiting for it
+
+    async def _attempt(self, configuration: Configuration, claimed: Claimed) -> None:
+        began = time.monotonic()
+        answer = Answer(headers={})
+        shown = Request(method=configuration.template.method, url="", headers={}, body="")
+        try:
+            if claimed.number - 1 - claimed.failure_count > retry.MOST_INTERRUPTIONS:
+                verdict = retry.Verdict(word="INTERRUPTED", next=retry.Next.GIVE_UP)
+            else:
+                conversion = postback_pb2.Conversion.FromString(claimed.conversion)
+                request, shown = requests(configuration, conversion, claimed.delivery_id)
+                answer = await self._sender.send(request, timeout_s=configuration.timeout_s)
+                verdict = retry.judge(
+                    status_code=answer.status_code,
+                    failure=answer.failure,
+                    body=answer.body,
+                    success_substring=configuration.template.success_substring,
+                )
+        except Exception as error:  # the worker's edge: one delivery's trouble is not the others'
+            _log.error("delivery.failed", delivery_id=str(claimed.delivery_id), exc_info=error)
+            verdict = retry.Verdict(word="NOT_RENDERED", next=retry.Next.RETRY)
+        took_s = time.monotonic() - began
+        self._finished.append(self._settled(configuration, claimed, shown, answer, verdict, took_s))
+        self._something_finished.set()
+
+    def _settled(
+        self,
+        configuration: Configuration,
+        claimed: Claimed,
+        shown: Request,
+        answer: Answer,
+        verdict: retry.Verdict,
+        took_s: float,
+    ) -> Settled:
+        state, wait_s = State.DELIVERED, 0.0
+        now_s = claimed.claim_time.timestamp() + took_s
+        if verdict.next is retry.Next.GIVE_UP:
+            state = State.EXHAUSTED if verdict.word == "INTERRUPTED" else State.REFUSED
+        elif verdict.next is retry.Next.RETRY:
+            again_s = retry.next_attempt(
+                failures=claimed.failure_count + 1,
+                retry_attempts=configuration.retry_attempts,
+                jitter=self._jitter(),
+                asked_s=retry.asked_wait(status_code=answer.status_code, headers=answer.headers, now_s=now_s),
+            )
+            state, wait_s = (State.EXHAUSTED, 0.0) if again_s is None else (State.PENDING, again_s)
+        hide = _scrubber(configuration.secrets)
+        attempt = postback_pb2.Attempt(
+            method=shown.method,
+            url=shown.url,
+            request_headers=shown.headers,
+            request_body=shown.body,
+            status_code=answer.status_code,
+            response_headers={hide(name): hide(value) for name, value in answer.headers.items()},
+            response_body=hide(answer.body)[:KEPT_BODY],
+            verdict=verdict.word,
+            will_retry=state is State.PENDING,
+            replay_count=claimed.replay_count,
+        )
+        attempt.start_time.FromDatetime(claimed.claim_time)
+        attempt.duration.FromNanoseconds(int(took_s * 1e9))
+        if state is State.PENDING:
+            attempt.next_attempt_time.FromNanoseconds(int((now_s + wait_s) * 1e9))
+        _attempts.labels(verdict.word).inc()
+        _took.observe(took_s)
+        if state is not State.PENDING:
+            _ended.labels(state).inc()
+        return Settled(
+            claimed=claimed,
+            state=state,
+            wait_s=wait_s,
+            verdict=verdict.word,
+            attempt=attempt.SerializeToString(),
+            pauses_configuration=verdict.pauses_configuration,
+        )
+
+    async def _settle_finished(self) -> None:
+        if not self._finished:
+            self._something_finished.clear()
+            await self._something_finished.wait()
+        batch = self._finished[:SETTLE_AT_ONCE]
+        await self._store.settle(batch)
+        # Only now: a batch that could not be settled is tried again, until its leases are long over.
+        del self._finished[: len(batch)]
+        if any(one.pauses_configuration for one in batch):
+            await self._catalog.refresh()
+        _note(batch)
+
+
+def _note(batch: Sequence[Settled]) -> None:
+    for one in batch:
+        _log.info(
+            "delivery.settled",
+            delivery_id=str(one.claimed.delivery_id),
+            configuration_id=one.claimed.configuration_id,
+            attempt=one.claimed.number,
+            verdict=one.verdict,
+            state=one.state,
+            retry_in_s=round(one.wait_s, 1),
+        )
+
+
+def _scrubber(secrets: Mapping[str, str]) -> Callable[[str], str]:
+    """Hides secrets in what an endpoint answers: some echo what they were sent."""
+    forms = sorted({form for value in secrets.values() for form in (value, quote(value, safe=""))}, key=len)
+
+    def hide(text: str) -> str:
+        # Longer ones first, as one may hold another. Bytes that are no text came as lone surrogates.
+        for form in reversed(forms):
+            text = text.replace(form, MASK)
+        return text.encode(errors="replace").decode()
+
+    return hide
