@@ -1,0 +1,79 @@
+"""Starts the gateway."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from libs.client import open_channel
+from libs.config import load
+from libs.log import configure_logging
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from services.gateway.addresses import ClientAddresses
+from services.gateway.app import Gateway
+from services.gateway.batches import Batches
+from services.gateway.log import EngagementLog, IngestLog
+from services.gateway.rates import Rates
+from services.gateway.server import serve_http
+from services.gateway.settings import Settings
+from services.gateway.spool import Spool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """REENGAGE_*. `trusted_proxies`: addresses or networks, comma-separated, whose X-Forwarded-For is believed."""
+
+    listen: str = "127.0.0.1:8080"
+    log_level: str = "info"
+    tracker_target: str = "127.0.0.1:7101"
+    ingest_target: str = "127.0.0.1:7102"
+    attribution_target: str = "127.0.0.1:7103"
+    spool_directory: str = ".data/spool"
+    spool_max_bytes: int = 1024 * 1024 * 1024
+    click_patience_s: float = 0.1
+    trusted_proxies: str = ""
+    drain_s: float = 0.0
+    grace_s: float = 20.0
+
+
+async def main() -> None:
+    """Serve until told to stop."""
+    config = load(Config)
+    configure_logging("gateway", config.log_level)
+    addresses = ClientAddresses(filter(None, (proxy.strip() for proxy in config.trusted_proxies.split(","))))
+    async with (
+        open_channel(config.tracker_target) as tracker_channel,
+        open_channel(config.ingest_target) as ingest_channel,
+        open_channel(config.attribution_target) as attribution_channel,
+        Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
+    ):
+        tracker = tracker_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
+        settings = Follower(lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), Settings)
+        ingest = IngestLog(ingest_channel)
+        engagement_log = EngagementLog(ingest, spool, patience_s=config.click_patience_s)
+        records, engagements = Batches(ingest.try_to_store), Batches(engagement_log.keep)
+        gateway = Gateway(
+            settings=lambda: settings.current,
+            records=records,
+            engagements=engagements,
+            attribution=attribution_pb2_grpc.AttributionServiceStub(attribution_channel),
+            addresses=addresses,
+            rates=Rates(time.monotonic),
+        )
+        following = [asyncio.ensure_future(settings.run()), asyncio.ensure_future(engagement_log.replay())]
+        try:
+            await serve_http(gateway, config.listen, drain_s=config.drain_s, grace_s=config.grace_s)
+        finally:
+            await records.close()
+            await engagements.close()
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,42 @@
+"""Whose address a request comes from, when proxies stand between."""
+
+import ipaddress
+from collections.abc import Iterable
+from functools import lru_cache
+
+from services.gateway.links import is_ip_address
+
+
+class ClientAddresses:
+    """Believes `X-Forwarded-For` only as far as trusted proxies wrote it.
+
+    `proxies` are addresses or networks (`10.0.0.0/8`). Raises ValueError for anything else.
+    """
+
+    def __init__(self, proxies: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(proxy) for proxy in proxies]
+        self._is_proxy = lru_cache(4096)(self._belongs_to_proxy)
+
+    def client(self, peer: str, forwarded_for: str) -> str:
+        """The peer; if that is a trusted proxy, the last forwarded address that is none. Empty when not known."""
+        if not self._networks or not forwarded_for or not self._is_proxy(peer):
+            return peer
+        for address in map(_without_port, reversed(forwarded_for.split(","))):
+            if not self._is_proxy(address):
+                return address if is_ip_address(address) else ""
+        return peer
+
+    def _belongs_to_proxy(self, text: str) -> bool:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+def _without_port(address: str) -> str:
+    address = address.strip()
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, _, port = address.rpartition(":")
+    return host if port and "." in host and ":" not in host else address

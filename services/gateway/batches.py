@@ -1,0 +1,83 @@
+"""Many requests, few calls: what arrives while calls are under way goes out together with the next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from libs.errors import ResourceExhausted, ServiceError
+from reengage.ingest.v1 import ingest_pb2
+
+Outcome: TypeAlias = ingest_pb2.RecordResult | ServiceError
+"""What became of a record: ingest's answer, or why there is none."""
+Send: TypeAlias = Callable[[Sequence[bytes], str], Awaitable[Sequence[Outcome]]]
+"""Sends serialised records under a request id; answers one outcome a record and never raises."""
+_Waiting: TypeAlias = "tuple[bytes, str, asyncio.Future[Outcome]]"
+
+
+class Batches:
+    """Collects records into calls of `send`: at most `max_records` and about `max_bytes` each, `calls` at once.
+
+    At most `max_waiting` records wait for their call; one more raises ResourceExhausted `OVERLOADED`.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        max_records: int = 500,
+        max_bytes: int = 4 * 1024 * 1024,
+        calls: int = 2,
+        max_waiting: int = 10_000,
+    ) -> None:
+        self._send = send
+        self._max_records, self._max_bytes, self._max_waiting = max_records, max_bytes, max_waiting
+        self._free = calls
+        self._waiting: deque[_Waiting] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._start_is_due = False
+
+    def add(self, record: bytes, request_id: str) -> asyncio.Future[Outcome]:
+        """Queue a record; the future tells what became of it. A call goes under the request id of its first record."""
+        if len(self._waiting) >= self._max_waiting:
+            raise ResourceExhausted("OVERLOADED", "too many records are waiting to be stored", retry_after_s=1.0)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.append((record, request_id, future))
+        if self._free and not self._start_is_due:
+            # Not at once: requests that were read in this turn of the loop come along.
+            self._start_is_due = True
+            loop.call_soon(self._start)
+        return future
+
+    async def close(self) -> None:
+        """Wait until everything queued has its outcome. Add nothing any more."""
+        while self._running or self._waiting:
+            if self._running:
+                await asyncio.wait(self._running)
+            else:
+                await asyncio.sleep(0)
+
+    def _start(self) -> None:
+        self._start_is_due = False
+        while self._free and self._waiting:
+            self._free -= 1
+            task = asyncio.get_running_loop().create_task(self._call(self._take()))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _take(self) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(taken) < self._max_records and size < self._max_bytes:
+            taken.append(self._waiting.popleft())
+            size += len(taken[-1][0])
+        return taken
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        outcomes = await self._send([record for record, _, _ in batch], batch[0][1])
+        for (_, _, future), outcome in zip(batch, outcomes, strict=True):
+            if not future.done():  # its request was given up
+                future.set_result(outcome)
+        self._free += 1
+        self._start()

@@ -1,0 +1,183 @@
+"""Ad links: the query of a click or impression, and the record it makes. Pure."""
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_plus
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from reengage.ingest.v1 import ingest_pb2
+from services.gateway.model import DEVICE_IDS, HASH_METHODS, Platform, Tracker
+
+MAX_CUSTOM_PARAMETERS = 64
+LATEST_PING_S = 12 * 3600
+_HEX_LENGTHS = {32: "md5", 40: "sha1", 64: "sha256"}
+_TRUE = ("1", "true", "yes")
+_COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
+_MACRO = re.compile(r"[$%]?\{.*\}|\[.*\]|null", re.DOTALL)
+
+_IDS = {**{name: name for name in DEVICE_IDS}, "ios_idfa": "idfa"}
+_AD = frozenset({"site_id", "sub_site_id", "creative_id", "partner_campaign_id", "partner_campaign_name"})
+# Keys that mean something to us; every other one is a custom parameter.
+_OURS = frozenset(
+    {
+        "campaign_id", "network_id", "device_id", "device_id_type", "device_id_is_hashed", "device_hash_method",
+        "ip_address", "device_ua", "user_agent", "click_id", "impression_id", "click_time", "expires", "signature",
+        "att", "att_time", "event", "append_app_conv_trk_params", *_IDS, *_AD,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """Who asked for a link (address and user agent, empty when not known), and when, in seconds since 1970."""
+
+    ip_address: str
+    user_agent: str
+    time_s: float
+
+
+def parse_query(raw: bytes) -> dict[str, str]:
+    """The parameters of a query string; of equal keys the first. Absent values (empty, unreplaced macros) are left out.
+
+    `?campaign_id?campaign_id=x`, which some networks make, reads as `campaign_id=x`.
+    """
+    if b"?" in raw:
+        head, _, rest = raw.partition(b"?")
+        if b"=" not in head:
+            raw = rest
+    text = raw.decode("latin-1")
+    encoded = "%" in text or "+" in text
+    found: dict[str, str] = {}
+    for pair in text.split("&"):
+        key, _, value = pair.partition("=")
+        if encoded and ("%" in pair or "+" in pair):
+            key, value = unquote_plus(key), unquote_plus(value)
+        elif not pair.isascii():
+            key, value = (part.encode("latin-1").decode("utf-8", "replace") for part in (key, value))
+        if "\0" in value or "\0" in key:
+            key, value = key.replace("\0", ""), value.replace("\0", "")
+        if key and key not in found and is_present(key, value):
+            found[key] = value
+    return found
+
+
+def is_present(key: str, value: str) -> bool:
+    """Whether a value says something: not empty, no unreplaced macro, not its own name (rule A2)."""
+    if not value or value == key:
+        return False
+    return value[0] not in "{[%$n" or _MACRO.fullmatch(value) is None
+
+
+def click_record(
+    tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, click_id: str, invalid: bool
+) -> ingest_pb2.Record:
+    """The record of a click. `click_id` becomes its record id: it is what the redirect hands on as `ko_click_id`.
+
+    A ping later than 12 hours is invalid as well: kept, never a candidate.
+    """
+    time_s = _time_s(parameters, visit)
+    record = _record(tracker, parameters, visit, click_id, time_s)
+    click = record.click
+    click.tracker_id = tracker.tracker_id
+    if value := parameters.get("click_id"):
+        click.click_id = value
+    if invalid or visit.time_s - time_s > LATEST_PING_S:
+        click.invalid = True
+    _describe_ad(click.ad, parameters)
+    return record
+
+
+def impression_record(
+    tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, record_id: str
+) -> ingest_pb2.Record:
+    """The record of a view. `event` says whether a video was seen to its end."""
+    record = _record(tracker, parameters, visit, record_id, _time_s(parameters, visit))
+    impression = record.impression
+    impression.tracker_id = tracker.tracker_id
+    if value := parameters.get("impression_id"):
+        impression.impression_id = value
+    if parameters.get("event", "").lower() in _COMPLETED:
+        impression.completed_view = True
+    _describe_ad(impression.ad, parameters)
+    return record
+
+
+def is_ip_address(text: str) -> bool:
+    """Whether this is an IPv4 or IPv6 address."""
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def device_user_agent(parameters: Mapping[str, str], visit: Visit) -> str:
+    """The device's user agent: the one given, else the visitor's, unless that is a server speaking for a device."""
+    given = parameters.get("device_ua") or parameters.get("user_agent")
+    return given or ("" if "ip_address" in parameters else visit.user_agent)
+
+
+def _record(
+    tracker: Tracker, parameters: Mapping[str, str], visit: Visit, record_id: str, time_s: float
+) -> ingest_pb2.Record:
+    ip_address = parameters.get("ip_address", visit.ip_address)
+    whole_s = int(time_s)
+    record = ingest_pb2.Record(
+        record_id=record_id,
+        app_id=tracker.app.app_id,
+        event_time=Timestamp(seconds=whole_s, nanos=int((time_s - whole_s) * 1e9)),
+        # A wrong address must not cost the click: it is still matched by its ids.
+        ip_address=ip_address if ip_address is visit.ip_address or is_ip_address(ip_address) else "",
+        user_agent=device_user_agent(parameters, visit),
+    )
+    for key in parameters.keys() & _IDS.keys():
+        record.device_ids[_IDS[key]] = parameters[key]
+    if (device_id := parameters.get("device_id")) is not None:
+        record.device_ids[_name_of_device_id(tracker, parameters, device_id)] = device_id
+    if (att := parameters.get("att")) is not None:
+        record.tracking_transparency.authorized = att.lower() in _TRUE
+        answered_s = epoch_s(parameters.get("att_time", ""))
+        if answered_s is not None:
+            record.tracking_transparency.answer_time.seconds = int(answered_s)
+    return record
+
+
+def _name_of_device_id(tracker: Tracker, parameters: Mapping[str, str], device_id: str) -> str:
+    default = "adid" if tracker.app.platform is Platform.ANDROID else "idfa"
+    name = _IDS.get(parameters.get("device_id_type", "").lower(), default)
+    method = parameters.get("device_hash_method", "").lower().replace("-", "")
+    if method not in HASH_METHODS:
+        hashed = parameters.get("device_id_is_hashed", "").lower() in _TRUE
+        method = _HEX_LENGTHS.get(len(device_id), "") if hashed else ""
+    return f"{name}_{method}" if method and f"{name}_{method}" in DEVICE_IDS else name
+
+
+def _describe_ad(ad: ingest_pb2.AdDetails, parameters: Mapping[str, str]) -> None:
+    for key in parameters.keys() & _AD:
+        setattr(ad, key, parameters[key])
+    custom = parameters.keys() - _OURS
+    if custom:
+        for key in sorted(custom)[:MAX_CUSTOM_PARAMETERS]:
+            ad.custom_parameters[key] = parameters[key]
+
+
+def _time_s(parameters: Mapping[str, str], visit: Visit) -> float:
+    given = epoch_s(parameters["click_time"]) if "click_time" in parameters else None
+    # What has been heard of has happened.
+    return visit.time_s if given is None else min(given, visit.time_s)
+
+
+def epoch_s(value: object) -> float | None:
+    """Seconds since 1970 out of epoch seconds or milliseconds (by magnitude), a number or its text; else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if number >= 1e11:
+        number /= 1000
+    return number if 0 <= number < 253_402_300_800 else None

@@ -1,0 +1,133 @@
+"""The ways into ingest's log: straight, or for clicks and impressions over the spool when ingest is slow."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import grpc
+import structlog
+from prometheus_client import Counter, Gauge
+
+from libs.errors import ResourceExhausted, ServiceError, Unavailable, from_rpc_error
+from libs.interceptors import REQUEST_ID_HEADER
+from libs.worker import keep_running
+from reengage.ingest.v1 import ingest_pb2
+from services.gateway.batches import Outcome
+from services.gateway.spool import Spool, SpoolFullError
+
+_RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ingest_pb2.RecordBatchResponse]"
+_METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
+_REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
+_LOUDLY_EVERY_S = 5.0
+
+_lost = Counter("gateway_engagements_lost_total", "Clicks and impressions that could be kept nowhere.")
+_refused = Counter("gateway_engagements_refused_total", "Clicks and impressions that ingest refused.")
+_spooled = Counter("gateway_engagements_spooled_total", "Clicks and impressions that went over the spool.")
+_spool_bytes = Gauge("gateway_spool_bytes", "Bytes waiting in the spool.")
+_log = structlog.get_logger()
+
+
+class IngestLog:
+    """Ingest's `RecordBatch`, for records that are serialised already."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        # A generated stub would copy each record into the request; the bytes of a request are those of its records,
+        # each behind its tag and length.
+        self._record_batch: _RecordBatch = channel.unary_unary(
+            _METHOD, response_deserializer=ingest_pb2.RecordBatchResponse.FromString
+        )
+
+    async def store(
+        self, records: Sequence[bytes], request_id: str, timeout_s: float | None = None
+    ) -> Sequence[ingest_pb2.RecordResult]:
+        """One result a record, in order. Raises `Unavailable` or `ResourceExhausted` with a time to retry after."""
+        request = b"".join(b"\n" + _varint(len(record)) + record for record in records)
+        try:
+            response = await self._record_batch(request, timeout=timeout_s, metadata=((REQUEST_ID_HEADER, request_id),))
+        except grpc.aio.AioRpcError as error:
+            raise _as_service_error(error) from None
+        return response.results
+
+    async def try_to_store(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
+        """The same, with the error as the outcome of every record."""
+        try:
+            return await self.store(records, request_id)
+        except ServiceError as error:
+            return [error] * len(records)
+
+
+class EngagementLog:
+    """Keeps clicks and impressions: in ingest's log when it answers within `patience_s`, else in the spool.
+
+    After a failure everything goes to the spool at once, until ingest has taken the oldest of it. Whether a record sent
+    in vain was stored all the same does not matter: its record id makes the second time a repeat.
+    """
+
+    def __init__(self, ingest: IngestLog, spool: Spool, *, patience_s: float) -> None:
+        self._ingest, self._spool, self._patience_s = ingest, spool, patience_s
+        self._ingest_is_well = True
+        self._next_loud_s = 0.0
+        _spool_bytes.set_function(lambda: spool.size_bytes)
+
+    async def keep(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
+        """One outcome a record: a result once it is durable somewhere, `Unavailable` `ENGAGEMENT_LOST` if nowhere."""
+        if self._ingest_is_well:
+            try:
+                results = await self._ingest.store(records, request_id, self._patience_s)
+            except ServiceError as error:
+                self._ingest_is_well = False
+                _log.warning("ingest.slow", reason=error.reason)
+            else:
+                _count_refused(results)
+                return results
+        try:
+            await self._spool.append(records)
+        except (SpoolFullError, OSError) as error:
+            return self._lose(len(records), error)
+        _spooled.inc(len(records))
+        return [ingest_pb2.RecordResult(status=ingest_pb2.RecordResult.STATUS_ACCEPTED)] * len(records)
+
+    async def replay(self) -> None:
+        """Send on what the spool holds, until cancelled."""
+        await keep_running("replay", lambda: self._spool.replay(self._send_on))
+
+    async def _send_on(self, records: Sequence[bytes]) -> None:
+        _count_refused(await self._ingest.store(records, "replay"))
+        if not self._ingest_is_well:
+            self._ingest_is_well = True
+            _log.info("ingest.well")
+
+    def _lose(self, count: int, error: Exception) -> Sequence[Outcome]:
+        _lost.inc(count)
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._next_loud_s:
+            self._next_loud_s = now_s + _LOUDLY_EVERY_S
+            _log.error("engagement.lost", count=count, because=type(error).__name__)
+        return [Unavailable("ENGAGEMENT_LOST", "ingest is away and the spool takes no more")] * count
+
+
+def _count_refused(results: Sequence[ingest_pb2.RecordResult]) -> None:
+    refused = sum(result.status == _REJECTED for result in results)
+    if refused:
+        _refused.inc(refused)
+        reasons = sorted({violation.reason for result in results for violation in result.violations})
+        _log.warning("engagement.refused", count=refused, reasons=reasons)
+
+
+def _as_service_error(error: grpc.aio.AioRpcError) -> ServiceError:
+    found = from_rpc_error(error)
+    retry_after_s = found.retry_after_s or 1.0
+    if found.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return ResourceExhausted(found.reason, "too much is waiting to be stored", retry_after_s=retry_after_s)
+    if found.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        _log.error("ingest.failed", code=found.code.name, reason=found.reason)
+    return Unavailable("LOG_UNAVAILABLE", "nothing can be stored just now", retry_after_s=retry_after_s)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

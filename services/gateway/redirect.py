@@ -1,0 +1,113 @@
+"""Where a click leads to. Pure: the tracker, the click's parameters and the device in, a URL out.
+
+A click link is never an open redirect: whatever the click's parameters say, the result has the scheme and host that
+the tracker's owner wrote, or a scheme that the app registered.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from urllib.parse import quote, urlencode
+
+from services.gateway.model import CLICK_ID_KEY, URL_CHARACTERS, Destination, Platform, Template, Tracker, origin
+
+_WEB = ("https", "http")
+
+
+def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], user_agent: str) -> str | None:
+    """The URL for this click: the deep link on a device of the app's platform, else the install URL.
+
+    Both get `ko_click_id`, and their macros filled from `parameters` (the click's query), the tracker's custom
+    parameters and the click id; unknown ones are left empty. A Play referrer carries the click id and the
+    custom parameters.
+    None when the tracker has no URL that may be led to.
+    """
+    if tracker.deep_link is not None and platform_of(user_agent) is tracker.app.platform:
+        link = _fill(tracker.deep_link, tracker, click_id, parameters, dynamic=True)
+        if _allowed(link, tracker.deep_link, tracker):
+            return add_parameter(link, CLICK_ID_KEY, click_id)
+    url = _fill(tracker.install_url, tracker, click_id, parameters, dynamic=False)
+    if not url or (tracker.install_url.names and not _allowed(url, tracker.install_url, tracker)):
+        return None
+    if tracker.destination is Destination.GOOGLE_REFERRER:
+        custom = {**tracker.custom_parameters, **{k: v for k, v in parameters.items() if k.startswith("cp_")}}
+        return add_parameter(url, "referrer", urlencode({CLICK_ID_KEY: click_id, **custom}))
+    return add_parameter(url, CLICK_ID_KEY, click_id)
+
+
+def platform_of(user_agent: str) -> Platform | None:
+    """The platform a user agent names, None when neither."""
+    if "Android" in user_agent:
+        return Platform.ANDROID
+    if "iPhone" in user_agent or "iPad" in user_agent or "iPod" in user_agent:
+        return Platform.IOS
+    return None
+
+
+def add_parameter(url: str, key: str, value: str) -> str:
+    """The URL with one more query parameter, encoded, before its fragment. A `referrer` it has already is added to."""
+    body, hash_sign, fragment = url.partition("#")
+    encoded = quote(value, safe="")
+    if key == "referrer" and (found := _find_referrer(body)) >= 0:
+        end = body.find("&", found)
+        end = len(body) if end < 0 else end
+        joint = "%26" if body[found:end] else ""
+        return f"{body[:found]}{encoded}{joint}{body[found:end]}{body[end:]}{hash_sign}{fragment}"
+    joint = "?" if "?" not in body else "" if body[-1] in "?&" else "&"
+    return f"{body}{joint}{key}={encoded}{hash_sign}{fragment}"
+
+
+def signature_holds(tracker: Tracker, path_and_query: bytes, expires: str, now_s: float) -> bool:
+    """Whether a click may count, as far as its signature says; always so for a tracker without a key.
+
+    The signature is the last parameter, the hex HMAC-SHA256 over path and query up to `&signature=`; `expires` (epoch
+    seconds) is among what it signs. Something unsigned after it could be anyone's, so the click does not count then.
+    """
+    if not tracker.validation_key:
+        return True
+    signed, _, signature = path_and_query.rpartition(b"&signature=")
+    if not expires.isascii() or not expires.isdigit() or len(expires) > 12 or int(expires) < now_s:
+        return False
+    wanted = hmac.new(tracker.validation_key, signed, hashlib.sha256).hexdigest().encode()
+    return hmac.compare_digest(wanted, signature.lower())
+
+
+def _find_referrer(body: str) -> int:
+    for start in ("?referrer=", "&referrer="):
+        found = body.find(start)
+        if found >= 0:
+            return found + len(start)
+    return -1
+
+
+def _fill(template: Template, tracker: Tracker, click_id: str, parameters: Mapping[str, str], *, dynamic: bool) -> str:
+    if not template.names:
+        return template.text
+    pieces = [template.literals[0]]
+    in_query = "?" in template.literals[0]
+    for name, literal in zip(template.names, template.literals[1:], strict=True):
+        value = _value(name, tracker, click_id, parameters)
+        # A dynamic deep link may be a path, or a whole URL; in a query a value stays a value.
+        pieces.append(quote(value, safe=URL_CHARACTERS if dynamic and not in_query else ""))
+        pieces.append(literal)
+        in_query = in_query or "?" in literal
+    return "".join(pieces)
+
+
+def _value(name: str, tracker: Tracker, click_id: str, parameters: Mapping[str, str]) -> str:
+    match name:
+        case "ko_click_id":
+            return click_id
+        case "campaign_id" | "tracker_id":
+            return tracker.tracker_id
+        case "network_id":
+            return tracker.network_id
+        case _:
+            return parameters.get(name) or tracker.custom_parameters.get(name, "")
+
+
+def _allowed(url: str, template: Template, tracker: Tracker) -> bool:
+    found = origin(url)
+    if found[0] in _WEB:
+        return bool(found[1]) and found == template.origin
+    return found[0] in tracker.app.url_schemes

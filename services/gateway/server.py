@@ -1,0 +1,129 @@
+"""Serving HTTP: uvicorn inside our process and our loop, with bounds on the head of a request."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway.app import Gateway
+
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_TIMEOUT_S = 10.0
+_MAX_CONNECTIONS = 4_000
+_log = structlog.get_logger()
+
+
+async def serve_http(gateway: Gateway, listen: str, *, drain_s: float, grace_s: float) -> None:
+    """Serve until SIGTERM or SIGINT: then not ready for `drain_s`, no new connections, `grace_s` for what is under way.
+
+    `listen` is `host:port`. Raises OSError when the port cannot be had.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    sock = _listen(listen)
+    config = uvicorn.Config(
+        gateway,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # whom to believe is decided in addresses.py
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(grace_s),
+    )
+    server = _Server(config)
+    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+    stopping = asyncio.ensure_future(stop.wait())
+    _log.info("http.started", port=sock.getsockname()[1])
+    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    _log.info("http.stopping")
+    gateway.stopping = True
+    await asyncio.sleep(drain_s if stop.is_set() else 0)
+    server.should_exit = True
+    await serving
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself takes a request's head of any size, for any time."""
+
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection that never sends anything is closed too."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, b"408 Request Timeout")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._head_is_done()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before the end of a head."""
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES + len(data):
+            self._refuse(b"431 Request Header Fields Too Large")
+            return
+        super().data_received(data)
+        if self._head_bytes and self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, b"408 Request Timeout")
+
+    def on_headers_complete(self) -> None:
+        """The head is over."""
+        self._head_is_done()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """What came was body."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next head begins."""
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def _head_is_done(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers, which would end the process before the spool is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve_http`."""
+        yield
+
+
+def _listen(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    try:
+        [(family, kind, proto, _, address), *_rest] = socket.getaddrinfo(
+            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {listen}: is the port taken?") from error
+    return sock

@@ -1,0 +1,90 @@
+"""What the gateway reads of tracker's settings: built from the messages when first asked for."""
+
+from google.protobuf.message import Message
+
+from libs.snapshots import Resources
+from reengage.tracker.v1 import tracker_pb2
+from services.gateway.model import App, Destination, Platform, Template, Tracker
+
+_DESTINATIONS = {
+    tracker_pb2.Tracker.DESTINATION_TYPE_GOOGLE_REFERRER: Destination.GOOGLE_REFERRER,
+    tracker_pb2.Tracker.DESTINATION_TYPE_LANDING_PAGE: Destination.LANDING_PAGE,
+}
+
+
+class Settings:
+    """One revision of the settings."""
+
+    def __init__(self, resources: Resources, revision: int) -> None:
+        self.revision = revision
+        # A copy of the dicts: the messages themselves are replaced, never changed.
+        self._messages: dict[str, dict[tuple[str, ...], Message]] = {
+            kind: dict(resources[kind]) for kind in ("app", "network", "campaign", "tracker")
+        }
+        self._apps: dict[str, App | None] = {}
+        self._trackers: dict[str, Tracker | None] = {}
+
+    def app(self, app_id: str) -> App | None:
+        """The live app of this id."""
+        try:
+            app = self._apps[app_id]
+        except KeyError:
+            message = self._messages["app"].get((app_id,))
+            if message is None:
+                return None  # not remembered: anyone can ask for any id
+            assert isinstance(message, tracker_pb2.App)
+            app = self._apps[app_id] = _app(message)
+        return app if app is not None and app.live else None
+
+    def tracker(self, tracker_id: str) -> Tracker | None:
+        """The tracker of this id, archived ones too, if links can lead anywhere by it."""
+        try:
+            return self._trackers[tracker_id]
+        except KeyError:
+            pass
+        message = self._messages["tracker"].get((tracker_id,))
+        if message is None:
+            return None
+        assert isinstance(message, tracker_pb2.Tracker)
+        app = self._messages["app"].get((message.app_id,))
+        tracker = _tracker(message, app) if isinstance(app, tracker_pb2.App) else None
+        self._trackers[tracker_id] = tracker
+        return tracker
+
+    def names_of(self, tracker_id: str) -> dict[str, str]:
+        """Names of the tracker and of the network and campaign it belongs to; ids where a name is not known."""
+        tracker = self._messages["tracker"].get((tracker_id,))
+        if not isinstance(tracker, tracker_pb2.Tracker):
+            return {"tracker": tracker_id}
+        return {
+            "tracker": tracker.name or tracker_id,
+            "network": self._name("network", tracker.network_id),
+            "campaign": self._name("campaign", tracker.campaign_id),
+        }
+
+    def _name(self, kind: str, resource_id: str) -> str:
+        message = self._messages[kind].get((resource_id,))
+        return (message is not None and str(getattr(message, "name", ""))) or resource_id
+
+
+def _app(message: tracker_pb2.App) -> App:
+    return App(
+        app_id=message.app_id,
+        platform=Platform.IOS if message.platform == tracker_pb2.PLATFORM_IOS else Platform.ANDROID,
+        url_schemes=frozenset(scheme.lower() for scheme in message.url_schemes),
+        records_per_second=message.settings.records_per_second,
+        live=message.status != tracker_pb2.STATUS_ARCHIVED,
+    )
+
+
+def _tracker(message: tracker_pb2.Tracker, app: tracker_pb2.App) -> Tracker:
+    return Tracker(
+        tracker_id=message.tracker_id,
+        app=_app(app),
+        network_id=message.network_id,
+        destination=_DESTINATIONS.get(message.destination_type, Destination.CUSTOM),
+        install_url=Template(message.install_url),
+        deep_link=Template(message.deep_link) if message.deep_link else None,
+        custom_parameters=dict(message.custom_parameters),
+        validation_key=message.click_validation_key.encode(),
+    )
