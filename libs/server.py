@@ -56,7 +56,8 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if config.metrics_port:
-        start_http_server(config.metrics_port)
+        host = config.listen.rpartition(":")[0].strip("[]")
+        start_http_server(config.metrics_port, addr=host)  # where the service itself is heard, no wider
     interceptor = ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)
     server, checks = build_server(config, faces, interceptor)
     port = server.add_insecure_port(config.listen)

@@ -1,0 +1,119 @@
+"""Calling any method of the suite by name, with JSON in and out, from the checked-in descriptors."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from importlib import import_module
+from pathlib import Path
+
+import grpc
+from google.protobuf import json_format, message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+
+from libs.client import open_channel
+from libs.errors import from_rpc_error
+
+PACKAGES = ("tracker", "ingest", "attribution", "postback")
+DEFAULT_PORTS = {"tracker": 7101, "ingest": 7102, "attribution": 7103, "postback": 7104}
+ADDRESSES = Path(__file__).parents[2] / ".data" / "suite.json"
+
+
+class CallError(Exception):
+    """The call could not be made, or failed; the message says what to change."""
+
+
+def find_method(name: str) -> tuple[str, MethodDescriptor]:
+    """The service (`tracker`, …) and the method that `name` means.
+
+    `name` is SERVICE/METHOD: `ingest/RecordBatch`, `IngestService/RecordBatch` or
+    `reengage.ingest.v1.IngestService/RecordBatch`. Raises CallError with what there is instead.
+    """
+    wanted_service, _, wanted_method = name.lstrip("/").rpartition("/")
+    methods: list[tuple[str, MethodDescriptor]] = []
+    for package in PACKAGES:
+        file = import_module(f"reengage.{package}.v1.{package}_pb2").DESCRIPTOR
+        for service in file.services_by_name.values():
+            if wanted_service in (package, service.name, service.full_name):
+                methods.extend((package, method) for method in service.methods)
+    if not methods:
+        raise CallError(f"{name!r} is no SERVICE/METHOD; services are {', '.join(PACKAGES)}")
+    for package, method in methods:
+        if method.name == wanted_method:
+            return package, method
+    raise CallError(f"{wanted_service} has no method {wanted_method!r}; it has {', '.join(m.name for _, m in methods)}")
+
+
+def target_of(service: str) -> str:
+    """Where a service is: REENGAGE_<SERVICE>_TARGET, else as `make run` has it here, else its default port."""
+    if given := os.environ.get(f"REENGAGE_{service.upper()}_TARGET"):
+        return given
+    try:
+        running: dict[str, str] = json.loads(ADDRESSES.read_text())
+    except (OSError, ValueError):
+        running = {}
+    return running.get(service) or f"127.0.0.1:{DEFAULT_PORTS[service]}"
+
+
+def parse_request(method: MethodDescriptor, text: str) -> Message:
+    """The request that a JSON text is. Raises CallError naming what does not fit."""
+    request = message_factory.GetMessageClass(method.input_type)()
+    try:
+        return json_format.Parse(text, request)
+    except json_format.ParseError as error:
+        raise CallError(f"The JSON is no {method.input_type.name}: {error}") from error
+
+
+async def call(service: str, method: MethodDescriptor, request: Message, *, target: str = "") -> AsyncIterator[Message]:
+    """Calls a unary or server-streaming method; yields its responses. Raises CallError."""
+    if method.client_streaming:
+        raise CallError(f"{method.name} takes a stream of requests, which this command does not send")
+    address = target or target_of(service)
+    assert method.containing_service is not None
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    answer = message_factory.GetMessageClass(method.output_type)
+    async with open_channel(address) as channel:
+        try:
+            if method.server_streaming:
+                stream = channel.unary_stream(
+                    path, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+                )
+                async for response in stream(request):
+                    yield response
+            else:
+                unary = channel.unary_unary(
+                    path, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+                )
+                yield await unary(request)
+        except grpc.aio.AioRpcError as error:
+            raise CallError(describe_failure(error, service, address)) from error
+
+
+async def ask(name: str, request: Message, *, target: str = "") -> Message:
+    """The one response of a unary method. Raises CallError."""
+    service, method = find_method(name)
+    async for response in call(service, method, request, target=target):
+        return response
+    raise CallError(f"{name} answered nothing")
+
+
+def describe_failure(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
+    """A failed call for people: the reason, every wrong field, and what to do."""
+    details = from_rpc_error(error)
+    if details.code is grpc.StatusCode.UNAVAILABLE and details.reason == details.code.name:
+        return (
+            f"No {service} answers at {address}. `make run` starts the suite; for another place set "
+            f"REENGAGE_{service.upper()}_TARGET or --target."
+        )
+    lines = [f"{details.code.name} {details.message}"]
+    if details.violations:
+        lines = [f"{details.code.name} {details.reason}"]
+        lines.extend(f"  {wrong.field}: {wrong.description} ({wrong.reason})" for wrong in details.violations)
+    if details.retry_after_s is not None:
+        lines.append(f"  Try again in {details.retry_after_s:g} s.")
+    return "\n".join(lines)
+
+
+def to_json(message: Message, *, indent: int | None = None) -> str:
+    """JSON with the field names of the protos."""
+    return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=indent, ensure_ascii=False)

@@ -1,0 +1,245 @@
+"""The command `reengage`.
+
+Exit codes: 0 done; 1 it failed, or a check did not hold; 2 the command line or a file does not fit; 130 interrupted.
+Modules are imported by the command that needs them, so that `reengage --help` is quick.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Runs Reengage on this machine, and asks a running one. [dim]Exit codes: 0 done, 1 failed, 2 wrong usage.[/]",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
+SERVICES = ("tracker", "ingest", "attribution", "postback", "gateway")
+INTERRUPTED = 130
+
+
+def _port(service: str, default: int) -> int:
+    option: int = typer.Option(
+        default, f"--{service}-port", envvar=f"REENGAGE_PORT_{service.upper()}", min=1, max=65535
+    )
+    return option
+
+
+@app.command()
+def up(
+    gateway_port: int = _port("gateway", 8080),
+    tracker_port: int = _port("tracker", 7101),
+    ingest_port: int = _port("ingest", 7102),
+    attribution_port: int = _port("attribution", 7103),
+    postback_port: int = _port("postback", 7104),
+    network_port: int = _port("network", 8090),
+    metrics_port: int = _port("metrics", 7201),
+) -> None:
+    """Starts PostgreSQL and all services with a sample app, and keeps them running; Ctrl-C stops all."""
+    from deploy.local.suite import Ports
+    from deploy.local.up import run
+
+    ports = Ports(
+        gateway=gateway_port,
+        tracker=tracker_port,
+        ingest=ingest_port,
+        attribution=attribution_port,
+        postback=postback_port,
+        network=network_port,
+        metrics=metrics_port,
+    )
+    # A signal is how `up` is meant to end.
+    raise typer.Exit(_run(run(ports), interrupted=0))
+
+
+@app.command()
+def demo() -> None:
+    """Plays the sample traffic through a suite of its own, shows and checks what became of it, and stops.
+
+    Uses a throwaway database and free ports, so it does not mind a suite that runs already. Exit code 1 when a number
+    is not what the sample must give.
+    """
+    from deploy.local.demo import run
+
+    raise typer.Exit(_run(run()))
+
+
+@app.command()
+def serve(service: Annotated[str, typer.Argument(help="tracker, ingest, attribution, postback or gateway.")]) -> None:
+    """Runs one service in this process, configured by its REENGAGE_* variables."""
+    from deploy.local import child
+
+    _check_service(service)
+    child.run(service)
+
+
+@app.command()
+def migrate(
+    service: Annotated[str, typer.Argument(help="The service whose schema is to be made or brought up to date.")],
+    admin_dsn: Annotated[
+        str, typer.Option(envvar="REENGAGE_ADMIN_DSN", help="A role that owns the database and may create roles.")
+    ],
+    app_password: Annotated[
+        str, typer.Option(envvar="REENGAGE_APP_PASSWORD", help="Password of <service>_app, where one is needed.")
+    ] = "",
+) -> None:
+    """Makes a service's schema and roles, and applies the migrations that are missing."""
+    from asyncpg import PostgresError
+
+    from libs.migrations import MigrationError, prepare
+
+    _check_service(service)
+    directory = Path(__file__).parents[2] / "services" / service / "migrations"
+    if not directory.is_dir():
+        _fail(f"{service} owns no schema", code=2)
+    try:
+        applied = asyncio.run(
+            prepare(admin_dsn, schema=service, directory=directory, app_password=app_password or None)
+        )
+    except (MigrationError, PostgresError, OSError, TimeoutError) as error:
+        _fail(str(error))
+    for migration in applied:
+        typer.echo(f"applied {migration.name}")
+    typer.echo(f"{service} is up to date")
+
+
+@app.command()
+def simulate(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A scenario, YAML or JSON.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the file's `expect`; exit 1 if it differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Runs a scenario file through the real decision code, without a server. Exit code 2: the file does not fit."""
+    from services.attribution.simulate_cli import run
+
+    raise typer.Exit(run(path, check_expect=check, as_json=as_json))
+
+
+@app.command()
+def explain(app_id: str, conversion_id: str, as_json: Json = False, target: Target = "") -> None:
+    """Tells what a conversion was attributed to, and the verdict on every candidate."""
+    from deploy.local.calls import to_json
+    from deploy.local.tables import print_explanation
+    from reengage.attribution.v1 import attribution_pb2
+
+    answer = _ask(
+        "attribution/ExplainDecision",
+        attribution_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=conversion_id),
+        target,
+    )
+    assert isinstance(answer, attribution_pb2.ExplainDecisionResponse)
+    if as_json:
+        typer.echo(to_json(answer, indent=2))
+    else:
+        print_explanation(answer)
+
+
+@app.command()
+def deliveries(
+    app_id: str,
+    delivery_id: Annotated[str, typer.Argument(help="Show this one, with every attempt.")] = "",
+    conversion: Annotated[str, typer.Option(help="Only those of this conversion.")] = "",
+    configuration: Annotated[str, typer.Option(help="Only those of this postback configuration.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 50,
+    as_json: Json = False,
+    target: Target = "",
+) -> None:
+    """Lists an app's postbacks, newest first, or shows one with every attempt."""
+    from deploy.local.calls import to_json
+    from deploy.local.tables import print_deliveries, print_delivery
+    from reengage.postback.v1 import postback_pb2
+
+    if delivery_id:
+        answer = _ask("PostbackService/GetDelivery", postback_pb2.GetDeliveryRequest(delivery_id=delivery_id), target)
+        assert isinstance(answer, postback_pb2.GetDeliveryResponse)
+        if answer.delivery.app_id != app_id:
+            _fail(f"delivery {delivery_id} belongs to app {answer.delivery.app_id}")
+        typer.echo(to_json(answer, indent=2)) if as_json else print_delivery(answer.delivery)
+        return
+    listed = _ask(
+        "PostbackService/ListDeliveries",
+        postback_pb2.ListDeliveriesRequest(
+            app_id=app_id, conversion_id=conversion, configuration_id=configuration, page_size=limit
+        ),
+        target,
+    )
+    assert isinstance(listed, postback_pb2.ListDeliveriesResponse)
+    typer.echo(to_json(listed, indent=2)) if as_json else print_deliveries(app_id, listed.deliveries)
+
+
+@app.command()
+def call(
+    method: Annotated[str, typer.Argument(metavar="SERVICE/METHOD", help="As `tracker/ListApps`.")],
+    request: Annotated[str, typer.Argument(metavar="JSON", help="The request; - reads it from standard input.")] = "{}",
+    target: Target = "",
+) -> None:
+    """Calls a gRPC method: JSON in, JSON out, one object per response of a stream."""
+    from deploy.local import calls
+
+    async def main() -> int:
+        service, descriptor = calls.find_method(method)
+        message = calls.parse_request(descriptor, sys.stdin.read() if request == "-" else request)
+        async for response in calls.call(service, descriptor, message, target=target):
+            typer.echo(calls.to_json(response, indent=None if descriptor.server_streaming else 2))
+        return 0
+
+    try:
+        raise typer.Exit(_run(main()))
+    except calls.CallError as error:
+        _fail(str(error))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measures, and prints a table with each number's ratio to a limit of this machine. Needs a checkout."""
+    import runpy
+
+    script = Path(__file__).parents[2] / "tests" / "bench" / "run.py"
+    if not script.exists():
+        _fail("The benchmark is part of a checkout, not of an installed package.")
+    sys.argv = ["reengage bench", *context.args]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _ask(name: str, request: "Message", target: str) -> "Message":
+    from deploy.local import calls
+
+    try:
+        return asyncio.run(calls.ask(name, request, target=target))
+    except calls.CallError as error:
+        _fail(str(error))
+
+
+def _run(main: Coroutine[None, None, int], *, interrupted: int = INTERRUPTED) -> int:
+    """The exit code of `main`; `interrupted` when a signal ended it."""
+    from deploy.local.processes import StartError
+
+    try:
+        return asyncio.run(main)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return interrupted
+    except StartError as error:
+        _fail(str(error))
+
+
+def _check_service(service: str) -> None:
+    if service not in SERVICES:
+        _fail(f"there is no service {service!r}; there are {', '.join(SERVICES)}", code=2)
+
+
+def _fail(message: str, *, code: int = 1) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,78 @@
+"""A local ad network: takes postbacks, keeps the newest, and can be told to misbehave."""
+
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+KEPT = 200
+
+Answer = Callable[[int], web.Response]
+"""What to answer to the n-th attempt (1, 2, …) at one delivery."""
+
+
+def takes(_attempt: int) -> web.Response:
+    """200, always."""
+    return web.json_response({"ok": True})
+
+
+def fails_first(attempt: int) -> web.Response:
+    """500 to the first attempt, 200 afterwards."""
+    return web.json_response({"error": "try later"}, status=500) if attempt == 1 else takes(attempt)
+
+
+def limits_first(attempt: int) -> web.Response:
+    """429 with `Retry-After: 1` to the first attempt, 200 afterwards."""
+    return web.Response(status=429, headers={"Retry-After": "1"}) if attempt == 1 else takes(attempt)
+
+
+def refuses(_attempt: int) -> web.Response:
+    """400, always."""
+    return web.json_response({"error": "unknown conversion"}, status=400)
+
+
+class LocalNetwork:
+    """Answers any request to `/postbacks/<network>` as `answers[network]` says, 200 by default; `/` lists what came."""
+
+    def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        """Attempts seen, by network and delivery id."""
+        self._answers = dict(answers or {})
+        self._newest: deque[dict[str, object]] = deque(maxlen=KEPT)
+
+    @asynccontextmanager
+    async def serving(self, host: str, port: int) -> AsyncIterator[None]:
+        """Listens for as long as the context lasts."""
+        app = web.Application()
+        app.router.add_get("/", self._list)
+        app.router.add_route("*", "/postbacks/{network}", self._take)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        network = request.match_info["network"]
+        delivery = (network, request.headers.get("Idempotency-Key", ""))
+        self.attempts[delivery] += 1
+        answer = self._answers.get(network, takes)(self.attempts[delivery])
+        self._newest.appendleft(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "network": network,
+                "delivery_id": delivery[1],
+                "method": request.method,
+                "url": str(request.rel_url),
+                "body": await request.text(),
+                "answered": answer.status,
+            }
+        )
+        return answer
+
+    async def _list(self, _request: web.Request) -> web.Response:
+        return web.json_response({"newest_first": list(self._newest)})

@@ -1,0 +1,128 @@
+"""What was decided and delivered, as tables for people."""
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reengage.attribution.v1 import attribution_pb2
+from reengage.postback.v1 import postback_pb2
+
+console = Console(highlight=False)
+
+
+def table(title: str, *headings: str, numbers: Iterable[str] = ()) -> Table:
+    """An empty table in the style of all of them; columns named in `numbers` are aligned right."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold dim", box=None, pad_edge=False
+    )
+    right = set(numbers)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return made
+
+
+def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
+    """A decision with the verdict on every candidate."""
+    decision = answer.decision
+    outcome = _word(attribution_pb2.Outcome.Name(decision.outcome), "OUTCOME_")
+    console.print(f"\n[bold]{escape(decision.conversion_id)}[/]  {escape(decision.event_name)}  [cyan]{outcome}[/]")
+    console.print(escape(answer.summary))
+    facts: Mapping[str, str] = {
+        "when": _time(decision.conversion_time),
+        "tracker": decision.tracker_id or "none",
+        "network": decision.network_id,
+        "engagement": decision.engagement_id,
+        "matched by": _match(decision.matched_by),
+        "reason": decision.reason,
+        "custom dimensions": ", ".join(f"{name}={value}" for name, value in decision.custom_dimensions.items()),
+        "settings revision": str(decision.settings_revision),
+    }
+    for name, value in facts.items():
+        if value:
+            console.print(f"  [dim]{name:<18}[/]{escape(value)}")
+    if not decision.candidates:
+        return
+    rows = table(
+        "", "candidate", "verdict", "tracker", "matched by", "level", "before it", "window", "from", numbers=["level"]
+    )
+    for candidate in decision.candidates:
+        colour = "green" if candidate.verdict == "WON" else "yellow" if candidate.verdict.startswith("LOST") else "red"
+        rows.add_row(
+            escape(candidate.engagement_id),
+            f"[{colour}]{escape(candidate.verdict)}[/]",
+            escape(candidate.tracker_id),
+            _match(candidate.matched_by),
+            str(candidate.level or ""),
+            _span(candidate.lookback),
+            _span(candidate.window) if candidate.HasField("window") else "",
+            _word(attribution_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
+        )
+    console.print(rows)
+    for sentence in answer.sentences:
+        console.print(f"  • {escape(sentence)}")
+
+
+def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -> None:
+    """Deliveries, a line each."""
+    rows = table(
+        f"Deliveries of {escape(app_id)}, newest first",
+        "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "ended",
+        numbers=["attempts"],
+    )  # fmt: skip
+    for delivery in deliveries:
+        rows.add_row(
+            delivery.delivery_id,
+            escape(delivery.configuration_id),
+            escape(delivery.conversion_id),
+            escape(delivery.event_name),
+            state_name(delivery.state),
+            str(delivery.attempt_count),
+            _time(delivery.create_time),
+            _time(delivery.end_time) if delivery.HasField("end_time") else "",
+        )
+    console.print(rows if rows.row_count else f"No deliveries of {escape(app_id)}")
+
+
+def print_delivery(delivery: postback_pb2.Delivery) -> None:
+    """One delivery with every attempt."""
+    print_deliveries(delivery.app_id, [delivery])
+    for number, attempt in enumerate(delivery.attempts, start=1):
+        console.print(
+            f"\n[bold]attempt {number}[/]  {_time(attempt.start_time)}  {_span(attempt.duration)}  "
+            f"status {attempt.status_code or 'none'}  [cyan]{escape(attempt.verdict)}[/]"
+            f"{'  another try follows' if attempt.will_retry else ''}"
+        )
+        console.print(f"  {attempt.method} {escape(attempt.url)}")
+        for part in (attempt.request_body, attempt.response_body):
+            if part:
+                console.print(f"  [dim]{escape(part)}[/]")
+
+
+def state_name(state: postback_pb2.Delivery.State.ValueType) -> str:
+    """DELIVERED, PENDING, …"""
+    return _word(postback_pb2.Delivery.State.Name(state), "STATE_")
+
+
+def _word(name: str, prefix: str) -> str:
+    word = name.removeprefix(prefix)
+    return "" if word == "UNSPECIFIED" else word
+
+
+def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:
+    return _word(attribution_pb2.MatchKind.Name(kind), "MATCH_KIND_")
+
+
+def _time(time: Timestamp) -> str:
+    return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _span(duration: Duration) -> str:
+    seconds = duration.seconds + duration.nanos / 1e9
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.3g} s"
