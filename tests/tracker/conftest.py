@@ -4,7 +4,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeAlias
 
 import pytest
 
@@ -17,14 +16,14 @@ from services.tracker.service import TrackerConfigService
 from services.tracker.settings import Settings
 from services.tracker.store import Store
 from tests.conftest import Database
+from tests.tracker.samples import Stub
 
-Stub: TypeAlias = "tracker_pb2_grpc.TrackerConfigServiceAsyncStub"
 NAME = "reengage.tracker.v1.TrackerConfigService"
 
 
 @asynccontextmanager
 async def running(database: Database) -> AsyncIterator[Stub]:
-    """A tracker on this database, and a client of it; ids it makes are made-1, made-2 and so on."""
+    """A tracker on this database, and a client of it. The ids it makes are made-1, made-2 and so on."""
     numbers = itertools.count(1)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
@@ -45,11 +44,12 @@ async def running(database: Database) -> AsyncIterator[Stub]:
         finally:
             await server.stop(0)
             polling.cancel()
+            await asyncio.wait([polling])
 
 
 @pytest.fixture
-def another(database: Database) -> Callable[[], AbstractAsyncContextManager[Stub]]:
-    """Starts one more tracker on the test's database."""
+def start_tracker(database: Database) -> Callable[[], AbstractAsyncContextManager[Stub]]:
+    """Starts a tracker, or one more, on the test's database."""
     return lambda: running(database)
 
 

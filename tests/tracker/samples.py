@@ -1,0 +1,119 @@
+"""Resources that are right as they are, for tests to change one thing in, and what a failed call said."""
+
+from collections.abc import Awaitable
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from libs.errors import ErrorDetails, from_rpc_error
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1.tracker_pb2 import (
+    PLATFORM_ANDROID,
+    PLATFORM_IOS,
+    App,
+    Campaign,
+    EventDefinition,
+    Network,
+    Segment,
+    Tracker,
+    Window,
+    Windows,
+)
+
+Stub: TypeAlias = "tracker_pb2_grpc.TrackerConfigServiceAsyncStub"
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def app(**changes: Any) -> App:
+    return App(**{"app_id": "kodemo1", "name": "Demo", "platform": PLATFORM_IOS, "url_schemes": ["demo"]} | changes)
+
+
+def android_app(**changes: Any) -> App:
+    return app(**{"app_id": "kodemo2", "name": "Demo Android", "platform": PLATFORM_ANDROID} | changes)
+
+
+def network(**changes: Any) -> Network:
+    return Network(**{"network_id": "acme-ios", "name": "Acme iOS", "platform": PLATFORM_IOS} | changes)
+
+
+def san(**changes: Any) -> Network:
+    return network(**{"network_id": "x-ios", "name": "X iOS", "self_attributing": True} | changes)
+
+
+def campaign(**changes: Any) -> Campaign:
+    return Campaign(**{"campaign_id": "spring", "app_id": "kodemo1", "name": "Spring"} | changes)
+
+
+def segment(**changes: Any) -> Segment:
+    return Segment(**{"segment_id": "spring-a", "campaign_id": "spring", "name": "A"} | changes)
+
+
+def event(**changes: Any) -> EventDefinition:
+    return EventDefinition(**{"app_id": "kodemo1", "event_name": "Purchase"} | changes)
+
+
+def acquisition(**changes: Any) -> Tracker:
+    """Of a link-based network."""
+    fields = {"tracker_id": "acq1", "segment_id": "spring-a", "network_id": "acme-ios"}
+    return Tracker(**fields | {"install_url": "https://apps.example/demo"} | changes)
+
+
+def reengagement(**changes: Any) -> Tracker:
+    """Of a link-based network."""
+    return acquisition(
+        **{"tracker_id": "re1", "type": Tracker.TYPE_REENGAGEMENT, "events": ["Purchase", "Login"]} | changes
+    )
+
+
+def san_reengagement(**changes: Any) -> Tracker:
+    """Of a self-attributing network."""
+    fields = {"tracker_id": "xre1", "segment_id": "spring-a", "network_id": "x-ios"}
+    return Tracker(**fields | {"type": Tracker.TYPE_REENGAGEMENT, "events": ["Purchase"]} | changes)
+
+
+def seconds(number: int, nanos: int = 0) -> Duration:
+    return Duration(seconds=number, nanos=nanos)
+
+
+def lasting(number: int, nanos: int = 0) -> Window:
+    return Window(duration=seconds(number, nanos))
+
+
+def windows(**named: Window) -> Windows:
+    return Windows(**named)  # type: ignore[arg-type]
+
+
+async def create_parents(tracker: Stub) -> None:
+    """What trackers hang on: the iOS app, both networks, a campaign and its segment. Revisions 1 to 5."""
+    await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=app()))
+    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network()))
+    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=san()))
+    await tracker.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign()))
+    await tracker.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment()))
+
+
+async def create_tracker(tracker: Stub, wanted: Tracker) -> Tracker:
+    response = await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted))
+    return response.tracker
+
+
+async def failure(call: Awaitable[Any]) -> ErrorDetails:
+    """What a call that must fail said."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[str, str]:
+    """Status and reason of a call that must fail."""
+    details = await failure(call)
+    return details.code.name, details.reason
+
+
+async def wrong_fields(call: Awaitable[Any]) -> set[tuple[str, str]]:
+    """Path and reason of every wrong field of a call that must fail for these."""
+    details = await failure(call)
+    assert details.code is grpc.StatusCode.INVALID_ARGUMENT
+    return {(violation.field, violation.reason) for violation in details.violations}
