@@ -125,7 +125,7 @@ def decide(
 class _Question(NamedTuple):
     """What is known and asked while one conversion is decided.
 
-    `selected_event` is what its winner must have selected, "" for an install: any tracker of the `needed` type does (F2).
+    `selected_event` is what a winner's tracker must have selected, "" for an install, which asks for none (F2).
     """
 
     conversion: Conversion
@@ -348,7 +348,7 @@ def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...])
     conversion, rules = question.conversion, question.rules
     source = original = None
     if conversion.kind is ConversionKind.EVENT:
-        source = _credited_source(conversion.time_us, question.history, rules)
+        source = credited_source(conversion.time_us, question.history, rules)
         outcome = Outcome.UNATTRIBUTED if source is None else Outcome.CREDITED
     elif reason is Reason.DUPLICATE_INSTALL:
         outcome = Outcome.DUPLICATE
@@ -375,7 +375,7 @@ def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...])
     )
 
 
-def _credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
+def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
     """The source an event at this time is credited to (D6, D8), None when there is none or it has run out.
 
     OURS: exactly at its end a source has run out, as a window has (B1), and it leaves no older one behind it.

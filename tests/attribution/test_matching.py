@@ -1,0 +1,231 @@
+"""Section A: usable ids, the forms an id comes in, match kinds, duplicates."""
+
+from hashlib import md5, sha1, sha256
+
+import pytest
+
+from services.attribution.matching import (
+    HASH_LENGTHS,
+    conversion_keys,
+    device_key,
+    duplicates,
+    engagement_keys,
+    hash_length,
+    ip_range,
+    match_kind,
+    normalise_ip,
+    own_key,
+    raw_id_keys,
+    usable_ids,
+)
+from services.attribution.model import (
+    DAY_US,
+    Conversion,
+    ConversionKind,
+    Engagement,
+    EngagementKind,
+    MatchKind,
+    UserAgent,
+)
+from services.attribution.rules import App, ModeledLevel, Platform
+from services.attribution.useragent import parse_user_agent
+
+RAW = "6D92078A-8246-4BA4-AE5B-76104861E7DC"
+PLAIN = RAW.replace("-", "")
+APP = App(app_id="app", platform=Platform.IOS)
+PIXEL = UserAgent(model="Pixel 8", os="Android", os_major="14", os_minor="0")
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        "",
+        " ",
+        "-",
+        "0",
+        "00000000-0000-0000-0000-000000000000",
+        "{idfa}",
+        "{{idfa}}",
+        "%{adid}",
+        "[device_id]",
+        "null",
+        "NULL",
+        "device_id",
+        "device_id=device_id",
+        "idfa",
+    ],
+)
+def test_a2_absent_ids(absent: str) -> None:
+    assert usable_ids({"idfa": absent, "adid": f" {RAW} "}) == {"adid": RAW}
+
+
+@pytest.mark.parametrize("digest", [md5, sha1, sha256])
+@pytest.mark.parametrize("spelling", [RAW, RAW.lower(), PLAIN, PLAIN.lower()])
+@pytest.mark.parametrize("conversion_id", [RAW, RAW.lower(), PLAIN, PLAIN.lower()])
+def test_a3_hashes_of_every_spelling(digest: type, spelling: str, conversion_id: str) -> None:
+    keys = raw_id_keys("app", conversion_id)
+    once = digest(spelling.encode()).hexdigest()
+    assert device_key("app", spelling) in keys
+    assert device_key("app", once) in keys
+    assert device_key("app", once.upper()) in keys
+    assert device_key("app", ":".join(once[at : at + 2] for at in range(0, len(once), 2))) in keys
+    for outer in (md5, sha1, sha256):
+        for inner in (once, once.upper()):
+            assert device_key("app", outer(inner.encode()).hexdigest()) in keys
+
+
+def test_a3_other_ids_spelled_with_colons_or_in_mixed_case() -> None:
+    assert device_key("app", md5(b"MyUser-42").hexdigest()) in raw_id_keys("app", "MyUser-42")
+    assert device_key("app", md5(b"aa:bb:cc:dd:ee:0f").hexdigest()) in raw_id_keys("app", "AABBCCDDEE0F")
+
+
+def test_a3_only_the_lengths_that_were_seen_are_computed() -> None:
+    assert len(raw_id_keys("app", RAW)) == 85
+    assert len(raw_id_keys("app", RAW, {32})) == 29
+    assert raw_id_keys("app", RAW, ()) == {device_key("app", PLAIN.lower())}
+    assert raw_id_keys("app", RAW, {40}) < raw_id_keys("app", RAW)
+
+
+def test_keys_of_another_app_never_meet() -> None:
+    assert raw_id_keys("app", RAW).isdisjoint(raw_id_keys("other", RAW))
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [
+        ("76770dbc2bcc93480130991dde661812", 32),
+        ("76770DBC-2BCC-9348-0130-991DDE661812", 32),
+        ("A9EEC7EBA87731883B588A1811616CEEE862F39F", 40),
+        ("a" * 64, 64),
+        (RAW, None),
+        (PLAIN, 32),
+        ("z" * 32, None),
+        ("abc", None),
+    ],
+)
+def test_hash_length(value: str, length: int | None) -> None:
+    assert hash_length(value) == length
+    assert length is None or length in HASH_LENGTHS
+
+
+@pytest.mark.parametrize(
+    ("address", "normalised", "range_"),
+    [
+        ("203.0.113.7", "203.0.113.7", "203.0.113.0"),
+        (" ::ffff:203.0.113.7", "203.0.113.7", "203.0.113.0"),
+        ("2001:DB8:1:2::7", "2001:db8:1:2::7", "2001:db8:1::"),
+    ],
+)
+def test_a5_ip_and_range(address: str, normalised: str, range_: str) -> None:
+    assert normalise_ip(address) == normalised
+    assert ip_range(normalised) == range_
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("Mozilla/5.0 (Linux; Android 14; Pixel 8)", PIXEL),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 17_4_1 like Mac OS X)", UserAgent("iPhone", "iOS", "17", "4")),
+        ("curl/8", None),
+        ("", None),
+    ],
+)
+def test_user_agent(raw: str, expected: UserAgent | None) -> None:
+    assert parse_user_agent(raw) == expected
+
+
+def click(**values: object) -> Engagement:
+    fields = {"engagement_id": "k1", "kind": EngagementKind.CLICK, "tracker_id": "t1", "time_us": 0, **values}
+    return Engagement(**fields)  # type: ignore[arg-type]
+
+
+def event(**values: object) -> Conversion:
+    fields = {"conversion_id": "e1", "kind": ConversionKind.EVENT, "time_us": 0, "event_name": "Purchase", **values}
+    return Conversion(**fields)  # type: ignore[arg-type]
+
+
+ID, OTHER_ID = device_key("app", "a1"), device_key("app", "b2")
+IP_ONLY = App(app_id="app", platform=Platform.IOS, modeled_level=ModeledLevel.IP_ONLY)
+IP_RANGE = App(app_id="app", platform=Platform.IOS, modeled_level=ModeledLevel.IP_RANGE)
+NO_MINOR = App(app_id="app", platform=Platform.IOS, omit_os_minor=True)
+
+
+@pytest.mark.parametrize(
+    ("engagement", "conversion", "app", "expected"),
+    [
+        pytest.param(
+            click(device_keys=(ID,), ip="1.1.1.1"),
+            event(device_keys=frozenset({ID}), ip="1.1.1.1", click_id="k1"),
+            APP,
+            MatchKind.CLICK_ID,
+            id="A1 the strongest of several",
+        ),
+        pytest.param(
+            click(kind=EngagementKind.IMPRESSION), event(click_id="k1"), APP, None, id="A1 no click id of an impression"
+        ),
+        pytest.param(
+            click(device_keys=(OTHER_ID, ID), ip="1.1.1.1"),
+            event(device_keys=frozenset({ID}), ip="1.1.1.1"),
+            APP,
+            MatchKind.DEVICE_ID,
+            id="A1 any of its ids",
+        ),
+        pytest.param(
+            click(ip="1.1.1.1", user_agent=PIXEL),
+            event(ip="1.1.1.1", user_agent=PIXEL),
+            APP,
+            MatchKind.MODELED,
+            id="A1 modeled",
+        ),
+        pytest.param(
+            click(ip="1.1.1.1", user_agent=PIXEL), event(ip="1.1.1.1"), APP, MatchKind.IP, id="A1 no user agent"
+        ),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.1.1"), APP, MatchKind.IP, id="A1 unknown agents are not alike"),
+        pytest.param(
+            click(ip="1.1.1.1", user_agent=PIXEL),
+            event(ip="1.1.1.1", user_agent=PIXEL._replace(os_minor="1")),
+            APP,
+            MatchKind.IP,
+            id="A1 other version",
+        ),
+        pytest.param(
+            click(ip="1.1.1.1", user_agent=PIXEL),
+            event(ip="1.1.1.1", user_agent=PIXEL._replace(os_minor="1")),
+            NO_MINOR,
+            MatchKind.MODELED,
+            id="A5 minor version omitted",
+        ),
+        pytest.param(click(), event(), APP, None, id="two absent addresses are not alike"),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.1.2"), APP, None, id="other address"),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.1.1"), IP_ONLY, MatchKind.MODELED, id="A5 IP_ONLY"),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.1.2"), IP_ONLY, None, id="A5 IP_ONLY other address"),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.1.2"), IP_RANGE, MatchKind.MODELED, id="A5 IP_RANGE"),
+        pytest.param(click(ip="1.1.1.1"), event(ip="1.1.2.1"), IP_RANGE, None, id="A5 IP_RANGE other range"),
+    ],
+)
+def test_match_kind(engagement: Engagement, conversion: Conversion, app: App, expected: MatchKind | None) -> None:
+    assert match_kind(engagement, conversion, app) is expected
+    met = {own_key("app", "k1"), *engagement_keys(app, engagement)} & set(conversion_keys(app, conversion))
+    assert met or expected is None, "what matches must be found by its keys"
+
+
+@pytest.mark.parametrize(
+    ("engagements", "expected"),
+    [
+        pytest.param([("k1", 0, "t", "n"), ("k2", DAY_US, "t", "n")], {"k2"}, id="the later"),
+        pytest.param([("k1", DAY_US, "t", "n"), ("k2", 0, "t", "n")], {"k1"}, id="whatever the order"),
+        pytest.param([("k1", 0, "t", "n"), ("k2", 0, "t", "n")], {"k2"}, id="at equal times the higher id"),
+        pytest.param([("k1", 0, "t", ""), ("k2", 0, "t", "")], set(), id="an empty click id never"),
+        pytest.param([("k1", 0, "t", "n"), ("k2", 0, "u", "n")], set(), id="other tracker"),
+        pytest.param([("k1", 0, "t", "n"), ("k2", 7 * DAY_US - 1, "t", "n")], {"k2"}, id="just within 7 days"),
+        pytest.param([("k1", 0, "t", "n"), ("k2", 7 * DAY_US, "t", "n")], set(), id="7 days"),
+        pytest.param(
+            [("k1", 0, "t", "n"), ("k2", 5 * DAY_US, "t", "n"), ("k3", 10 * DAY_US, "t", "n")],
+            {"k2", "k3"},
+            id="the repeat of a duplicate",
+        ),
+    ],
+)
+def test_a6_duplicates(engagements: list[tuple[str, int, str, str]], expected: set[str]) -> None:
+    clicks = [click(engagement_id=i, time_us=at, tracker_id=t, click_id=n) for i, at, t, n in engagements]
+    assert duplicates(clicks) == duplicates(reversed(clicks)) == expected
