@@ -47,7 +47,7 @@ class Attribution(NamedTuple):
     redacted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceHistory:
     """A device's attributions in time order, and the installs whose first session has begun ("" before any install)."""
 
@@ -124,14 +124,16 @@ class DeviceHistory:
         installs = (a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL and a.time_us <= time_us)
         return next((install.conversion_id for install in installs), "")
 
-    def to_json(self) -> list[Any]:
+    def to_json(self) -> dict[str, Any]:
         """JSON-able and compact; `from_json` gives the equal history back."""
-        return [[list(attribution) for attribution in self.attributions], sorted(self.sessions)]
+        return {"attributions": [list(attribution) for attribution in self.attributions], "sessions": sorted(self.sessions)}
 
     @classmethod
-    def from_json(cls, value: list[Any]) -> Self:
-        attributions, sessions = value
-        return cls(tuple(_attribution(*row) for row in attributions), frozenset(sessions))
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(
+            attributions=tuple(_attribution(*row) for row in value["attributions"]),
+            sessions=frozenset(value["sessions"]),
+        )
 
 
 def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
@@ -139,7 +141,7 @@ def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
     if a == b or not (b.attributions or b.sessions):
         return a
     by_id = {attribution.conversion_id: attribution for attribution in a.attributions + b.attributions}
-    return DeviceHistory(_in_order(tuple(by_id.values())), a.sessions | b.sessions)
+    return DeviceHistory(attributions=_in_order(tuple(by_id.values())), sessions=a.sessions | b.sessions)
 
 
 def identity_link_refusal(history: DeviceHistory | None) -> Reason | None:

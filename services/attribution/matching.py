@@ -152,11 +152,13 @@ def _is_modeled(engagement: Engagement, conversion: Conversion, app: App) -> boo
 
 
 def _ip_keys(app: App, ip: str) -> list[bytes]:
+    """The address itself is a key at every modeled level, so that a change of it (B6) finds what is stored."""
     if not ip:
         return []
+    keys = [_key(app.app_id, "IP", ip)]
     if app.modeled_level is ModeledLevel.IP_RANGE:
-        return [_key(app.app_id, "IP_RANGE", ip_range(ip))]
-    return [_key(app.app_id, "IP", ip)]
+        keys.append(_key(app.app_id, "IP_RANGE", ip_range(ip)))
+    return keys
 
 
 def _key(app_id: str, kind: str, value: str) -> bytes:

@@ -85,14 +85,14 @@ NEW = DeviceHistory()
 
 def installed(age_us: int, **more: object) -> DeviceHistory:
     install = Attribution(NOW - age_us, "i0", ConversionKind.INSTALL, AttributionType.NONE)
-    return DeviceHistory((install._replace(**more),))  # type: ignore[arg-type]
+    return DeviceHistory(attributions=(install._replace(**more),))  # type: ignore[arg-type]
 
 
 def reengaged(age_us: int, event_name: str = "Purchase", **more: object) -> DeviceHistory:
     won = Attribution(
         NOW - age_us, "e0", ConversionKind.EVENT, AttributionType.REENGAGEMENT, event_name, "re", "acme", "k0"
     )
-    return DeviceHistory((won._replace(**more),))  # type: ignore[arg-type]
+    return DeviceHistory(attributions=(won._replace(**more),))  # type: ignore[arg-type]
 
 
 def test_g1_a_won_decision_says_all_of_it() -> None:
@@ -412,14 +412,14 @@ def test_history_survives_json() -> None:
     history = merge(installed(3 * DAY_US, matched_by=MatchKind.IP, redacted=True), reengaged(DAY_US)).after_session(NOW)
     assert DeviceHistory.from_json(history.to_json()) == history
     assert DeviceHistory.from_json(NEW.to_json()) == NEW
-    assert len(Attribution._fields) == len(history.to_json()[0][0])
+    assert len(Attribution._fields) == len(history.to_json()["attributions"][0])
 
 
 def test_compacted_history_answers_the_same_for_any_record_that_may_still_come() -> None:
     history = NEW
     for age in (400, 300, 200, 100, 50, 34, 33, 30, 2):
         won = reengaged(age * DAY_US, "SessionBegin", conversion_id=f"e{age}", tracker_id=f"t{age}").attributions
-        history = merge(history, DeviceHistory(won))
+        history = merge(history, DeviceHistory(attributions=won))
     history = merge(history, installed(350 * DAY_US))
     compacted = history.compacted(NOW)
     assert [a.conversion_id for a in compacted.attributions] == ["i0", "e33", "e30", "e2"]
