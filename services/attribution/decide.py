@@ -392,7 +392,7 @@ def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> At
     return source
 
 
-def _custom_dimensions(conversion: Conversion, reason: Reason, rules: AppRules) -> dict[str, str]:
+def _custom_dimensions(conversion: Conversion, reason: Reason, rules: AppRules) -> Mapping[str, str]:
     """D3."""
     if reason is Reason.MTR_NOT_MET:
         return {"mtr_rejected": str(rules.mtr_us(conversion.event_name) // SECOND_US)}

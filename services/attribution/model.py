@@ -1,12 +1,13 @@
 """The words of attribution: what is decided upon, and what a decision says.
 
 Times are integers: microseconds since the epoch (`_us`). Ids are opaque text. Plain values only; the rules are in
-rules.py, matching.py and decide.py. `Candidate` and `UserAgent` are tuples because the hot path makes many of them.
+rules.py, matching.py and decide.py. What the hot path makes many of is a tuple: a frozen dataclass costs more.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 SECOND_US = 1_000_000
@@ -215,8 +216,7 @@ class Candidate(NamedTuple):
 _LOST = (Verdict.LOST_TO_HIGHER_LEVEL, Verdict.LOST_TO_COMPLETED_VIEW, Verdict.LOST_TO_MORE_RECENT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """What was decided on one conversion, and why (G1).
 
     `tracker_id`, `network_id`, `campaign` and `segment` are those of the winner, or, for CREDITED, of the source; the
@@ -243,7 +243,7 @@ class Decision:
     window_us: int | None = None
     window_layer: Layer | None = None
     reprocess_for: str | None = None
-    custom_dimensions: Mapping[str, str] = field(default_factory=dict)
+    custom_dimensions: Mapping[str, str] = MappingProxyType({})
     candidates: tuple[Candidate, ...] = ()
     claims_unavailable: tuple[str, ...] = ()
 
