@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
+from libs.log import configure_logging
 from libs.migrations import prepare
 
 SERVICES = Path(__file__).parent.parent / "services"
@@ -32,6 +33,12 @@ class Database:
     def dsn(self, service: str) -> str:
         """That of the service's own role."""
         return self.postgres.dsn(service, self.name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_logs() -> None:
+    """Warnings and worse, as in production: no local variables in tracebacks."""
+    configure_logging("test", "warning")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

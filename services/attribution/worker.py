@@ -123,8 +123,11 @@ class Worker:
                     work = asyncio.ensure_future(self._work(owned)) if owned else None
                     _lanes_owned.set(len(owned))
                     _log.info("lanes.owned", count=len(owned))
-                await asyncio.wait([work] if work else [asyncio.ensure_future(asyncio.sleep(1))], timeout=1)
-                await asyncio.sleep(min(1.0, self._config.lease_s / 5))
+                beat_s = min(1.0, self._config.lease_s / 5)
+                if work is None:
+                    await asyncio.sleep(beat_s)
+                else:
+                    await asyncio.wait([work], timeout=beat_s)
         finally:
             await _stop(work)
             _lanes_owned.set(0)
@@ -364,8 +367,7 @@ async def _until_lanes_lost(name: str, body: Callable[[], Awaitable[None]]) -> N
 
 
 async def _stop(task: asyncio.Task[None] | None) -> None:
-    if task is None:
-        return
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """Cancel a task and wait for its end; how it ended does not matter any more."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,299 @@
+"""Attribution as it runs: a real ingest before it, a real database, workers, and a postback that remembers.
+
+Settings arrive as tracker would send them.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+
+from libs.client import open_channel
+from libs.db import Pool, open_pool
+from libs.server import Face, ServerConfig, build_server
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution import settings as attribution_settings
+from services.attribution.service import Attribution
+from services.attribution.store import Store
+from services.attribution.worker import Worker, WorkerConfig
+from services.ingest import settings as ingest_settings
+from services.ingest.reader import Growth
+from services.ingest.rejections import Rejections
+from services.ingest.service import IngestService
+from services.ingest.store import Store as LogStore
+from services.ingest.writer import Writer
+from tests.conftest import Database
+
+APP = "shop"
+_DAY_AGO_S = int(time.time()) - 86_400
+UA_TRACKER, RE_TRACKER, OTHER_RE_TRACKER = "ua", "re", "re-other"
+
+
+class Feed:
+    """Settings, published as tracker's WatchSnapshot sends them."""
+
+    def __init__(self) -> None:
+        self._revision = 0
+        self._resources: list[tracker_pb2.Resource] = []
+        self._changed = asyncio.Condition()
+
+    async def publish(self, *resources: tracker_pb2.Resource) -> int:
+        """Add or replace resources, as one revision."""
+        async with self._changed:
+            self._revision += 1
+            self._resources.extend(resources)
+            self._changed.notify_all()
+        return self._revision
+
+    async def watch(self, revision: int) -> AsyncIterator[tracker_pb2.WatchSnapshotResponse]:
+        """All settings with every revision: later entries of a resource replace earlier ones."""
+        sent = -1
+        while True:
+            async with self._changed:
+                while self._revision == sent:
+                    await self._changed.wait()
+            sent = self._revision
+            yield tracker_pb2.WatchSnapshotResponse(revision=sent, reset=True, resources=self._resources)
+
+
+class Received(postback_pb2_grpc.PostbackServiceServicer):
+    """A postback service that keeps what it is handed, once each, and can be told to fail."""
+
+    def __init__(self) -> None:
+        self.conversions: dict[str, postback_pb2.Conversion] = {}
+        self.calls = 0
+        self.failing = False
+
+    async def EnqueueConversions(
+        self, request: postback_pb2.EnqueueConversionsRequest, context: Any
+    ) -> postback_pb2.EnqueueConversionsResponse:
+        self.calls += 1
+        if self.failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        for conversion in request.conversions:
+            self.conversions.setdefault(conversion.decision.conversion_id, conversion)
+        return postback_pb2.EnqueueConversionsResponse()
+
+
+@dataclass(kw_only=True)
+class World:
+    """Everything a test touches."""
+
+    feed: Feed
+    ingest: ingest_pb2_grpc.IngestServiceStub
+    attribution: attribution_pb2_grpc.AttributionServiceStub
+    received: Received
+    pool: Pool
+    log_pool: Pool
+    settings: Follower[attribution_settings.Settings]
+    postback: postback_pb2_grpc.PostbackServiceStub
+    numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    async def send(self, *records: ingest_pb2.Record) -> list[str]:
+        """Send records, all of which must be taken; answers their ids."""
+        response = await self.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+        assert not [v for result in response.results for v in result.violations]
+        return [result.record_id for result in response.results]
+
+    @asynccontextmanager
+    async def worker(
+        self, lease_s: float = 5.0, ingest: ingest_pb2_grpc.IngestServiceStub | None = None
+    ) -> AsyncIterator[Worker]:
+        """A running worker; on leaving it is cancelled, as at a graceful stop."""
+        worker = Worker(
+            WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
+            store=Store(self.pool),
+            settings=self.settings,
+            ingest=ingest or self.ingest,
+            postback=self.postback,
+        )
+        task = asyncio.ensure_future(worker.run())
+        try:
+            yield worker
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def decided(self, *conversion_ids: str) -> list[attribution_pb2.Decision]:
+        """The decisions on these conversions, once all are made."""
+        decisions = []
+        for conversion_id in conversion_ids:
+            request = attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id)
+            while not decisions or decisions[-1].conversion_id != conversion_id:
+                try:
+                    decisions.append((await self.attribution.GetDecision(request)).decision)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise
+                    await asyncio.sleep(0.01)
+        return decisions
+
+
+StartWorld: TypeAlias = Callable[[Database], AbstractAsyncContextManager[World]]
+
+
+@pytest.fixture
+def start_world(tmp_path: Path) -> StartWorld:
+    """Starts a world without a worker on a database."""
+    numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def start(database: Database) -> AsyncIterator[World]:
+        async with AsyncExitStack() as stack:
+            number = next(numbers)
+
+            async def pool_of(service: str) -> Pool:
+                opened = open_pool(database.dsn(service), schema=service, application_name="test")
+                return await stack.enter_async_context(opened)
+
+            async def serve(name: str, face: Face) -> grpc.aio.Channel:
+                server, _ = build_server(ServerConfig(listen=""), [face])
+                address = f"unix:{tmp_path / f'{name}{number}.sock'}"
+                server.add_insecure_port(address)
+                await server.start()
+                stack.push_async_callback(server.stop, 0)
+                return await stack.enter_async_context(open_channel(address))
+
+            async def background(*bodies: Callable[[], Any]) -> None:
+                tasks = [asyncio.ensure_future(body()) for body in bodies]
+                stack.push_async_callback(_cancel, tasks)
+
+            feed, received = Feed(), Received()  # type: ignore[abstract]  # attribution calls one method only
+            await feed.publish(*sample_settings())
+
+            log_settings = Follower(feed.watch, ingest_settings.build_settings)
+            log_pool = await pool_of("ingest")
+            log_store, growth = LogStore(log_pool), Growth()
+            writer, rejections = Writer(log_store.append, growth.announce), Rejections(log_store.reject)
+            log = IngestService(
+                settings=log_settings, writer=writer, rejections=rejections, store=log_store, growth=growth
+            )
+            pool = await pool_of("attribution")
+            settings = Follower(feed.watch, attribution_settings.build_settings)
+            api = Attribution(Store(pool), settings, lambda: 2**60)
+            await background(log_settings.run, settings.run, writer.run, rejections.run)
+            await asyncio.gather(log_settings.ready(), settings.ready())
+            to_ingest = await serve(
+                "ingest",
+                Face(
+                    name="reengage.ingest.v1.IngestService",
+                    add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, log),
+                ),
+            )
+            to_attribution = await serve(
+                "attribution",
+                Face(
+                    name="reengage.attribution.v1.AttributionService",
+                    add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, api),
+                ),
+            )
+            to_postback = await serve(
+                "postback",
+                Face(
+                    name="reengage.postback.v1.PostbackService",
+                    add=partial(postback_pb2_grpc.add_PostbackServiceServicer_to_server, received),
+                ),
+            )
+            yield World(
+                feed=feed,
+                ingest=ingest_pb2_grpc.IngestServiceStub(to_ingest),
+                attribution=attribution_pb2_grpc.AttributionServiceStub(to_attribution),
+                received=received,
+                pool=pool,
+                log_pool=log_pool,
+                settings=settings,
+                postback=postback_pb2_grpc.PostbackServiceStub(to_postback),
+            )
+
+    return start
+
+
+@pytest.fixture
+async def world(start_world: StartWorld, database: Database) -> AsyncIterator[World]:
+    """A world without a worker."""
+    async with start_world(database) as started:
+        yield started
+
+
+async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def sample_settings() -> list[tracker_pb2.Resource]:
+    """One app, two networks, an acquisition tracker and two reengagement trackers for Purchase (MTR 1 h)."""
+    purchase = tracker_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=tracker_pb2.STATUS_LIVE)
+    purchase.min_time_to_reengagement.FromSeconds(3600)
+    return [
+        tracker_pb2.Resource(
+            app=tracker_pb2.App(
+                app_id=APP, name="Shop", platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE
+            )
+        ),
+        *(
+            tracker_pb2.Resource(network=tracker_pb2.Network(network_id=network_id, name=network_id.title()))
+            for network_id in ("acme", "bolt")
+        ),
+        tracker_pb2.Resource(campaign=tracker_pb2.Campaign(campaign_id="c1", app_id=APP, name="Spring")),
+        tracker_pb2.Resource(event_definition=purchase),
+        tracker_resource(UA_TRACKER, network_id="bolt"),
+        tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"]),
+        tracker_resource(OTHER_RE_TRACKER, network_id="bolt", events=["Purchase"]),
+    ]
+
+
+def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: Any) -> tracker_pb2.Resource:
+    """A live tracker; with events it is of type REENGAGEMENT."""
+    kinds = tracker_pb2.Tracker
+    return tracker_pb2.Resource(
+        tracker=tracker_pb2.Tracker(
+            tracker_id=tracker_id,
+            app_id=APP,
+            campaign_id="c1",
+            name=tracker_id.upper(),
+            type=kinds.TYPE_REENGAGEMENT if events else kinds.TYPE_ACQUISITION,
+            events=events,
+            status=tracker_pb2.STATUS_LIVE,
+            **fields,
+        )
+    )
+
+
+def record(at_s: int, device: str | dict[str, str] = "", **fields: Any) -> ingest_pb2.Record:
+    """A record that happened `at_s` seconds after a day ago; a device given as text is an adid."""
+    ids = device if isinstance(device, dict) else {"adid": device} if device else {}
+    made = ingest_pb2.Record(app_id=APP, device_ids=ids, **{"ip_address": "192.0.2.7", **fields})
+    made.event_time.FromSeconds(_DAY_AGO_S + at_s)
+    return made
+
+
+def click(
+    at_s: int, device: str | dict[str, str] = "", tracker_id: str = RE_TRACKER, **fields: Any
+) -> ingest_pb2.Record:
+    return record(at_s, device, click=ingest_pb2.Click(tracker_id=tracker_id, **fields.pop("click", {})), **fields)
+
+
+def install(at_s: int, device: str | dict[str, str], **fields: Any) -> ingest_pb2.Record:
+    return record(at_s, device, install=ingest_pb2.Install(**fields.pop("install", {})), **fields)
+
+
+def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fields: Any) -> ingest_pb2.Record:
+    return record(at_s, device, event=ingest_pb2.Event(event_name=name, **fields.pop("event", {})), **fields)
+
+
+def device(number: int) -> str:
+    """An advertising id."""
+    return f"{number:08x}-0000-4000-8000-{number:012x}"
