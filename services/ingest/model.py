@@ -31,8 +31,10 @@ class Entry(NamedTuple):
 
     key: bytes
     """16 bytes that are equal for a record and its repeats, and for nothing else."""
-    given_id: str
-    """The sender's record_id, or empty."""
+    record_id: str
+    """The sender's, or the one made for it, should it be accepted now."""
+    has_given_id: bool
+    """Whether record_id is the sender's."""
     accept_time_s: int
     lane: int
     app_lane: int
@@ -40,9 +42,9 @@ class Entry(NamedTuple):
     record: bytes
     """The serialised Record with record_id and event_time in place."""
 
-    def record_id(self, first_time_s: int) -> str:
-        """The id the log holds, for a record that was accepted first at this time."""
-        return self.given_id or made_id(self.key, first_time_s)
+    def first_record_id(self, first_time_s: int) -> str:
+        """The id that the log holds for it, when it was accepted first at this time."""
+        return self.record_id if self.has_given_id else made_id(self.key, first_time_s)
 
 
 class Outcome(NamedTuple):

@@ -13,12 +13,11 @@ from libs.lanes import LANES
 from libs.pages import decode_token, encode_token, page_size
 from libs.snapshots import Follower
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from services.ingest.entry import make_entry
+from services.ingest.entry import admit
 from services.ingest.model import Entry, LogPage, Outcome, Settings
 from services.ingest.reader import Growth, follow
 from services.ingest.rejections import Rejections
 from services.ingest.store import Store
-from services.ingest.validate import violations
 from services.ingest.writer import Answer, Writer
 
 MAX_RECORDS = 1_000
@@ -133,14 +132,14 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         results: Checked = []
         entries = []
         for record in records:
-            found = violations(record, settings, now_us)
-            if found:
-                result = _refused(found)
+            admitted = admit(record, settings, now_us)
+            if isinstance(admitted, Entry):
+                entries.append(admitted)
+                results.append(None)
+            else:
+                result = _refused(admitted)
                 self._rejections.add(record, result.violations, now_us)
                 results.append(result)
-            else:
-                entries.append(make_entry(record, settings.apps[record.app_id], now_us))
-                results.append(None)
         _rejected.inc(len(records) - len(entries))
         return results, entries
 

@@ -39,10 +39,7 @@ SELECT locked.lane, locked.next_position, locked.last_receive_time_us,
 -- In the order of lanes, or writers would deadlock.
 FROM (SELECT * FROM lanes WHERE lane = ANY($1::smallint[]) ORDER BY lane FOR UPDATE) AS locked
 """
-_APPEND = """
-INSERT INTO log (lane, position, app_lane, is_engagement, receive_time_us, record)
-SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::smallint[], $4::boolean[], $5::bigint[], $6::bytea[])
-"""
+_LOG_COLUMNS = ("lane", "position", "app_lane", "is_engagement", "receive_time_us", "record")
 _ADVANCE_LANES = """
 UPDATE lanes SET next_position = ends.next_position, last_receive_time_us = $3
 FROM unnest($1::smallint[], $2::bigint[]) AS ends (lane, next_position)
@@ -203,21 +200,20 @@ class Store:
 
 
 async def _append(connection: Connection, entries: Sequence[Entry]) -> list[Outcome]:
-    first: dict[bytes, Entry] = {}
-    for entry in entries:
-        first.setdefault(entry.key, entry)
+    first = {entry.key: entry for entry in reversed(entries)}
     known = await _claim(connection, first)
-    accepted = [entry for entry in first.values() if entry.key not in known]
+    if not known and len(first) == len(entries):
+        await _write(connection, entries)
+        return [Outcome(False, entry.record_id) for entry in entries]
+    accepted = [entry for entry in entries if first[entry.key] is entry and entry.key not in known]
     if accepted:
         await _write(connection, accepted)
     outcomes = []
     for entry in entries:
         original = first[entry.key]
-        first_time_s = known.get(entry.key)
-        repeated = first_time_s is not None or original is not entry
-        outcomes.append(
-            Outcome(repeated, entry.record_id(original.accept_time_s if first_time_s is None else first_time_s))
-        )
+        first_time_s = known.get(entry.key, original.accept_time_s)
+        is_repeat = entry.key in known or original is not entry
+        outcomes.append(Outcome(is_repeat, entry.first_record_id(first_time_s)))
     return outcomes
 
 
@@ -246,15 +242,12 @@ async def _write(connection: Connection, entries: Sequence[Entry]) -> None:
     for lane in lanes:
         positions.append(ends[lane])
         ends[lane] += 1
-    await connection.execute(
-        _APPEND,
-        lanes,
-        positions,
-        [entry.app_lane for entry in entries],
-        [entry.is_engagement for entry in entries],
-        range(first_us, first_us + len(entries)),
-        [entry.record for entry in entries],
-    )
+    rows = [
+        (entry.lane, position, entry.app_lane, entry.is_engagement, time_us, entry.record)
+        for time_us, (position, entry) in enumerate(zip(positions, entries, strict=True), first_us)
+    ]
+    # COPY: half the time of INSERT .. SELECT unnest.
+    await connection.copy_records_to_table("log", columns=_LOG_COLUMNS, records=rows)
     await connection.execute(_ADVANCE_LANES, list(ends), list(ends.values()), first_us + len(entries) - 1)
 
 

@@ -2,8 +2,9 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violation
@@ -34,24 +35,42 @@ _NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "i
 _NEED_IP_ADDRESS = frozenset({"install", "event", "session"})
 _KNOWN_ID_NAMES = frozenset(DEVICE_ID_NAMES)
 _STAND_INS = frozenset({"null", "device_id", "device_id=device_id", *ID_NAMES} - {"custom", "kochava_device_id"})
+_BEGINS_AN_ID = frozenset("123456789abcdefABCDEF")
 _MACRO = re.compile(r"%?\{.*\}|\[.*\]", re.DOTALL)
 _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
 
 
 def is_usable(device_id: str) -> bool:
     """Whether a device id says anything: not empty, all zero, an unreplaced macro, or a parameter's own name (A2)."""
+    if len(device_id) >= 32 and device_id[0] in _BEGINS_AN_ID:
+        return True  # what most look like: longer than any stand-in, no bracket, not all zero
     text = device_id.strip()
     if not text.strip("0-:"):
         return False
-    return not (text[-1] in "}]" and _MACRO.fullmatch(text)) and text.lower() not in _STAND_INS
+    return not _MACRO.fullmatch(text) and text.lower() not in _STAND_INS
 
 
-def violations(record: ingest_pb2.Record, settings: Settings, now_us: int) -> list[Violation]:
-    """Every wrong field of a record that came at `now_us`; an empty list when it is acceptable."""
-    found = _Found(settings)
-    kind = record.WhichOneof("kind")
+def violations(
+    record: ingest_pb2.Record,
+    settings: Settings,
+    now_us: int,
+    *,
+    content: bytes,
+    kind: str | None,
+    device_ids: Mapping[str, str],
+    has_device: bool,
+) -> list[Violation]:
+    """Every wrong field of a record that came at `now_us`; an empty list when it is acceptable.
+
+    What the caller has at hand is not taken from `record` again: `content` is the record serialised, `kind` and
+    `device_ids` are its own; `has_device` says whether one of the ids is usable.
+    """
+    found = _Found(settings, content)
     _check_app_and_time(record, found, now_us)
-    _check_device(record, found, kind)
+    _check_device_ids(device_ids, found)
+    if not has_device and kind in _NEED_DEVICE_ID:
+        found.add("device_ids", "REQUIRED", "at least one usable device id")
+    _check_surroundings(record, found, kind)
     _check_privacy(record, found)
     if kind is None:
         found.add("kind", "REQUIRED", "exactly one of the kinds of records")
@@ -63,11 +82,17 @@ def violations(record: ingest_pb2.Record, settings: Settings, now_us: int) -> li
 class _Found:
     """Collects wrong fields. Methods take the path of a field and its value."""
 
-    __slots__ = ("settings", "violations")
+    __slots__ = ("is_plain", "settings", "violations")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, content: bytes) -> None:
         self.settings = settings
         self.violations: list[Violation] = []
+        # Of a record that is short as a whole, and without a zero byte, no text need be looked at by itself.
+        self.is_plain = len(content) <= MAX_TEXT_BYTES and b"\0" not in content
+
+    def is_short(self, part: Message) -> bool:
+        """Whether nothing in a part of the record can be too long, too many or hold NUL."""
+        return self.is_plain and part.ByteSize() <= MAX_ID
 
     def add(self, field: str, reason: str, description: str) -> None:
         self.violations.append(Violation(field=field, reason=reason, description=description))
@@ -89,21 +114,18 @@ class _Found:
         if not value:
             self.add(field, "REQUIRED", what)
 
-    def pairs(self, field: str, pairs: Mapping[str, str], reserved: Iterable[str] = ()) -> None:
+    def pairs(self, field: str, pairs: Mapping[str, str]) -> None:
         if len(pairs) > MAX_PAIRS:
             self.add(field, "TOO_MANY", f"at most {MAX_PAIRS} keys")
         for name, value in pairs.items():
             self.identifier(field, name)
-            if len(value) > MAX_TEXT_BYTES // 4 or "\0" in value:
-                self.text(f"{field}.{name[:MAX_ID]}", value)
-        for name in reserved:
-            if name in pairs:
-                self.add(f"{field}.{name}", "RESERVED_NAME", "this name is reserved; use another")
+            self.text(f"{field}.{name[:MAX_ID]}", value)
 
     def time_us(self, field: str, time: Timestamp) -> int | None:
         # The bounds of google.protobuf.Timestamp: years 1 to 9999.
-        if 0 <= time.nanos < 1_000_000_000 and -62_135_596_800 <= time.seconds < 253_402_300_800:
-            return time.seconds * 1_000_000 + time.nanos // 1000
+        seconds, nanos = time.seconds, time.nanos
+        if 0 <= nanos < 1_000_000_000 and -62_135_596_800 <= seconds < 253_402_300_800:
+            return seconds * 1_000_000 + nanos // 1000
         self.add(field, "INVALID_TIME", "seconds or nanos are out of range")
         return None
 
@@ -124,8 +146,9 @@ class _Found:
 
 
 def _check_app_and_time(record: ingest_pb2.Record, found: _Found, now_us: int) -> None:
-    app = found.settings.apps.get(record.app_id)
-    if not record.app_id:
+    app_id = record.app_id
+    app = found.settings.apps.get(app_id)
+    if not app_id:
         found.add("app_id", "REQUIRED", "which app it belongs to")
     elif app is None:
         found.add("app_id", "UNKNOWN_APP", "no live app has this id")
@@ -138,23 +161,24 @@ def _check_app_and_time(record: ingest_pb2.Record, found: _Found, now_us: int) -
             found.add("event_time", "EVENT_TIME_TOO_OLD", f"at most {app.max_age_us // 1_000_000} s back")
 
 
-def _check_device(record: ingest_pb2.Record, found: _Found, kind: str | None) -> None:
-    usable = False
-    for name, value in record.device_ids.items():
-        if name in _KNOWN_ID_NAMES:
-            found.identifier(f"device_ids.{name}", value)
-        else:
+def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
+    for name, value in device_ids.items():
+        if name not in _KNOWN_ID_NAMES:
             found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(ID_NAMES)}, with or without a hash")
-        usable = usable or is_usable(value)
-    if not usable and kind in _NEED_DEVICE_ID:
-        found.add("device_ids", "REQUIRED", "at least one usable device id")
-    if record.ip_address:
-        if not _is_ip_address(record.ip_address):
+        elif len(value) > MAX_ID or not found.is_plain:
+            found.identifier(f"device_ids.{name}", value)
+
+
+def _check_surroundings(record: ingest_pb2.Record, found: _Found, kind: str | None) -> None:
+    ip_address = record.ip_address
+    if ip_address:
+        if not _is_ip_address(ip_address):
             found.add("ip_address", "INVALID_IP_ADDRESS", "an IPv4 or IPv6 address")
     elif kind in _NEED_IP_ADDRESS:
         found.add("ip_address", "REQUIRED", "the device's IP address")
-    found.text("user_agent", record.user_agent)
-    found.text("app_version", record.app_version)
+    if not found.is_plain:
+        found.text("user_agent", record.user_agent)
+        found.text("app_version", record.app_version)
 
 
 def _check_privacy(record: ingest_pb2.Record, found: _Found) -> None:
@@ -172,34 +196,41 @@ def _check_privacy(record: ingest_pb2.Record, found: _Found) -> None:
 def _check_click(record: ingest_pb2.Record, found: _Found) -> None:
     click = record.click
     found.tracker("click.tracker_id", click.tracker_id, record.app_id)
-    found.identifier("click.click_id", click.click_id)
-    if click.HasField("ad"):
+    if not found.is_short(click):
+        found.identifier("click.click_id", click.click_id)
         found.ad("click.ad", click.ad)
 
 
 def _check_impression(record: ingest_pb2.Record, found: _Found) -> None:
     impression = record.impression
     found.tracker("impression.tracker_id", impression.tracker_id, record.app_id)
-    found.identifier("impression.impression_id", impression.impression_id)
-    if impression.HasField("ad"):
+    if not found.is_short(impression):
+        found.identifier("impression.impression_id", impression.impression_id)
         found.ad("impression.ad", impression.ad)
 
 
 def _check_install(record: ingest_pb2.Record, found: _Found) -> None:
-    found.identifier("install.click_record_id", record.install.click_record_id)
-    found.text("install.referrer", record.install.referrer)
+    install = record.install
+    if not found.is_short(install):
+        found.identifier("install.click_record_id", install.click_record_id)
+        found.text("install.referrer", install.referrer)
 
 
 def _check_event(record: ingest_pb2.Record, found: _Found) -> None:
     event = record.event
-    found.required("event.event_name", event.event_name, "what happened")
-    found.identifier("event.event_name", event.event_name, MAX_EVENT_NAME)
-    if event.event_name.startswith("_install"):
+    event_name = event.event_name
+    found.required("event.event_name", event_name, "what happened")
+    found.identifier("event.event_name", event_name, MAX_EVENT_NAME)
+    if event_name.startswith("_install"):
         found.add("event.event_name", "RESERVED_NAME", "names beginning with _install are reserved")
-    found.pairs("event.event_data", event.event_data, RESERVED_EVENT_DATA)
+    for name in event.event_data:
+        if name in RESERVED_EVENT_DATA:
+            found.add(f"event.event_data.{name}", "RESERVED_NAME", "this name is reserved; use another")
     if event.HasField("revenue") and not _CURRENCY_CODE.fullmatch(event.revenue.currency_code):
         found.add("event.revenue.currency_code", "INVALID_CURRENCY_CODE", "three capital letters, as ISO 4217")
-    found.identifier("event.click_record_id", event.click_record_id)
+    if not found.is_short(event):
+        found.pairs("event.event_data", event.event_data)
+        found.identifier("event.click_record_id", event.click_record_id)
 
 
 def _check_session(record: ingest_pb2.Record, found: _Found) -> None:

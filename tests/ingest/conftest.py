@@ -1,7 +1,6 @@
 """A real ingest service on a real database, with settings that arrive as tracker would send them."""
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import grpc
 import pytest
 
 from libs.client import open_channel

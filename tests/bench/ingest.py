@@ -1,0 +1,154 @@
+"""How many records a second ingest makes durable, next to what PostgreSQL does with equal rows in the same run."""
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.client import open_channel
+from libs.migrations import prepare
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2
+from tests.bench.row import Row
+from tests.ingest.process import IngestProcess, serve_settings
+
+BATCH = 100
+CONCURRENT = 16
+LIMIT_ROWS = 2_000
+MIGRATIONS = Path(__file__).parents[2] / "services" / "ingest" / "migrations"
+
+
+async def bench(*, records: int = 200_000) -> list[Row]:
+    """Measures the row limit, RecordBatch of 100, ReadLog of all of it, and the row limit again."""
+    settings = tracker_pb2.WatchSnapshotResponse(revision=1, reset=True)
+    settings.resources.add().app.app_id = "bench"
+    settings.resources.add().tracker.CopyFrom(tracker_pb2.Tracker(tracker_id="tr", app_id="bench"))
+    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
+        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres, serve_settings(settings) as tracker:
+            await postgres.create_database()
+            await prepare(postgres.admin_dsn(), schema="ingest", directory=MIGRATIONS)
+            ingest = IngestProcess(dsn=postgres.dsn("ingest"), tracker_target=tracker)
+            limit = await _row_limit(postgres.admin_dsn(), records)
+            await ingest.start()
+            try:
+                async with open_channel(ingest.target) as channel:
+                    stub = ingest_pb2_grpc.IngestServiceStub(channel)
+                    written = await _write(stub, records)
+                    read = await _read(stub)
+            finally:
+                await ingest.stop()
+            limit = max(limit, await _row_limit(postgres.admin_dsn(), records))
+    name = f"one INSERT .. SELECT unnest of {LIMIT_ROWS:,} equal rows, again and again"
+    return [
+        Row(name="rows, PostgreSQL alone", value=limit, unit="rows/s"),
+        Row(name=f"RecordBatch of {BATCH}", value=written, unit="records/s", limit_name=name, limit=limit),
+        Row(name="ReadLog, one reader catching up", value=read, unit="records/s"),
+    ]
+
+
+async def _row_limit(dsn: str, rows: int) -> float:
+    """Rows/s into a table like the log, rows as large as its own."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("SET search_path = ingest; CREATE TABLE equal_rows (LIKE log INCLUDING ALL)")
+    statement = await connection.prepare(
+        "INSERT INTO equal_rows (lane, position, app_lane, is_engagement, receive_time_us, record)"
+        " SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::smallint[], $4::boolean[], $5::bigint[], $6::bytea[])"
+    )
+    size = len(make_record(0).SerializeToString()) + 45  # the id and the time that ingest adds
+    statements = [
+        (
+            [row % 64 for row in range(start, start + LIMIT_ROWS)],
+            [row // 64 for row in range(start, start + LIMIT_ROWS)],
+            [row % 7 for row in range(LIMIT_ROWS)],
+            [row % 3 > 0 for row in range(LIMIT_ROWS)],
+            list(range(start, start + LIMIT_ROWS)),
+            [random.randbytes(size) for _ in range(LIMIT_ROWS)],
+        )
+        for start in range(0, rows, LIMIT_ROWS)
+    ]
+    began = time.perf_counter()
+    for arguments in statements:
+        await statement.fetch(*arguments)
+    seconds = time.perf_counter() - began
+    await connection.execute("DROP TABLE equal_rows")
+    await connection.close()
+    return len(statements) * LIMIT_ROWS / seconds
+
+
+async def _write(stub: ingest_pb2_grpc.IngestServiceStub, records: int) -> float:
+    requests = [
+        ingest_pb2.RecordBatchRequest(records=[make_record(number) for number in range(start, start + BATCH)])
+        for start in range(0, records, BATCH)
+    ]
+    total = len(requests) * BATCH
+
+    async def send() -> None:
+        while requests:
+            response = await stub.RecordBatch(requests.pop())
+            assert all(result.status == ingest_pb2.RecordResult.STATUS_ACCEPTED for result in response.results)
+
+    return total / await _seconds(lambda: asyncio.gather(*(send() for _ in range(CONCURRENT))))
+
+
+async def _read(stub: ingest_pb2_grpc.IngestServiceStub) -> float:
+    places = [ingest_pb2.LanePosition(lane=lane) for lane in range(64)]
+    count = 0
+
+    async def read() -> None:
+        nonlocal count
+        call = stub.ReadLog(ingest_pb2.ReadLogRequest(**{"from": places}))  # type: ignore[arg-type]
+        async for response in call:
+            count += len(response.entries)
+            if response.caught_up:
+                break
+        call.cancel()
+
+    seconds = await _seconds(read)
+    return count / seconds
+
+
+async def _seconds(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
+
+
+def make_record(number: int) -> ingest_pb2.Record:
+    """A record of the usual mix: 70 of a hundred clicks and impressions, 5 installs, 25 events."""
+    share = number % 20
+    record = ingest_pb2.Record(
+        app_id="bench",
+        record_id=f"record-{number:012}",
+        device_ids={"idfa": f"6D92078A-8246-4BA4-AE5B-{number:012}"},
+        ip_address=f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}",
+        user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)",
+    )
+    record.event_time.GetCurrentTime()
+    if share < 10:
+        record.click.tracker_id = "tr"
+        record.click.click_id = f"click-{number}"
+        record.click.ad.site_id = f"site-{number % 50}"
+        record.click.ad.custom_parameters["cp_0"] = "summer"
+    elif share < 14:
+        record.impression.tracker_id = "tr"
+        record.impression.ad.site_id = f"site-{number % 50}"
+    elif share < 15:
+        record.install.referrer = "utm_source=x"
+    else:
+        record.event.event_name = "Purchase"
+        record.event.event_data["sku"] = f"sku-{number % 100}"
+        record.event.revenue.amount_micros = 9_990_000
+        record.event.revenue.currency_code = "USD"
+    return record
+
+
+if __name__ == "__main__":
+    for row in asyncio.run(bench()):
+        ratio = f"{row.ratio:.2f} of {row.limit_name}" if row.ratio is not None else ""
+        sys.stdout.write(f"{row.name:32} {row.value:10,.0f} {row.unit} {ratio}\n")
