@@ -126,7 +126,10 @@ class DeviceHistory:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able and compact; `from_json` gives the equal history back."""
-        return {"attributions": [list(attribution) for attribution in self.attributions], "sessions": sorted(self.sessions)}
+        return {
+            "attributions": [list(attribution) for attribution in self.attributions],
+            "sessions": sorted(self.sessions),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

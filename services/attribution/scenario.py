@@ -127,7 +127,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL, _BOOL, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:int"
 _SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
-_DECIMAL = re.compile(r"-?(0|[1-9]\d*)")
+_DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})")
 _UNITS_US = {"s": SECOND_US, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}
 _OFF: Mapping[str, int] = {"off": DISABLED, "0s": DISABLED}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -385,6 +385,8 @@ class _Reader:
     def _pairs(self, node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
             raise _MisfitError("should be an object: keys and values")
+        for key, _ in node.value:
+            _text(key)
         return list(node.value)
 
     @contextmanager
@@ -406,7 +408,7 @@ def _compose(text: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ScenarioError([Problem(line, f"not YAML or JSON: {error.problem or error.context}")]) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ScenarioError([Problem(1, f"not YAML or JSON: {error}")]) from error
     if node is None:
         raise ScenarioError([Problem(1, "the file is empty")])
@@ -466,7 +468,7 @@ def _flag(node: yaml.Node) -> bool:
 
 def _count(node: yaml.Node) -> int:
     text = _text(node)
-    if not text.isdecimal():
+    if not re.fullmatch(r"\d{1,9}", text):
         raise _MisfitError("should be a whole number, 0 or more")
     return int(text)
 

@@ -118,6 +118,8 @@ def test_check_tells_the_difference(
             "no self-attributing network 'acme-ios'",
             id="claim of no SAN",
         ),
+        pytest.param("device: {idfa: A1}", "device: {[a]: A1}", 5, "should be a text", id="a key that is no text"),
+        pytest.param("[Purchase]", f"[], max_conversions_per_engagement: {'9' * 5000}", 3, "a whole number", id="huge"),
         pytest.param("timeline:", "timeline: ]", 4, "not YAML or JSON", id="syntax"),
     ],
 )
