@@ -128,7 +128,7 @@ class World:
 
     async def decided(self, *conversion_ids: str) -> list[attribution_pb2.Decision]:
         """The decisions on these conversions, once all are made."""
-        decisions = []
+        decisions: list[attribution_pb2.Decision] = []
         for conversion_id in conversion_ids:
             request = attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id)
             while not decisions or decisions[-1].conversion_id != conversion_id:

@@ -1,0 +1,164 @@
+"""The whole way: from a stream of records to committed decisions, created deliveries and delivered postbacks."""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+
+from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
+from libs.client import open_channel
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from tests.bench.load import APP, CLICKED, INSTALLED
+from tests.bench.row import Row
+
+TARGET_RATE = 5_000
+"""Records a second that the suite must sustain on two cores, load included."""
+
+
+async def bench(
+    *, rate: int = TARGET_RATE, seconds: int = 60, latency_seconds: int = 30, announce: Callable[[str], None] = print
+) -> list[Row]:
+    """Offers `rate` for `seconds`, then half of it for `latency_seconds`."""
+    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
+        ports = free_ports()
+        async with running_suite(Path(directory), ports, announce=announce) as suite:
+            await _settings(ports)
+            database = await asyncpg.connect(suite.postgres.admin_dsn())
+            try:
+                announce(f"{rate:,} records/s for {seconds} s")
+                rows = await _sustained(suite, database, rate, seconds)
+                announce(f"{rate // 2:,} records/s for {latency_seconds} s")
+                rows += await _latency(ports, rate // 2, latency_seconds)
+            finally:
+                await database.close()
+    return rows
+
+
+async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> list[Row]:
+    began = time.monotonic()
+    running = asyncio.ensure_future(_load(suite.ports, rate, seconds, seed=1))
+    await asyncio.sleep(seconds / 3)
+    early = _memory(suite)
+    loaded = await running
+    finished = began + loaded["seconds"]
+    while True:
+        decided = await database.fetchval("SELECT count(*) FROM attribution.decisions")
+        created = await database.fetchval("SELECT count(*) FROM postback.deliveries")
+        if decided >= loaded["conversions"] and created >= loaded["reengaging"]:
+            finished = max(finished, time.monotonic())
+            break
+        if time.monotonic() > began + 3 * seconds:
+            raise RuntimeError(f"{decided} of {loaded['conversions']} decided, {created} deliveries")
+        await asyncio.sleep(0.1)
+    late = _memory(suite)
+    return [
+        Row(
+            name="stream to decision and delivery",
+            value=loaded["records"] / (finished - began),
+            unit="records/s",
+            limit_name="records/s that must be sustained",
+            limit=TARGET_RATE,
+        ),
+        Row(name="  taken by ingest meanwhile", value=loaded["records"] / loaded["seconds"], unit="records/s"),
+        Row(
+            name="  memory of the services at the end",
+            value=late,
+            unit="MB",
+            limit_name="MB after a third of the time",
+            limit=early,
+        ),
+    ]
+
+
+async def _latency(ports: Ports, rate: int, seconds: int) -> list[Row]:
+    loaded = await _load(ports, rate, seconds, seed=2)
+    latencies = loaded["latencies_s"]
+    if len(latencies) < loaded["reengaging"]:
+        raise RuntimeError(f"only {len(latencies)} of {loaded['reengaging']} postbacks came")
+    cuts = statistics.quantiles(latencies, n=100)
+    return [
+        Row(
+            name=f"receipt to delivered postback, p{percent}",
+            value=cuts[percent - 1] * 1000,
+            unit="ms",
+            limit_name="ms that p95 must stay below" if percent == 95 else "",
+            limit=1000.0 if percent == 95 else 0.0,
+        )
+        for percent in (50, 95, 99)
+    ]
+
+
+async def _load(ports: Ports, rate: int, seconds: int, *, seed: int) -> dict[str, Any]:
+    arguments = [ports.address("ingest"), ports.network, rate, seconds, seed]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.bench.load", *map(str, arguments), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError("the load failed")
+    loaded: dict[str, Any] = json.loads(output)
+    return loaded
+
+
+def _memory(suite: Suite) -> float:
+    """MB that the services hold."""
+    pids = [service.pid for service in suite.services.values() if service.pid is not None]
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
+
+
+async def _settings(ports: Ports) -> None:
+    kinds = tracker_pb2.Tracker
+    async with open_channel(ports.address("tracker")) as channel:
+        stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+        android = tracker_pb2.PLATFORM_ANDROID
+        app = tracker_pb2.App(app_id=APP, name="Bench", platform=android)
+        await stub.CreateApp(tracker_pb2.CreateAppRequest(app=app))
+        network = tracker_pb2.Network(network_id="bench-net", name="Bench network", platform=android)
+        await stub.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network))
+        campaign = tracker_pb2.Campaign(campaign_id="bench-c", app_id=APP, name="Campaign")
+        await stub.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
+        segment = tracker_pb2.Segment(segment_id="bench-s", campaign_id="bench-c", name="Segment")
+        await stub.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
+        event = tracker_pb2.EventDefinition(app_id=APP, event_name="Purchase")
+        event.min_time_to_reengagement.FromSeconds(0)
+        await stub.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=event))
+        for tracker_id, tracker_type, events in (
+            (CLICKED, kinds.TYPE_REENGAGEMENT, ["Purchase"]),
+            (INSTALLED, kinds.TYPE_ACQUISITION, []),
+        ):
+            tracker = kinds(
+                tracker_id=tracker_id,
+                segment_id="bench-s",
+                network_id="bench-net",
+                type=tracker_type,
+                events=events,
+                install_url="https://example.com/app",
+            )
+            await stub.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracker))
+    async with open_channel(ports.address("postback")) as channel:
+        configuration = postback_pb2.Configuration(
+            configuration_id="bench-postback",
+            app_id=APP,
+            network_id="bench-net",
+            trigger="Purchase",
+            delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+            template=postback_pb2.Template(
+                url=f"http://{HOST}:{ports.network}/postback?event={{event_name}}&click={{click_id}}&sent={{sent}}"
+            ),
+        )
+        config = postback_pb2_grpc.PostbackConfigServiceStub(channel)
+        await config.CreateConfiguration(postback_pb2.CreateConfigurationRequest(configuration=configuration))
+
+
+if __name__ == "__main__":
+    for row in asyncio.run(bench(rate=int(sys.argv[1]), seconds=int(sys.argv[2]), latency_seconds=int(sys.argv[3]))):
+        sys.stdout.write(f"{row.name:40} {row.value:10,.1f} {row.unit} {row.ratio or ''} {row.limit_name}\n")
