@@ -7,7 +7,9 @@ made while serving. What is left of the caller's deadline goes out the same way.
 from __future__ import annotations  # grpcio's own classes are generic to mypy only
 
 import asyncio
+import contextlib
 import contextvars
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,7 +19,7 @@ import structlog
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
-from libs.errors import ResourceExhausted, ServiceError, to_status
+from libs.errors import ResourceExhausted, ServiceError, Unavailable, to_status
 from libs.log import REQUEST_ID_KEY, current_request_id, new_request_id
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -40,14 +42,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, *, max_calls: int = 256, max_streams: int = 256) -> None:
         self._room = {"unary": max_calls, "stream": max_streams}
-        self._watches: set[asyncio.Task[Any]] = set()
+        self._steps: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     def end_watches(self) -> None:
-        """End the calls that only send, perhaps for ever, as UNAVAILABLE: their callers resume at another server."""
+        """End the calls that only send, perhaps for ever, as UNAVAILABLE `STOPPING`: their callers go on elsewhere."""
         self._stopping = True
-        for task in self._watches:
-            task.cancel()
+        for step in self._steps:
+            step.cancel()
 
     async def intercept_service(
         self,
@@ -87,22 +89,38 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _watch(self, method: str, request_id: str, serve: Any) -> Any:
-        stream = self._stream(method, request_id, serve)
-
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            task = asyncio.current_task()
-            assert task is not None
-            self._watches.add(task)
-            task.add_done_callback(self._watches.discard)
-            try:
-                async for response in stream(request, context):
+            async with (
+                _Served(self._room, "stream", method, request_id, context),
+                contextlib.aclosing(serve(request, context)) as responses,
+            ):
+                while True:
+                    try:
+                        response = await self._step(anext(responses))
+                    except StopAsyncIteration:
+                        return
                     yield response
-            except asyncio.CancelledError:
-                if self._stopping:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
-                raise
 
-        return call
+        async def write(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            async with _Served(self._room, "stream", method, request_id, context):
+                await self._step(serve(request, context))
+
+        # Health.Watch writes to the context; all others are generators.
+        return write if inspect.iscoroutinefunction(serve) else call
+
+    async def _step(self, step: Awaitable[Any]) -> Any:
+        # A task apart, as grpc loses the status of a call that is cancelled itself while it sends a response.
+        task = asyncio.ensure_future(step)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        if self._stopping:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise Unavailable("STOPPING", "the server stops; go on at another") from None
+            raise
 
 
 class _Served:

@@ -22,41 +22,48 @@ from reengage.tracker.v1.tracker_pb2 import (
     Windows,
 )
 
-Stub: TypeAlias = "tracker_pb2_grpc.TrackerConfigServiceAsyncStub"
+Stub: TypeAlias = "tracker_pb2_grpc.TrackerConfigServiceStub"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def app(**changes: Any) -> App:
-    return App(**{"app_id": "kodemo1", "name": "Demo", "platform": PLATFORM_IOS, "url_schemes": ["demo"]} | changes)
+    fields: dict[str, Any] = {"app_id": "kodemo1", "name": "Demo", "platform": PLATFORM_IOS, "url_schemes": ["demo"]}
+    return App(**fields | changes)
 
 
 def android_app(**changes: Any) -> App:
-    return app(**{"app_id": "kodemo2", "name": "Demo Android", "platform": PLATFORM_ANDROID} | changes)
+    fields: dict[str, Any] = {"app_id": "kodemo2", "name": "Demo Android", "platform": PLATFORM_ANDROID}
+    return app(**fields | changes)
 
 
 def network(**changes: Any) -> Network:
-    return Network(**{"network_id": "acme-ios", "name": "Acme iOS", "platform": PLATFORM_IOS} | changes)
+    fields: dict[str, Any] = {"network_id": "acme-ios", "name": "Acme iOS", "platform": PLATFORM_IOS}
+    return Network(**fields | changes)
 
 
 def san(**changes: Any) -> Network:
-    return network(**{"network_id": "x-ios", "name": "X iOS", "self_attributing": True} | changes)
+    fields: dict[str, Any] = {"network_id": "x-ios", "name": "X iOS", "self_attributing": True}
+    return network(**fields | changes)
 
 
 def campaign(**changes: Any) -> Campaign:
-    return Campaign(**{"campaign_id": "spring", "app_id": "kodemo1", "name": "Spring"} | changes)
+    fields: dict[str, Any] = {"campaign_id": "spring", "app_id": "kodemo1", "name": "Spring"}
+    return Campaign(**fields | changes)
 
 
 def segment(**changes: Any) -> Segment:
-    return Segment(**{"segment_id": "spring-a", "campaign_id": "spring", "name": "A"} | changes)
+    fields: dict[str, Any] = {"segment_id": "spring-a", "campaign_id": "spring", "name": "A"}
+    return Segment(**fields | changes)
 
 
 def event(**changes: Any) -> EventDefinition:
-    return EventDefinition(**{"app_id": "kodemo1", "event_name": "Purchase"} | changes)
+    fields: dict[str, Any] = {"app_id": "kodemo1", "event_name": "Purchase"}
+    return EventDefinition(**fields | changes)
 
 
 def acquisition(**changes: Any) -> Tracker:
     """Of a link-based network."""
-    fields = {"tracker_id": "acq1", "segment_id": "spring-a", "network_id": "acme-ios"}
+    fields: dict[str, Any] = {"tracker_id": "acq1", "segment_id": "spring-a", "network_id": "acme-ios"}
     return Tracker(**fields | {"install_url": "https://apps.example/demo"} | changes)
 
 
@@ -69,7 +76,7 @@ def reengagement(**changes: Any) -> Tracker:
 
 def san_reengagement(**changes: Any) -> Tracker:
     """Of a self-attributing network."""
-    fields = {"tracker_id": "xre1", "segment_id": "spring-a", "network_id": "x-ios"}
+    fields: dict[str, Any] = {"tracker_id": "xre1", "segment_id": "spring-a", "network_id": "x-ios"}
     return Tracker(**fields | {"type": Tracker.TYPE_REENGAGEMENT, "events": ["Purchase"]} | changes)
 
 
@@ -82,7 +89,7 @@ def lasting(number: int, nanos: int = 0) -> Window:
 
 
 def windows(**named: Window) -> Windows:
-    return Windows(**named)  # type: ignore[arg-type]
+    return Windows(**named)
 
 
 async def create_parents(tracker: Stub) -> None:
@@ -95,8 +102,8 @@ async def create_parents(tracker: Stub) -> None:
 
 
 async def create_tracker(tracker: Stub, wanted: Tracker) -> Tracker:
-    response = await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted))
-    return response.tracker
+    made: Tracker = (await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted))).tracker
+    return made
 
 
 async def failure(call: Awaitable[Any]) -> ErrorDetails:

@@ -120,9 +120,8 @@ async def create_parents_of(calls: Calls, stub: Stub) -> None:
 
 async def newest(stub: Stub) -> int:
     """The newest revision."""
-    async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest()):
-        return part.revision
-    raise AssertionError("a snapshot has at least one part")
+    parts: list[int] = [part.revision async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest())]
+    return max(parts)
 
 
 @every_kind
@@ -540,13 +539,15 @@ async def test_an_update_is_checked_as_a_whole(tracker: Stub) -> None:
 
 async def settings_of(tracker: Stub, app_id: str = "kodemo1", network_id: str = "acme-ios") -> NetworkSettings:
     request = tracker_pb2.GetNetworkSettingsRequest(app_id=app_id, network_id=network_id)
-    return (await tracker.GetNetworkSettings(request)).network_settings
+    settings: NetworkSettings = (await tracker.GetNetworkSettings(request)).network_settings
+    return settings
 
 
 async def update_settings(tracker: Stub, *paths: str, **fields: Any) -> NetworkSettings:
     given = NetworkSettings(**{"app_id": "kodemo1", "network_id": "acme-ios"} | fields)
     request = tracker_pb2.UpdateNetworkSettingsRequest(network_settings=given, update_mask=FieldMask(paths=paths))
-    return (await tracker.UpdateNetworkSettings(request)).network_settings
+    settings: NetworkSettings = (await tracker.UpdateNetworkSettings(request)).network_settings
+    return settings
 
 
 async def test_network_settings_are_empty_until_changed(tracker: Stub) -> None:

@@ -1,0 +1,426 @@
+"""What resources may hold: every rule from both sides of its edge, through the RPCs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1.tracker_pb2 import PLATFORM_ANDROID, Network, NetworkSettings, Tracker, Window, Windows
+from tests.tracker import samples
+from tests.tracker.samples import (
+    DAY,
+    HOUR,
+    MINUTE,
+    Stub,
+    acquisition,
+    android_app,
+    app,
+    campaign,
+    create_parents,
+    event,
+    lasting,
+    network,
+    reengagement,
+    san,
+    san_reengagement,
+    seconds,
+    segment,
+    wrong_fields,
+)
+
+DISABLED = Window(disabled=True)
+UNLIMITED = Window(unlimited=True)
+
+
+async def create(tracker: Stub, resource: Message) -> Any:
+    """Create it, or, for a network's settings, make them."""
+    if isinstance(resource, NetworkSettings):
+        mask = FieldMask(paths=["windows", "granular_data_policy"])
+        request = tracker_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)
+        return await tracker.UpdateNetworkSettings(request)
+    kind = type(resource).__name__
+    field = {"EventDefinition": "event_definition"}.get(kind, kind.lower())
+    request = getattr(tracker_pb2, f"Create{kind}Request")(**{field: resource})
+    return await getattr(tracker, f"Create{kind}")(request)
+
+
+def app_settings(**fields: Any) -> tracker_pb2.App:
+    return app(app_id="new", name="New", settings=fields)
+
+
+def link_settings(**fields: Any) -> NetworkSettings:
+    return NetworkSettings(**{"app_id": "kodemo1", "network_id": "acme-ios"} | fields)
+
+
+def windows(**named: Window) -> Windows:
+    return samples.windows(**named)
+
+
+CLICKS = ("click_device", "click_modeled", "click_equalizer", "click_ip")
+IMPRESSIONS = ("impression_device", "impression_modeled", "impression_ip")
+LAYERS: dict[str, Callable[[Windows], Message]] = {
+    "app.settings": lambda layer: app_settings(windows=layer),
+    "network_settings": lambda layer: link_settings(windows=layer),
+    "tracker": lambda layer: acquisition(windows=layer),
+}
+
+GOOD_WINDOWS: list[tuple[str, Window]] = [
+    *((name, lasting(MINUTE)) for name in (*CLICKS, *IMPRESSIONS)),
+    *((name, lasting(30 * DAY)) for name in CLICKS),
+    *((name, lasting(DAY)) for name in IMPRESSIONS),
+    *((name, DISABLED) for name in (*CLICKS, *IMPRESSIONS)),
+    ("event_association", lasting(MINUTE)),
+    ("event_association", lasting(3650 * DAY)),
+    ("event_association", UNLIMITED),
+]
+WRONG_WINDOWS: list[tuple[str, Window, str, str]] = [
+    *((name, lasting(MINUTE - 1), ".duration", "OUT_OF_RANGE") for name in (*CLICKS, *IMPRESSIONS)),
+    *((name, lasting(30 * DAY + 1), ".duration", "OUT_OF_RANGE") for name in CLICKS),
+    *((name, lasting(DAY + 1), ".duration", "OUT_OF_RANGE") for name in IMPRESSIONS),
+    *((name, UNLIMITED, ".unlimited", "NOT_ALLOWED") for name in (*CLICKS, *IMPRESSIONS)),
+    ("click_ip", lasting(HOUR, nanos=1), ".duration", "OUT_OF_RANGE"),
+    ("click_ip", lasting(-HOUR), ".duration", "OUT_OF_RANGE"),
+    ("click_ip", Window(), "", "REQUIRED"),
+    ("click_ip", Window(disabled=False), "", "REQUIRED"),
+    ("event_association", Window(unlimited=False), "", "REQUIRED"),
+    ("event_association", lasting(MINUTE - 1), ".duration", "OUT_OF_RANGE"),
+    ("event_association", lasting(3650 * DAY + 1), ".duration", "OUT_OF_RANGE"),
+    ("event_association", DISABLED, ".disabled", "NOT_ALLOWED"),
+]
+
+
+async def test_windows_within_their_ranges(tracker: Stub) -> None:
+    """B2, on every layer."""
+    await create_parents(tracker)
+    for number, (name, window) in enumerate(GOOD_WINDOWS):
+        layer = windows(**{name: window})
+        made = (await create(tracker, app(app_id=f"a{number}", name=f"A{number}", settings={"windows": layer}))).app
+        assert made.settings.windows == layer
+        made = (await create(tracker, link_settings(windows=layer))).network_settings
+        assert made.windows == layer
+        made = (await create(tracker, acquisition(tracker_id=f"t{number}", windows=layer))).tracker
+        assert made.windows == layer
+
+
+async def test_windows_beyond_their_ranges(tracker: Stub) -> None:
+    """B2, on every layer."""
+    await create_parents(tracker)
+    for name, window, at, reason in WRONG_WINDOWS:
+        for path, holding in LAYERS.items():
+            refused = create(tracker, holding(windows(**{name: window})))
+            assert await wrong_fields(refused) == {(f"{path}.windows.{name}{at}", reason)}
+
+
+GOOD: dict[str, Message] = {
+    "app name of 128": app(app_id="new", name="é" * 128),
+    "app id of 64": app(app_id="Az09._-" + "x" * 57, name="New"),
+    "app with everything": app(
+        app_id="new",
+        name="New",
+        bundle_id="com.example.demo",
+        store_app_id="id123",
+        time_zone="America/Argentina/Buenos_Aires",
+        currency_code="JPY",
+        url_schemes=["demo", "com.example+demo.1-x"],
+        sandbox=True,
+    ),
+    "shortest settings": app_settings(
+        install_reprocessing_window=seconds(DAY), max_record_age=seconds(HOUR), max_record_lead=seconds(0)
+    ),
+    "longest settings": app_settings(
+        install_reprocessing_window=seconds(365 * DAY),
+        max_record_age=seconds(31 * DAY),
+        max_record_lead=seconds(DAY),
+        records_per_second=2**31 - 1,
+    ),
+    "network name of 128": network(network_id="new", name="x" * 128),
+    "redact": link_settings(granular_data_policy=NetworkSettings.GRANULAR_DATA_POLICY_REDACT),
+    "MTR off": event(min_time_to_reengagement=seconds(0)),
+    "longest MTR": event(min_time_to_reengagement=seconds(365 * DAY)),
+    "shortest period": event(reengagement_period=seconds(MINUTE)),
+    "longest period": event(reengagement_period=seconds(3650 * DAY)),
+    "event name of 128": event(event_name="x" * 128),
+    "event name with spaces": event(event_name="Level 3 – fertig"),
+    "http install URL with port": acquisition(install_url="http://apps.example:8080/x?y={z}#f"),
+    "deep link of the app": acquisition(deep_link="demo://item/{id}?q=1"),
+    "https deep link": acquisition(deep_link="https://apps.example/item"),
+    "landing page": acquisition(destination_type=Tracker.DESTINATION_TYPE_LANDING_PAGE),
+    "64 custom parameters": acquisition(custom_parameters={f"k{number}": "v" for number in range(64)}),
+    "shortest click key": acquisition(click_validation_key="k" * 16),
+    "longest click key": acquisition(click_validation_key="k" * 256),
+    "engagements spent at once": acquisition(max_conversions_per_engagement=1),
+    "several events": reengagement(events=["SessionBegin", "Purchase", "Login"]),
+    "SAN without URL": san_reengagement(),
+    "SAN acquisition": san_reengagement(type=Tracker.TYPE_ACQUISITION, events=[]),
+    "SAN windows empty": san_reengagement(windows=Windows()),
+    "SAN view of 14 days by the default": san_reengagement(post_view_window=seconds(14 * DAY)),
+}
+GOOD |= {
+    f"SAN engagement {days} days": san_reengagement(post_engagement_window=seconds(days * DAY))
+    for days in (1, 7, 14, 30)
+}
+GOOD |= {
+    f"SAN view {days} days": san_reengagement(
+        post_engagement_window=seconds(30 * DAY), post_view_window=seconds(days * DAY)
+    )
+    for days in (0, 1, 7, 14, 30)
+}
+
+REQUIRED, TOO_LONG, NOT_ALLOWED, DUPLICATE = "REQUIRED", "TOO_LONG", "NOT_ALLOWED", "DUPLICATE"
+OUT_OF_RANGE, UNKNOWN_VALUE, INVALID_ID, INVALID_URL = "OUT_OF_RANGE", "UNKNOWN_VALUE", "INVALID_ID", "INVALID_URL"
+INVALID_SCHEME, INVALID_TEXT, TOO_MANY = "INVALID_SCHEME", "INVALID_TEXT", "TOO_MANY"
+MISMATCH = "PLATFORM_MISMATCH"
+
+WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
+    "empty app": (tracker_pb2.App(), {("app.name", REQUIRED), ("app.platform", REQUIRED)}),
+    "everything at once": (
+        tracker_pb2.App(
+            app_id="a b",
+            name="x" * 129,
+            time_zone="Mars/Base",
+            currency_code="usd",
+            url_schemes=["Demo", "https", "demo", "demo", "1x", "javascript"],
+            settings=tracker_pb2.AppSettings(
+                windows=windows(click_ip=lasting(1), event_association=DISABLED),
+                install_reprocessing_window=seconds(DAY - 1),
+                max_record_age=seconds(HOUR - 1),
+                max_record_lead=seconds(-1),
+                records_per_second=-1,
+            ),
+        ),
+        {
+            ("app.app_id", INVALID_ID),
+            ("app.name", TOO_LONG),
+            ("app.platform", REQUIRED),
+            ("app.time_zone", UNKNOWN_VALUE),
+            ("app.currency_code", UNKNOWN_VALUE),
+            ("app.url_schemes[0]", INVALID_SCHEME),
+            ("app.url_schemes[1]", NOT_ALLOWED),
+            ("app.url_schemes[3]", DUPLICATE),
+            ("app.url_schemes[4]", INVALID_SCHEME),
+            ("app.url_schemes[5]", NOT_ALLOWED),
+            ("app.settings.windows.click_ip.duration", OUT_OF_RANGE),
+            ("app.settings.windows.event_association.disabled", NOT_ALLOWED),
+            ("app.settings.install_reprocessing_window", OUT_OF_RANGE),
+            ("app.settings.max_record_age", OUT_OF_RANGE),
+            ("app.settings.max_record_lead", OUT_OF_RANGE),
+            ("app.settings.records_per_second", OUT_OF_RANGE),
+        },
+    ),
+    "settings beyond": (
+        app_settings(
+            install_reprocessing_window=seconds(365 * DAY + 1),
+            max_record_age=seconds(31 * DAY + 1),
+            max_record_lead=seconds(DAY + 1),
+        ),
+        {
+            ("app.settings.install_reprocessing_window", OUT_OF_RANGE),
+            ("app.settings.max_record_age", OUT_OF_RANGE),
+            ("app.settings.max_record_lead", OUT_OF_RANGE),
+        },
+    ),
+    "enums of a later version": (
+        app(platform=9, settings={"device_attribution": 9, "modeled_level": 9}),
+        {
+            ("app.platform", UNKNOWN_VALUE),
+            ("app.settings.device_attribution", UNKNOWN_VALUE),
+            ("app.settings.modeled_level", UNKNOWN_VALUE),
+        },
+    ),
+    "id of 65": (app(app_id="x" * 65), {("app.app_id", INVALID_ID)}),
+    "time zone beyond its folder": (app(time_zone="../UTC"), {("app.time_zone", UNKNOWN_VALUE)}),
+    "too large": (app(bundle_id="x" * 16_000), {("app", "TOO_LARGE")}),
+    "control character": (app(name="De\nmo"), {("app.name", INVALID_TEXT)}),
+    "empty network": (Network(), {("network.name", REQUIRED), ("network.platform", REQUIRED)}),
+    "empty campaign": (
+        tracker_pb2.Campaign(),
+        {("campaign.app_id", REQUIRED), ("campaign.name", REQUIRED)},
+    ),
+    "campaign of what cannot be": (campaign(app_id="null\x00"), {("campaign.app_id", INVALID_ID)}),
+    "empty segment": (
+        tracker_pb2.Segment(),
+        {("segment.campaign_id", REQUIRED), ("segment.name", REQUIRED)},
+    ),
+    "segment of what cannot be": (segment(campaign_id="/"), {("segment.campaign_id", INVALID_ID)}),
+    "empty event": (
+        tracker_pb2.EventDefinition(),
+        {("event_definition.app_id", REQUIRED), ("event_definition.event_name", REQUIRED)},
+    ),
+    "event beyond": (
+        event(
+            event_name="x" * 129,
+            min_time_to_reengagement=seconds(365 * DAY + 1),
+            reengagement_period=seconds(MINUTE - 1),
+        ),
+        {
+            ("event_definition.event_name", TOO_LONG),
+            ("event_definition.min_time_to_reengagement", OUT_OF_RANGE),
+            ("event_definition.reengagement_period", OUT_OF_RANGE),
+        },
+    ),
+    "event below": (
+        event(min_time_to_reengagement=seconds(-1), reengagement_period=seconds(3650 * DAY + 1)),
+        {
+            ("event_definition.min_time_to_reengagement", OUT_OF_RANGE),
+            ("event_definition.reengagement_period", OUT_OF_RANGE),
+        },
+    ),
+    "network settings of another platform": (
+        link_settings(network_id="acme-android"),
+        {("network_settings.network_id", MISMATCH)},
+    ),
+    "policy of a later version": (
+        link_settings(granular_data_policy=9),
+        {("network_settings.granular_data_policy", UNKNOWN_VALUE)},
+    ),
+    "empty tracker": (
+        Tracker(),
+        {("tracker.segment_id", REQUIRED), ("tracker.network_id", REQUIRED)},
+    ),
+    "tracker without URL": (acquisition(install_url=""), {("tracker.install_url", REQUIRED)}),
+    "tracker of another platform": (acquisition(network_id="acme-android"), {("tracker.network_id", MISMATCH)}),
+    "acquisition with events": (acquisition(events=["Purchase"]), {("tracker.events", NOT_ALLOWED)}),
+    "reengagement without events": (reengagement(events=[]), {("tracker.events", REQUIRED)}),
+    "events twice and wrong": (
+        reengagement(events=["Purchase", "Purchase", "", "x" * 129]),
+        {("tracker.events[1]", DUPLICATE), ("tracker.events[2]", REQUIRED), ("tracker.events[3]", TOO_LONG)},
+    ),
+    "SAN with two events": (
+        san_reengagement(events=["Purchase", "Login"]),
+        {("tracker.events", TOO_MANY)},
+    ),
+    "SAN with windows": (
+        san_reengagement(windows=windows(click_device=lasting(DAY))),
+        {("tracker.windows", NOT_ALLOWED)},
+    ),
+    "SAN settings of a link-based network": (
+        acquisition(post_engagement_window=seconds(7 * DAY), post_view_window=seconds(DAY), default_tracker=True),
+        {
+            ("tracker.post_engagement_window", NOT_ALLOWED),
+            ("tracker.post_view_window", NOT_ALLOWED),
+            ("tracker.default_tracker", NOT_ALLOWED),
+        },
+    ),
+    "referrer on iOS": (
+        acquisition(destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER),
+        {("tracker.destination_type", NOT_ALLOWED)},
+    ),
+    "tracker enums of a later version": (
+        acquisition(type=9, destination_type=9),
+        {("tracker.type", UNKNOWN_VALUE), ("tracker.destination_type", UNKNOWN_VALUE)},
+    ),
+    "numbers below": (
+        acquisition(max_conversions_per_engagement=-1, click_validation_key="k" * 15),
+        {
+            ("tracker.max_conversions_per_engagement", OUT_OF_RANGE),
+            ("tracker.click_validation_key", OUT_OF_RANGE),
+        },
+    ),
+    "click key beyond": (acquisition(click_validation_key="k" * 257), {("tracker.click_validation_key", OUT_OF_RANGE)}),
+    "custom parameters beyond": (
+        acquisition(custom_parameters={"": "v"} | {f"k{number}": "v" for number in range(64)}),
+        {("tracker.custom_parameters", TOO_MANY), ("tracker.custom_parameters", REQUIRED)},
+    ),
+    "view window above engagement window": (
+        san_reengagement(post_engagement_window=seconds(7 * DAY), post_view_window=seconds(14 * DAY)),
+        {("tracker.post_view_window", OUT_OF_RANGE)},
+    ),
+    "view window above the default engagement window": (
+        san_reengagement(post_view_window=seconds(30 * DAY)),
+        {("tracker.post_view_window", OUT_OF_RANGE)},
+    ),
+}
+WRONG |= {
+    f"SAN engagement {text}": (
+        san_reengagement(post_engagement_window=window),
+        {("tracker.post_engagement_window", OUT_OF_RANGE)},
+    )
+    for text, window in {
+        "0": seconds(0),
+        "2 days": seconds(2 * DAY),
+        "a nanosecond over": seconds(7 * DAY, nanos=1),
+        "-1 day": seconds(-DAY),
+    }.items()
+}
+WRONG |= {
+    f"SAN view {text}": (san_reengagement(post_view_window=window), {("tracker.post_view_window", OUT_OF_RANGE)})
+    for text, window in {"3 days": seconds(3 * DAY), "1 second": seconds(1)}.items()
+}
+WRONG |= {
+    f"install URL {url!r}": (acquisition(install_url=url), {("tracker.install_url", reason)})
+    for url, reason in {
+        "apps.example/x": INVALID_SCHEME,
+        "//apps.example/x": INVALID_SCHEME,
+        "demo://x": INVALID_SCHEME,
+        "javascript:alert(1)": INVALID_SCHEME,
+        "https:///x": INVALID_URL,
+        "https://": INVALID_URL,
+        "https://[::1": INVALID_URL,
+        "https://a:99999/": INVALID_URL,
+        "https://a.example/a b": INVALID_URL,
+        "https://a.example/\r\nSet-Cookie: x": INVALID_URL,
+    }.items()
+}
+WRONG |= {
+    f"deep link {url!r}": (acquisition(deep_link=url), {("tracker.deep_link", reason)})
+    for url, reason in {
+        "http://apps.example/x": INVALID_SCHEME,
+        "other://x": INVALID_SCHEME,
+        "javascript:alert(1)": INVALID_SCHEME,
+        "item/1": INVALID_SCHEME,
+        "https:x": INVALID_URL,
+    }.items()
+}
+
+
+async def create_all_parents(tracker: Stub) -> None:
+    await create_parents(tracker)
+    await create(tracker, android_app())
+    await create(tracker, network(network_id="acme-android", name="Acme Android", platform=PLATFORM_ANDROID))
+
+
+@pytest.mark.parametrize("resource", GOOD.values(), ids=GOOD.keys())
+async def test_right(tracker: Stub, resource: Message) -> None:
+    await create_all_parents(tracker)
+    await create(tracker, resource)
+
+
+@pytest.mark.parametrize(("resource", "wrong"), WRONG.values(), ids=WRONG.keys())
+async def test_wrong(tracker: Stub, resource: Message, wrong: set[tuple[str, str]]) -> None:
+    await create_all_parents(tracker)
+    assert await wrong_fields(create(tracker, resource)) == wrong
+
+
+async def test_referrer_on_android(tracker: Stub) -> None:
+    await create_all_parents(tracker)
+    await create(tracker, campaign(campaign_id="c2", app_id="kodemo2"))
+    await create(tracker, segment(segment_id="s2", campaign_id="c2"))
+    referrer = acquisition(
+        segment_id="s2",
+        network_id="acme-android",
+        install_url="https://play.google.com/store/apps/details?id=com.example",
+        destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER,
+    )
+    assert (await create(tracker, referrer)).tracker.app_id == "kodemo2"
+
+
+async def test_defaults_of_texts_and_enums_are_filled_in(tracker: Stub) -> None:
+    await create_parents(tracker)
+    made = (await create(tracker, app(app_id="new", name="New"))).app
+    assert (made.time_zone, made.currency_code, made.HasField("settings")) == ("UTC", "USD", False)
+    made = (await create(tracker, acquisition())).tracker
+    assert made.type == Tracker.TYPE_ACQUISITION
+    assert made.destination_type == Tracker.DESTINATION_TYPE_CUSTOM
+    made = (await create(tracker, san(network_id="new", name="New"))).network
+    assert not made.HasField("supports_impressions")
+
+
+async def test_wrong_fields_come_before_missing_parents(tracker: Stub) -> None:
+    wrong = acquisition(segment_id="nobody", install_url="ftp://x", max_conversions_per_engagement=-1)
+    assert await wrong_fields(create(tracker, wrong)) == {
+        ("tracker.install_url", INVALID_SCHEME),
+        ("tracker.max_conversions_per_engagement", OUT_OF_RANGE),
+    }
