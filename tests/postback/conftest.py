@@ -233,7 +233,7 @@ def purchase(conversion_id: str = "c1", **decision: Any) -> postback_pb2.Convers
 async def until(fact: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
     """Wait for a fact."""
     async with asyncio.timeout(within_s):
-        while not await fact():
+        while not await fact():  # facts in a database set no event
             await asyncio.sleep(0.02)
 
 

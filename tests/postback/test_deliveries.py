@@ -1,18 +1,564 @@
 """Conversions become deliveries, and deliveries reach an endpoint that does not always behave."""
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import web
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.errors import from_rpc_error
+from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
-from tests.postback.conftest import Endpoint, Running, purchase, until_ended
+from services.postback.model import Asked, Claimed, Settled, State
+from services.postback.retry import MOST_INTERRUPTIONS
+from tests.conftest import Database
+from tests.postback.conftest import Answer, Endpoint, Running, purchase, running, serving, until, until_ended
 
 Delivery = postback_pb2.Delivery
 
 
+def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> postback_pb2.Template:
+    return postback_pb2.Template(url=endpoint.url(path), **fields)
+
+
+def answer(status: int, text: str = "", **headers: str) -> Answer:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return handle
+
+
+async def hang(request: web.Request) -> web.Response:
+    await asyncio.Event().wait()
+    raise AssertionError("never")
+
+
+async def hang_in_the_body(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"beginning")
+    await asyncio.Event().wait()
+    return response
+
+
+async def close_the_connection(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def never_end_the_body(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b"x" * 100_000)
+
+
+def attempted(delivery: postback_pb2.Delivery) -> list[tuple[str, int, bool]]:
+    return [(attempt.verdict, attempt.status_code, attempt.will_retry) for attempt in delivery.attempts]
+
+
 async def test_a_conversion_is_told_once(service: Running, endpoint: Endpoint) -> None:
-    configuration = await service.configure(template=postback_pb2.Template(url=endpoint.url("/x?click={click_id}")))
+    configuration = await service.configure(template=template(endpoint, "/x?click={click_id}&id={delivery_id}"))
     assert await service.enqueue(purchase()) == 1
     assert await service.enqueue(purchase(), purchase()) == 0
+    assert await service.enqueue(purchase(version=2)) == 0
     (delivery,) = await until_ended(service)
-    assert delivery.state == Delivery.STATE_DELIVERED
-    assert delivery.configuration_id == configuration.configuration_id
+    assert (delivery.state, delivery.configuration_id) == (Delivery.STATE_DELIVERED, configuration.configuration_id)
     (received,) = endpoint.received
-    assert received.query == {"click": "their click"}
+    assert received.query == {"click": "their click", "id": delivery.delivery_id}
     assert received.delivery_id == received.headers["webhook-id"] == delivery.delivery_id
+
+
+async def test_every_configuration_that_wants_it_is_told(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(template=template(endpoint, "/all"))
+    await service.configure(
+        template=template(endpoint, "/other"),
+        network_id="other",
+        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+    )
+    await service.configure(template=template(endpoint, "/event"), trigger="Other")
+    await service.configure(template=template(endpoint, "/app"), app_id="other")
+    assert await service.enqueue(purchase("c1"), purchase("c2", network_id="other")) == 3
+    await until_ended(service, 3)
+    assert (len(endpoint.at("/all")), len(endpoint.at("/other")), len(endpoint.received)) == (2, 1, 3)
+
+
+async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/x"] = answer(200, "y" * 10_000, X_Their="header")
+    await service.configure(
+        template=template(
+            endpoint,
+            method=postback_pb2.Template.METHOD_POST,
+            headers={"X-Event": "{event_name}"},
+            body='{"revenue": {revenue}, "currency": "{currency}"}',
+        ),
+        is_revenue=True,
+    )
+    await service.enqueue(purchase())
+    await until_ended(service)
+    delivery = await service.only()
+    (attempt,) = delivery.attempts
+    assert (attempt.method, attempt.url, attempt.status_code) == ("POST", endpoint.url("/x"), 200)
+    assert attempt.request_body == endpoint.received[0].body == '{"revenue": 12.5, "currency": "EUR"}'
+    assert attempt.request_headers["X-Event"] == endpoint.received[0].headers["X-Event"] == "Purchase"
+    assert attempt.request_headers["Idempotency-Key"] == delivery.delivery_id
+    assert attempt.response_headers["x-their"] == "header"
+    assert attempt.response_body == "y" * 4096
+    assert attempt.duration.ToNanoseconds() > 0
+    assert attempt.start_time.ToDatetime() >= delivery.create_time.ToDatetime()
+    assert delivery.end_time.ToDatetime() >= attempt.start_time.ToDatetime()
+
+
+@pytest.mark.parametrize(
+    ("handle", "state", "verdict", "status"),
+    [
+        pytest.param(answer(500), Delivery.STATE_EXHAUSTED, "HTTP_STATUS", 500, id="server error"),
+        pytest.param(answer(404), Delivery.STATE_REFUSED, "HTTP_STATUS", 404, id="refusal"),
+        pytest.param(answer(302, location="/y"), Delivery.STATE_REFUSED, "REDIRECT", 302, id="redirect"),
+        pytest.param(answer(200, "no"), Delivery.STATE_REFUSED, "BODY_MISMATCH", 200, id="wrong body"),
+        pytest.param(hang, Delivery.STATE_EXHAUSTED, "TIMEOUT", 0, id="hangs"),
+        pytest.param(hang_in_the_body, Delivery.STATE_EXHAUSTED, "TIMEOUT", 200, id="hangs in the body"),
+        pytest.param(close_the_connection, Delivery.STATE_EXHAUSTED, "CONNECTION_FAILED", 0, id="closes"),
+        pytest.param(never_end_the_body, Delivery.STATE_REFUSED, "BODY_MISMATCH", 200, id="endless body"),
+        pytest.param(
+            answer(200, "success", x_bad="caf\udce9"), Delivery.STATE_DELIVERED, "DELIVERED", 200, id="bytes as text"
+        ),
+    ],
+)
+async def test_endpoints_that_misbehave(
+    service: Running, endpoint: Endpoint, handle: Answer, state: Delivery.State.ValueType, verdict: str, status: int
+) -> None:
+    endpoint.answers["/x"] = handle
+    await service.configure(
+        template=template(endpoint, success_substring="success"),
+        retry_attempts=1,
+        attempt_timeout=Duration(seconds=1),
+    )
+    await service.enqueue(purchase())
+    (listed,) = await until_ended(service)
+    delivery = await service.only()
+    assert listed.state == delivery.state == state
+    retried = state == Delivery.STATE_EXHAUSTED
+    assert attempted(delivery) == [(verdict, status, retried)] * retried + [(verdict, status, False)]
+    assert len(endpoint.at("/y")) == 0
+    assert {received.delivery_id for received in endpoint.received} == {delivery.delivery_id}
+
+
+async def test_a_name_of_this_machine_is_not_connected_to(service: Running) -> None:
+    await service.configure(template=postback_pb2.Template(url="http://localhost:8080/"))
+    await service.enqueue(purchase())
+    (delivery,) = await until_ended(service)
+    assert delivery.state == Delivery.STATE_REFUSED
+    assert attempted(await service.only()) == [("ADDRESS_FORBIDDEN", 0, False)]
+
+
+async def test_connection_refused(database: Database, tmp_path: Path) -> None:
+    async with serving() as gone:
+        pass
+    async with running(database, tmp_path / "sock", allowed=gone.host) as service:
+        await service.configure(template=template(gone), retry_attempts=0)
+        await service.enqueue(purchase())
+        await until_ended(service)
+        assert attempted(await service.only()) == [("CONNECTION_FAILED", 0, False)]
+
+
+async def test_tries_until_it_succeeds_under_one_id(service: Running, endpoint: Endpoint) -> None:
+    async def fail_twice(request: web.Request) -> web.Response:
+        return web.Response(status=500 if len(endpoint.received) < 3 else 200)
+
+    endpoint.answers["/x"] = fail_twice
+    await service.configure(template=template(endpoint), retry_attempts=2)
+    await service.enqueue(purchase())
+    (delivery,) = await until_ended(service)
+    assert (delivery.state, delivery.attempt_count) == (Delivery.STATE_DELIVERED, 3)
+    assert {received.delivery_id for received in endpoint.received} == {delivery.delivery_id}
+
+
+async def test_retry_after_is_honoured(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/x"] = answer(429, Retry_After="600")
+    await service.configure(template=template(endpoint))
+    await service.enqueue(purchase())
+
+    async def attempted_once() -> bool:
+        return len((await service.only()).attempts) == 1
+
+    await until(attempted_once)
+    delivery = await service.only()
+    assert delivery.state == Delivery.STATE_PENDING
+    wait = delivery.next_attempt_time.ToDatetime() - delivery.attempts[0].start_time.ToDatetime()
+    assert timedelta(seconds=600) <= wait < timedelta(seconds=660)
+    assert delivery.attempts[0].will_retry
+    told = delivery.attempts[0].next_attempt_time.ToDatetime() - delivery.next_attempt_time.ToDatetime()
+    assert abs(told) < timedelta(seconds=5)
+
+
+async def test_a_delay_is_kept(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(template=template(endpoint, "/late"), delivery_delay=Duration(seconds=600))
+    await service.configure(template=template(endpoint, "/now"))
+    await service.enqueue(purchase())
+    await until_ended(service)
+    (late,) = await service.list(states=[Delivery.STATE_PENDING])
+    assert late.next_attempt_time.ToDatetime() - late.create_time.ToDatetime() == timedelta(seconds=600)
+    assert endpoint.at("/late") == []
+    await service.due_now()
+    await until_ended(service, 2)
+    assert len(endpoint.at("/late")) == 1
+
+
+async def update(service: Running, configuration_id: str, **fields: Any) -> postback_pb2.Configuration:
+    request = postback_pb2.UpdateConfigurationRequest(
+        configuration=postback_pb2.Configuration(configuration_id=configuration_id, **fields),
+        update_mask=FieldMask(paths=list(fields)),
+    )
+    return (await service.configs.UpdateConfiguration(request)).configuration
+
+
+async def test_gone_pauses_the_configuration_and_what_waits_goes_on_later(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/x"] = answer(410)
+    configuration = await service.configure(template=template(endpoint))
+    identity = configuration.configuration_id
+    await service.enqueue(purchase("c1"))
+    (gone,) = await until_ended(service)
+    assert gone.state == Delivery.STATE_REFUSED
+
+    async def paused() -> bool:
+        request = postback_pb2.GetConfigurationRequest(configuration_id=identity)
+        found = (await service.configs.GetConfiguration(request)).configuration
+        return found.status == postback_pb2.Configuration.STATUS_PAUSED
+
+    await until(paused)
+    assert await service.enqueue(purchase("c2")) == 0
+
+    await service.pool.execute(
+        "UPDATE deliveries SET state = 'PENDING', end_time = NULL, attempt_count = 0, failure_count = 0"
+    )
+    other = await service.configure(template=template(endpoint, "/other"))
+    await service.enqueue(purchase("c3"))
+    await until_ended(service)
+    assert [one.configuration_id for one in await service.list(states=[Delivery.STATE_PENDING])] == [identity]
+    assert len(endpoint.at("/x")) == 1
+
+    endpoint.answers.clear()
+    await update(service, identity, status=postback_pb2.Configuration.STATUS_LIVE)
+    ended = await until_ended(service, 2)
+    assert {one.configuration_id for one in ended} == {identity, other.configuration_id}
+    assert {one.state for one in ended} == {Delivery.STATE_DELIVERED}
+
+
+async def test_archived_makes_no_new_deliveries_and_ends_the_old_ones_with_new_values(
+    service: Running, endpoint: Endpoint
+) -> None:
+    configuration = await service.configure(template=template(endpoint, "/old"), delivery_delay=Duration(seconds=30))
+    await service.enqueue(purchase("c1"))
+    await update(service, configuration.configuration_id, template=template(endpoint, "/new"))
+    request = postback_pb2.ArchiveConfigurationRequest(configuration_id=configuration.configuration_id)
+    await service.configs.ArchiveConfiguration(request)
+    assert await service.enqueue(purchase("c2")) == 0
+    await service.due_now()
+    await until_ended(service)
+    assert [received.path for received in endpoint.received] == ["/new"]
+
+
+async def test_replay_keeps_the_id_and_begins_a_new_run(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/x"] = answer(500)
+    await service.configure(template=template(endpoint), retry_attempts=1)
+    await service.enqueue(purchase())
+    (exhausted,) = await until_ended(service)
+    assert exhausted.state == Delivery.STATE_EXHAUSTED
+    endpoint.answers.clear()
+    request = postback_pb2.ReplayRequest(delivery_id=exhausted.delivery_id, request_id="r1")
+    assert (await service.deliveries.Replay(request)).replayed_count == 1
+    (replayed,) = await until_ended(service)
+    assert (replayed.state, replayed.replay_count, replayed.attempt_count) == (Delivery.STATE_DELIVERED, 1, 1)
+    assert {received.delivery_id for received in endpoint.received} == {exhausted.delivery_id}
+    attempts = (await service.only()).attempts
+    assert [(one.replay_count, one.verdict) for one in attempts] == [
+        (0, "HTTP_STATUS"),
+        (0, "HTTP_STATUS"),
+        (1, "DELIVERED"),
+    ]
+    # The same request starts nothing new; another one does, though it was delivered.
+    assert (await service.deliveries.Replay(request)).replayed_count == 1
+    assert len(endpoint.received) == 3
+    request.request_id = "r2"
+    assert (await service.deliveries.Replay(request)).replayed_count == 1
+    await until_ended(service)
+    assert len(endpoint.received) == 4
+
+
+async def test_replay_of_all_that_match(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/bad"] = answer(404)
+    bad = await service.configure(template=template(endpoint, "/bad"))
+    worse = await service.configure(template=template(endpoint, "/bad"))
+    await service.configure(template=template(endpoint, "/good"))
+    await service.enqueue(purchase("c1"), purchase("c2"))
+    await until_ended(service, 6)
+    endpoint.answers.clear()
+    request = postback_pb2.ReplayRequest(app_id="app", configuration_id=bad.configuration_id, request_id="r1")
+    assert (await service.deliveries.Replay(request)).replayed_count == 2
+    await until_ended(service, 6)
+    request = postback_pb2.ReplayRequest(app_id="app", request_id="r2")
+    assert (await service.deliveries.Replay(request)).replayed_count == 2
+    await until_ended(service, 6)
+    assert {one.replay_count for one in await service.list(configuration_id=worse.configuration_id)} == {1}
+    assert len(endpoint.at("/good")) == 2
+
+
+async def test_one_bad_endpoint_does_not_slow_another(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers["/bad"] = hang
+    await service.configure(template=template(endpoint, "/bad"), attempt_timeout=Duration(seconds=30))
+    await service.configure(template=template(endpoint, "/good"), trigger="Other")
+    await service.enqueue(*(purchase(f"bad {n}") for n in range(1000)))
+
+    async def bad_is_busy() -> bool:
+        return len(endpoint.at("/bad")) >= 64
+
+    await until(bad_is_busy)
+    await service.enqueue(*(purchase(f"good {n}", event_name="Other") for n in range(200)))
+    await until_ended(service, 200)
+    assert len(endpoint.at("/good")) == 200
+    assert len(endpoint.at("/bad")) == 64  # its share, while 936 more wait
+
+
+async def test_a_rate_limit_acts(service: Running, endpoint: Endpoint) -> None:
+    times: list[float] = []
+
+    async def note(request: web.Request) -> web.Response:
+        times.append(time.monotonic())
+        return web.Response()
+
+    endpoint.answers["/x"] = note
+    await service.configure(template=template(endpoint), deliveries_per_second=20)
+    await service.enqueue(*(purchase(f"c{n}") for n in range(50)))
+    await until_ended(service, 50)
+    # 20 a second, and the bucket's 4.
+    assert times[49] - times[0] >= (50 - 1 - 4) / 20 - 0.1
+
+
+async def test_sessions_go_to_their_network_once_in_24_hours(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(
+        template=template(endpoint),
+        trigger="SessionBegin",
+        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+    )
+
+    def session(conversion_id: str, hours: float, device: str = "d") -> postback_pb2.Conversion:
+        stamp = Timestamp(seconds=1_767_200_000 + int(hours * 3600))
+        return purchase(conversion_id, event_name="SessionBegin", device_id=device, conversion_time=stamp)
+
+    first = [session("c0", 0), session("c1", 1), session("c24", 24), session("c25", 25), session("other", 1, "e")]
+    assert await service.enqueue(*first) == 3
+    assert await service.enqueue(*first) == 0
+    assert await service.enqueue(session("c47", 47.9)) == 0
+    assert await service.enqueue(session("c48", 48)) == 1
+    told = {one.conversion_id for one in await service.list()}
+    assert told == {"c0", "c24", "c48", "other"}
+
+
+async def test_what_is_handed_over_must_be_whole(service: Running) -> None:
+    nothing = postback_pb2.EnqueueConversionsRequest()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.deliveries.EnqueueConversions(nothing)
+    assert [found.field for found in from_rpc_error(caught.value).violations] == ["conversions"]
+    bad = purchase()
+    bad.decision.ClearField("app_id")
+    bad.ClearField("record")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.enqueue(purchase(), bad)
+    fields = [found.field for found in from_rpc_error(caught.value).violations]
+    assert fields == ["conversions[1].decision.app_id", "conversions[1].record"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.enqueue(*(purchase() for _ in range(1001)))
+    assert from_rpc_error(caught.value).reason == "BATCH_TOO_LARGE"
+
+
+async def test_lists_are_paged_newest_first_and_filtered(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(template=template(endpoint), delivery_delay=Duration(seconds=600))
+    for batch in range(3):
+        await service.enqueue(*(purchase(f"c{batch}-{n}") for n in range(5)))
+    seen: list[postback_pb2.Delivery] = []
+    request = postback_pb2.ListDeliveriesRequest(app_id="app", page_size=4)
+    while True:
+        page = await service.deliveries.ListDeliveries(request)
+        seen += page.deliveries
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert len({one.delivery_id for one in seen}) == len(seen) == 15
+    assert [one.create_time.ToNanoseconds() for one in seen] == sorted(
+        (one.create_time.ToNanoseconds() for one in seen), reverse=True
+    )
+    assert [one.conversion_id for one in await service.list(conversion_id="c1-3")] == ["c1-3"]
+    assert await service.list(states=[Delivery.STATE_DELIVERED]) == []
+    assert await service.list(app_id="other") == []
+
+
+Call = Callable[[Running], Awaitable[Any]]
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "fields"),
+    [
+        pytest.param(lambda s: s.get("no uuid"), grpc.StatusCode.NOT_FOUND, [], id="get by nonsense"),
+        pytest.param(
+            lambda s: s.get("6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55"),
+            grpc.StatusCode.NOT_FOUND,
+            [],
+            id="get an unknown one",
+        ),
+        pytest.param(
+            lambda s: s.deliveries.Replay(
+                postback_pb2.ReplayRequest(delivery_id="6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55", request_id="r")
+            ),
+            grpc.StatusCode.NOT_FOUND,
+            [],
+            id="replay an unknown one",
+        ),
+        pytest.param(
+            lambda s: s.deliveries.Replay(postback_pb2.ReplayRequest()),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ["request_id", "delivery_id"],
+            id="replay nothing",
+        ),
+        pytest.param(
+            lambda s: s.list(app_id="", page_size=1001, page_token="x", conversion_id="\0"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ["page_size", "page_token", "app_id", "conversion_id"],
+            id="list with every field wrong",
+        ),
+    ],
+)
+async def test_errors(service: Running, call: Call, code: grpc.StatusCode, fields: list[str]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(service)
+    details = from_rpc_error(caught.value)
+    assert (details.code, [found.field for found in details.violations]) == (code, fields)
+
+
+# The queue itself
+
+
+async def waiting(service: Running, count: int) -> str:
+    """A paused configuration with this many deliveries that are due: only the test claims them."""
+    # Nobody listens: a test that leaves it live would see failures, not deliveries.
+    configuration = await service.configure(template=postback_pb2.Template(url="http://127.0.0.1:80/"))
+    await update(service, configuration.configuration_id, delivery_delay=Duration(seconds=600))
+    await service.enqueue(*(purchase(f"c{n}") for n in range(count)))
+    await update(service, configuration.configuration_id, status=postback_pb2.Configuration.STATUS_PAUSED)
+    await service.due_now()
+    return configuration.configuration_id
+
+
+@pytest.fixture
+async def idle(database: Database, tmp_path: Path) -> Any:
+    async with running(database, tmp_path / "idle.sock", allowed="127.0.0.1") as one:
+        yield one
+
+
+async def claim(
+    service: Running, configuration_id: str, *, room: int = 100, lease_s: float = 60, retries: bool = False
+) -> list[Claimed]:
+    asked = [Asked(configuration_id=configuration_id, room=room, lease_s=lease_s)]
+    return await service.store.claim(asked, limit=1000, retries=retries)
+
+
+def settled(claimed: Claimed, state: State = State.DELIVERED) -> Settled:
+    attempt = postback_pb2.Attempt(verdict="TEST").SerializeToString()
+    return Settled(
+        claimed=claimed, state=state, wait_s=0.0, verdict="TEST", attempt=attempt, pauses_configuration=False
+    )
+
+
+async def test_a_delivery_has_one_claimer(idle: Running) -> None:
+    configuration_id = await waiting(idle, 50)
+    batches = await asyncio.gather(*(claim(idle, configuration_id, room=10) for _ in range(8)))
+    ids = [one.delivery_id for batch in batches for one in batch]
+    assert len(ids) == len(set(ids)) == 50
+    assert await claim(idle, configuration_id, retries=True) == []
+
+
+async def test_a_lease_that_ended_is_another_s(idle: Running) -> None:
+    configuration_id = await waiting(idle, 1)
+    (slow,) = await claim(idle, configuration_id, lease_s=0)
+    (fast,) = await claim(idle, configuration_id, retries=True)
+    assert (fast.delivery_id, fast.number, fast.failure_count) == (slow.delivery_id, 2, 0)
+    delivery = await idle.only()
+    assert [(one.verdict, one.will_retry) for one in delivery.attempts] == [("INTERRUPTED", True)]
+    assert delivery.attempts[0].start_time.ToDatetime(UTC) == slow.claim_time
+    # The slow one comes back: what it did is kept, what it decides is not.
+    await idle.store.settle([settled(slow, State.REFUSED)])
+    delivery = await idle.only()
+    assert (delivery.state, [one.verdict for one in delivery.attempts]) == (Delivery.STATE_PENDING, ["TEST"])
+    await idle.store.settle([settled(fast)])
+    delivery = await idle.only()
+    assert (delivery.state, len(delivery.attempts)) == (Delivery.STATE_DELIVERED, 2)
+    await idle.store.settle([settled(fast, State.REFUSED)])
+    assert (await idle.only()).state == Delivery.STATE_DELIVERED
+
+
+async def test_attempts_that_nobody_survives_come_to_an_end(service: Running, endpoint: Endpoint) -> None:
+    configuration = await service.configure(template=template(endpoint), delivery_delay=Duration(seconds=600))
+    await service.enqueue(purchase())
+    await service.pool.execute("UPDATE deliveries SET attempt_count = $1", MOST_INTERRUPTIONS + 1)
+    await service.due_now()
+    (delivery,) = await until_ended(service)
+    assert (delivery.state, delivery.configuration_id) == (Delivery.STATE_EXHAUSTED, configuration.configuration_id)
+    assert endpoint.received == []
+
+
+async def test_first_tries_do_not_read_past_retries_nor_the_other_way(idle: Running) -> None:
+    configuration_id = await waiting(idle, 10)
+    for one in await claim(idle, configuration_id, room=4):
+        await idle.store.settle([settled(one, State.PENDING)])
+    assert len(await claim(idle, configuration_id)) == 6
+    assert len(await claim(idle, configuration_id, retries=True)) == 4
+
+
+@pytest.mark.parametrize("index", ["deliveries_first_due", "deliveries_retry_due"])
+async def test_a_claim_reads_only_what_is_due(idle: Running, index: str) -> None:
+    """With 50,000 that wait for their time, and 50,000 done, a claim reads as few pages as with none."""
+    configuration_id = await waiting(idle, 1)
+    await idle.pool.execute(
+        "INSERT INTO deliveries (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, "
+        "device_id, conversion, state, due_time, end_time, attempt_count) "
+        "SELECT gen_random_uuid(), $1, 'a', 'n', n::text, 'e', 'd', '', "
+        "CASE WHEN n % 2 = 0 THEN 'PENDING' ELSE 'DELIVERED' END, now() + interval '1 day', "
+        "CASE WHEN n % 2 = 0 THEN NULL ELSE now() END, $2 FROM generate_series(1, 100000) AS n",
+        configuration_id,
+        int(index == "deliveries_retry_due"),
+    )
+    await idle.pool.execute(
+        "UPDATE deliveries SET attempt_count = $1 WHERE event_name = 'Purchase'", int(index == "deliveries_retry_due")
+    )
+    admin = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = $1"
+    async with idle.pool.acquire() as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        before = await connection.fetchval(admin, index)
+    (claimed,) = await claim(idle, configuration_id, retries=index == "deliveries_retry_due")
+    assert claimed.configuration_id == configuration_id
+
+    async def counted() -> bool:
+        async with idle.pool.acquire() as connection:
+            await connection.execute("SELECT pg_stat_force_next_flush()")
+            await connection.execute("SELECT pg_stat_clear_snapshot()")
+            return bool(await connection.fetchval(admin, index) > before)
+
+    await until(counted)
+    assert await idle.pool.fetchval(admin, index) - before < 100
+
+
+async def test_outcomes_that_are_not_told(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(template=template(endpoint), trigger="_install")
+    outcomes = [attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_REFUSED, attribution_pb2.OUTCOME_ORGANIC]
+    installs = [purchase(f"c{n}", event_name="_install", outcome=outcome) for n, outcome in enumerate(outcomes)]
+    assert await service.enqueue(*installs) == 1
+    assert [one.conversion_id for one in await service.list()] == ["c2"]

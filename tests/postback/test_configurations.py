@@ -1,0 +1,309 @@
+"""Configurations: create, read, change, archive, preview; and their secrets, which nobody sees again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from aiohttp import web
+from cryptography.fernet import Fernet
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from libs.errors import from_rpc_error
+from reengage.postback.v1 import postback_pb2
+from services.postback.catalog import POLL_S
+from services.postback.macros import MACROS
+from services.postback.secrets import Vault
+from tests.conftest import Database
+from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until, until_ended
+
+Configuration = postback_pb2.Configuration
+TEMPLATE = postback_pb2.Template(url="https://partner.example/{click_id}")
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
+    """Status, reason and wrong fields of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = from_rpc_error(caught.value)
+    return details.code, details.reason, {f"{found.field} {found.reason}" for found in details.violations}
+
+
+async def update(service: Running, paths: list[str], **fields: Any) -> Configuration:
+    request = postback_pb2.UpdateConfigurationRequest(
+        configuration=Configuration(**fields), update_mask=FieldMask(paths=paths)
+    )
+    return (await service.configs.UpdateConfiguration(request)).configuration
+
+
+async def get(service: Running, configuration_id: str) -> Configuration:
+    request = postback_pb2.GetConfigurationRequest(configuration_id=configuration_id)
+    return (await service.configs.GetConfiguration(request)).configuration
+
+
+async def test_defaults(service: Running) -> None:
+    created = await service.configure(template=TEMPLATE)
+    assert created.configuration_id
+    assert created.status == Configuration.STATUS_LIVE
+    assert created.delivery_method == Configuration.DELIVERY_METHOD_ALL
+    assert created.template.method == postback_pb2.Template.METHOD_GET
+    assert created.retry_attempts == 3
+    assert created.attempt_timeout.ToSeconds() == 5
+    assert created.delivery_delay.ToSeconds() == 0
+    assert created.create_time.ToNanoseconds() == created.update_time.ToNanoseconds() > 0
+    assert await get(service, created.configuration_id) == created
+
+
+async def test_create_is_repeat_safe(service: Running) -> None:
+    fields: dict[str, Any] = {"configuration_id": "k", "template": TEMPLATE, "secrets": {"a": "b"}, "retry_attempts": 0}
+    created = await service.configure(**fields)
+    assert created.retry_attempts == 0
+    assert await service.configure(**fields) == created
+    for change in ({"secrets": {"a": "c"}}, {"retry_attempts": 1}, {"app_id": "other"}):
+        code, reason, _ = await refused(service.configure(**{**fields, **change}))
+        assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "CONFIGURATION_EXISTS")
+
+
+async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
+    code, _, fields = await refused(
+        service.configure(
+            configuration_id="no spaces",
+            app_id="",
+            network_id="",
+            trigger="x" * 129,
+            status=Configuration.STATUS_ARCHIVED,
+            template=postback_pb2.Template(url="https://{network}/{secret.none}", headers={"Host": "x"}, body="x"),
+            delivery_delay=Duration(seconds=31),
+            retry_attempts=11,
+            attempt_timeout=Duration(nanos=999_999_999),
+            deliveries_per_second=-1,
+            secrets={"no dot.": "x", "empty": ""},
+        )
+    )
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert fields == {
+        "configuration.configuration_id INVALID_ID",
+        "configuration.app_id REQUIRED",
+        "configuration.network_id REQUIRED",
+        "configuration.trigger REQUIRED",
+        "configuration.status NOT_ALLOWED",
+        "configuration.delivery_delay NOT_ALLOWED",
+        "configuration.retry_attempts OUT_OF_RANGE",
+        "configuration.attempt_timeout OUT_OF_RANGE",
+        "configuration.deliveries_per_second OUT_OF_RANGE",
+        "configuration.secrets INVALID_NAME",
+        "configuration.secrets INVALID_VALUE",
+        "configuration.template UNKNOWN_SECRET",
+        "configuration.template.url INVALID_URL",
+        "configuration.template.body NOT_ALLOWED",
+        "configuration.template.headers[Host] INVALID_NAME",
+    }
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://[::1]/", "https://a.example:22/", "https://a.example:x/"])
+async def test_forbidden_addresses_are_refused_at_once(service: Running, url: str) -> None:
+    _, _, fields = await refused(service.configure(template=postback_pb2.Template(url=url)))
+    assert fields == {"configuration.template.url ADDRESS_FORBIDDEN"}
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("delivery_delay", [Duration(seconds=s) for s in (0, 30, 60, 120, 180, 300, 600)], [Duration(seconds=29)]),
+        ("retry_attempts", [0, 10], [-1, 11]),
+        ("attempt_timeout", [Duration(seconds=1), Duration(seconds=30)], [Duration(), Duration(seconds=30, nanos=1)]),
+        ("deliveries_per_second", [0, 100_000], [-1, 100_001]),
+        ("trigger", ["_install", "x" * 128], ["", "a\0b"]),
+    ],
+)
+async def test_edges(service: Running, field: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        assert getattr(await service.configure(template=TEMPLATE, **{field: value}), field) == value
+    for value in bad:
+        _, _, fields = await refused(service.configure(template=TEMPLATE, **{field: value}))
+        assert [found.partition(" ")[0] for found in fields] == [f"configuration.{field}"]
+
+
+async def test_update_changes_what_the_mask_names(service: Running) -> None:
+    created = await service.configure(configuration_id="k", template=TEMPLATE, retry_attempts=7, is_revenue=True)
+    changed = await update(
+        service,
+        ["template.url", "retry_attempts", "is_revenue"],
+        configuration_id="k",
+        template=postback_pb2.Template(url="https://other.example/"),
+        clicks_only=True,
+    )
+    assert changed.template.url == "https://other.example/"
+    assert changed.template.method == created.template.method
+    assert changed.retry_attempts == 3  # named and not set: cleared, so the default
+    assert not changed.is_revenue
+    assert not changed.clicks_only
+    assert changed.update_time.ToNanoseconds() > created.update_time.ToNanoseconds()
+    assert await get(service, "k") == changed
+
+
+async def test_updates_that_are_refused(service: Running) -> None:
+    await service.configure(configuration_id="k", template=TEMPLATE)
+    code, _, fields = await refused(
+        update(service, ["app_id", "secret_names", "nothing", "template.nothing"], configuration_id="k")
+    )
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert fields == {"update_mask IMMUTABLE", "update_mask UNKNOWN_FIELD"}
+    _, _, fields = await refused(update(service, [], configuration_id="k"))
+    assert fields == {"update_mask REQUIRED"}
+    _, _, fields = await refused(update(service, ["template"], configuration_id="k"))
+    assert "configuration.template.url REQUIRED" in fields
+    code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="none"))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "CONFIGURATION_NOT_FOUND")
+    archive = postback_pb2.ArchiveConfigurationRequest(configuration_id="k")
+    archived = await service.configs.ArchiveConfiguration(archive)
+    assert archived.configuration.status == Configuration.STATUS_ARCHIVED
+    assert await service.configs.ArchiveConfiguration(archive) == postback_pb2.ArchiveConfigurationResponse(
+        configuration=archived.configuration
+    )
+    code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="k"))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION_ARCHIVED")
+
+
+async def test_lists_by_id_without_the_archived(service: Running) -> None:
+    for name in "dbeac":
+        await service.configure(configuration_id=name, template=TEMPLATE)
+    await service.configure(configuration_id="z", app_id="other", template=TEMPLATE)
+    await service.configs.ArchiveConfiguration(postback_pb2.ArchiveConfigurationRequest(configuration_id="c"))
+
+    async def pages(**fields: Any) -> list[list[str]]:
+        request = postback_pb2.ListConfigurationsRequest(app_id="app", page_size=2, **fields)
+        found = []
+        while True:
+            page = await service.configs.ListConfigurations(request)
+            found.append([one.configuration_id for one in page.configurations])
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
+
+    assert await pages() == [["a", "b"], ["d", "e"]]
+    assert await pages(show_archived=True) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_preview_fills_every_macro_of_a_sample(service: Running) -> None:
+    filled = sorted(set(MACROS) - {"agency", "impression_id"})
+    body = json.dumps({name: f"{{{name}}}" for name in [*filled, *(f"cp_{n}" for n in range(10))]})
+    await service.configure(
+        configuration_id="k",
+        template=postback_pb2.Template(
+            method=postback_pb2.Template.METHOD_POST, url="https://a.example/{nothing}?t={secret.token}", body=body
+        ),
+        is_revenue=True,
+        secrets={"token": "very secret"},
+    )
+    request = postback_pb2.PreviewRequest(configuration_id="k")
+    preview = await service.configs.Preview(request)
+    assert (preview.method, preview.url) == ("POST", "https://a.example/?t=_masked_")
+    assert list(preview.unmatched_macros) == ["nothing"]
+    assert all(json.loads(preview.body).values())
+    assert preview.headers["Idempotency-Key"] == json.loads(preview.body)["delivery_id"]
+    given = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k", conversion=purchase()))
+    assert json.loads(given.body)["click_id"] == "their click"
+    assert await service.list() == []
+
+
+async def test_other_processes_hear_of_changes(database: Database, tmp_path: Path, endpoint: Endpoint) -> None:
+    async with (
+        running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
+        running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
+    ):
+        await one.configure(configuration_id="k", template=postback_pb2.Template(url=endpoint.url("/x")))
+
+        async def known() -> bool:
+            return two.catalog.get("k") is not None
+
+        await until(known, within_s=POLL_S * 10)
+        assert await two.enqueue(purchase()) == 1
+        assert await one.enqueue(purchase()) == 0
+        await until_ended(one)
+        assert len(endpoint.received) == 1
+
+
+async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
+    service: Running, endpoint: Endpoint, database: Database
+) -> None:
+    secret, forms = 'to/ken "x"', ['to/ken "x"', "to%2Fken%20%22x%22", 'to/ken \\"x\\"']
+
+    async def echo(request: web.Request) -> web.Response:
+        text = f"{request.raw_path} {request.headers['Authorization']} {await request.text()}"
+        return web.Response(text="x" * 4090 + text, headers={"X-Echo": request.headers["Authorization"]})
+
+    endpoint.answers["/x"] = echo
+    await service.configure(
+        configuration_id="k",
+        template=postback_pb2.Template(
+            method=postback_pb2.Template.METHOD_POST,
+            url=endpoint.url("/x?t={secret.token}"),
+            headers={"Authorization": "Bearer {secret.token}"},
+            body='{"t": "{secret.token}"}',
+        ),
+        secrets={"token": secret},
+    )
+    await service.enqueue(purchase())
+    await until_ended(service)
+    (received,) = endpoint.received
+    assert received.query == {"t": secret}
+    assert received.headers["Authorization"] == f"Bearer {secret}"
+    assert json.loads(received.body) == {"t": secret}
+
+    configuration = await get(service, "k")
+    assert (dict(configuration.secrets), list(configuration.secret_names)) == ({}, ["token"])
+    delivery = await service.only()
+    assert delivery.attempts[0].url == endpoint.url("/x?t=_masked_")
+    listed = await service.configs.ListConfigurations(postback_pb2.ListConfigurationsRequest(app_id="app"))
+    preview = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k"))
+    shown = [str(configuration), str(delivery), str(listed), str(preview), await dump(database)]
+    for place in shown:
+        assert not [form for form in forms if form in place.replace("\\'", "'")]
+        assert "to/ken" not in place
+        assert "to%2F" not in place
+
+
+async def dump(database: Database) -> str:
+    """Everything in the schema, as text."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    try:
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'postback'")
+        rows = [await connection.fetch(f"SELECT * FROM postback.{table['tablename']}") for table in tables]
+        return "\n".join(str(value) for found in rows for row in found for value in row.values())
+    finally:
+        await connection.close()
+
+
+async def test_secrets_are_replaced_as_one_and_kept_otherwise(service: Running) -> None:
+    template = postback_pb2.Template(url="https://a.example/?a={secret.a}")
+    await service.configure(configuration_id="k", template=template, secrets={"a": "1", "b": "2"})
+    changed = await update(service, ["clicks_only"], configuration_id="k", clicks_only=True)
+    assert list(changed.secret_names) == ["a", "b"]
+    changed = await update(service, ["secrets"], configuration_id="k", secrets={"a": "3"})
+    assert list(changed.secret_names) == ["a"]
+    _, _, fields = await refused(update(service, ["secrets"], configuration_id="k"))
+    assert fields == {"configuration.template UNKNOWN_SECRET"}
+
+
+async def test_keys_are_rotated(database: Database, tmp_path: Path, service: Running) -> None:
+    template = postback_pb2.Template(url="https://a.example/?a={secret.a}")
+    await service.configure(configuration_id="k", template=template, secrets={"a": "1"})
+    new = Fernet.generate_key().decode()
+    async with running(database, tmp_path / "new.sock", keys=f"{new},{KEY}") as rotated:
+        await update(rotated, ["secrets"], configuration_id="k", secrets={"a": "2"})
+    async with running(database, tmp_path / "newest.sock", keys=new) as rotated:
+        configuration = rotated.catalog.get("k")
+        assert configuration is not None
+        assert configuration.secrets == {"a": "2"}
+
+
+def test_a_vault_says_what_is_wrong_without_saying_the_key() -> None:
+    with pytest.raises(ValueError, match="REENGAGE_SECRETS_KEYS") as caught:
+        Vault("no key")
+    assert "no key" not in str(caught.value)
+    with pytest.raises(ValueError, match="none of the keys"):
+        Vault(Fernet.generate_key().decode()).open(Vault(KEY).seal({"a": "b"}))

@@ -1,0 +1,144 @@
+"""The service as a process: killed in mid-delivery, stopped with grace, and what it writes to its log."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import grpc
+import pytest
+from aiohttp import web
+
+from libs.client import open_channel
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from tests.conftest import Database
+from tests.postback.conftest import Endpoint, purchase, until
+from tests.postback.process import PostbackProcess
+
+SECRET = "hush-hush"
+CONFIGURATIONS = 4
+BATCH, BATCHES = 50, 6
+
+
+@pytest.fixture
+async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path) -> AsyncIterator[PostbackProcess]:
+    """A process that may reach the endpoint."""
+    one = PostbackProcess(dsn=durable_database.dsn("postback"), log=tmp_path / "log", allowed_hosts=endpoint.host)
+    await one.start()
+    yield one
+    await one.stop(signal.SIGKILL)
+
+
+async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int = 0) -> None:
+    stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
+    configuration = postback_pb2.Configuration(
+        configuration_id=f"k{number}",
+        app_id="app",
+        network_id="network",
+        trigger="Purchase",
+        template=postback_pb2.Template(url=endpoint.url(f"/{number}?t={{secret.token}}")),
+        secrets={"token": SECRET},
+    )
+    request = postback_pb2.CreateConfigurationRequest(configuration=configuration)
+    await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
+
+
+async def enqueue(channel: grpc.aio.Channel, batch: int) -> None:
+    """Hand a batch over until it is taken, as attribution's relay does."""
+    stub = postback_pb2_grpc.PostbackServiceStub(channel)
+    request = postback_pb2.EnqueueConversionsRequest(
+        conversions=[purchase(f"c{batch}-{number}") for number in range(BATCH)]
+    )
+    while True:
+        try:
+            await stub.EnqueueConversions(request, wait_for_ready=True, timeout=10)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise
+        else:
+            return
+
+
+@pytest.mark.crash
+async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
+    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+) -> None:
+    async def take_a_moment(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.03)
+        return web.Response()
+
+    endpoint.answers.update({f"/{number}": take_a_moment for number in range(CONFIGURATIONS)})
+    connection = await asyncpg.connect(durable_database.admin_dsn)
+    async with open_channel(process.target) as channel:
+        for number in range(CONFIGURATIONS):
+            await configure(channel, endpoint, number)
+        handing_over = asyncio.gather(*(enqueue(channel, batch) for batch in range(BATCHES)))
+        for _ in range(4):
+            before = len(endpoint.received)
+
+            async def under_way(before: int = before) -> bool:
+                return len(endpoint.received) > before + 20
+
+            await until(under_way)
+            await process.stop(signal.SIGKILL)
+            # What would otherwise happen in 20 seconds: its leases end.
+            await connection.execute("UPDATE postback.deliveries SET due_time = now() WHERE claim_id IS NOT NULL")
+            await process.start()
+        await handing_over
+
+        async def all_delivered() -> bool:
+            left = await connection.fetchval("SELECT count(*) FROM postback.deliveries WHERE state <> 'DELIVERED'")
+            return bool(left == 0)
+
+        await until(all_delivered)
+    rows = await connection.fetch(
+        "SELECT delivery_id::text AS id, configuration_id, conversion_id FROM postback.deliveries"
+    )
+    assert len(rows) == CONFIGURATIONS * BATCH * BATCHES
+    assert len({(row["configuration_id"], row["conversion_id"]) for row in rows}) == len(rows)
+    assert {one.delivery_id for one in endpoint.received} == {row["id"] for row in rows}
+    # Every interrupted attempt is told.
+    told = await connection.fetchval("SELECT count(*) FROM postback.attempts WHERE verdict = 'INTERRUPTED'")
+    begun = await connection.fetchval("SELECT sum(attempt_count) FROM postback.deliveries")
+    assert told > 0
+    assert begun == len(rows) + told
+    await connection.close()
+    assert SECRET not in process.log.read_text()
+
+
+@pytest.mark.crash
+async def test_stopped_with_grace_it_ends_what_it_began(
+    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+) -> None:
+    release = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    endpoint.answers["/0"] = wait
+    async with open_channel(process.target) as channel:
+        await configure(channel, endpoint)
+        await enqueue(channel, 0)
+
+        async def all_under_way() -> bool:
+            return len(endpoint.received) == BATCH
+
+        await until(all_under_way)
+        stopping = asyncio.ensure_future(process.stop())
+
+        async def noticed() -> bool:
+            return "server.stopping" in process.log.read_text()
+
+        await until(noticed)
+        release.set()
+        assert await stopping == 0
+    connection = await asyncpg.connect(durable_database.admin_dsn)
+    states = await connection.fetch("SELECT state, count(*) FROM postback.deliveries GROUP BY state")
+    await connection.close()
+    assert [tuple(row) for row in states] == [("DELIVERED", BATCH)]
+    log = process.log.read_text()
+    assert log.count("delivery.settled") == BATCH
+    assert SECRET not in log
+    assert endpoint.url("/0") not in log

@@ -1,0 +1,111 @@
+"""Which configurations want a conversion."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from reengage.postback.v1 import postback_pb2
+from services.postback.model import Configuration, Status
+from services.postback.selection import once_a_day, wants
+from services.postback.template import Template
+from tests.postback.conftest import purchase
+
+ALL = Configuration(
+    configuration_id="k",
+    app_id="app",
+    network_id="network",
+    trigger="Purchase",
+    status=Status.LIVE,
+    template=Template(method="GET", url=(), headers=(), body=(), default_value="", success_substring=""),
+    delay_s=0.0,
+    retry_attempts=3,
+    network_only=False,
+    clicks_only=False,
+    respect_data_controlled=False,
+    is_revenue=False,
+    timeout_s=5.0,
+    deliveries_per_second=0,
+    secrets={},
+)
+NETWORK_ONLY = replace(ALL, network_only=True)
+CLICKS_ONLY = replace(ALL, clicks_only=True)
+NONE = {"attribution_type": attribution_pb2.ATTRIBUTION_TYPE_NONE, "network_id": "", "tracker_id": ""}
+
+
+@pytest.mark.parametrize("outcome", attribution_pb2.Outcome.keys())
+def test_outcomes(outcome: str) -> None:
+    untold = {"OUTCOME_UNSPECIFIED", "OUTCOME_DUPLICATE", "OUTCOME_LINKED", "OUTCOME_REFUSED"}
+    assert wants(ALL, purchase(outcome=attribution_pb2.Outcome.Value(outcome))) == (outcome not in untold)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_live_configurations_want_anything(status: Status) -> None:
+    assert wants(replace(ALL, status=status), purchase()) == (status is Status.LIVE)
+
+
+@pytest.mark.parametrize(
+    ("decision", "wanted"),
+    [
+        pytest.param({}, True, id="won"),
+        pytest.param({"outcome": attribution_pb2.OUTCOME_CREDITED}, True, id="credited to a reengagement"),
+        pytest.param(
+            {
+                "outcome": attribution_pb2.OUTCOME_CREDITED,
+                "attribution_type": attribution_pb2.ATTRIBUTION_TYPE_INSTALL,
+            },
+            True,
+            id="credited to an install",
+        ),
+        pytest.param({"network_id": "other"}, False, id="another's"),
+        pytest.param({"outcome": attribution_pb2.OUTCOME_UNATTRIBUTED, **NONE}, False, id="nobody's"),
+    ],
+)
+def test_network_only(decision: dict[str, Any], wanted: bool) -> None:
+    assert wants(NETWORK_ONLY, purchase(**decision)) == wanted
+    assert wants(ALL, purchase(**decision))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "engagement", "wanted"),
+    [
+        ("CLICK", None, True),
+        ("IMPRESSION", None, False),
+        ("CLICK", ingest_pb2.Record(impression=ingest_pb2.Impression()), True),
+        ("", ingest_pb2.Record(click=ingest_pb2.Click()), True),
+        ("", ingest_pb2.Record(deep_link_open=ingest_pb2.DeepLinkOpen()), True),
+        ("", ingest_pb2.Record(impression=ingest_pb2.Impression()), False),
+        ("", None, False),
+    ],
+)
+def test_clicks_only(candidate: str, engagement: ingest_pb2.Record | None, wanted: bool) -> None:
+    conversion = purchase()
+    conversion.ClearField("engagement")
+    if engagement:
+        conversion.engagement.CopyFrom(engagement)
+    if candidate:
+        conversion.decision.candidates.add(verdict="LOST_TO_MORE_RECENT", engagement_kind="IMPRESSION")
+        conversion.decision.candidates.add(verdict="WON", engagement_kind=candidate)
+    assert wants(CLICKS_ONLY, conversion) == wanted
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+@pytest.mark.parametrize("respected", [True, False])
+def test_data_controlled(controlled: bool, respected: bool) -> None:
+    conversion: postback_pb2.Conversion = purchase()
+    conversion.record.data_controlled = controlled
+    assert wants(replace(ALL, respect_data_controlled=respected), conversion) == (not (controlled and respected))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "held"),
+    [
+        (replace(NETWORK_ONLY, trigger="SessionBegin"), True),
+        (replace(ALL, trigger="SessionBegin"), False),
+        (NETWORK_ONLY, False),
+    ],
+)
+def test_which_are_held_to_one_a_day(configuration: Configuration, held: bool) -> None:
+    assert once_a_day(configuration) == held
