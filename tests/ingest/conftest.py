@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -81,10 +81,12 @@ class Ingest:
 StartIngest: TypeAlias = Callable[..., AbstractAsyncContextManager[Ingest]]
 
 
-def read_log_request(positions: Sequence[int] = (0,) * 64, **options: object) -> ingest_pb2.ReadLogRequest:
+def read_log_request(positions: Sequence[int] = (0,) * 64, **options: Any) -> ingest_pb2.ReadLogRequest:
     """A request for every lane from these positions on."""
-    places = [ingest_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(positions)]
-    return ingest_pb2.ReadLogRequest(**{"from": places}, **options)  # type: ignore[arg-type]
+    request = ingest_pb2.ReadLogRequest(**options)
+    for lane, position in enumerate(positions):
+        getattr(request, "from").add(lane=lane, position=position)
+    return request
 
 
 async def read_until_caught_up(

@@ -1,0 +1,128 @@
+"""What was answered is in the log, once, whoever dies."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from libs.client import open_channel
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from tests.conftest import Database
+from tests.ingest.conftest import event, read_until_caught_up, settings_response
+from tests.ingest.process import IngestProcess, serve_settings
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
+
+DEVICES = 24
+BATCH = 10
+
+
+class Load:
+    """Devices that send batch after batch, each again until it is answered."""
+
+    def __init__(self, target: str, *, again: bool = True) -> None:
+        self.answered: list[str] = []
+        self._target, self._again = target, again
+        self._stop = asyncio.Event()
+        self._sending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._sending = asyncio.create_task(self._run())
+
+    async def reach(self, answers: int) -> None:
+        """Wait until so many records more have been answered."""
+        goal = len(self.answered) + answers
+        async with asyncio.timeout(60):
+            while len(self.answered) < goal:
+                await asyncio.sleep(0.005)
+
+    async def finish(self) -> None:
+        assert self._sending is not None
+        self._stop.set()
+        await self._sending
+
+    async def _run(self) -> None:
+        async with open_channel(self._target) if self._again else grpc.aio.insecure_channel(self._target) as channel:
+            stub = ingest_pb2_grpc.IngestServiceStub(channel)
+            await asyncio.gather(*(self._send(stub, device) for device in range(DEVICES)))
+
+    async def _send(self, stub: ingest_pb2_grpc.IngestServiceStub, device: int) -> None:
+        number = 0
+        while not self._stop.is_set():
+            ids = [f"{device}:{number + offset}" for offset in range(BATCH)]
+            records = [event(record_id=record_id, device_ids={"idfa": f"d-{device}"}) for record_id in ids]
+            try:
+                response = await stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+            except grpc.aio.AioRpcError:
+                if not self._again:
+                    return
+                await asyncio.sleep(0.02)
+                continue
+            assert [result.record_id for result in response.results] == ids
+            self.answered += ids
+            number += BATCH
+
+
+@asynccontextmanager
+async def ingest_process(database: Database) -> AsyncIterator[IngestProcess]:
+    async with serve_settings(settings_response()) as tracker:
+        process = IngestProcess(dsn=database.dsn("ingest"), tracker_target=tracker)
+        await process.start()
+        try:
+            yield process
+        finally:
+            await process.stop(signal.SIGKILL)
+
+
+async def kept(process: IngestProcess) -> list[str]:
+    async with open_channel(process.target) as channel:
+        entries = read_until_caught_up(ingest_pb2_grpc.IngestServiceStub(channel))
+        return [ingest_pb2.Record.FromString(entry.record).record_id async for entry in entries]
+
+
+def assert_once_and_in_order(found: list[str], answered: list[str]) -> None:
+    assert Counter(found) == Counter(answered)
+    for device in range(DEVICES):
+        numbers = [int(record_id.partition(":")[2]) for record_id in found if record_id.startswith(f"{device}:")]
+        assert numbers == list(range(len(numbers)))
+
+
+async def test_killed_in_mid_load(durable_database: Database) -> None:
+    async with ingest_process(durable_database) as process:
+        load = Load(process.target)
+        load.start()
+        for _ in range(4):
+            await load.reach(1_000)
+            await process.stop(signal.SIGKILL)
+            await process.start()
+        await load.reach(1_000)
+        await load.finish()
+        assert_once_and_in_order(await kept(process), load.answered)
+
+
+async def test_database_killed_in_mid_load(durable_database: Database) -> None:
+    async with ingest_process(durable_database) as process:
+        load = Load(process.target)
+        load.start()
+        await load.reach(1_000)
+        await durable_database.postgres.kill()
+        await durable_database.postgres.start()
+        await load.reach(1_000)
+        await load.finish()
+        assert_once_and_in_order(await kept(process), load.answered)
+
+
+async def test_asked_to_stop_in_mid_load(durable_database: Database) -> None:
+    """Whatever was stored had its answer, and the other way round."""
+    async with ingest_process(durable_database) as process:
+        load = Load(process.target, again=False)
+        load.start()
+        await load.reach(1_000)
+        assert await process.stop(signal.SIGTERM) == 0
+        await load.finish()
+        await process.start()
+        assert_once_and_in_order(await kept(process), load.answered)

@@ -1,0 +1,198 @@
+"""The gap trap: what readers get while several writers, slow commits and crashes are at work."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+import pytest
+
+from reengage.ingest.v1 import ingest_pb2
+from services.ingest.store import Store
+from tests.conftest import Database
+from tests.ingest.conftest import Ingest, StartIngest, event, read_log_request
+
+SLOW_COMMITS = """
+CREATE FUNCTION ingest.sleep_a_while() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+-- Deferred: it sleeps while committing, when positions are long given.
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ingest.log DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.position % 7 = 3) EXECUTE FUNCTION ingest.sleep_a_while();
+"""
+
+
+@dataclass(kw_only=True)
+class Senders:
+    """Devices that each send one record after the other, over any replica; when each was sent and when answered."""
+
+    replicas: Sequence[Ingest]
+    records_each: int
+    clock: "itertools.count[int]" = field(default_factory=itertools.count)
+    sent: dict[str, int] = field(default_factory=dict)
+    answered: dict[str, int] = field(default_factory=dict)
+
+    async def run(self, devices: int) -> None:
+        await asyncio.gather(*(self._send(device) for device in range(devices)))
+
+    async def _send(self, device: int) -> None:
+        for number in range(self.records_each):
+            record_id = f"{device}:{number}"
+            self.sent[record_id] = next(self.clock)
+            record = event(record_id=record_id, device_ids={"idfa": f"device-{device}"})
+            await random.choice(self.replicas).send(record)
+            self.answered[record_id] = next(self.clock)
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """Keeps what it read; crashes now and then and goes on where it was, reading from any replica."""
+
+    replicas: Sequence[Ingest]
+    responses: list[ingest_pb2.ReadLogResponse] = field(default_factory=list)
+    positions: list[int] = field(default_factory=lambda: [0] * 64)
+
+    async def run(self, records: int) -> None:
+        seen = 0
+        while seen < records:
+            call = random.choice(self.replicas).stub.ReadLog(read_log_request(self.positions, max_entries=20))
+            async for response in call:
+                self.responses.append(response)
+                seen += len(response.entries)
+                for entry in response.entries:
+                    self.positions[entry.lane] = entry.position + 1
+                if seen >= records or random.random() < 0.2:
+                    break
+            call.cancel()
+
+    @property
+    def ids(self) -> list[str]:
+        return [id_of(entry) for response in self.responses for entry in response.entries]
+
+
+def id_of(entry: ingest_pb2.LogEntry) -> str:
+    return ingest_pb2.Record.FromString(entry.record).record_id
+
+
+async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
+    admin = await asyncpg.connect(database.admin_dsn)
+    await admin.execute(SLOW_COMMITS)
+    async with start_ingest(database) as one, start_ingest(database) as other:
+        senders = Senders(replicas=(one, other), records_each=25)
+        readers = [Reader(replicas=(one, other)) for _ in range(3)]
+        records = 40 * 25
+        async with asyncio.TaskGroup() as group:
+            hold = group.create_task(_hold_lanes(admin))
+            for reader in readers:
+                group.create_task(reader.run(records))
+            await senders.run(devices=40)
+            hold.cancel()
+    await admin.close()
+
+    for reader in readers:
+        assert sorted(reader.ids) == sorted(senders.answered), "nothing lost, nothing doubled"
+        for device in range(40):
+            mine = [record_id for record_id in reader.ids if record_id.startswith(f"{device}:")]
+            assert mine == [f"{device}:{number}" for number in range(25)], "nothing swapped"
+        entries = [entry for response in reader.responses for entry in response.entries]
+        for lane in range(64):
+            in_lane = [entry for entry in entries if entry.lane == lane]
+            assert [entry.position for entry in in_lane] == list(range(len(in_lane)))
+            times = [entry.receive_time_us for entry in in_lane]
+            assert times == sorted(times)
+        for response in reader.responses:
+            times = [entry.receive_time_us for entry in response.entries]
+            assert times == sorted(times), "across lanes in the order of receipt"
+
+        # What was answered before an entry was even sent lies below the heads that came with the entry.
+        places = {id_of(entry): (entry.lane, entry.position) for entry in entries}
+        for response in reader.responses:
+            last_sent = max((senders.sent[id_of(entry)] for entry in response.entries), default=-1)
+            for record_id, answered in senders.answered.items():
+                if answered < last_sent:
+                    lane, position = places[record_id]
+                    assert position < response.heads[lane]
+
+
+async def test_heads_are_above_all_that_was_answered_before(start_ingest: StartIngest, database: Database) -> None:
+    async with start_ingest(database) as one, start_ingest(database) as other:
+        senders = Senders(replicas=(one, other), records_each=30)
+        sending = asyncio.ensure_future(senders.run(devices=20))
+        looks: list[tuple[set[str], list[int]]] = []
+        while not sending.done():
+            answered = set(senders.answered)
+            call = random.choice((one, other)).stub.ReadLog(read_log_request(max_entries=1))
+            response = await anext(aiter(call))
+            call.cancel()
+            looks.append((answered, list(response.heads)))
+        await sending
+        places = {id_of(entry): (entry.lane, entry.position) for entry in await one.log()}
+    assert sum(bool(answered) for answered, _ in looks) > 3
+    for answered, heads in looks:
+        for record_id in answered:
+            lane, position = places[record_id]
+            assert position < heads[lane]
+
+
+@pytest.mark.parametrize("lanes", [[0], [3, 9], list(range(64))], ids=["one lane", "two lanes", "all lanes"])
+@pytest.mark.parametrize("span", [1, 7, 1000])
+async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span: int) -> None:
+    """Whatever the size of pages, together they are the log; across lanes in the order of receipt."""
+    # Lanes of very different lengths, in an order of their own.
+    pick = random.Random(7)
+    rows, ends = [], [0] * 64
+    for number in range(600):
+        lane = min(int(pick.expovariate(0.15)), 63)
+        rows.append((lane, ends[lane], number % 5, number % 3 > 0, 1_000 + number // 4, b"%d" % number))
+        ends[lane] += 1
+    columns = ("lane", "position", "app_lane", "is_engagement", "receive_time_us", "record")
+    await ingest.pool.copy_records_to_table("log", columns=columns, records=rows)
+    await ingest.pool.executemany("UPDATE lanes SET next_position = $2 WHERE lane = $1", list(enumerate(ends)))
+
+    for engagements in (None, True, False):
+        for app_lanes in (None, [2, 3]):
+            expected = sorted(
+                (row[4], row[0], row[1], row[5])
+                for row in rows
+                if row[0] in lanes
+                and (engagements is None or row[3] is engagements)
+                and (app_lanes is None or row[2] in app_lanes)
+            )
+            found = await _read_all(ingest.store, lanes, span, engagements, app_lanes)
+            assert sorted(found) == expected
+            assert [row[0] for row in found] == [row[0] for row in expected]
+
+
+async def test_a_page_cut_by_its_size_loses_nothing(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.store.PAGE_BYTES", 5_000)
+    records = [
+        event(record_id=f"r-{number}", device_ids={"idfa": f"id-{number}"}, user_agent="x" * 2_000)
+        for number in range(40)
+    ]
+    await ingest.send(*records)
+    found = await _read_all(ingest.store, list(range(64)), 1000, None, None)
+    assert [ingest_pb2.Record.FromString(row[3]).record_id for row in found] == [f"r-{number}" for number in range(40)]
+
+
+async def _read_all(
+    store: Store, lanes: Sequence[int], span: int, engagements: bool | None, app_lanes: list[int] | None
+) -> list[tuple[int, int, int, bytes]]:
+    positions = dict.fromkeys(lanes, 0)
+    found = []
+    caught_up = False
+    while not caught_up:
+        page = await store.read_page(positions, span=span, engagements=engagements, app_lanes=app_lanes)
+        assert page.caught_up or page.next_positions != positions, "every look gets on"
+        positions, caught_up = page.next_positions, page.caught_up
+        found += [(row.receive_time_us, row.lane, row.position, row.record) for row in page.rows]
+    return found
+
+
+async def _hold_lanes(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Now and then hold a lane in the middle, so that writers wait with half of theirs in hand."""
+    for lane in itertools.cycle((31, 7, 60)):
+        async with connection.transaction():
+            await connection.execute("SELECT FROM ingest.lanes WHERE lane = $1 FOR UPDATE", lane)
+            await connection.execute("SELECT pg_sleep(0.03)")
+        await asyncio.sleep(0.01)

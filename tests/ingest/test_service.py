@@ -1,0 +1,312 @@
+"""What callers see: results, repeats, backpressure, streams, refused records, pages of the log, errors."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from libs.errors import from_rpc_error
+from reengage.ingest.v1 import ingest_pb2
+from services.ingest.model import DAY_S
+from services.ingest.retention import purge
+from tests.conftest import Database
+from tests.ingest.conftest import APP, Ingest, StartIngest, click, event, read_log_request, read_until_caught_up, record
+
+ACCEPTED = ingest_pb2.RecordResult.STATUS_ACCEPTED
+REPEATED = ingest_pb2.RecordResult.STATUS_REPEATED
+REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
+
+
+def statuses(results: list[ingest_pb2.RecordResult]) -> list[int]:
+    return [result.status for result in results]
+
+
+async def error_of(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, float | None]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    details = from_rpc_error(raised.value)
+    return details.code, details.reason, details.retry_after_s
+
+
+async def kept_ids(ingest: Ingest) -> list[str]:
+    return [ingest_pb2.Record.FromString(entry.record).record_id for entry in await ingest.log()]
+
+
+async def age_all(database: Database, seconds: int) -> None:
+    """As if everything had happened that much earlier."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    await connection.execute(
+        f"UPDATE ingest.dedupe SET first_time_s = first_time_s - {seconds};"
+        f"UPDATE ingest.log SET receive_time_us = receive_time_us - {seconds}::bigint * 1000000;"
+        f"UPDATE ingest.rejected SET reject_time_us = reject_time_us - {seconds}::bigint * 1000000"
+    )
+    await connection.close()
+
+
+async def test_each_item_has_its_result_and_good_ones_are_kept(ingest: Ingest) -> None:
+    results = await ingest.send(click(record_id="c"), event("_install"), event(record_id="e"), event(ip_address=""))
+    assert statuses(results) == [ACCEPTED, REJECTED, ACCEPTED, REJECTED]
+    assert [result.record_id for result in results] == ["c", "", "e", ""]
+    assert [violation.reason for violation in results[1].violations] == ["RESERVED_NAME"]
+    assert await kept_ids(ingest) == ["c", "e"]
+
+
+async def test_repeats_with_an_id(ingest: Ingest) -> None:
+    first = await ingest.send(event(record_id="r"), event(record_id="r"))
+    again = await ingest.send(event("Other", record_id="r", device_ids={"adid": "other"}))
+    assert statuses(first + again) == [ACCEPTED, REPEATED, REPEATED]
+    assert {result.record_id for result in first + again} == {"r"}
+    assert await kept_ids(ingest) == ["r"]
+
+
+async def test_repeats_without_an_id_get_the_id_of_the_first(ingest: Ingest) -> None:
+    first = await ingest.send(event(), event())
+    again = await ingest.send(event(), event("Other"))
+    assert statuses(first + again) == [ACCEPTED, REPEATED, REPEATED, ACCEPTED]
+    assert len({result.record_id for result in [*first, again[0]]}) == 1
+    assert await kept_ids(ingest) == [first[0].record_id, again[1].record_id]
+
+
+async def test_concurrent_repeats_in_two_processes_are_stored_once(
+    start_ingest: StartIngest, database: Database
+) -> None:
+    async with start_ingest(database) as one, start_ingest(database) as other:
+        records = [event(record_id=f"r-{number}") for number in range(50)]
+        calls = [
+            replica.send(*(records if backwards else reversed(records)))
+            for replica in (one, other)
+            for backwards in (False, True)
+            for _ in range(5)
+        ]
+        results = [result for answer in await asyncio.gather(*calls) for result in answer]
+        assert statuses(results).count(ACCEPTED) == 50
+        assert statuses(results).count(REPEATED) == 50 * 19
+        assert sorted(await kept_ids(one)) == sorted(record.record_id for record in records)
+
+
+async def test_after_a_week_it_is_a_new_record(ingest: Ingest, database: Database) -> None:
+    first = await ingest.send(event())
+    await age_all(database, 7 * DAY_S - 60)
+    assert statuses(await ingest.send(event())) == [REPEATED]
+    await age_all(database, 60)
+    second = await ingest.send(event())
+    assert statuses(second) == [ACCEPTED]
+    assert statuses(await ingest.send(event())) == [REPEATED]
+    assert await kept_ids(ingest) == [first[0].record_id, second[0].record_id]
+
+
+@pytest.mark.parametrize(("records", "reason"), [(0, "INVALID_ARGUMENT"), (1001, "BATCH_TOO_LARGE")])
+async def test_size_of_a_batch(ingest: Ingest, records: int, reason: str) -> None:
+    call = ingest.stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=[event()] * records))
+    assert (await error_of(call))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+async def test_too_much_waiting_is_refused_with_a_time_to_retry(start_ingest: StartIngest, database: Database) -> None:
+    async with start_ingest(database, most_waiting=10) as ingest:
+        async with blocked_lanes(ingest):
+            waiting = asyncio.ensure_future(ingest.send(*(event(record_id=f"a-{number}") for number in range(8))))
+            while not await waiting_for_lock(ingest):
+                pass
+            more = ingest_pb2.RecordBatchRequest(records=[event(record_id=f"b-{number}") for number in range(8)])
+            error = await error_of(ingest.stub.RecordBatch(more))
+            assert error == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", 1.0)
+            assert not waiting.done()
+        assert statuses(await waiting) == [ACCEPTED] * 8
+
+
+async def test_a_stream_waits_for_room_and_answers_in_order(start_ingest: StartIngest, database: Database) -> None:
+    async with start_ingest(database, most_waiting=10) as ingest:
+
+        async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
+            for number in range(40):
+                records = [event(record_id=f"{number}-{part}") for part in range(7)] + [event("_install")]
+                yield ingest_pb2.RecordStreamRequest(records=records)
+
+        answers = [answer async for answer in ingest.stub.RecordStream(requests())]
+        assert [[result.record_id for result in answer.results] for answer in answers] == [
+            [f"{number}-{part}" for part in range(7)] + [""] for number in range(40)
+        ]
+        # One device, so one lane: in the order of sending.
+        assert await kept_ids(ingest) == [f"{number}-{part}" for number in range(40) for part in range(7)]
+
+
+async def test_a_stream_ends_with_the_error_of_a_bad_request(ingest: Ingest) -> None:
+    async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
+        yield ingest_pb2.RecordStreamRequest(records=[event()])
+        yield ingest_pb2.RecordStreamRequest()
+        await asyncio.Event().wait()
+
+    answers = aiter(ingest.stub.RecordStream(requests()))
+    assert statuses(list((await anext(answers)).results)) == [ACCEPTED]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await anext(answers)
+    assert from_rpc_error(raised.value).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_refused_records_are_listed_newest_first(ingest: Ingest) -> None:
+    sent = [event("_install", record_id=f"r-{number}") for number in range(5)]
+    for wrong in sent:
+        await ingest.send(wrong)
+    await ingest.send(event("_install", app_id="other\0"), event("_install", user_agent="x" * 70_000))
+    listed: list[ingest_pb2.RejectedRecord] = []
+    while len(listed) < 6:  # they are written by and by
+        listed, token = [], ""
+        while token or not listed:
+            request = ingest_pb2.ListRejectedRequest(app_id=APP, page_size=2, page_token=token)
+            page = await ingest.stub.ListRejected(request)
+            listed.extend(page.rejected)
+            token = page.next_page_token
+            if not page.rejected:
+                break
+    assert [refusal.record for refusal in listed[1:]] == sent[::-1]
+    assert {violation.reason for refusal in listed[1:] for violation in refusal.violations} == {"RESERVED_NAME"}
+    # Too large to be kept whole.
+    assert listed[0].record == ingest_pb2.Record(app_id=APP)
+    assert [violation.reason for violation in listed[0].violations] == ["TOO_LONG", "RESERVED_NAME"]
+    other = await ingest.stub.ListRejected(ingest_pb2.ListRejectedRequest(app_id="other"))
+    assert [refusal.record.app_id for refusal in other.rejected] == ["other\0"]
+
+
+async def test_bad_pages_of_refused_records(ingest: Ingest) -> None:
+    call = ingest.stub.ListRejected(ingest_pb2.ListRejectedRequest(page_size=-1, page_token="x"))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    found = from_rpc_error(raised.value).violations
+    assert {(violation.field, violation.reason) for violation in found} == {
+        ("app_id", "REQUIRED"),
+        ("page_size", "OUT_OF_RANGE"),
+        ("page_token", "INVALID_TOKEN"),
+    }
+
+
+async def test_bad_reads_of_the_log(ingest: Ingest) -> None:
+    places = [ingest_pb2.LanePosition(lane=lane, position=position) for lane, position in ((64, 0), (3, -1), (3, 0))]
+    request = ingest_pb2.ReadLogRequest(
+        **{"from": places},
+        selection=9,  # type: ignore[arg-type]
+        app_lanes=[64],
+        max_entries=10_001,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await anext(aiter(ingest.stub.ReadLog(request)))
+    found = from_rpc_error(raised.value).violations
+    assert [violation.field for violation in found] == [
+        "from[0].lane",
+        "from[1].position",
+        "from[2].lane",
+        "selection",
+        "app_lanes",
+        "max_entries",
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await anext(aiter(ingest.stub.ReadLog(ingest_pb2.ReadLogRequest())))
+    assert [violation.field for violation in from_rpc_error(raised.value).violations] == ["from"]
+
+
+async def test_selections_of_the_log(ingest: Ingest) -> None:
+    sent = [
+        click(record_id="c"),
+        event(record_id="e"),
+        event(record_id="s", app_id="strict"),
+        record(impression=ingest_pb2.Impression(tracker_id="tr-1"), record_id="i"),
+    ]
+    await ingest.send(*sent)
+    app_lane = {entry.app_lane for entry in await ingest.log() if b"strict" in entry.record}
+
+    async def read(**options: Any) -> list[str]:
+        entries = read_until_caught_up(ingest.stub, read_log_request(**options))
+        return [ingest_pb2.Record.FromString(entry.record).record_id async for entry in entries]
+
+    assert await read() == ["c", "e", "s", "i"]
+    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == ["c", "i"]
+    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS) == ["e", "s"]
+    assert await read(app_lanes=app_lane) == ["s"]
+    assert await read(app_lanes=app_lane, selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == []
+
+
+async def test_responses_stay_small_and_say_caught_up_once(ingest: Ingest) -> None:
+    data = {f"k{index}": "x" * 4_000 for index in range(60)}
+    large = [
+        record(event=ingest_pb2.Event(event_name="e", event_data=data), record_id=f"r-{number}") for number in range(50)
+    ]
+    for start in range(0, 50, 10):
+        await ingest.send(*large[start : start + 10])
+    call = ingest.stub.ReadLog(read_log_request())
+    ids: list[str] = []
+    caught_up = False
+    async for response in call:
+        assert response.ByteSize() < 2_000_000
+        assert not caught_up
+        caught_up = response.caught_up
+        ids += [ingest_pb2.Record.FromString(entry.record).record_id for entry in response.entries]
+        if len(ids) == 50:
+            break
+    call.cancel()
+    assert caught_up
+    assert ids == [f"r-{number}" for number in range(50)]
+
+
+async def test_a_reader_hears_of_silence_and_of_new_records(ingest: Ingest) -> None:
+    call = ingest.stub.ReadLog(read_log_request())
+    responses = aiter(call)
+    assert (await anext(responses)).caught_up
+    silent = await anext(responses)
+    assert (silent.caught_up, len(silent.entries), list(silent.heads)) == (True, 0, [0] * 64)
+    [result] = await ingest.send(event())
+    response = await anext(responses)
+    while not response.entries:
+        response = await anext(responses)
+    assert ingest_pb2.Record.FromString(response.entries[0].record).record_id == result.record_id
+    assert sum(response.heads) == 1
+    call.cancel()
+
+
+async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, database: Database) -> None:
+    await ingest.send(event(record_id="old"), event("_install"))
+    async with asyncio.timeout(10):
+        while await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0:
+            await asyncio.sleep(0.01)
+    await age_all(database, 36 * DAY_S)
+    await ingest.send(event(record_id="new"))
+    await purge(ingest.store, log_days=35)
+    entries = await ingest.log()
+    assert [(entry.position, ingest_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
+    assert await ingest.pool.fetchval("SELECT count(*) FROM dedupe") == 1
+    assert await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0
+
+
+async def test_a_page_is_read_by_the_primary_key(ingest: Ingest, database: Database) -> None:
+    from services.ingest import store
+
+    await ingest.send(*(event(record_id=f"r-{number}") for number in range(1000)))
+    connection = await asyncpg.connect(database.admin_dsn)
+    await connection.execute("SET search_path = ingest; SET plan_cache_mode = force_generic_plan")
+    await connection.execute(
+        "INSERT INTO log SELECT lane, 1, true, position, position, 'x'"
+        " FROM generate_series(0, 63) AS lane, generate_series(1000, 1999) AS position; ANALYZE log"
+    )
+    await connection.execute(
+        f"PREPARE page (smallint[], bigint[], bigint, boolean, smallint[], bigint) AS {store._PAGE}"
+    )
+    plan = "\n".join(
+        row[0] for row in await connection.fetch("EXPLAIN EXECUTE page ('{1,2}', '{0,0}', 64, true, NULL, 8000000)")
+    )
+    await connection.close()
+    assert "Seq Scan on log" not in plan
+    assert plan.count("using log_pkey on log") == 3
+
+
+@asynccontextmanager
+async def blocked_lanes(ingest: Ingest) -> AsyncIterator[None]:
+    """While inside, no writer gets a lane."""
+    async with ingest.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT * FROM lanes FOR UPDATE")
+        yield
+
+
+async def waiting_for_lock(ingest: Ingest) -> bool:
+    return bool(await ingest.pool.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
