@@ -1,7 +1,7 @@
 """Every query on the attribution schema."""
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -411,20 +411,31 @@ class Store:
         )
 
     async def advance_decided(
-        self, connection: Connection, worker_id: str, decided: dict[int, list[int]], next_sequences: dict[int, int]
+        self,
+        connection: Connection,
+        worker_id: str,
+        decided: dict[int, list[int]],
+        sequences: Mapping[int, int],
+        next_sequences: Mapping[int, int],
     ) -> None:
-        """Move decide positions (lane: the new vector) and sequences of lanes that this worker owns."""
+        """Move decide positions (lane: the new vector) and sequences of lanes that this worker owns.
+
+        `sequences` are those the worker began with. When they are not what is stored, its last transaction did commit
+        although it never heard so: then it knows too little, and must begin anew.
+        """
         tag = await connection.execute(
             """
             UPDATE lanes
             SET next_sequence = moved.next_sequence,
                 -- the vectors come one after the other: unnest would take an array of arrays apart
-                decided = ($4::bigint[])[(moved.place - 1) * 64 + 1:moved.place * 64]
-            FROM unnest($2::smallint[], $3::bigint[]) WITH ORDINALITY AS moved (lane, next_sequence, place)
-            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+                decided = ($5::bigint[])[(moved.place - 1) * 64 + 1:moved.place * 64]
+            FROM unnest($2::smallint[], $3::bigint[], $4::bigint[])
+                WITH ORDINALITY AS moved (lane, sequence, next_sequence, place)
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1 AND lanes.next_sequence = moved.sequence
             """,
             worker_id,
             list(decided.keys()),
+            [sequences[lane] for lane in decided],
             [next_sequences[lane] for lane in decided],
             [position for vector in decided.values() for position in vector],
         )

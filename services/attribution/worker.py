@@ -28,7 +28,7 @@ from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution.decider import Batch, decide_batch, write_batch
 from services.attribution.records import IndexRows, Logged, index_rows, parse
 from services.attribution.settings import Settings
-from services.attribution.store import LanesLostError, OutboxRow, OwnedLane, Store
+from services.attribution.store import LanesLostError, OutboxRow, Store
 
 _log = structlog.get_logger()
 
@@ -77,6 +77,25 @@ class _Progress:
         for lane, position in positions.items():
             self.indexed[lane] = max(self.indexed[lane], position)
         self.moved.set()
+
+
+class _Outbox:
+    """How far decisions are committed, lane by lane: the decider says it, the relay waits for it."""
+
+    def __init__(self, ends: Mapping[int, int]) -> None:
+        self._ends = dict(ends)
+        self._grown = asyncio.Event()
+
+    def filled(self, ends: Mapping[int, int]) -> None:
+        self._ends.update(ends)
+        self._grown.set()
+
+    async def beyond(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """The lanes that hold decisions from these positions on; waits until there is one."""
+        while not (found := {lane: at for lane, at in positions.items() if at < self._ends[lane]}):
+            self._grown.clear()
+            await self._grown.wait()
+        return found
 
 
 class Worker:
@@ -152,14 +171,13 @@ class Worker:
         lanes = await self._store.owned_lanes(self._config.worker_id, owned)
         progress = _Progress()
         progress.advance(dict(enumerate(await self._store.indexed())))
-        outbox = asyncio.Event()
-        outbox.set()
+        outbox = _Outbox({lane: owned_lane.next_sequence for lane, owned_lane in lanes.items()})
         with contextlib.suppress(LanesLostError):
             async with asyncio.TaskGroup() as group:
                 for name, loop in (
                     ("indexer", lambda: self._index(owned, progress)),
                     ("decider", lambda: self._decide(owned, progress, outbox)),
-                    ("relay", lambda: self._relay(lanes, outbox)),
+                    ("relay", lambda: self._relay(owned, outbox)),
                 ):
                     group.create_task(_until_lanes_lost(name, loop))
 
@@ -192,7 +210,7 @@ class Worker:
 
     # Deciding.
 
-    async def _decide(self, owned: frozenset[int], progress: _Progress, outbox: asyncio.Event) -> None:
+    async def _decide(self, owned: frozenset[int], progress: _Progress, outbox: _Outbox) -> None:
         """Decide the conversions of the apps homed in the owned lanes, in order of receipt."""
         lanes = await self._store.owned_lanes(self._config.worker_id, owned)
         begun = {lane: owned_lane.decided for lane, owned_lane in lanes.items()}
@@ -216,7 +234,7 @@ class Worker:
             vectors = {lane: [max(pair) for pair in zip(begun[lane], position, strict=True)] for lane in homes}
             await self._barrier(response.heads, progress)
             sequences = await self._decide_batch(parse(entries), response.heads, vectors, sequences)
-            outbox.set()
+            outbox.filled(sequences)
 
     async def _decide_batch(
         self,
@@ -240,7 +258,8 @@ class Worker:
                 now_us=self._now_us(),
             )
             await write_batch(self._store, connection, batch, heads)
-            await self._store.advance_decided(connection, self._config.worker_id, vectors, batch.next_sequences)
+            worker_id = self._config.worker_id
+            await self._store.advance_decided(connection, worker_id, vectors, sequences, batch.next_sequences)
             return batch
 
         batch = await in_transaction(self._store.pool, work)
@@ -271,22 +290,21 @@ class Worker:
 
     # Handing over.
 
-    async def _relay(self, lanes: Mapping[int, OwnedLane], outbox: asyncio.Event) -> None:
+    async def _relay(self, owned: frozenset[int], outbox: _Outbox) -> None:
         """Hand decisions to postback in order, at least once; postback makes each delivery once."""
-        fresh = await self._store.owned_lanes(self._config.worker_id, lanes.keys())
-        positions = {lane: owned_lane.relayed for lane, owned_lane in fresh.items()}
+        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        positions = {lane: owned_lane.relayed for lane, owned_lane in lanes.items()}
         while True:
-            outbox.clear()
-            while rows := await self._store.read_outbox(positions, _RELAY_BATCH):
-                conversions = self._conversions(rows)
-                for start in range(0, len(conversions), _RELAY_BATCH):
-                    some = conversions[start : start + _RELAY_BATCH]
-                    await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
-                moved = {row.lane: row.sequence + 1 for row in rows}  # rows of a lane come in order
-                await self._store.advance_relayed(self._config.worker_id, moved)
-                positions.update(moved)
-                _relayed.inc(len(conversions))
-            await outbox.wait()
+            wanted = await outbox.beyond(positions)
+            rows = await self._store.read_outbox(wanted, _RELAY_BATCH)
+            conversions = self._conversions(rows)
+            for start in range(0, len(conversions), _RELAY_BATCH):
+                some = conversions[start : start + _RELAY_BATCH]
+                await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
+            moved = {row.lane: row.sequence + 1 for row in rows}  # rows of a lane come in order
+            await self._store.advance_relayed(self._config.worker_id, moved)
+            positions.update(moved)
+            _relayed.inc(len(conversions))
 
     def _conversions(self, rows: Sequence[OutboxRow]) -> list[postback_pb2.Conversion]:
         """What postback is told: all but what can never be delivered."""

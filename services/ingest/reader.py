@@ -8,7 +8,7 @@ from libs.lanes import LANES
 from services.ingest.model import LogPage
 from services.ingest.store import Store
 
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 """Between two looks of a reader: what comes meanwhile fills its next page."""
 POLL_S = 0.1
 """How long what another process wrote may go unseen."""

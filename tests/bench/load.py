@@ -35,6 +35,7 @@ class Loaded:
     conversions: int
     reengaging: int
     seconds: float
+    cpu_s: float
     latencies_s: list[float]
 
 
@@ -86,6 +87,7 @@ async def load(ingest: str, port: int, rate: int, seconds: int, seed: int) -> Lo
         conversions=batches * 30,
         reengaging=reengaging,
         seconds=elapsed,
+        cpu_s=time.process_time(),
         latencies_s=latencies_s,
     )
 

@@ -44,7 +44,8 @@ async def bench(
 
 
 async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> list[Row]:
-    began = time.monotonic()
+    server = psutil.Process(await database.fetchval("SELECT pg_backend_pid()")).parent()
+    busy, began = _cpu_s(suite, server), time.monotonic()
     running = asyncio.ensure_future(_load(suite.ports, rate, seconds, seed=1))
     await asyncio.sleep(seconds / 3)
     early = _memory(suite)
@@ -60,6 +61,7 @@ async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> li
             raise RuntimeError(f"{decided} of {loaded['conversions']} decided, {created} deliveries")
         await asyncio.sleep(0.1)
     late = _memory(suite)
+    spent = {name: seconds - busy.get(name, 0.0) for name, seconds in _cpu_s(suite, server).items()} | {"the load": loaded["cpu_s"]}
     return [
         Row(
             name="stream to decision and delivery",
@@ -75,6 +77,10 @@ async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> li
             unit="MB",
             limit_name="MB after a third of the time",
             limit=early,
+        ),
+        *(
+            Row(name=f"  CPU time of {name}", value=seconds / loaded["records"] * 1e6, unit="us/record")
+            for name, seconds in spent.items()
         ),
     ]
 
@@ -113,6 +119,22 @@ def _memory(suite: Suite) -> float:
     """MB that the services hold."""
     pids = [service.pid for service in suite.services.values() if service.pid is not None]
     return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
+
+
+def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
+    """Seconds of CPU that each service, and each service's connections to PostgreSQL, have used so far."""
+    spent = {}
+    for name, service in suite.services.items():
+        times = psutil.Process(service.pid).cpu_times()
+        spent[name] = times.user + times.system
+    for backend in server.children():
+        # A backend's title: "postgres: <role> <database> …".
+        title = " ".join(backend.cmdline())
+        owner = next((name for name in suite.services if f" {name}_app " in title), None)
+        key = f"PostgreSQL for {owner}" if owner else "PostgreSQL besides"
+        times = backend.cpu_times()
+        spent[key] = spent.get(key, 0.0) + times.user + times.system
+    return spent
 
 
 async def _settings(ports: Ports) -> None:
