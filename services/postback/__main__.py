@@ -1,6 +1,8 @@
 """Starts the postback service: `python -m services.postback`."""
 
+import asyncio
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import uvloop
@@ -33,6 +35,8 @@ class Config:
 
 async def main(config: Config) -> None:
     """Serve until told to stop."""
+    # Names are looked up in threads: a name server that hangs takes one for as long as it does.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64, "names"))
     guard, vault = Guard(config.allowed_hosts), Vault(config.secrets_keys)
     async with (
         open_pool(config.dsn, schema="postback", application_name="postback") as pool,

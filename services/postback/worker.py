@@ -26,6 +26,8 @@ POLL_S = 0.1
 LEASE_MARGIN_S = 15.0
 """Beyond an attempt's timeout: for settling it, though the database be away for a moment."""
 DRAIN_S = 5.0
+GATHER_S = 0.01
+"""How long a claim waits for more to claim, and a settlement for more to settle: batches cost the database less."""
 SETTLE_AT_ONCE = 500
 KEPT_BODY = 4096
 
@@ -75,6 +77,8 @@ class DeliveryWorker:
         self._under_way: set[asyncio.Task[None]] = set()
         self._under_way_of: Tally[str] = Tally()
         self._buckets: dict[str, _Bucket] = {}
+        self._scarce = False
+        self._retries_at = 0.0
         self._finished: list[Settled] = []
         self._something_due, self._something_finished = asyncio.Event(), asyncio.Event()
 
@@ -99,34 +103,38 @@ class DeliveryWorker:
 
     async def _claim_due(self) -> None:
         self._something_due.clear()
-        claimed = 0
-        for retries in (False, True):  # first tries go first
-            asked = self._asked()
-            if not asked:
-                break
-            room = self._in_flight - len(self._under_way)
-            for one in await self._store.claim(asked, limit=room, retries=retries):
+        await self._claim(retries=False)
+        # First tries go first; and nobody waits to the millisecond for a second try.
+        if time.monotonic() >= self._retries_at:
+            self._retries_at = time.monotonic() + POLL_S
+            await self._claim(retries=True)
+        try:
+            await asyncio.wait_for(self._something_due.wait(), POLL_S)
+        except TimeoutError:
+            return
+        await asyncio.sleep(GATHER_S)
+
+    async def _claim(self, *, retries: bool) -> None:
+        asked = self._asked()
+        if asked:
+            for one in await self._store.claim(asked, limit=self._free, retries=retries):
                 self._begin(one)
-                claimed += 1
-        if not claimed:
-            try:
-                await asyncio.wait_for(self._something_due.wait(), POLL_S)
-            except TimeoutError:
-                return
+        # What is left in the queue then, only the end of an attempt makes room for.
+        self._scarce = self._free <= 0 or max(self._under_way_of.values(), default=0) >= self._in_flight_each
+
+    @property
+    def _free(self) -> int:
+        return self._in_flight - len(self._under_way)
 
     def _asked(self) -> list[Asked]:
         """For how many deliveries there is room, of each configuration that has any."""
-        free, now = self._in_flight - len(self._under_way), time.monotonic()
+        now = time.monotonic()
         asked = []
-        if free > 0:
-            for one in self._catalog.sendable():
-                room = min(
-                    free, self._in_flight_each - self._under_way_of[one.configuration_id], self._tokens(one, now)
-                )
-                if room > 0:
-                    asked.append(
-                        Asked(configuration_id=one.configuration_id, room=room, lease_s=one.timeout_s + LEASE_MARGIN_S)
-                    )
+        for one in self._catalog.sendable():
+            identity = one.configuration_id
+            room = min(self._free, self._in_flight_each - self._under_way_of[identity], self._tokens(one, now))
+            if room > 0:
+                asked.append(Asked(configuration_id=identity, room=room, lease_s=one.timeout_s + LEASE_MARGIN_S))
         # When all room is scarce, nobody is always the last in the row.
         first = math.floor(self._jitter() * len(asked))
         return asked[first:] + asked[:first]
@@ -156,7 +164,8 @@ class DeliveryWorker:
         self._under_way.discard(task)
         self._under_way_of[configuration_id] -= 1
         _under_way.dec()
-        self._something_due.set()  # there is room again, and more may be waiting for it
+        if self._scarce:
+            self._something_due.set()
 
     async def _attempt(self, configuration: Configuration, claimed: Claimed) -> None:
         began = time.monotonic()
@@ -176,7 +185,8 @@ class DeliveryWorker:
                     success_substring=configuration.template.success_substring,
                 )
         except Exception as error:  # the worker's edge: one delivery's trouble is not the others'
-            _log.error("delivery.failed", delivery_id=str(claimed.delivery_id), exc_info=error)
+            # Its text may quote what was to be sent.
+            _log.error("delivery.failed", delivery_id=str(claimed.delivery_id), error=type(error).__name__)
             verdict = retry.Verdict(word="NOT_RENDERED", next=retry.Next.RETRY)
         took_s = time.monotonic() - began
         self._finished.append(self._settled(configuration, claimed, shown, answer, verdict, took_s))
@@ -237,6 +247,7 @@ class DeliveryWorker:
         if not self._finished:
             self._something_finished.clear()
             await self._something_finished.wait()
+            await asyncio.sleep(GATHER_S)
         batch = self._finished[:SETTLE_AT_ONCE]
         await self._store.settle(batch)
         # Only now: a batch that could not be settled is tried again, until its leases are long over.

@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 class PostbackProcess:
     """`python -m services.postback` on a port of its own, which it keeps from start to start; logs go to a file."""
 
-    def __init__(self, *, dsn: str, log: Path, allowed_hosts: str) -> None:
+    def __init__(self, *, dsn: str, log: Path, allowed_hosts: str, log_level: str = "debug") -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.target = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -24,9 +24,14 @@ class PostbackProcess:
             "REENGAGE_LISTEN": self.target,
             "REENGAGE_SECRETS_KEYS": Fernet.generate_key().decode(),
             "REENGAGE_ALLOWED_HOSTS": allowed_hosts,
-            "REENGAGE_LOG_LEVEL": "debug",
+            "REENGAGE_LOG_LEVEL": log_level,
         }
         self._process: Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     async def start(self) -> None:
         """Returns when the process runs; calls that wait for it find it."""
