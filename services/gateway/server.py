@@ -1,4 +1,4 @@
-"""Serving HTTP: uvicorn inside our process and our loop, with bounds on the head of a request."""
+"""Serving HTTP: uvicorn inside our process and our loop, with bounds on what a request may take."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from services.gateway.app import Gateway
 
 MAX_HEAD_BYTES = 64 * 1024
-HEAD_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 30.0
+"""From its first byte to its last."""
 _MAX_CONNECTIONS = 4_000
 _log = structlog.get_logger()
 
@@ -54,51 +55,46 @@ async def serve_http(gateway: Gateway, listen: str, *, drain_s: float, grace_s: 
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself takes a request's head of any size, for any time."""
+    """uvicorn's protocol, which by itself takes a head of any size, and any time for a request."""
 
     _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection that never sends anything is closed too."""
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, b"408 Request Timeout")
+        self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, b"408 Request Timeout")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
-        self._head_is_done()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the end of a head."""
+        """Count what comes before the end of a head, and watch the time of a request that is not whole yet."""
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES + len(data):
             self._refuse(b"431 Request Header Fields Too Large")
             return
         super().data_received(data)
-        if self._head_bytes and self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, b"408 Request Timeout")
-
-    def on_headers_complete(self) -> None:
-        """The head is over."""
-        self._head_is_done()
-        super().on_headers_complete()
+        if self._head_bytes and self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, b"408 Request Timeout")
 
     def on_body(self, body: bytes) -> None:
-        """What came was body."""
-        self._head_bytes = 0
+        """The head is over; one byte stands for a request that is not."""
+        self._head_bytes = 1
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The next head begins."""
         self._head_bytes = 0
+        self._stop_timer()
         super().on_message_complete()
 
-    def _head_is_done(self) -> None:
-        self._head_bytes = 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _refuse(self, status: bytes) -> None:
         if not self.transport.is_closing():

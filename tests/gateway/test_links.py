@@ -1,0 +1,150 @@
+"""The query of a link, and the record it makes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reengage.ingest.v1 import ingest_pb2
+from services.gateway.addresses import ClientAddresses
+from services.gateway.links import Visit, click_record, epoch_s, impression_record, parse_query
+from services.gateway.model import App, Platform, Template, Tracker
+
+NOW_S = 1_764_000_000.25
+
+
+def make_tracker(platform: Platform = Platform.ANDROID) -> Tracker:
+    app = App(app_id="shop", platform=platform)
+    return Tracker(tracker_id="tr", app=app, install_url=Template("https://x.example/"))
+
+
+def click(query: str, platform: Platform = Platform.ANDROID) -> ingest_pb2.Record:
+    visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
+    return click_record(make_tracker(platform), parse_query(query.encode()), visit, click_id="ID", invalid=False)
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("campaign_id=x&site_id=a%20b+c", {"campaign_id": "x", "site_id": "a b c"}),
+        ("campaign_id?campaign_id=x&site_id=y", {"campaign_id": "x", "site_id": "y"}),
+        ("a=1&a=2", {"a": "1"}),
+        ("a=&b&=c&&d=1", {"d": "1"}),
+        ("a={click_id}&b=%7Bx%7D&c=%{x}&d=[x]&e=null&f=f&g=${x}&h={x}y", {"h": "{x}y"}),
+        ("a=n&b=nullable", {"a": "n", "b": "nullable"}),
+        ("a=1%00&b%00=2", {"a": "1", "b": "2"}),
+        ("a=%ff", {"a": "\ufffd"}),
+        ("a=\u00e9", {"a": "\u00e9"}),
+        ("url=http://x?y=z", {"url": "http://x?y=z"}),
+        ("", {}),
+    ],
+)
+def test_parse_query(query: str, wanted: dict[str, str]) -> None:
+    assert parse_query(query.encode()) == wanted
+
+
+@given(st.binary())
+def test_law_any_query_is_read(raw: bytes) -> None:
+    parameters = parse_query(raw)
+    visit = Visit(ip_address="", user_agent="", time_s=NOW_S)
+    record = click_record(make_tracker(), parameters, visit, click_id="ID", invalid=False)
+    assert "\0" not in str(record)
+    assert len(record.click.ad.custom_parameters) <= 64
+
+
+@pytest.mark.parametrize(
+    ("query", "platform", "wanted"),
+    [
+        ("device_id=A", Platform.ANDROID, {"adid": "A"}),
+        ("device_id=A", Platform.IOS, {"idfa": "A"}),
+        ("device_id=A&device_id_type=oaid", Platform.ANDROID, {"oaid": "A"}),
+        ("device_id=A&device_id_type=nonsense", Platform.ANDROID, {"adid": "A"}),
+        ("device_id=A&device_hash_method=sha1", Platform.ANDROID, {"adid_sha1": "A"}),
+        ("device_id=A&device_hash_method=SHA-256", Platform.ANDROID, {"adid_sha256": "A"}),
+        (f"device_id={'a' * 32}&device_id_is_hashed=1", Platform.ANDROID, {"adid_md5": "a" * 32}),
+        (f"device_id={'a' * 40}&device_id_is_hashed=true", Platform.IOS, {"idfa_sha1": "a" * 40}),
+        ("ios_idfa=A&mac=B&android_id=C", Platform.IOS, {"idfa": "A", "mac": "B", "android_id": "C"}),
+        ("device_id=device_id&adid={adid}", Platform.ANDROID, {}),
+    ],
+)
+def test_device_ids(query: str, platform: Platform, wanted: dict[str, str]) -> None:
+    assert dict(click(query, platform).device_ids) == wanted
+
+
+def test_a_click_keeps_all_it_was_told() -> None:
+    record = click("click_id=c1&site_id=s&creative_id=cr&cp_0=a&anything=b&network_id=n&att=1&att_time=1764000000")
+    assert (record.record_id, record.app_id, record.ip_address, record.user_agent) == (
+        "ID",
+        "shop",
+        "203.0.113.7",
+        "Browser",
+    )
+    assert (record.event_time.seconds, record.event_time.nanos) == (1_764_000_000, 250_000_000)
+    assert (record.click.tracker_id, record.click.click_id, record.click.invalid) == ("tr", "c1", False)
+    assert (record.click.ad.site_id, record.click.ad.creative_id) == ("s", "cr")
+    assert dict(record.click.ad.custom_parameters) == {"cp_0": "a", "anything": "b"}
+    assert record.tracking_transparency.authorized
+    assert record.tracking_transparency.answer_time.seconds == 1_764_000_000
+
+
+def test_a_server_ping_speaks_for_its_device() -> None:
+    told = click("ip_address=198.51.100.1&device_ua=Phone")
+    assert (told.ip_address, told.user_agent) == ("198.51.100.1", "Phone")
+    without_agent = click("ip_address=2001:db8::1")
+    assert (without_agent.ip_address, without_agent.user_agent) == ("2001:db8::1", "")
+    assert click("ip_address=nonsense").ip_address == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "invalid"),
+    [
+        ("1763999000", 1_763_999_000, False),
+        ("1763999000000", 1_763_999_000, False),
+        (str(1_764_000_000 - 12 * 3600), 1_764_000_000 - 12 * 3600, True),
+        ("1764000001", 1_764_000_000, False),
+        ("soon", 1_764_000_000, False),
+    ],
+    ids=["seconds", "milliseconds", "over 12 hours late", "in the future", "no time"],
+)
+def test_click_time(given: str, seconds: int, *, invalid: bool) -> None:
+    record = click(f"click_time={given}")
+    assert (record.event_time.seconds, record.click.invalid) == (seconds, invalid)
+
+
+@pytest.mark.parametrize(("event", "completed"), [("view", False), ("completed", True), ("", False)])
+def test_impression(event: str, *, completed: bool) -> None:
+    visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
+    parameters = parse_query(f"event={event}&impression_id=i&sub_site_id=s".encode())
+    impression = impression_record(make_tracker(), parameters, visit, record_id="ID").impression
+    assert (impression.tracker_id, impression.impression_id, impression.completed_view) == ("tr", "i", completed)
+    assert impression.ad.sub_site_id == "s"
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (1_764_000_000, 1_764_000_000), (1_764_000_000_500, 1_764_000_000.5), ("1764000000", 1_764_000_000),
+        (1_764_000_000.5, 1_764_000_000.5), ("", None), ("x", None), ("nan", None), ("inf", None), (-1, None),
+        (True, None), (None, None), ([], None), (1e30, None),
+    ],
+)  # fmt: skip
+def test_epoch(value: object, wanted: float | None) -> None:
+    assert epoch_s(value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "forwarded", "client"),
+    [
+        ([], "10.0.0.1", "198.51.100.1", "10.0.0.1"),
+        (["10.0.0.0/8"], "203.0.113.7", "198.51.100.1", "203.0.113.7"),
+        (["10.0.0.0/8"], "10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "6.6.6.6, 198.51.100.1, 10.2.2.2", "198.51.100.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "198.51.100.1:4711", "198.51.100.1"),
+        (["::1"], "::1", "[2001:db8::1]:4711", "2001:db8::1"),
+        (["::1"], "::1", "2001:db8::1", "2001:db8::1"),
+        (["10.0.0.0/8"], "10.0.0.1", "unknown", ""),
+        (["10.0.0.0/8"], "10.0.0.1", "10.0.0.2", "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "", "10.0.0.1"),
+    ],
+)
+def test_client_address(proxies: list[str], peer: str, forwarded: str, client: str) -> None:
+    assert ClientAddresses(proxies).client(peer, forwarded) == client
