@@ -109,13 +109,8 @@ class _Demo:
         expected = {name: Counter(counts) for name, counts in json.loads(EXPECTED.read_text()).items()}
         lines = TRAFFIC.read_text(encoding="utf-8").splitlines()
         revision = await load_sample(self._ports)
-        with Progress(
-            TextColumn("{task.description:<26}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as progress:
+        columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
             waiting = progress.add_task("settings reach everyone", total=1)
             await self._settings_arrive(revision)
             progress.advance(waiting)
@@ -130,9 +125,8 @@ class _Demo:
         return _check(expected, answers, outcome, network)
 
     async def _settings_arrive(self, revision: int) -> None:
-        urls = [
-            f"http://{HOST}:{self._ports.metrics_of(name)}/metrics" for name in ("gateway", "ingest", "attribution")
-        ]
+        followers = ("gateway", "ingest", "attribution")
+        urls = [f"http://{HOST}:{self._ports.metrics_of(name)}/metrics" for name in followers]
 
         async def arrived() -> bool:
             return all([await self._metric(url, "settings_revision") >= revision for url in urls])
@@ -197,9 +191,10 @@ class _Demo:
 
     async def _logged(self) -> Counter[str]:
         """What the log holds, by kind of record."""
-        begin = [ingest_pb2.LanePosition(lane=lane) for lane in range(LANES)]
+        request = ingest_pb2.ReadLogRequest()
+        getattr(request, "from").extend(ingest_pb2.LanePosition(lane=lane) for lane in range(LANES))
         counts: Counter[str] = Counter()
-        call = self._ingest.ReadLog(ingest_pb2.ReadLogRequest(**{"from": begin}))
+        call = self._ingest.ReadLog(request)
         async for response in call:
             for entry in response.entries:
                 counts[ingest_pb2.Record.FromString(entry.record).WhichOneof("kind") or "none"] += 1
@@ -277,20 +272,29 @@ def _show(expected: dict[str, Counter[str]], answers: Answers, outcome: Outcome)
         rows.add_row(reason.replace("+", ", "), str(count))
     console.print(rows)
 
-    attributed: Counter[tuple[str, ...]] = Counter()
-    for key, count in outcome.decisions.items():
-        app, event, verdict, reason, tracker, by = key.split(" ")
-        what = "install" if event == "_install" else "identity link" if event == "_identity_link" else "event"
-        attributed[app, what, verdict, tracker, by, "" if verdict == "CREDITED" else reason] += count
-    rows = table("\nDecided", "app", "what", "outcome", "tracker", "matched by", "because", "count", numbers=["count"])
-    for cells, count in sorted(attributed.items()):
-        rows.add_row(*("" if cell == "-" else cell for cell in cells), str(count))
-    console.print(rows)
+    for app_id in LAST:
+        _show_decisions(app_id, outcome.decisions)
 
     rows = table("\nDelivered", "configuration", "state", "deliveries", "attempts", numbers=["deliveries", "attempts"])
     for key, count in sorted(outcome.deliveries.items()):
         configuration_id, state = key.split(" ")
         rows.add_row(configuration_id, state, str(count), str(outcome.attempts[configuration_id]))
+    console.print(rows)
+
+
+def _show_decisions(app_id: str, decisions: Counter[str]) -> None:
+    counts: Counter[tuple[str, ...]] = Counter()
+    for key, count in decisions.items():
+        app, event, verdict, reason, tracker, by = key.split(" ")
+        if app == app_id:
+            what = {"_install": "install", "_identity_link": "identity link"}.get(event, "event")
+            # A credited event has a reason for not having reengaged; here its source says enough.
+            counts[what, verdict, tracker, by, "-" if verdict == "CREDITED" else reason] += count
+    rows = table(
+        f"\nDecided, {app_id}", "what", "outcome", "tracker", "matched by", "because", "count", numbers=["count"]
+    )
+    for cells, count in sorted(counts.items()):
+        rows.add_row(*("" if cell == "-" else cell for cell in cells), str(count))
     console.print(rows)
 
 

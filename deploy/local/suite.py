@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -257,8 +258,9 @@ def _serves(address: str) -> Callable[[], Coroutine[None, None, bool]]:
         if not await _listens(address):
             return False
         async with open_channel(address, timeout_s=2) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its stubs do not know what a channel makes of it
             try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+                answer = await stub.Check(health_pb2.HealthCheckRequest())
             except grpc.aio.AioRpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,5 +1,6 @@
 """What was decided and delivered, as tables for people."""
 
+import sys
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,7 +12,8 @@ from rich.table import Table
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
 
-console = Console(highlight=False)
+# A file or a pipe has no width: wide enough for a table of candidates.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def table(title: str, *headings: str, numbers: Iterable[str] = ()) -> Table:
@@ -52,7 +54,7 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
     for candidate in decision.candidates:
         colour = "green" if candidate.verdict == "WON" else "yellow" if candidate.verdict.startswith("LOST") else "red"
         rows.add_row(
-            escape(candidate.engagement_id),
+            f"…{escape(candidate.engagement_id[-8:])}",
             f"[{colour}]{escape(candidate.verdict)}[/]",
             escape(candidate.tracker_id),
             _match(candidate.matched_by),
@@ -63,7 +65,7 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
         )
     console.print(rows)
     for sentence in answer.sentences:
-        console.print(f"  • {escape(sentence)}")
+        console.print(f"  • {escape(sentence)}", soft_wrap=True)
 
 
 def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -> None:
