@@ -21,6 +21,8 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
     `record` loses its unusable device ids when it is accepted (A2).
     """
     app_id, given_id = record.app_id, record.record_id
+    if record.settings_revision:
+        record.ClearField("settings_revision")  # ours to say
     kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
     usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Maps have no order of their own: without one, repeats would differ in their digests.
@@ -41,6 +43,7 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
     now_s, fraction_us = divmod(now_us, 1_000_000)
     record_id = given_id or made_id(key, now_s)
     # A serialised message followed by another is their merge: so what is missing is added at the end.
+    content += settings.stamp
     if not given_id:
         content += ingest_pb2.Record(record_id=record_id).SerializeToString()
     if not record.HasField("event_time"):

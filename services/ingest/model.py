@@ -24,6 +24,8 @@ class Settings:
 
     apps: Mapping[str, App]
     app_of_tracker: Mapping[str, str]
+    stamp: bytes
+    """A serialised Record that has nothing but the settings_revision."""
 
 
 class Entry(NamedTuple):

@@ -2,6 +2,7 @@
 
 from libs.lanes import lane_of
 from libs.snapshots import Resources
+from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.ingest.model import DAY_S, App, Settings
 
@@ -9,7 +10,7 @@ _DEFAULT_AGE_S = 31 * DAY_S
 _DEFAULT_LEAD_S = DAY_S
 
 
-def build_settings(resources: Resources, _revision: int) -> Settings:
+def build_settings(resources: Resources, revision: int) -> Settings:
     """Live apps with their limits, and all trackers."""
     return Settings(
         apps={
@@ -22,6 +23,7 @@ def build_settings(resources: Resources, _revision: int) -> Settings:
             for tracker in resources["tracker"].values()
             if isinstance(tracker, tracker_pb2.Tracker)
         },
+        stamp=ingest_pb2.Record(settings_revision=revision).SerializeToString(),
     )
 
 

@@ -33,6 +33,7 @@ SETTINGS = Settings(
         STRICT_APP: App(max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6),
     },
     app_of_tracker={TRACKER: APP, ARCHIVED_TRACKER: APP, STRICT_TRACKER: STRICT_APP},
+    stamp=ingest_pb2.Record(settings_revision=7).SerializeToString(),
 )
 
 
@@ -243,8 +244,10 @@ def test_the_stored_record_is_complete() -> None:
     kept = ingest_pb2.Record.FromString(stored.record)
     assert kept.record_id == stored.record_id
     assert kept.event_time.ToMicroseconds() == NOW_US
+    assert kept.settings_revision == 7
     kept.ClearField("record_id")
     kept.ClearField("event_time")
+    kept.ClearField("settings_revision")
     assert kept == sent
 
 
@@ -271,7 +274,8 @@ def test_the_lane_is_that_of_the_device(sent: ingest_pb2.Record, device: str) ->
 def test_a_repeat_has_the_same_key() -> None:
     ids = {name: f"{name}-1" for name in DEVICE_ID_NAMES[:8]}
     backwards = dict(reversed(ids.items()))
-    assert entry(event(device_ids=ids)).key == entry(event(device_ids=backwards), NOW_US + 9_000_000).key
+    again = event(device_ids=backwards, settings_revision=6)
+    assert entry(event(device_ids=ids)).key == entry(again, NOW_US + 9_000_000).key
 
 
 @pytest.mark.parametrize(
@@ -329,3 +333,4 @@ def test_settings_of_the_test_are_those_that_tracker_sends() -> None:
     limits = {app_id: (app.max_age_us, app.max_lead_us) for app_id, app in built.apps.items()}
     assert limits == {app_id: (app.max_age_us, app.max_lead_us) for app_id, app in SETTINGS.apps.items()}
     assert built.app_of_tracker == SETTINGS.app_of_tracker
+    assert built.stamp == SETTINGS.stamp

@@ -59,6 +59,7 @@ class Record(_message.Message):
     APP_VERSION_FIELD_NUMBER: _builtins.int
     PRIVACY_CONSENT_FIELD_NUMBER: _builtins.int
     DATA_CONTROLLED_FIELD_NUMBER: _builtins.int
+    SETTINGS_REVISION_FIELD_NUMBER: _builtins.int
     CLICK_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
@@ -67,10 +68,10 @@ class Record(_message.Message):
     DEEP_LINK_OPEN_FIELD_NUMBER: _builtins.int
     IDENTITY_LINK_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
-    """Optional. The sender's own id of this record, unique within the app. A record is a repeat when one with the same
-    record_id was accepted, else (no record_id) when one with the same app, device, kind, event name, event_time and
-    content was accepted in the last 7 days. The log holds the given id or one made by ingest; for a click it is the
-    click id that a deep link brings back, for an install or event the conversion id.
+    """Optional. The sender's own id of this record, unique within the app, whatever its kind. A record is a repeat when one
+    with the same record_id was accepted in the last 7 days, for this device or another; without a record_id when one
+    with the same app, device, kind, event name, event_time and content was. The log holds the given id or one made by
+    ingest; for a click it is the click id that a deep link brings back, for an install or event the conversion id.
     """
     app_id: _builtins.str
     """Required. The app it belongs to."""
@@ -84,6 +85,8 @@ class Record(_message.Message):
     """Optional. The app's own version."""
     data_controlled: _builtins.bool
     """Optional. The user controls his data: honoured by postbacks set to respect it."""
+    settings_revision: _builtins.int
+    """Output only. The revision of the settings it was accepted under."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When it happened. Default: the time of receipt. At most 24 hours ahead and 31 days back (per app
@@ -147,6 +150,7 @@ class Record(_message.Message):
         app_version: _builtins.str = ...,
         privacy_consent: Global___PrivacyConsent | None = ...,
         data_controlled: _builtins.bool = ...,
+        settings_revision: _builtins.int = ...,
         click: Global___Click | None = ...,
         impression: Global___Impression | None = ...,
         install: Global___Install | None = ...,
@@ -157,7 +161,7 @@ class Record(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "deep_link_open", b"deep_link_open", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "kind", b"kind", "privacy_consent", b"privacy_consent", "session", b"session", "tracking_transparency", b"tracking_transparency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["click", "impression", "install", "event", "session", "deep_link_open", "identity_link"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -1017,7 +1021,7 @@ class RejectedRecord(_message.Message):
 
     @_builtins.property
     def record(self) -> Global___Record:
-        """The record as it came."""
+        """The record as it came; of one beyond 64 KB only app_id and record_id."""
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:

@@ -84,16 +84,20 @@ class IngestServiceServicer:
 
     def ReadLog(self, request, context):
         """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-        come in the order of their positions, which have no gaps; across lanes in the order of receipt. Nothing is skipped
-        and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position.
-        Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0.
+        come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
+        being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
+        comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
+        configured; a reader behind that goes on with the first one kept.
+        Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
+        `LOG_UNAVAILABLE` when the log cannot be read now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRejected(self, request, context):
-        """ListRejected lists refused records with their reasons, newest first. Kept for 7 days.
+        """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
+        were refused. Of more than 5,000 a second some are only counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

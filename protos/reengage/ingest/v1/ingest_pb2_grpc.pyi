@@ -31,12 +31,17 @@ class IngestServiceStub:
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_ingest_pb2.ReadLogRequest, _ingest_pb2.ReadLogResponse]
     """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-    come in the order of their positions, which have no gaps; across lanes in the order of receipt. Nothing is skipped
-    and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position.
-    Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0.
+    come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
+    being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
+    comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
+    configured; a reader behind that goes on with the first one kept.
+    Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
+    `LOG_UNAVAILABLE` when the log cannot be read now.
     """
     ListRejected: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListRejectedRequest, _ingest_pb2.ListRejectedResponse]
-    """ListRejected lists refused records with their reasons, newest first. Kept for 7 days."""
+    """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
+    were refused. Of more than 5,000 a second some are only counted.
+    """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """IngestService accepts records and serves the log they are kept in."""
@@ -73,9 +78,12 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ingest_pb2.ReadLogRequest, _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]],
     ) -> _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]:
         """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-        come in the order of their positions, which have no gaps; across lanes in the order of receipt. Nothing is skipped
-        and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position.
-        Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0.
+        come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
+        being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
+        comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
+        configured; a reader behind that goes on with the first one kept.
+        Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
+        `LOG_UNAVAILABLE` when the log cannot be read now.
         """
 
     @_abc_1.abstractmethod
@@ -84,6 +92,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.ListRejectedRequest,
         context: _aio.ServicerContext[_ingest_pb2.ListRejectedRequest, _abc.Awaitable[_ingest_pb2.ListRejectedResponse]],
     ) -> _abc.Awaitable[_ingest_pb2.ListRejectedResponse]:
-        """ListRejected lists refused records with their reasons, newest first. Kept for 7 days."""
+        """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
+        were refused. Of more than 5,000 a second some are only counted.
+        """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _aio.Server) -> None: ...
