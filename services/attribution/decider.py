@@ -30,6 +30,7 @@ from services.attribution.records import (
     event_name_of,
     event_time_us,
     identity_key,
+    index_rows,
     network_click_key,
 )
 from services.attribution.rules import AppRules
@@ -82,6 +83,8 @@ async def decide_batch(
     """
     batch = Batch(round_id=new_id(), next_sequences=dict(next_sequences))
     cases = await _Identities(store, connection, batch, new_id).resolve(await _new(store, connection, logged), apps)
+    # Deep-link opens that stand for their own click are engagements, too; the log serves them as conversions only.
+    await store.insert_index(connection, index_rows(logged, apps))
     await _fetch_candidates(store, connection, cases, heads)
     wins = await _wins(store, connection, cases)
     sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it

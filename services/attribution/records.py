@@ -1,7 +1,6 @@
 """Reads the log's records as what attribution decides upon."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from reengage.ingest.v1 import ingest_pb2
 from services.attribution.matching import device_key, engagement_keys, hash_length, normalise_id, normalise_ip, own_key
 from services.attribution.model import Engagement, EngagementKind
 from services.attribution.rules import AppRules
-from services.attribution.store import EngagementRow, NetworkClick
+from services.attribution.store import EngagementRow, IndexRows, NetworkClick
 from services.attribution.useragent import parse_user_agent
 
 INSTALL = "_install"
@@ -28,15 +27,6 @@ class Logged(NamedTuple):
 
     entry: ingest_pb2.LogEntry
     record: ingest_pb2.Record
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexRows:
-    """What a batch of engagements adds to the tables."""
-
-    engagements: list[EngagementRow]
-    network_clicks: list[NetworkClick]
-    hash_lengths: set[tuple[str, int]]
 
 
 def parse(entries: Iterable[ingest_pb2.LogEntry]) -> list[Logged]:

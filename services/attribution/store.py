@@ -43,6 +43,14 @@ class NetworkClick(NamedTuple):
     position: int
 
 
+class IndexRows(NamedTuple):
+    """What a batch of engagements adds to the tables."""
+
+    engagements: list[EngagementRow]
+    network_clicks: list[NetworkClick]
+    hash_lengths: set[tuple[str, int]]
+
+
 class DecisionRow(NamedTuple):
     """A decision, as the table's columns."""
 
@@ -220,44 +228,41 @@ class Store:
         )
         _must_have_changed(tag, len(positions))
 
-    async def insert_engagements(self, connection: Connection, rows: Sequence[EngagementRow]) -> None:
+    async def insert_index(self, connection: Connection, rows: IndexRows) -> None:
         """Store engagements. One that is there already stays as it is: its id was used before."""
-        await connection.execute(
-            """
-            INSERT INTO engagements (
-                match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-                device_keys, ip, user_agent, click_id, completed_view, is_valid, record
+        if rows.engagements:
+            await connection.execute(
+                """
+                INSERT INTO engagements (
+                    match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
+                    device_keys, ip, user_agent, click_id, completed_view, is_valid, record
+                )
+                SELECT * FROM unnest(
+                    $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
+                    $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[]
+                )
+                ON CONFLICT DO NOTHING
+                """,
+                *_columns(rows.engagements),
             )
-            SELECT * FROM unnest(
-                $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
-                $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[]
+        if rows.network_clicks:
+            await connection.execute(
+                """
+                INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
+                SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[])
+                ON CONFLICT DO NOTHING
+                """,
+                *_columns(rows.network_clicks),
             )
-            ON CONFLICT DO NOTHING
-            """,
-            *_columns(rows),
-        )
-
-    async def insert_network_clicks(self, connection: Connection, rows: Sequence[NetworkClick]) -> None:
-        """Note clicks by the network's id, to find duplicates (A6)."""
-        await connection.execute(
-            """
-            INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
-            SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[])
-            ON CONFLICT DO NOTHING
-            """,
-            *_columns(rows),
-        )
-
-    async def insert_hash_lengths(self, connection: Connection, rows: Collection[tuple[str, int]]) -> None:
-        """Note that engagements of an app carry hashes of a length."""
-        await connection.execute(
-            """
-            INSERT INTO hash_lengths (app_id, length)
-            SELECT * FROM unnest($1::text[], $2::smallint[])
-            ON CONFLICT DO NOTHING
-            """,
-            *_columns(sorted(rows)),
-        )
+        if rows.hash_lengths:
+            await connection.execute(
+                """
+                INSERT INTO hash_lengths (app_id, length)
+                SELECT * FROM unnest($1::text[], $2::smallint[])
+                ON CONFLICT DO NOTHING
+                """,
+                *_columns(sorted(rows.hash_lengths)),
+            )
 
     # What a decision reads.
 

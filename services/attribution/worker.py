@@ -26,9 +26,9 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution.decider import Batch, decide_batch, write_batch
-from services.attribution.records import IndexRows, Logged, index_rows, parse
+from services.attribution.records import Logged, index_rows, parse
 from services.attribution.settings import Settings
-from services.attribution.store import LanesLostError, OutboxRow, Store
+from services.attribution.store import IndexRows, LanesLostError, OutboxRow, Store
 
 _log = structlog.get_logger()
 
@@ -200,12 +200,7 @@ class Worker:
             _indexed.inc(len(response.entries))
 
     async def _write_index(self, rows: IndexRows, moved: dict[int, int], connection: Connection) -> None:
-        if rows.engagements:
-            await self._store.insert_engagements(connection, rows.engagements)
-        if rows.network_clicks:
-            await self._store.insert_network_clicks(connection, rows.network_clicks)
-        if rows.hash_lengths:
-            await self._store.insert_hash_lengths(connection, rows.hash_lengths)
+        await self._store.insert_index(connection, rows)
         await self._store.advance_indexed(connection, self._config.worker_id, moved)
 
     # Deciding.

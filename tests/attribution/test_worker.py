@@ -118,6 +118,18 @@ async def test_an_engagement_that_carries_a_hash(world: World) -> None:
     assert (e1.outcome, e1.matched_by) == (REENGAGED, attribution_pb2.MATCH_KIND_DEVICE_ID)
 
 
+async def test_an_open_by_universal_link_is_its_own_click(world: World) -> None:
+    """It bypassed the redirect: there is no click record, but the link names the tracker."""
+    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    async with world.worker():
+        await world.send(install(0, device(1), record_id="i1"))
+        await world.send(record(2 * HOUR, device(1), deep_link_open=opened, record_id="o1"))
+        await world.send(event(2 * HOUR + 60, device(1), record_id="e1"))
+        o1, e1 = await world.decided("o1", "e1")
+    assert (o1.event_name, o1.reason) == ("_Deeplink", "EVENT_NOT_SELECTED")
+    assert (e1.outcome, e1.tracker_id, e1.engagement_id, e1.lookback.seconds) == (REENGAGED, RE_TRACKER, "o1", 61)
+
+
 async def test_a_record_id_that_comes_back_after_it_was_forgotten_is_decided_once(world: World) -> None:
     async with world.worker():
         await world.send(event(0, device(1), "View", record_id="e1"))
