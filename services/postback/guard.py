@@ -9,6 +9,7 @@ port are trusted, wherever they point.
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeAlias
 
@@ -55,6 +56,8 @@ class Guard:
         host = _canonical(url.raw_host)
         if is_literal(host) and not is_public(host):
             return "not a public address"
+        if host.replace(".", "").isdigit() and not is_literal(host):
+            return "a number is no host; IPv4 addresses have four"
         return ""
 
     def connector(self, *, lookup: Lookup | None = None) -> TCPConnector:
@@ -118,6 +121,7 @@ def _require_public(address: str) -> None:
         raise AddressForbiddenError("not a public address")
 
 
+@lru_cache(maxsize=4096)
 def _canonical(host: str) -> str:
     host = host.lower().rstrip(".")
     return str(ip_address(host)) if is_literal(host) and "%" not in host else host

@@ -339,7 +339,7 @@ def _no_delivery(text: str) -> NotFound:
 
 
 def _delivery(stored: StoredDelivery) -> postback_pb2.Delivery:
-    pending = stored.state is State.PENDING
+    next_time = stored.due_time if stored.state is State.PENDING else None
     return postback_pb2.Delivery(
         delivery_id=str(stored.delivery_id),
         configuration_id=stored.configuration_id,
@@ -351,7 +351,7 @@ def _delivery(stored: StoredDelivery) -> postback_pb2.Delivery:
         attempt_count=stored.attempt_count,
         replay_count=stored.replay_count,
         create_time=_timestamp(stored.create_time),
-        next_attempt_time=_timestamp(stored.due_time) if pending else None,
+        next_attempt_time=_timestamp(next_time) if next_time else None,
         end_time=_timestamp(stored.end_time) if stored.end_time else None,
     )
 

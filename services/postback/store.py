@@ -38,7 +38,8 @@ class StoredDelivery:
     event_name: str
     state: State
     create_time: datetime
-    due_time: datetime
+    due_time: datetime | None
+    """None while an attempt is under way."""
     end_time: datetime | None
     attempt_count: int
     replay_count: int
@@ -56,8 +57,8 @@ class StoredAttempt:
 
 _CONFIGURATION = "configuration_id, app_id, status, settings, secrets, revision, create_time, update_time"
 _DELIVERY = (
-    "delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, state, create_time, due_time, "
-    "end_time, attempt_count, replay_count"
+    "delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, state, create_time, "
+    "CASE WHEN claim_id IS NULL THEN due_time END AS due_time, end_time, attempt_count, replay_count"
 )
 
 

@@ -117,8 +117,12 @@ class DeliveryWorker:
     async def _claim(self, *, retries: bool) -> None:
         asked = self._asked()
         if asked:
-            for one in await self._store.claim(asked, limit=self._free, retries=retries):
-                self._begin(one)
+            claiming = asyncio.ensure_future(self._store.claim(asked, limit=self._free, retries=retries))
+            try:
+                await asyncio.shield(claiming)
+            finally:  # when told to stop, too: what is claimed by now would else wait for its lease to end
+                for one in await claiming:
+                    self._begin(one)
         # What is left in the queue then, only the end of an attempt makes room for.
         self._scarce = self._free <= 0 or max(self._under_way_of.values(), default=0) >= self._in_flight_each
 

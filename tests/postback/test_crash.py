@@ -54,12 +54,7 @@ async def enqueue(channel: grpc.aio.Channel, batch: int) -> None:
         try:
             await stub.EnqueueConversions(request, wait_for_ready=True, timeout=10)
         except grpc.aio.AioRpcError as error:
-            # INTERNAL: what a caller sees while the database is away.
-            if error.code() not in (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.INTERNAL,
-            ):
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise
         else:
             return

@@ -41,7 +41,7 @@ class Configuration(_message.Message):
         DELIVERY_METHOD_ALL: Configuration._DeliveryMethod.ValueType  # 1
         """Every such conversion of the app."""
         DELIVERY_METHOD_NETWORK_ONLY: Configuration._DeliveryMethod.ValueType  # 2
-        """Those credited to this network."""
+        """Those credited to this network. Of SessionBegin at most one a device in (rolling) 24 hours."""
 
     class DeliveryMethod(_DeliveryMethod, metaclass=_DeliveryMethodEnumTypeWrapper):
         """DeliveryMethod says which conversions are sent."""
@@ -51,7 +51,7 @@ class Configuration(_message.Message):
     DELIVERY_METHOD_ALL: Configuration.DeliveryMethod.ValueType  # 1
     """Every such conversion of the app."""
     DELIVERY_METHOD_NETWORK_ONLY: Configuration.DeliveryMethod.ValueType  # 2
-    """Those credited to this network."""
+    """Those credited to this network. Of SessionBegin at most one a device in (rolling) 24 hours."""
 
     class _Status:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -133,13 +133,13 @@ class Configuration(_message.Message):
     delivery_method: Global___Configuration.DeliveryMethod.ValueType
     """Optional."""
     clicks_only: _builtins.bool
-    """Optional. Conversions won by a click only."""
+    """Optional. Conversions won by a click only, or credited to a source that a click won."""
     respect_data_controlled: _builtins.bool
     """Optional. Send nothing of users who control their data."""
     is_revenue: _builtins.bool
     """Optional. Whether {revenue}, {price} and {currency} are filled."""
     deliveries_per_second: _builtins.int
-    """Optional. Deliveries a second to this endpoint; 0 = no limit."""
+    """Optional. Deliveries a second of this configuration, by each replica of the service; 0 = no limit."""
     @_builtins.property
     def template(self) -> Global___Template:
         """Required. What is sent."""
@@ -204,7 +204,8 @@ Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
 
 @_typing.final
 class Template(_message.Message):
-    """Template is the template adapter: {macro} values are percent-encoded in the URL, JSON-escaped in a JSON body.
+    """Template is the template adapter: {macro} values are percent-encoded in the URL, JSON-escaped in a JSON body (outside
+    of quotes there, a value that is no JSON becomes a string, and an empty one null), and escaped in forms and XML.
     {{macro}}, (macro), [macro] and %{macro} of a known macro are read as {macro}. The list of macros is in the README.
     """
 
@@ -262,7 +263,7 @@ class Template(_message.Message):
     method: Global___Template.Method.ValueType
     """Optional."""
     url: _builtins.str
-    """Required. http or https, at most 4,096 characters. The host must not hold a macro."""
+    """Required. http or https, at most 4,096 visible ASCII characters. The host must not hold a macro, user or password."""
     body: _builtins.str
     """Optional, POST only. At most 64 KB. Escaped by its Content-Type header (default application/json)."""
     default_value: _builtins.str
@@ -271,7 +272,7 @@ class Template(_message.Message):
     """Optional. Text that the answer's body must contain, besides a 2xx status."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. At most 32."""
+        """Optional. At most 32. Those that frame a request, Idempotency-Key and webhook-id are refused."""
 
     def __init__(
         self,
@@ -459,7 +460,7 @@ class Delivery(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt is due, while PENDING."""
+        """When the next attempt is due, while PENDING; left out while one is being made."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

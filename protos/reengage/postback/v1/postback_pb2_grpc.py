@@ -100,7 +100,7 @@ class PostbackConfigServiceServicer:
 
     def UpdateConfiguration(self, request, context):
         """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another write came between.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,7 @@ class PostbackConfigServiceStub:
     """ListConfigurations lists an app's configurations by id."""
     UpdateConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.UpdateConfigurationRequest, _postback_pb2.UpdateConfigurationResponse]
     """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-    Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another write came between.
+    Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
     """
     ArchiveConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.ArchiveConfigurationRequest, _postback_pb2.ArchiveConfigurationResponse]
     """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
@@ -73,7 +73,7 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_postback_pb2.UpdateConfigurationRequest, _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]],
     ) -> _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]:
         """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another write came between.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
         """
 
     @_abc_1.abstractmethod
