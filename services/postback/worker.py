@@ -1,12 +1,13 @@
 """Sends what is due: claims deliveries, makes their requests side by side, settles them in batches."""
 
 import asyncio
+import json
 import math
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -276,12 +277,17 @@ def _note(batch: Sequence[Settled]) -> None:
 
 def _scrubber(secrets: Mapping[str, str]) -> Callable[[str], str]:
     """Hides secrets in what an endpoint answers: some echo what they were sent."""
-    forms = sorted({form for value in secrets.values() for form in (value, quote(value, safe=""))}, key=len)
+    forms = {
+        form
+        for value in secrets.values()
+        for form in (value, quote(value, safe=""), quote(value), quote_plus(value), json.dumps(value)[1:-1])
+    }
+    longest_first = sorted(forms, key=len, reverse=True)  # one may hold another
 
     def hide(text: str) -> str:
-        # Longer ones first, as one may hold another. Bytes that are no text came as lone surrogates.
-        for form in reversed(forms):
+        for form in longest_first:
             text = text.replace(form, MASK)
+        # What was no text came as lone surrogates.
         return text.encode(errors="replace").decode()
 
     return hide

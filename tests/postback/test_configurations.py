@@ -234,7 +234,9 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
 
     async def echo(request: web.Request) -> web.Response:
         text = f"{request.raw_path} {request.headers['Authorization']} {await request.text()}"
-        return web.Response(text="x" * 4090 + text, headers={"X-Echo": request.headers["Authorization"]})
+        # The last one is cut in two where the kept part ends.
+        text += secret.rjust(4096 - len(text) + 4, "x")
+        return web.Response(text=text, headers={"X-Echo": request.headers["Authorization"]})
 
     endpoint.answers["/x"] = echo
     await service.configure(
@@ -258,6 +260,7 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
     assert (dict(configuration.secrets), list(configuration.secret_names)) == ({}, ["token"])
     delivery = await service.only()
     assert delivery.attempts[0].url == endpoint.url("/x?t=_masked_")
+    assert delivery.attempts[0].response_body.startswith('/x?t=_masked_ Bearer _masked_ {"t": "_masked_"}xxx')
     listed = await service.configs.ListConfigurations(postback_pb2.ListConfigurationsRequest(app_id="app"))
     preview = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k"))
     shown = [str(configuration), str(delivery), str(listed), str(preview), await dump(database)]
