@@ -562,3 +562,31 @@ async def test_outcomes_that_are_not_told(service: Running, endpoint: Endpoint) 
     installs = [purchase(f"c{n}", event_name="_install", outcome=outcome) for n, outcome in enumerate(outcomes)]
     assert await service.enqueue(*installs) == 1
     assert [one.conversion_id for one in await service.list()] == ["c2"]
+
+
+async def test_two_processes_send_each_delivery_once(database: Database, tmp_path: Path, endpoint: Endpoint) -> None:
+    async with (
+        running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
+        running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
+    ):
+        await one.configure(template=template(endpoint))
+        await two.catalog.refresh()
+        batches = [[purchase(f"c{batch}-{n}") for n in range(100)] for batch in range(6)]
+        # Each batch comes to both, as when an answer was lost.
+        created = await asyncio.gather(*(to.enqueue(*batch) for batch in batches for to in (one, two)))
+        assert sum(created) == 600
+        await until_ended(one, 600)
+    assert len({received.delivery_id for received in endpoint.received}) == len(endpoint.received) == 600
+
+
+async def test_a_delivery_that_cannot_be_rendered_does_not_stop_the_others(
+    service: Running, endpoint: Endpoint
+) -> None:
+    await service.configure(template=template(endpoint), retry_attempts=0, delivery_delay=Duration(seconds=30))
+    await service.enqueue(purchase("broken"), purchase("whole"))
+    await service.pool.execute("UPDATE deliveries SET conversion = '\\xff' WHERE conversion_id = 'broken'")
+    await service.due_now()
+    ended = {one.conversion_id: one for one in await until_ended(service, 2)}
+    assert ended["whole"].state == Delivery.STATE_DELIVERED
+    assert ended["broken"].state == Delivery.STATE_EXHAUSTED
+    assert attempted(await service.get(ended["broken"].delivery_id)) == [("NOT_RENDERED", 0, False)]
