@@ -1,4 +1,4 @@
-"""Tracker, ingest and gateway as processes on a database of their own: what tests and benchmark of the gateway stand on."""
+"""Tracker, ingest and gateway as processes: what tests and benchmark of the gateway stand on."""
 
 import asyncio
 import os
@@ -112,7 +112,7 @@ async def backend(dsns: Mapping[str, str]) -> AsyncIterator[Backend]:
 async def create_tracker(
     settings: tracker_pb2_grpc.TrackerConfigServiceStub, app: tracker_pb2.App, **tracker: object
 ) -> tracker_pb2.Tracker:
-    """A tracker with these fields, and all that it belongs to: app, network, campaign and segment, made when missing."""
+    """A tracker with these fields, and what it belongs to: app, network, campaign and segment, made when missing."""
     app_id, platform = app.app_id, app.platform
     name = tracker_pb2.Platform.Name(platform).removeprefix("PLATFORM_").lower()
     network = tracker_pb2.Network(network_id=f"net-{name}", name=f"Net {name}", platform=platform)

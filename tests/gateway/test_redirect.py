@@ -42,7 +42,11 @@ def make_tracker(
     [
         pytest.param(make_tracker(), {}, ANDROID, f"{PLAY}&ko_click_id=ID", id="install url"),
         pytest.param(
-            make_tracker("https://x.example/p#top"), {}, DESKTOP, "https://x.example/p?ko_click_id=ID#top", id="fragment"
+            make_tracker("https://x.example/p#top"),
+            {},
+            DESKTOP,
+            "https://x.example/p?ko_click_id=ID#top",
+            id="fragment",
         ),
         pytest.param(
             make_tracker("https://x.example/?c={click_id}&s={site_id}&t={campaign_id}&n={network_id}&k={ko_click_id}"),
@@ -62,10 +66,18 @@ def make_tracker(
             id="dynamic: a path stays a path, a value a value",
         ),
         pytest.param(
-            make_tracker(PLAY, "shop://p/{sku}", sku="42"), {}, ANDROID, "shop://p/42?ko_click_id=ID", id="default value"
+            make_tracker(PLAY, "shop://p/{sku}", sku="42"),
+            {},
+            ANDROID,
+            "shop://p/42?ko_click_id=ID",
+            id="default value",
         ),
         pytest.param(
-            make_tracker(PLAY, "{dl}"), {"dl": "shop://p/1?a=b"}, ANDROID, "shop://p/1?a=b&ko_click_id=ID", id="whole link"
+            make_tracker(PLAY, "{dl}"),
+            {"dl": "shop://p/1?a=b"},
+            ANDROID,
+            "shop://p/1?a=b&ko_click_id=ID",
+            id="whole link",
         ),
         pytest.param(
             make_tracker(PLAY, "https://shop.example/{p}"),
@@ -108,7 +120,8 @@ def test_destination(tracker: Tracker, parameters: dict[str, str], agent: str, w
     "@evil.example", ".evil.example", ":80@evil.example", "intent://x#Intent;end", "https://shop.example@evil.example",
 ])  # fmt: skip
 @pytest.mark.parametrize(
-    "deep_link", ["{v}", "{v}/", "https:{v}", "https://{v}", "https://shop.example{v}", "https://{v}.example/", "{v}://x"]
+    "deep_link",
+    ["{v}", "{v}/", "https:{v}", "https://{v}", "https://shop.example{v}", "https://{v}.example/", "{v}://x"],
 )
 def test_is_no_open_redirect(deep_link: str, value: str) -> None:
     url = destination(make_tracker(PLAY, deep_link), "ID", {"v": value}, ANDROID)

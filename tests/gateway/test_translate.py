@@ -91,7 +91,9 @@ def test_device_ids(ids: Any, wanted: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("absent", ["", None])
 def test_an_absent_device_id_is_no_id(absent: Any) -> None:
-    assert dict(translate(body(root={"kochava_device_id": absent}, device_ids={"idfv": "V"})).device_ids) == {"idfv": "V"}
+    assert dict(translate(body(root={"kochava_device_id": absent}, device_ids={"idfv": "V"})).device_ids) == {
+        "idfv": "V"
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,13 +121,16 @@ def test_no_usertime(absent: Any) -> None:
     [
         ({"device_ua": "Mozilla/5.0 (iPhone; x) 100% real"}, "Mozilla/5.0 (iPhone; x) 100% real"),
         ({"device_ua": "Mozilla%2F5.0%20(iPhone)"}, "Mozilla/5.0 (iPhone)"),
-        ({"device_ua": "", "device_ver": "iPhone13,2-iOS-17.2"}, "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)"),
+        (
+            {"device_ua": "", "device_ver": "iPhone13,2-iOS-17.2"},
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",
+        ),
         ({"device_ver": "iPad8,1-iPadOS-16.1"}, "Mozilla/5.0 (iPad; CPU OS 16_1 like Mac OS X)"),
         ({"device_ver": "SM-G991B-Android-13"}, "Mozilla/5.0 (Linux; Android 13; SM-G991B)"),
         ({"device_ver": ""}, ""),
     ],
 )
-def test_user_agent(data: dict[str, str], wanted: str) -> None:
+def test_user_agent(data: dict[str, Any], wanted: str) -> None:
     assert translate(body(**data)).user_agent == wanted
 
 
@@ -245,7 +250,12 @@ def test_identity_link() -> None:
         (body("dance"), {"action": "UNKNOWN_ACTION"}),
         (
             {},
-            {"action": "REQUIRED", "kochava_app_id": "REQUIRED", "device_ids": "REQUIRED", "origination_ip": "REQUIRED"},
+            {
+                "action": "REQUIRED",
+                "kochava_app_id": "REQUIRED",
+                "device_ids": "REQUIRED",
+                "origination_ip": "REQUIRED",
+            },
         ),
         (body(usertime="soon"), {"data.usertime": "INVALID_TIME"}),
         (body(root={"usertime": -1}), {"usertime": "INVALID_TIME"}),
@@ -281,7 +291,10 @@ def test_identity_link() -> None:
                 "data.event_data.network": "RESERVED_NAME",
             },
         ),
-        (body(root={"data": 7}), {"data": "INVALID_TYPE", "data.event_name": "REQUIRED", "data.origination_ip": "REQUIRED"}),
+        (
+            body(root={"data": 7}),
+            {"data": "INVALID_TYPE", "data.event_name": "REQUIRED", "data.origination_ip": "REQUIRED"},
+        ),
     ],
 )
 def test_what_is_wrong_is_named_at_once(value: dict[str, Any], wanted: dict[str, str]) -> None:
@@ -326,9 +339,9 @@ _JSON = st.recursive(
 _KEYS = st.sampled_from(
     [
         "action", "kochava_app_id", "kochava_device_id", "app_version", "device_ids", "device_id", "origination_ip",
-        "device_ua", "device_ver", "usertime", "event_name", "event_data", "device_limit_tracking", "state", "record_id",
-        "app_tracking_transparency", "gdpr_privacy_consent", "install_referrer", "data_controlled", "currency",
-        "device_hash_method", "identity_link",
+        "device_ua", "device_ver", "usertime", "event_name", "event_data", "device_limit_tracking", "state",
+        "record_id", "app_tracking_transparency", "gdpr_privacy_consent", "install_referrer", "data_controlled",
+        "currency", "device_hash_method", "identity_link",
     ]
 )  # fmt: skip
 _INNER = st.sampled_from(

@@ -1,0 +1,113 @@
+"""A gateway before a real tracker and a real ingest, shared by the tests, each of which uses device ids of its own."""
+
+import io
+import itertools
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.client import open_channel
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.tracker.v1 import tracker_pb2
+from tests.conftest import TEMPLATE
+from tests.gateway.processes import Backend, GatewayProcess, backend, create_tracker
+
+ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
+KEY = "k" * 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The suite as far as the gateway needs it."""
+
+    backend: Backend
+    gateway: GatewayProcess
+    session: aiohttp.ClientSession
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def new_id(self) -> str:
+        """A device id that no other test uses."""
+        return f"device-{next(self._numbers)}"
+
+    async def ask(self, method: str, path: str, *, at: GatewayProcess | None = None, **options: Any) -> Answer:
+        """A request; redirects are not followed."""
+        url = (at or self.gateway).url + path
+        async with self.session.request(method, url, allow_redirects=False, **options) as answer:
+            return Answer(
+                status=answer.status,
+                headers={key.lower(): value for key, value in answer.headers.items()},
+                body=await answer.read(),
+            )
+
+    async def track(self, body: Any, **options: Any) -> Answer:
+        """POST /track/json of a value, or of bytes as they are."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.ask("POST", "/track/json", data=io.BytesIO(data), **options)
+
+    async def log_of(self, device_id: str) -> list[ingest_pb2.Record]:
+        """The records of a device in ingest's log."""
+        return [record for record in await self.log() if device_id in record.device_ids.values()]
+
+    async def log(self) -> list[ingest_pb2.Record]:
+        """All of ingest's log."""
+        places = [ingest_pb2.LanePosition(lane=lane) for lane in range(64)]
+        records: list[ingest_pb2.Record] = []
+        async with open_channel(self.backend.ingest.target) as channel:
+            request = ingest_pb2.ReadLogRequest(**{"from": places})  # type: ignore[arg-type]
+            call = ingest_pb2_grpc.IngestServiceStub(channel).ReadLog(request)
+            async for response in call:
+                records.extend(ingest_pb2.Record.FromString(entry.record) for entry in response.entries)
+                if response.caught_up:
+                    break
+            call.cancel()
+        return records
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """Apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
+    await postgres.create_database("gateway", template=TEMPLATE)
+    dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
+    async with backend(dsns) as behind, aiohttp.ClientSession() as session:
+        await _configure(behind)
+        gateway = behind.gateway(tmp_path_factory.mktemp("spool"), trusted_proxies="127.0.0.1")
+        await gateway.start()
+        yield World(backend=behind, gateway=gateway, session=session)
+        assert await gateway.stop() == 0
+
+
+async def _configure(behind: Backend) -> None:
+    android = tracker_pb2.PLATFORM_ANDROID
+    shop = tracker_pb2.App(app_id="shop", name="Shop", platform=android, url_schemes=["shop"])
+    limited = tracker_pb2.App(app_id="limited", name="Limited", platform=android)
+    limited.settings.records_per_second = 5
+    gone = tracker_pb2.App(app_id="gone", name="Gone", platform=android)
+    play, settings = "https://play.google.com/store/apps/details?id=com.shop", behind.settings
+    await create_tracker(settings, shop, tracker_id="plain", name="Plain", install_url=play)
+    await create_tracker(settings, shop, tracker_id="deep", install_url=play, deep_link="shop://p/{sku}")
+    await create_tracker(settings, shop, tracker_id="checked", install_url=play, click_validation_key=KEY)
+    await create_tracker(settings, shop, tracker_id="old", install_url=play)
+    await settings.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="old"))
+    await create_tracker(settings, limited, tracker_id="limited-1", install_url=play)
+    await create_tracker(settings, gone, tracker_id="gone-1", install_url=play)
+    await settings.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="gone-1"))

@@ -1,0 +1,285 @@
+"""Ingest away, slow or wrong, and gateways that are killed: links lead on, and no click is lost or counted twice."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+
+from libs.client import open_channel
+from libs.errors import ResourceExhausted, ServiceError
+from libs.server import Face, ServerConfig, build_server
+from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from tests.gateway.conftest import World
+from tests.gateway.processes import GatewayProcess, free_port
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.crash]
+Answering: TypeAlias = Callable[[ingest_pb2.RecordBatchRequest], Awaitable[None]]
+
+
+class Ingest(ingest_pb2_grpc.IngestServiceServicer):
+    """An ingest that does what a test wants before it accepts."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self.records: list[ingest_pb2.Record] = []
+
+    async def RecordBatch(self, request: ingest_pb2.RecordBatchRequest, context: Any) -> ingest_pb2.RecordBatchResponse:
+        await self._answering(request)
+        self.records.extend(request.records)
+        accepted = ingest_pb2.RecordResult(status=ingest_pb2.RecordResult.STATUS_ACCEPTED)
+        return ingest_pb2.RecordBatchResponse(results=[accepted] * len(request.records))
+
+
+@asynccontextmanager
+async def serving_ingest(ingest: Ingest) -> AsyncIterator[str]:
+    """Gives its target."""
+    target = f"127.0.0.1:{free_port()}"
+    async with serving(lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(ingest, server), target):
+        yield target
+
+
+@asynccontextmanager
+async def serving(add: Callable[[grpc.aio.Server], None], target: str) -> AsyncIterator[None]:
+    """A gRPC server of a test's own, with the interceptors of the real ones."""
+    server, _ = build_server(ServerConfig(listen=target), [Face(name="reengage.test", add=add)])
+    server.add_insecure_port(target)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def running(gateway: GatewayProcess) -> AsyncIterator[GatewayProcess]:
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+async def click(world: World, gateway: GatewayProcess, device: str) -> str:
+    """Clicks; answers the click id that the redirect hands on."""
+    answer = await world.ask("GET", f"/c/plain?adid={device}", at=gateway)
+    assert (answer.status, answer.headers.get("x-engagement")) == (302, None)
+    return answer.headers["location"].rpartition("ko_click_id=")[2]
+
+
+async def spooled_bytes(world: World, gateway: GatewayProcess) -> float:
+    answer = await world.ask("GET", "/metrics", at=gateway)
+    [line] = [line for line in answer.body.splitlines() if line.startswith(b"gateway_spool_bytes ")]
+    return float(line.split()[1])
+
+
+async def until(fact: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await fact():
+            await asyncio.sleep(0.02)
+
+
+async def test_while_ingest_is_away_links_lead_on_and_each_click_arrives_once(world: World, tmp_path: Path) -> None:
+    device, ingest = world.new_id(), world.backend.ingest
+    async with running(world.backend.gateway(tmp_path)) as gateway:
+        before = [await click(world, gateway, device) for _ in range(5)]
+        await ingest.stop(signal.SIGKILL)
+        try:
+            away = list(await asyncio.gather(*(click(world, gateway, device) for _ in range(50))))
+            refused = await world.track({"action": "event", "kochava_app_id": "shop"}, at=gateway)
+            assert (refused.status, refused.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert await spooled_bytes(world, gateway) > 0
+        finally:
+            await ingest.start()
+        after = [await click(world, gateway, device) for _ in range(5)]
+        await until(lambda: _empty(world, gateway))
+    records = await world.log_of(device)
+    assert Counter(record.record_id for record in records) == Counter([*before, *away, *after])
+
+
+async def test_a_killed_gateway_loses_no_click_that_it_answered(world: World, tmp_path: Path) -> None:
+    device, ingest = world.new_id(), world.backend.ingest
+    gateway, answered = world.backend.gateway(tmp_path), []
+    await ingest.stop(signal.SIGKILL)
+    try:
+        for _ in range(3):
+            await gateway.start()
+            clicks = [asyncio.ensure_future(click(world, gateway, device)) for _ in range(40)]
+            await asyncio.wait(clicks, return_when=asyncio.FIRST_COMPLETED)
+            assert await gateway.stop(signal.SIGKILL) == -signal.SIGKILL
+            ended = await asyncio.gather(*clicks, return_exceptions=True)
+            answered += [click_id for click_id in ended if isinstance(click_id, str)]
+    finally:
+        await ingest.start()
+    async with running(gateway):
+        await until(lambda: _empty(world, gateway))
+    counts = Counter(record.record_id for record in await world.log_of(device))
+    assert answered
+    assert set(answered) <= counts.keys()
+    assert set(counts.values()) == {1}
+
+
+async def test_a_stop_answers_what_is_under_way(world: World, tmp_path: Path) -> None:
+    called, go = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_: ingest_pb2.RecordBatchRequest) -> None:
+        called.set()
+        await go.wait()
+
+    ingest = Ingest(slowly)  # type: ignore[abstract]
+    body = {"action": "event", "kochava_app_id": "shop"}
+    async with serving_ingest(ingest) as target:
+        gateway = world.backend.gateway(tmp_path, ingest=target)
+        await gateway.start()
+        asking = asyncio.ensure_future(world.track(body, at=gateway))
+        await called.wait()
+        stopping = asyncio.ensure_future(gateway.stop())
+        go.set()
+        assert (await asking).status == 200
+        assert await stopping == 0
+
+
+async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: World, tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def slowly(_: ingest_pb2.RecordBatchRequest) -> None:
+        await go.wait()
+
+    ingest = Ingest(slowly)  # type: ignore[abstract]
+    async with (
+        serving_ingest(ingest) as target,
+        running(world.backend.gateway(tmp_path, ingest=target, click_patience_s="0.05")) as gateway,
+    ):
+        async with asyncio.timeout(5):  # far below the 10 s that a call may take
+            clicked = {await click(world, gateway, world.new_id()) for _ in range(20)}
+        go.set()
+        await until(lambda: _empty(world, gateway))
+    assert {record.record_id for record in ingest.records} >= clicked
+
+
+async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
+    away = f"127.0.0.1:{free_port()}"
+    async with running(world.backend.gateway(tmp_path, ingest=away, spool_max_bytes="400")) as gateway:
+        answers = [await world.ask("GET", "/c/plain", at=gateway) for _ in range(20)]
+        metrics = (await world.ask("GET", "/metrics", at=gateway)).body
+    assert {answer.status for answer in answers} == {302}
+    lost = sum(answer.headers.get("x-engagement") == "lost" for answer in answers)
+    assert 0 < lost < 20
+    assert f"gateway_engagements_lost_total {lost}.0".encode() in metrics
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (ResourceExhausted("OVERLOADED", "busy", retry_after_s=7.0), 503, "7"),
+        (ServiceError("INTERNAL", "no"), 503, "1"),
+    ],
+)
+async def test_what_ingest_cannot_take_is_to_be_sent_again(
+    world: World, tmp_path: Path, error: ServiceError, status: int, retry_after: str
+) -> None:
+    async def failing(_: ingest_pb2.RecordBatchRequest) -> None:
+        raise error
+
+    ingest = Ingest(failing)  # type: ignore[abstract]
+    body = {"action": "event", "kochava_app_id": "shop"}
+    async with serving_ingest(ingest) as target, running(world.backend.gateway(tmp_path, ingest=target)) as gateway:
+        for value in (body, [body]):
+            answer = await world.track(value, at=gateway)
+            assert (answer.status, answer.headers["retry-after"]) == (status, retry_after)
+
+
+async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:
+    environment = {"REENGAGE_LISTEN": world.gateway.target, "REENGAGE_SPOOL_DIRECTORY": str(tmp_path)}
+    command = (sys.executable, "-m", "services.gateway")
+    process = await asyncio.create_subprocess_exec(
+        *command, env=os.environ | environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"is the port taken?" in said
+
+
+class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
+    """Knows two devices."""
+
+    async def GetDeviceAttribution(
+        self, request: attribution_pb2.GetDeviceAttributionRequest, context: Any
+    ) -> attribution_pb2.GetDeviceAttributionResponse:
+        response = attribution_pb2.GetDeviceAttributionResponse(device_id="d")
+        if request.device_id == "organic":
+            response.install.conversion_id = "i"
+        elif request.device_id == "returned":
+            response.install.CopyFrom(
+                attribution_pb2.Source(
+                    conversion_id="i", tracker_id="plain", engagement_id="c0",
+                    attribution_type=attribution_pb2.ATTRIBUTION_TYPE_INSTALL,
+                    matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+                )
+            )  # fmt: skip
+            response.current.CopyFrom(
+                attribution_pb2.Source(
+                    conversion_id="e", tracker_id="unknown", engagement_id="c1",
+                    attribution_type=attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
+                    matched_by=attribution_pb2.MATCH_KIND_CLICK_ID,
+                )
+            )  # fmt: skip
+        else:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such device")
+        return response
+
+
+async def test_get_attribution(world: World, tmp_path: Path) -> None:
+    target = f"127.0.0.1:{free_port()}"
+    async with running(world.backend.gateway(tmp_path, attribution=target)) as gateway:
+
+        async def ask(device_id: str) -> Any:
+            body = {"action": "get_attribution", "kochava_app_id": "shop", "kochava_device_id": device_id}
+            return await world.track(body, at=gateway)
+
+        away = await ask("organic")
+        assert (away.status, away.json["error"]["code"]) == (503, "ATTRIBUTION_UNAVAILABLE")
+        attribution = Attribution()  # type: ignore[abstract]
+        add = attribution_pb2_grpc.add_AttributionServiceServicer_to_server
+        async with serving(lambda server: add(attribution, server), target):
+            async with open_channel(target) as channel:
+                await channel.channel_ready()
+            await until(lambda: _answers(ask))
+            organic = (await ask("organic")).json
+            assert organic == {
+                "success": 1,
+                "action": "get_attribution",
+                "data": {"kochava_device_id": "organic", "retry": -1, "attribution": False},
+            }
+            assert (await ask("nobody")).json["data"]["retry"] > 0
+            path = "/v1/cpi/get_attribution?kochava_app_id=shop&kochava_device_id=returned"
+            found = (await world.ask("GET", path, at=gateway)).json["data"]["attribution"]
+            assert found == {
+                "network": "", "campaign": "", "tracker": "unknown", "site": "", "creative": "",
+                "attribution_action": "reengagement", "matched_by": "click_id", "click": {"ko_click_id": "c1"},
+                "install_network": "Net android", "install_campaign": "Campaign of shop", "install_tracker": "Plain",
+                "install_site": "", "install_creative": "", "install_attribution_action": "install",
+                "install_matched_by": "device_id", "install_click": {"ko_click_id": "c0"},
+            }  # fmt: skip
+        nothing = await world.ask("GET", "/v1/cpi/get_attribution?kochava_app_id=shop", at=gateway)
+        assert [wrong["field"] for wrong in nothing.json["error"]["fields"]] == ["kochava_device_id"]
+        unknown = await world.ask("GET", path.replace("shop", "nobody"), at=gateway)
+        assert (unknown.status, unknown.json["error"]["code"]) == (404, "UNKNOWN_APP")
+
+
+async def _answers(ask: Callable[[str], Awaitable[Any]]) -> bool:
+    status: int = (await ask("organic")).status
+    return status == 200
+
+
+async def _empty(world: World, gateway: GatewayProcess) -> bool:
+    return await spooled_bytes(world, gateway) == 0

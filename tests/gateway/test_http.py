@@ -1,0 +1,327 @@
+"""What senders, SDKs and browsers get, through HTTP, with a real tracker and a real ingest behind."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from reengage.ingest.v1 import ingest_pb2
+from tests.gateway.conftest import ANDROID, KEY, World
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def event(device_id: str, /, **data: Any) -> dict[str, Any]:
+    return {
+        "action": "event",
+        "kochava_app_id": "shop",
+        "kochava_device_id": device_id,
+        "data": {"event_name": "Buy", "origination_ip": "203.0.113.7", **data},
+    }
+
+
+async def test_a_record_is_in_the_log_once_it_is_answered(world: World) -> None:
+    device = world.new_id()
+    answer = await world.track(event(device, event_data={"sum": 5}))
+    assert (answer.status, answer.json) == (200, {"success": 1})
+    [record] = await world.log_of(device)
+    assert (record.event.event_name, record.event.revenue.amount_micros) == ("Buy", 5_000_000)
+
+
+@pytest.mark.parametrize("same", [{"record_id": "r-1"}, {"usertime": int(time.time())}], ids=["record id", "digest"])
+async def test_a_repeat_succeeds_and_changes_nothing(world: World, same: dict[str, Any]) -> None:
+    device = world.new_id()
+    for _ in range(3):
+        assert (await world.track(event(device, **same))).json == {"success": 1}
+    assert len(await world.log_of(device)) == 1
+
+
+async def test_all_actions(world: World) -> None:
+    device = world.new_id()
+    whole = {"kochava_app_id": "shop", "kochava_device_id": device, "data": {"origination_ip": "2001:db8::1"}}
+    for action in ({"action": "install"}, {"action": "session", "state": "start"}, {"action": "update"}):
+        assert (await world.track({**whole, **action})).status == 200
+    linked = {"kochava_app_id": "shop", "device_id": {"idfv": device}, "data": {"email": "a@b.example"}}
+    answer = await world.ask("POST", "/v1/cpi/identityLink.php", data=json.dumps(linked))
+    assert (answer.status, answer.json) == (200, {"success": 1})
+    kinds = [record.WhichOneof("kind") for record in await world.log_of(device)]
+    assert sorted(kinds, key=str) == ["event", "identity_link", "install", "session"]
+
+
+async def test_every_wrong_field_is_named_where_it_was_written(world: World) -> None:
+    answer = await world.track(
+        {
+            "action": "event",
+            "kochava_app_id": "shop",
+            "origination_ip": "here",
+            "data": {"event_data": {"network": "x"}},
+        }
+    )
+    assert (answer.status, answer.json["success"]) == (400, 0)
+    assert {field["field"]: field["reason"] for field in answer.json["error"]["fields"]} == {
+        "data.device_ids": "REQUIRED",
+        "origination_ip": "INVALID_IP_ADDRESS",
+        "data.event_name": "REQUIRED",
+        "data.event_data.network": "RESERVED_NAME",
+    }
+
+
+@pytest.mark.parametrize(
+    ("usertime", "reason"),
+    [(int(time.time()) + 90_000, "EVENT_TIME_IN_FUTURE"), (int(time.time()) - 32 * 86_400, "EVENT_TIME_TOO_OLD")],
+)
+async def test_clocks(world: World, usertime: int, reason: str) -> None:
+    answer = await world.track(event(world.new_id(), usertime=usertime))
+    assert answer.status == 400
+    assert [(f["field"], f["reason"]) for f in answer.json["error"]["fields"]] == [("data.usertime", reason)]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "INVALID_JSON"),
+        (b"{", 400, "INVALID_JSON"),
+        (b"7", 400, "INVALID_JSON"),
+        (b'"x"', 400, "INVALID_JSON"),
+        (b'{"action":"\xff"}', 400, "INVALID_JSON"),
+        (b'{"action":"\\ud800"}', 400, "INVALID_JSON"),
+        (b"[" * 100_000, 400, "INVALID_JSON"),
+        (b'{"a":' * 20 + b"1" + b"}" * 20, 400, "INVALID_JSON"),
+        (b'{"action":"event","data":{"event_name":"a\\u0000"}}', 400, "INVALID_ARGUMENT"),
+        (b"{}", 400, "INVALID_ARGUMENT"),
+        (json.dumps([{}] * 1_001).encode(), 400, "BATCH_TOO_LARGE"),
+        (b" " * (2 * 1024 * 1024), 413, "BODY_TOO_LARGE"),
+    ],
+    ids=["empty", "cut", "number", "text", "no utf-8", "surrogate", "very deep", "deep", "nul", "{}", "1,001", "2 MB"],
+)
+async def test_bad_bodies(world: World, body: bytes, status: int, code: str) -> None:
+    answer = await world.track(body)
+    assert (answer.status, answer.json["success"], answer.json["error"]["code"]) == (status, 0, code)
+
+
+async def test_a_chunked_body_is_bounded_too(world: World) -> None:
+    async def chunks() -> Any:
+        for _ in range(64):
+            yield b" " * 65_536
+
+    answer = await world.ask("POST", "/track/json", data=chunks())
+    assert (answer.status, answer.json["error"]["code"]) == (413, "BODY_TOO_LARGE")
+
+
+@pytest.mark.parametrize("app_id", ["nobody", "x" * 300])
+async def test_an_unknown_app(world: World, app_id: str) -> None:
+    answer = await world.track({**event(world.new_id()), "kochava_app_id": app_id})
+    assert (answer.status, answer.json["error"]["code"]) == (404, "UNKNOWN_APP")
+
+
+async def test_an_array_gets_a_result_per_element(world: World) -> None:
+    device = world.new_id()
+    body = [
+        event(device),
+        7,
+        {**event(device), "kochava_app_id": "nobody"},
+        event(device, usertime="x"),
+        event(device, n=1),
+    ]
+    answer = await world.track(body)
+    assert answer.status == 200
+    codes = [result.get("error", {}).get("code") for result in answer.json]
+    assert codes == [None, "INVALID_RECORD", "UNKNOWN_APP", "INVALID_ARGUMENT", None]
+    assert [result["success"] for result in answer.json] == [1, 0, 0, 0, 1]
+    assert (await world.track([])).json == []
+
+
+async def test_an_app_over_its_rate(world: World) -> None:
+    device = world.new_id()
+    limited = {**event(device), "kochava_app_id": "limited"}
+    answers = [await world.track([{**limited, "record_id": f"{device}-{number}"} for number in range(9)]) for _ in "12"]
+    assert [answer.status for answer in answers] == [200, 429]
+    assert answers[1].json["error"]["code"] == "RATE_LIMITED"
+    assert int(answers[1].headers["retry-after"]) >= 1
+    assert (await world.track(limited)).status == 429
+    assert (await world.track(event(device))).status == 200
+
+
+async def test_many_at_once_are_each_answered_for_themselves(world: World) -> None:
+    device = world.new_id()
+    bodies = [event(device, usertime="x") if number % 10 == 0 else event(device, event_data={"n": number})
+              for number in range(200)]  # fmt: skip
+    answers = await asyncio.gather(*(world.track(body) for body in bodies))
+    assert [answer.status for answer in answers] == [400 if number % 10 == 0 else 200 for number in range(200)]
+    numbers = sorted(int(record.event.event_data["n"]) for record in await world.log_of(device))
+    assert numbers == [number for number in range(200) if number % 10]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/c/plain?adid={id}&network_id=n&click_id=c-{id}&cp_0=x",
+        "/v1/cpi/click?campaign_id=plain&adid={id}&network_id=n&click_id=c-{id}&cp_0=x",
+        "/v1/cpi/click?campaign_id?campaign_id=plain&adid={id}&network_id=n&click_id=c-{id}&cp_0=x",
+    ],
+    ids=["short", "as older links say it", "malformed"],
+)
+async def test_a_click_is_redirected_and_in_the_log(world: World, path: str) -> None:
+    device = world.new_id()
+    answer = await world.ask("GET", path.format(id=device), headers={"User-Agent": ANDROID})
+    assert answer.status == 302
+    assert answer.headers["cache-control"] == "no-store"
+    place = urlsplit(answer.headers["location"])
+    [click_id] = parse_qs(place.query)["ko_click_id"]
+    assert (place.netloc, len(click_id)) == ("play.google.com", 32)
+    [record] = await world.log_of(device)
+    assert (record.record_id, record.app_id, record.click.tracker_id) == (click_id, "shop", "plain")
+    assert (record.click.click_id, record.user_agent, record.ip_address) == (f"c-{device}", ANDROID, "127.0.0.1")
+    assert dict(record.click.ad.custom_parameters) == {"cp_0": "x"}
+    assert abs(record.event_time.seconds - time.time()) < 30
+
+
+async def test_click_ids_sort_by_time(world: World) -> None:
+    places = [(await world.ask("GET", "/c/plain")).headers["location"] for _ in range(3)]
+    milliseconds = [int(place.rpartition("ko_click_id=")[2][:12], 16) for place in places]
+    assert milliseconds == sorted(milliseconds)
+    assert abs(milliseconds[0] / 1000 - time.time()) < 30
+
+
+async def test_the_deep_link_on_its_platform(world: World) -> None:
+    phone = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": ANDROID})
+    assert phone.headers["location"].startswith("shop://p/a/1?ko_click_id=")
+    desktop = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": "Firefox"})
+    assert desktop.headers["location"].startswith("https://play.google.com/")
+    pinged = await world.ask("GET", f"/c/deep?sku=1&ip_address=198.51.100.1&device_ua={ANDROID.replace(' ', '%20')}")
+    assert pinged.headers["location"].startswith("shop://")
+
+
+async def test_the_address_is_what_the_trusted_proxy_says(world: World) -> None:
+    device = world.new_id()
+    await world.ask("GET", f"/c/plain?adid={device}", headers={"X-Forwarded-For": "6.6.6.6, 198.51.100.9"})
+    assert [record.ip_address for record in await world.log_of(device)] == ["198.51.100.9"]
+
+
+@pytest.mark.parametrize("tracker_id", ["nothing", "", "a%2Fb", "%00", "x" * 5_000])
+async def test_a_link_of_nobody(world: World, tracker_id: str) -> None:
+    answer = await world.ask("GET", f"/c/{tracker_id}")
+    assert (answer.status, answer.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+    assert b"no tracker" in answer.body
+
+
+async def test_links_of_the_archived_lead_on(world: World) -> None:
+    assert (await world.ask("GET", "/c/old")).status == 302
+    assert (await world.ask("GET", "/c/gone-1")).status == 302
+
+
+async def test_a_link_checker_is_no_click(world: World) -> None:
+    device = world.new_id()
+    answer = await world.ask("HEAD", f"/c/plain?adid={device}")
+    assert (answer.status, await world.log_of(device)) == (302, [])
+
+
+@pytest.mark.parametrize("good", [True, False])
+async def test_a_click_with_a_wrong_signature_is_kept_as_invalid(world: World, *, good: bool) -> None:
+    device = world.new_id()
+    signed = f"/c/checked?adid={device}&expires={int(time.time()) + 60}"
+    signature = hmac.new(KEY.encode(), signed.encode(), hashlib.sha256).hexdigest()
+    answer = await world.ask("GET", f"{signed}&signature={signature if good else signature[::-1]}")
+    assert answer.status == 302
+    [record] = await world.log_of(device)
+    assert record.click.invalid is not good
+
+
+async def test_a_late_ping(world: World) -> None:
+    device, clicked = world.new_id(), int(time.time()) - 3 * 3600
+    await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1&click_time={clicked}")
+    [record] = await world.log_of(device)
+    assert (record.event_time.seconds, record.ip_address, record.user_agent) == (clicked, "198.51.100.1", "")
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "kind"), [("*/*", 204, None), ("image/avif,image/*;q=0.8", 200, "image/gif")]
+)
+async def test_an_impression(world: World, accept: str, status: int, kind: str | None) -> None:
+    device = world.new_id()
+    path = f"/track/impression?event=view&campaign_id=plain&adid={device}&impression_id=i-{device}"
+    answer = await world.ask("GET", path, headers={"Accept": accept})
+    assert (answer.status, answer.headers.get("content-type")) == (status, kind)
+    assert answer.body[:6] == (b"GIF89a" if kind else b"")
+    [record] = await world.log_of(device)
+    assert (record.impression.tracker_id, record.impression.impression_id) == ("plain", f"i-{device}")
+    assert (await world.ask("GET", "/track/impression?campaign_id=nothing")).status == 404
+
+
+async def test_request_ids_come_back(world: World) -> None:
+    assert (await world.ask("GET", "/", headers={"X-Request-Id": "mine-1"})).headers["x-request-id"] == "mine-1"
+    made = [(await world.ask("GET", "/", headers={"X-Request-Id": "x" * 65})).headers["x-request-id"] for _ in "12"]
+    assert made[0] != made[1]
+    assert "x" not in made[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200), ("GET", "/healthz", 200), ("GET", "/readyz", 200), ("GET", "/metrics", 200),
+        ("GET", "/track/json", 405), ("POST", "/c/plain", 405), ("GET", "/nothing", 404),
+        ("GET", "/c/plain?" + "a" * 20_000, 414),
+    ],
+)  # fmt: skip
+async def test_the_rest(world: World, method: str, path: str, status: int) -> None:
+    assert (await world.ask(method, path)).status == status
+
+
+async def test_a_head_without_end_is_cut_off(world: World) -> None:
+    host, _, port = world.gateway.target.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nx-a: ")
+    try:
+        for _ in range(64):
+            writer.write(b"a" * 4_096)
+            await writer.drain()
+            await asyncio.sleep(0)
+    except ConnectionError:
+        pass
+    try:
+        answer = await reader.read()
+    except ConnectionError:
+        answer = b"HTTP/1.1 431 cut before it was read"
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    writer.close()
+
+
+async def test_no_body_makes_it_fail(world: World) -> None:
+    """Values of every kind in every place: each is refused or taken."""
+    values: list[Any] = [None, True, 0, -1, 2**63, 1e308, "", "x", "\u2028", [], {}, [[]], {"a": {}}, ["x"], [{}]]
+    keys = [
+        *event("")["data"], "device_ids", "device_ua", "device_ver", "usertime", "event_data", "device_limit_tracking",
+        "install_referrer", "app_tracking_transparency", "gdpr_privacy_consent", "data_controlled", "state",
+        "record_id", "currency", "device_id", "device_hash_method", "identity_link", "app_version",
+    ]  # fmt: skip
+    device = world.new_id()
+    actions = ("event", "install", "session", "update", "identityLink")
+    bodies = [{**event(device), "action": action, key: value} for key in keys for value in values for action in actions]
+    bodies += [event(device, **{key: value}) for key in keys for value in values]
+    bodies += [{**event(device), key: value} for key in event("") for value in values]
+    for start in range(0, len(bodies), 500):
+        answer = await world.track(bodies[start : start + 500])
+        assert answer.status == 200
+        codes = {result["error"]["code"] for result in answer.json if not result["success"]}
+        assert codes <= {"INVALID_ARGUMENT", "UNKNOWN_APP"}
+
+
+async def test_metrics_count_answers(world: World) -> None:
+    await world.ask("GET", "/c/plain")
+    answer = await world.ask("GET", "/metrics")
+    assert b'http_answers_total{route="/c/",status="302"}' in answer.body
+    assert b"gateway_spool_bytes 0.0" in answer.body
+
+
+async def test_records_reach_ingest_under_the_senders_names(world: World) -> None:
+    device = world.new_id()
+    await world.track(event(device, device_ids={"ADID": f"{device}-adid", "unknown": "x"}, app_ver="1.2"))
+    [record] = await world.log_of(device)
+    assert isinstance(record, ingest_pb2.Record)
+    assert dict(record.device_ids) == {"kochava_device_id": device, "adid": f"{device}-adid"}
+    assert record.app_version == "1.2"
