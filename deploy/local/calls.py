@@ -4,19 +4,18 @@ import json
 import os
 from collections.abc import AsyncIterator
 from importlib import import_module
-from pathlib import Path
 
 import grpc
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
+from deploy.local.places import ADDRESSES
 from libs.client import open_channel
 from libs.errors import from_rpc_error
 
 PACKAGES = ("tracker", "ingest", "attribution", "postback")
 DEFAULT_PORTS = {"tracker": 7101, "ingest": 7102, "attribution": 7103, "postback": 7104}
-ADDRESSES = Path(__file__).parents[2] / ".data" / "suite.json"
 
 
 class CallError(Exception):

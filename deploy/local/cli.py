@@ -20,7 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Runs Reengage on this machine, and asks a running one. [dim]Exit codes: 0 done, 1 failed, 2 wrong usage.[/]",
+    help="Runs Reengage on this machine, and asks a running one. Data is in .data, or where REENGAGE_DATA says. "
+    "[dim]Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.[/]",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
@@ -97,10 +98,11 @@ def migrate(
     """Makes a service's schema and roles, and applies the migrations that are missing."""
     from asyncpg import PostgresError
 
+    from deploy.local.places import ROOT
     from libs.migrations import MigrationError, prepare
 
     _check_service(service)
-    directory = Path(__file__).parents[2] / "services" / service / "migrations"
+    directory = ROOT / "services" / service / "migrations"
     if not directory.is_dir():
         _fail(f"{service} owns no schema", code=2)
     try:
@@ -207,7 +209,9 @@ def bench(context: typer.Context) -> None:
     """Measures, and prints a table with each number's ratio to a limit of this machine. Needs a checkout."""
     import runpy
 
-    script = Path(__file__).parents[2] / "tests" / "bench" / "run.py"
+    from deploy.local.places import ROOT
+
+    script = ROOT / "tests" / "bench" / "run.py"
     if not script.exists():
         _fail("The benchmark is part of a checkout, not of an installed package.")
     sys.argv = ["reengage bench", *context.args]

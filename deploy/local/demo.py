@@ -16,10 +16,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.local.network import LocalNetwork, fails_first, limits_first, refuses
+from deploy.local.places import DATA
 from deploy.local.player import Answers, Player
 from deploy.local.sample.generate import EXPECTED, TRAFFIC
 from deploy.local.sample.stories import EXPLAINED, LAST
-from deploy.local.suite import DATA, HOST, Ports, free_ports, running_suite
+from deploy.local.suite import HOST, Ports, free_ports, running_suite
 from deploy.local.tables import console, print_explanation, state_name, table
 from deploy.local.up import load_sample, told
 from libs.client import open_channel

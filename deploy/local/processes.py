@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
-ROOT = Path(__file__).parents[2]
+from deploy.local.places import ROOT
+
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0  # a service's own grace is 20
 FIRST_PAUSE_S = 0.2

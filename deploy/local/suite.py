@@ -20,14 +20,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.markup import escape
 
 from deploy.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from deploy.local.processes import ROOT, ServiceProcess, StartError
+from deploy.local.places import ADDRESSES, ROOT
+from deploy.local.processes import ServiceProcess, StartError
 from libs.client import open_channel
 from libs.migrations import prepare
 
 HOST = "127.0.0.1"
 SERVICES = ("tracker", "ingest", "attribution", "postback", "gateway")
 """In the order of starting; stopping is the other way round."""
-DATA = ROOT / ".data"
 
 Announce = Callable[[str], None]
 
@@ -131,8 +131,8 @@ async def running_suite(
             raise group.exceptions[0] from None
         watch = asyncio.create_task(_keep_postgres(postgres, announce))
         stack.callback(watch.cancel)
+        stack.callback(announce, "Stopping")
         yield Suite(ports=ports, postgres=postgres, services=services)
-        announce("Stopping")
 
 
 def migrated_services() -> list[str]:
@@ -222,7 +222,7 @@ def _secrets_key(file: Path) -> str:
 def _only_one(directory: Path, ports: Ports) -> Iterator[None]:
     """Holds the directory against a second suite, and leaves the addresses there for the commands that ask this one."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "suite.json").open("a+") as file:
+    with (directory / ADDRESSES.name).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -72,7 +72,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
     """Deliveries, a line each."""
     rows = table(
         f"Deliveries of {escape(app_id)}, newest first",
-        "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "ended",
+        "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "took",
         numbers=["attempts"],
     )  # fmt: skip
     for delivery in deliveries:
@@ -84,7 +84,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
             state_name(delivery.state),
             str(delivery.attempt_count),
             _time(delivery.create_time),
-            _time(delivery.end_time) if delivery.HasField("end_time") else "",
+            _took(delivery),
         )
     console.print(rows if rows.row_count else f"No deliveries of {escape(app_id)}")
 
@@ -107,6 +107,14 @@ def print_delivery(delivery: postback_pb2.Delivery) -> None:
 def state_name(state: postback_pb2.Delivery.State.ValueType) -> str:
     """DELIVERED, PENDING, …"""
     return _word(postback_pb2.Delivery.State.Name(state), "STATE_")
+
+
+def _took(delivery: postback_pb2.Delivery) -> str:
+    if not delivery.HasField("end_time"):
+        return ""
+    took = Duration()
+    took.FromNanoseconds(delivery.end_time.ToNanoseconds() - delivery.create_time.ToNanoseconds())
+    return _span(took)
 
 
 def _word(name: str, prefix: str) -> str:

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from deploy.local.network import LocalNetwork
+from deploy.local.places import DATA
 from deploy.local.sample import settings
-from deploy.local.suite import DATA, HOST, SERVICES, Announce, Ports, running_suite
+from deploy.local.suite import HOST, SERVICES, Announce, Ports, running_suite
 from libs.client import open_channel
 
 COMMAND = ".venv/bin/reengage"

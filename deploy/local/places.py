@@ -1,0 +1,11 @@
+"""Where things are on this machine."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The checkout, or where the package is installed."""
+DATA = Path(os.environ.get("REENGAGE_DATA") or ROOT / ".data").absolute()
+"""What the suite keeps: database, spool, logs, the key of stored secrets."""
+ADDRESSES = DATA / "suite.json"
+"""Where the suite that runs on this data listens, for the commands that ask it."""

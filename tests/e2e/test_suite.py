@@ -1,0 +1,219 @@
+"""`reengage up` as its user meets it: what it says works, what crashes comes back, and nothing is left of it."""
+
+import itertools
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+
+from deploy.local.suite import SERVICES, Ports, free_ports
+
+REENGAGE = Path(sys.executable).with_name("reengage")
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Up:
+    """A running `reengage up`."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    ports: Ports
+    environment: dict[str, str]
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The services by name, and PostgreSQL."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            command = child.cmdline()
+            found[command[3] if "deploy.local.child" in command else "postgres"] = child
+        return found
+
+    def reengage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [REENGAGE, *arguments], env=self.environment, capture_output=True, text=True, check=False, timeout=60
+        )
+
+
+def start(directory: Path) -> Up:
+    ports = free_ports()
+    environment = dict(os.environ) | {
+        "REENGAGE_DATA": str(directory / "data"),
+        **{f"REENGAGE_PORT_{field.name.upper()}": str(getattr(ports, field.name)) for field in fields(Ports)},
+    }
+    output = directory / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen([REENGAGE, "up"], env=environment, stdout=file, stderr=file, start_new_session=True)
+    up = Up(process=process, output=output, ports=ports, environment=environment)
+    until(lambda: "Three things to try" in up.text() or process.poll() is not None)
+    assert process.poll() is None, up.text()
+    return up
+
+
+def until(fact: Callable[[], bool], within_seconds: float = 60) -> None:
+    deadline = time.monotonic() + within_seconds
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One that the tests share; each leaves it running."""
+    running = start(tmp_path_factory.mktemp("up"))
+    yield running
+    end(running)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Up]:
+    """One that the test may stop."""
+    running = start(tmp_path)
+    yield running
+    end(running)
+
+
+def end(up: Up) -> None:
+    if up.process.poll() is None:
+        up.process.send_signal(signal.SIGTERM)
+        up.process.wait(60)
+
+
+def test_the_three_things_to_try_lead_to_a_reengagement(up: Up) -> None:
+    click, event, call = (
+        shlex.split(line) for line in up.text().splitlines() if re.match(r"curl |\.venv/bin/reengage call", line)
+    )
+    assert curl(click).startswith("302")
+    assert curl(event) == '200 {"success":1}'
+    answer = ""
+
+    def decided() -> bool:
+        nonlocal answer
+        answer = up.reengage(*call[1:]).stdout
+        return bool(answer)
+
+    until(decided)
+    assert '"OUTCOME_REENGAGED"' in answer
+    conversion = re.search(r"try-\w+", up.text())
+    assert conversion is not None
+    assert "REENGAGED" in up.reengage("explain", "shop-android", conversion[0]).stdout
+    until(lambda: "DELIVERED" in up.reengage("deliveries", "shop-android", "--json").stdout)
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: object) -> None:
+        return None
+
+
+def curl(command: list[str]) -> str:
+    """Status and body of what a printed curl command asks."""
+    options = dict(itertools.pairwise(command))
+    url = next(word for word in command if word.startswith("http://"))
+    data = options["-d"].encode() if "-d" in options else None
+    request = urllib.request.Request(url, data=data, headers={"User-Agent": options.get("-A", "curl")})
+    try:
+        with urllib.request.build_opener(_Stay).open(request) as answer:
+            return f"{answer.status} {answer.read().decode()}"
+    except HTTPError as error:
+        return f"{error.code} {error.headers['Location']}"
+
+
+def test_wrong_fields_are_all_named(up: Up) -> None:
+    failed = up.reengage("call", "tracker/CreateTracker", '{"tracker": {"events": ["Purchase", "Purchase"]}}')
+    assert failed.returncode == 1
+    assert "INVALID_ARGUMENT" in failed.stderr
+    assert {"tracker.segment_id", "tracker.network_id", "tracker.events"} <= set(
+        re.findall(r"tracker\.\w+", failed.stderr)
+    )
+
+
+def test_a_second_one_on_the_same_data_says_so(up: Up) -> None:
+    second = up.reengage("up")
+    assert second.returncode == 1
+    assert f"already runs here: process {up.process.pid}" in second.stderr
+    assert up.ports.address("gateway") in second.stderr
+
+
+def test_a_taken_port_is_named_and_nothing_is_started(up: Up, tmp_path: Path) -> None:
+    up.environment["REENGAGE_DATA"], kept = str(tmp_path), up.environment["REENGAGE_DATA"]
+    try:
+        other = up.reengage("up")
+    finally:
+        up.environment["REENGAGE_DATA"] = kept
+    assert other.returncode == 1
+    assert f"Port {up.ports.gateway}, wanted for gateway, is taken." in other.stderr
+    assert "--gateway-port or REENGAGE_PORT_GATEWAY" in other.stderr
+    assert not (tmp_path / "postgres").exists()
+
+
+@pytest.mark.parametrize("service", [*SERVICES, "postgres"])
+def test_what_crashes_is_named_and_comes_back(up: Up, service: str) -> None:
+    crashed = up.children()[service]
+    name = "PostgreSQL" if service == "postgres" else service
+    already = up.text().count(f"{name} is back")
+    crashed.kill()
+    until(lambda: up.text().count(f"{name} is back") > already)
+    assert f"{name} crashed" in up.text()
+    assert up.children()[service].pid != crashed.pid
+
+
+def test_nothing_listens_beyond_this_machine(up: Up) -> None:
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for child in psutil.Process(up.process.pid).children(recursive=True)
+        for connection in child.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_in_reverse_order(own: Up, number: signal.Signals) -> None:
+    children = list(own.children().values())
+    assert len(children) == len(SERVICES) + 1
+    own.process.send_signal(number)
+    assert own.process.wait(60) == 0
+    assert re.findall(r"(\w+) stopped", own.text()) == list(reversed(SERVICES))
+    assert gone(children)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", own.ports.gateway))
+
+
+def test_a_second_signal_does_not_wait(own: Up) -> None:
+    children = own.children()
+    # Suspended, it cannot heed SIGTERM: without the second signal the stop takes half a minute.
+    children["gateway"].suspend()
+    own.process.send_signal(signal.SIGINT)
+    until(lambda: "Stopping" in own.text())
+    own.process.send_signal(signal.SIGINT)
+    own.process.wait(60)
+    assert "gateway did not stop" not in own.text()
+    assert gone(list(children.values()))
+
+
+def test_a_killed_supervisor_leaves_nothing_and_the_next_start_goes_on(own: Up, tmp_path: Path) -> None:
+    children = list(own.children().values())
+    own.process.kill()
+    own.process.wait()
+    until(lambda: gone(children))
+    end(start(tmp_path))
