@@ -26,7 +26,7 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
     kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
     usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Maps have no order of their own: without one, repeats would differ in their digests.
-    content = record.SerializeToString(deterministic=True)
+    content = record.SerializeToString(deterministic=not given_id)
     found = violations(
         record, settings, now_us, content=content, kind=kind, device_ids=device_ids, has_device=bool(usable)
     )

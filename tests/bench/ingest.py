@@ -20,7 +20,8 @@ from tests.ingest.process import IngestProcess, serve_settings
 
 BATCH = 100
 CONCURRENT = 16
-LIMIT_ROWS = 2_000
+STATEMENT_ROWS = (BATCH, 2_000)
+"""Of the statements that are the limit: as many as a batch has, and as many as one commit of ingest has under load."""
 MIGRATIONS = Path(__file__).parents[2] / "services" / "ingest" / "migrations"
 
 
@@ -34,7 +35,7 @@ async def bench(*, records: int = 200_000) -> list[Row]:
             await postgres.create_database()
             await prepare(postgres.admin_dsn(), schema="ingest", directory=MIGRATIONS)
             ingest = IngestProcess(dsn=postgres.dsn("ingest"), tracker_target=tracker)
-            limit = await _row_limit(postgres.admin_dsn(), records)
+            before = [await _row_limit(postgres.admin_dsn(), records, size) for size in STATEMENT_ROWS]
             await ingest.start()
             try:
                 async with open_channel(ingest.target) as channel:
@@ -43,16 +44,29 @@ async def bench(*, records: int = 200_000) -> list[Row]:
                     read = await _read(stub)
             finally:
                 await ingest.stop()
-            limit = max(limit, await _row_limit(postgres.admin_dsn(), records))
-    name = f"one INSERT .. SELECT unnest of {LIMIT_ROWS:,} equal rows, again and again"
+            after = [await _row_limit(postgres.admin_dsn(), records, size) for size in STATEMENT_ROWS]
+    equal, best = map(max, before, after)
     return [
-        Row(name="rows, PostgreSQL alone", value=limit, unit="rows/s"),
-        Row(name=f"RecordBatch of {BATCH}", value=written, unit="records/s", limit_name=name, limit=limit),
-        Row(name="ReadLog, one reader catching up", value=read, unit="records/s"),
+        Row(
+            name=f"RecordBatch of {BATCH}",
+            value=written,
+            unit="records/s",
+            limit_name=f"rows/s of INSERT .. SELECT unnest of {BATCH} equal rows",
+            limit=equal,
+            at_least=0.5,
+        ),
+        Row(
+            name="  the same",
+            value=written,
+            unit="records/s",
+            limit_name=f"rows/s of INSERT .. SELECT unnest of {STATEMENT_ROWS[-1]:,} equal rows",
+            limit=best,
+        ),
+        Row(name="ReadLog, one reader that catches up", value=read, unit="records/s"),
     ]
 
 
-async def _row_limit(dsn: str, rows: int) -> float:
+async def _row_limit(dsn: str, rows: int, statement_rows: int) -> float:
     """Rows/s into a table like the log, rows as large as its own."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("SET search_path = ingest; CREATE TABLE equal_rows (LIKE log INCLUDING ALL)")
@@ -63,14 +77,14 @@ async def _row_limit(dsn: str, rows: int) -> float:
     size = len(make_record(0).SerializeToString()) + 45  # the id and the time that ingest adds
     statements = [
         (
-            [row % 64 for row in range(start, start + LIMIT_ROWS)],
-            [row // 64 for row in range(start, start + LIMIT_ROWS)],
-            [row % 7 for row in range(LIMIT_ROWS)],
-            [row % 3 > 0 for row in range(LIMIT_ROWS)],
-            list(range(start, start + LIMIT_ROWS)),
-            [random.randbytes(size) for _ in range(LIMIT_ROWS)],
+            [row % 64 for row in range(start, start + statement_rows)],
+            [row // 64 for row in range(start, start + statement_rows)],
+            [row % 7 for row in range(statement_rows)],
+            [row % 3 > 0 for row in range(statement_rows)],
+            list(range(start, start + statement_rows)),
+            [random.randbytes(size) for _ in range(statement_rows)],
         )
-        for start in range(0, rows, LIMIT_ROWS)
+        for start in range(0, rows, statement_rows)
     ]
     began = time.perf_counter()
     for arguments in statements:
@@ -78,7 +92,7 @@ async def _row_limit(dsn: str, rows: int) -> float:
     seconds = time.perf_counter() - began
     await connection.execute("DROP TABLE equal_rows")
     await connection.close()
-    return len(statements) * LIMIT_ROWS / seconds
+    return len(statements) * statement_rows / seconds
 
 
 async def _write(stub: ingest_pb2_grpc.IngestServiceStub, records: int) -> float:

@@ -53,18 +53,20 @@ class Reader:
     responses: list[ingest_pb2.ReadLogResponse] = field(default_factory=list)
     positions: list[int] = field(default_factory=lambda: [0] * 64)
 
-    async def run(self, records: int) -> None:
-        seen = 0
-        while seen < records:
+    async def run(self, all_sent: asyncio.Event) -> None:
+        """Until it has caught up with a call that it began when all was sent."""
+        while True:
+            last = all_sent.is_set()
             call = random.choice(self.replicas).stub.ReadLog(read_log_request(self.positions, max_entries=20))
             async for response in call:
                 self.responses.append(response)
-                seen += len(response.entries)
                 for entry in response.entries:
                     self.positions[entry.lane] = entry.position + 1
-                if seen >= records or random.random() < 0.2:
+                if (last and response.caught_up) or (not last and random.random() < 0.2):
                     break
             call.cancel()
+            if last:
+                return
 
     @property
     def ids(self) -> list[str]:
@@ -81,13 +83,14 @@ async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database) as one, start_ingest(database) as other:
         senders = Senders(replicas=(one, other), records_each=25)
         readers = [Reader(replicas=(one, other)) for _ in range(3)]
-        records = 40 * 25
+        all_sent = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             hold = group.create_task(_hold_lanes(admin))
             for reader in readers:
-                group.create_task(reader.run(records))
+                group.create_task(reader.run(all_sent))
             await senders.run(devices=40)
             hold.cancel()
+            all_sent.set()
     await admin.close()
 
     for reader in readers:
