@@ -37,7 +37,7 @@ class Config:
     tracker_target: str = "127.0.0.1:7101"
     ingest_target: str = "127.0.0.1:7102"
     postback_target: str = "127.0.0.1:7104"
-    worker_lease_s: float = 10.0
+    worker_lease_s: float = 5.0
 
 
 def _now_us() -> int:

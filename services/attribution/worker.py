@@ -59,7 +59,7 @@ class WorkerConfig:
     """`lease_s`: after this long without a sign of life a worker's lanes go to others. `batch`: records at a time."""
 
     worker_id: str
-    lease_s: float = 10.0
+    lease_s: float = 5.0
     batch: int = 1000
 
 

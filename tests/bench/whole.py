@@ -31,7 +31,7 @@ async def bench(
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
         ports = free_ports()
         async with running_suite(Path(directory), ports, announce=announce) as suite:
-            await _settings(ports)
+            await create_settings(ports)
             database = await asyncpg.connect(suite.postgres.admin_dsn())
             try:
                 announce(f"{rate:,} records/s for {seconds} s")
@@ -45,6 +45,7 @@ async def bench(
 
 async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> list[Row]:
     server = psutil.Process(await database.fetchval("SELECT pg_backend_pid()")).parent()
+    assert server is not None
     busy, began = _cpu_s(suite, server), time.monotonic()
     running = asyncio.ensure_future(_load(suite.ports, rate, seconds, seed=1))
     await asyncio.sleep(seconds / 3)
@@ -61,7 +62,9 @@ async def _sustained(suite: Suite, database: Any, rate: int, seconds: int) -> li
             raise RuntimeError(f"{decided} of {loaded['conversions']} decided, {created} deliveries")
         await asyncio.sleep(0.1)
     late = _memory(suite)
-    spent = {name: seconds - busy.get(name, 0.0) for name, seconds in _cpu_s(suite, server).items()} | {"the load": loaded["cpu_s"]}
+    spent = {name: seconds - busy.get(name, 0.0) for name, seconds in _cpu_s(suite, server).items()} | {
+        "the load": loaded["cpu_s"]
+    }
     return [
         Row(
             name="stream to decision and delivery",
@@ -140,7 +143,8 @@ def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
     return spent
 
 
-async def _settings(ports: Ports) -> None:
+async def create_settings(ports: Ports) -> None:
+    """An app, a reengagement tracker for Purchase (MTR off), and a postback of it to this machine."""
     kinds = tracker_pb2.Tracker
     async with open_channel(ports.address("tracker")) as channel:
         stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
