@@ -149,7 +149,8 @@ async def test_health_is_served() -> None:
 async def test_health_can_be_watched() -> None:
     """It writes its responses, where ours yield them."""
     async with running() as (_, channel, _):
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="no such"))
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="no such"))
         response = await watch.read()
         assert response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watch.cancel()

@@ -388,10 +388,11 @@ async def test_right(tracker: Stub, resource: Message) -> None:
     await create(tracker, resource)
 
 
-@pytest.mark.parametrize(("resource", "wrong"), WRONG.values(), ids=WRONG.keys())
-async def test_wrong(tracker: Stub, resource: Message, wrong: set[tuple[str, str]]) -> None:
+async def test_wrong(tracker: Stub) -> None:
+    """In one test, since what is refused leaves nothing behind."""
     await create_all_parents(tracker)
-    assert await wrong_fields(create(tracker, resource)) == wrong
+    found = {name: await wrong_fields(create(tracker, resource)) for name, (resource, _) in WRONG.items()}
+    assert found == {name: wrong for name, (_, wrong) in WRONG.items()}
 
 
 async def test_referrer_on_android(tracker: Stub) -> None:
