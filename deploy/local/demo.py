@@ -72,7 +72,8 @@ async def run() -> int:
             shutil.rmtree(directory, ignore_errors=True)
         else:
             console.print(f"The logs of the services are in {directory / 'logs'}")
-    console.print(f"{time.monotonic() - began:.0f} s in all", style="dim")
+    verdict = "[bold green]The demo holds[/]" if holds else "[bold red]The demo does not hold[/]"
+    console.print(f"{verdict}, after {time.monotonic() - began:.0f} s")
     return 0 if holds else 1
 
 
