@@ -16,7 +16,7 @@ from tests.ingest.conftest import Ingest, StartIngest, event, read_log_request
 
 SLOW_COMMITS = """
 CREATE FUNCTION ingest.sleep_a_while() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+    $$ BEGIN PERFORM pg_sleep(0.01); RETURN NULL; END $$;
 -- Deferred: it sleeps while committing, when positions are long given.
 CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ingest.log DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.position % 7 = 3) EXECUTE FUNCTION ingest.sleep_a_while();
