@@ -32,6 +32,10 @@ class DatabaseUnavailableError(Exception):
     """The database took no connection in time. Names no DSN, as that holds a password."""
 
 
+DATABASE_AWAY = (*CONNECTION_LOST, *ASKED_TO_RETRY, asyncpg.TooManyConnectionsError, DatabaseUnavailableError)
+"""Nothing is wrong with the request: it may well succeed a little later."""
+
+
 @contextlib.asynccontextmanager
 async def open_pool(
     dsn: str,

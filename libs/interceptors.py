@@ -19,6 +19,7 @@ import structlog
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
+from libs.db import DATABASE_AWAY
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, to_status
 from libs.log import REQUEST_ID_KEY, current_request_id, new_request_id
 
@@ -163,6 +164,10 @@ class _Served:
             self._note(self._context.code() or grpc.StatusCode.UNKNOWN, None)
         elif isinstance(error, ServiceError):
             await self._end(error.code, error)
+        elif isinstance(error, DATABASE_AWAY):
+            _log.warning("database.away", method=self._method, error=type(error).__name__)
+            away = Unavailable("DATABASE_UNAVAILABLE", "the database does not answer", retry_after_s=1.0)
+            await self._end(away.code, away)
         elif isinstance(error, Exception):
             _log.error("rpc.failed", method=self._method, exc_info=error)
             # The text of an unforeseen exception may hold anything; the caller gets the request id to ask with.

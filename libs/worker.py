@@ -5,8 +5,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+import grpc
 import structlog
 from prometheus_client import Counter
+
+from libs.db import DATABASE_AWAY
 
 _failures = Counter("worker_failures_total", "Times a background loop failed and began anew.", ["worker"])
 _log = structlog.get_logger()
@@ -30,7 +33,12 @@ async def keep_running(name: str, body: Callable[[], Awaitable[None]]) -> None:
             continue
         except Exception as error:
             _failures.labels(name).inc()
-            _log.warning("worker.failed", worker=name, exc_info=error)
+            if isinstance(error, (grpc.aio.AioRpcError, *DATABASE_AWAY)):
+                # A neighbour or the database is away: that needs a line, not a traceback.
+                code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
+                _log.warning("worker.waiting", worker=name, error=code)
+            else:
+                _log.warning("worker.failed", worker=name, exc_info=error)
         if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
             pause_s = _FIRST_PAUSE_S
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))

@@ -38,6 +38,8 @@ class Servicer(attribution_pb2_grpc.AttributionServiceServicer):
                 raise NotFound("CONVERSION_NOT_FOUND", "no such conversion", conversion_id="missing")
             case "busy":
                 raise ResourceExhausted("OVERLOADED", "later", retry_after_s=1.5)
+            case "away":
+                raise ConnectionRefusedError("host and port")
             case "broken":
                 raise ValueError("secret text")
             case "slow":
@@ -94,6 +96,14 @@ async def test_reasons_and_retry_delays_cross_the_wire() -> None:
         busy = await failure(ask(channel, "busy"))
     assert (missing.code, missing.reason) == (grpc.StatusCode.NOT_FOUND, "CONVERSION_NOT_FOUND")
     assert (busy.reason, busy.retry_after_s) == ("OVERLOADED", 1.5)
+
+
+async def test_a_database_that_is_away_asks_to_come_back() -> None:
+    async with running() as (_, channel, _):
+        error = await failure(ask(channel, "away"))
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert error.retry_after_s is not None
+    assert "host" not in error.message
 
 
 async def test_the_text_of_an_unforeseen_error_does_not() -> None:
