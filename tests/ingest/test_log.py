@@ -62,7 +62,7 @@ class Reader:
                 self.responses.append(response)
                 for entry in response.entries:
                     self.positions[entry.lane] = entry.position + 1
-                if (last and response.caught_up) or (not last and random.random() < 0.2):
+                if response.caught_up if last else all_sent.is_set() or random.random() < 0.2:
                     break
             call.cancel()
             if last:
