@@ -33,9 +33,11 @@ protos: $(READY) ## regenerate the code beside the .proto files
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh \
 		--python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,only_async:$(OUT)
 
-lock: $(READY) ## rewrite requirements.lock from pyproject.toml; ARGS=--upgrade for newer releases
+lock: $(READY) ## rewrite requirements.lock, and the image's, from pyproject.toml; ARGS=--upgrade for newer releases
 	@$(BIN)/uv pip compile pyproject.toml --group local --group test --group check --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet $(ARGS) -o requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet -o deploy/requirements.lock
 
 clean: ## remove .venv, caches and the local database
 	@rm -rf .venv .data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -247,3 +247,7 @@ def _check_service(service: str) -> None:
 def _fail(message: str, *, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()
