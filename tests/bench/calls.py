@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import grpc
 
@@ -20,7 +21,7 @@ async def bench(*, calls: int = 20_000) -> list[Row]:
     try:
         port = await asyncio.to_thread(ours.recv)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/bench/Empty")
+            call: Any = channel.unary_unary("/bench/Empty")
             left = calls
 
             async def client() -> None:
@@ -44,7 +45,7 @@ def _serve(parent: Connection) -> None:
 
     async def main() -> None:
         server = grpc.aio.server()
-        handler = grpc.unary_unary_rpc_method_handler(empty)
+        handler: Any = grpc.unary_unary_rpc_method_handler(empty)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", {"Empty": handler}),))
         parent.send(server.add_insecure_port("127.0.0.1:0"))
         await server.start()

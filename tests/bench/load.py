@@ -40,9 +40,9 @@ class Loaded:
 
 
 async def load(ingest: str, port: int, rate: int, seconds: int, seed: int) -> Loaded:
-    """Sends `rate` records a second for `seconds`, in batches of 100 on a stream; waits for all postbacks, at most 60 s.
+    """Sends `rate` records a second for `seconds`, in batches of 100 on a stream; then waits for all postbacks.
 
-    Of a hundred: 60 clicks, 10 impressions, 5 installs, 25 events of which 5 reengage.
+    It waits 60 s at most. Of a hundred: 60 clicks, 10 impressions, 5 installs, 25 events of which 5 reengage.
     """
     latencies_s: list[float] = []
     everything = asyncio.Event()
