@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 KEPT = 200
+REMEMBERED = 100_000
 
 Answer = Callable[[int], web.Response]
 """What to answer to the n-th attempt (1, 2, …) at one delivery."""
@@ -38,7 +39,7 @@ class LocalNetwork:
 
     def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
         self.attempts: Counter[tuple[str, str]] = Counter()
-        """Attempts seen, by network and delivery id."""
+        """Attempts seen, by network and delivery id, of the last 100,000 deliveries."""
         self._answers = dict(answers or {})
         self._newest: deque[dict[str, object]] = deque(maxlen=KEPT)
 
@@ -60,6 +61,8 @@ class LocalNetwork:
         network = request.match_info["network"]
         delivery = (network, request.headers.get("Idempotency-Key", ""))
         self.attempts[delivery] += 1
+        if len(self.attempts) > REMEMBERED:
+            del self.attempts[next(iter(self.attempts))]
         answer = self._answers.get(network, takes)(self.attempts[delivery])
         self._newest.appendleft(
             {
