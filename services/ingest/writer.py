@@ -11,7 +11,7 @@ from libs.errors import ResourceExhausted
 from services.ingest.model import Entry, Outcome
 
 _waiting = Gauge("ingest_waiting_records", "Records that wait to be written.")
-_group_records = Histogram("ingest_group_records", "Records of one commit.", buckets=(1, 10, 50, 100, 500, 1000, 2000))
+_group_records = Histogram("ingest_group_records", "Records of one commit.", buckets=(1, 10, 50, 100, 500, 1000))
 _group_seconds = Histogram("ingest_group_seconds", "Time to write and commit a group.")
 _failures = Counter("ingest_group_failures_total", "Groups that could not be written.")
 _log = structlog.get_logger()
@@ -23,7 +23,7 @@ class Writer:
     """Takes entries in the order they are handed in and writes them in that order.
 
     `write` makes entries durable and answers an outcome each; what it raises, the callers of that group get. `wrote` is
-    called after each group. At most `most_waiting` records wait; up to `group_size` go into one transaction.
+    called after each group. At most `most_waiting` records wait; up to `group_size` go into one transaction: a second is checked while one is written.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Writer:
         write: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]],
         wrote: Callable[[], None],
         *,
-        group_size: int = 2_000,
+        group_size: int = 1_000,
         most_waiting: int = 20_000,
     ) -> None:
         self._write, self._wrote = write, wrote

@@ -19,9 +19,9 @@ from tests.bench.row import Row
 from tests.ingest.process import IngestProcess, serve_settings
 
 BATCH = 100
-CONCURRENT = 16
+CONCURRENT = 32
 STATEMENT_ROWS = (BATCH, 2_000)
-"""Of the statements that are the limit: as many as a batch has, and as many as one commit of ingest has under load."""
+"""Of the statements that are the limit: as many as a batch has, and many enough that a commit costs nothing."""
 MIGRATIONS = Path(__file__).parents[2] / "services" / "ingest" / "migrations"
 
 
