@@ -23,8 +23,8 @@ class Writer:
     """Takes entries in the order they are handed in and writes them in that order.
 
     `write` makes entries durable and answers an outcome each; what it raises, the callers of that group get. `wrote` is
-    called after each group. At most `most_waiting` records wait. Up to `group_size` go into one transaction; while it is
-    written, the calls of the next are checked.
+    called after each group. At most `most_waiting` records wait. Up to `group_size` go into one transaction; while
+    it is written, the calls of the next are checked.
     """
 
     def __init__(
