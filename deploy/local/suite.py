@@ -23,7 +23,7 @@ from deploy.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deploy.local.places import ADDRESSES, ROOT
 from deploy.local.processes import ServiceProcess, StartError
 from libs.client import open_channel
-from libs.migrations import prepare
+from libs.migrations import MigrationError, prepare
 
 HOST = "127.0.0.1"
 SERVICES = ("tracker", "ingest", "attribution", "postback", "gateway")
@@ -111,8 +111,7 @@ async def running_suite(
         except EmbeddedPostgresError as error:
             raise StartError(str(error)) from error
         await postgres.create_database()
-        for schema in migrated_services():
-            await prepare(postgres.admin_dsn(), schema=schema, directory=migrations_of(schema))
+        await _migrate(postgres, directory)
         announce("PostgreSQL runs, schemas are up to date")
         for name in SERVICES:
             services[name] = service = ServiceProcess(
@@ -165,6 +164,14 @@ def _signals(services: Mapping[str, ServiceProcess]) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+async def _migrate(postgres: EmbeddedPostgres, directory: Path) -> None:
+    try:
+        for schema in migrated_services():
+            await prepare(postgres.admin_dsn(), schema=schema, directory=migrations_of(schema))
+    except MigrationError as error:
+        raise StartError(f"{error}\nTo start afresh, move {directory} away.") from error
 
 
 async def _start(service: ServiceProcess, ports: Ports, announce: Announce) -> None:

@@ -1,5 +1,6 @@
 """`reengage up` as its user meets it: what it says works, what crashes comes back, and nothing is left of it."""
 
+import asyncio
 import itertools
 import os
 import re
@@ -15,9 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.error import HTTPError
 
+import asyncpg
 import psutil
 import pytest
 
+from deploy.local.embedded import EmbeddedPostgres
 from deploy.local.suite import SERVICES, Ports, free_ports
 
 REENGAGE = Path(sys.executable).with_name("reengage")
@@ -217,3 +220,19 @@ def test_a_killed_supervisor_leaves_nothing_and_the_next_start_goes_on(own: Up, 
     own.process.wait()
     until(lambda: gone(children))
     end(start(tmp_path))
+
+
+def test_data_of_other_migrations_is_named_with_the_remedy(own: Up, tmp_path: Path) -> None:
+    end(own)
+
+    async def tamper() -> None:
+        async with EmbeddedPostgres(tmp_path / "data" / "postgres") as server:
+            connection = await asyncpg.connect(server.admin_dsn())
+            await connection.execute("UPDATE ingest.schema_migrations SET checksum = 'other' WHERE number = 1")
+            await connection.close()
+
+    asyncio.run(tamper())
+    failed = own.reengage("up")
+    assert failed.returncode == 1
+    assert "ingest/0001_record_log differs from what was applied" in failed.stderr
+    assert f"move {tmp_path / 'data'} away" in failed.stderr
