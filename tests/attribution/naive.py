@@ -1,0 +1,532 @@
+"""A second implementation of the rules, sections A to F and the order of G2: written from the rules alone, to be
+compared with the product's. It looks at everything that was received, again for every conversion, and keeps nothing but
+the list of what was decided. Slow and plain on purpose: do not share code with what it checks.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from services.attribution.model import Claim, EngagementKind, TrackerType, WindowKind
+from services.attribution.rules import Network, Tracker
+from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+FOREVER = 10**18
+
+BUILT_IN = {
+    WindowKind.CLICK_DEVICE: 30 * DAY,
+    WindowKind.CLICK_MODELED: 7 * DAY,
+    WindowKind.CLICK_IP: 7 * DAY,
+    WindowKind.CLICK_EQUALIZER: 0,
+    WindowKind.IMPRESSION_DEVICE: DAY,
+    WindowKind.IMPRESSION_MODELED: DAY,
+    WindowKind.IMPRESSION_IP: DAY,
+    WindowKind.EVENT_ASSOCIATION: FOREVER,
+}
+"""B2; the last one D8."""
+
+VERDICTS = (
+    "NO_TRACKER_FOR_CLAIM",
+    "TRACKER_ARCHIVED",
+    "WRONG_TRACKER_TYPE",
+    "EVENT_NOT_SELECTED",
+    "IMPRESSIONS_NOT_ALLOWED",
+    "MATCH_KIND_NOT_ALLOWED",
+    "DUPLICATE_CLICK",
+    "GRANULAR_DATA_NOT_ALLOWED",
+    "VIEW_WINDOW_ZERO",
+    "WINDOW_DISABLED",
+    "AFTER_CONVERSION",
+    "OUTSIDE_WINDOW",
+    "ENGAGEMENT_SPENT",
+)
+"""Of G2, in its order; BLOCKLISTED cannot be said in a scenario."""
+
+
+@dataclass(kw_only=True)
+class Decided:
+    """What became of a conversion, and what later conversions of its device ask of it."""
+
+    conversion: ConversionRecord
+    line: dict[str, Any]
+
+    @property
+    def is_install(self) -> bool:
+        return self.line["kind"] == "install"
+
+    @property
+    def is_counted_install(self) -> bool:
+        return self.is_install and self.line["outcome"] != "DUPLICATE"
+
+    @property
+    def is_attribution(self) -> bool:
+        """An install, attributed or organic, or a reengagement (D3, D6)."""
+        return self.is_counted_install or self.line["outcome"] == "REENGAGED"
+
+
+@dataclass(kw_only=True)
+class Considered:
+    """An engagement or a claim, and why it cannot win: every reason that holds."""
+
+    id: str
+    time: int
+    tracker: Tracker | None
+    network: str
+    matched_by: str
+    level: int = 0
+    completed_view: bool = False
+    refusals: set[str]
+    verdict: str = ""
+
+
+def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
+    """The lines of output of a scenario, one per conversion in order of receipt."""
+    return Naive(scenario).run()
+
+
+class Naive:
+    def __init__(self, scenario: Scenario) -> None:
+        self.app = scenario.app
+        self.scenario = scenario
+        self.engagements: list[EngagementRecord] = []
+        self.decided: list[Decided] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        for record in self.scenario.timeline:
+            if isinstance(record, EngagementRecord):
+                self.engagements.append(record)
+            else:
+                line = self.event(record) if record.name else self.install(record)
+                self.decided.append(Decided(conversion=record, line=line))
+        return [decided.line for decided in self.decided]
+
+    # F
+
+    def install(self, install: ConversionRecord) -> dict[str, Any]:
+        history = self.history(install)
+        earlier = [decided for decided in history if decided.is_counted_install]
+        line = blank(install, "install", install_known=True)
+        if not earlier:
+            self.let_compete(line, install, TrackerType.ACQUISITION, "ATTRIBUTED", "ORGANIC")
+            return line
+        window = self.app.install_reprocessing_window_us
+        latest = max(decided.conversion.time_us for decided in earlier)
+        if window is None or install.time_us - latest < window:
+            line.update(outcome="DUPLICATE", reason="DUPLICATE_INSTALL")
+            return line
+        self.let_compete(line, install, TrackerType.REENGAGEMENT, "REPROCESSED", "REPROCESSED_ORGANIC")
+        return line
+
+    # D
+
+    def event(self, event: ConversionRecord) -> dict[str, Any]:
+        history = self.history(event)
+        line = blank(event, "event", install_known=any(decided.is_install for decided in history))
+        reason = self.ineligible(event, history)
+        if reason is None:
+            self.let_compete(line, event, TrackerType.REENGAGEMENT, "REENGAGED", "UNATTRIBUTED")
+        else:
+            line.update(outcome="UNATTRIBUTED", reason=reason)
+        if reason == "MTR_NOT_MET":
+            line["custom_dimensions"] = {"mtr_rejected": str(self.mtr(event.name) // SECOND)}
+        if line["outcome"] == "UNATTRIBUTED":
+            self.credit(line, event, history)
+        return line
+
+    def ineligible(self, event: ConversionRecord, history: list[Decided]) -> str | None:
+        installs = [decided.conversion.time_us for decided in history if decided.is_counted_install]
+        if installs and event.time_us <= min(installs):
+            return "EVENT_BEFORE_INSTALL"  # D10
+        if not any(
+            tracker.live and tracker.type == TrackerType.REENGAGEMENT and event.name in tracker.events
+            for tracker in self.scenario.trackers
+        ):
+            return "EVENT_NOT_SELECTED"  # D1
+        attributions = [decided.conversion.time_us for decided in history if decided.is_attribution]
+        mtr = self.mtr(event.name)
+        if mtr > 0 and attributions and event.time_us - max(attributions) < mtr:
+            return "MTR_NOT_MET"  # D3
+        if event.name == "SessionBegin":
+            for decided in history:
+                if decided.line["outcome"] == "REENGAGED" and decided.conversion.name == "SessionBegin":
+                    if abs(event.time_us - decided.conversion.time_us) < DAY:
+                        return "SESSION_ALREADY_REENGAGED"  # D4
+        return None
+
+    def mtr(self, event_name: str) -> int:
+        for definition in self.scenario.events:
+            if definition.event_name == event_name:
+                return definition.mtr_us
+        return DAY
+
+    def reengagement_period(self, event_name: str) -> int:
+        for definition in self.scenario.events:
+            if definition.event_name == event_name:
+                return definition.reengagement_period_us
+        return FOREVER
+
+    def credit(self, line: dict[str, Any], event: ConversionRecord, history: list[Decided]) -> None:
+        """D6, D8."""
+        source = None
+        for decided in history:
+            if decided.is_attribution and decided.conversion.time_us <= event.time_us:
+                if source is None or decided.conversion.time_us >= source.conversion.time_us:
+                    source = decided
+        if source is None or source.line["tracker"] is None:
+            return
+        age = event.time_us - source.conversion.time_us
+        if not source.is_install and age >= self.reengagement_period(source.conversion.name):
+            return
+        if age >= self.window(self.tracker(source.line["tracker"]), WindowKind.EVENT_ASSOCIATION):
+            return
+        line["outcome"] = "CREDITED"
+        for key in ("attribution_type", "tracker", "network"):
+            line[key] = source.line[key]
+
+    # C
+
+    def let_compete(
+        self, line: dict[str, Any], conversion: ConversionRecord, needed: TrackerType, won: str, lost: str
+    ) -> None:
+        considered = self.considered(conversion, needed)
+        winner: Considered | None = None
+        for candidate in considered:
+            if not candidate.refusals and (winner is None or self.beats(candidate, winner)):
+                winner = candidate
+        for candidate in considered:
+            candidate.verdict = self.verdict(candidate, winner)
+        line["candidates"] = [
+            {"engagement": candidate.id, "verdict": candidate.verdict}
+            for candidate in sorted(considered, key=lambda candidate: candidate.id)
+        ]
+        if winner is None:
+            line.update(outcome=lost, reason="NO_WINNER" if considered else "NO_CANDIDATE")
+            return
+        assert winner.tracker is not None
+        line.update(
+            outcome=won,
+            attribution_type="INSTALL" if needed == TrackerType.ACQUISITION else "REENGAGEMENT",
+            tracker=winner.tracker.tracker_id,
+            network=winner.network,
+            engagement=winner.id,
+            matched_by=winner.matched_by,
+            level=winner.level,
+            lookback_s=(conversion.time_us - winner.time) // SECOND,
+        )
+
+    def beats(self, one: Considered, other: Considered) -> bool:
+        if one.level != other.level:
+            return one.level < other.level
+        if self.app.prioritize_completed_view and one.completed_view != other.completed_view:
+            return one.completed_view
+        if one.time != other.time:
+            return one.time > other.time
+        return one.id < other.id
+
+    def verdict(self, candidate: Considered, winner: Considered | None) -> str:
+        for verdict in VERDICTS:
+            if verdict in candidate.refusals:
+                return verdict
+        assert winner is not None
+        if candidate is winner:
+            return "WON"
+        if candidate.level > winner.level:
+            return "LOST_TO_HIGHER_LEVEL"
+        if self.app.prioritize_completed_view and winner.completed_view and not candidate.completed_view:
+            return "LOST_TO_COMPLETED_VIEW"
+        return "LOST_TO_MORE_RECENT"
+
+    def considered(self, conversion: ConversionRecord, needed: TrackerType) -> list[Considered]:
+        found = []
+        for engagement in self.engagements:
+            kind = self.match(engagement, conversion)
+            if kind is not None and abs(conversion.time_us - engagement.time_us) <= 31 * DAY:
+                found.append(self.engagement(engagement, kind, conversion, needed))
+        found += [self.claim(claim, conversion, needed) for claim in conversion.claims]
+        return found
+
+    def engagement(
+        self, engagement: EngagementRecord, kind: str, conversion: ConversionRecord, needed: TrackerType
+    ) -> Considered:
+        tracker = self.tracker(engagement.tracker)
+        is_click = engagement.kind == EngagementKind.CLICK
+        if kind in ("CLICK_ID", "DEVICE_ID"):
+            window_kind = WindowKind.CLICK_DEVICE if is_click else WindowKind.IMPRESSION_DEVICE
+            level = 1 if is_click else 4
+        elif kind == "MODELED":
+            window_kind = WindowKind.CLICK_MODELED if is_click else WindowKind.IMPRESSION_MODELED
+            level = 2 if is_click else 5
+        else:
+            window_kind = WindowKind.CLICK_IP if is_click else WindowKind.IMPRESSION_IP
+            level = 3 if is_click else 6
+        age = conversion.time_us - engagement.time_us
+        if kind == "MODELED" and is_click and 0 < age < self.window(tracker, WindowKind.CLICK_EQUALIZER):
+            level = 1
+        refusals = self.tracker_refusals(tracker, conversion, needed) | self.time_refusals(
+            age, self.window(tracker, window_kind)
+        )
+        if not is_click and not self.impressions_allowed(tracker.network_id, needed):
+            refusals.add("IMPRESSIONS_NOT_ALLOWED")
+        if kind in ("MODELED", "IP") and usable_ids(engagement) and not self.is_inclusive(conversion):
+            refusals.add("MATCH_KIND_NOT_ALLOWED")
+        if self.is_duplicate(engagement):
+            refusals.add("DUPLICATE_CLICK")
+        if 0 < tracker.max_conversions_per_engagement <= self.times_won(engagement.id):
+            refusals.add("ENGAGEMENT_SPENT")
+        return Considered(
+            id=engagement.id,
+            time=engagement.time_us,
+            tracker=tracker,
+            network=tracker.network_id,
+            matched_by=kind,
+            level=level,
+            completed_view=engagement.completed_view,
+            refusals=refusals,
+        )
+
+    def tracker_refusals(self, tracker: Tracker, conversion: ConversionRecord, needed: TrackerType) -> set[str]:
+        refusals = set()
+        if not tracker.live:
+            refusals.add("TRACKER_ARCHIVED")
+        if tracker.type != needed:
+            refusals.add("WRONG_TRACKER_TYPE")
+        if conversion.name and conversion.name not in tracker.events:
+            refusals.add("EVENT_NOT_SELECTED")
+        return refusals
+
+    def time_refusals(self, age: int, window: int) -> set[str]:
+        """B1, B2."""
+        refusals = set()
+        if window == 0:
+            refusals.add("WINDOW_DISABLED")
+        if age <= 0:
+            refusals.add("AFTER_CONVERSION")
+        if age >= window:
+            refusals.add("OUTSIDE_WINDOW")
+        return refusals
+
+    def impressions_allowed(self, network_id: str, needed: TrackerType) -> bool:
+        """B5."""
+        if needed == TrackerType.ACQUISITION:
+            return True
+        return self.app.allow_reengagement_impressions and self.network(network_id).supports_impressions
+
+    def is_duplicate(self, engagement: EngagementRecord) -> bool:
+        """A6."""
+        if not engagement.click_id:
+            return False
+        for other in self.engagements:
+            if other.tracker == engagement.tracker and other.click_id == engagement.click_id:
+                is_earlier = (other.time_us, other.id) < (engagement.time_us, engagement.id)
+                if is_earlier and engagement.time_us - other.time_us < 7 * DAY:
+                    return True
+        return False
+
+    def times_won(self, engagement_id: str) -> int:
+        """D5."""
+        return sum(decided.line["engagement"] == engagement_id for decided in self.decided)
+
+    def window(self, tracker: Tracker, kind: WindowKind) -> int:
+        """B3."""
+        network = self.network(tracker.network_id)
+        if kind in tracker.windows and not network.self_attributing:
+            return tracker.windows[kind]
+        if kind in network.windows:
+            return network.windows[kind]
+        if kind in self.app.windows:
+            return self.app.windows[kind]
+        return BUILT_IN[kind]
+
+    # E
+
+    def claim(self, claim: Claim, conversion: ConversionRecord, needed: TrackerType) -> Considered:
+        tracker = self.bucket(claim, needed)
+        is_click = claim.kind == EngagementKind.CLICK
+        refusals = set()
+        if tracker is None:
+            refusals.add("NO_TRACKER_FOR_CLAIM")
+        else:
+            if is_click:
+                window = tracker.windows.get(WindowKind.POST_ENGAGEMENT, 14 * DAY)
+            else:
+                window = tracker.windows.get(WindowKind.POST_VIEW, 0)
+                if window == 0:
+                    refusals.add("VIEW_WINDOW_ZERO")
+            refusals |= self.tracker_refusals(tracker, conversion, needed)
+            refusals |= self.time_refusals(conversion.time_us - claim.time_us, window)
+        if not is_click and not self.impressions_allowed(claim.network_id, needed):
+            refusals.add("IMPRESSIONS_NOT_ALLOWED")
+        if not claim.granular_data_allowed and self.network(claim.network_id).granular_data_policy == "REJECT":
+            refusals.add("GRANULAR_DATA_NOT_ALLOWED")
+        return Considered(
+            id=f"claim:{claim.network_id}",
+            time=claim.time_us,
+            tracker=tracker,
+            network=claim.network_id,
+            matched_by="CLAIM",
+            level=1 if is_click else 4,
+            refusals=refusals,
+        )
+
+    def bucket(self, claim: Claim, needed: TrackerType) -> Tracker | None:
+        """E3."""
+        possible = [
+            tracker
+            for tracker in self.scenario.trackers
+            if tracker.network_id == claim.network_id and tracker.type == needed and tracker.live
+        ]
+        named = [tracker for tracker in possible if tracker.tracker_id in claim.campaign_name]
+        if named:
+            return max(named, key=lambda tracker: len(tracker.tracker_id))
+        for tracker in possible:
+            if tracker.default_tracker:
+                return tracker
+        return max(possible, key=lambda tracker: tracker.create_time_us, default=None)
+
+    # A
+
+    def match(self, engagement: EngagementRecord, conversion: ConversionRecord) -> str | None:
+        """The strongest kind by which they match (A1)."""
+        if engagement.kind == EngagementKind.CLICK and conversion.click and conversion.click == engagement.id:
+            return "CLICK_ID"
+        if self.shares_an_id(engagement, conversion):
+            return "DEVICE_ID"
+        if engagement.ip and conversion.ip:
+            same_ip = engagement.ip == conversion.ip
+            if self.app.modeled_level == "IP_RANGE":
+                is_modeled = ip_range(engagement.ip) == ip_range(conversion.ip)
+            elif self.app.modeled_level == "IP_ONLY":
+                is_modeled = same_ip
+            else:
+                is_modeled = same_ip and self.same_user_agent(engagement.ua, conversion.ua)
+            if is_modeled:
+                return "MODELED"
+            if same_ip:
+                return "IP"
+        return None
+
+    def shares_an_id(self, engagement: EngagementRecord, conversion: ConversionRecord) -> bool:
+        """A3."""
+        for kind, raw in self.ids_of_device(conversion):
+            for engagement_kind, value in usable_ids(engagement):
+                if kind == engagement_kind and plain(value) in spellings(raw):
+                    return True
+        return False
+
+    def same_user_agent(self, one: str, other: str) -> bool:
+        first, second = read_user_agent(one), read_user_agent(other)
+        if first is None or second is None:
+            return False
+        if self.app.omit_os_minor:
+            return first[:3] == second[:3]
+        return first == second
+
+    def is_inclusive(self, conversion: ConversionRecord) -> bool:
+        """A4."""
+        if self.app.device_attribution == "INCLUSIVE":
+            return True
+        has_idfa = any(kind == "idfa" for kind, _ in usable_ids(conversion))
+        return (
+            self.app.limit_ad_tracking_fallback
+            and self.app.platform == "IOS"
+            and conversion.limit_ad_tracking
+            and not has_idfa
+        )
+
+    # The device: records that share any usable id.
+
+    def history(self, conversion: ConversionRecord) -> list[Decided]:
+        """What was decided for the device of a conversion before it, in order of receipt."""
+        ids = self.ids_of_device(conversion)
+        return [decided for decided in self.decided if shared(ids, usable_ids(decided.conversion))]
+
+    def ids_of_device(self, conversion: ConversionRecord) -> set[tuple[str, str]]:
+        ids = usable_ids(conversion)
+        while True:
+            more = set(ids)
+            for decided in self.decided:
+                theirs = usable_ids(decided.conversion)
+                if shared(ids, theirs):
+                    more |= theirs
+            if more == ids:
+                return ids
+            ids = more
+
+    def tracker(self, tracker_id: str) -> Tracker:
+        (tracker,) = [tracker for tracker in self.scenario.trackers if tracker.tracker_id == tracker_id]
+        return tracker
+
+    def network(self, network_id: str) -> Network:
+        (network,) = [network for network in self.scenario.networks if network.network_id == network_id]
+        return network
+
+
+def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> dict[str, Any]:
+    return {
+        "id": conversion.id,
+        "kind": kind,
+        "outcome": None,
+        "attribution_type": "NONE",
+        "tracker": None,
+        "network": None,
+        "engagement": None,
+        "matched_by": None,
+        "level": None,
+        "lookback_s": None,
+        "reason": None,
+        "install_known": install_known,
+        "custom_dimensions": {},
+        "candidates": [],
+    }
+
+
+def usable_ids(record: EngagementRecord | ConversionRecord) -> set[tuple[str, str]]:
+    """A2."""
+    return {(kind, value) for kind, value in record.device.items() if is_usable(value)}
+
+
+def is_usable(value: str) -> bool:
+    if not value.strip("0-:") or value.lower() == "null" or value == "device_id=device_id":
+        return False
+    return not re.fullmatch(r"%?\{.*\}|\[.*\]", value)
+
+
+def shared(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:
+    return any(
+        kind == other_kind and plain(value) == plain(other) for kind, value in some for other_kind, other in others
+    )
+
+
+def plain(value: str) -> str:
+    return value.lower().replace("-", "").replace(":", "")
+
+
+def spellings(raw: str) -> set[str]:
+    """Everything an engagement may carry for a raw id, in plain spelling (A3)."""
+    texts = {raw.lower(), raw.upper(), plain(raw), plain(raw).upper()}
+    once = {digest for text in texts for digest in digests(text)}
+    twice = {digest for text in once for digest in digests(text)}
+    return {plain(raw)} | once | twice
+
+
+def digests(text: str) -> set[str]:
+    return {hashlib.new(name, text.encode()).hexdigest() for name in ("md5", "sha1", "sha256")}
+
+
+def read_user_agent(ua: str) -> tuple[str, str, str, str] | None:
+    """Model, OS, its major and its minor version, of the two shapes that the tests use (A1)."""
+    if found := re.search(r"; Android (\d+)(?:\.(\d+))?[^;]*; ([^;)]+)\)", ua):
+        return found[3], "Android", found[1], found[2] or "0"
+    if found := re.search(r"iPhone OS (\d+)(?:_(\d+))?", ua):
+        return "iPhone", "iOS", found[1], found[2] or "0"
+    return None
+
+
+def ip_range(ip: str) -> str:
+    """A5, of addresses in their shortest form with the first three groups written out."""
+    return ip.rsplit(".", 1)[0] if "." in ip else ":".join(ip.split(":")[:3])
