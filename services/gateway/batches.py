@@ -18,7 +18,8 @@ _Waiting: TypeAlias = "tuple[bytes, str, asyncio.Future[Outcome]]"
 class Batches:
     """Collects records into calls of `send`: at most `max_records` and about `max_bytes` each, `calls` at once.
 
-    At most `max_waiting` records wait for their call; one more raises ResourceExhausted `OVERLOADED`.
+    A call costs as much as a hundred records, so while one is under way the next begins only once `worth_a_call`
+    records wait. At most `max_waiting` records wait for their call; one more raises ResourceExhausted `OVERLOADED`.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Batches:
         max_records: int = 500,
         max_bytes: int = 4 * 1024 * 1024,
         calls: int = 2,
+        worth_a_call: int = 100,
         max_waiting: int = 10_000,
     ) -> None:
         self._send = send
         self._max_records, self._max_bytes, self._max_waiting = max_records, max_bytes, max_waiting
-        self._free = calls
+        self._free = self._calls = calls
+        self._worth_a_call = worth_a_call
         self._waiting: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._start_is_due = False
@@ -44,7 +47,7 @@ class Batches:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         self._waiting.append((record, request_id, future))
-        if self._free and not self._start_is_due:
+        if not self._start_is_due and self._may_start():
             # Not at once: requests that were read in this turn of the loop come along.
             self._start_is_due = True
             loop.call_soon(self._start)
@@ -60,11 +63,16 @@ class Batches:
 
     def _start(self) -> None:
         self._start_is_due = False
-        while self._free and self._waiting:
+        while self._may_start():
             self._free -= 1
             task = asyncio.get_running_loop().create_task(self._call(self._take()))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _may_start(self) -> bool:
+        if self._free == self._calls:
+            return bool(self._waiting)
+        return self._free > 0 and len(self._waiting) >= self._worth_a_call
 
     def _take(self) -> list[_Waiting]:
         taken: list[_Waiting] = []

@@ -5,12 +5,13 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Protocol
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.app import Gateway
+from services.gateway.http import Receive, Scope, Send
 
 MAX_HEAD_BYTES = 64 * 1024
 REQUEST_TIMEOUT_S = 30.0
@@ -19,7 +20,16 @@ _MAX_CONNECTIONS = 4_000
 _log = structlog.get_logger()
 
 
-async def serve_http(gateway: Gateway, listen: str, *, drain_s: float, grace_s: float) -> None:
+class Application(Protocol):
+    """An ASGI application that can tell balancers that it is about to stop."""
+
+    stopping: bool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+
+async def serve_http(app: Application, listen: str, *, drain_s: float, grace_s: float) -> None:
     """Serve until SIGTERM or SIGINT: then not ready for `drain_s`, no new connections, `grace_s` for what is under way.
 
     `listen` is `host:port`. Raises OSError when the port cannot be had.
@@ -29,7 +39,7 @@ async def serve_http(gateway: Gateway, listen: str, *, drain_s: float, grace_s: 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     sock = _listen(listen)
     config = uvicorn.Config(
-        gateway,
+        app,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
@@ -48,7 +58,7 @@ async def serve_http(gateway: Gateway, listen: str, *, drain_s: float, grace_s: 
     await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     _log.info("http.stopping")
-    gateway.stopping = True
+    app.stopping = True
     await asyncio.sleep(drain_s if stop.is_set() else 0)
     server.should_exit = True
     await serving

@@ -45,6 +45,20 @@ async def test_what_arrives_during_a_call_goes_out_with_the_next() -> None:
     assert [answer.record_id for answer in answers if isinstance(answer, ingest_pb2.RecordResult)] == list("012345")
 
 
+async def test_a_second_call_begins_when_it_is_worth_one() -> None:
+    ingest = Ingest()
+    batches = Batches(ingest.send, calls=2, worth_a_call=3)
+    futures = [batches.add(b"0", "r")]
+    for waiting in range(1, 5):
+        await asyncio.sleep(0)  # the call is made
+        await asyncio.sleep(0)  # and begins
+        assert [len(records) for records, _ in ingest.calls] == ([1] if waiting < 4 else [1, 3])
+        futures.append(batches.add(b"1", "r"))
+    ingest.go.set()
+    await asyncio.gather(*futures)
+    assert [len(records) for records, _ in ingest.calls] == [1, 3, 1]
+
+
 async def test_a_batch_is_bounded_by_bytes() -> None:
     ingest = Ingest()
     ingest.go.set()

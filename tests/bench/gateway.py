@@ -1,0 +1,113 @@
+"""Redirects and single records a second through the gateway, each durable, next to an empty ASGI application."""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.migrations import prepare
+from reengage.tracker.v1 import tracker_pb2
+from tests.bench.row import Row
+from tests.gateway.processes import backend, create_tracker, free_port
+
+SERVICES = Path(__file__).parents[2] / "services"
+LIMIT = "redirects/s of an empty ASGI application on the same server"
+
+
+async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
+    """Measures the empty application, clicks, single records, and the empty application again."""
+    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
+        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
+            await postgres.create_database()
+            for service in ("tracker", "ingest"):
+                await prepare(postgres.admin_dsn(), schema=service, directory=SERVICES / service / "migrations")
+            dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
+            async with backend(dsns) as behind:
+                app = tracker_pb2.App(app_id="bench", name="Bench", platform=tracker_pb2.PLATFORM_ANDROID)
+                url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
+                await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
+                gateway = behind.gateway(Path(directory) / "spool")
+                await gateway.start()
+                port = int(gateway.target.rpartition(":")[2])
+                try:
+                    await _load(port, "click", 1_000, connections)  # everyone is awake
+                    before = await _limit(requests, connections)
+                    clicks = await _load(port, "click", requests, connections)
+                    records = await _load(port, "track", requests, connections)
+                    limit = max(before, await _limit(requests, connections))
+                finally:
+                    await gateway.stop()
+            stored = await _stored(postgres.admin_dsn())
+    if stored != 2 * requests + 1_000:
+        raise AssertionError(f"{stored} records in the log, {2 * requests + 1_000} were answered")
+    at = f"{connections} connections"
+    return [
+        Row(name=f"empty ASGI application, {at}", value=limit, unit="redirects/s"),
+        Row(name=f"click redirects, {at}", value=clicks, unit="redirects/s", limit_name=LIMIT, limit=limit),
+        Row(name=f"single /track/json, {at}", value=records, unit="records/s", limit_name=LIMIT, limit=limit),
+    ]
+
+
+async def _limit(requests: int, connections: int) -> float:
+    async with _empty_application() as port:
+        return await _load(port, "click", requests, connections)
+
+
+@asynccontextmanager
+async def _empty_application() -> AsyncIterator[int]:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.bench.empty_asgi", f"127.0.0.1:{port}")
+    try:
+        async with asyncio.timeout(30):
+            while not await _listens(port):
+                await asyncio.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionError:
+        return False
+    writer.close()
+    return True
+
+
+async def _load(port: int, kind: str, count: int, connections: int) -> float:
+    """Answers a second; all of them must be good ones."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench.http_load", str(port), kind, str(count), str(connections)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), timeout=120)
+    except TimeoutError:
+        process.kill()
+        raise
+    result = json.loads(out)
+    if sum(result["statuses"].get(status, 0) for status in ("200", "302")) != count:
+        raise AssertionError(f"not all were answered well: {result['statuses']}")
+    return count / float(result["seconds"])
+
+
+async def _stored(dsn: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM ingest.log"))
+    finally:
+        await connection.close()
+
+
+if __name__ == "__main__":
+    for row in asyncio.run(bench()):
+        ratio = f"  {row.ratio:.2f} of the limit" if row.ratio is not None else ""
+        print(f"{row.name:45} {row.value:10,.0f} {row.unit}{ratio}")  # noqa: T201
