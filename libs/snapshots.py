@@ -33,6 +33,9 @@ _KEYS = {
     "segment": ("segment_id",),
     "tracker": ("tracker_id",),
     "event_definition": ("app_id", "event_name"),
+    "account": ("account_id",),
+    "agency": ("agency_id",),
+    "san_account": ("san_account_id",),
 }
 
 
@@ -102,7 +105,7 @@ class Follower(Generic[S]):
                 held.clear()
         for resource in response.resources:
             kind = resource.WhichOneof("resource")
-            if kind is None:
-                continue  # a kind newer than this build
+            if kind not in self._resources:
+                continue  # of no use to followers, or newer than this build
             message = getattr(resource, kind)
             self._resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message

@@ -70,6 +70,34 @@ PLATFORM_ANDROID: Platform.ValueType  # 2
 """Android."""
 Global___Platform: _TypeAlias = Platform  # noqa: Y015
 
+class _FileFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FileFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILE_FORMAT_UNSPECIFIED: _FileFormat.ValueType  # 0
+    """CSV."""
+    FILE_FORMAT_CSV: _FileFormat.ValueType  # 1
+    """UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
+    hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. Columns left out of an import leave their fields as they are.
+    """
+    FILE_FORMAT_NDJSON: _FileFormat.ValueType  # 2
+    """One JSON object a line, as the tracker's JSON. Fields left out are not set."""
+
+class FileFormat(_FileFormat, metaclass=_FileFormatEnumTypeWrapper):
+    """FileFormat of exported trackers."""
+
+FILE_FORMAT_UNSPECIFIED: FileFormat.ValueType  # 0
+"""CSV."""
+FILE_FORMAT_CSV: FileFormat.ValueType  # 1
+"""UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
+hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. Columns left out of an import leave their fields as they are.
+"""
+FILE_FORMAT_NDJSON: FileFormat.ValueType  # 2
+"""One JSON object a line, as the tracker's JSON. Fields left out are not set."""
+Global___FileFormat: _TypeAlias = FileFormat  # noqa: Y015
+
 @_typing.final
 class Window(_message.Message):
     """Window is how far back an engagement may lie (rule B1: in time when younger than it; equal is out)."""
@@ -191,6 +219,8 @@ class App(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when left out. Immutable."""
     name: _builtins.str
@@ -211,6 +241,10 @@ class App(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only. The revision of the last change."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    account_id: _builtins.str
+    """Optional. The account that owns it; an installation with one owner needs none. Immutable."""
     @_builtins.property
     def url_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. URL schemes that deep links may have besides https: the app's own, in lower case."""
@@ -239,10 +273,12 @@ class App(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "bundle_id", b"bundle_id", "create_time", b"create_time", "currency_code", b"currency_code", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "create_time", b"create_time", "currency_code", b"currency_code", "etag", b"etag", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,6 +420,13 @@ class Network(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    BUILT_IN_FIELD_NUMBER: _builtins.int
+    HANDLES_REDIRECTS_FIELD_NUMBER: _builtins.int
+    POST_ENGAGEMENT_WINDOWS_FIELD_NUMBER: _builtins.int
+    POST_VIEW_WINDOWS_FIELD_NUMBER: _builtins.int
+    POSTBACK_NEEDS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """Optional on create, as App.app_id. Immutable. For example `x-ios`."""
     name: _builtins.str
@@ -398,9 +441,33 @@ class Network(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    account_id: _builtins.str
+    """Optional. The account whose own network it is; none: it serves all. Immutable."""
+    built_in: _builtins.bool
+    """Output only. It is of the built-in catalogue: readable by everybody, and kept from its first use on. To create one
+    of these its id is enough; what is given besides goes before the catalogue's.
+    """
+    handles_redirects: _builtins.bool
+    """Optional. It leads its users to the app by itself, so that its trackers need no install URL."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
+
+    @_builtins.property
+    def post_engagement_windows(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
+        """Optional, self-attributing networks only. The post-engagement windows that trackers may have, in whole days.
+        Default: 1, 7, 14 and 30 days (B4).
+        """
+
+    @_builtins.property
+    def post_view_windows(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
+        """Optional, self-attributing networks only. The post-view windows, likewise. Default: 0, 1, 7, 14 and 30 days (B4)."""
+
+    @_builtins.property
+    def postback_needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackNeed]:
+        """Optional. What a postback to it needs that only its manager, or its user interface, can give. At most 16."""
 
     def __init__(
         self,
@@ -413,10 +480,17 @@ class Network(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        built_in: _builtins.bool = ...,
+        handles_redirects: _builtins.bool = ...,
+        post_engagement_windows: _abc.Iterable[_duration_pb2.Duration] | None = ...,
+        post_view_windows: _abc.Iterable[_duration_pb2.Duration] | None = ...,
+        postback_needs: _abc.Iterable[Global___PostbackNeed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "create_time", b"create_time", "supports_impressions", b"supports_impressions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "create_time", b"create_time", "name", b"name", "network_id", b"network_id", "platform", b"platform", "revision", b"revision", "self_attributing", b"self_attributing", "status", b"status", "supports_impressions", b"supports_impressions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "account_id", b"account_id", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "handles_redirects", b"handles_redirects", "name", b"name", "network_id", b"network_id", "platform", b"platform", "post_engagement_windows", b"post_engagement_windows", "post_view_windows", b"post_view_windows", "postback_needs", b"postback_needs", "revision", b"revision", "self_attributing", b"self_attributing", "status", b"status", "supports_impressions", b"supports_impressions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__supports_impressions: _TypeAlias = _typing.Literal["supports_impressions"]  # noqa: Y015
     _WhichOneofArgType__supports_impressions: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions"]  # noqa: Y015
@@ -458,6 +532,7 @@ class NetworkSettings(_message.Message):
     WINDOWS_FIELD_NUMBER: _builtins.int
     GRANULAR_DATA_POLICY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required. Immutable."""
     network_id: _builtins.str
@@ -466,6 +541,8 @@ class NetworkSettings(_message.Message):
     """Optional."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
     @_builtins.property
     def windows(self) -> Global___Windows:
         """Optional. The network's layer of windows."""
@@ -478,10 +555,11 @@ class NetworkSettings(_message.Message):
         windows: Global___Windows | None = ...,
         granular_data_policy: Global___NetworkSettings.GranularDataPolicy.ValueType = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "granular_data_policy", b"granular_data_policy", "network_id", b"network_id", "revision", b"revision", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "etag", b"etag", "granular_data_policy", b"granular_data_policy", "network_id", b"network_id", "revision", b"revision", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,6 +577,7 @@ class Campaign(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
     """Optional on create, as App.app_id. Immutable."""
     app_id: _builtins.str
@@ -509,6 +588,8 @@ class Campaign(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -522,10 +603,11 @@ class Campaign(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "campaign_id", b"campaign_id", "create_time", b"create_time", "name", b"name", "revision", b"revision", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "campaign_id", b"campaign_id", "create_time", b"create_time", "etag", b"etag", "name", b"name", "revision", b"revision", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,6 +626,7 @@ class Segment(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
     """Optional on create, as App.app_id. Immutable."""
     campaign_id: _builtins.str
@@ -556,6 +639,8 @@ class Segment(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -570,10 +655,11 @@ class Segment(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "campaign_id", b"campaign_id", "create_time", b"create_time", "name", b"name", "revision", b"revision", "segment_id", b"segment_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "campaign_id", b"campaign_id", "create_time", b"create_time", "etag", b"etag", "name", b"name", "revision", b"revision", "segment_id", b"segment_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,6 +693,37 @@ class Tracker(_message.Message):
     """Wins installs."""
     TYPE_REENGAGEMENT: Tracker.Type.ValueType  # 2
     """Wins events of people who have the app."""
+
+    class _PriceType:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PriceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tracker._PriceType.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PRICE_TYPE_UNSPECIFIED: Tracker._PriceType.ValueType  # 0
+        """Nothing is said."""
+        PRICE_TYPE_CPC: Tracker._PriceType.ValueType  # 1
+        """A click."""
+        PRICE_TYPE_CPM: Tracker._PriceType.ValueType  # 2
+        """A thousand impressions."""
+        PRICE_TYPE_CPI: Tracker._PriceType.ValueType  # 3
+        """An install."""
+        PRICE_TYPE_CPA: Tracker._PriceType.ValueType  # 4
+        """An event that it wins."""
+
+    class PriceType(_PriceType, metaclass=_PriceTypeEnumTypeWrapper):
+        """PriceType of a tracker."""
+
+    PRICE_TYPE_UNSPECIFIED: Tracker.PriceType.ValueType  # 0
+    """Nothing is said."""
+    PRICE_TYPE_CPC: Tracker.PriceType.ValueType  # 1
+    """A click."""
+    PRICE_TYPE_CPM: Tracker.PriceType.ValueType  # 2
+    """A thousand impressions."""
+    PRICE_TYPE_CPI: Tracker.PriceType.ValueType  # 3
+    """An install."""
+    PRICE_TYPE_CPA: Tracker.PriceType.ValueType  # 4
+    """An event that it wins."""
 
     class _DestinationType:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -676,6 +793,16 @@ class Tracker(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    SHARE_WITH_PUBLISHER_FIELD_NUMBER: _builtins.int
+    PRICE_TYPE_FIELD_NUMBER: _builtins.int
+    PRICE_MICROS_FIELD_NUMBER: _builtins.int
+    PRICE_CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_RULES_FIELD_NUMBER: _builtins.int
+    TARGET_EVENT_FIELD_NUMBER: _builtins.int
+    SAN_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Optional on create, as App.app_id. Immutable."""
     segment_id: _builtins.str
@@ -685,7 +812,7 @@ class Tracker(_message.Message):
     app_id: _builtins.str
     """Output only. The campaign's app."""
     network_id: _builtins.str
-    """Required. A live network of the app's platform. Immutable."""
+    """Required. A live network of the app's platform, of no account or of the app's. Immutable."""
     name: _builtins.str
     """Optional. 1 to 128 characters, unique among the app's live trackers. Default: the tracker_id."""
     type: Global___Tracker.Type.ValueType
@@ -693,7 +820,9 @@ class Tracker(_message.Message):
     destination_type: Global___Tracker.DestinationType.ValueType
     """Optional."""
     install_url: _builtins.str
-    """Where a click leads to: an http or https URL. Required for link-based networks."""
+    """Where a click leads to: an http or https URL. Required for link-based networks, but for those that lead by
+    themselves.
+    """
     deep_link: _builtins.str
     """Optional. Where a click leads to on a device of the app's platform: a URL of a scheme the app registered, or https.
     `{key}` is replaced by the custom parameter `key`.
@@ -710,6 +839,22 @@ class Tracker(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    agency_id: _builtins.str
+    """Optional. The agency that runs it: an agency's key edits the trackers of its agency."""
+    share_with_publisher: _builtins.bool
+    """Optional. The network's own keys may read it. Default: true."""
+    price_type: Global___Tracker.PriceType.ValueType
+    """Optional. What is paid for."""
+    price_micros: _builtins.int
+    """Optional. Price of one, in micros of price_currency_code, 0 or more. It goes before what the network reports as cost."""
+    price_currency_code: _builtins.str
+    """Optional, with price_micros. ISO 4217. Default: the app's currency."""
+    target_event: _builtins.str
+    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. At most 128 characters."""
+    bundle_id: _builtins.str
+    """Optional. Self-attributing networks only: the bundle id or package that the network knows. Default: the app's."""
     @_builtins.property
     def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Defaults of custom parameters; a click's query value goes first. At most 64."""
@@ -726,15 +871,27 @@ class Tracker(_message.Message):
 
     @_builtins.property
     def post_engagement_window(self) -> _duration_pb2.Duration:
-        """Optional. Self-attributing networks only (B4): 1, 7, 14 or 30 days. Default: 14 days."""
+        """Optional. Self-attributing networks only (B4): one of the network's post_engagement_windows. Default: 14 days."""
 
     @_builtins.property
     def post_view_window(self) -> _duration_pb2.Duration:
-        """Optional. Self-attributing networks only (B4): 0, 1, 7, 14 or 30 days, not above the engagement window. Default: 0."""
+        """Optional. Self-attributing networks only (B4): one of the network's post_view_windows, not above the engagement
+        window. Default: 0.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
+
+    @_builtins.property
+    def traffic_rules(self) -> Global___TrafficRules:
+        """Optional. Which traffic counts."""
+
+    @_builtins.property
+    def san_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Self-attributing networks only: the accounts whose campaigns it counts for, of its app and network, and
+        verified when added. At most 32.
+        """
 
     def __init__(
         self,
@@ -760,12 +917,29 @@ class Tracker(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        agency_id: _builtins.str = ...,
+        share_with_publisher: _builtins.bool | None = ...,
+        price_type: Global___Tracker.PriceType.ValueType = ...,
+        price_micros: _builtins.int | None = ...,
+        price_currency_code: _builtins.str = ...,
+        traffic_rules: Global___TrafficRules | None = ...,
+        target_event: _builtins.str = ...,
+        san_account_ids: _abc.Iterable[_builtins.str] | None = ...,
+        bundle_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros", "_share_with_publisher", b"_share_with_publisher", "create_time", b"create_time", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "price_micros", b"price_micros", "share_with_publisher", b"share_with_publisher", "traffic_rules", b"traffic_rules", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "events", b"events", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "revision", b"revision", "segment_id", b"segment_id", "status", b"status", "tracker_id", b"tracker_id", "type", b"type", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros", "_share_with_publisher", b"_share_with_publisher", "agency_id", b"agency_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "etag", b"etag", "events", b"events", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "price_currency_code", b"price_currency_code", "price_micros", b"price_micros", "price_type", b"price_type", "revision", b"revision", "san_account_ids", b"san_account_ids", "segment_id", b"segment_id", "share_with_publisher", b"share_with_publisher", "status", b"status", "target_event", b"target_event", "tracker_id", b"tracker_id", "traffic_rules", b"traffic_rules", "type", b"type", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__price_micros: _TypeAlias = _typing.Literal["price_micros"]  # noqa: Y015
+    _WhichOneofArgType__price_micros: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros"]  # noqa: Y015
+    _WhichOneofReturnType__share_with_publisher: _TypeAlias = _typing.Literal["share_with_publisher"]  # noqa: Y015
+    _WhichOneofArgType__share_with_publisher: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_micros) -> _WhichOneofReturnType__price_micros | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share_with_publisher) -> _WhichOneofReturnType__share_with_publisher | None: ...
 
 Global___Tracker: _TypeAlias = Tracker  # noqa: Y015
 
@@ -782,6 +956,11 @@ class EventDefinition(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    REVENUE_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required. Immutable."""
     event_name: _builtins.str
@@ -790,6 +969,16 @@ class EventDefinition(_message.Message):
     """Output only."""
     revision: _builtins.int
     """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    display_name: _builtins.str
+    """Optional. What people call it: at most 128 characters. Default: the event_name."""
+    disabled: _builtins.bool
+    """Optional. Trackers can no longer select it; those that have keep it."""
+    revenue: _builtins.bool
+    """Optional. It carries revenue."""
+    registered: _builtins.bool
+    """Output only. Nobody created it: it was registered when first seen."""
     @_builtins.property
     def min_time_to_reengagement(self) -> _duration_pb2.Duration:
         """Optional. Minimum time to reengagement (D3): 0 (off) to 365 days. Default: 24 hours."""
@@ -814,14 +1003,403 @@ class EventDefinition(_message.Message):
         status: Global___Status.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        disabled: _builtins.bool = ...,
+        revenue: _builtins.bool = ...,
+        registered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "min_time_to_reengagement", b"min_time_to_reengagement", "reengagement_period", b"reengagement_period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "create_time", b"create_time", "event_name", b"event_name", "min_time_to_reengagement", b"min_time_to_reengagement", "reengagement_period", b"reengagement_period", "revision", b"revision", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "create_time", b"create_time", "disabled", b"disabled", "display_name", b"display_name", "etag", b"etag", "event_name", b"event_name", "min_time_to_reengagement", b"min_time_to_reengagement", "reengagement_period", b"reengagement_period", "registered", b"registered", "revenue", b"revenue", "revision", b"revision", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventDefinition: _TypeAlias = EventDefinition  # noqa: Y015
+
+@_typing.final
+class TrafficRules(_message.Message):
+    """TrafficRules say which traffic of a tracker counts. All given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MIN_OS_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_OS_VERSION_FIELD_NUMBER: _builtins.int
+    ALLOWED_COUNTRIES_FIELD_NUMBER: _builtins.int
+    BLOCKED_COUNTRIES_FIELD_NUMBER: _builtins.int
+    min_os_version: _builtins.str
+    """Optional. Lowest version of the operating system: 1 to 3 numbers with dots."""
+    max_os_version: _builtins.str
+    """Optional. Highest version, itself included: `17` includes 17.4; not below the lowest."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Nothing before it."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Nothing from it on; after start_time."""
+
+    @_builtins.property
+    def allowed_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. ISO 3166-1 codes, two capitals: only these. At most 250."""
+
+    @_builtins.property
+    def blocked_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Not these; either these or allowed_countries. At most 250."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        min_os_version: _builtins.str = ...,
+        max_os_version: _builtins.str = ...,
+        allowed_countries: _abc.Iterable[_builtins.str] | None = ...,
+        blocked_countries: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_countries", b"allowed_countries", "blocked_countries", b"blocked_countries", "end_time", b"end_time", "max_os_version", b"max_os_version", "min_os_version", b"min_os_version", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficRules: _TypeAlias = TrafficRules  # noqa: Y015
+
+@_typing.final
+class PostbackNeed(_message.Message):
+    """PostbackNeed is something a postback cannot do without."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. 1 to 64 of a-z 0-9 _ ."""
+    description: _builtins.str
+    """Optional. What it is and where it is found. At most 256 characters."""
+    secret: _builtins.bool
+    """Optional. It belongs into the configuration's secrets."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        secret: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostbackNeed: _TypeAlias = PostbackNeed  # noqa: Y015
+
+@_typing.final
+class Account(_message.Message):
+    """Account owns apps. Its keys see them and nothing else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Optional on create, as App.app_id. Immutable."""
+    name: _builtins.str
+    """Required. 1 to 128 characters, unique among live accounts."""
+    status: Global___Status.ValueType
+    """Output only."""
+    revision: _builtins.int
+    """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        status: Global___Status.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "etag", b"etag", "name", b"name", "revision", b"revision", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class Agency(_message.Message):
+    """Agency runs trackers for their owner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    agency_id: _builtins.str
+    """Optional on create, as App.app_id. Immutable."""
+    name: _builtins.str
+    """Required. 1 to 128 characters, unique among live agencies."""
+    account_id: _builtins.str
+    """Optional. The account it works for; none: for all. Immutable."""
+    status: Global___Status.ValueType
+    """Output only."""
+    revision: _builtins.int
+    """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only."""
+
+    def __init__(
+        self,
+        *,
+        agency_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        status: Global___Status.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "agency_id", b"agency_id", "create_time", b"create_time", "etag", b"etag", "name", b"name", "revision", b"revision", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agency: _TypeAlias = Agency  # noqa: Y015
+
+@_typing.final
+class SanAccount(_message.Message):
+    """SanAccount is an app's account with a self-attributing network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CredentialsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_NAMES_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    san_account_id: _builtins.str
+    """Optional on create, as App.app_id. Immutable."""
+    app_id: _builtins.str
+    """Required. Immutable."""
+    network_id: _builtins.str
+    """Required. A self-attributing network of the app's platform. Immutable."""
+    name: _builtins.str
+    """Required. 1 to 128 characters, unique among the app's live accounts with self-attributing networks."""
+    external_id: _builtins.str
+    """Optional. What the network calls the account. At most 128 characters."""
+    verified: _builtins.bool
+    """Optional. The network has taken the credentials; new ones make it false."""
+    status: Global___Status.ValueType
+    """Output only."""
+    revision: _builtins.int
+    """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    @_builtins.property
+    def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional, input only. By name: at most 16, 4 KB each; kept encrypted, never answered. An update that names
+        `credentials` in its mask replaces all of them.
+        """
+
+    @_builtins.property
+    def credential_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The names of the credentials held."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only."""
+
+    def __init__(
+        self,
+        *,
+        san_account_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        external_id: _builtins.str = ...,
+        credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        credential_names: _abc.Iterable[_builtins.str] | None = ...,
+        verified: _builtins.bool = ...,
+        status: Global___Status.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "create_time", b"create_time", "credential_names", b"credential_names", "credentials", b"credentials", "etag", b"etag", "external_id", b"external_id", "name", b"name", "network_id", b"network_id", "revision", b"revision", "san_account_id", b"san_account_id", "status", b"status", "verified", b"verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SanAccount: _TypeAlias = SanAccount  # noqa: Y015
+
+@_typing.final
+class ApiKey(_message.Message):
+    """ApiKey lets its holder call this service, within its scope: one app, the apps of one account, or, with neither,
+    everything. Scope and role never change: make another key. Built-in networks, and those and the agencies of no account,
+    are in everybody's scope to read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Role:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ApiKey._Role.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ROLE_UNSPECIFIED: ApiKey._Role.ValueType  # 0
+        """Refused."""
+        ROLE_ADMIN: ApiKey._Role.ValueType  # 1
+        """Everything."""
+        ROLE_EDITOR: ApiKey._Role.ValueType  # 2
+        """Everything but accounts and API keys."""
+        ROLE_VIEWER: ApiKey._Role.ValueType  # 3
+        """Reads what an editor does."""
+        ROLE_NETWORK: ApiKey._Role.ValueType  # 4
+        """A publisher: reads its network, and the trackers of it that are shared with it."""
+        ROLE_AGENCY: ApiKey._Role.ValueType  # 5
+        """An agency: reads and edits the trackers it runs."""
+        ROLE_SERVICE: ApiKey._Role.ValueType  # 6
+        """A service of the suite: snapshots, and registering events."""
+
+    class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+        """Role says what of the scope."""
+
+    ROLE_UNSPECIFIED: ApiKey.Role.ValueType  # 0
+    """Refused."""
+    ROLE_ADMIN: ApiKey.Role.ValueType  # 1
+    """Everything."""
+    ROLE_EDITOR: ApiKey.Role.ValueType  # 2
+    """Everything but accounts and API keys."""
+    ROLE_VIEWER: ApiKey.Role.ValueType  # 3
+    """Reads what an editor does."""
+    ROLE_NETWORK: ApiKey.Role.ValueType  # 4
+    """A publisher: reads its network, and the trackers of it that are shared with it."""
+    ROLE_AGENCY: ApiKey.Role.ValueType  # 5
+    """An agency: reads and edits the trackers it runs."""
+    ROLE_SERVICE: ApiKey.Role.ValueType  # 6
+    """A service of the suite: snapshots, and registering events."""
+
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    api_key_id: _builtins.str
+    """Optional on create, as App.app_id. Immutable."""
+    name: _builtins.str
+    """Required. 1 to 128 characters: whose it is."""
+    role: Global___ApiKey.Role.ValueType
+    """Required. Immutable."""
+    account_id: _builtins.str
+    """Optional. Immutable."""
+    app_id: _builtins.str
+    """Optional. Either this or account_id. Immutable."""
+    network_id: _builtins.str
+    """Required for ROLE_NETWORK, and only there. Immutable."""
+    agency_id: _builtins.str
+    """Required for ROLE_AGENCY, and only there. Immutable."""
+    status: Global___Status.ValueType
+    """Output only. Archived: revoked."""
+    revision: _builtins.int
+    """Output only."""
+    etag: _builtins.str
+    """Output only; an update reads it. Changes with the revision."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. When it ends."""
+
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was last used, to the minute; empty: never."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only."""
+
+    def __init__(
+        self,
+        *,
+        api_key_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        role: Global___ApiKey.Role.ValueType = ...,
+        account_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        agency_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        status: Global___Status.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "agency_id", b"agency_id", "api_key_id", b"api_key_id", "app_id", b"app_id", "create_time", b"create_time", "etag", b"etag", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "name", b"name", "network_id", b"network_id", "revision", b"revision", "role", b"role", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
 
 @_typing.final
 class Resource(_message.Message):
@@ -836,6 +1414,10 @@ class Resource(_message.Message):
     SEGMENT_FIELD_NUMBER: _builtins.int
     TRACKER_FIELD_NUMBER: _builtins.int
     EVENT_DEFINITION_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    AGENCY_FIELD_NUMBER: _builtins.int
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
         """An app."""
@@ -864,6 +1446,22 @@ class Resource(_message.Message):
     def event_definition(self) -> Global___EventDefinition:
         """An event definition."""
 
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """An account."""
+
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """An agency."""
+
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """An account with a self-attributing network, without its credentials."""
+
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """An API key, without the key."""
+
     def __init__(
         self,
         *,
@@ -874,12 +1472,16 @@ class Resource(_message.Message):
         segment: Global___Segment | None = ...,
         tracker: Global___Tracker | None = ...,
         event_definition: Global___EventDefinition | None = ...,
+        account: Global___Account | None = ...,
+        agency: Global___Agency | None = ...,
+        san_account: Global___SanAccount | None = ...,
+        api_key: Global___ApiKey | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "campaign", b"campaign", "event_definition", b"event_definition", "network", b"network", "network_settings", b"network_settings", "resource", b"resource", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agency", b"agency", "api_key", b"api_key", "app", b"app", "campaign", b"campaign", "event_definition", b"event_definition", "network", b"network", "network_settings", b"network_settings", "resource", b"resource", "san_account", b"san_account", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "campaign", b"campaign", "event_definition", b"event_definition", "network", b"network", "network_settings", b"network_settings", "resource", b"resource", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agency", b"agency", "api_key", b"api_key", "app", b"app", "campaign", b"campaign", "event_definition", b"event_definition", "network", b"network", "network_settings", b"network_settings", "resource", b"resource", "san_account", b"san_account", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition", "account", "agency", "san_account", "api_key"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -1051,7 +1653,7 @@ class UpdateAppRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -1102,16 +1704,20 @@ class ArchiveAppRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         app_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "etag", b"etag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1307,7 +1913,7 @@ class UpdateNetworkRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network(self) -> Global___Network:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -1358,16 +1964,20 @@ class ArchiveNetworkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         network_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network_id", b"network_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "network_id", b"network_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1567,7 +2177,7 @@ class UpdateCampaignRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -1618,16 +2228,20 @@ class ArchiveCampaignRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         campaign_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "etag", b"etag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1827,7 +2441,7 @@ class UpdateSegmentRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -1878,16 +2492,20 @@ class ArchiveSegmentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         segment_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["segment_id", b"segment_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "segment_id", b"segment_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1925,21 +2543,37 @@ class CreateTrackerRequest(_message.Message):
 
     TRACKER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_FIELD_NUMBER: _builtins.int
+    DRAFT_POSTBACKS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    draft_postbacks: _builtins.bool
+    """Optional. Answer the postback configurations to fill in, too."""
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """Required."""
+        """Required. Without its segment_id when a segment is given."""
+
+    @_builtins.property
+    def segment(self) -> Global___Segment:
+        """Optional. A segment to create for it, of the campaign it names, or of the campaign given."""
+
+    @_builtins.property
+    def campaign(self) -> Global___Campaign:
+        """Optional, with a segment. A campaign to create for it."""
 
     def __init__(
         self,
         *,
         tracker: Global___Tracker | None = ...,
         request_id: _builtins.str = ...,
+        segment: Global___Segment | None = ...,
+        campaign: Global___Campaign | None = ...,
+        draft_postbacks: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["campaign", b"campaign", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign", b"campaign", "draft_postbacks", b"draft_postbacks", "request_id", b"request_id", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1952,18 +2586,24 @@ class CreateTrackerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_FIELD_NUMBER: _builtins.int
+    POSTBACK_DRAFTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """As it was stored."""
+
+    @_builtins.property
+    def postback_drafts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackDraft]:
+        """If asked for, as DraftPostbacks."""
 
     def __init__(
         self,
         *,
         tracker: Global___Tracker | None = ...,
+        postback_drafts: _abc.Iterable[Global___PostbackDraft] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["postback_drafts", b"postback_drafts", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2025,6 +2665,7 @@ class ListTrackersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
     page_size: _builtins.int
@@ -2033,6 +2674,10 @@ class ListTrackersRequest(_message.Message):
     """Optional. next_page_token of the page before."""
     show_archived: _builtins.bool
     """Optional. Archived ones too."""
+    @_builtins.property
+    def filter(self) -> Global___TrackerFilter:
+        """Optional."""
+
     def __init__(
         self,
         *,
@@ -2040,10 +2685,11 @@ class ListTrackersRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         show_archived: _builtins.bool = ...,
+        filter: Global___TrackerFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2087,7 +2733,7 @@ class UpdateTrackerRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -2138,16 +2784,20 @@ class ArchiveTrackerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         tracker_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "tracker_id", b"tracker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2351,7 +3001,7 @@ class UpdateEventDefinitionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -2403,19 +3053,23 @@ class ArchiveEventDefinitionRequest(_message.Message):
 
     APP_ID_FIELD_NUMBER: _builtins.int
     EVENT_NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
     event_name: _builtins.str
     """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
     def __init__(
         self,
         *,
         app_id: _builtins.str = ...,
         event_name: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "event_name", b"event_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "etag", b"etag", "event_name", b"event_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2505,7 +3159,7 @@ class UpdateNetworkSettingsRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network_settings(self) -> Global___NetworkSettings:
-        """Required. Its ids say which; of the rest only the fields of update_mask are read."""
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -2555,12 +3209,17 @@ class GetSnapshotRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Optional. A past revision. 0: the newest."""
     def __init__(
         self,
+        *,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2653,3 +3312,1961 @@ class WatchSnapshotResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchSnapshotResponse: _TypeAlias = WatchSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class CreateAccountRequest(_message.Message):
+    """CreateAccountRequest carries the new account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAccountRequest: _TypeAlias = CreateAccountRequest  # noqa: Y015
+
+@_typing.final
+class CreateAccountResponse(_message.Message):
+    """CreateAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAccountResponse: _TypeAlias = CreateAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetAccountRequest(_message.Message):
+    """GetAccountRequest names an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
+
+@_typing.final
+class GetAccountResponse(_message.Message):
+    """GetAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
+
+@_typing.final
+class ListAccountsRequest(_message.Message):
+    """ListAccountsRequest asks for accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    show_archived: _builtins.bool
+    """Optional. Archived ones too."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_archived: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
+
+@_typing.final
+class ListAccountsResponse(_message.Message):
+    """ListAccountsResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___Account] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAccountRequest(_message.Message):
+    """UpdateAccountRequest carries new values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Paths of fields. A field named here and not set is cleared."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAccountResponse(_message.Message):
+    """UpdateAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccountResponse: _TypeAlias = UpdateAccountResponse  # noqa: Y015
+
+@_typing.final
+class ArchiveAccountRequest(_message.Message):
+    """ArchiveAccountRequest names what to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveAccountRequest: _TypeAlias = ArchiveAccountRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveAccountResponse(_message.Message):
+    """ArchiveAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveAccountResponse: _TypeAlias = ArchiveAccountResponse  # noqa: Y015
+
+@_typing.final
+class CreateAgencyRequest(_message.Message):
+    """CreateAgencyRequest carries the new agency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAgencyRequest: _TypeAlias = CreateAgencyRequest  # noqa: Y015
+
+@_typing.final
+class CreateAgencyResponse(_message.Message):
+    """CreateAgencyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAgencyResponse: _TypeAlias = CreateAgencyResponse  # noqa: Y015
+
+@_typing.final
+class GetAgencyRequest(_message.Message):
+    """GetAgencyRequest names an agency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    agency_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        agency_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgencyRequest: _TypeAlias = GetAgencyRequest  # noqa: Y015
+
+@_typing.final
+class GetAgencyResponse(_message.Message):
+    """GetAgencyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgencyResponse: _TypeAlias = GetAgencyResponse  # noqa: Y015
+
+@_typing.final
+class ListAgenciesRequest(_message.Message):
+    """ListAgenciesRequest asks for agencies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    show_archived: _builtins.bool
+    """Optional. Archived ones too."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_archived: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgenciesRequest: _TypeAlias = ListAgenciesRequest  # noqa: Y015
+
+@_typing.final
+class ListAgenciesResponse(_message.Message):
+    """ListAgenciesResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def agencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agency]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        agencies: _abc.Iterable[Global___Agency] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agencies", b"agencies", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgenciesResponse: _TypeAlias = ListAgenciesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAgencyRequest(_message.Message):
+    """UpdateAgencyRequest carries new values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Paths of fields. A field named here and not set is cleared."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAgencyRequest: _TypeAlias = UpdateAgencyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAgencyResponse(_message.Message):
+    """UpdateAgencyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAgencyResponse: _TypeAlias = UpdateAgencyResponse  # noqa: Y015
+
+@_typing.final
+class ArchiveAgencyRequest(_message.Message):
+    """ArchiveAgencyRequest names what to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    agency_id: _builtins.str
+    """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
+    def __init__(
+        self,
+        *,
+        agency_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveAgencyRequest: _TypeAlias = ArchiveAgencyRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveAgencyResponse(_message.Message):
+    """ArchiveAgencyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agency(self) -> Global___Agency:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        agency: Global___Agency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveAgencyResponse: _TypeAlias = ArchiveAgencyResponse  # noqa: Y015
+
+@_typing.final
+class CreateSanAccountRequest(_message.Message):
+    """CreateSanAccountRequest carries the new account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "san_account", b"san_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSanAccountRequest: _TypeAlias = CreateSanAccountRequest  # noqa: Y015
+
+@_typing.final
+class CreateSanAccountResponse(_message.Message):
+    """CreateSanAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSanAccountResponse: _TypeAlias = CreateSanAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetSanAccountRequest(_message.Message):
+    """GetSanAccountRequest names an account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    san_account_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        san_account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account_id", b"san_account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSanAccountRequest: _TypeAlias = GetSanAccountRequest  # noqa: Y015
+
+@_typing.final
+class GetSanAccountResponse(_message.Message):
+    """GetSanAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSanAccountResponse: _TypeAlias = GetSanAccountResponse  # noqa: Y015
+
+@_typing.final
+class ListSanAccountsRequest(_message.Message):
+    """ListSanAccountsRequest asks for accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    show_archived: _builtins.bool
+    """Optional. Archived ones too."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_archived: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSanAccountsRequest: _TypeAlias = ListSanAccountsRequest  # noqa: Y015
+
+@_typing.final
+class ListSanAccountsResponse(_message.Message):
+    """ListSanAccountsResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def san_accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SanAccount]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        san_accounts: _abc.Iterable[Global___SanAccount] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "san_accounts", b"san_accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSanAccountsResponse: _TypeAlias = ListSanAccountsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSanAccountRequest(_message.Message):
+    """UpdateSanAccountRequest carries new values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Paths of fields. A field named here and not set is cleared."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSanAccountRequest: _TypeAlias = UpdateSanAccountRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSanAccountResponse(_message.Message):
+    """UpdateSanAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSanAccountResponse: _TypeAlias = UpdateSanAccountResponse  # noqa: Y015
+
+@_typing.final
+class ArchiveSanAccountRequest(_message.Message):
+    """ArchiveSanAccountRequest names what to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    san_account_id: _builtins.str
+    """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
+    def __init__(
+        self,
+        *,
+        san_account_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "san_account_id", b"san_account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveSanAccountRequest: _TypeAlias = ArchiveSanAccountRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveSanAccountResponse(_message.Message):
+    """ArchiveSanAccountResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def san_account(self) -> Global___SanAccount:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        san_account: Global___SanAccount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["san_account", b"san_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveSanAccountResponse: _TypeAlias = ArchiveSanAccountResponse  # noqa: Y015
+
+@_typing.final
+class CreateApiKeyRequest(_message.Message):
+    """CreateApiKeyRequest carries the new API key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """Required."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateApiKeyRequest: _TypeAlias = CreateApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class CreateApiKeyResponse(_message.Message):
+    """CreateApiKeyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key itself, if this call made it. It cannot be had again."""
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateApiKeyResponse: _TypeAlias = CreateApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class GetApiKeyRequest(_message.Message):
+    """GetApiKeyRequest names an API key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    api_key_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        api_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApiKeyRequest: _TypeAlias = GetApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetApiKeyResponse(_message.Message):
+    """GetApiKeyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApiKeyResponse: _TypeAlias = GetApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class ListApiKeysRequest(_message.Message):
+    """ListApiKeysRequest asks for API keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    show_archived: _builtins.bool
+    """Optional. Revoked ones too."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_archived: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiKeysRequest: _TypeAlias = ListApiKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListApiKeysResponse(_message.Message):
+    """ListApiKeysResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEYS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiKey]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        api_keys: _abc.Iterable[Global___ApiKey] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_keys", b"api_keys", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApiKeysResponse: _TypeAlias = ListApiKeysResponse  # noqa: Y015
+
+@_typing.final
+class UpdateApiKeyRequest(_message.Message):
+    """UpdateApiKeyRequest carries new values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Paths of fields. A field named here and not set is cleared."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateApiKeyRequest: _TypeAlias = UpdateApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateApiKeyResponse(_message.Message):
+    """UpdateApiKeyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateApiKeyResponse: _TypeAlias = UpdateApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class ArchiveApiKeyRequest(_message.Message):
+    """ArchiveApiKeyRequest names what to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    api_key_id: _builtins.str
+    """Required."""
+    etag: _builtins.str
+    """Optional. The etag it must have."""
+    def __init__(
+        self,
+        *,
+        api_key_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveApiKeyRequest: _TypeAlias = ArchiveApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveApiKeyResponse(_message.Message):
+    """ArchiveApiKeyResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveApiKeyResponse: _TypeAlias = ArchiveApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class RotateApiKeyRequest(_message.Message):
+    """RotateApiKeyRequest names the key to replace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    api_key_id: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    """Optional. As in CreateApiKeyRequest."""
+    @_builtins.property
+    def overlap(self) -> _duration_pb2.Duration:
+        """Optional. How long the old key goes on: 0 to 30 days. Default: 24 hours. It never ends later than it would have."""
+
+    def __init__(
+        self,
+        *,
+        api_key_id: _builtins.str = ...,
+        overlap: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "overlap", b"overlap", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateApiKeyRequest: _TypeAlias = RotateApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateApiKeyResponse(_message.Message):
+    """RotateApiKeyResponse shows the new key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key itself, if this call made it. It cannot be had again."""
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """The new one."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateApiKeyResponse: _TypeAlias = RotateApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class TrackerFilter(_message.Message):
+    """TrackerFilter says which trackers. All given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    campaign_id: _builtins.str
+    """Optional."""
+    segment_id: _builtins.str
+    """Optional."""
+    network_id: _builtins.str
+    """Optional."""
+    agency_id: _builtins.str
+    """Optional."""
+    type: Global___Tracker.Type.ValueType
+    """Optional."""
+    event_name: _builtins.str
+    """Optional. Those that select this event."""
+    def __init__(
+        self,
+        *,
+        campaign_id: _builtins.str = ...,
+        segment_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        agency_id: _builtins.str = ...,
+        type: Global___Tracker.Type.ValueType = ...,
+        event_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "campaign_id", b"campaign_id", "event_name", b"event_name", "network_id", b"network_id", "segment_id", b"segment_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackerFilter: _TypeAlias = TrackerFilter  # noqa: Y015
+
+@_typing.final
+class CopyTrackerRequest(_message.Message):
+    """CopyTrackerRequest says what to copy and what shall differ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_TRACKER_ID_FIELD_NUMBER: _builtins.int
+    TRACKER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    source_tracker_id: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    """Optional. As in CreateTrackerRequest."""
+    @_builtins.property
+    def tracker(self) -> Global___Tracker:
+        """Optional. The copy's tracker_id, and the values of the fields of update_mask."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Optional. Paths of the fields that differ; those that are immutable later are allowed here."""
+
+    def __init__(
+        self,
+        *,
+        source_tracker_id: _builtins.str = ...,
+        tracker: Global___Tracker | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "source_tracker_id", b"source_tracker_id", "tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyTrackerRequest: _TypeAlias = CopyTrackerRequest  # noqa: Y015
+
+@_typing.final
+class CopyTrackerResponse(_message.Message):
+    """CopyTrackerResponse answers the copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACKER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tracker(self) -> Global___Tracker:
+        """As it was stored."""
+
+    def __init__(
+        self,
+        *,
+        tracker: Global___Tracker | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyTrackerResponse: _TypeAlias = CopyTrackerResponse  # noqa: Y015
+
+@_typing.final
+class FieldChange(_message.Message):
+    """FieldChange is one field that changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of the field, as in field masks."""
+    before: _builtins.str
+    """As JSON before; empty: it was not set."""
+    after: _builtins.str
+    """As JSON after; empty: it is not set."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
+
+@_typing.final
+class TrackerChange(_message.Message):
+    """TrackerChange is what changes in one tracker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    tracker_id: _builtins.str
+    """Which."""
+    action: Global___Change.Action.ValueType
+    """What is done."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """Every field that changes, by path."""
+
+    def __init__(
+        self,
+        *,
+        tracker_id: _builtins.str = ...,
+        action: Global___Change.Action.ValueType = ...,
+        fields: _abc.Iterable[Global___FieldChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "fields", b"fields", "tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackerChange: _TypeAlias = TrackerChange  # noqa: Y015
+
+@_typing.final
+class BulkEditTrackersRequest(_message.Message):
+    """BulkEditTrackersRequest says which trackers get which values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    TRACKER_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    TRACKER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    dry_run: _builtins.bool
+    """Optional. Check everything and answer what would change, but change nothing."""
+    @_builtins.property
+    def tracker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These trackers, at most 5,000. Either these or a filter."""
+
+    @_builtins.property
+    def filter(self) -> Global___TrackerFilter:
+        """Live trackers that match it, at most 5,000 (FAILED_PRECONDITION `TOO_MANY`). One without any condition: all."""
+
+    @_builtins.property
+    def tracker(self) -> Global___Tracker:
+        """Required. The values of the fields of update_mask."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Paths of fields. A field named here and not set is cleared."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        tracker_ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___TrackerFilter | None = ...,
+        tracker: Global___Tracker | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "dry_run", b"dry_run", "filter", b"filter", "tracker", b"tracker", "tracker_ids", b"tracker_ids", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkEditTrackersRequest: _TypeAlias = BulkEditTrackersRequest  # noqa: Y015
+
+@_typing.final
+class BulkEditTrackersResponse(_message.Message):
+    """BulkEditTrackersResponse says what was changed, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    unchanged_count: _builtins.int
+    """Trackers that were so already."""
+    revision: _builtins.int
+    """The revision reached; unchanged in a dry run."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackerChange]:
+        """Trackers that changed, by id; those that were so already are left out."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___TrackerChange] | None = ...,
+        unchanged_count: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "revision", b"revision", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkEditTrackersResponse: _TypeAlias = BulkEditTrackersResponse  # noqa: Y015
+
+@_typing.final
+class ExportTrackersRequest(_message.Message):
+    """ExportTrackersRequest says what to export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    format: Global___FileFormat.ValueType
+    """Optional."""
+    @_builtins.property
+    def filter(self) -> Global___TrackerFilter:
+        """Optional."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        filter: Global___TrackerFilter | None = ...,
+        format: Global___FileFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "filter", b"filter", "format", b"format"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportTrackersRequest: _TypeAlias = ExportTrackersRequest  # noqa: Y015
+
+@_typing.final
+class ExportTrackersResponse(_message.Message):
+    """ExportTrackersResponse is a piece of the file, of whole lines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """UTF-8."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportTrackersResponse: _TypeAlias = ExportTrackersResponse  # noqa: Y015
+
+@_typing.final
+class ImportTrackersRequest(_message.Message):
+    """ImportTrackersRequest carries a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required. The app of all trackers in the file."""
+    format: Global___FileFormat.ValueType
+    """Optional."""
+    content: _builtins.bytes
+    """Required. At most 8 MB and 5,000 trackers."""
+    etag: _builtins.str
+    """Optional. The etag of the answer to a call without one: change exactly that."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        format: Global___FileFormat.ValueType = ...,
+        content: _builtins.bytes = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "content", b"content", "etag", b"etag", "format", b"format"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportTrackersRequest: _TypeAlias = ImportTrackersRequest  # noqa: Y015
+
+@_typing.final
+class ImportTrackersResponse(_message.Message):
+    """ImportTrackersResponse says what changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    unchanged_count: _builtins.int
+    """Trackers of the file that are as it says."""
+    etag: _builtins.str
+    """Of these changes."""
+    revision: _builtins.int
+    """The revision reached; 0 when nothing was changed by this call."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackerChange]:
+        """In the order of the file."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___TrackerChange] | None = ...,
+        unchanged_count: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "etag", b"etag", "revision", b"revision", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportTrackersResponse: _TypeAlias = ImportTrackersResponse  # noqa: Y015
+
+@_typing.final
+class DraftPostbacksRequest(_message.Message):
+    """DraftPostbacksRequest names a tracker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    tracker_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        tracker_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftPostbacksRequest: _TypeAlias = DraftPostbacksRequest  # noqa: Y015
+
+@_typing.final
+class DraftPostbacksResponse(_message.Message):
+    """DraftPostbacksResponse answers them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTBACK_DRAFTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def postback_drafts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackDraft]:
+        """One for each event of the tracker; for an acquisition tracker that of the install."""
+
+    def __init__(
+        self,
+        *,
+        postback_drafts: _abc.Iterable[Global___PostbackDraft] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["postback_drafts", b"postback_drafts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftPostbacksResponse: _TypeAlias = DraftPostbacksResponse  # noqa: Y015
+
+@_typing.final
+class PostbackDraft(_message.Message):
+    """PostbackDraft is a postback configuration to fill in. Fields have the names and meanings of postback's Configuration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KnownEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    DELIVERY_DELAY_FIELD_NUMBER: _builtins.int
+    RETRY_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DELIVERY_METHOD_FIELD_NUMBER: _builtins.int
+    IS_REVENUE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """The app."""
+    network_id: _builtins.str
+    """The network."""
+    trigger: _builtins.str
+    """`_install`, or the event's name."""
+    retry_attempts: _builtins.int
+    """3."""
+    delivery_method: _builtins.str
+    """`DELIVERY_METHOD_ALL`."""
+    is_revenue: _builtins.bool
+    """Whether the event carries revenue."""
+    @_builtins.property
+    def delivery_delay(self) -> _duration_pb2.Duration:
+        """Realtime."""
+
+    @_builtins.property
+    def attempt_timeout(self) -> _duration_pb2.Duration:
+        """5 s."""
+
+    @_builtins.property
+    def known(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What is known here of what such a postback holds: app_name, store_app_id, bundle_id, and for self-attributing
+        networks conversion_type, click_window and view_through_window, in days.
+        """
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackNeed]:
+        """What has to be filled in."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        delivery_delay: _duration_pb2.Duration | None = ...,
+        retry_attempts: _builtins.int = ...,
+        delivery_method: _builtins.str = ...,
+        is_revenue: _builtins.bool = ...,
+        attempt_timeout: _duration_pb2.Duration | None = ...,
+        known: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        needs: _abc.Iterable[Global___PostbackNeed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "delivery_delay", b"delivery_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_timeout", b"attempt_timeout", "delivery_delay", b"delivery_delay", "delivery_method", b"delivery_method", "is_revenue", b"is_revenue", "known", b"known", "needs", b"needs", "network_id", b"network_id", "retry_attempts", b"retry_attempts", "trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostbackDraft: _TypeAlias = PostbackDraft  # noqa: Y015
+
+@_typing.final
+class ResolveSettingsRequest(_message.Message):
+    """ResolveSettingsRequest names a tracker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    tracker_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        tracker_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveSettingsRequest: _TypeAlias = ResolveSettingsRequest  # noqa: Y015
+
+@_typing.final
+class ResolveSettingsResponse(_message.Message):
+    """ResolveSettingsResponse answers its settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision they are of."""
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedSetting]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        settings: _abc.Iterable[Global___ResolvedSetting] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveSettingsResponse: _TypeAlias = ResolveSettingsResponse  # noqa: Y015
+
+@_typing.final
+class ResolvedSetting(_message.Message):
+    """ResolvedSetting is the effective value of one setting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Layer:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LayerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ResolvedSetting._Layer.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LAYER_UNSPECIFIED: ResolvedSetting._Layer.ValueType  # 0
+        """Never answered."""
+        LAYER_TRACKER: ResolvedSetting._Layer.ValueType  # 1
+        """The tracker."""
+        LAYER_NETWORK_SETTINGS: ResolvedSetting._Layer.ValueType  # 2
+        """The network's settings for the app."""
+        LAYER_NETWORK: ResolvedSetting._Layer.ValueType  # 3
+        """The network."""
+        LAYER_EVENT: ResolvedSetting._Layer.ValueType  # 4
+        """The event's definition."""
+        LAYER_APP: ResolvedSetting._Layer.ValueType  # 5
+        """The app."""
+        LAYER_BUILT_IN: ResolvedSetting._Layer.ValueType  # 6
+        """What holds when nobody says otherwise."""
+
+    class Layer(_Layer, metaclass=_LayerEnumTypeWrapper):
+        """Layer a value comes from."""
+
+    LAYER_UNSPECIFIED: ResolvedSetting.Layer.ValueType  # 0
+    """Never answered."""
+    LAYER_TRACKER: ResolvedSetting.Layer.ValueType  # 1
+    """The tracker."""
+    LAYER_NETWORK_SETTINGS: ResolvedSetting.Layer.ValueType  # 2
+    """The network's settings for the app."""
+    LAYER_NETWORK: ResolvedSetting.Layer.ValueType  # 3
+    """The network."""
+    LAYER_EVENT: ResolvedSetting.Layer.ValueType  # 4
+    """The event's definition."""
+    LAYER_APP: ResolvedSetting.Layer.ValueType  # 5
+    """The app."""
+    LAYER_BUILT_IN: ResolvedSetting.Layer.ValueType  # 6
+    """What holds when nobody says otherwise."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Field that is resolved, as `windows.click_device`; those of events with the event: `events[Purchase].reengagement_period`."""
+    rule: _builtins.str
+    """The rule, as `B3`."""
+    layer: Global___ResolvedSetting.Layer.ValueType
+    """Where it comes from."""
+    enabled: _builtins.bool
+    """A switch."""
+    text: _builtins.str
+    """A choice, or a text."""
+    number: _builtins.int
+    """A number; 0 = no limit."""
+    @_builtins.property
+    def window(self) -> Global___Window:
+        """A window."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """A duration."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        layer: Global___ResolvedSetting.Layer.ValueType = ...,
+        window: Global___Window | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        enabled: _builtins.bool = ...,
+        text: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "enabled", b"enabled", "number", b"number", "text", b"text", "value", b"value", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "enabled", b"enabled", "layer", b"layer", "name", b"name", "number", b"number", "rule", b"rule", "text", b"text", "value", b"value", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["window", "duration", "enabled", "text", "number"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___ResolvedSetting: _TypeAlias = ResolvedSetting  # noqa: Y015
+
+@_typing.final
+class RegisterEventsRequest(_message.Message):
+    """RegisterEventsRequest names events that were seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAMES_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    @_builtins.property
+    def event_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to 1,000 names."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        event_names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "event_names", b"event_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterEventsRequest: _TypeAlias = RegisterEventsRequest  # noqa: Y015
+
+@_typing.final
+class RegisterEventsResponse(_message.Message):
+    """RegisterEventsResponse says how many were new."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_COUNT_FIELD_NUMBER: _builtins.int
+    created_count: _builtins.int
+    """Definitions made now."""
+    def __init__(
+        self,
+        *,
+        created_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_count", b"created_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterEventsResponse: _TypeAlias = RegisterEventsResponse  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """Change is one change of one resource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Change._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: Change._Action.ValueType  # 0
+        """Never answered."""
+        ACTION_CREATED: Change._Action.ValueType  # 1
+        """It was created."""
+        ACTION_UPDATED: Change._Action.ValueType  # 2
+        """It was updated."""
+        ACTION_ARCHIVED: Change._Action.ValueType  # 3
+        """It was archived."""
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+        """Action that was taken."""
+
+    ACTION_UNSPECIFIED: Change.Action.ValueType  # 0
+    """Never answered."""
+    ACTION_CREATED: Change.Action.ValueType  # 1
+    """It was created."""
+    ACTION_UPDATED: Change.Action.ValueType  # 2
+    """It was updated."""
+    ACTION_ARCHIVED: Change.Action.ValueType  # 3
+    """It was archived."""
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that holds it."""
+    actor: _builtins.str
+    """Who: `key:` and the api_key_id, `admin` or `service` for the installation's own keys; empty: before keys were asked
+    for.
+    """
+    kind: _builtins.str
+    """What: the field of Resource, as `tracker`."""
+    resource_id: _builtins.str
+    """Its id; of what is named by several ids these with slashes, as `app/event`."""
+    action: Global___Change.Action.ValueType
+    """What was done."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """From what to what, by path."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        action: Global___Change.Action.ValueType = ...,
+        fields: _abc.Iterable[Global___FieldChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "change_time", b"change_time", "fields", b"fields", "kind", b"kind", "resource_id", b"resource_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class ListChangesRequest(_message.Message):
+    """ListChangesRequest says which changes. All given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Optional; required for keys whose scope is an app or an account. Changes of the app, and of what belongs to it."""
+    kind: _builtins.str
+    """Optional. As Change.kind."""
+    resource_id: _builtins.str
+    """Optional, with kind. As Change.resource_id."""
+    actor: _builtins.str
+    """Optional. As Change.actor."""
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "app_id", b"app_id", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    """ListChangesResponse is a page of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015

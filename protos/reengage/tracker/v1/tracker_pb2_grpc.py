@@ -26,16 +26,23 @@ if _version_not_supported:
 
 
 class TrackerConfigServiceStub:
-    """TrackerConfigService keeps apps, networks, campaigns, segments, trackers and event definitions.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
+    with self-attributing networks, and API keys.
+
+    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
+    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
+    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
     Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
     the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
     Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
     ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
+    again and repeat.
     """
 
     def __init__(self, channel):
@@ -44,6 +51,31 @@ class TrackerConfigServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/CreateAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountResponse.FromString,
+                _registered_method=True)
+        self.GetAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/GetAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountResponse.FromString,
+                _registered_method=True)
+        self.ListAccounts = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ListAccounts',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsResponse.FromString,
+                _registered_method=True)
+        self.UpdateAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/UpdateAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountResponse.FromString,
+                _registered_method=True)
+        self.ArchiveAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ArchiveAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountResponse.FromString,
+                _registered_method=True)
         self.CreateApp = channel.unary_unary(
                 '/reengage.tracker.v1.TrackerConfigService/CreateApp',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAppRequest.SerializeToString,
@@ -103,6 +135,56 @@ class TrackerConfigServiceStub:
                 '/reengage.tracker.v1.TrackerConfigService/UpdateNetworkSettings',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsRequest.SerializeToString,
                 response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsResponse.FromString,
+                _registered_method=True)
+        self.CreateAgency = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/CreateAgency',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyResponse.FromString,
+                _registered_method=True)
+        self.GetAgency = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/GetAgency',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyResponse.FromString,
+                _registered_method=True)
+        self.ListAgencies = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ListAgencies',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesResponse.FromString,
+                _registered_method=True)
+        self.UpdateAgency = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/UpdateAgency',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyResponse.FromString,
+                _registered_method=True)
+        self.ArchiveAgency = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ArchiveAgency',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyResponse.FromString,
+                _registered_method=True)
+        self.CreateSanAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/CreateSanAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountResponse.FromString,
+                _registered_method=True)
+        self.GetSanAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/GetSanAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountResponse.FromString,
+                _registered_method=True)
+        self.ListSanAccounts = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ListSanAccounts',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSanAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/UpdateSanAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountResponse.FromString,
+                _registered_method=True)
+        self.ArchiveSanAccount = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ArchiveSanAccount',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountResponse.FromString,
                 _registered_method=True)
         self.CreateCampaign = channel.unary_unary(
                 '/reengage.tracker.v1.TrackerConfigService/CreateCampaign',
@@ -179,6 +261,36 @@ class TrackerConfigServiceStub:
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveTrackerRequest.SerializeToString,
                 response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveTrackerResponse.FromString,
                 _registered_method=True)
+        self.CopyTracker = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/CopyTracker',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerResponse.FromString,
+                _registered_method=True)
+        self.BulkEditTrackers = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/BulkEditTrackers',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersResponse.FromString,
+                _registered_method=True)
+        self.ExportTrackers = channel.unary_stream(
+                '/reengage.tracker.v1.TrackerConfigService/ExportTrackers',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersResponse.FromString,
+                _registered_method=True)
+        self.ImportTrackers = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ImportTrackers',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersResponse.FromString,
+                _registered_method=True)
+        self.DraftPostbacks = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/DraftPostbacks',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksResponse.FromString,
+                _registered_method=True)
+        self.ResolveSettings = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ResolveSettings',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsResponse.FromString,
+                _registered_method=True)
         self.CreateEventDefinition = channel.unary_unary(
                 '/reengage.tracker.v1.TrackerConfigService/CreateEventDefinition',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateEventDefinitionRequest.SerializeToString,
@@ -204,6 +316,46 @@ class TrackerConfigServiceStub:
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionRequest.SerializeToString,
                 response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionResponse.FromString,
                 _registered_method=True)
+        self.RegisterEvents = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/RegisterEvents',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsResponse.FromString,
+                _registered_method=True)
+        self.CreateApiKey = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/CreateApiKey',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.GetApiKey = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/GetApiKey',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ListApiKeys',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
+        self.UpdateApiKey = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/UpdateApiKey',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ArchiveApiKey = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ArchiveApiKey',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/RotateApiKey',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ListChanges',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
         self.GetSnapshot = channel.unary_stream(
                 '/reengage.tracker.v1.TrackerConfigService/GetSnapshot',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSnapshotRequest.SerializeToString,
@@ -217,17 +369,59 @@ class TrackerConfigServiceStub:
 
 
 class TrackerConfigServiceServicer:
-    """TrackerConfigService keeps apps, networks, campaigns, segments, trackers and event definitions.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
+    with self-attributing networks, and API keys.
+
+    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
+    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
+    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
     Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
     the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
     Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
     ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
+    again and repeat.
     """
+
+    def CreateAccount(self, request, context):
+        """CreateAccount creates an account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAccount(self, request, context):
+        """GetAccount answers one account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccounts(self, request, context):
+        """ListAccounts lists accounts by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAccount(self, request, context):
+        """UpdateAccount changes the fields named in the mask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveAccount(self, request, context):
+        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreateApp(self, request, context):
         """CreateApp creates an app.
@@ -279,7 +473,7 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNetworks(self, request, context):
-        """ListNetworks lists networks by id.
+        """ListNetworks lists networks by id, those of the built-in catalogue among them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +503,77 @@ class TrackerConfigServiceServicer:
     def UpdateNetworkSettings(self, request, context):
         """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
         and network must be live, and of one platform.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateAgency(self, request, context):
+        """CreateAgency creates an agency.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAgency(self, request, context):
+        """GetAgency answers one agency.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAgencies(self, request, context):
+        """ListAgencies lists agencies by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAgency(self, request, context):
+        """UpdateAgency changes the fields named in the mask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveAgency(self, request, context):
+        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSanAccount(self, request, context):
+        """CreateSanAccount creates an account with a self-attributing network.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSanAccount(self, request, context):
+        """GetSanAccount answers an account with a self-attributing network.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSanAccounts(self, request, context):
+        """ListSanAccounts lists an app's accounts with self-attributing networks by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSanAccount(self, request, context):
+        """UpdateSanAccount changes the fields named in the mask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveSanAccount(self, request, context):
+        """ArchiveSanAccount archives an account with a self-attributing network.
+        FAILED_PRECONDITION `IN_USE` while live trackers name it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -385,7 +650,8 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateTracker(self, request, context):
-        """CreateTracker creates a tracker.
+        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
+        revision, or nothing. On request it answers the postback configurations to fill in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -399,7 +665,7 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTrackers(self, request, context):
-        """ListTrackers lists an app's trackers by id.
+        """ListTrackers lists an app's trackers by id: all, or those that match a filter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -414,6 +680,55 @@ class TrackerConfigServiceServicer:
 
     def ArchiveTracker(self, request, context):
         """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyTracker(self, request, context):
+        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
+        without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+        request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BulkEditTrackers(self, request, context):
+        """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
+        named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportTrackers(self, request, context):
+        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportTrackers(self, request, context):
+        """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
+        etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
+        not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+        STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
+        to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DraftPostbacks(self, request, context):
+        """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveSettings(self, request, context):
+        """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -456,8 +771,66 @@ class TrackerConfigServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterEvents(self, request, context):
+        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateApiKey(self, request, context):
+        """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApiKey(self, request, context):
+        """GetApiKey answers one API key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """ListApiKeys lists API keys by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateApiKey(self, request, context):
+        """UpdateApiKey changes the fields named in the mask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveApiKey(self, request, context):
+        """ArchiveApiKey revokes an API key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiKey(self, request, context):
+        """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
+        overlap. Repeat-safe by request_id, as CreateApiKey.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """ListChanges answers who changed what, when, from what to what, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSnapshot(self, request, context):
-        """GetSnapshot streams all settings as they are at one revision, in parts. Repeat-safe.
+        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
+        NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -477,6 +850,31 @@ class TrackerConfigServiceServicer:
 
 def add_TrackerConfigServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountResponse.SerializeToString,
+            ),
+            'GetAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountResponse.SerializeToString,
+            ),
+            'ListAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccounts,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'UpdateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountResponse.SerializeToString,
+            ),
+            'ArchiveAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountResponse.SerializeToString,
+            ),
             'CreateApp': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateApp,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAppRequest.FromString,
@@ -536,6 +934,56 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
                     servicer.UpdateNetworkSettings,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsRequest.FromString,
                     response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsResponse.SerializeToString,
+            ),
+            'CreateAgency': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAgency,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyResponse.SerializeToString,
+            ),
+            'GetAgency': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgency,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyResponse.SerializeToString,
+            ),
+            'ListAgencies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgencies,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesResponse.SerializeToString,
+            ),
+            'UpdateAgency': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAgency,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyResponse.SerializeToString,
+            ),
+            'ArchiveAgency': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveAgency,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyResponse.SerializeToString,
+            ),
+            'CreateSanAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSanAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountResponse.SerializeToString,
+            ),
+            'GetSanAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSanAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountResponse.SerializeToString,
+            ),
+            'ListSanAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSanAccounts,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsResponse.SerializeToString,
+            ),
+            'UpdateSanAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSanAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountResponse.SerializeToString,
+            ),
+            'ArchiveSanAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveSanAccount,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountResponse.SerializeToString,
             ),
             'CreateCampaign': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCampaign,
@@ -612,6 +1060,36 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveTrackerRequest.FromString,
                     response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveTrackerResponse.SerializeToString,
             ),
+            'CopyTracker': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyTracker,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerResponse.SerializeToString,
+            ),
+            'BulkEditTrackers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BulkEditTrackers,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersResponse.SerializeToString,
+            ),
+            'ExportTrackers': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTrackers,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersResponse.SerializeToString,
+            ),
+            'ImportTrackers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportTrackers,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersResponse.SerializeToString,
+            ),
+            'DraftPostbacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.DraftPostbacks,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksResponse.SerializeToString,
+            ),
+            'ResolveSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveSettings,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsResponse.SerializeToString,
+            ),
             'CreateEventDefinition': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateEventDefinition,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateEventDefinitionRequest.FromString,
@@ -637,6 +1115,46 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionRequest.FromString,
                     response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionResponse.SerializeToString,
             ),
+            'RegisterEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterEvents,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsResponse.SerializeToString,
+            ),
+            'CreateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiKey,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'GetApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApiKey,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysResponse.SerializeToString,
+            ),
+            'UpdateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateApiKey,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyResponse.SerializeToString,
+            ),
+            'ArchiveApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveApiKey,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyResponse.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesResponse.SerializeToString,
+            ),
             'GetSnapshot': grpc.unary_stream_rpc_method_handler(
                     servicer.GetSnapshot,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSnapshotRequest.FromString,
@@ -656,17 +1174,159 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrackerConfigService:
-    """TrackerConfigService keeps apps, networks, campaigns, segments, trackers and event definitions.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
+    with self-attributing networks, and API keys.
+
+    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
+    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
+    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
     Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
     the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
     Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
     ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
+    again and repeat.
     """
+
+    @staticmethod
+    def CreateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/CreateAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/GetAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ListAccounts',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/UpdateAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ArchiveAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateApp(request,
@@ -982,6 +1642,276 @@ class TrackerConfigService:
             '/reengage.tracker.v1.TrackerConfigService/UpdateNetworkSettings',
             reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsRequest.SerializeToString,
             reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateNetworkSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateAgency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/CreateAgency',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateAgencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/GetAgency',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetAgencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgencies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ListAgencies',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListAgenciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAgency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/UpdateAgency',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateAgencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveAgency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ArchiveAgency',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveAgencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSanAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/CreateSanAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateSanAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSanAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/GetSanAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetSanAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSanAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ListSanAccounts',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListSanAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSanAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/UpdateSanAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateSanAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveSanAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ArchiveSanAccount',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveSanAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1398,6 +2328,168 @@ class TrackerConfigService:
             _registered_method=True)
 
     @staticmethod
+    def CopyTracker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/CopyTracker',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CopyTrackerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkEditTrackers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/BulkEditTrackers',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.BulkEditTrackersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTrackers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ExportTrackers',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ExportTrackersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportTrackers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ImportTrackers',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ImportTrackersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DraftPostbacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/DraftPostbacks',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.DraftPostbacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ResolveSettings',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ResolveSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateEventDefinition(request,
             target,
             options=(),
@@ -1522,6 +2614,222 @@ class TrackerConfigService:
             '/reengage.tracker.v1.TrackerConfigService/ArchiveEventDefinition',
             reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionRequest.SerializeToString,
             reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveEventDefinitionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/RegisterEvents',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.RegisterEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/CreateApiKey',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/GetApiKey',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.GetApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ListApiKeys',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/UpdateApiKey',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.UpdateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ArchiveApiKey',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ArchiveApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/RotateApiKey',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ListChanges',
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_tracker__pb2.ListChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,19 +13,36 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrackerConfigServiceStub:
-    """TrackerConfigService keeps apps, networks, campaigns, segments, trackers and event definitions.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
+    with self-attributing networks, and API keys.
+
+    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
+    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
+    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
     Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
     the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
     Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
     ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
+    again and repeat.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAccountRequest, _tracker_pb2.CreateAccountResponse]
+    """CreateAccount creates an account."""
+    GetAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAccountRequest, _tracker_pb2.GetAccountResponse]
+    """GetAccount answers one account."""
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListAccountsRequest, _tracker_pb2.ListAccountsResponse]
+    """ListAccounts lists accounts by id."""
+    UpdateAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateAccountRequest, _tracker_pb2.UpdateAccountResponse]
+    """UpdateAccount changes the fields named in the mask."""
+    ArchiveAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveAccountRequest, _tracker_pb2.ArchiveAccountResponse]
+    """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
     CreateApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAppRequest, _tracker_pb2.CreateAppResponse]
     """CreateApp creates an app."""
     GetApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAppRequest, _tracker_pb2.GetAppResponse]
@@ -41,7 +58,7 @@ class TrackerConfigServiceStub:
     GetNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetNetworkRequest, _tracker_pb2.GetNetworkResponse]
     """GetNetwork answers one network."""
     ListNetworks: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListNetworksRequest, _tracker_pb2.ListNetworksResponse]
-    """ListNetworks lists networks by id."""
+    """ListNetworks lists networks by id, those of the built-in catalogue among them."""
     UpdateNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateNetworkRequest, _tracker_pb2.UpdateNetworkResponse]
     """UpdateNetwork changes the fields named in the mask."""
     ArchiveNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveNetworkRequest, _tracker_pb2.ArchiveNetworkResponse]
@@ -51,6 +68,28 @@ class TrackerConfigServiceStub:
     UpdateNetworkSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateNetworkSettingsRequest, _tracker_pb2.UpdateNetworkSettingsResponse]
     """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
     and network must be live, and of one platform.
+    """
+    CreateAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAgencyRequest, _tracker_pb2.CreateAgencyResponse]
+    """CreateAgency creates an agency."""
+    GetAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAgencyRequest, _tracker_pb2.GetAgencyResponse]
+    """GetAgency answers one agency."""
+    ListAgencies: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListAgenciesRequest, _tracker_pb2.ListAgenciesResponse]
+    """ListAgencies lists agencies by id."""
+    UpdateAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateAgencyRequest, _tracker_pb2.UpdateAgencyResponse]
+    """UpdateAgency changes the fields named in the mask."""
+    ArchiveAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveAgencyRequest, _tracker_pb2.ArchiveAgencyResponse]
+    """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
+    CreateSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateSanAccountRequest, _tracker_pb2.CreateSanAccountResponse]
+    """CreateSanAccount creates an account with a self-attributing network."""
+    GetSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetSanAccountRequest, _tracker_pb2.GetSanAccountResponse]
+    """GetSanAccount answers an account with a self-attributing network."""
+    ListSanAccounts: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListSanAccountsRequest, _tracker_pb2.ListSanAccountsResponse]
+    """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
+    UpdateSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateSanAccountRequest, _tracker_pb2.UpdateSanAccountResponse]
+    """UpdateSanAccount changes the fields named in the mask."""
+    ArchiveSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveSanAccountRequest, _tracker_pb2.ArchiveSanAccountResponse]
+    """ArchiveSanAccount archives an account with a self-attributing network.
+    FAILED_PRECONDITION `IN_USE` while live trackers name it.
     """
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateCampaignRequest, _tracker_pb2.CreateCampaignResponse]
     """CreateCampaign creates a campaign."""
@@ -73,15 +112,39 @@ class TrackerConfigServiceStub:
     ArchiveSegment: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveSegmentRequest, _tracker_pb2.ArchiveSegmentResponse]
     """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
     CreateTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateTrackerRequest, _tracker_pb2.CreateTrackerResponse]
-    """CreateTracker creates a tracker."""
+    """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
+    revision, or nothing. On request it answers the postback configurations to fill in.
+    """
     GetTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetTrackerRequest, _tracker_pb2.GetTrackerResponse]
     """GetTracker answers one tracker."""
     ListTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListTrackersRequest, _tracker_pb2.ListTrackersResponse]
-    """ListTrackers lists an app's trackers by id."""
+    """ListTrackers lists an app's trackers by id: all, or those that match a filter."""
     UpdateTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateTrackerRequest, _tracker_pb2.UpdateTrackerResponse]
     """UpdateTracker changes the fields named in the mask."""
     ArchiveTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveTrackerRequest, _tracker_pb2.ArchiveTrackerResponse]
     """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more."""
+    CopyTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CopyTrackerRequest, _tracker_pb2.CopyTrackerResponse]
+    """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
+    without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+    request_id.
+    """
+    BulkEditTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.BulkEditTrackersRequest, _tracker_pb2.BulkEditTrackersResponse]
+    """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
+    named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+    """
+    ExportTrackers: _aio.UnaryStreamMultiCallable[_tracker_pb2.ExportTrackersRequest, _tracker_pb2.ExportTrackersResponse]
+    """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
+    ImportTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ImportTrackersRequest, _tracker_pb2.ImportTrackersResponse]
+    """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
+    etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
+    not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+    STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
+    to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
+    """
+    DraftPostbacks: _aio.UnaryUnaryMultiCallable[_tracker_pb2.DraftPostbacksRequest, _tracker_pb2.DraftPostbacksResponse]
+    """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
+    ResolveSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ResolveSettingsRequest, _tracker_pb2.ResolveSettingsResponse]
+    """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
     CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateEventDefinitionRequest, _tracker_pb2.CreateEventDefinitionResponse]
     """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
     defaults.
@@ -96,8 +159,28 @@ class TrackerConfigServiceStub:
     """ArchiveEventDefinition archives it: the event has the defaults again.
     FAILED_PRECONDITION `IN_USE` while live trackers select it.
     """
+    RegisterEvents: _aio.UnaryUnaryMultiCallable[_tracker_pb2.RegisterEventsRequest, _tracker_pb2.RegisterEventsResponse]
+    """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateApiKeyRequest, _tracker_pb2.CreateApiKeyResponse]
+    """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
+    GetApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetApiKeyRequest, _tracker_pb2.GetApiKeyResponse]
+    """GetApiKey answers one API key."""
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListApiKeysRequest, _tracker_pb2.ListApiKeysResponse]
+    """ListApiKeys lists API keys by id."""
+    UpdateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateApiKeyRequest, _tracker_pb2.UpdateApiKeyResponse]
+    """UpdateApiKey changes the fields named in the mask."""
+    ArchiveApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveApiKeyRequest, _tracker_pb2.ArchiveApiKeyResponse]
+    """ArchiveApiKey revokes an API key."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.RotateApiKeyRequest, _tracker_pb2.RotateApiKeyResponse]
+    """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
+    overlap. Repeat-safe by request_id, as CreateApiKey.
+    """
+    ListChanges: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListChangesRequest, _tracker_pb2.ListChangesResponse]
+    """ListChanges answers who changed what, when, from what to what, newest first."""
     GetSnapshot: _aio.UnaryStreamMultiCallable[_tracker_pb2.GetSnapshotRequest, _tracker_pb2.GetSnapshotResponse]
-    """GetSnapshot streams all settings as they are at one revision, in parts. Repeat-safe."""
+    """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
+    NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
+    """
     WatchSnapshot: _aio.UnaryStreamMultiCallable[_tracker_pb2.WatchSnapshotRequest, _tracker_pb2.WatchSnapshotResponse]
     """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
     asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
@@ -107,17 +190,64 @@ class TrackerConfigServiceStub:
     """
 
 class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TrackerConfigService keeps apps, networks, campaigns, segments, trackers and event definitions.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
+    with self-attributing networks, and API keys.
+
+    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
+    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
+    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
     Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
     with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
     Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
     the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
+    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
     Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
     ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is.
+    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
+    again and repeat.
     """
+
+    @_abc_1.abstractmethod
+    def CreateAccount(
+        self,
+        request: _tracker_pb2.CreateAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.CreateAccountRequest, _abc.Awaitable[_tracker_pb2.CreateAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.CreateAccountResponse]:
+        """CreateAccount creates an account."""
+
+    @_abc_1.abstractmethod
+    def GetAccount(
+        self,
+        request: _tracker_pb2.GetAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.GetAccountRequest, _abc.Awaitable[_tracker_pb2.GetAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.GetAccountResponse]:
+        """GetAccount answers one account."""
+
+    @_abc_1.abstractmethod
+    def ListAccounts(
+        self,
+        request: _tracker_pb2.ListAccountsRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ListAccountsRequest, _abc.Awaitable[_tracker_pb2.ListAccountsResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ListAccountsResponse]:
+        """ListAccounts lists accounts by id."""
+
+    @_abc_1.abstractmethod
+    def UpdateAccount(
+        self,
+        request: _tracker_pb2.UpdateAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.UpdateAccountRequest, _abc.Awaitable[_tracker_pb2.UpdateAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.UpdateAccountResponse]:
+        """UpdateAccount changes the fields named in the mask."""
+
+    @_abc_1.abstractmethod
+    def ArchiveAccount(
+        self,
+        request: _tracker_pb2.ArchiveAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ArchiveAccountRequest, _abc.Awaitable[_tracker_pb2.ArchiveAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ArchiveAccountResponse]:
+        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
 
     @_abc_1.abstractmethod
     def CreateApp(
@@ -181,7 +311,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.ListNetworksRequest,
         context: _aio.ServicerContext[_tracker_pb2.ListNetworksRequest, _abc.Awaitable[_tracker_pb2.ListNetworksResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.ListNetworksResponse]:
-        """ListNetworks lists networks by id."""
+        """ListNetworks lists networks by id, those of the built-in catalogue among them."""
 
     @_abc_1.abstractmethod
     def UpdateNetwork(
@@ -215,6 +345,88 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_tracker_pb2.UpdateNetworkSettingsResponse]:
         """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
         and network must be live, and of one platform.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateAgency(
+        self,
+        request: _tracker_pb2.CreateAgencyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.CreateAgencyRequest, _abc.Awaitable[_tracker_pb2.CreateAgencyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.CreateAgencyResponse]:
+        """CreateAgency creates an agency."""
+
+    @_abc_1.abstractmethod
+    def GetAgency(
+        self,
+        request: _tracker_pb2.GetAgencyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.GetAgencyRequest, _abc.Awaitable[_tracker_pb2.GetAgencyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.GetAgencyResponse]:
+        """GetAgency answers one agency."""
+
+    @_abc_1.abstractmethod
+    def ListAgencies(
+        self,
+        request: _tracker_pb2.ListAgenciesRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ListAgenciesRequest, _abc.Awaitable[_tracker_pb2.ListAgenciesResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ListAgenciesResponse]:
+        """ListAgencies lists agencies by id."""
+
+    @_abc_1.abstractmethod
+    def UpdateAgency(
+        self,
+        request: _tracker_pb2.UpdateAgencyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.UpdateAgencyRequest, _abc.Awaitable[_tracker_pb2.UpdateAgencyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.UpdateAgencyResponse]:
+        """UpdateAgency changes the fields named in the mask."""
+
+    @_abc_1.abstractmethod
+    def ArchiveAgency(
+        self,
+        request: _tracker_pb2.ArchiveAgencyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ArchiveAgencyRequest, _abc.Awaitable[_tracker_pb2.ArchiveAgencyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ArchiveAgencyResponse]:
+        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
+
+    @_abc_1.abstractmethod
+    def CreateSanAccount(
+        self,
+        request: _tracker_pb2.CreateSanAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.CreateSanAccountRequest, _abc.Awaitable[_tracker_pb2.CreateSanAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.CreateSanAccountResponse]:
+        """CreateSanAccount creates an account with a self-attributing network."""
+
+    @_abc_1.abstractmethod
+    def GetSanAccount(
+        self,
+        request: _tracker_pb2.GetSanAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.GetSanAccountRequest, _abc.Awaitable[_tracker_pb2.GetSanAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.GetSanAccountResponse]:
+        """GetSanAccount answers an account with a self-attributing network."""
+
+    @_abc_1.abstractmethod
+    def ListSanAccounts(
+        self,
+        request: _tracker_pb2.ListSanAccountsRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ListSanAccountsRequest, _abc.Awaitable[_tracker_pb2.ListSanAccountsResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ListSanAccountsResponse]:
+        """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
+
+    @_abc_1.abstractmethod
+    def UpdateSanAccount(
+        self,
+        request: _tracker_pb2.UpdateSanAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.UpdateSanAccountRequest, _abc.Awaitable[_tracker_pb2.UpdateSanAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.UpdateSanAccountResponse]:
+        """UpdateSanAccount changes the fields named in the mask."""
+
+    @_abc_1.abstractmethod
+    def ArchiveSanAccount(
+        self,
+        request: _tracker_pb2.ArchiveSanAccountRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ArchiveSanAccountRequest, _abc.Awaitable[_tracker_pb2.ArchiveSanAccountResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ArchiveSanAccountResponse]:
+        """ArchiveSanAccount archives an account with a self-attributing network.
+        FAILED_PRECONDITION `IN_USE` while live trackers name it.
         """
 
     @_abc_1.abstractmethod
@@ -303,7 +515,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.CreateTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.CreateTrackerRequest, _abc.Awaitable[_tracker_pb2.CreateTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.CreateTrackerResponse]:
-        """CreateTracker creates a tracker."""
+        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
+        revision, or nothing. On request it answers the postback configurations to fill in.
+        """
 
     @_abc_1.abstractmethod
     def GetTracker(
@@ -319,7 +533,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.ListTrackersRequest,
         context: _aio.ServicerContext[_tracker_pb2.ListTrackersRequest, _abc.Awaitable[_tracker_pb2.ListTrackersResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.ListTrackersResponse]:
-        """ListTrackers lists an app's trackers by id."""
+        """ListTrackers lists an app's trackers by id: all, or those that match a filter."""
 
     @_abc_1.abstractmethod
     def UpdateTracker(
@@ -336,6 +550,64 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tracker_pb2.ArchiveTrackerRequest, _abc.Awaitable[_tracker_pb2.ArchiveTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.ArchiveTrackerResponse]:
         """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more."""
+
+    @_abc_1.abstractmethod
+    def CopyTracker(
+        self,
+        request: _tracker_pb2.CopyTrackerRequest,
+        context: _aio.ServicerContext[_tracker_pb2.CopyTrackerRequest, _abc.Awaitable[_tracker_pb2.CopyTrackerResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.CopyTrackerResponse]:
+        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
+        without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+        request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def BulkEditTrackers(
+        self,
+        request: _tracker_pb2.BulkEditTrackersRequest,
+        context: _aio.ServicerContext[_tracker_pb2.BulkEditTrackersRequest, _abc.Awaitable[_tracker_pb2.BulkEditTrackersResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.BulkEditTrackersResponse]:
+        """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
+        named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportTrackers(
+        self,
+        request: _tracker_pb2.ExportTrackersRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ExportTrackersRequest, _abc.AsyncIterator[_tracker_pb2.ExportTrackersResponse]],
+    ) -> _abc.AsyncIterator[_tracker_pb2.ExportTrackersResponse]:
+        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
+
+    @_abc_1.abstractmethod
+    def ImportTrackers(
+        self,
+        request: _tracker_pb2.ImportTrackersRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ImportTrackersRequest, _abc.Awaitable[_tracker_pb2.ImportTrackersResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ImportTrackersResponse]:
+        """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
+        etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
+        not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+        STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
+        to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
+        """
+
+    @_abc_1.abstractmethod
+    def DraftPostbacks(
+        self,
+        request: _tracker_pb2.DraftPostbacksRequest,
+        context: _aio.ServicerContext[_tracker_pb2.DraftPostbacksRequest, _abc.Awaitable[_tracker_pb2.DraftPostbacksResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.DraftPostbacksResponse]:
+        """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
+
+    @_abc_1.abstractmethod
+    def ResolveSettings(
+        self,
+        request: _tracker_pb2.ResolveSettingsRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ResolveSettingsRequest, _abc.Awaitable[_tracker_pb2.ResolveSettingsResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ResolveSettingsResponse]:
+        """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
 
     @_abc_1.abstractmethod
     def CreateEventDefinition(
@@ -382,12 +654,80 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RegisterEvents(
+        self,
+        request: _tracker_pb2.RegisterEventsRequest,
+        context: _aio.ServicerContext[_tracker_pb2.RegisterEventsRequest, _abc.Awaitable[_tracker_pb2.RegisterEventsResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.RegisterEventsResponse]:
+        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
+
+    @_abc_1.abstractmethod
+    def CreateApiKey(
+        self,
+        request: _tracker_pb2.CreateApiKeyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.CreateApiKeyRequest, _abc.Awaitable[_tracker_pb2.CreateApiKeyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.CreateApiKeyResponse]:
+        """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
+
+    @_abc_1.abstractmethod
+    def GetApiKey(
+        self,
+        request: _tracker_pb2.GetApiKeyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.GetApiKeyRequest, _abc.Awaitable[_tracker_pb2.GetApiKeyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.GetApiKeyResponse]:
+        """GetApiKey answers one API key."""
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _tracker_pb2.ListApiKeysRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ListApiKeysRequest, _abc.Awaitable[_tracker_pb2.ListApiKeysResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ListApiKeysResponse]:
+        """ListApiKeys lists API keys by id."""
+
+    @_abc_1.abstractmethod
+    def UpdateApiKey(
+        self,
+        request: _tracker_pb2.UpdateApiKeyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.UpdateApiKeyRequest, _abc.Awaitable[_tracker_pb2.UpdateApiKeyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.UpdateApiKeyResponse]:
+        """UpdateApiKey changes the fields named in the mask."""
+
+    @_abc_1.abstractmethod
+    def ArchiveApiKey(
+        self,
+        request: _tracker_pb2.ArchiveApiKeyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ArchiveApiKeyRequest, _abc.Awaitable[_tracker_pb2.ArchiveApiKeyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ArchiveApiKeyResponse]:
+        """ArchiveApiKey revokes an API key."""
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _tracker_pb2.RotateApiKeyRequest,
+        context: _aio.ServicerContext[_tracker_pb2.RotateApiKeyRequest, _abc.Awaitable[_tracker_pb2.RotateApiKeyResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.RotateApiKeyResponse]:
+        """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
+        overlap. Repeat-safe by request_id, as CreateApiKey.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _tracker_pb2.ListChangesRequest,
+        context: _aio.ServicerContext[_tracker_pb2.ListChangesRequest, _abc.Awaitable[_tracker_pb2.ListChangesResponse]],
+    ) -> _abc.Awaitable[_tracker_pb2.ListChangesResponse]:
+        """ListChanges answers who changed what, when, from what to what, newest first."""
+
+    @_abc_1.abstractmethod
     def GetSnapshot(
         self,
         request: _tracker_pb2.GetSnapshotRequest,
         context: _aio.ServicerContext[_tracker_pb2.GetSnapshotRequest, _abc.AsyncIterator[_tracker_pb2.GetSnapshotResponse]],
     ) -> _abc.AsyncIterator[_tracker_pb2.GetSnapshotResponse]:
-        """GetSnapshot streams all settings as they are at one revision, in parts. Repeat-safe."""
+        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
+        NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
+        """
 
     @_abc_1.abstractmethod
     def WatchSnapshot(
