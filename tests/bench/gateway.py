@@ -41,9 +41,9 @@ async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
                     clicks = await _load(port, "click", requests, connections)
                     records = await _load(port, "track", requests, connections)
                     limit = max(before, await _limit(requests, connections))
+                    stored = await _stored(postgres.admin_dsn(), 2 * requests + 1_000)
                 finally:
                     await gateway.stop()
-            stored = await _stored(postgres.admin_dsn())
     if stored != 2 * requests + 1_000:
         raise AssertionError(f"{stored} records in the log, {2 * requests + 1_000} were answered")
     at = f"{connections} connections"
@@ -99,10 +99,14 @@ async def _load(port: int, kind: str, count: int, connections: int) -> float:
     return count / float(result["seconds"])
 
 
-async def _stored(dsn: str) -> int:
+async def _stored(dsn: str, wanted: int) -> int:
+    """Records in the log, once the spool has been sent on."""
     connection = await asyncpg.connect(dsn)
     try:
-        return int(await connection.fetchval("SELECT count(*) FROM ingest.log"))
+        async with asyncio.timeout(60):
+            while (stored := int(await connection.fetchval("SELECT count(*) FROM ingest.log"))) < wanted:
+                await asyncio.sleep(0.1)
+        return stored
     finally:
         await connection.close()
 
