@@ -1,11 +1,13 @@
 """A second implementation of the rules, sections A to F and the order of G2: written from the rules alone, to be
 compared with the product's. It looks at everything that was received, again for every conversion, and keeps nothing but
-the list of what was decided. Slow and plain on purpose: do not share code with what it checks.
+the list of what was decided. Slow and plain on purpose: it shares the words of a scenario with what it checks, and no rule.
 """
 
 import hashlib
 import re
+import uuid
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from services.attribution.model import Claim, EngagementKind, TrackerType, WindowKind
@@ -61,7 +63,7 @@ class Decided:
 
     @property
     def is_counted_install(self) -> bool:
-        return self.is_install and self.line["outcome"] != "DUPLICATE"
+        return self.is_install and bool(self.line["outcome"] != "DUPLICATE")
 
     @property
     def is_attribution(self) -> bool:
@@ -90,6 +92,8 @@ def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
 
 
 class Naive:
+    """Decides a scenario, record by record."""
+
     def __init__(self, scenario: Scenario) -> None:
         self.app = scenario.app
         self.scenario = scenario
@@ -151,11 +155,12 @@ class Naive:
         mtr = self.mtr(event.name)
         if mtr > 0 and attributions and event.time_us - max(attributions) < mtr:
             return "MTR_NOT_MET"  # D3
-        if event.name == "SessionBegin":
-            for decided in history:
-                if decided.line["outcome"] == "REENGAGED" and decided.conversion.name == "SessionBegin":
-                    if abs(event.time_us - decided.conversion.time_us) < DAY:
-                        return "SESSION_ALREADY_REENGAGED"  # D4
+        if event.name == "SessionBegin" and any(
+            abs(event.time_us - decided.conversion.time_us) < DAY
+            for decided in history
+            if decided.line["outcome"] == "REENGAGED" and decided.conversion.name == "SessionBegin"
+        ):
+            return "SESSION_ALREADY_REENGAGED"  # D4
         return None
 
     def mtr(self, event_name: str) -> int:
@@ -172,11 +177,9 @@ class Naive:
 
     def credit(self, line: dict[str, Any], event: ConversionRecord, history: list[Decided]) -> None:
         """D6, D8."""
-        source = None
-        for decided in history:
-            if decided.is_attribution and decided.conversion.time_us <= event.time_us:
-                if source is None or decided.conversion.time_us >= source.conversion.time_us:
-                    source = decided
+        source = max(
+            (a for a in history if a.is_attribution and a.conversion.time_us <= event.time_us), key=when, default=None
+        )
         if source is None or source.line["tracker"] is None:
             return
         age = event.time_us - source.conversion.time_us
@@ -381,12 +384,13 @@ class Naive:
             if tracker.network_id == claim.network_id and tracker.type == needed and tracker.live
         ]
         named = [tracker for tracker in possible if tracker.tracker_id in claim.campaign_name]
-        if named:
-            return max(named, key=lambda tracker: len(tracker.tracker_id))
+        if named:  # OURS: of several names the longest, then the lowest
+            return min(named, key=lambda tracker: (-len(tracker.tracker_id), tracker.tracker_id))
         for tracker in possible:
             if tracker.default_tracker:
                 return tracker
-        return max(possible, key=lambda tracker: tracker.create_time_us, default=None)
+        # OURS: of those set up at one time the highest
+        return max(possible, key=lambda tracker: (tracker.create_time_us, tracker.tracker_id), default=None)
 
     # A
 
@@ -411,12 +415,9 @@ class Naive:
         return None
 
     def shares_an_id(self, engagement: EngagementRecord, conversion: ConversionRecord) -> bool:
-        """A3."""
-        for kind, raw in self.ids_of_device(conversion):
-            for engagement_kind, value in usable_ids(engagement):
-                if kind == engagement_kind and plain(value) in spellings(raw):
-                    return True
-        return False
+        """A3. OURS: an engagement's id is compared whatever its kind."""
+        known = [raw for _, raw in self.ids_of_device(conversion)]
+        return any(plain(value) in spellings(raw) for _, value in usable_ids(engagement) for raw in known)
 
     def same_user_agent(self, one: str, other: str) -> bool:
         first, second = read_user_agent(one), read_user_agent(other)
@@ -496,6 +497,11 @@ def is_usable(value: str) -> bool:
     return not re.fullmatch(r"%?\{.*\}|\[.*\]", value)
 
 
+def when(decided: Decided) -> tuple[int, str]:
+    """OURS: of two attributions at one time the one of the higher id is the later."""
+    return decided.conversion.time_us, decided.conversion.id
+
+
 def shared(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:
     return any(
         kind == other_kind and plain(value) == plain(other) for kind, value in some for other_kind, other in others
@@ -506,11 +512,15 @@ def plain(value: str) -> str:
     return value.lower().replace("-", "").replace(":", "")
 
 
+@cache
 def spellings(raw: str) -> set[str]:
     """Everything an engagement may carry for a raw id, in plain spelling (A3)."""
-    texts = {raw.lower(), raw.upper(), plain(raw), plain(raw).upper()}
+    texts = {raw, raw.lower(), raw.upper(), plain(raw), plain(raw).upper()}
+    if re.fullmatch("[0-9a-f]{32}", plain(raw)):
+        dashed = str(uuid.UUID(plain(raw)))
+        texts |= {dashed, dashed.upper()}
     once = {digest for text in texts for digest in digests(text)}
-    twice = {digest for text in once for digest in digests(text)}
+    twice = {digest for text in once for digest in digests(text) | digests(text.upper())}
     return {plain(raw)} | once | twice
 
 

@@ -1,0 +1,233 @@
+"""Random scenarios of so few words that they meet: ids of one device, addresses, trackers, times at edges of windows.
+
+They are drawn from a seed, not choice by choice: Hypothesis prefers repeats and extremes, and most of what it builds of
+this size is decided in the dullest way.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from hypothesis import strategies as st
+
+from services.attribution.model import (
+    DAY_US,
+    HOUR_US,
+    MINUTE_US,
+    SECOND_US,
+    Claim,
+    EngagementKind,
+    TrackerType,
+    WindowKind,
+)
+from services.attribution.rules import (
+    DISABLED,
+    UNLIMITED,
+    App,
+    DeviceAttribution,
+    EventDefinition,
+    GranularDataPolicy,
+    ModeledLevel,
+    Network,
+    Platform,
+    Tracker,
+)
+from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
+
+START_US = 20_000 * DAY_US
+ONE, TWO = "cdda802e-fb9c-47ad-9866-0794d394c912", "1B2C078A-0000-4BA4-AE5B-76104861E7DC"
+OURS = (
+    *({"adid": ONE}, {"adid": ONE}, {"adid": ONE.upper()}, {"adid": ONE, "idfa": TWO}, {"idfa": TWO}, {"idfv": ONE}),
+    *({"idfa": TWO, "custom": "guest-7"}, {"custom": "guest-7"}),
+)
+ID_KINDS = ("adid", "idfa", "custom", "kochava_device_id")
+ID_VALUES = (
+    *(ONE, ONE.replace("-", ""), TWO, TWO.lower(), "guest-7", "guest-8"),
+    *("", "00000000-0000-0000-0000-000000000000", "null", "{idfa}", "%{adid}", "[device]"),
+)
+IPS = ("", *("203.0.113.7",) * 5, "203.0.113.8", "203.0.114.7", "2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:2::1")
+AGENTS = (
+    "",
+    "curl/8.5.0",
+    *("Mozilla/5.0 (Linux; Android 14; Pixel 8)",) * 5,
+    "Mozilla/5.0 (Linux; Android 14.0; Pixel 8)",
+    "Mozilla/5.0 (Linux; Android 14.1; Pixel 8)",
+    "Mozilla/5.0 (Linux; Android 13; Pixel 8)",
+    "Mozilla/5.0 (Linux; Android 14; SM-G991B)",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",
+)
+EVENTS = ("Purchase", "Purchase", "SessionBegin", "SessionBegin", "View")
+LENGTHS_US = (MINUTE_US, HOUR_US, 2 * HOUR_US, 12 * HOUR_US, DAY_US)
+STEPS_US = (0, 0, SECOND_US, MINUTE_US, MINUTE_US, *LENGTHS_US, *LENGTHS_US, *LENGTHS_US, 7 * DAY_US)
+ODD_STEPS_US = (DAY_US - 1, HOUR_US + 1, 2 * DAY_US, 7 * DAY_US - 1, 14 * DAY_US, 30 * DAY_US, 31 * DAY_US)
+LATE_US = (-1, -MINUTE_US, -HOUR_US, -DAY_US, -2 * DAY_US)
+CLICK_WINDOWS = (WindowKind.CLICK_DEVICE, WindowKind.CLICK_EQUALIZER, WindowKind.CLICK_MODELED, WindowKind.CLICK_IP)
+IMPRESSION_WINDOWS = (WindowKind.IMPRESSION_DEVICE, WindowKind.IMPRESSION_MODELED, WindowKind.IMPRESSION_IP)
+CLAIM_WINDOWS: tuple[dict[WindowKind, int], ...] = (
+    {},
+    {WindowKind.POST_ENGAGEMENT: 7 * DAY_US, WindowKind.POST_VIEW: DAY_US},
+    {WindowKind.POST_ENGAGEMENT: DAY_US, WindowKind.POST_VIEW: DAY_US},
+    {WindowKind.POST_ENGAGEMENT: DISABLED},
+)
+
+
+def scenario(random: Random) -> Scenario:
+    """Settings at all layers and 8 to 30 records, mostly of one person, with nothing expected of them."""
+    now_us = START_US
+    timeline: list[EngagementRecord | ConversionRecord] = []
+    count = random.randint(8, 30)
+    for number in random.sample(range(count), count):
+        step_us = random.choice(random.choices((STEPS_US, ODD_STEPS_US, LATE_US), (8, 1, 1))[0])
+        tell = random.choice((engagement, conversion))
+        timeline.append(tell(random, f"r{number}", now_us + step_us))
+        now_us += max(step_us, 0)
+    return Scenario(
+        text="",
+        app=app(random),
+        networks=tuple(network(random, network_id) for network_id in ("acme", "bolt", "x", "y")),
+        trackers=trackers(random),
+        events=tuple(definition(random, event_name) for event_name in ("Purchase", "SessionBegin")),
+        timeline=tuple(timeline),
+        expect={},
+    )
+
+
+scenarios = st.integers(0, (1 << 64) - 1).map(lambda seed: scenario(Random(seed)))
+
+
+def without_needless_records(scenario: Scenario, fails: Callable[[Scenario], bool]) -> Scenario:
+    """A failing scenario with every record left out that it fails without."""
+    for record in scenario.timeline:
+        shorter = replace(scenario, timeline=tuple(other for other in scenario.timeline if other is not record))
+        if fails(shorter):
+            scenario = shorter
+    return scenario
+
+
+def app(random: Random) -> App:
+    return App(
+        app_id="app",
+        platform=random.choice(list(Platform)),
+        windows=windows(random),
+        device_attribution=random.choice(list(DeviceAttribution)),
+        modeled_level=random.choice((ModeledLevel.IP_AND_UA, *ModeledLevel)),
+        omit_os_minor=chance(random, 1 / 2),
+        allow_reengagement_impressions=chance(random, 5 / 6),
+        prioritize_completed_view=chance(random, 1 / 2),
+        limit_ad_tracking_fallback=chance(random, 1 / 2),
+        install_reprocessing_window_us=random.choice((None, DAY_US, 2 * DAY_US, 7 * DAY_US)),
+    )
+
+
+def network(random: Random, network_id: str) -> Network:
+    return Network(
+        network_id=network_id,
+        self_attributing=network_id in ("x", "y"),
+        supports_impressions=chance(random, 5 / 6),
+        granular_data_policy=random.choice(list(GranularDataPolicy)),
+        windows=windows(random),
+    )
+
+
+def trackers(random: Random) -> tuple[Tracker, ...]:
+    """Both types of each network, and `x12`, which may be the default one of x (at most one may, E3)."""
+    networks = {"t1": "acme", "t2": "acme", "t3": "bolt", "x1": "x", "x12": "x", "y1": "y"}
+    types = {"t1": TrackerType.REENGAGEMENT, "t2": TrackerType.ACQUISITION}
+    return tuple(
+        Tracker(
+            tracker_id=tracker_id,
+            network_id=network_id,
+            type=types.get(tracker_id, random.choice(list(TrackerType))),
+            events=frozenset(random.sample(EVENTS, 4)),
+            windows=windows(random) | random.choice(CLAIM_WINDOWS),
+            live=chance(random, 11 / 12),
+            default_tracker=tracker_id == "x12" and chance(random, 1 / 2),
+            max_conversions_per_engagement=random.choice((0, 0, 1, 2)),
+            create_time_us=random.randint(0, 2),
+        )
+        for tracker_id, network_id in networks.items()
+    )
+
+
+def windows(random: Random) -> dict[WindowKind, int]:
+    """Of one layer, mostly nothing; within the ranges of B2."""
+    found = {}
+    if chance(random, 1 / 2):
+        found[random.choice(CLICK_WINDOWS)] = random.choice((DISABLED, *LENGTHS_US, *LENGTHS_US, 7 * DAY_US))
+    if chance(random, 1 / 6):
+        found[random.choice(IMPRESSION_WINDOWS)] = random.choice((DISABLED, *LENGTHS_US))
+    if chance(random, 1 / 6):
+        found[WindowKind.EVENT_ASSOCIATION] = random.choice((DISABLED, HOUR_US, DAY_US, UNLIMITED))
+    return found
+
+
+def definition(random: Random, event_name: str) -> EventDefinition:
+    return EventDefinition(
+        event_name=event_name,
+        mtr_us=random.choice((0, 0, HOUR_US, DAY_US)),
+        reengagement_period_us=random.choice((0, HOUR_US, DAY_US, UNLIMITED, UNLIMITED)),
+    )
+
+
+def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord:
+    kind = random.choice(list(EngagementKind))
+    is_click = kind is EngagementKind.CLICK
+    return EngagementRecord(
+        id=record_id,
+        kind=kind,
+        time_us=time_us,
+        tracker=random.choice(("t1", "t1", "t1", "t1", "t2", "t2", "t3", "x1")),
+        device=random.choice((lambda _: {}, device, device, hashed_device))(random),
+        ip=random.choice(IPS),
+        ua=random.choice(AGENTS),
+        click_id=random.choice(("", "", "n1", "n2")) if is_click else "",
+        completed_view=not is_click and chance(random, 1 / 2),
+    )
+
+
+def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord:
+    return ConversionRecord(
+        id=record_id,
+        time_us=time_us,
+        name="" if chance(random, 1 / 5) else random.choice(EVENTS),
+        device=device(random),
+        ip=random.choice(IPS),
+        ua=random.choice(AGENTS),
+        click=random.choice(("", "", "", "", "r0", "r1", "r2", "r3")),
+        limit_ad_tracking=chance(random, 1 / 2),
+        claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),
+    )
+
+
+def claim(random: Random, network_id: str, time_us: int) -> Claim:
+    return Claim(
+        network_id=network_id,
+        kind=random.choice(list(EngagementKind)),
+        time_us=time_us - random.choice((*STEPS_US, *ODD_STEPS_US, *LATE_US)),
+        campaign_name=random.choice(("", "Spring", "x1", "Spring x12", "y1 x1", "t1")),
+        granular_data_allowed=chance(random, 3 / 4),
+    )
+
+
+def device(random: Random) -> dict[str, str]:
+    if chance(random, 3 / 4):
+        return random.choice(OURS)
+    return {random.choice(ID_KINDS): random.choice(ID_VALUES) for _ in range(random.randint(0, 2))}
+
+
+def hashed_device(random: Random) -> dict[str, str]:
+    """A hash, or a hash of a hash, of an id in any spelling (A3)."""
+    digest = random.choice((ONE, TWO))
+    digest = random.choice((digest, digest.replace("-", "")))
+    for _ in range(random.randint(1, 2)):
+        digest = hashlib.new(random.choice(("md5", "sha1", "sha256")), either_case(random, digest).encode()).hexdigest()
+    return {"adid": either_case(random, digest)}
+
+
+def either_case(random: Random, text: str) -> str:
+    return random.choice((text.lower(), text.upper()))
+
+
+def chance(random: Random, probability: float) -> bool:
+    return random.random() < probability
