@@ -12,8 +12,9 @@ def parse_user_agent(raw: str) -> UserAgent | None:
     """The signature of a decoded user agent, None when it names no device model or no OS version.
 
     OURS: agents of which nothing is known are not alike, so they never match as MODELED. iOS names no model finer than
-    `iPhone`. "14" and "14.0" are the same version.
+    `iPhone`. "14" and "14.0" are the same version, and white space of any kind is one space.
     """
+    raw = " ".join(raw.split())
     os, device = parse_os(raw), parse_device(raw)
     if os is None or os.major is None or device is None or device.model is None:
         return None
