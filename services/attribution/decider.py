@@ -23,7 +23,6 @@ from services.attribution.matching import (
 )
 from services.attribution.model import Conversion, ConversionKind, Engagement, EngagementKind, Reason
 from services.attribution.records import (
-    IDENTITY_LINK,
     INSTALL,
     Logged,
     click_id_of,
@@ -47,6 +46,7 @@ class Case:
     entry: ingest_pb2.LogEntry
     record: ingest_pb2.Record
     event_name: str | None
+    is_link: bool
     rules: AppRules
     device: Device | None
     merged: tuple[Device, ...]
@@ -153,13 +153,14 @@ class _Identities:
         cases = []
         for entry, record in logged:
             event_name = event_name_of(record)
-            is_link = event_name == IDENTITY_LINK
+            is_link = record.HasField("identity_link")
             device, merged = self._device_of(entry, record, may_create=not is_link)
             cases.append(
                 Case(
                     entry=entry,
                     record=record,
                     event_name=event_name,
+                    is_link=is_link,
                     rules=apps[record.app_id],
                     device=device,
                     merged=merged,
@@ -241,7 +242,8 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
         case
         for case in cases
         if case.device is not None
-        and case.event_name not in (None, IDENTITY_LINK)
+        and case.event_name is not None
+        and not case.is_link
         and (
             case.device.device_id in merging
             or case.device.merged_into is not None
@@ -332,7 +334,7 @@ def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision |
         other.history, other.identities = DeviceHistory(), {}
     if case.event_name is None:
         return None
-    if case.event_name == IDENTITY_LINK:
+    if case.is_link:
         device.identities = {**device.identities, **case.record.identity_link.identities}
         device.changed = True
         return linked_message(case.conversion, case.rules.revision)
