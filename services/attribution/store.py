@@ -186,9 +186,9 @@ class Store:
         )
         return {row["lane"] for row in rows}
 
-    async def release_lanes(self, worker_id: str, lanes: Collection[int]) -> None:
+    async def release_lanes(self, connection: "Connection | Pool", worker_id: str, lanes: Collection[int]) -> None:
         """Give lanes to whoever takes them."""
-        await self.pool.execute(
+        await connection.execute(
             "UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1 AND lane = ANY($2)",
             worker_id,
             list(lanes),

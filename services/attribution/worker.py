@@ -43,7 +43,7 @@ _lag = Histogram(
 )
 _waiting = Gauge("attribution_barrier_wait_seconds", "How long deciding has been waiting for lanes to be indexed.")
 
-_IDLE_FLUSH_S = 5.0
+_FLUSH_S = 5.0
 _SETTINGS_WAIT_S = 10.0
 _BARRIER_POLL_S = 0.02
 _BARRIER_ALARM_S = 10.0
@@ -137,7 +137,7 @@ class Worker:
                 if share != owned or (work is not None and work.done()):
                     await _stop(work)
                     if surplus := owned - share:
-                        await self._store.release_lanes(self._config.worker_id, surplus)
+                        await self._store.release_lanes(self._store.pool, self._config.worker_id, surplus)
                     owned = share
                     work = asyncio.ensure_future(self._work(owned)) if owned else None
                     _lanes_owned.set(len(owned))
@@ -158,11 +158,14 @@ class Worker:
         async def balance(connection: Connection) -> frozenset[int]:
             workers = await self._store.see_worker(connection, worker_id, lease_s)
             mine = await self._store.renew_lanes(connection, worker_id, lease_s)
-            share = -(-LANES // workers)
-            if len(mine) < share:
-                mine |= await self._store.take_lanes(connection, worker_id, share - len(mine), lease_s)
+            fair = -(-LANES // workers)
+            if len(mine) < fair:
+                mine |= await self._store.take_lanes(connection, worker_id, fair - len(mine), lease_s)
             # Keep what is already being worked on; a lane given away goes to a worker that has too few.
-            return frozenset(sorted(mine, key=lambda lane: (lane not in owned, lane))[:share])
+            share = frozenset(sorted(mine, key=lambda lane: (lane not in owned, lane))[:fair])
+            if idle := mine - share - owned:  # left over from a run that failed: nobody works on them
+                await self._store.release_lanes(connection, worker_id, idle)
+            return share
 
         return await in_transaction(self._store.pool, balance)
 
@@ -172,7 +175,7 @@ class Worker:
         progress = _Progress()
         progress.advance(dict(enumerate(await self._store.indexed())))
         outbox = _Outbox({lane: owned_lane.next_sequence for lane, owned_lane in lanes.items()})
-        with contextlib.suppress(LanesLostError):
+        try:
             async with asyncio.TaskGroup() as group:
                 for name, loop in (
                     ("indexer", lambda: self._index(owned, progress)),
@@ -180,6 +183,8 @@ class Worker:
                     ("relay", lambda: self._relay(owned, outbox)),
                 ):
                     group.create_task(_until_lanes_lost(name, loop))
+        except* LanesLostError:  # the next beat says which lanes are left
+            pass
 
     # Indexing.
 
@@ -221,7 +226,7 @@ class Worker:
             for lane, moved_to in _moved(dict(enumerate(position)), response).items():
                 position[lane] = moved_to
             homes = {entry.app_lane for entry in entries}
-            if not homes and time.monotonic() - flushed > _IDLE_FLUSH_S:
+            if time.monotonic() - flushed > _FLUSH_S:
                 # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
                 homes, flushed = set(owned), time.monotonic()
             if not homes:
