@@ -1,6 +1,6 @@
 """A second implementation of the rules, sections A to F and the order of G2: written from the rules alone, to be
 compared with the product's. It looks at everything that was received, again for every conversion, and keeps nothing but
-the list of what was decided. Slow and plain on purpose: it shares the words of a scenario with what it checks, and no rule.
+the list of what was decided. Slow and plain on purpose; it shares a scenario's words with what it checks, and no rule.
 """
 
 import hashlib
@@ -58,17 +58,21 @@ class Decided:
     line: dict[str, Any]
 
     @property
+    def outcome(self) -> str:
+        return str(self.line["outcome"])
+
+    @property
     def is_install(self) -> bool:
-        return self.line["kind"] == "install"
+        return not self.conversion.name
 
     @property
     def is_counted_install(self) -> bool:
-        return self.is_install and bool(self.line["outcome"] != "DUPLICATE")
+        return self.is_install and self.outcome != "DUPLICATE"
 
     @property
     def is_attribution(self) -> bool:
         """An install, attributed or organic, or a reengagement (D3, D6)."""
-        return self.is_counted_install or self.line["outcome"] == "REENGAGED"
+        return self.is_counted_install or self.outcome == "REENGAGED"
 
 
 @dataclass(kw_only=True)
@@ -158,7 +162,7 @@ class Naive:
         if event.name == "SessionBegin" and any(
             abs(event.time_us - decided.conversion.time_us) < DAY
             for decided in history
-            if decided.line["outcome"] == "REENGAGED" and decided.conversion.name == "SessionBegin"
+            if decided.outcome == "REENGAGED" and decided.conversion.name == "SessionBegin"
         ):
             return "SESSION_ALREADY_REENGAGED"  # D4
         return None

@@ -1,8 +1,7 @@
 """The product and a naive second reading of the rules decide random scenarios alike.
 
 Where they ever differed the rules said who was right; what the rules do not say is marked OURS in both. The suite looks
-at a thousand scenarios; for more set REENGAGE_NAIVE_SCENARIOS, for others
-pytest's --hypothesis-seed.
+at a thousand scenarios; for more set REENGAGE_NAIVE_SCENARIOS, for others --hypothesis-seed.
 """
 
 import os
