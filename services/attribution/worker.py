@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -48,6 +48,8 @@ _SETTINGS_WAIT_S = 10.0
 _BARRIER_POLL_S = 0.02
 _BARRIER_ALARM_S = 10.0
 _RELAY_BATCH = 500
+_RELAY_BYTES = 8_000_000
+"""Of one call: half of what a message may have. A single conversion has less than that."""
 _OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in attribution_pb2.Outcome.items()}
 _NOT_FOR_POSTBACK = frozenset(
     {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
@@ -296,10 +298,9 @@ class Worker:
         positions = {lane: owned_lane.relayed for lane, owned_lane in lanes.items()}
         while True:
             wanted = await outbox.beyond(positions)
-            rows = await self._store.read_outbox(wanted, _RELAY_BATCH)
+            rows = await self._store.read_outbox(wanted, -(-_RELAY_BATCH // len(wanted)))
             conversions = self._conversions(rows)
-            for start in range(0, len(conversions), _RELAY_BATCH):
-                some = conversions[start : start + _RELAY_BATCH]
+            for some in _messages(conversions):
                 await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
             moved = {row.lane: row.sequence + 1 for row in rows}  # rows of a lane come in order
             await self._store.advance_relayed(self._config.worker_id, moved)
@@ -362,6 +363,21 @@ def _moved(positions: Mapping[int, int], response: ingest_pb2.ReadLogResponse) -
     else:
         ends = {entry.lane: entry.position + 1 for entry in response.entries}  # in the order of their positions
     return {lane: end for lane, end in ends.items() if end > positions[lane]}
+
+
+def _messages(conversions: Sequence[postback_pb2.Conversion]) -> Iterator[list[postback_pb2.Conversion]]:
+    """The conversions, in their order, in parts that each fit into a message."""
+    some: list[postback_pb2.Conversion] = []
+    size = 0
+    for conversion in conversions:
+        bytes_more = conversion.ByteSize()
+        if some and size + bytes_more > _RELAY_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(conversion)
+        size += bytes_more
+    if some:
+        yield some
 
 
 async def _until_lanes_lost(name: str, body: Callable[[], Awaitable[None]]) -> None:
