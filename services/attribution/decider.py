@@ -14,14 +14,14 @@ from services.attribution.answers import decision_message, linked_message, refus
 from services.attribution.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.history import DeviceHistory, merge
 from services.attribution.matching import (
+    DUPLICATE_CLICK_US,
     conversion_keys,
     device_key,
-    duplicates,
     normalise_ip,
     own_key,
     raw_id_keys,
 )
-from services.attribution.model import Conversion, ConversionKind, Engagement, EngagementKind, Reason
+from services.attribution.model import Conversion, ConversionKind, Engagement, Reason
 from services.attribution.records import (
     INSTALL,
     Logged,
@@ -35,6 +35,12 @@ from services.attribution.records import (
 from services.attribution.rules import AppRules
 from services.attribution.store import DecisionRow, Device, FoundEngagement, Store
 from services.attribution.useragent import parse_user_agent
+
+MOST_CONSIDERED = 200
+"""OURS: under one match key, the nearest so many engagements before a conversion, and after it, are considered.
+
+Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
+every conversion from there."""
 
 _NO_DEVICE = uuid.UUID(int=0)
 
@@ -52,7 +58,7 @@ class Case:
     merged: tuple[Device, ...]
     ids: tuple[tuple[str, str], ...]
     conversion: Conversion
-    candidates: Iterable[Engagement] = ()
+    candidates: dict[str, Engagement] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +95,7 @@ async def decide_batch(
     wins = await _wins(store, connection, cases)
     sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it
     for case in cases:
-        message = _decide_case(case, wins)
+        message = _decide_case(case, wins[case.record.app_id])
         if message is None:
             continue
         message.app_id = case.record.app_id
@@ -130,7 +136,7 @@ async def _new(store: Store, connection: Connection, logged: Sequence[Logged]) -
     if not logged:
         return []
     decided = await store.already_decided(
-        connection, {entry.app_lane for entry, _ in logged}, {record.record_id for _, record in logged}
+        connection, [(entry.app_lane, record.app_id, record.record_id) for entry, record in logged]
     )
     fresh = []
     for each in logged:
@@ -253,30 +259,26 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
     if not wanted:
         return
     lengths = await store.hash_lengths(connection, {case.record.app_id for case in wanted})
-    keys_of: list[tuple[Case, list[bytes]]] = []
+    asked: list[tuple[Case, bytes]] = []
     for case in wanted:
         app_id = case.record.app_id
         device_keys = frozenset[bytes]().union(
             *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset())) for kind, value in case.ids)
         )
         case.conversion = replace(case.conversion, device_keys=device_keys)
-        keys_of.append((case, conversion_keys(case.rules.app, case.conversion)))
-    times = [case.conversion.time_us for case in wanted]
+        asked += [(case, key) for key in conversion_keys(case.rules.app, case.conversion)]
     found = await store.find_engagements(
         connection,
-        {key for _, keys in keys_of for key in keys},
-        min(times) - CONSIDERED_US,
-        max(times) + CONSIDERED_US,
+        [(key, case.conversion.time_us) for case, key in asked],
+        heads,
+        span_us=CONSIDERED_US,
+        most=MOST_CONSIDERED,
     )
-    repeats = await _duplicates(store, connection, found, heads)
-    by_key: dict[bytes, list[Engagement]] = {}
-    for match_key, lane, position, engagement in found:
-        if position < heads[lane]:
-            seen = replace(engagement, duplicate=True) if engagement.engagement_id in repeats else engagement
-            by_key.setdefault(match_key, []).append(seen)
-    for case, keys in keys_of:
-        found_here = {e.engagement_id: e for key in keys for e in by_key.get(key, ())}
-        case.candidates = found_here.values()
+    repeats = await _repeats(store, connection, found, heads)
+    for place, engagement in found:
+        is_repeat = bool(engagement.click_id) and _click_key(engagement) in repeats
+        case, _ = asked[place]
+        case.candidates[engagement.engagement_id] = replace(engagement, duplicate=True) if is_repeat else engagement
 
 
 def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) -> frozenset[bytes]:
@@ -286,41 +288,36 @@ def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) ->
     return raw_id_keys(app_id, value, lengths)
 
 
-async def _duplicates(
+async def _repeats(
     store: Store, connection: Connection, found: Sequence[FoundEngagement], heads: Sequence[int]
-) -> frozenset[str]:
-    """The ids of those candidates that repeat a click (A6), whichever device the first one was of."""
-    by_click_key = {
-        network_click_key(e.tracker_id, e.click_id): e for e in (each.engagement for each in found) if e.click_id
+) -> set[tuple[bytes, str]]:
+    """Which candidates, by `_click_key`, repeat a click (A6), whichever device the first one was of."""
+    clicks = {
+        (click_key, engagement.time_us, engagement_id)
+        for _, engagement in found
+        if engagement.click_id
+        for click_key, engagement_id in (_click_key(engagement),)
     }
-    if not by_click_key:
-        return frozenset()
-    clicks = await store.find_network_clicks(connection, by_click_key.keys())
-    return duplicates(
-        Engagement(
-            engagement_id=click.engagement_id,
-            kind=EngagementKind.CLICK,
-            tracker_id=by_click_key[click.click_key].tracker_id,
-            click_id=by_click_key[click.click_key].click_id,
-            time_us=click.time_us,
-        )
-        for click in clicks
-        if click.position < heads[click.lane]
-    )
+    return await store.find_repeats(connection, clicks, heads, within_us=DUPLICATE_CLICK_US) if clicks else set()
 
 
-async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> dict[str, int]:
-    """How many conversions the candidates on limited trackers have won so far (D5)."""
+def _click_key(engagement: Engagement) -> tuple[bytes, str]:
+    return network_click_key(engagement.tracker_id, engagement.click_id), engagement.engagement_id
+
+
+async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> dict[str, dict[str, int]]:
+    """How many conversions the candidates on limited trackers have won so far (D5), by app and engagement."""
     limited = {
-        engagement.engagement_id
+        (case.entry.app_lane, case.record.app_id, engagement.engagement_id)
         for case in cases
-        for engagement in case.candidates
+        for engagement in case.candidates.values()
         if (tracker := case.rules.trackers.get(engagement.tracker_id)) is not None
         and tracker.tracker.max_conversions_per_engagement
     }
-    if not limited:
-        return {}
-    return await store.count_wins(connection, {case.entry.app_lane for case in cases}, limited)
+    wins: dict[str, dict[str, int]] = {case.record.app_id: {} for case in cases}
+    for app_id, engagement_id, count in await store.count_wins(connection, limited) if limited else ():
+        wins[app_id][engagement_id] = count
+    return wins
 
 
 def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision | None:
@@ -344,7 +341,7 @@ def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision |
             return None
         device.history = device.history.after_session(conversion.time_us)
         device.changed = True
-    decision = decide(conversion, device.history, case.rules, candidates=case.candidates, wins=wins)
+    decision = decide(conversion, device.history, case.rules, candidates=case.candidates.values(), wins=wins)
     if decision.engagement_id is not None:
         wins[decision.engagement_id] = wins.get(decision.engagement_id, 0) + 1
     history = device.history.after(conversion, decision)

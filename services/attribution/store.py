@@ -109,11 +109,9 @@ class Device:
 
 
 class FoundEngagement(NamedTuple):
-    """An engagement found under a match key, and its place in the log."""
+    """An engagement, and for which of the keys asked it was found: its index."""
 
-    match_key: bytes
-    lane: int
-    position: int
+    place: int
     engagement: Engagement
 
 
@@ -267,13 +265,17 @@ class Store:
     # What a decision reads.
 
     async def already_decided(
-        self, connection: Connection, lanes: Collection[int], conversion_ids: Collection[str]
+        self, connection: Connection, conversions: Collection[tuple[int, str, str]]
     ) -> set[tuple[str, str]]:
-        """Which of these conversions were decided before, as (app id, conversion id)."""
+        """Which of these conversions (lane, app id, conversion id), at least one, were decided before."""
         rows = await connection.fetch(
-            "SELECT app_id, conversion_id FROM decisions WHERE lane = ANY($1) AND conversion_id = ANY($2)",
-            list(lanes),
-            list(conversion_ids),
+            """
+            SELECT app_id, conversion_id
+            -- Pair by pair: two lists would be looked up in every combination.
+            FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, conversion_id)
+            JOIN decisions USING (lane, app_id, conversion_id)
+            """,
+            *_columns(conversions),
         )
         return {(row["app_id"], row["conversion_id"]) for row in rows}
 
@@ -313,29 +315,81 @@ class Store:
         return {row["app_id"]: frozenset(row["lengths"]) for row in rows}
 
     async def find_engagements(
-        self, connection: Connection, match_keys: Collection[bytes], from_us: int, to_us: int
+        self,
+        connection: Connection,
+        asked: Sequence[tuple[bytes, int]],
+        heads: Sequence[int],
+        *,
+        span_us: int,
+        most: int,
     ) -> list[FoundEngagement]:
-        """Engagements under any of these keys, in a span of time."""
+        """Engagements below `heads` under each key asked (match key, time), at least one.
+
+        At most `most` on either side of the time, those nearest to it, none further away than `span_us`.
+        """
         rows = await connection.fetch(
             """
-            SELECT match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-                   device_keys, ip, user_agent, click_id, completed_view, is_valid
-            FROM engagements
-            WHERE match_key = ANY($1) AND time_us BETWEEN $2 AND $3
+            SELECT asked.place - 1, found.*
+            FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (match_key, time_us, place)
+            CROSS JOIN LATERAL (
+                (
+                    SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                           completed_view, is_valid
+                    FROM engagements
+                    WHERE match_key = asked.match_key
+                      AND time_us >= asked.time_us - $4 AND time_us < asked.time_us
+                      AND position < ($3::bigint[])[lane + 1]
+                    ORDER BY time_us DESC, engagement_id DESC LIMIT $5
+                )
+                UNION ALL
+                (
+                    SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                           completed_view, is_valid
+                    FROM engagements
+                    WHERE match_key = asked.match_key
+                      AND time_us >= asked.time_us AND time_us <= asked.time_us + $4
+                      AND position < ($3::bigint[])[lane + 1]
+                    ORDER BY time_us, engagement_id LIMIT $5
+                )
+            ) AS found
             """,
-            list(match_keys),
-            from_us,
-            to_us,
+            *_columns(asked),
+            list(heads),
+            span_us,
+            most,
         )
-        return [FoundEngagement(row[0], row[3], row[4], _engagement(row)) for row in rows]
+        return [FoundEngagement(row[0], _engagement(*row[1:])) for row in rows]
 
-    async def find_network_clicks(self, connection: Connection, click_keys: Collection[bytes]) -> list[NetworkClick]:
-        """All clicks with these network click keys."""
+    async def find_repeats(
+        self,
+        connection: Connection,
+        clicks: Collection[tuple[bytes, int, str]],
+        heads: Sequence[int],
+        *,
+        within_us: int,
+    ) -> set[tuple[bytes, str]]:
+        """Which of these clicks (click key, time, engagement id), one or more, follow another in less than `within_us`.
+
+        Only clicks below `heads` count; of two at the same time the one with the higher id follows.
+        """
         rows = await connection.fetch(
-            "SELECT click_key, time_us, engagement_id, lane, position FROM network_clicks WHERE click_key = ANY($1)",
-            list(click_keys),
+            """
+            SELECT click.click_key, click.engagement_id
+            FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS click (click_key, time_us, engagement_id)
+            CROSS JOIN LATERAL (
+                SELECT FROM network_clicks AS earlier
+                WHERE earlier.click_key = click.click_key
+                  AND earlier.time_us > click.time_us - $5
+                  AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
+                  AND earlier.position < ($4::bigint[])[earlier.lane + 1]
+                LIMIT 1
+            ) AS found
+            """,
+            *_columns(clicks),
+            list(heads),
+            within_us,
         )
-        return [NetworkClick(*row) for row in rows]
+        return {(row["click_key"], row["engagement_id"]) for row in rows}
 
     async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[bytes, bytes]:
         """The records of engagements by own key."""
@@ -346,19 +400,22 @@ class Store:
         return {row["match_key"]: row["record"] for row in rows}
 
     async def count_wins(
-        self, connection: Connection, lanes: Collection[int], engagement_ids: Collection[str]
-    ) -> dict[str, int]:
-        """How many conversions engagements have won (D5)."""
+        self, connection: Connection, engagements: Collection[tuple[int, str, str]]
+    ) -> list[tuple[str, str, int]]:
+        """How many conversions engagements (lane, app id, engagement id), at least one, have won (D5).
+
+        Answers (app id, engagement id, wins); those without a win are left out.
+        """
         rows = await connection.fetch(
             """
-            SELECT engagement_id, count(DISTINCT conversion_id) AS wins FROM decisions
-            WHERE lane = ANY($1) AND engagement_id = ANY($2)
-            GROUP BY engagement_id
+            SELECT app_id, engagement_id, count(DISTINCT conversion_id)
+            FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, engagement_id)
+            JOIN decisions USING (lane, app_id, engagement_id)
+            GROUP BY app_id, engagement_id
             """,
-            list(lanes),
-            list(engagement_ids),
+            *_columns(engagements),
         )
-        return {row["engagement_id"]: row["wins"] for row in rows}
+        return [(row[0], row[1], row[2]) for row in rows]
 
     # What a decision writes.
 
@@ -559,17 +616,27 @@ def _must_have_changed(tag: str, count: int) -> None:
         raise LanesLostError
 
 
-def _engagement(row: Any) -> Engagement:
-    device_keys, user_agent = row[7], row[9]
+def _engagement(
+    engagement_id: str,
+    is_click: bool,
+    tracker_id: str,
+    time_us: int,
+    device_keys: bytes,
+    ip: str,
+    user_agent: str | None,
+    click_id: str,
+    completed_view: bool,
+    is_valid: bool,
+) -> Engagement:
     return Engagement(
-        engagement_id=row[2],
-        kind=EngagementKind.CLICK if row[5] else EngagementKind.IMPRESSION,
-        tracker_id=row[6],
-        time_us=row[1],
+        engagement_id=engagement_id,
+        kind=EngagementKind.CLICK if is_click else EngagementKind.IMPRESSION,
+        tracker_id=tracker_id,
+        time_us=time_us,
         device_keys=tuple(device_keys[at : at + 16] for at in range(0, len(device_keys), 16)),
-        ip=row[8],
+        ip=ip,
         user_agent=None if user_agent is None else UserAgent(*user_agent.split("\t")),
-        click_id=row[10],
-        completed_view=row[11],
-        valid=row[12],
+        click_id=click_id,
+        completed_view=completed_view,
+        valid=is_valid,
     )

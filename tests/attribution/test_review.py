@@ -1,13 +1,15 @@
 """What a second pair of eyes found: each test failed before its repair."""
 
 import asyncio
-import uuid
 from typing import Any
 
 import pytest
 
+from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
 from services.attribution.store import Store
 from tests.attribution.conftest import (
@@ -16,8 +18,7 @@ from tests.attribution.conftest import (
     click,
     device,
     event,
-    install,
-    record,
+    tracker_resource,
 )
 
 HOUR = 3600
@@ -96,3 +97,43 @@ async def test_large_conversions_reach_postback(world: World) -> None:
         world.received.failing = False
         while len(world.received.conversions) < len(sent):
             await asyncio.sleep(0.01)
+
+
+async def test_of_an_address_that_thousands_share_the_nearest_engagements_are_considered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them were read, judged and stored with each conversion; and the device's own click lies further back."""
+    monkeypatch.setattr(decider_module, "MOST_CONSIDERED", 3)
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="own"))
+        await world.send(*(click(10 * n, record_id=f"k{n}") for n in range(1, 11)))
+        await world.send(event(55, {"android_id": "ab12"}, record_id="e1"), event(55, device(1), record_id="e2"))
+        e1, e2 = await world.decided("e1", "e2")
+    nearest = {"k3", "k4", "k5", "k6", "k7", "k8"}
+    assert {c.engagement_id for c in e1.candidates} == nearest
+    assert (e1.engagement_id, e2.engagement_id) == ("k5", "own")
+    assert {c.engagement_id for c in e2.candidates} == nearest | {"own"}
+
+
+async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
+    """Record ids are unique within an app; two apps may share a home lane."""
+    other = next(f"app-{n}" for n in range(1000) if lane_of(f"app-{n}") == lane_of(APP))
+    theirs = tracker_resource("theirs", network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
+    theirs.tracker.app_id = other
+    app = tracker_pb2.App(app_id=other, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+    ours = tracker_resource("ours", network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
+    await world.feed.publish(tracker_pb2.Resource(app=app), theirs, ours)
+
+    def of_other(made: ingest_pb2.Record) -> ingest_pb2.Record:
+        made.app_id = other
+        return made
+
+    async with world.worker():
+        known = ingest_pb2.RecordBatchRequest(records=[of_other(click(0, device(1), "theirs", record_id="k1"))])
+        while (await world.ingest.RecordBatch(known)).results[0].violations:
+            await asyncio.sleep(0.01)  # until ingest has heard of the app
+        await world.send(of_other(event(5, device(1), record_id="e1")))
+        await world.send(click(0, device(1), "ours", record_id="k1"))
+        await world.send(event(5, device(1), record_id="e2"))
+        (e2,) = await world.decided("e2")
+    assert (e2.outcome, e2.engagement_id) == (REENGAGED, "k1")
