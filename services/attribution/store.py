@@ -9,6 +9,9 @@ from libs.db import Connection, Pool
 from services.attribution.history import DeviceHistory
 from services.attribution.model import Engagement, EngagementKind, UserAgent
 
+_IN_ORDER = "lanes.lane IN (SELECT lane FROM lanes WHERE lane = ANY($2) ORDER BY lane FOR UPDATE)"
+"""Indexing, deciding, relaying and renewing write the same rows at once: who locks them in any order deadlocks."""
+
 
 class LanesLostError(Exception):
     """Another worker owns lanes that this one believed to own: nothing was written, begin anew."""
@@ -150,7 +153,11 @@ class Store:
         async with self.pool.acquire() as connection, connection.transaction():
             await connection.execute("DELETE FROM workers WHERE worker_id = $1", worker_id)
             await connection.execute(
-                "UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1", worker_id
+                """
+                UPDATE lanes SET owner = NULL, lease_until = '-infinity'
+                WHERE lane IN (SELECT lane FROM lanes WHERE owner = $1 ORDER BY lane FOR UPDATE)
+                """,
+                worker_id,
             )
 
     async def renew_lanes(self, connection: Connection, worker_id: str, lease_s: float) -> set[int]:
@@ -158,7 +165,7 @@ class Store:
         rows = await connection.fetch(
             """
             UPDATE lanes SET lease_until = now() + make_interval(secs => $2)
-            WHERE owner = $1
+            WHERE lane IN (SELECT lane FROM lanes WHERE owner = $1 ORDER BY lane FOR UPDATE)
             RETURNING lane
             """,
             worker_id,
@@ -187,7 +194,7 @@ class Store:
     async def release_lanes(self, connection: "Connection | Pool", worker_id: str, lanes: Collection[int]) -> None:
         """Give lanes to whoever takes them."""
         await connection.execute(
-            "UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1 AND lane = ANY($2)",
+            f"UPDATE lanes SET owner = NULL, lease_until = '-infinity' WHERE owner = $1 AND {_IN_ORDER}",
             worker_id,
             list(lanes),
         )
@@ -215,10 +222,10 @@ class Store:
     async def advance_indexed(self, connection: Connection, worker_id: str, positions: dict[int, int]) -> None:
         """Move the index positions of lanes that this worker owns."""
         tag = await connection.execute(
-            """
+            f"""
             UPDATE lanes SET indexed = moved.position
             FROM unnest($2::smallint[], $3::bigint[]) AS moved (lane, position)
-            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1 AND {_IN_ORDER}
             """,
             worker_id,
             list(positions.keys()),
@@ -486,7 +493,7 @@ class Store:
         although it never heard so: then it knows too little, and must begin anew.
         """
         tag = await connection.execute(
-            """
+            f"""
             UPDATE lanes
             SET next_sequence = moved.next_sequence,
                 -- the vectors come one after the other: unnest would take an array of arrays apart
@@ -494,6 +501,7 @@ class Store:
             FROM unnest($2::smallint[], $3::bigint[], $4::bigint[])
                 WITH ORDINALITY AS moved (lane, sequence, next_sequence, place)
             WHERE lanes.lane = moved.lane AND lanes.owner = $1 AND lanes.next_sequence = moved.sequence
+              AND {_IN_ORDER}
             """,
             worker_id,
             list(decided.keys()),
@@ -526,10 +534,10 @@ class Store:
     async def advance_relayed(self, worker_id: str, positions: dict[int, int]) -> None:
         """Move the outbox positions of lanes that this worker owns."""
         tag = await self.pool.execute(
-            """
+            f"""
             UPDATE lanes SET relayed = moved.sequence
             FROM unnest($2::smallint[], $3::bigint[]) AS moved (lane, sequence)
-            WHERE lanes.lane = moved.lane AND lanes.owner = $1
+            WHERE lanes.lane = moved.lane AND lanes.owner = $1 AND {_IN_ORDER}
             """,
             worker_id,
             list(positions.keys()),

@@ -1,11 +1,14 @@
 """What a second pair of eyes found: each test failed before its repair."""
 
 import asyncio
+import random
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from libs.lanes import lane_of
+from libs.db import Connection
+from libs.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
@@ -137,3 +140,33 @@ async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
         await world.send(event(5, device(1), record_id="e2"))
         (e2,) = await world.decided("e2")
     assert (e2.outcome, e2.engagement_id) == (REENGAGED, "k1")
+
+
+async def test_the_loops_of_a_worker_do_not_deadlock_over_their_lanes(world: World) -> None:
+    """They write the same rows, each its own column: every second one was a deadlock, and a second lost."""
+    store, numbers = Store(world.pool), random.Random(7)
+    await world.pool.execute("UPDATE lanes SET owner = 'w'")
+
+    def some() -> list[int]:
+        return numbers.sample(range(LANES), numbers.choice((3, 20, 64)))
+
+    async def index(connection: Connection) -> None:
+        await store.advance_indexed(connection, "w", dict.fromkeys(some(), 1))
+
+    async def decide(connection: Connection) -> None:
+        lanes = some()
+        sequences = dict.fromkeys(lanes, 0)
+        await store.advance_decided(connection, "w", {lane: [0] * LANES for lane in lanes}, sequences, sequences)
+
+    async def relay(_: Connection) -> None:
+        await store.advance_relayed("w", dict.fromkeys(some(), 0))
+
+    async def renew(connection: Connection) -> None:
+        await store.renew_lanes(connection, "w", 5.0)
+
+    async def often(work: Callable[[Connection], Awaitable[None]]) -> None:
+        for _ in range(60):
+            async with world.pool.acquire() as connection, connection.transaction():
+                await work(connection)
+
+    await asyncio.gather(*map(often, (index, decide, relay, renew)))
