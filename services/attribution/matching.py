@@ -38,8 +38,8 @@ def usable_ids(device: Mapping[str, str]) -> dict[str, str]:
 
 
 def normalise_id(value: str) -> str:
-    """An id or a hash as it is compared: lower case, without `-` and `:` (A3)."""
-    return value.translate(_SEPARATORS).lower()
+    """An id or a hash as it is compared: trimmed, lower case, without `-` and `:` (A3)."""
+    return value.strip().translate(_SEPARATORS).lower()
 
 
 def hash_length(value: str) -> int | None:
@@ -97,7 +97,7 @@ def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LEN
     keys = {device_key(app_id, raw_id)}
     outer = [_HASHES[length] for length in hash_lengths]
     if outer:
-        texts = _spellings(raw_id)
+        texts = _spellings(raw_id.strip())
         inner = [digest(text.encode()).hexdigest() for text in texts for digest in _HASHES.values()]
         texts += inner + [text.upper() for text in inner]
         keys.update(_key(app_id, "DEVICE", digest(text.encode()).hexdigest()) for digest in outer for text in texts)

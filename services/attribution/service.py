@@ -17,7 +17,9 @@ from services.attribution.records import identity_key
 from services.attribution.settings import Settings
 from services.attribution.store import Store
 
-_HASH_KINDS = tuple(f"{kind}_{hash_}" for kind in DEVICE_ID_KINDS for hash_ in ("md5", "sha1", "sha256"))
+_RAW_KINDS = (*DEVICE_ID_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
+_ID_KINDS = (*_RAW_KINDS, *(f"{kind}_{hash_}" for kind in _RAW_KINDS for hash_ in ("md5", "sha1", "sha256")))
+"""Names of ids that ingest takes: those of A2 and a few more."""
 _MAX_ID = 256
 
 
@@ -46,6 +48,9 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
     ) -> attribution_pb2.ListDecisionsResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
+        _plain(violations, "tracker_id", request.tracker_id)
+        if not set(request.outcomes) <= set(attribution_pb2.Outcome.values()):
+            violations.add("outcomes", "UNKNOWN_VALUE", "must be values of Outcome")
         size = page_size(request.page_size, violations)
         after = decode_token(request.page_token, (int,), violations)
         violations.check()
@@ -72,7 +77,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         _required(violations, "app_id", request.app_id)
         _required(violations, "device_id", request.device_id)
         violations.check()
-        keys = [identity_key(request.app_id, kind, request.device_id) for kind in (*DEVICE_ID_KINDS, *_HASH_KINDS)]
+        keys = [identity_key(request.app_id, kind, request.device_id) for kind in _ID_KINDS]
         device = await self._store.device_of(keys, _as_uuid(request.device_id))
         if device is None or device.app_id != request.app_id:
             raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")
@@ -112,7 +117,13 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
 def _required(violations: Violations, field: str, value: str) -> None:
     if not value:
         violations.add(field, "REQUIRED", "must be set")
-    elif len(value) > _MAX_ID:
+    _plain(violations, field, value)
+
+
+def _plain(violations: Violations, field: str, value: str) -> None:
+    if "\0" in value:
+        violations.add(field, "INVALID_TEXT", "must not contain NUL")
+    if len(value) > _MAX_ID:
         violations.add(field, "TOO_LONG", f"at most {_MAX_ID} characters")
 
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import pytest
 
 from libs.db import Connection
@@ -170,3 +171,29 @@ async def test_the_loops_of_a_worker_do_not_deadlock_over_their_lanes(world: Wor
                 await work(connection)
 
     await asyncio.gather(*map(often, (index, decide, relay, renew)))
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("GetDecision", attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id="a\0b")),
+        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id="a\0b")),
+        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id=APP, tracker_id="a\0b")),
+        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id=APP, outcomes=[100_000])),  # type: ignore[list-item]
+    ],
+)
+async def test_what_cannot_be_asked_is_the_callers_error(world: World, method: str, request_: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await getattr(world.attribution, method)(request_)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("kind", "value"), [("imei", "490154203237518"), ("mac_sha1", "a" * 40), ("oaid", " 0F-1 ")])
+async def test_a_device_is_found_by_any_id_it_is_known_by(world: World, kind: str, value: str) -> None:
+    async with world.worker():
+        await world.send(event(0, {kind: value}, "View", record_id="e1"))
+        await world.send(event(1, {kind: value.strip()}, "View", record_id="e2"))
+        e1, e2 = await world.decided("e1", "e2")
+        request = attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
+        answer = await world.attribution.GetDeviceAttribution(request)
+    assert answer.device_id == e1.device_id == e2.device_id
