@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,17 +27,20 @@ from services.attribution.useragent import parse_user_agent
 
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
     """The output of a scenario: one object per conversion in the order of receipt, with the keys OUTPUT_KEYS."""
+    return list(simulate_one_by_one(scenario))
+
+
+def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """As `simulate`, each object as soon as its conversion is decided."""
     rules = compile_rules(
         app=scenario.app, networks=scenario.networks, trackers=scenario.trackers, events=scenario.events
     )
     story = _Story(rules)
-    output = []
     for record in scenario.timeline:
         if isinstance(record, EngagementRecord):
             story.receive_engagement(record)
         else:
-            output.append(_line(record, story.receive_conversion(record)))
-    return output
+            yield _line(record, story.receive_conversion(record))
 
 
 def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:

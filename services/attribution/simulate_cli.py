@@ -1,53 +1,88 @@
-"""The command `reengage simulate`: a scenario file in, its decisions out."""
+"""The command `reengage simulate`: scenario files in, their decisions out."""
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
-from services.attribution.scenario import ScenarioError, read_scenario
-from services.attribution.simulate import check, simulate
+from services.attribution.scenario import ConversionRecord, Scenario, ScenarioError, read_scenario
+from services.attribution.simulate import check, simulate_one_by_one
 
 HOLDS, DIFFERS, BROKEN = 0, 1, 2
-"""Exit codes."""
+"""Exit codes; of several files the highest."""
+
+SUFFIXES = (".json", ".yaml", ".yml")
+"""Of the files that are read of a directory."""
 
 
 def run(path: Path, *, check_expect: bool = False, as_json: bool = False) -> int:
-    """Runs a scenario file, prints its output, and returns the exit code.
+    """Runs a scenario file, or all in a directory in the order of their names, and returns the exit code.
 
-    Prints one JSON line per conversion; a table instead when a person looks on, unless `as_json`. With `check_expect` a
-    file whose `expect` does not hold is told difference by difference on the error stream, code 1. A file that is no
-    scenario is told there problem by problem with its line, code 2.
+    Prints one JSON line per conversion (of a directory it begins with the key `file`); a table per file instead when a
+    person looks on, unless `as_json`. On the error stream, with progress when that is a terminal: where a file's
+    `expect` does not hold if `check_expect`, code 1; what does not fit in a file that is no scenario, line by line,
+    code 2; and of a directory how many files are which.
     """
     try:
-        scenario = read_scenario(path.read_text(encoding="utf-8"))
+        is_directory = path.is_dir()
+        paths = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if is_directory else [path]
     except OSError as error:
-        return _broken(f"{path}: {error.strerror}")
+        return _complain(BROKEN, f"{path}: {error.strerror}")
+    if not paths:
+        return _complain(BROKEN, f"{path}: holds no file that ends in {', '.join(SUFFIXES)}")
+    for_people = sys.stdout.isatty() and not as_json
+    codes = [_run_file(file, is_directory, check_expect, for_people) for file in paths]
+    if is_directory:
+        count = Counter(codes)
+        held = f"{count[HOLDS]} hold, {count[DIFFERS]} differ" if check_expect else f"{count[HOLDS]} ran"
+        _complain(HOLDS, f"{path}: {len(paths)} scenarios: {held}, {count[BROKEN]} broken")
+    return max(codes)
+
+
+def _run_file(path: Path, in_directory: bool, check_expect: bool, for_people: bool) -> int:
+    progress = Console(stderr=True)
+    try:
+        with progress.status(f"reading {path.name}"):
+            scenario = read_scenario(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return _complain(BROKEN, f"{path}: {error.strerror}")
     except UnicodeDecodeError as error:
-        return _broken(f"{path}: byte {error.start} is not UTF-8")
+        return _complain(BROKEN, f"{path}: byte {error.start} is not UTF-8")
     except ScenarioError as error:
-        return _broken(*(f"{path}:{line}: {message}" for line, message in error.problems))
-    output = simulate(scenario)
-    if as_json or not sys.stdout.isatty():
-        for line in output:
-            typer.echo(json.dumps(line, ensure_ascii=False))
+        return _complain(BROKEN, *(f"{path}:{line}: {message}" for line, message in error.problems))
+    output = _simulate(scenario, path.name, progress)
+    if for_people:
+        Console().print(_table(scenario.text or path.name, output))
     else:
-        Console().print(_table(scenario.text, output))
-    differences = check(output, scenario.expect) if check_expect else []
-    for difference in differences:
-        typer.echo(f"{path}: {difference}", err=True)
-    return DIFFERS if differences else HOLDS
+        named = {"file": path.name} if in_directory else {}
+        sys.stdout.writelines(f"{json.dumps(named | line, ensure_ascii=False)}\n" for line in output)
+    if not check_expect:
+        return HOLDS
+    if not scenario.expect:
+        return _complain(HOLDS, f"{path}: expects nothing, so there is nothing to check")
+    differences = check(output, scenario.expect)
+    return _complain(DIFFERS if differences else HOLDS, *(f"{path}: {difference}" for difference in differences))
 
 
-def _broken(*problems: str) -> int:
-    for problem in problems:
-        typer.echo(problem, err=True)
-    return BROKEN
+def _simulate(scenario: Scenario, name: str, progress: Console) -> list[dict[str, Any]]:
+    output = simulate_one_by_one(scenario)
+    if not progress.is_terminal:
+        return list(output)
+    conversions = sum(isinstance(record, ConversionRecord) for record in scenario.timeline)
+    return list(track(output, description=name, total=conversions, console=progress, transient=True))
+
+
+def _complain(code: int, *lines: str) -> int:
+    for line in lines:
+        typer.echo(line, err=True)
+    return code
 
 
 def _table(title: str, output: list[dict[str, Any]]) -> Table:

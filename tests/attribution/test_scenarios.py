@@ -120,7 +120,11 @@ def test_check_tells_the_difference(
         ),
         pytest.param("device: {idfa: A1}", "device: {[a]: A1}", 5, "should be a text", id="a key that is no text"),
         pytest.param("[Purchase]", f"[], max_conversions_per_engagement: {'9' * 5000}", 3, "a whole number", id="huge"),
+        pytest.param(
+            "click: {id: k1, tracker: t1, device: {idfa: A1}}", "click: ", 5, "exactly one of", id="null record"
+        ),
         pytest.param("timeline:", "timeline: ]", 4, "not YAML or JSON", id="syntax"),
+        pytest.param("timeline:", f"scenario: {'[' * 500}{']' * 500}\ntimeline:", 1, "nested too deeply", id="deep"),
     ],
 )
 def test_problem_is_named_with_its_line(old: str, new: str, line: int, message: str) -> None:
@@ -145,6 +149,34 @@ def test_two_default_trackers_of_a_network_and_type_are_one_too_many() -> None:
         read_scenario(text)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        pytest.param('"IOS"', '"BEOS"', 4, "should be one of IOS, ANDROID", id="value"),
+        pytest.param('"IOS"', "7", 4, "should be one of IOS, ANDROID", id="type"),
+        pytest.param('"IOS"', '"IOS", "platform": "IOS"', 4, "stands here twice", id="repeated key"),
+        pytest.param('"IOS"', '"IOS", "x": 1', 4, "unknown key 'x'", id="unknown key"),
+        pytest.param('"kodemo1"', "null", 2, "'app_id' is missing", id="null"),
+        pytest.param('"kodemo1"', "[]", 3, "should be a text", id="no text"),
+        pytest.param('"kodemo1"', '"\\ud83d"', 3, "not YAML or JSON", id="half a character"),
+        pytest.param('"IOS"', '"IOS",,', 4, "not YAML or JSON", id="syntax"),
+    ],
+)
+def test_problem_of_json_is_named_with_its_line(old: str, new: str, line: int, message: str) -> None:
+    text = json.dumps({"app": {"app_id": "kodemo1", "platform": "IOS"}}, indent=2)
+    assert old in text
+    with pytest.raises(ScenarioError) as caught:
+        read_scenario(text.replace(old, new, 1))
+    assert any(problem.line == line and message in problem.message for problem in caught.value.problems)
+
+
+def test_an_alias_stands_for_what_it_names() -> None:
+    text = STORY.replace("device: {idfa: A1}", "device: &ours {idfa: A1}").replace(
+        "device: {idfa: a1}", "device: *ours"
+    )
+    assert check(simulate(read_scenario(text)), read_scenario(text).expect) == []
+
+
 def test_broken_file_exits_with_2_and_a_line_per_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "story.yaml"
     path.write_text(STORY.replace("tracker: t1", "trakcer: t1"))
@@ -153,6 +185,47 @@ def test_broken_file_exits_with_2_and_a_line_per_problem(tmp_path: Path, capsys:
     assert run(tmp_path / "absent.yaml") == BROKEN
     path.write_bytes(b"scenario: \xff")
     assert run(path) == BROKEN
+
+
+def test_directory_runs_every_scenario_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "2.yml").write_text(STORY)
+    (tmp_path / "1.json").write_text(json.dumps({"app": {"app_id": "kodemo1"}}))
+    (tmp_path / "notes.txt").write_text("no scenario")
+    assert run(tmp_path, check_expect=True) == HOLDS
+    out, err = capsys.readouterr()
+    assert [(line["file"], line["id"]) for line in map(json.loads, out.splitlines())] == [("2.yml", "e1")]
+    assert err.splitlines() == [
+        f"{tmp_path / '1.json'}: expects nothing, so there is nothing to check",
+        f"{tmp_path}: 2 scenarios: 2 hold, 0 differ, 0 broken",
+    ]
+
+    (tmp_path / "3.yaml").write_text(STORY.replace("REENGAGED", "CREDITED"))
+    assert run(tmp_path) == HOLDS
+    assert run(tmp_path, check_expect=True) == DIFFERS
+    (tmp_path / "0.yaml").write_text(STORY.replace("IOS", "BEOS"))
+    assert run(tmp_path, check_expect=True) == BROKEN
+    assert capsys.readouterr().err.splitlines()[-1] == f"{tmp_path}: 4 scenarios: 2 hold, 1 differ, 1 broken"
+
+
+def test_directory_without_a_scenario_is_wrong(tmp_path: Path) -> None:
+    assert run(tmp_path) == BROKEN
+
+
+def test_people_get_a_table_and_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "story.yaml"
+    path.write_text(STORY)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(path) == HOLDS
+    out, err = capsys.readouterr()
+    assert "REENGAGED" in out
+    assert not out.lstrip().startswith("{")
+    assert "100%" in err
+    assert run(path, as_json=True) == HOLDS
+    assert json.loads(capsys.readouterr().out)["outcome"] == "REENGAGED"
 
 
 def test_empty_text_is_a_problem() -> None:
