@@ -42,6 +42,11 @@ MOST_CONSIDERED = 200
 Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
 every conversion from there."""
 
+MOST_IDS = 20
+"""OURS: of each kind a device keeps its latest ids; older ones still lead to it, but find no engagements any more.
+
+Else an id that many devices share, a `custom` of "guest" say, makes one device of them that grows with every record."""
+
 _NO_DEVICE = uuid.UUID(int=0)
 
 
@@ -170,7 +175,7 @@ class _Identities:
                     rules=apps[record.app_id],
                     device=device,
                     merged=merged,
-                    ids=() if device is None else tuple((k, v) for k, values in device.ids.items() for v in values),
+                    ids=() if device is None else _ids(device, record),
                     conversion=_conversion(record, event_name),
                 )
             )
@@ -180,7 +185,13 @@ class _Identities:
         keys = {key for record in records for key in _identity_keys(record)}
         owners = await self._store.find_identifiers(self._connection, keys)
         devices = await self._store.find_devices(self._connection, set(owners.values()))
-        self._by_key = {key: devices[device_id] for key, device_id in owners.items()}
+        while signposts := {into for each in devices.values() if (into := each.merged_into)} - devices.keys():
+            devices |= await self._store.find_devices(self._connection, signposts)
+        for key, device_id in owners.items():
+            device = devices[device_id]
+            while device.merged_into is not None:
+                device = devices[device.merged_into]
+            self._by_key[key] = device
         self._batch.devices.extend(devices.values())
 
     def _device_of(
@@ -201,7 +212,7 @@ class _Identities:
             if self._by_key.get(key) is not device:
                 self._by_key[key] = device
                 self._batch.identifiers[key] = device.device_id
-                device.ids.setdefault(kind, []).append(value)
+                _learn(device, kind, [value])
                 device.changed = True
         return device, tuple(others)
 
@@ -212,14 +223,25 @@ class _Identities:
 
     def _merge(self, other: Device, *, into: Device) -> None:
         """Move the ids; the histories are merged when the record's turn to be decided comes."""
+        self._by_key = {key: into if device is other else device for key, device in self._by_key.items()}
         for kind, values in other.ids.items():
+            _learn(into, kind, values)
             for value in values:
                 key = identity_key(other.app_id, kind, value)
                 self._by_key[key] = into
                 self._batch.identifiers[key] = into.device_id
-                into.ids.setdefault(kind, []).append(value)
         other.merged_into = into.device_id
         other.changed = into.changed = True
+
+
+def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
+    device.ids[kind] = [*device.ids.get(kind, ()), *values][-MOST_IDS:]
+
+
+def _ids(device: Device, record: ingest_pb2.Record) -> tuple[tuple[str, str], ...]:
+    """The ids by which a record's engagements are found: its own, and those of its device."""
+    known = ((kind, value) for kind, values in device.ids.items() for value in values)
+    return tuple(dict.fromkeys((*record.device_ids.items(), *known)))
 
 
 def _identity_keys(record: ingest_pb2.Record) -> dict[bytes, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -197,3 +198,24 @@ async def test_a_device_is_found_by_any_id_it_is_known_by(world: World, kind: st
         request = attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
         answer = await world.attribution.GetDeviceAttribution(request)
     assert answer.device_id == e1.device_id == e2.device_id
+
+
+async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) -> None:
+    """A sender's `guest` ties them all together: each record read, wrote and looked up the ids of all before it."""
+    guest = {"custom": "guest"}
+    async with world.worker():
+        await world.send(event(0, {"oaid": "abc1"}, "View", record_id="older"))
+        for n in range(30):
+            await world.send(event(n, {**guest, "adid": device(n)}, "View", record_id=f"v{n}"))
+        await world.send(click(100, device(0), record_id="k0"))
+        await world.send(event(110, guest, record_id="by-guest"), event(111, device(0), record_id="by-itself"))
+        await world.send(event(120, {**guest, "oaid": "abc1"}, "View", record_id="merged"))
+        await world.send(event(130, device(0), "View", record_id="after"))
+        older, *_, by_guest, by_itself, merged, after = await world.decided(
+            "older", "v29", "by-guest", "by-itself", "merged", "after"
+        )
+    assert by_guest.device_id == by_itself.device_id != older.device_id
+    assert (by_guest.outcome, by_itself.engagement_id) == (attribution_pb2.OUTCOME_UNATTRIBUTED, "k0")
+    assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
+    ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
+    assert len(ids["adid"]) == decider_module.MOST_IDS
