@@ -56,6 +56,10 @@ _NOT_FOR_POSTBACK = frozenset(
 )
 
 
+class LogShorterError(Exception):
+    """Of the log less is there than was read before: a standby that is behind, for a moment, or a backup, for good."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
     """`lease_s`: after this long without a sign of life a worker's lanes go to others. `batch`: records at a time."""
@@ -357,7 +361,12 @@ class Worker:
 
 
 def _moved(positions: Mapping[int, int], response: ingest_pb2.ReadLogResponse) -> dict[int, int]:
-    """The lanes that a response moves on, each with its new position."""
+    """The lanes that a response moves on, each with its new position.
+
+    Raises LogShorterError when the log ends before these positions: what is written there from now on would be skipped.
+    """
+    if any(response.heads[lane] < position for lane, position in positions.items()):
+        raise LogShorterError
     if response.caught_up:
         ends = {lane: response.heads[lane] for lane in positions}
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from libs.db import Connection
 from libs.lanes import LANES, lane_of
@@ -219,3 +220,19 @@ async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) ->
     assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
     ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
     assert len(ids["adid"]) == decider_module.MOST_IDS
+
+
+async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: World) -> None:
+    """After a restore, positions are given out again: records there were skipped without a word."""
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("worker_failures_total", {"worker": "decider"}) or 0.0
+
+    before = failures()
+    async with world.worker():
+        await world.send(*(event(n, device(n), "View", record_id=f"e{n}") for n in range(300)))
+        await world.decided("e299")
+        await world.log_pool.execute("DELETE FROM log")
+        await world.log_pool.execute("UPDATE lanes SET next_position = 0")
+        while failures() == before:
+            await asyncio.sleep(0.01)
