@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from deploy.local import settings_cli
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
@@ -118,13 +120,13 @@ def migrate(
 
 @app.command()
 def simulate(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A scenario, YAML or JSON.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A scenario, YAML or JSON, or a directory of them.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with the file's `expect`; exit 1 if it differs.")
+        bool, typer.Option("--check", help="Compare with each file's `expect`; exit 1 if one differs.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Runs a scenario file through the real decision code, without a server. Exit code 2: the file does not fit."""
+    """Runs scenarios through the real decision code, without a server. Exit code 2: a file does not fit."""
     from services.attribution.simulate_cli import run
 
     raise typer.Exit(run(path, check_expect=check, as_json=as_json))
@@ -248,6 +250,11 @@ def _fail(message: str, *, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)
 
+
+app.command()(settings_cli.apply)
+app.add_typer(settings_cli.trackers, name="trackers")
+app.add_typer(settings_cli.apps, name="apps")
+app.add_typer(settings_cli.events, name="events")
 
 if __name__ == "__main__":
     app()

@@ -1,0 +1,312 @@
+"""The command `reengage apply`: brings an app to the state of a settings file.
+
+First a plan is made and checked by tracker's own rules, so that a file that does not fit changes nothing. Then each
+change is made by a call of its own, under the etag that the plan saw. Whatever stops it, applying again goes on from
+there.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import grpc
+import typer
+
+from deploy.local.calls import CallError, describe_failure
+from deploy.local.fields import Difference, Problem, differences
+from deploy.local.settings_calls import Settings, connected
+from deploy.local.settings_file import KEPT, SettingsFile, SettingsFileError, Wanted, called, read_settings_file
+from deploy.local.settings_tables import changes_json, print_changes
+from libs.errors import Violations, from_rpc_error
+from services.tracker import validation
+from services.tracker.kinds import (
+    AGENCY,
+    APP,
+    CAMPAIGN,
+    EVENT_DEFINITION,
+    KINDS,
+    NETWORK,
+    NETWORK_SETTINGS,
+    SAN_ACCOUNT,
+    SEGMENT,
+    TRACKER,
+    Key,
+    Kind,
+)
+from services.tracker.validation import Parents
+
+DONE, FAILED, BROKEN = 0, 1, 2
+"""Exit codes."""
+_CHILDREN: tuple[Kind[Any], ...] = (CAMPAIGN, SEGMENT, TRACKER, EVENT_DEFINITION, SAN_ACCOUNT)
+
+
+class Action(StrEnum):
+    """What a step does."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    ARCHIVE = "archive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One change. `resource` is what it shall be, with the etag that it is to have until then."""
+
+    action: Action
+    kind: Kind[Any]
+    resource: Any
+    fields: tuple[Difference, ...]
+    wanted: Wanted | None = None
+
+    @property
+    def name(self) -> str:
+        """The resource as people call it."""
+        return called(self.kind, self.kind.key_of(self.resource))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What is there: by kind and key, archived ones too, that which a file may name, change or archive."""
+
+    held: Mapping[str, Mapping[Key, Any]]
+
+    def get(self, kind: Kind[Any], key: Key) -> Any | None:
+        """One of them."""
+        return self.held.get(kind.name, {}).get(key)
+
+    def live(self, kind: Kind[Any]) -> Iterator[Any]:
+        """Those of a kind that are not archived."""
+        return (resource for resource in self.held.get(kind.name, {}).values() if not kind.is_archived(resource))
+
+
+def run(path: Path, *, yes: bool, plan_only: bool, as_json: bool, target: str) -> int:
+    """Applies a file, asking first unless `yes`; returns the exit code.
+
+    The plan goes to standard output, what is wrong with the file to the error stream. Raises CallError.
+    """
+    try:
+        file = read_settings_file(path.read_text(encoding="utf-8"))
+        return asyncio.run(_apply(path, file, yes=yes, plan_only=plan_only, as_json=as_json, target=target))
+    except OSError as error:
+        return _broken(f"{path}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return _broken(f"{path}: byte {error.start} is not UTF-8")
+    except SettingsFileError as error:
+        return _broken(*(f"{path}:{line}: {message}" for line, message in error.problems))
+
+
+async def _apply(path: Path, file: SettingsFile, *, yes: bool, plan_only: bool, as_json: bool, target: str) -> int:
+    async with connected(target) as settings:
+        steps = plan(file, await look(settings, file))
+        if as_json:
+            typer.echo(changes_json(file.app.resource.app_id, _rows(steps)))
+        else:
+            _print(file, steps)
+        if not steps or plan_only:
+            return DONE
+        if not yes and not typer.confirm("Apply?", err=True):
+            typer.echo("Nothing was changed.", err=True)
+            return FAILED
+        await _carry_out(settings, path, steps)
+    typer.echo("Applied.", err=as_json)
+    return DONE
+
+
+async def look(settings: Settings, file: SettingsFile) -> World:
+    """What there is of the app, and what its file refers to."""
+    app_id = file.app.resource.app_id
+    networks = await settings.all(NETWORK, show_archived=True)
+    listed = {NETWORK.name: networks}
+    if any(tracker.resource.agency_id for tracker in file.of(TRACKER)):
+        listed[AGENCY.name] = await settings.all(AGENCY, show_archived=True)
+    app = await settings.get(APP, app_id)
+    if app is not None:
+        listed[APP.name] = [app]
+        for kind in _CHILDREN:
+            listed[kind.name] = await settings.all(kind, app_id=app_id, show_archived=True)
+        if NETWORK_SETTINGS in file.kinds:
+            listed[NETWORK_SETTINGS.name] = [
+                await settings.get(NETWORK_SETTINGS, app_id, network.network_id)
+                for network in networks
+                if network.platform == app.platform
+            ]
+    return World(
+        held={name: {KINDS[name].key_of(resource): resource for resource in found} for name, found in listed.items()}
+    )
+
+
+def plan(file: SettingsFile, world: World) -> list[Step]:
+    """What is to be done, in order. Raises SettingsFileError with everything that stands against it."""
+    problems: list[Problem] = []
+    for wanted in file.resources:
+        _keep(wanted, world.get(wanted.kind, wanted.key))
+    for wanted in file.resources:
+        problems.extend(_misfits(wanted, file, world))
+    problems.extend(_rivals(file))
+    if problems:
+        raise SettingsFileError(problems)
+    gone = {kind.name: list(_gone(kind, file, world)) for kind in file.kinds}
+    # What leaves gives its name free for what comes, users before what they use; but events and accounts with
+    # self-attributing networks are in use until the trackers that stay are changed.
+    steps = [step for kind in (TRACKER, SEGMENT, CAMPAIGN) for step in gone.get(kind.name, ())]
+    for kind in file.kinds:
+        changes = [step for wanted in file.of(kind) if (step := _change(wanted, world)) is not None]
+        # A default tracker that is turned on turns the other off: that one first, or its etag would not hold.
+        steps.extend(sorted(changes, key=lambda step: getattr(step.resource, "default_tracker", False)))
+    return steps + [
+        step for kind in (NETWORK_SETTINGS, EVENT_DEFINITION, SAN_ACCOUNT) for step in gone.get(kind.name, ())
+    ]
+
+
+def _keep(wanted: Wanted, held: Any | None) -> None:
+    """Takes over what stays as it is when the file leaves it out."""
+    for name in KEPT.get(wanted.kind.name, ()):
+        if held is not None and not wanted.gives(name) and getattr(held, name):
+            setattr(wanted.resource, name, getattr(held, name))
+
+
+def _misfits(wanted: Wanted, file: SettingsFile, world: World) -> Iterator[Problem]:
+    """What is wrong with a resource by tracker's rules, and in view of what is there."""
+    kind, resource, held = wanted.kind, wanted.resource, world.get(wanted.kind, wanted.key)
+    name = called(kind, wanted.key)
+    if held is not None and kind.is_archived(held):
+        if not kind.named_by_caller:
+            yield Problem(wanted.line, f"{name} is archived and stays so; take another id")
+            return
+        held = None
+    if held is not None:
+        for path, before, after in differences(held, resource, kind.output_only - {"segment_id", "campaign_id"}):
+            if path in (*kind.immutable, "segment_id", "campaign_id"):
+                text = (
+                    f"{name}: {path} is {before or 'not set'} and cannot become {after or 'nothing'}; take another id"
+                )
+                yield Problem(wanted.line_of(path), text)
+    parents: dict[str, Any] = {"app": file.app.resource, "before": held}
+    for parent, path in ((NETWORK, "network_id"), (AGENCY, "agency_id")):
+        parent_id = getattr(resource, path, "")
+        found = parents[parent.name] = world.get(parent, (parent_id,))
+        if parent_id and validation.is_id(parent_id) and (found is None or parent.is_archived(found)):
+            state = "is archived" if found is not None else "does not exist"
+            yield Problem(wanted.line_of(path), f"{name}: {path}: {called(parent, (parent_id,))} {state}")
+    parents["san_accounts"] = {one.san_account_id: one for one in _present(SAN_ACCOUNT, file, world)}
+    parents["disabled_events"] = frozenset(
+        event.event_name for event in _present(EVENT_DEFINITION, file, world) if event.disabled
+    )
+    violations = Violations()
+    validation.check_key(f"{kind.name}.", kind.key, wanted.key, violations)
+    validation.check_message(kind.name, resource, violations)
+    kind.check(resource, violations)
+    kind.check_fit(resource, Parents(**parents), violations)
+    for violation in violations.found:
+        path = violation.field.removeprefix(f"{kind.name}.")
+        yield Problem(wanted.line_of(path), f"{name}: {path}: {violation.description}")
+
+
+def _present(kind: Kind[Any], file: SettingsFile, world: World) -> Iterator[Any]:
+    """The resources of a kind once the file is applied: its own, if it answers for them, or those that are there."""
+    return (one.resource for one in file.of(kind)) if kind in file.kinds else world.live(kind)
+
+
+def _rivals(file: SettingsFile) -> Iterator[Problem]:
+    """What may be there once only, and stands in the file twice."""
+    seen: dict[tuple[str, ...], Wanted] = {}
+    for kind, scope in ((SAN_ACCOUNT, "app_id"), (CAMPAIGN, "app_id"), (SEGMENT, "campaign_id"), (TRACKER, "app_id")):
+        for wanted in file.of(kind):
+            one = wanted.resource
+            other = seen.setdefault((kind.name, getattr(one, scope), one.name), wanted)
+            if other is not wanted:
+                text = f"{called(kind, wanted.key)}: name: {one.name!r} is that of {other.key[-1]}, too"
+                yield Problem(wanted.line_of("name"), text)
+    for wanted in file.of(TRACKER):
+        one = wanted.resource
+        if one.default_tracker:
+            other = seen.setdefault(("default", one.network_id, str(one.type)), wanted)
+            if other is not wanted:
+                text = f"{called(TRACKER, wanted.key)}: default_tracker: {other.key[-1]} is the default already"
+                yield Problem(wanted.line_of("default_tracker"), text)
+
+
+def _change(wanted: Wanted, world: World) -> Step | None:
+    """The step that makes a resource what the file says, if it is not."""
+    kind, resource = wanted.kind, wanted.resource
+    held: Any = world.get(kind, wanted.key)
+    if held is None and kind.always_there:
+        held = kind.with_key(wanted.key)
+    is_new = held is None or kind.is_archived(held)
+    fields = tuple(differences(kind.with_key(wanted.key) if is_new else held, resource, kind.output_only))
+    if is_new:
+        return Step(action=Action.CREATE, kind=kind, resource=resource, fields=fields, wanted=wanted)
+    if not fields:
+        return None
+    resource.etag = held.etag
+    return Step(action=Action.UPDATE, kind=kind, resource=resource, fields=fields, wanted=wanted)
+
+
+def _gone(kind: Kind[Any], file: SettingsFile, world: World) -> Iterator[Step]:
+    """The steps for what is there and does not stand in the file."""
+    named = {wanted.key for wanted in file.of(kind)}
+    for held in world.live(kind):
+        if kind.key_of(held) in named or kind is APP:
+            continue
+        empty = kind.with_key(kind.key_of(held))
+        empty.etag = held.etag
+        kind.complete(empty)
+        fields = differences(held, empty, kind.output_only)
+        if kind.always_there:
+            if fields:
+                yield Step(action=Action.UPDATE, kind=kind, resource=empty, fields=tuple(fields))
+        # An event that nobody created comes of itself when it is seen.
+        elif fields or not getattr(held, "registered", False):
+            yield Step(action=Action.ARCHIVE, kind=kind, resource=held, fields=())
+
+
+async def _carry_out(settings: Settings, path: Path, steps: list[Step]) -> None:
+    """Makes the changes. Raises CallError that names the one that failed, and says how far it came."""
+    for number, step in enumerate(steps):
+        try:
+            match step.action:
+                case Action.CREATE:
+                    await settings.create(step.kind, step.resource)
+                case Action.UPDATE:
+                    await settings.update(step.kind, step.resource, [field.path for field in step.fields])
+                case Action.ARCHIVE:
+                    await settings.archive(step.kind, step.resource)
+        except grpc.aio.AioRpcError as error:
+            raise CallError(_failure(error, settings, path, steps, number)) from error
+
+
+def _failure(error: grpc.aio.AioRpcError, settings: Settings, path: Path, steps: list[Step], number: int) -> str:
+    step = steps[number]
+    lines = [f"{step.action} {step.name}: {describe_failure(error, 'tracker', settings.address)}"]
+    if step.wanted is not None:
+        wrong = [wrong.field.removeprefix(f"{step.kind.name}.") for wrong in from_rpc_error(error).violations]
+        at = min(map(step.wanted.line_of, wrong), default=step.wanted.line)
+        lines[0] = f"{path}:{at}: {lines[0]}"
+    if error.code() is grpc.StatusCode.ABORTED:
+        lines.append("Somebody changed it after the plan was made.")
+    lines.append(f"{number} of {len(steps)} changes were made before that; applying again goes on from there.")
+    return "\n".join(lines)
+
+
+def _rows(steps: Iterable[Step]) -> list[tuple[str, str, tuple[Difference, ...]]]:
+    return [(step.action.value, step.name, step.fields) for step in steps]
+
+
+def _print(file: SettingsFile, steps: list[Step]) -> None:
+    app_id = file.app.resource.app_id
+    if not steps:
+        typer.echo(f"{app_id} is as the file says: nothing to do.")
+        return
+    print_changes(f"Plan for {app_id}", _rows(steps))
+    counts = Counter(step.action for step in steps)
+    typer.echo(", ".join(f"{counts[action]} to {action}" for action in Action))
+
+
+def _broken(*problems: str) -> int:
+    for problem in problems:
+        typer.echo(problem, err=True)
+    return BROKEN

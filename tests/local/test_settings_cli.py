@@ -1,0 +1,240 @@
+"""`reengage trackers`, `apps` and `events`: what they show, change and refuse."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from tests.local.conftest import Reengage
+
+_numbers = itertools.count(1)
+URL = "install_url=https://apps.example/demo"
+
+
+class Demo:
+    """An app with a campaign, a segment and three trackers that no other test has."""
+
+    def __init__(self, app_id: str, reengage: Reengage) -> None:
+        self.app_id, self.reengage = app_id, reengage
+        self.done("apps", "create", f"app_id={app_id}", f"name={app_id}", "platform=ios", "url_schemes=demo,shop")
+        self.done("call", "tracker/CreateNetwork", '{"network": {"network_id": "n-ios", "name": "N", "platform": 1}}')
+        self.done(
+            "trackers", "create", f"tracker_id={app_id}-acq", f"name={app_id}-acq", "network_id=n-ios", URL,
+            "--new-segment", "A", "--new-campaign", "Spring", "--app", app_id,
+        )  # fmt: skip
+        self.segment_id = self.tracker("acq")["segment_id"]
+        for name, events in (("re", "Purchase,Login"), ("re2", "Purchase")):
+            self.done(
+                "trackers", "create", f"tracker_id={app_id}-{name}", f"segment_id={self.segment_id}",
+                "network_id=n-ios", "type=REENGAGEMENT", URL, f"events={events}",
+            )  # fmt: skip
+
+    def done(self, *arguments: str) -> str:
+        """What a command says that must do what it is told."""
+        answer = self.reengage(*arguments)
+        assert answer.code == 0, answer.err
+        return answer.out
+
+    def json(self, *arguments: str) -> Any:
+        """The same, as JSON."""
+        return json.loads(self.done(*arguments, "--json"))
+
+    def tracker(self, name: str) -> Any:
+        return self.json("trackers", "get", f"{self.app_id}-{name}")
+
+    def listed(self, *options: str) -> list[str]:
+        """The trackers listed, without the app's name."""
+        found = self.json("trackers", "list", self.app_id, *options)["trackers"]
+        return [one["tracker_id"].removeprefix(f"{self.app_id}-") for one in found]
+
+
+@pytest.fixture
+def demo(reengage: Reengage) -> Demo:
+    return Demo(f"demo{next(_numbers)}", reengage)
+
+
+def test_a_tracker_is_created_with_its_campaign_and_segment(demo: Demo) -> None:
+    made = demo.tracker("acq")
+    campaigns = json.loads(demo.done("call", "tracker/ListCampaigns", json.dumps({"app_id": demo.app_id})))["campaigns"]
+    assert [(one["campaign_id"], one["name"]) for one in campaigns] == [(made["campaign_id"], "Spring")]
+
+
+def test_trackers_are_listed_as_a_table_and_as_json(demo: Demo) -> None:
+    table = demo.done("trackers", "list", demo.app_id).splitlines()
+    assert table[0].strip() == f"Trackers of {demo.app_id}"
+    assert table[1].split()[:3] == ["tracker", "name", "type"]
+    (row,) = (line for line in table if line.startswith(f"{demo.app_id}-re "))
+    assert row.split()[1:4] == [f"{demo.app_id}-re", "REENGAGEMENT", "n-ios"]
+    assert "Purchase," in row
+    assert demo.listed() == ["acq", "re", "re2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--type", "reengagement"), ["re", "re2"]),
+        (("--event", "Login"), ["re"]),
+        (("--network", "n-ios", "--type", "ACQUISITION"), ["acq"]),
+        (("--limit", "2"), ["acq", "re"]),
+    ],
+    ids=["type", "event", "network", "limit"],
+)
+def test_trackers_are_listed_by(demo: Demo, options: tuple[str, ...], found: list[str]) -> None:
+    assert demo.listed(*options) == found
+
+
+def test_a_list_that_is_cut_says_so(demo: Demo) -> None:
+    assert demo.reengage("trackers", "list", demo.app_id, "--limit", "2").err.startswith("There are more than 2")
+    assert not demo.reengage("trackers", "list", demo.app_id, "--limit", "3").err
+
+
+def test_archived_trackers_are_listed_on_request(demo: Demo) -> None:
+    demo.done("call", "tracker/ArchiveTracker", json.dumps({"tracker_id": f"{demo.app_id}-re"}))
+    assert demo.listed() == ["acq", "re2"]
+    assert demo.listed("--archived") == ["acq", "re", "re2"]
+
+
+def test_a_tracker_is_shown_with_every_field_that_is_set(demo: Demo) -> None:
+    demo.done("trackers", "edit", f"{demo.app_id}-re", "windows.click_device=2h", "custom_parameters=sku=home, size=m")
+    shown = demo.done("trackers", "get", f"{demo.app_id}-re")
+    rows = dict(line.split(maxsplit=1) for line in shown.splitlines()[2:])
+    assert {name: rows[name].strip() for name in ("type", "events", "windows.click_device", "custom_parameters")} == {
+        "type": "REENGAGEMENT",
+        "events": "Purchase, Login",
+        "windows.click_device": "2h",
+        "custom_parameters": "size=m, sku=home",
+    }
+
+
+def test_editing_changes_the_fields_that_are_named(demo: Demo) -> None:
+    tracker_id = f"{demo.app_id}-re"
+    demo.done(
+        "trackers", "edit", tracker_id,
+        "name=Come back=now", "events=[Purchase]", "windows.click_device=2h", "windows.click_modeled=disabled",
+        "windows.event_association=unlimited", "max_conversions_per_engagement=3", "share_with_publisher=false",
+        "price_type=CPA", "price_micros=1500000", "traffic_rules.start_time=2026-03-01T00:00:00+01:00",
+        "traffic_rules.allowed_countries=DE,FR",
+    )  # fmt: skip
+    made = demo.tracker("re")
+    assert made["name"] == "Come back=now"
+    assert made["events"] == ["Purchase"]
+    assert made["windows"] == {
+        "click_device": {"duration": "7200s"},
+        "click_modeled": {"disabled": True},
+        "event_association": {"unlimited": True},
+    }
+    assert made["traffic_rules"] == {"start_time": "2026-02-28T23:00:00Z", "allowed_countries": ["DE", "FR"]}
+    assert (made["max_conversions_per_engagement"], made["share_with_publisher"]) == (3, False)
+    assert (made["price_type"], made["price_micros"]) == ("PRICE_TYPE_CPA", "1500000")
+    assert made["install_url"] == "https://apps.example/demo"
+    demo.done("trackers", "edit", tracker_id, "windows.click_device=", "traffic_rules=", "price_micros=", "price_type=")
+    made = demo.tracker("re")
+    assert "click_device" not in made["windows"]
+    assert made["windows"]["click_modeled"] == {"disabled": True}
+    assert not {"traffic_rules", "price_micros", "price_type"} & set(made)
+
+
+def test_everything_that_cannot_be_read_is_named_at_once(demo: Demo) -> None:
+    answer = demo.reengage(
+        "trackers", "edit", f"{demo.app_id}-re",
+        "colour=red", "windows.click=1d", "windows.click_ip=2 days", "name.first=x", "type=RETURN", "revision=7",
+        "default_tracker=maybe", "price_micros=1.5", "traffic_rules.start_time=today", "tracker_id=other",
+        "custom_parameters={a", "events=[{}]",
+    )  # fmt: skip
+    assert answer.code == 2
+    said = dict(line.split(": ", 1) for line in answer.err.splitlines())
+    expected = {
+        "colour": "there is no 'colour' here; there are segment_id, network_id, name,",
+        "windows.click": "there is no 'click' here; there are click_device,",
+        "windows.click_ip": "should be a duration, as 90s, 30m, 6h or 30d, or disabled, or unlimited",
+        "name.first": "name has no fields",
+        "type": "should be one of ACQUISITION, REENGAGEMENT",
+        "revision": "revision is set by the service",
+        "default_tracker": "should be true or false",
+        "price_micros": "should be a whole number",
+        "traffic_rules.start_time": "should be a time, as 2026-03-01T00:00:00Z",
+        "tracker_id": "tracker_id says which one it is, and never changes",
+        "custom_parameters": "expected ',' or '}'",
+        "events": "should be a text",
+    }
+    assert set(said) == set(expected)
+    assert all(said[path].startswith(text) for path, text in expected.items()), said
+
+
+def test_everything_that_tracker_refuses_is_named_at_once(demo: Demo) -> None:
+    answer = demo.reengage(
+        "trackers", "edit", f"{demo.app_id}-re", "events=", "install_url=ftp://x", "name=" + "x" * 129
+    )
+    assert answer.code == 1
+    assert [line.partition(":")[0].strip() for line in answer.err.splitlines()[1:]] == [
+        "tracker.name", "tracker.events", "tracker.install_url",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("trackers", "get", "nobody"), 1, "There is no tracker nobody."),
+        (("apps", "get", "nobody"), 1, "There is no app nobody."),
+        (("events", "get", "APP", "Nothing"), 1, "There is no event definition APP/Nothing."),
+        (("trackers", "list", "nobody"), 1, "APP_NOT_FOUND"),
+        (("trackers", "list", "APP", "--type", "RETURN"), 2, "--type should be one of ACQUISITION, REENGAGEMENT"),
+        (("trackers", "edit", "APP-re", "name"), 2, "and each FIELD=VALUE"),
+        (("trackers", "edit", "APP-re", "name=x", "name=y"), 2, "name is given twice"),
+        (("trackers", "edit", "name=x"), 2, "Give the ids of trackers, or --app"),
+        (("trackers", "edit", "APP-re", "name=x", "--event", "Login"), 2, "Give the ids of trackers, or --app"),
+        (("apps", "edit", "APP", "name"), 2, "'name' should be FIELD=VALUE"),
+        (("apps", "edit", "APP", "platform=ANDROID"), 1, "platform cannot be changed"),
+        (("trackers", "list", "APP", "--target", "127.0.0.1:1"), 1, "No tracker answers at 127.0.0.1:1"),
+    ],
+)
+def test_what_is_not_possible_is_said(reengage: Reengage, arguments: tuple[str, ...], code: int, said: str) -> None:
+    app_id = "impossible"
+    if reengage("apps", "get", app_id).code:
+        Demo(app_id, reengage)
+    answer = reengage(*(argument.replace("APP", app_id) for argument in arguments))
+    assert (answer.code, answer.out) == (code, "")
+    assert said.replace("APP/", f"{app_id}/") in answer.err
+
+
+def test_apps_are_listed_shown_and_edited(demo: Demo) -> None:
+    assert demo.app_id in demo.done("apps", "list")
+    assert demo.app_id in [app["app_id"] for app in demo.json("apps", "list")["apps"]]
+    shown = demo.done("apps", "edit", demo.app_id, "currency_code=EUR", "settings.windows.click_ip=1d")
+    assert shown.startswith(f"Changed app {demo.app_id}")
+    app = demo.json("apps", "get", demo.app_id)
+    assert (app["currency_code"], app["url_schemes"]) == ("EUR", ["demo", "shop"])
+    assert app["settings"] == {"windows": {"click_ip": {"duration": "86400s"}}}
+    refused = demo.reengage("apps", "create", "name=x", "currency_code=euro")
+    assert refused.code == 1
+    assert all(f"app.{name}: must" in refused.err for name in ("platform", "currency_code"))
+
+
+def test_events_are_set_whether_they_were_there_or_not(demo: Demo) -> None:
+    for value, held in (("12h", "43200s"), ("0", "0s")):
+        demo.done("events", "set", demo.app_id, "Purchase", f"min_time_to_reengagement={value}")
+        assert demo.json("events", "get", demo.app_id, "Purchase")["min_time_to_reengagement"] == held
+    demo.done("events", "set", demo.app_id, "Purchase", "revenue=yes")
+    event = demo.json("events", "get", demo.app_id, "Purchase")
+    assert (event["revenue"], event["min_time_to_reengagement"]) == (True, "0s")
+    request = json.dumps({"app_id": demo.app_id, "event_name": "Login"})
+    demo.done("events", "set", demo.app_id, "Login", "display_name=Log in")
+    demo.done("call", "tracker/ArchiveTracker", json.dumps({"tracker_id": f"{demo.app_id}-re"}))
+    demo.done("call", "tracker/ArchiveEventDefinition", request)
+    assert [one["event_name"] for one in demo.json("events", "list", demo.app_id)["event_definitions"]] == ["Purchase"]
+    demo.done("events", "set", demo.app_id, "Login", "reengagement_period=30d")
+    assert demo.json("events", "get", demo.app_id, "Login")["status"] == "STATUS_LIVE"
+    assert "Login" in demo.done("events", "list", demo.app_id)
+
+
+def test_click_keys_are_not_shown_in_tables(demo: Demo) -> None:
+    shown = demo.done("trackers", "edit", f"{demo.app_id}-acq", "click_validation_key=0123456789abcdef")
+    assert "(secret)" in shown
+    assert "0123456789abcdef" not in shown
+
+
+def test_a_wrong_key_is_told(reengage: Reengage) -> None:
+    answer = reengage("apps", "list", key="nobody's")
+    assert answer.code == 1
+    assert "API_KEY_INVALID" in answer.err
