@@ -7,7 +7,7 @@ there.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -83,14 +83,14 @@ class World:
         return (resource for resource in self.held.get(kind.name, {}).values() if not kind.is_archived(resource))
 
 
-def run(path: Path, *, yes: bool, plan_only: bool, as_json: bool, target: str) -> int:
-    """Applies a file, asking first unless `yes`; returns the exit code.
+def run(path: Path, agreed: Callable[[], bool], *, plan_only: bool, as_json: bool, target: str) -> int:
+    """Shows what a file changes, and changes it if that is `agreed`; returns the exit code.
 
     The plan goes to standard output, what is wrong with the file to the error stream. Raises CallError.
     """
     try:
         file = read_settings_file(path.read_text(encoding="utf-8"))
-        return asyncio.run(_apply(path, file, yes=yes, plan_only=plan_only, as_json=as_json, target=target))
+        return asyncio.run(_apply(path, file, agreed, plan_only=plan_only, as_json=as_json, target=target))
     except OSError as error:
         return _broken(f"{path}: {error.strerror}")
     except UnicodeDecodeError as error:
@@ -99,7 +99,9 @@ def run(path: Path, *, yes: bool, plan_only: bool, as_json: bool, target: str) -
         return _broken(*(f"{path}:{line}: {message}" for line, message in error.problems))
 
 
-async def _apply(path: Path, file: SettingsFile, *, yes: bool, plan_only: bool, as_json: bool, target: str) -> int:
+async def _apply(
+    path: Path, file: SettingsFile, agreed: Callable[[], bool], *, plan_only: bool, as_json: bool, target: str
+) -> int:
     async with connected(target) as settings:
         steps = plan(file, await look(settings, file))
         if as_json:
@@ -108,7 +110,7 @@ async def _apply(path: Path, file: SettingsFile, *, yes: bool, plan_only: bool, 
             _print(file, steps)
         if not steps or plan_only:
             return DONE
-        if not yes and not typer.confirm("Apply?", err=True):
+        if not agreed():
             typer.echo("Nothing was changed.", err=True)
             return FAILED
         await _carry_out(settings, path, steps)

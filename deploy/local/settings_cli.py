@@ -181,9 +181,8 @@ def edit_trackers(
 
     async def edit(settings: "Settings", dry_run: bool) -> "tracker_pb2.BulkEditTrackersResponse":
         if not request.app_id:
-            held = await settings.get(TRACKER, ids[0])
-            # Of a tracker that does not exist the call itself says so.
-            request.app_id = held.app_id if held is not None else "-"
+            named = tracker_pb2.GetTrackerRequest(tracker_id=ids[0])
+            request.app_id = (await settings.stub.GetTracker(named)).tracker.app_id
         request.dry_run = dry_run
         answer: tracker_pb2.BulkEditTrackersResponse = await settings.stub.BulkEditTrackers(request)
         return answer
@@ -388,8 +387,11 @@ def apply(
     from deploy.local.apply import run
     from deploy.local.calls import CallError
 
+    def agreed() -> bool:
+        return yes or _confirmed("Apply?")
+
     try:
-        raise typer.Exit(run(file, yes=yes, plan_only=plan_only, as_json=as_json, target=target))
+        raise typer.Exit(run(file, agreed, plan_only=plan_only, as_json=as_json, target=target))
     except CallError as error:
         _fail(str(error))
 
@@ -488,9 +490,16 @@ def _agreed(
         typer.echo("Nothing to do.")
     if not planned.changes or plan_only:
         return False
-    if not yes and not typer.confirm(f"Change {len(planned.changes)}?", err=True):
+    if not yes and not _confirmed(f"Change {len(planned.changes)}?"):
         _fail("Nothing was changed.")
     return True
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        _fail("\nNothing was changed: nobody answered. --yes does not ask.")
 
 
 def _file_format(given: str, file: Path | None) -> "tracker_pb2.FileFormat.ValueType":

@@ -48,7 +48,7 @@ def tracker_rows(changes: Iterable[tracker_pb2.TrackerChange]) -> Rows:
         (
             _ACTIONS[change.action],
             f"tracker {change.tracker_id}",
-            [Difference(field.path, _plain(field.before), _plain(field.after)) for field in change.fields],
+            [Difference(f.path, _shown(f.path, f.before), _shown(f.path, f.after)) for f in change.fields],
         )
         for change in changes
     ]
@@ -93,7 +93,12 @@ def print_resolved(tracker_id: str, answer: tracker_pb2.ResolveSettingsResponse)
     console.print(rows)
 
 
-def _plain(value: str) -> str:
-    """A JSON value for people: a text without its quotes."""
-    parsed = json.loads(value) if value.startswith('"') else value
-    return str(parsed)
+def _shown(path: str, text: str) -> str:
+    """A field's JSON as people write the value."""
+    if not text:
+        return ""
+    value = json.loads(text)
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    tracker = json_format.ParseDict(value, tracker_pb2.Tracker(), ignore_unknown_fields=True)
+    return next((text_of(field, held) for _, field, held in leaves(tracker)), text)

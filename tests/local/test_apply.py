@@ -246,6 +246,9 @@ def test_it_asks_and_no_changes_nothing(settings: Settings) -> None:
     assert f"Plan for {settings.app_id}" in refused.out
     assert "9 to create, 1 to update, 0 to archive" in refused.out
     assert "Nothing was changed." in refused.err
+    unanswered = settings.reengage("apply", str(settings.path))
+    assert unanswered.code == 1
+    assert "--yes" in unanswered.err
     assert settings.reengage("apps", "get", settings.app_id).code == 1
     accepted = settings.reengage("apply", str(settings.path), input="y\n")
     assert (accepted.code, accepted.out.splitlines()[-1]) == (0, "Applied.")

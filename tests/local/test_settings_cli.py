@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,3 +239,106 @@ def test_a_wrong_key_is_told(reengage: Reengage) -> None:
     answer = reengage("apps", "list", key="nobody's")
     assert answer.code == 1
     assert "API_KEY_INVALID" in answer.err
+
+
+def test_many_trackers_are_edited_at_once_after_asking(demo: Demo) -> None:
+    ids = [f"{demo.app_id}-{name}" for name in ("acq", "re", "re2")]
+    edit = ("trackers", "edit", *ids, "windows.click_device=2h", "max_conversions_per_engagement=1")
+    refused = demo.reengage(*edit, input="n\n")
+    assert (refused.code, refused.err) == (1, "Change 3? [y/N]:Nothing was changed.\n")
+    assert [line.split() for line in refused.out.splitlines()[2:4]] == [
+        ["update", "tracker", ids[0], "max_conversions_per_engagement", "1"],
+        ["windows.click_device", "2h"],
+    ]
+    assert "windows" not in demo.tracker("re")
+    assert demo.reengage(*edit, "--plan-only").code == 0
+    assert "windows" not in demo.tracker("re")
+    assert demo.done(*edit, "--yes").endswith("Changed.\n")
+    assert demo.tracker("re")["windows"] == demo.tracker("re2")["windows"] == {"click_device": {"duration": "7200s"}}
+    assert demo.done(*edit) == "Nothing to do.\n"
+
+
+def test_trackers_that_match_are_edited(demo: Demo) -> None:
+    edit = ("trackers", "edit", "--app", demo.app_id, "--event", "Login", "deep_link=demo://back", "--yes", "--json")
+    changed = json.loads(demo.done(*edit))["changes"]
+    assert [one["tracker_id"] for one in changed] == [f"{demo.app_id}-re"]
+    assert demo.tracker("re")["deep_link"] == "demo://back"
+
+
+def test_a_bulk_edit_that_does_not_fit_all_names_every_tracker_and_changes_none(demo: Demo) -> None:
+    answer = demo.reengage("trackers", "edit", "--app", demo.app_id, "events=Purchase,Level", "install_url=", "--yes")
+    assert answer.code == 1
+    assert [line.partition(":")[0].strip() for line in answer.err.splitlines()[1:]] == [
+        f"trackers[{demo.app_id}-{name}].{field}"
+        for name, fields in (
+            ("acq", ("events", "install_url")), ("re", ("install_url",)), ("re2", ("install_url",)),
+        )
+        for field in fields
+    ]  # fmt: skip
+    assert demo.tracker("re2")["events"] == ["Purchase"]
+    unknown = demo.reengage("trackers", "edit", "nobody", "nothing", "name=x", "--yes")
+    assert unknown.code == 1
+    assert "nobody" in unknown.err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+def test_an_exported_file_is_edited_and_imported(demo: Demo, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"trackers.{suffix}"
+    demo.done("trackers", "edit", f"{demo.app_id}-re", "windows.click_device=2h")
+    assert demo.done("trackers", "export", demo.app_id, "-o", str(file)) == ""
+    text = file.read_text()
+    assert demo.done("trackers", "export", demo.app_id, "--format", suffix) == text
+    assert demo.done("trackers", "import", demo.app_id, str(file)) == "Nothing to do.\n"
+    file.write_text(text.replace("https://apps.example/demo", "https://apps.example/new"))
+    refused = demo.reengage("trackers", "import", demo.app_id, str(file), input="n\n")
+    assert (refused.code, refused.err) == (1, "Change 3? [y/N]:Nothing was changed.\n")
+    assert "https://apps.example/new" in refused.out
+    assert demo.done("trackers", "import", demo.app_id, str(file), "--yes").endswith("Imported.\n")
+    made = demo.tracker("re")
+    assert made["install_url"] == "https://apps.example/new"
+    assert made["windows"] == {"click_device": {"duration": "7200s"}}
+    assert demo.done("trackers", "import", demo.app_id, str(file)) == "Nothing to do.\n"
+
+
+def test_some_trackers_are_exported(demo: Demo) -> None:
+    lines = demo.done("trackers", "export", demo.app_id, "--format", "ndjson", "--event", "Login").splitlines()
+    assert [json.loads(line)["tracker_id"] for line in lines] == [f"{demo.app_id}-re"]
+
+
+def test_a_file_that_cannot_be_imported_is_told_line_by_line(demo: Demo, tmp_path: Path) -> None:
+    file = tmp_path / "trackers.csv"
+    file.write_text(f"tracker_id,install_url,colour\n{demo.app_id}-re,ftp://x,red\n")
+    answer = demo.reengage("trackers", "import", demo.app_id, str(file), "--yes")
+    assert answer.code == 1
+    assert "line 1: colour" in answer.err
+    missing = demo.reengage("trackers", "import", demo.app_id, str(tmp_path / "none.csv"))
+    assert (missing.code, missing.err) == (2, f"{tmp_path / 'none.csv'}: No such file or directory\n")
+    assert demo.reengage("trackers", "export", demo.app_id, "--format", "xlsx").code == 2
+    assert demo.reengage("trackers", "export", demo.app_id, "-o", str(tmp_path / "no" / "file.csv")).code == 1
+
+
+def test_what_holds_for_a_tracker_is_shown_with_the_layer_that_says_so(demo: Demo) -> None:
+    demo.done("trackers", "edit", f"{demo.app_id}-re", "windows.click_device=2h")
+    demo.done("apps", "edit", demo.app_id, "settings.windows.click_ip=1d")
+    demo.done("events", "set", demo.app_id, "Login", "min_time_to_reengagement=0")
+    shown = demo.done("trackers", "get", f"{demo.app_id}-re", "--resolved")
+    rows = [line.split() for line in shown.splitlines()]
+    for row in (
+        ["windows.click_device", "2h", "tracker", "B3"],
+        ["windows.click_ip", "1d", "app", "B3"],
+        ["windows.click_modeled", "7d", "built", "in", "B3"],
+        ["events[Login].min_time_to_reengagement", "0s", "event", "D3"],
+        ["events[Purchase].min_time_to_reengagement", "1d", "built", "in", "D3"],
+    ):
+        assert row in rows
+    assert demo.json("trackers", "get", f"{demo.app_id}-re", "--resolved")["settings"]
+
+
+def test_postback_drafts_come_with_a_new_tracker(demo: Demo) -> None:
+    answer = json.loads(
+        demo.done(
+            "trackers", "create", f"segment_id={demo.segment_id}", "network_id=n-ios", "type=REENGAGEMENT", URL,
+            "events=Purchase", "--draft-postbacks",
+        )
+    )  # fmt: skip
+    assert [draft["trigger"] for draft in answer["postback_drafts"]] == ["Purchase"]
