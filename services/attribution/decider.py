@@ -3,6 +3,7 @@
 What an app's decisions read and write is owned by one worker at a time, so no device is decided on stale state.
 """
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,9 @@ MOST_IDS = 20
 """OURS: of each kind a device keeps its latest ids; older ones still lead to it, but find no engagements any more.
 
 Else an id that many devices share, a `custom` of "guest" say, makes one device of them that grows with every record."""
+
+_TURN = 50
+"""Cases between two turns for others: with many candidates a batch takes seconds, and leases are to be renewed."""
 
 _NO_DEVICE = uuid.UUID(int=0)
 
@@ -99,7 +103,9 @@ async def decide_batch(
     await _fetch_candidates(store, connection, cases, heads)
     wins = await _wins(store, connection, cases)
     sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it
-    for case in cases:
+    for number, case in enumerate(cases):
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
         message = _decide_case(case, wins[case.record.app_id])
         if message is None:
             continue
