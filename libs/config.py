@@ -9,8 +9,11 @@ PREFIX = "REENGAGE_"
 C = TypeVar("C")
 
 
-class ConfigError(Exception):
-    """The environment does not fit; the message names every variable that is missing or wrong."""
+class ConfigError(SystemExit):
+    """The environment does not fit; the message names every variable that is missing or wrong.
+
+    Uncaught it ends the process with exit code 1 and the message alone: no traceback makes it clearer.
+    """
 
 
 def load(config: type[C], environ: Mapping[str, str] = os.environ) -> C:

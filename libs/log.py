@@ -37,8 +37,10 @@ class _Forward(logging.Handler):
     """Passes the standard library's records on to structlog, without their arguments' surroundings."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # A library's warning is about something it tries again: its traceback helps nobody.
+        exc_info = record.exc_info if record.levelno >= logging.ERROR else None
         structlog.get_logger().log(
-            record.levelno, "library.logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info
+            record.levelno, "library.logged", logger=record.name, message=record.getMessage(), exc_info=exc_info
         )
 
 
