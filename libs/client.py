@@ -4,7 +4,8 @@ import json
 
 import grpc
 
-from libs.interceptors import UnaryClientInterceptor
+from libs.auth import bearer
+from libs.interceptors import StreamClientInterceptor, UnaryClientInterceptor
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -28,8 +29,12 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(target: str, *, timeout_s: float = 10.0) -> grpc.aio.Channel:
-    """A channel to `host:port` (or `dns:///name:port`). Close it with `async with`. Unary calls get `timeout_s`."""
+def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc.aio.Channel:
+    """A channel to `host:port` (or `dns:///name:port`). Close it with `async with`.
+
+    Unary calls get `timeout_s`; calls that send one request carry the API key, if there is one.
+    """
+    carried = bearer(key)
     return grpc.aio.insecure_channel(
         target,
         options=[
@@ -43,5 +48,8 @@ def open_channel(target: str, *, timeout_s: float = 10.0) -> grpc.aio.Channel:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
         ],
-        interceptors=[UnaryClientInterceptor(timeout_s)],
+        interceptors=[
+            UnaryClientInterceptor(timeout_s, carried),
+            *([StreamClientInterceptor(carried)] if carried else []),
+        ],
     )

@@ -72,6 +72,12 @@ class Aborted(ServiceError):
     code = grpc.StatusCode.ABORTED
 
 
+class Unauthenticated(ServiceError):
+    """Nobody knows who calls."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class PermissionDenied(ServiceError):
     """The caller may not do this."""
 

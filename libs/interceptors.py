@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -208,15 +208,27 @@ def remaining_s(default_s: float) -> float:
 
 
 class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """Sends request id and deadline with every unary call. Default deadline: `timeout_s`."""
+    """Sends request id, deadline and `metadata` with every unary call. Default deadline: `timeout_s`."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, metadata: Iterable[tuple[str, str]] = ()) -> None:
+        self._timeout_s, self._metadata = timeout_s, tuple(metadata)
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Complete the details of the call and go on."""
         details = client_call_details._replace(
-            metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata)),
+            metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata), *self._metadata),
             timeout=client_call_details.timeout or remaining_s(self._timeout_s),
         )
         return await continuation(details, request)
+
+
+class StreamClientInterceptor(grpc.aio.UnaryStreamClientInterceptor):
+    """Sends `metadata` with every call that is answered by a stream."""
+
+    def __init__(self, metadata: Iterable[tuple[str, str]]) -> None:
+        self._metadata = tuple(metadata)
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Complete the details of the call and go on."""
+        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *self._metadata)
+        return await continuation(client_call_details._replace(metadata=metadata), request)

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from libs.auth import Admission, Admit
 from libs.client import MAX_MESSAGE_BYTES
 from libs.interceptors import ServerInterceptor
 
@@ -31,10 +32,14 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Face:
-    """A gRPC service to serve: its full name, and the function that adds its servicer to a server."""
+    """A gRPC service to serve: its full name, and the function that adds its servicer to a server.
+
+    `admit` is asked before each of its calls; without it everybody is served.
+    """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
+    admit: Admit | None = None
 
 
 async def serve(
@@ -96,6 +101,7 @@ def build_server(
     server = grpc.aio.server(
         interceptors=[
             interceptor or ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams),
+            Admission({face.name: face.admit for face in faces if face.admit is not None}),
         ],
         options=[
             ("grpc.so_reuseport", 0),

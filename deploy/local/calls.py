@@ -10,7 +10,7 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from deploy.local.places import ADDRESSES
+from deploy.local.places import ADDRESSES, ADMIN_KEY
 from libs.client import open_channel
 from libs.errors import from_rpc_error
 
@@ -54,6 +54,18 @@ def target_of(service: str) -> str:
     return running.get(service) or f"127.0.0.1:{DEFAULT_PORTS[service]}"
 
 
+def key_of(service: str) -> str:
+    """The API key for a service, of which only tracker wants one: REENGAGE_API_KEY, else that of `make run` here."""
+    if service != "tracker":
+        return ""
+    if given := os.environ.get("REENGAGE_API_KEY"):
+        return given
+    try:
+        return ADMIN_KEY.read_text()
+    except OSError:
+        return ""
+
+
 def parse_request(method: MethodDescriptor, text: str) -> Message:
     """The request that a JSON text is. Raises CallError naming what does not fit."""
     request = message_factory.GetMessageClass(method.input_type)()
@@ -71,7 +83,7 @@ async def call(service: str, method: MethodDescriptor, request: Message, *, targ
     assert method.containing_service is not None
     path = f"/{method.containing_service.full_name}/{method.name}"
     answer = message_factory.GetMessageClass(method.output_type)
-    async with open_channel(address) as channel:
+    async with open_channel(address, key=key_of(service)) as channel:
         try:
             if method.server_streaming:
                 stream = channel.unary_stream(

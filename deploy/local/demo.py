@@ -20,7 +20,7 @@ from deploy.local.places import DATA
 from deploy.local.player import Answers, Player
 from deploy.local.sample.generate import EXPECTED, TRAFFIC
 from deploy.local.sample.stories import EXPLAINED, LAST
-from deploy.local.suite import HOST, Ports, free_ports, running_suite
+from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from deploy.local.tables import console, print_explanation, state_name, table
 from deploy.local.up import load_sample, told
 from libs.client import open_channel
@@ -59,11 +59,11 @@ async def run() -> int:
     try:
         async with (
             asyncio.timeout(LONGEST_S),
-            running_suite(directory, ports, announce=told(console)),
+            running_suite(directory, ports, announce=told(console)) as suite,
             network.serving(HOST, ports.network),
             _clients(ports) as clients,
         ):
-            holds = await clients.play_and_check(network)
+            holds = await clients.play_and_check(suite, network)
     except (NotSettledError, TimeoutError) as error:
         console.print(f"[red]{escape(str(error) or f'not done within {LONGEST_S:g} s')}[/]")
     finally:
@@ -106,11 +106,11 @@ class _Demo:
         self._ports, self._session = ports, session
         self._ingest, self._attribution, self._postback = ingest, attribution, postback
 
-    async def play_and_check(self, network: LocalNetwork) -> bool:
+    async def play_and_check(self, suite: Suite, network: LocalNetwork) -> bool:
         """Plays, waits until all is settled, shows and checks."""
         expected = {name: Counter(counts) for name, counts in json.loads(EXPECTED.read_text()).items()}
         lines = TRAFFIC.read_text(encoding="utf-8").splitlines()
-        revision = await load_sample(self._ports)
+        revision = await load_sample(suite)
         columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             waiting = progress.add_task("settings reach everyone", total=1)

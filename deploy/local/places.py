@@ -9,3 +9,5 @@ DATA = Path(os.environ.get("REENGAGE_DATA") or ROOT / ".data").absolute()
 """What the suite keeps: database, spool, logs, the key of stored secrets."""
 ADDRESSES = DATA / "suite.json"
 """Where the suite that runs on this data listens, for the commands that ask it."""
+ADMIN_KEY = DATA / "admin.key"
+"""What opens its tracker."""

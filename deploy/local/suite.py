@@ -88,6 +88,8 @@ class Suite:
     ports: Ports
     postgres: EmbeddedPostgres
     services: Mapping[str, ServiceProcess]
+    admin_key: str
+    """Opens tracker."""
 
 
 @asynccontextmanager
@@ -131,7 +133,7 @@ async def running_suite(
         watch = asyncio.create_task(_keep_postgres(postgres, announce))
         stack.callback(watch.cancel)
         stack.callback(announce, "Stopping")
-        yield Suite(ports=ports, postgres=postgres, services=services)
+        yield Suite(ports=ports, postgres=postgres, services=services, admin_key=_key(directory / "admin.key"))
 
 
 def migrated_services() -> list[str]:
@@ -206,16 +208,21 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
         environment["REENGAGE_DSN"] = postgres.dsn(service)
     if service != "gateway":
         environment["REENGAGE_METRICS_PORT"] = str(ports.metrics_of(service))
+    if service in ("tracker", "postback"):
+        environment["REENGAGE_SECRETS_KEYS"] = _key(directory / "secrets.key")
+    if service == "tracker":
+        environment["REENGAGE_ADMIN_KEY"] = _key(directory / "admin.key")
+    if service != "postback":
+        environment["REENGAGE_SERVICE_KEY"] = _key(directory / "service.key")
     if service == "postback":
-        environment["REENGAGE_SECRETS_KEYS"] = _secrets_key(directory / "secrets.key")
         environment["REENGAGE_ALLOWED_HOSTS"] = ports.address("network")
     if service == "gateway":
         environment["REENGAGE_SPOOL_DIRECTORY"] = str(directory / "spool")
     return environment
 
 
-def _secrets_key(file: Path) -> str:
-    """The key that stored secrets are encrypted with; made once."""
+def _key(file: Path) -> str:
+    """A random key, for secrets at rest or for callers; made once, and kept where only its owner reads it."""
     if not file.exists():
         unfinished = file.with_suffix(".new")
         unfinished.unlink(missing_ok=True)

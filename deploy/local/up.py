@@ -10,7 +10,7 @@ from rich.markup import escape
 from deploy.local.network import LocalNetwork
 from deploy.local.places import DATA
 from deploy.local.sample import settings
-from deploy.local.suite import HOST, SERVICES, Announce, Ports, running_suite
+from deploy.local.suite import HOST, SERVICES, Announce, Ports, Suite, running_suite
 from libs.client import open_channel
 
 COMMAND = ".venv/bin/reengage"
@@ -22,8 +22,11 @@ async def run(ports: Ports) -> int:
     console = Console(highlight=False)
     with console.status("Starting") as status:
         announce = told(console)
-        async with running_suite(DATA, ports, announce=announce), LocalNetwork().serving(HOST, ports.network):
-            await load_sample(ports)
+        async with (
+            running_suite(DATA, ports, announce=announce) as suite,
+            LocalNetwork().serving(HOST, ports.network),
+        ):
+            await load_sample(suite)
             announce("The sample app is loaded")
             status.stop()
             console.print(_what_to_try(ports), soft_wrap=True)
@@ -31,10 +34,11 @@ async def run(ports: Ports) -> int:
     return 0
 
 
-async def load_sample(ports: Ports) -> int:
+async def load_sample(suite: Suite) -> int:
     """Creates the sample's settings; returns their revision."""
+    ports = suite.ports
     async with (
-        open_channel(ports.address("tracker")) as tracker,
+        open_channel(ports.address("tracker"), key=suite.admin_key) as tracker,
         open_channel(ports.address("postback")) as postback,
     ):
         return await settings.load(tracker, postback, f"http://{ports.address('network')}")

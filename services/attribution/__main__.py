@@ -3,7 +3,7 @@
 import socket
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import uvloop
@@ -35,6 +35,7 @@ class Config:
     metrics_port: int = 7203
     log_level: str = "info"
     tracker_target: str = "127.0.0.1:7101"
+    service_key: str = field(default="", repr=False)
     ingest_target: str = "127.0.0.1:7102"
     postback_target: str = "127.0.0.1:7104"
     worker_lease_s: float = 5.0
@@ -50,7 +51,7 @@ async def main() -> None:
     configure_logging("attribution", config.log_level)
     async with (
         open_pool(config.dsn, schema="attribution", application_name="attribution") as pool,
-        open_channel(config.tracker_target) as to_tracker,
+        open_channel(config.tracker_target, key=config.service_key) as to_tracker,
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):

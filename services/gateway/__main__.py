@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
@@ -31,6 +31,7 @@ class Config:
     listen: str = "127.0.0.1:8080"
     log_level: str = "info"
     tracker_target: str = "127.0.0.1:7101"
+    service_key: str = field(default="", repr=False)
     ingest_target: str = "127.0.0.1:7102"
     attribution_target: str = "127.0.0.1:7103"
     spool_directory: str = ".data/spool"
@@ -47,7 +48,7 @@ async def main() -> None:
     configure_logging("gateway", config.log_level)
     addresses = ClientAddresses(filter(None, (proxy.strip() for proxy in config.trusted_proxies.split(","))))
     async with (
-        open_channel(config.tracker_target) as tracker_channel,
+        open_channel(config.tracker_target, key=config.service_key) as tracker_channel,
         open_channel(config.ingest_target) as ingest_channel,
         open_channel(config.attribution_target) as attribution_channel,
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,

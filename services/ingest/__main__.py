@@ -1,6 +1,6 @@
 """Starts the ingest service."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import uvloop
@@ -34,6 +34,7 @@ class Config:
     metrics_port: int = 7202
     log_level: str = "info"
     tracker_target: str = "127.0.0.1:7101"
+    service_key: str = field(default="", repr=False)
     log_retention_days: int = 35
 
 
@@ -43,7 +44,7 @@ async def main() -> None:
     configure_logging("ingest", config.log_level)
     async with (
         open_pool(config.dsn, schema="ingest", application_name="ingest", command_timeout_seconds=10) as pool,
-        open_channel(config.tracker_target) as channel,
+        open_channel(config.tracker_target, key=config.service_key) as channel,
     ):
         tracker = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
         settings = Follower(

@@ -11,10 +11,10 @@ from libs.config import load
 from libs.db import open_pool
 from libs.log import configure_logging
 from libs.server import Face, ServerConfig, serve
+from libs.vault import Vault
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.catalog import Catalog
 from services.postback.guard import Guard
-from services.postback.secrets import Vault
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
 from services.postback.store import Store

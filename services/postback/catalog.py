@@ -2,10 +2,10 @@
 
 import asyncio
 
+from libs.vault import Vault
 from libs.worker import keep_running
 from services.postback.configuration import compiled, from_stored
 from services.postback.model import Configuration, Status
-from services.postback.secrets import Vault
 from services.postback.store import Store
 
 POLL_S = 1.0

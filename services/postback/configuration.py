@@ -9,11 +9,11 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from yarl import URL
 
 from libs.errors import Violations
+from libs.vault import Vault
 from reengage.postback.v1 import postback_pb2
 from services.postback.guard import Guard
 from services.postback.macros import SECRET_PREFIX, is_known
 from services.postback.model import Configuration, Status
-from services.postback.secrets import Vault
 from services.postback.store import StoredConfiguration
 from services.postback.template import Template, parse
 

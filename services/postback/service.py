@@ -11,6 +11,7 @@ from prometheus_client import Counter
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.vault import Vault
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.catalog import Catalog
 from services.postback.configuration import (
@@ -26,7 +27,6 @@ from services.postback.delivery import delivery_id, requests
 from services.postback.guard import Guard
 from services.postback.model import Configuration, NewDelivery, State, Status
 from services.postback.sample import sample_conversion
-from services.postback.secrets import Vault
 from services.postback.selection import once_a_day, wants
 from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
 

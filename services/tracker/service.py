@@ -8,10 +8,25 @@ import grpc
 
 from libs.errors import Violations
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from services.tracker.kinds import APP, CAMPAIGN, EVENT_DEFINITION, NETWORK, NETWORK_SETTINGS, SEGMENT, TRACKER
+from services.tracker.audit import Audit
+from services.tracker.keys import ApiKeys
+from services.tracker.kinds import (
+    ACCOUNT,
+    AGENCY,
+    API_KEY,
+    APP,
+    CAMPAIGN,
+    EVENT_DEFINITION,
+    NETWORK,
+    NETWORK_SETTINGS,
+    SAN_ACCOUNT,
+    SEGMENT,
+    TRACKER,
+)
 from services.tracker.revisions import Revisions
 from services.tracker.settings import Settings
 from services.tracker.store import Store
+from services.tracker.trackers import Trackers, filter_conditions
 from services.tracker.watching import watch
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -20,8 +35,38 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     """Names the kind of resource that each method is about; `Settings` does the same for all of them."""
 
-    def __init__(self, settings: Settings, store: Store, revisions: Revisions) -> None:
-        self._settings, self._store, self._revisions = settings, store, revisions
+    def __init__(self, settings: Settings, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
+        self._settings, self._keys, self._store, self._revisions = settings, keys, store, revisions
+        self._trackers, self._audit = Trackers(settings, store), Audit(settings, store)
+
+    async def CreateAccount(
+        self, request: tracker_pb2.CreateAccountRequest, context: Context
+    ) -> tracker_pb2.CreateAccountResponse:
+        account = await self._settings.create(ACCOUNT, request.account, request.request_id)
+        return tracker_pb2.CreateAccountResponse(account=account)
+
+    async def GetAccount(
+        self, request: tracker_pb2.GetAccountRequest, context: Context
+    ) -> tracker_pb2.GetAccountResponse:
+        return tracker_pb2.GetAccountResponse(account=await self._settings.get(ACCOUNT, request.account_id))
+
+    async def ListAccounts(
+        self, request: tracker_pb2.ListAccountsRequest, context: Context
+    ) -> tracker_pb2.ListAccountsResponse:
+        accounts, next_page_token = await self._settings.page(ACCOUNT, request)
+        return tracker_pb2.ListAccountsResponse(accounts=accounts, next_page_token=next_page_token)
+
+    async def UpdateAccount(
+        self, request: tracker_pb2.UpdateAccountRequest, context: Context
+    ) -> tracker_pb2.UpdateAccountResponse:
+        account = await self._settings.update(ACCOUNT, request.account, request.update_mask)
+        return tracker_pb2.UpdateAccountResponse(account=account)
+
+    async def ArchiveAccount(
+        self, request: tracker_pb2.ArchiveAccountRequest, context: Context
+    ) -> tracker_pb2.ArchiveAccountResponse:
+        account = await self._settings.archive(ACCOUNT, request.account_id, etag=request.etag)
+        return tracker_pb2.ArchiveAccountResponse(account=account)
 
     async def CreateApp(self, request: tracker_pb2.CreateAppRequest, context: Context) -> tracker_pb2.CreateAppResponse:
         app = await self._settings.create(APP, request.app, request.request_id)
@@ -41,7 +86,7 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ArchiveApp(
         self, request: tracker_pb2.ArchiveAppRequest, context: Context
     ) -> tracker_pb2.ArchiveAppResponse:
-        return tracker_pb2.ArchiveAppResponse(app=await self._settings.archive(APP, request.app_id))
+        return tracker_pb2.ArchiveAppResponse(app=await self._settings.archive(APP, request.app_id, etag=request.etag))
 
     async def CreateNetwork(
         self, request: tracker_pb2.CreateNetworkRequest, context: Context
@@ -57,7 +102,7 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ListNetworks(
         self, request: tracker_pb2.ListNetworksRequest, context: Context
     ) -> tracker_pb2.ListNetworksResponse:
-        networks, next_page_token = await self._settings.page(NETWORK, request)
+        networks, next_page_token = await self._settings.page(NETWORK, request, built_in_too=not request.hide_unused)
         return tracker_pb2.ListNetworksResponse(networks=networks, next_page_token=next_page_token)
 
     async def UpdateNetwork(
@@ -69,7 +114,9 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ArchiveNetwork(
         self, request: tracker_pb2.ArchiveNetworkRequest, context: Context
     ) -> tracker_pb2.ArchiveNetworkResponse:
-        return tracker_pb2.ArchiveNetworkResponse(network=await self._settings.archive(NETWORK, request.network_id))
+        return tracker_pb2.ArchiveNetworkResponse(
+            network=await self._settings.archive(NETWORK, request.network_id, etag=request.etag)
+        )
 
     async def GetNetworkSettings(
         self, request: tracker_pb2.GetNetworkSettingsRequest, context: Context
@@ -82,6 +129,64 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     ) -> tracker_pb2.UpdateNetworkSettingsResponse:
         settings = await self._settings.update(NETWORK_SETTINGS, request.network_settings, request.update_mask)
         return tracker_pb2.UpdateNetworkSettingsResponse(network_settings=settings)
+
+    async def CreateAgency(
+        self, request: tracker_pb2.CreateAgencyRequest, context: Context
+    ) -> tracker_pb2.CreateAgencyResponse:
+        agency = await self._settings.create(AGENCY, request.agency, request.request_id)
+        return tracker_pb2.CreateAgencyResponse(agency=agency)
+
+    async def GetAgency(self, request: tracker_pb2.GetAgencyRequest, context: Context) -> tracker_pb2.GetAgencyResponse:
+        return tracker_pb2.GetAgencyResponse(agency=await self._settings.get(AGENCY, request.agency_id))
+
+    async def ListAgencies(
+        self, request: tracker_pb2.ListAgenciesRequest, context: Context
+    ) -> tracker_pb2.ListAgenciesResponse:
+        agencies, next_page_token = await self._settings.page(AGENCY, request)
+        return tracker_pb2.ListAgenciesResponse(agencies=agencies, next_page_token=next_page_token)
+
+    async def UpdateAgency(
+        self, request: tracker_pb2.UpdateAgencyRequest, context: Context
+    ) -> tracker_pb2.UpdateAgencyResponse:
+        agency = await self._settings.update(AGENCY, request.agency, request.update_mask)
+        return tracker_pb2.UpdateAgencyResponse(agency=agency)
+
+    async def ArchiveAgency(
+        self, request: tracker_pb2.ArchiveAgencyRequest, context: Context
+    ) -> tracker_pb2.ArchiveAgencyResponse:
+        agency = await self._settings.archive(AGENCY, request.agency_id, etag=request.etag)
+        return tracker_pb2.ArchiveAgencyResponse(agency=agency)
+
+    async def CreateSanAccount(
+        self, request: tracker_pb2.CreateSanAccountRequest, context: Context
+    ) -> tracker_pb2.CreateSanAccountResponse:
+        san_account = await self._settings.create(SAN_ACCOUNT, request.san_account, request.request_id)
+        return tracker_pb2.CreateSanAccountResponse(san_account=san_account)
+
+    async def GetSanAccount(
+        self, request: tracker_pb2.GetSanAccountRequest, context: Context
+    ) -> tracker_pb2.GetSanAccountResponse:
+        return tracker_pb2.GetSanAccountResponse(
+            san_account=await self._settings.get(SAN_ACCOUNT, request.san_account_id)
+        )
+
+    async def ListSanAccounts(
+        self, request: tracker_pb2.ListSanAccountsRequest, context: Context
+    ) -> tracker_pb2.ListSanAccountsResponse:
+        san_accounts, next_page_token = await self._settings.page(SAN_ACCOUNT, request, app_id=request.app_id)
+        return tracker_pb2.ListSanAccountsResponse(san_accounts=san_accounts, next_page_token=next_page_token)
+
+    async def UpdateSanAccount(
+        self, request: tracker_pb2.UpdateSanAccountRequest, context: Context
+    ) -> tracker_pb2.UpdateSanAccountResponse:
+        san_account = await self._settings.update(SAN_ACCOUNT, request.san_account, request.update_mask)
+        return tracker_pb2.UpdateSanAccountResponse(san_account=san_account)
+
+    async def ArchiveSanAccount(
+        self, request: tracker_pb2.ArchiveSanAccountRequest, context: Context
+    ) -> tracker_pb2.ArchiveSanAccountResponse:
+        san_account = await self._settings.archive(SAN_ACCOUNT, request.san_account_id, etag=request.etag)
+        return tracker_pb2.ArchiveSanAccountResponse(san_account=san_account)
 
     async def CreateCampaign(
         self, request: tracker_pb2.CreateCampaignRequest, context: Context
@@ -109,7 +214,9 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ArchiveCampaign(
         self, request: tracker_pb2.ArchiveCampaignRequest, context: Context
     ) -> tracker_pb2.ArchiveCampaignResponse:
-        return tracker_pb2.ArchiveCampaignResponse(campaign=await self._settings.archive(CAMPAIGN, request.campaign_id))
+        return tracker_pb2.ArchiveCampaignResponse(
+            campaign=await self._settings.archive(CAMPAIGN, request.campaign_id, etag=request.etag)
+        )
 
     async def CreateSegment(
         self, request: tracker_pb2.CreateSegmentRequest, context: Context
@@ -137,13 +244,16 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ArchiveSegment(
         self, request: tracker_pb2.ArchiveSegmentRequest, context: Context
     ) -> tracker_pb2.ArchiveSegmentResponse:
-        return tracker_pb2.ArchiveSegmentResponse(segment=await self._settings.archive(SEGMENT, request.segment_id))
+        return tracker_pb2.ArchiveSegmentResponse(
+            segment=await self._settings.archive(SEGMENT, request.segment_id, etag=request.etag)
+        )
 
     async def CreateTracker(
         self, request: tracker_pb2.CreateTrackerRequest, context: Context
     ) -> tracker_pb2.CreateTrackerResponse:
-        tracker = await self._settings.create(TRACKER, request.tracker, request.request_id)
-        return tracker_pb2.CreateTrackerResponse(tracker=tracker)
+        tracker = await self._trackers.create(request)
+        drafts = await self._trackers.drafts(tracker.tracker_id) if request.draft_postbacks else ()
+        return tracker_pb2.CreateTrackerResponse(tracker=tracker, postback_drafts=drafts)
 
     async def GetTracker(
         self, request: tracker_pb2.GetTrackerRequest, context: Context
@@ -153,7 +263,10 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ListTrackers(
         self, request: tracker_pb2.ListTrackersRequest, context: Context
     ) -> tracker_pb2.ListTrackersResponse:
-        trackers, next_page_token = await self._settings.page(TRACKER, request, app_id=request.app_id)
+        violations = Violations()
+        conditions = filter_conditions(request.filter, violations)
+        violations.check()
+        trackers, next_page_token = await self._settings.page(TRACKER, request, request.app_id, conditions)
         return tracker_pb2.ListTrackersResponse(trackers=trackers, next_page_token=next_page_token)
 
     async def UpdateTracker(
@@ -165,7 +278,42 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
     async def ArchiveTracker(
         self, request: tracker_pb2.ArchiveTrackerRequest, context: Context
     ) -> tracker_pb2.ArchiveTrackerResponse:
-        return tracker_pb2.ArchiveTrackerResponse(tracker=await self._settings.archive(TRACKER, request.tracker_id))
+        return tracker_pb2.ArchiveTrackerResponse(
+            tracker=await self._settings.archive(TRACKER, request.tracker_id, etag=request.etag)
+        )
+
+    async def CopyTracker(
+        self, request: tracker_pb2.CopyTrackerRequest, context: Context
+    ) -> tracker_pb2.CopyTrackerResponse:
+        return tracker_pb2.CopyTrackerResponse(tracker=await self._trackers.copy(request))
+
+    async def BulkEditTrackers(
+        self, request: tracker_pb2.BulkEditTrackersRequest, context: Context
+    ) -> tracker_pb2.BulkEditTrackersResponse:
+        return await self._trackers.bulk_edit(request)
+
+    async def ExportTrackers(
+        self, request: tracker_pb2.ExportTrackersRequest, context: Context
+    ) -> AsyncGenerator[tracker_pb2.ExportTrackersResponse, None]:
+        async with aclosing(self._trackers.export(request)) as pieces:
+            async for content in pieces:
+                yield tracker_pb2.ExportTrackersResponse(content=content)
+
+    async def ImportTrackers(
+        self, request: tracker_pb2.ImportTrackersRequest, context: Context
+    ) -> tracker_pb2.ImportTrackersResponse:
+        return await self._trackers.import_file(request)
+
+    async def DraftPostbacks(
+        self, request: tracker_pb2.DraftPostbacksRequest, context: Context
+    ) -> tracker_pb2.DraftPostbacksResponse:
+        return tracker_pb2.DraftPostbacksResponse(postback_drafts=await self._trackers.drafts(request.tracker_id))
+
+    async def ResolveSettings(
+        self, request: tracker_pb2.ResolveSettingsRequest, context: Context
+    ) -> tracker_pb2.ResolveSettingsResponse:
+        settings, revision = await self._trackers.resolved(request.tracker_id)
+        return tracker_pb2.ResolveSettingsResponse(settings=settings, revision=revision)
 
     async def CreateEventDefinition(
         self, request: tracker_pb2.CreateEventDefinitionRequest, context: Context
@@ -198,23 +346,79 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
         self, request: tracker_pb2.ArchiveEventDefinitionRequest, context: Context
     ) -> tracker_pb2.ArchiveEventDefinitionResponse:
         return tracker_pb2.ArchiveEventDefinitionResponse(
-            event_definition=await self._settings.archive(EVENT_DEFINITION, request.app_id, request.event_name)
+            event_definition=await self._settings.archive(
+                EVENT_DEFINITION, request.app_id, request.event_name, etag=request.etag
+            )
         )
+
+    async def RegisterEvents(
+        self, request: tracker_pb2.RegisterEventsRequest, context: Context
+    ) -> tracker_pb2.RegisterEventsResponse:
+        created = await self._settings.register_events(request.app_id, request.event_names)
+        return tracker_pb2.RegisterEventsResponse(created_count=created)
+
+    async def CreateApiKey(
+        self, request: tracker_pb2.CreateApiKeyRequest, context: Context
+    ) -> tracker_pb2.CreateApiKeyResponse:
+        api_key, key = await self._keys.create(request.api_key, request.request_id)
+        return tracker_pb2.CreateApiKeyResponse(api_key=api_key, key=key)
+
+    async def GetApiKey(self, request: tracker_pb2.GetApiKeyRequest, context: Context) -> tracker_pb2.GetApiKeyResponse:
+        return tracker_pb2.GetApiKeyResponse(api_key=await self._keys.get(request.api_key_id))
+
+    async def ListApiKeys(
+        self, request: tracker_pb2.ListApiKeysRequest, context: Context
+    ) -> tracker_pb2.ListApiKeysResponse:
+        api_keys, next_page_token = await self._settings.page(API_KEY, request)
+        return tracker_pb2.ListApiKeysResponse(
+            api_keys=await self._keys.with_use(api_keys), next_page_token=next_page_token
+        )
+
+    async def UpdateApiKey(
+        self, request: tracker_pb2.UpdateApiKeyRequest, context: Context
+    ) -> tracker_pb2.UpdateApiKeyResponse:
+        api_key = await self._settings.update(API_KEY, request.api_key, request.update_mask)
+        return tracker_pb2.UpdateApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
+
+    async def ArchiveApiKey(
+        self, request: tracker_pb2.ArchiveApiKeyRequest, context: Context
+    ) -> tracker_pb2.ArchiveApiKeyResponse:
+        api_key = await self._settings.archive(API_KEY, request.api_key_id, etag=request.etag)
+        return tracker_pb2.ArchiveApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
+
+    async def RotateApiKey(
+        self, request: tracker_pb2.RotateApiKeyRequest, context: Context
+    ) -> tracker_pb2.RotateApiKeyResponse:
+        overlap = request.overlap if request.HasField("overlap") else None
+        api_key, key = await self._keys.rotate(request.api_key_id, overlap, request.request_id)
+        return tracker_pb2.RotateApiKeyResponse(api_key=api_key, key=key)
+
+    async def ListChanges(
+        self, request: tracker_pb2.ListChangesRequest, context: Context
+    ) -> tracker_pb2.ListChangesResponse:
+        return await self._audit.page(request)
 
     async def GetSnapshot(
         self, request: tracker_pb2.GetSnapshotRequest, context: Context
     ) -> AsyncGenerator[tracker_pb2.GetSnapshotResponse, None]:
-        async with aclosing(self._store.snapshot()) as parts:
+        _check_revision(request.revision)
+        await self._audit.check_reached(request.revision)
+        whole = self._store.past(request.revision) if request.revision else self._store.snapshot()
+        async with aclosing(whole) as parts:
             async for part in parts:
                 yield tracker_pb2.GetSnapshotResponse(revision=part.revision, resources=part.resources)
 
     async def WatchSnapshot(
         self, request: tracker_pb2.WatchSnapshotRequest, context: Context
     ) -> AsyncGenerator[tracker_pb2.WatchSnapshotResponse, None]:
-        if request.revision < 0:
-            violations = Violations()
-            violations.add("revision", "OUT_OF_RANGE", "must be 0 or a revision received")
-            violations.check()
+        _check_revision(request.revision)
         async with aclosing(watch(self._store, self._revisions, request.revision)) as responses:
             async for response in responses:
                 yield response
+
+
+def _check_revision(revision: int) -> None:
+    if revision < 0:
+        violations = Violations()
+        violations.add("revision", "OUT_OF_RANGE", "must be 0 or a revision received")
+        violations.check()

@@ -1,20 +1,30 @@
 """The standard methods, once for every kind of resource."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from libs.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError, Violations
+from libs.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ServiceError, Violations
 from libs.pages import decode_token, encode_token, page_size
-from reengage.tracker.v1.tracker_pb2 import STATUS_ARCHIVED, STATUS_LIVE, Tracker
-from services.tracker import masks, validation
-from services.tracker.kinds import APP, SET_BY_SERVICE, TRACKER, Key, Kind
+from libs.vault import Vault
+from reengage.tracker.v1.tracker_pb2 import STATUS_ARCHIVED, STATUS_LIVE, EventDefinition, Tracker
+from services.tracker import access, masks, validation
+from services.tracker.kinds import (
+    APP,
+    EVENT_DEFINITION,
+    SAN_ACCOUNT,
+    SET_BY_SERVICE,
+    TRACKER,
+    Key,
+    Kind,
+)
 from services.tracker.revisions import Revisions
-from services.tracker.store import Change, Store, View
+from services.tracker.store import Change, Condition, Store, View
 from services.tracker.validation import Parents
 
+MAX_REGISTERED = 1000
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
@@ -31,53 +41,79 @@ class PageRequest(Protocol):
 
 
 class Settings:
-    """Creates, reads, updates and archives resources. `new_id` makes the id of one that was created without.
+    """Creates, reads, updates and archives resources for the caller of the call being served.
 
-    Errors are those of TrackerConfigService: InvalidArgument with every wrong field, NotFound, AlreadyExists,
-    FailedPrecondition.
+    `new_id` makes the id of one that was created without; `vault` encrypts what is never answered. Errors are those of
+    TrackerConfigService: InvalidArgument with every wrong field, NotFound, AlreadyExists, FailedPrecondition, Aborted,
+    PermissionDenied.
     """
 
-    def __init__(self, store: Store, revisions: Revisions, *, new_id: Callable[[], str]) -> None:
-        self._store, self._revisions, self._new_id = store, revisions, new_id
+    def __init__(self, store: Store, revisions: Revisions, vault: Vault, *, new_id: Callable[[], str]) -> None:
+        self._store, self._revisions, self._vault, self._new_id = store, revisions, vault, new_id
 
     async def create(self, kind: Kind[M], given: M, request_id: str) -> M:
         """The new resource, or the one there is, if this repeats the call that made it."""
-        wanted = _copy(given, without=kind.output_only)
+        wanted = self.named(kind, given)
+        return await self.change(lambda change: self.create_in(change, kind, wanted, request_id))
+
+    def named(self, kind: Kind[M], given: M) -> M:
+        """What to create: without what callers cannot set, and with an id.
+
+        Made before the change and not in it, so that a second run after a lost connection finds what the first made.
+        """
+        wanted = copied(given, without=kind.output_only)
         if not kind.named_by_caller and kind.key_of(wanted) == ("",):
-            # Here and not below, so that a second run after a lost connection finds what the first one made.
             setattr(wanted, kind.key[0], self._new_id())
+        return wanted
 
-        async def work(change: Change) -> M:
-            violations = Violations()
-            validation.check_request_id(request_id, violations)
-            made = await change.made_by(kind, request_id) if request_id and not violations.found else None
-            if made is not None:
-                return await _existing(change, kind, made)
-            resource = _copy(wanted)
-            problems = await _check(change, kind, resource, violations)
-            existing = await change.get(kind, kind.key_of(resource))
-            if existing is not None and not (kind.named_by_caller and kind.is_archived(existing)):
-                if _copy(existing, without=frozenset(SET_BY_SERVICE)) == resource:
-                    return existing
-                key = kind.key_of(resource)
-                raise AlreadyExists(f"{kind.name.upper()}_EXISTS", f"there is {_call(kind, key)} with other content")
-            if problems:
-                raise problems[0]
-            _set_status(resource, STATUS_LIVE)
-            await _put(change, kind, resource)
-            if request_id:
-                await change.remember(kind, request_id, kind.key_of(resource))
-            return resource
-
-        return await self._change(work)
+    async def create_in(
+        self,
+        change: Change,
+        kind: Kind[M],
+        wanted: M,
+        request_id: str,
+        *,
+        new_parents: Sequence[tuple[Kind[Any], Any]] = (),
+    ) -> M:
+        """As `create`, in a change under way. `new_parents` were created in it just before."""
+        violations = Violations()
+        validation.check_request_id(request_id, violations)
+        made = await change.made_by(kind, request_id) if request_id and not violations.found else None
+        if made is not None:
+            return shown(await self.readable(change, kind, made))
+        resource = copied(wanted)
+        problems = await check(change, kind, resource, violations, new_parents=new_parents)
+        there = await self._with_sealed(change, kind, await change.get(kind, kind.key_of(resource)))
+        if there is not None and not kind.gives_way(there):
+            await self._permit(change, kind, there)
+            if _content(kind, there) == _content(kind, resource):
+                return shown(_unsealed(kind, there))
+            key = kind.key_of(resource)
+            raise AlreadyExists(f"{kind.name.upper()}_EXISTS", f"there is {call(kind, key)} with other content")
+        if problems:
+            raise problems[0]
+        await self._permit(change, kind, resource)
+        _set_status(resource, STATUS_LIVE)
+        await self.put(change, kind, resource)
+        if request_id:
+            await change.remember(kind, request_id, kind.key_of(resource))
+        return shown(resource)
 
     async def get(self, kind: Kind[M], *key: str) -> M:
         """One resource, archived or not."""
-        _check_key(kind, key)
-        return await self._store.read(lambda view: _existing(view, kind, key))
+        check_key(kind, key)
+        return shown(await self._store.read(lambda view: self.readable(view, kind, key)))
 
-    async def page(self, kind: Kind[M], request: PageRequest, app_id: str | None = None) -> tuple[list[M], str]:
-        """A page of an app's resources, or of all, and the token of the next one."""
+    async def page(
+        self,
+        kind: Kind[M],
+        request: PageRequest,
+        app_id: str | None = None,
+        conditions: Sequence[Condition] = (),
+        *,
+        built_in_too: bool = True,
+    ) -> tuple[list[M], str]:
+        """A page of those of an app, or of all, that meet the conditions and the caller sees; the next one's token."""
         violations = Violations()
         size = page_size(request.page_size, violations)
         if app_id is not None:
@@ -89,127 +125,347 @@ class Settings:
         violations.check()
 
         async def work(view: View) -> list[M]:
-            if app_id is not None:
-                await _existing(view, APP, (app_id,))
-            return await view.page(kind, app_id=app_id, after=after, archived_too=request.show_archived, size=size + 1)
+            narrowed = await self.listed(view, kind, app_id, conditions)
+            found = await view.page(kind, narrowed, after=after, archived_too=request.show_archived, size=size + 1)
+            if kind.built_in and built_in_too:
+                found = await _with_built_in(view, kind, found, after)
+            return found
 
         found = await self._store.read(work)
         more = len(found) > size
-        return found[:size], encode_token(kind.key_of(found[size - 1])[-1]) if more else ""
+        return [shown(one) for one in found[:size]], encode_token(kind.key_of(found[size - 1])[-1]) if more else ""
+
+    async def listed(
+        self, view: View, kind: Kind[Any], app_id: str | None, conditions: Sequence[Condition]
+    ) -> list[Condition]:
+        """The conditions, and those that say what of the app, or of all, the caller sees. NotFound of a strange app."""
+        narrowed = [*conditions, *access.conditions(access.caller(), kind.name)]
+        if app_id is not None:
+            app = await existing(view, APP, (app_id,))
+            if not access.may_change(access.caller(), app, app.account_id):
+                raise _not_found(APP, (app_id,))
+            narrowed.append(("app_id = {}", app_id))
+        return narrowed
 
     async def update(self, kind: Kind[M], given: M, mask: FieldMask) -> M:
-        """The resource with the fields of the mask as given."""
+        """The resource with the fields of the mask as given. The etag given, if any, must be its present one."""
         key = kind.key_of(given)
         violations = Violations()
         validation.check_key(f"{kind.name}.", kind.key, key, violations)
-        masks.check_paths(
-            kind.message,
-            mask.paths,
-            immutable=frozenset((*kind.key, *kind.immutable)) - kind.output_only,
-            output_only=kind.output_only,
-            violations=violations,
-        )
+        check_mask(kind, mask, violations)
         violations.check()
 
         async def work(change: Change) -> M:
-            current = await _existing(change, kind, key)
-            if kind.is_archived(current):
-                raise FailedPrecondition("ARCHIVED", f"{_call(kind, key)} is archived and stays as it is")
-            changed = masks.apply(current, given, mask.paths)
-            problems = await _check(change, kind, changed, Violations())
-            if problems and _is_new(current):
-                raise problems[0]
-            if changed == current:
-                return current
-            await _put(change, kind, changed)
-            return changed
+            current = await self._with_sealed(change, kind, await self.readable(change, kind, key))
+            assert current is not None
+            await self._permit(change, kind, current)
+            changed = await self.changed(change, kind, current, given, list(mask.paths))
+            if changed != current:
+                _check_etag(kind, current, getattr(given, "etag", ""))
+                await self.put(change, kind, changed)
+            return shown(_unsealed(kind, changed))
 
-        return await self._change(work)
+        return await self.change(work)
 
-    async def archive(self, kind: Kind[M], *key: str) -> M:
-        """The resource, archived now or before."""
-        _check_key(kind, key)
+    async def changed(self, view: View, kind: Kind[M], current: M, given: M, paths: list[str]) -> M:
+        """The checked result of copying these fields."""
+        if kind.is_archived(current):
+            raise FailedPrecondition("ARCHIVED", f"{call(kind, kind.key_of(current))} is archived and stays as it is")
+        changed = masks.apply(current, given, paths)
+        if kind is SAN_ACCOUNT and "verified" not in paths:
+            _forget_verification(current, changed)
+        problems = await check(view, kind, changed, Violations(), before=current)
+        if problems and _is_new(current):
+            raise problems[0]
+        return changed
+
+    async def archive(self, kind: Kind[M], *key: str, etag: str = "") -> M:
+        """The resource, archived now or before. The etag given, if any, must be its present one."""
+        check_key(kind, key)
 
         async def work(change: Change) -> M:
-            resource = await _existing(change, kind, key)
-            if kind.is_archived(resource):
-                return resource
-            users = await change.users(kind, key)
-            if users:
-                named = ", ".join(users)
-                raise FailedPrecondition("IN_USE", f"{_call(kind, key)} is used by live trackers: {named}", users=named)
-            _set_status(resource, STATUS_ARCHIVED)
-            await change.put(kind, resource)
-            return resource
+            resource = await self.readable(change, kind, key)
+            await self._permit(change, kind, resource)
+            if not kind.is_archived(resource):
+                _check_etag(kind, resource, etag)
+                await self.archive_in(change, kind, resource)
+            return shown(resource)
 
-        return await self._change(work)
+        return await self.change(work)
 
-    async def _change(self, work: Callable[[Change], Awaitable[T]]) -> T:
-        result, revision = await self._store.change(work)
+    async def archive_in(self, change: Change, kind: Kind[M], resource: M) -> None:
+        """Archive a live resource in a change under way."""
+        users, ids = await change.users(kind, kind.key_of(resource))
+        if ids:
+            text = f"{call(kind, kind.key_of(resource))} is used by live {users}: {', '.join(ids)}"
+            raise FailedPrecondition("IN_USE", text, users=", ".join(ids))
+        _set_status(resource, STATUS_ARCHIVED)
+        await change.put(kind, resource)
+
+    async def register_events(self, app_id: str, names: Sequence[str]) -> int:
+        """Defines those of these events that have no definition, archived or not; answers how many had none."""
+        violations = Violations()
+        validation.check_id("app_id", app_id, violations)
+        if not 1 <= len(names) <= MAX_REGISTERED:
+            violations.add("event_names", "OUT_OF_RANGE", f"must be 1 to {MAX_REGISTERED}")
+        for index, name in enumerate(names[:MAX_REGISTERED]):
+            validation.check_name(f"event_names[{index}]", name, violations)
+        violations.check()
+
+        async def work(change: Change) -> int:
+            app = await existing(change, APP, (app_id,))
+            await self._permit(change, EVENT_DEFINITION, EventDefinition(app_id=app_id))
+            if APP.is_archived(app):
+                raise FailedPrecondition("PARENT_ARCHIVED", f"{call(APP, (app_id,))} is archived")
+            there = await change.definitions_of(app_id, names)
+            new = [
+                EventDefinition(app_id=app_id, event_name=name, display_name=name, registered=True, status=STATUS_LIVE)
+                for name in sorted(set(names) - set(there))
+            ]
+            await change.put(EVENT_DEFINITION, *new)
+            return len(new)
+
+        return await self.change(work)
+
+    async def change(self, work: Callable[[Change], Awaitable[T]]) -> T:
+        """What `work` does in one revision, for the caller; it may run more than once."""
+        result, revision = await self._store.change(work, actor=access.caller().actor)
         self._revisions.reached(revision)
         return result
 
+    async def readable(self, view: View, kind: Kind[M], key: Key) -> M:
+        """The resource, if there is one that the caller sees. Raises NotFound."""
+        resource = await existing(view, kind, key)
+        if not access.may_see(access.caller(), kind.name, resource, await _account_of(view, kind, resource)):
+            raise _not_found(kind, key)
+        return resource
 
-def _check_key(kind: Kind[Any], key: Key) -> None:
+    async def put(self, change: Change, kind: Kind[Any], resource: Message) -> None:
+        """Write a checked resource, with what must change together with it."""
+        for parent in kind.parents:
+            await _store_built_in(change, parent, parent.key_of(resource))
+        if isinstance(resource, Tracker) and resource.default_tracker:
+            # Off before on, for the constraint that there is one; both in the same revision (E3).
+            for other in await change.other_default_trackers(resource):
+                other.default_tracker = False
+                await change.put(TRACKER, other)
+        if kind.sealed:
+            values = dict(getattr(resource, kind.sealed))
+            await change.seal(kind, kind.key_of(resource), self._vault.seal(values))
+            _unsealed(kind, resource)
+        await change.put(kind, resource)
+
+    async def put_all(self, change: Change, kind: Kind[M], resources: Sequence[M]) -> None:
+        """Write checked resources of which none needs anything to change together with it but its parents."""
+        stored = {parent.name: set[Key]() for parent in kind.parents}
+        for resource in resources:
+            for parent in kind.parents:
+                key = parent.key_of(resource)
+                if key not in stored[parent.name]:
+                    stored[parent.name].add(key)
+                    await _store_built_in(change, parent, key)
+        await change.put(kind, *resources)
+
+    async def _with_sealed(self, view: View, kind: Kind[M], resource: M | None) -> M | None:
+        """The resource together with what is kept encrypted of it."""
+        if resource is not None and kind.sealed:
+            sealed = await view.sealed(kind, kind.key_of(resource))
+            if sealed is not None:
+                getattr(resource, kind.sealed).update(self._vault.open(sealed))
+        return resource
+
+    async def _permit(self, view: View, kind: Kind[Any], resource: Message) -> None:
+        """Raises unless the caller may write a resource as this one is."""
+        if access.may_change(access.caller(), resource, await _account_of(view, kind, resource)):
+            return
+        app_id = "" if kind is APP else getattr(resource, "app_id", "")
+        if app_id:
+            raise _not_found(APP, (app_id,))
+        raise PermissionDenied(
+            "SCOPE_NOT_ALLOWED", f"{call(kind, kind.key_of(resource))} is outside of what this key may change"
+        )
+
+
+def check_key(kind: Kind[Any], key: Key) -> None:
+    """Raises unless these can be the ids of one."""
     violations = Violations()
     validation.check_key("", kind.key, key, violations)
     violations.check()
 
 
-async def _existing(view: View, kind: Kind[M], key: Key) -> M:
-    found = await view.get(kind, key)
+def check_mask(kind: Kind[Any], mask: FieldMask, violations: Violations) -> None:
+    """A mask of fields to change; PermissionDenied when the caller may not change one."""
+    masks.check_paths(
+        kind.message,
+        mask.paths,
+        immutable=frozenset((*kind.key, *kind.immutable)) - kind.output_only,
+        output_only=kind.output_only,
+        violations=violations,
+    )
+    if kind is TRACKER:
+        access.check_fields(access.caller(), list(mask.paths))
+
+
+async def existing(view: View, kind: Kind[M], key: Key) -> M:
+    """The resource, stored, built in or always there. Raises NotFound."""
+    found = await _held(view, kind, key)
     if found is not None:
         return found
     if not kind.always_there:
         raise _not_found(kind, key)
     empty = kind.with_key(key)
     for parent in kind.parents:
-        await _existing(view, parent, parent.key_of(empty))
+        await existing(view, parent, parent.key_of(empty))
     return empty
 
 
-async def _check(view: View, kind: Kind[M], resource: M, violations: Violations) -> list[ServiceError]:
-    """Completes the resource and raises every wrong field; answers what else stands against creating it."""
-    problems: list[ServiceError] = []
-    found: dict[str, Any] = {}
-    for parent in kind.parents:
-        key = parent.key_of(resource)
-        # What cannot be an id is a wrong field of the resource, and no text for the database.
-        held = await view.get(parent, key) if all(map(validation.is_id, key)) else None
-        if held is None:
-            problems.append(_not_found(parent, key))
-            continue
-        if parent.is_archived(held):
-            problems.append(FailedPrecondition("PARENT_ARCHIVED", f"{_call(parent, key)} is archived"))
-        found[parent.name] = held
-        for name in kind.inherited:
-            if name in parent.message.DESCRIPTOR.fields_by_name:
-                setattr(resource, name, getattr(held, name))
+async def check(
+    view: View,
+    kind: Kind[M],
+    resource: M,
+    violations: Violations,
+    *,
+    before: M | None = None,
+    new_parents: Sequence[tuple[Kind[Any], Any]] = (),
+) -> list[ServiceError]:
+    """Completes the resource and raises every wrong field; answers what else stands against creating it.
+
+    `before` is what it was until now; `new_parents` are not stored yet.
+    """
+    found, problems = await _parents(view, kind, resource, new_parents)
+    if isinstance(resource, Tracker):
+        found["san_accounts"] = await view.many(SAN_ACCOUNT, list(filter(validation.is_id, resource.san_account_ids)))
+        found["disabled_events"] = await _disabled(view, resource)
     kind.complete(resource)
     validation.check_key(f"{kind.name}.", kind.key, kind.key_of(resource), violations)
+    for parent in kind.optional:
+        for name in parent.key:
+            if getattr(resource, name):
+                validation.check_id(f"{kind.name}.{name}", getattr(resource, name), violations)
     validation.check_message(kind.name, resource, violations)
     kind.check(resource, violations)
-    kind.check_fit(resource, Parents(**found), violations)
+    kind.check_fit(resource, Parents(**found, before=before), violations)
     violations.check()
     return problems
 
 
-async def _put(change: Change, kind: Kind[Any], resource: Message) -> None:
-    if isinstance(resource, Tracker) and resource.default_tracker:
-        # Off before on, for the constraint that there is one; both in the same revision (E3).
-        for other in await change.other_default_trackers(resource):
-            other.default_tracker = False
-            await change.put(TRACKER, other)
-    await change.put(kind, resource)
+async def _parents(
+    view: View, kind: Kind[Any], resource: Any, new: Sequence[tuple[Kind[Any], Any]]
+) -> tuple[dict[str, Any], list[ServiceError]]:
+    """The parents by kind, as far as they exist, and what is wrong with them. Copies what the resource inherits."""
+    problems: list[ServiceError] = []
+    found: dict[str, Any] = {}
+    for parent in kind.parents:
+        key = parent.key_of(resource)
+        if parent in kind.optional and key == ("",):
+            continue
+        # What cannot be an id is a wrong field of the resource, and no text for the database.
+        held = next((one for of, one in new if of is parent and of.key_of(one) == key), None)
+        if held is None and all(map(validation.is_id, key)):
+            held = await _held(view, parent, key)
+            if held is not None and not await _in_scope(view, parent, held):
+                held = None
+        if held is None:
+            problems.append(_not_found(parent, key))
+            continue
+        if parent.is_archived(held):
+            problems.append(FailedPrecondition("PARENT_ARCHIVED", f"{call(parent, key)} is archived"))
+        found[parent.name] = held
+        for name in kind.inherited:
+            if name in parent.message.DESCRIPTOR.fields_by_name:
+                setattr(resource, name, getattr(held, name))
+    return found, problems
 
 
-def _copy(message: M, without: frozenset[str] = frozenset()) -> M:
-    copied = type(message)()
-    copied.CopyFrom(message)
+def copied(message: M, without: frozenset[str] = frozenset()) -> M:
+    """A copy without these fields."""
+    copy = type(message)()
+    copy.CopyFrom(message)
     for name in without:
-        if name in copied.DESCRIPTOR.fields_by_name:
-            copied.ClearField(name)
-    return copied
+        if name in copy.DESCRIPTOR.fields_by_name:
+            copy.ClearField(name)
+    return copy
+
+
+def shown(resource: M) -> M:
+    """The resource as the caller may see it."""
+    if isinstance(resource, Tracker) and access.caller().is_partner:
+        resource.click_validation_key = ""
+    return resource
+
+
+def call(kind: Kind[Any], key: Key) -> str:
+    """A resource as people call it: `event definition kodemo1/Purchase`."""
+    return f"{kind.name.replace('_', ' ')} {'/'.join(key)}"
+
+
+async def _held(view: View, kind: Kind[M], key: Key) -> M | None:
+    """The resource, stored or built in; a copy that may be changed."""
+    found = await view.get(kind, key)
+    if found is None and key in kind.built_in:
+        return copied(kind.built_in[key])
+    return found
+
+
+async def _store_built_in(change: Change, kind: Kind[Any], key: Key) -> None:
+    """From its first use on it is kept, as the catalogue may change."""
+    if key in kind.built_in and await change.get(kind, key) is None:
+        await change.put(kind, copied(kind.built_in[key]))
+
+
+async def _with_built_in(view: View, kind: Kind[M], page: list[M], after: str) -> list[M]:
+    """The page with those in between that are built in and not stored."""
+    stored = await view.stored(kind, (key[0] for key in kind.built_in))
+    missing = [copied(kind.built_in[key]) for key in kind.built_in if key[0] > after and key[0] not in stored]
+    seen = [one for one in missing if access.may_see(access.caller(), kind.name, one, "")]
+    return sorted([*page, *seen], key=kind.key_of)
+
+
+async def _account_of(view: View, kind: Kind[Any], resource: Any) -> str:
+    """The account of the resource, or of its app; looked up only for callers of an account."""
+    app_id = "" if kind is APP else getattr(resource, "app_id", "")
+    if app_id and access.caller().account_id and not access.caller().app_id:
+        app = await view.get(APP, (app_id,))
+        return app.account_id if app is not None else ""
+    return str(getattr(resource, "account_id", ""))
+
+
+async def _in_scope(view: View, kind: Kind[Any], resource: Any) -> bool:
+    return access.in_scope(access.caller(), kind.name, resource, await _account_of(view, kind, resource))
+
+
+async def _disabled(view: View, tracker: Tracker) -> frozenset[str]:
+    events = [event for event in tracker.events if event.isprintable()]
+    if not events or not validation.is_id(tracker.app_id):
+        return frozenset()
+    definitions: dict[str, EventDefinition] = await view.definitions_of(tracker.app_id, events)
+    live = (one for one in definitions.values() if not EVENT_DEFINITION.is_archived(one))
+    return frozenset(one.event_name for one in live if one.disabled)
+
+
+def _content(kind: Kind[M], resource: M) -> M:
+    """What callers set: to be compared."""
+    content = copied(resource, without=frozenset((*SET_BY_SERVICE, *kind.derived)))
+    kind.complete(content)
+    return content
+
+
+def _unsealed(kind: Kind[Any], resource: M) -> M:
+    """The resource without what is kept encrypted."""
+    if kind.sealed:
+        resource.ClearField(kind.sealed)
+    return resource
+
+
+def _forget_verification(current: Any, changed: Any) -> None:
+    if changed.credentials != current.credentials:
+        changed.verified = False
+
+
+def _check_etag(kind: Kind[Any], current: Any, etag: str) -> None:
+    if etag and etag != current.etag:
+        text = f"{call(kind, kind.key_of(current))} has changed: its etag is {current.etag} now"
+        raise Aborted("ETAG_MISMATCH", text, etag=current.etag)
 
 
 def _set_status(resource: Any, status: int) -> None:
@@ -221,9 +477,4 @@ def _is_new(resource: Any) -> bool:
 
 
 def _not_found(kind: Kind[Any], key: Key) -> NotFound:
-    return NotFound(f"{kind.name.upper()}_NOT_FOUND", f"there is no {_call(kind, key)}")
-
-
-def _call(kind: Kind[Any], key: Key) -> str:
-    """A resource as people call it: `event definition kodemo1/Purchase`."""
-    return f"{kind.name.replace('_', ' ')} {'/'.join(key)}"
+    return NotFound(f"{kind.name.upper()}_NOT_FOUND", f"there is no {call(kind, key)}")

@@ -7,23 +7,31 @@ does not exist is left unchecked, since that is reported in its place.
 import functools
 import re
 import zoneinfo
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violations
 from reengage.tracker.v1.tracker_pb2 import (
     PLATFORM_ANDROID,
+    STATUS_ARCHIVED,
+    Account,
+    Agency,
+    ApiKey,
     App,
     Campaign,
     EventDefinition,
     Network,
     NetworkSettings,
+    SanAccount,
     Segment,
     Tracker,
+    TrafficRules,
     Window,
     Windows,
 )
@@ -36,18 +44,35 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+_COUNTRY = re.compile(r"[A-Z]{2}")
+_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){0,2}")
+_NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = {"http", "https", "javascript", "vbscript", "data", "blob", "file", "about"}
 _DEFAULT_ENGAGEMENT_WINDOW_DAYS = 14
+_ENGAGEMENT_DAYS = (1, 7, 14, 30)  # B4
+_VIEW_DAYS = (0, 1, 7, 14, 30)  # B4
+_ONLY_SELF_ATTRIBUTING = (
+    "post_engagement_window", "post_view_window", "default_tracker", "target_event", "san_account_ids", "bundle_id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parents:
-    """What the checked resource belongs to, as far as it exists."""
+    """What the checked resource belongs to, as far as it exists, and what it was `before` this change.
 
+    Of a tracker also those of its accounts with self-attributing networks that exist, and which of its events are
+    disabled.
+    """
+
+    account: Account | None = None
     app: App | None = None
     network: Network | None = None
+    agency: Agency | None = None
     campaign: Campaign | None = None
     segment: Segment | None = None
+    san_accounts: Mapping[str, SanAccount] = field(default_factory=dict)
+    disabled_events: frozenset[str] = frozenset()
+    before: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +135,14 @@ def check_name(path: str, text: str, violations: Violations) -> None:
         violations.add(path, "INVALID_TEXT", "must hold printable characters only")
 
 
+def check_text(path: str, text: str, most: int, violations: Violations) -> None:
+    """Any text, or none."""
+    if len(text) > most:
+        violations.add(path, "TOO_LONG", f"must be at most {most} characters")
+    elif not text.isprintable():
+        violations.add(path, "INVALID_TEXT", "must hold printable characters only")
+
+
 def check_request_id(text: str, violations: Violations) -> None:
     """The caller's request id; empty is none."""
     if len(text) > MAX_REQUEST_ID or not text.isprintable():
@@ -153,6 +186,76 @@ def check_network(network: Network, violations: Violations) -> None:
     check_name("network.name", network.name, violations)
     if not network.platform:
         violations.add("network.platform", "REQUIRED", "must be PLATFORM_IOS or PLATFORM_ANDROID")
+    for name, low_days in (("post_engagement_windows", 1), ("post_view_windows", 0)):
+        windows = getattr(network, name)
+        if windows and not network.self_attributing:
+            violations.add(f"network.{name}", "NOT_ALLOWED", "is for self-attributing networks only")
+        for index, window in enumerate(windows):
+            if window.nanos or window.seconds % _DAY or not low_days * _DAY <= window.seconds <= 90 * _DAY:
+                violations.add(f"network.{name}[{index}]", "OUT_OF_RANGE", f"must be {low_days} to 90 whole days")
+    if len(network.postback_needs) > 16:
+        violations.add("network.postback_needs", "TOO_MANY", "must be at most 16")
+    for index, need in enumerate(network.postback_needs):
+        if not _NEED.fullmatch(need.name):
+            violations.add(f"network.postback_needs[{index}].name", "INVALID_ID", "must be 1 to 64 of a-z 0-9 _ .")
+        check_text(f"network.postback_needs[{index}].description", need.description, 256, violations)
+
+
+def check_account(account: Account, violations: Violations) -> None:
+    """An account."""
+    check_name("account.name", account.name, violations)
+
+
+def check_agency(agency: Agency, violations: Violations) -> None:
+    """An agency."""
+    check_name("agency.name", agency.name, violations)
+
+
+def check_san_account(account: SanAccount, violations: Violations) -> None:
+    """An account with a self-attributing network."""
+    check_id("san_account.app_id", account.app_id, violations)
+    check_id("san_account.network_id", account.network_id, violations)
+    check_name("san_account.name", account.name, violations)
+    check_text("san_account.external_id", account.external_id, 128, violations)
+    if len(account.credentials) > 16:
+        violations.add("san_account.credentials", "TOO_MANY", "must be at most 16")
+    for name, value in account.credentials.items():
+        if not is_id(name):
+            violations.add("san_account.credentials", "INVALID_ID", "names must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        elif not 0 < len(value.encode()) <= 4096:
+            violations.add(f"san_account.credentials[{name}]", "OUT_OF_RANGE", "must be 1 to 4,096 bytes")
+
+
+def check_san_account_fits(_account: SanAccount, parents: Parents, violations: Violations) -> None:
+    """Whether the network answers claims, is of the app's platform, and is there for its account."""
+    _check_platforms("san_account.network_id", parents, violations)
+    _check_owner("san_account.network_id", parents.network, parents, violations)
+    if parents.network is not None and not parents.network.self_attributing:
+        violations.add("san_account.network_id", "NOT_ALLOWED", "must be a self-attributing network")
+
+
+def check_api_key(key: ApiKey, violations: Violations) -> None:
+    """A key: its role says which of the scopes it must have."""
+    check_name("api_key.name", key.name, violations)
+    if not key.role:
+        violations.add("api_key.role", "REQUIRED", "must be given")
+    if key.account_id and key.app_id:
+        violations.add("api_key.app_id", "NOT_ALLOWED", "give an app, or an account, or neither")
+    for name, role in (("network_id", ApiKey.ROLE_NETWORK), ("agency_id", ApiKey.ROLE_AGENCY)):
+        if key.role == role and not getattr(key, name):
+            violations.add(f"api_key.{name}", "REQUIRED", "the role needs it")
+        elif key.role != role and getattr(key, name):
+            violations.add(f"api_key.{name}", "NOT_ALLOWED", "the role has none")
+    if key.role == ApiKey.ROLE_SERVICE and (key.account_id or key.app_id):
+        violations.add("api_key.role", "NOT_ALLOWED", "a service's key has no narrower scope")
+    if key.HasField("expire_time"):
+        _check_timestamp("api_key.expire_time", key.expire_time, violations)
+
+
+def check_api_key_fits(_key: ApiKey, parents: Parents, violations: Violations) -> None:
+    """Whether network and agency are there for the key's account or app."""
+    _check_owner("api_key.network_id", parents.network, parents, violations)
+    _check_owner("api_key.agency_id", parents.agency, parents, violations)
 
 
 def check_network_settings(settings: NetworkSettings, violations: Violations) -> None:
@@ -161,8 +264,9 @@ def check_network_settings(settings: NetworkSettings, violations: Violations) ->
 
 
 def check_network_settings_fit(_settings: NetworkSettings, parents: Parents, violations: Violations) -> None:
-    """Whether the network is one of the app's platform."""
+    """Whether the network is one of the app's platform, and there for its account."""
     _check_platforms("network_settings.network_id", parents, violations)
+    _check_owner("network_settings.network_id", parents.network, parents, violations)
 
 
 def check_campaign(campaign: Campaign, violations: Violations) -> None:
@@ -179,6 +283,8 @@ def check_segment(segment: Segment, violations: Violations) -> None:
 
 def check_event_definition(event: EventDefinition, violations: Violations) -> None:
     """An event's settings: D3, D6."""
+    if event.display_name != event.event_name:
+        check_name("event_definition.display_name", event.display_name, violations)
     _check_duration("event_definition", event, "min_time_to_reengagement", _MTR, violations)
     _check_duration("event_definition", event, "reengagement_period", _LONG, violations)
 
@@ -199,17 +305,30 @@ def check_tracker(tracker: Tracker, violations: Violations) -> None:
     _check_not_negative("tracker.max_conversions_per_engagement", tracker.max_conversions_per_engagement, violations)
     if tracker.click_validation_key and not 16 <= len(tracker.click_validation_key) <= 256:
         violations.add("tracker.click_validation_key", "OUT_OF_RANGE", "must be 16 to 256 characters, or empty")
+    check_text("tracker.target_event", tracker.target_event, 128, violations)
+    check_text("tracker.bundle_id", tracker.bundle_id, 128, violations)
+    if len(tracker.san_account_ids) > 32:
+        violations.add("tracker.san_account_ids", "TOO_MANY", "must be at most 32")
+    _check_price(tracker, violations)
+    _check_traffic("tracker.traffic_rules", tracker.traffic_rules, violations)
 
 
 def check_tracker_fits(tracker: Tracker, parents: Parents, violations: Violations) -> None:
     """A tracker together with its app and network."""
     _check_platforms("tracker.network_id", parents, violations)
+    _check_owner("tracker.network_id", parents.network, parents, violations)
+    _check_owner("tracker.agency_id", parents.agency, parents, violations)
     if parents.app is not None:
         _check_destination(tracker, parents.app, violations)
     if parents.network is not None and parents.network.self_attributing:
-        _check_self_attributing(tracker, violations)
+        _check_self_attributing(tracker, parents.network, violations)
+        _check_san_accounts(tracker, parents, violations)
     elif parents.network is not None:
-        _check_link_based(tracker, violations)
+        _check_link_based(tracker, parents.network, violations)
+    held = parents.before.events if parents.before is not None else ()
+    for index, event in enumerate(tracker.events):
+        if event in parents.disabled_events and event not in held:
+            violations.add(f"tracker.events[{index}]", "DISABLED", f"{event!r} is disabled")
 
 
 def _check_events(tracker: Tracker, violations: Violations) -> None:
@@ -231,23 +350,88 @@ def _check_destination(tracker: Tracker, app: App, violations: Violations) -> No
         _check_url("tracker.deep_link", tracker.deep_link, violations, schemes=("https", *app.url_schemes))
 
 
-def _check_self_attributing(tracker: Tracker, violations: Violations) -> None:
+def _check_price(tracker: Tracker, violations: Violations) -> None:
+    if not tracker.HasField("price_micros"):
+        if tracker.price_currency_code:
+            violations.add("tracker.price_currency_code", "NOT_ALLOWED", "is for a price; there is none")
+        return
+    if tracker.price_micros < 0:
+        violations.add("tracker.price_micros", "OUT_OF_RANGE", "must be 0 or more")
+    if not tracker.price_type:
+        violations.add("tracker.price_type", "REQUIRED", "must say what the price is for")
+    if tracker.price_currency_code and not _CURRENCY.fullmatch(tracker.price_currency_code):
+        violations.add("tracker.price_currency_code", "UNKNOWN_VALUE", "must be an ISO 4217 code, as USD")
+
+
+def _check_traffic(path: str, rules: TrafficRules, violations: Violations) -> None:
+    times = [name for name in ("start_time", "end_time") if rules.HasField(name)]
+    for name in times:
+        _check_timestamp(f"{path}.{name}", getattr(rules, name), violations)
+    if len(times) == 2 and rules.end_time.ToNanoseconds() <= rules.start_time.ToNanoseconds():
+        violations.add(f"{path}.end_time", "OUT_OF_RANGE", "must be after start_time")
+    _check_versions(path, rules, violations)
+    _check_countries(path, rules, violations)
+
+
+def _check_versions(path: str, rules: TrafficRules, violations: Violations) -> None:
+    versions = [name for name in ("min_os_version", "max_os_version") if getattr(rules, name)]
+    wrong = [name for name in versions if not _VERSION.fullmatch(getattr(rules, name))]
+    for name in wrong:
+        violations.add(f"{path}.{name}", "INVALID_VERSION", "must be 1 to 3 numbers with dots, as 17.4")
+    if len(versions) == 2 and not wrong:
+        low, high = ([int(part) for part in getattr(rules, name).split(".")] for name in versions)
+        if low[: len(high)] > high:  # 17 includes 17.4
+            violations.add(f"{path}.max_os_version", "OUT_OF_RANGE", "must not be below min_os_version")
+
+
+def _check_countries(path: str, rules: TrafficRules, violations: Violations) -> None:
+    if rules.allowed_countries and rules.blocked_countries:
+        violations.add(f"{path}.blocked_countries", "NOT_ALLOWED", "give these, or allowed_countries")
+    for name in ("allowed_countries", "blocked_countries"):
+        countries = getattr(rules, name)
+        if len(countries) > 250:
+            violations.add(f"{path}.{name}", "TOO_MANY", "must be at most 250")
+        for index, country in enumerate(countries):
+            if not _COUNTRY.fullmatch(country):
+                violations.add(f"{path}.{name}[{index}]", "UNKNOWN_VALUE", "must be an ISO 3166-1 code, as DE")
+            elif country in countries[:index]:
+                violations.add(f"{path}.{name}[{index}]", "DUPLICATE", f"{country} is named twice")
+
+
+def _check_san_accounts(tracker: Tracker, parents: Parents, violations: Violations) -> None:
+    held = parents.before.san_account_ids if parents.before is not None else ()
+    for index, account_id in enumerate(tracker.san_account_ids):
+        path = f"tracker.san_account_ids[{index}]"
+        account = parents.san_accounts.get(account_id)
+        if account is None or (account.app_id, account.network_id) != (tracker.app_id, tracker.network_id):
+            violations.add(path, "NOT_FOUND", "must be an account of this app with this network")
+        elif account_id in tracker.san_account_ids[:index]:
+            violations.add(path, "DUPLICATE", f"{account_id} is named twice")
+        elif account_id not in held and account.status == STATUS_ARCHIVED:
+            violations.add(path, "ARCHIVED", "must not be archived")
+        elif account_id not in held and not account.verified:
+            violations.add(path, "NOT_VERIFIED", "must be verified first")
+
+
+def _check_self_attributing(tracker: Tracker, network: Network, violations: Violations) -> None:
     if tracker.type == Tracker.TYPE_REENGAGEMENT and len(tracker.events) > 1:
         violations.add("tracker.events", "TOO_MANY", "a self-attributing network's tracker has exactly one event")
     if tracker.windows.ListFields():  # B3
         violations.add("tracker.windows", "NOT_ALLOWED", "a self-attributing network's tracker overrides no windows")
     # B4
-    engagement_days = _check_days("post_engagement_window", tracker, (1, 7, 14, 30), violations)
-    view_days = _check_days("post_view_window", tracker, (0, 1, 7, 14, 30), violations)
+    engagement_windows = days(network.post_engagement_windows) or _ENGAGEMENT_DAYS
+    engagement_days = _check_days("post_engagement_window", tracker, engagement_windows, violations)
+    view_windows = days(network.post_view_windows) or _VIEW_DAYS
+    view_days = _check_days("post_view_window", tracker, view_windows, violations)
     if (view_days or 0) > (engagement_days or _DEFAULT_ENGAGEMENT_WINDOW_DAYS):
         violations.add("tracker.post_view_window", "OUT_OF_RANGE", "must not be above the post-engagement window")
 
 
-def _check_link_based(tracker: Tracker, violations: Violations) -> None:
-    if not tracker.install_url:
+def _check_link_based(tracker: Tracker, network: Network, violations: Violations) -> None:
+    if not tracker.install_url and not network.handles_redirects:
         violations.add("tracker.install_url", "REQUIRED", "a link-based network's tracker needs it")
     set_fields = {field.name for field, _ in tracker.ListFields()}
-    for name in ("post_engagement_window", "post_view_window", "default_tracker"):
+    for name in _ONLY_SELF_ATTRIBUTING:
         if name in set_fields:
             violations.add(f"tracker.{name}", "NOT_ALLOWED", "is for self-attributing networks only")
 
@@ -255,6 +439,13 @@ def _check_link_based(tracker: Tracker, violations: Violations) -> None:
 def _check_platforms(path: str, parents: Parents, violations: Violations) -> None:
     if parents.app is not None and parents.network is not None and parents.app.platform != parents.network.platform:
         violations.add(path, "PLATFORM_MISMATCH", "must be a network of the app's platform")
+
+
+def _check_owner(path: str, owned: Network | Agency | None, parents: Parents, violations: Violations) -> None:
+    """What belongs to one account serves its apps only."""
+    account_id = parents.app.account_id if parents.app is not None else getattr(parents.account, "account_id", None)
+    if owned is not None and owned.account_id and account_id is not None and owned.account_id != account_id:
+        violations.add(path, "OTHER_ACCOUNT", "must belong to no account, or to the same")
 
 
 def _check_windows(path: str, windows: Windows, violations: Violations) -> None:
@@ -288,12 +479,23 @@ def _check_days(name: str, tracker: Tracker, allowed: tuple[int, ...], violation
     if not tracker.HasField(name):  # type: ignore[arg-type]  # the names are Tracker's own
         return None
     duration: Duration = getattr(tracker, name)
-    days = duration.seconds / _DAY
-    if duration.nanos or days not in allowed:
-        text = ", ".join(map(str, allowed[:-1]))
-        violations.add(f"tracker.{name}", "OUT_OF_RANGE", f"must be {text} or {allowed[-1]} days")
+    given = duration.seconds / _DAY
+    if duration.nanos or given not in allowed:
+        text = " or ".join(filter(None, (", ".join(map(str, allowed[:-1])), str(allowed[-1]))))
+        violations.add(f"tracker.{name}", "OUT_OF_RANGE", f"must be {text} days")
         return None
-    return days
+    return given
+
+
+def days(windows: Iterable[Duration]) -> tuple[int, ...]:
+    """Windows of whole days as their numbers, ascending."""
+    return tuple(sorted(window.seconds // _DAY for window in windows))
+
+
+def _check_timestamp(path: str, time: Timestamp, violations: Violations) -> None:
+    # The years 1 to 9999, as Timestamp has it.
+    if not -62_135_596_800 <= time.seconds <= 253_402_300_799 or not 0 <= time.nanos <= 999_999_999:
+        violations.add(path, "OUT_OF_RANGE", "must be a time of the years 1 to 9999")
 
 
 def _check_not_negative(path: str, number: int, violations: Violations) -> None:
@@ -318,11 +520,11 @@ def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, 
 
 
 def _check_enums(path: str, message: Message, violations: Violations) -> None:
-    for field, value in message.ListFields():
-        inner = f"{path}.{field.name}"
-        if field.enum_type is not None and value not in field.enum_type.values_by_number:
-            violations.add(inner, "UNKNOWN_VALUE", f"must be a value of {field.enum_type.name}")
-        elif field.message_type is not None and not field.is_repeated:
+    for described, value in message.ListFields():
+        inner = f"{path}.{described.name}"
+        if described.enum_type is not None and value not in described.enum_type.values_by_number:
+            violations.add(inner, "UNKNOWN_VALUE", f"must be a value of {described.enum_type.name}")
+        elif described.message_type is not None and not described.is_repeated:
             _check_enums(inner, value, violations)
 
 

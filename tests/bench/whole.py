@@ -31,7 +31,7 @@ async def bench(
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
         ports = free_ports()
         async with running_suite(Path(directory), ports, announce=announce) as suite:
-            await create_settings(ports)
+            await create_settings(suite)
             database = await asyncpg.connect(suite.postgres.admin_dsn())
             try:
                 announce(f"{rate:,} records/s for {seconds} s")
@@ -143,10 +143,11 @@ def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
     return spent
 
 
-async def create_settings(ports: Ports) -> None:
+async def create_settings(suite: Suite) -> None:
     """An app, a reengagement tracker for Purchase (MTR off), and a postback of it to this machine."""
     kinds = tracker_pb2.Tracker
-    async with open_channel(ports.address("tracker")) as channel:
+    ports = suite.ports
+    async with open_channel(ports.address("tracker"), key=suite.admin_key) as channel:
         stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
         android = tracker_pb2.PLATFORM_ANDROID
         app = tracker_pb2.App(app_id=APP, name="Bench", platform=android)

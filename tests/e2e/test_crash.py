@@ -112,7 +112,7 @@ class Sender:
 async def test_crashes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     ports, network, told = free_ports(), Network(), list[str]()
     async with running_suite(tmp_path / "data", ports, announce=told.append) as suite, network.serving(ports.network):
-        await create_settings(ports)
+        await create_settings(suite)
         senders = [Sender(f"s{number}", ports) for number in range(SENDERS)]
         sending = [asyncio.ensure_future(sender.run()) for sender in senders]
         for number in range(ROUNDS):

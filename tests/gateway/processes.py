@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import grpc
+from cryptography.fernet import Fernet
 
 from libs.client import open_channel
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
@@ -57,6 +58,7 @@ class GatewayProcess(ServiceProcess):
         super().__init__(
             "gateway",
             tracker_target=tracker,
+            service_key="service",
             ingest_target=ingest,
             attribution_target=attribution,
             spool_directory=str(spool),
@@ -96,14 +98,21 @@ class Backend:
 @asynccontextmanager
 async def backend(dsns: Mapping[str, str]) -> AsyncIterator[Backend]:
     """Starts both on the databases of these DSNs, by service."""
-    tracker = ServiceProcess("tracker", dsn=dsns["tracker"], metrics_port=str(free_port()))
+    tracker = ServiceProcess(
+        "tracker",
+        dsn=dsns["tracker"],
+        metrics_port=str(free_port()),
+        admin_key="admin",
+        service_key="service",
+        secrets_keys=Fernet.generate_key().decode(),
+    )
     ingest = IngestProcess(dsn=dsns["ingest"], tracker_target=tracker.target)
     async with AsyncExitStack() as stack:
         await tracker.start()
         stack.push_async_callback(tracker.stop)
         await ingest.start()
         stack.push_async_callback(ingest.stop)
-        channel = await stack.enter_async_context(open_channel(tracker.target))
+        channel = await stack.enter_async_context(open_channel(tracker.target, key="admin"))
         stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
         await stub.ListApps(tracker_pb2.ListAppsRequest(), wait_for_ready=True)
         yield Backend(tracker=tracker, ingest=ingest, settings=stub)

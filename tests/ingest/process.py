@@ -46,6 +46,7 @@ class IngestProcess:
         self._environment = {
             "REENGAGE_DSN": dsn,
             "REENGAGE_TRACKER_TARGET": tracker_target,
+            "REENGAGE_SERVICE_KEY": "service",
             "REENGAGE_LISTEN": self.target,
             "REENGAGE_METRICS_PORT": str(_free_port()),
             "REENGAGE_LOG_LEVEL": "warning",

@@ -19,7 +19,7 @@ from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.catalog import Catalog
 from services.postback.guard import Guard, Lookup
-from services.postback.secrets import Vault
+from libs.vault import Vault
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
 from services.postback.store import Store

@@ -16,7 +16,7 @@ from libs.errors import from_rpc_error
 from reengage.postback.v1 import postback_pb2
 from services.postback.catalog import POLL_S
 from services.postback.macros import MACROS
-from services.postback.secrets import Vault
+from libs.vault import Vault
 from tests.conftest import Database
 from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until, until_ended
 

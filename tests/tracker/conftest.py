@@ -4,13 +4,18 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
+from cryptography.fernet import Fernet
 
 from libs.client import open_channel
 from libs.db import open_pool
 from libs.server import Face, ServerConfig, build_server
+from libs.vault import Vault
 from reengage.tracker.v1 import tracker_pb2_grpc
+from services.tracker.keys import ApiKeys
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
 from services.tracker.settings import Settings
@@ -18,33 +23,66 @@ from services.tracker.store import Store
 from tests.conftest import Database
 from tests.tracker.samples import Stub
 
+ADMIN_KEY = "the admin's own key"
+SERVICE_KEY = "the services' key"
+SECRETS_KEY = Fernet.generate_key().decode()
 NAME = "reengage.tracker.v1.TrackerConfigService"
 
 
+class Clock:
+    """Time that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A running tracker, and the clock by which its keys end."""
+
+    target: str
+    clock: Clock
+
+
 @asynccontextmanager
-async def running(database: Database) -> AsyncIterator[Stub]:
-    """A tracker on this database, and a client of it. The ids it makes are made-1, made-2 and so on."""
-    numbers = itertools.count(1)
+async def serving(database: Database) -> AsyncIterator[Served]:
+    """A tracker on this database. The ids it makes are made-1, made-2 and so on."""
+    numbers, clock = itertools.count(1), Clock()
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
         revisions = Revisions(store.revision)
-        settings = Settings(store, revisions, new_id=lambda: f"made-{next(numbers)}")
-        service = TrackerConfigService(settings, store, revisions)
+        settings = Settings(store, revisions, Vault(SECRETS_KEY), new_id=lambda: f"made-{next(numbers)}")
+        keys = ApiKeys(
+            store,
+            settings,
+            admin_key=ADMIN_KEY,
+            service_key=SERVICE_KEY,
+            new_key=lambda: f"key-{next(numbers)}",
+            now=lambda: clock.now,
+        )
+        service = TrackerConfigService(settings, keys, store, revisions)
         face = Face(
             name=NAME,
             add=lambda server: tracker_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
+            admit=keys.admit,
         )
         server, _ = build_server(ServerConfig(listen=""), [face])
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         polling = asyncio.ensure_future(revisions.run())
         try:
-            async with open_channel(f"127.0.0.1:{port}") as channel:
-                yield tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+            yield Served(target=f"127.0.0.1:{port}", clock=clock)
         finally:
             await server.stop(0)
             polling.cancel()
             await asyncio.wait([polling])
+
+
+@asynccontextmanager
+async def running(database: Database) -> AsyncIterator[Stub]:
+    """A tracker, and a client of it that may do everything."""
+    async with serving(database) as served, open_channel(served.target, key=ADMIN_KEY) as channel:
+        yield tracker_pb2_grpc.TrackerConfigServiceStub(channel)
 
 
 @pytest.fixture

@@ -12,10 +12,14 @@ from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import (
     PLATFORM_ANDROID,
     PLATFORM_IOS,
+    Account,
+    Agency,
+    ApiKey,
     App,
     Campaign,
     EventDefinition,
     Network,
+    SanAccount,
     Segment,
     Tracker,
     Window,
@@ -44,6 +48,26 @@ def network(**changes: Any) -> Network:
 def san(**changes: Any) -> Network:
     fields: dict[str, Any] = {"network_id": "x-ios", "name": "X iOS", "self_attributing": True}
     return network(**fields | changes)
+
+
+def account(**changes: Any) -> Account:
+    fields: dict[str, Any] = {"account_id": "owner", "name": "Owner"}
+    return Account(**fields | changes)
+
+
+def agency(**changes: Any) -> Agency:
+    fields: dict[str, Any] = {"agency_id": "runners", "name": "Runners"}
+    return Agency(**fields | changes)
+
+
+def san_account(**changes: Any) -> SanAccount:
+    fields: dict[str, Any] = {"san_account_id": "x1", "app_id": "kodemo1", "network_id": "x-ios", "name": "Our X"}
+    return SanAccount(**fields | {"credentials": {"access_token": "hush"}} | changes)
+
+
+def api_key(**changes: Any) -> ApiKey:
+    fields: dict[str, Any] = {"api_key_id": "ops", "name": "Operations", "role": ApiKey.ROLE_EDITOR}
+    return ApiKey(**fields | changes)
 
 
 def campaign(**changes: Any) -> Campaign:
@@ -92,9 +116,10 @@ def windows(**named: Window) -> Windows:
     return Windows(**named)
 
 
-async def create_parents(tracker: Stub) -> None:
+async def create_parents(tracker: Stub, *, with_app: bool = True) -> None:
     """What trackers hang on: the iOS app, both networks, a campaign and its segment. Revisions 1 to 5."""
-    await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=app()))
+    if with_app:
+        await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=app()))
     await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network()))
     await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=san()))
     await tracker.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign()))

@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from libs.client import open_channel
@@ -25,6 +26,7 @@ from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
 from tests.conftest import Database
 from tests.tracker import samples
+from tests.tracker.conftest import ADMIN_KEY
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, wrong_fields
 
 Start = Callable[[], AbstractAsyncContextManager[Stub]]
@@ -391,7 +393,7 @@ async def test_a_follower_goes_on_over_a_restart_of_tracker(
 ) -> None:
     asked: list[int] = []
     listen = f"127.0.0.1:{free_port()}"
-    async with open_channel(listen) as channel, start_tracker() as other:
+    async with open_channel(listen, key=ADMIN_KEY) as channel, start_tracker() as other:
         stub: Stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
 
         def watch(revision: int) -> Any:
@@ -428,6 +430,9 @@ async def tracker_process(database: Database, listen: str) -> AsyncIterator[asyn
         env=os.environ
         | {
             "REENGAGE_DSN": database.dsn("tracker"),
+            "REENGAGE_ADMIN_KEY": ADMIN_KEY,
+            "REENGAGE_SERVICE_KEY": "service",
+            "REENGAGE_SECRETS_KEYS": Fernet.generate_key().decode(),
             "REENGAGE_LISTEN": listen,
             "REENGAGE_METRICS_PORT": str(free_port()),
         },

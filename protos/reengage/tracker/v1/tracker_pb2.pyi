@@ -1854,22 +1854,26 @@ class ListNetworksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
+    HIDE_UNUSED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Optional. 1 to 1,000, default 100."""
     page_token: _builtins.str
     """Optional. next_page_token of the page before."""
     show_archived: _builtins.bool
     """Optional. Archived ones too."""
+    hide_unused: _builtins.bool
+    """Optional. Without those of the built-in catalogue that nothing has needed yet."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         show_archived: _builtins.bool = ...,
+        hide_unused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hide_unused", b"hide_unused", "page_size", b"page_size", "page_token", b"page_token", "show_archived", b"show_archived"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -735,8 +735,8 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateEventDefinition(self, request, context):
-        """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
-        defaults.
+        """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
+        without them has the defaults.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -146,8 +146,8 @@ class TrackerConfigServiceStub:
     ResolveSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ResolveSettingsRequest, _tracker_pb2.ResolveSettingsResponse]
     """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
     CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateEventDefinitionRequest, _tracker_pb2.CreateEventDefinitionResponse]
-    """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
-    defaults.
+    """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
+    without them has the defaults.
     """
     GetEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetEventDefinitionRequest, _tracker_pb2.GetEventDefinitionResponse]
     """GetEventDefinition answers the settings of one event."""
@@ -615,8 +615,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.CreateEventDefinitionRequest,
         context: _aio.ServicerContext[_tracker_pb2.CreateEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]:
-        """CreateEventDefinition creates the settings of an event, anew if they were archived. An event without them has the
-        defaults.
+        """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
+        without them has the defaults.
         """
 
     @_abc_1.abstractmethod

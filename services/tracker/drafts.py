@@ -1,0 +1,50 @@
+"""Postback configurations to fill in for a tracker. Pure."""
+
+from collections.abc import Mapping
+
+from google.protobuf.duration_pb2 import Duration
+
+from reengage.tracker.v1.tracker_pb2 import App, EventDefinition, Network, PostbackDraft, Tracker
+from services.tracker.resolve import DEFAULT_ENGAGEMENT_WINDOW, DEFAULT_VIEW_WINDOW
+
+INSTALL = "_install"
+_DAY = 86400
+_RETRY_ATTEMPTS = 3
+_ATTEMPT_TIMEOUT_S = 5
+
+
+def postback_drafts(
+    tracker: Tracker, app: App, network: Network, definitions: Mapping[str, EventDefinition]
+) -> list[PostbackDraft]:
+    """One for each event of the tracker; of an acquisition tracker that of the install. `definitions` by event."""
+    known = _known(tracker, app, network)
+    return [
+        PostbackDraft(
+            app_id=app.app_id,
+            network_id=network.network_id,
+            trigger=trigger,
+            delivery_delay=Duration(),
+            retry_attempts=_RETRY_ATTEMPTS,
+            delivery_method="DELIVERY_METHOD_ALL",
+            is_revenue=trigger in definitions and definitions[trigger].revenue,
+            attempt_timeout=Duration(seconds=_ATTEMPT_TIMEOUT_S),
+            known=known,
+            needs=[need for need in network.postback_needs if need.name not in known],
+        )
+        for trigger in tracker.events or (INSTALL,)
+    ]
+
+
+def _known(tracker: Tracker, app: App, network: Network) -> dict[str, str]:
+    known = {
+        "app_name": app.name,
+        "store_app_id": app.store_app_id,
+        "bundle_id": tracker.bundle_id or app.bundle_id,
+        "conversion_type": tracker.target_event,
+    }
+    if network.self_attributing:
+        engagement = tracker.post_engagement_window if tracker.HasField("post_engagement_window") else None
+        view = tracker.post_view_window if tracker.HasField("post_view_window") else None
+        known["click_window"] = str((engagement or DEFAULT_ENGAGEMENT_WINDOW).seconds // _DAY)
+        known["view_through_window"] = str((view if view is not None else DEFAULT_VIEW_WINDOW).seconds // _DAY)
+    return {name: value for name, value in known.items() if value}
