@@ -21,7 +21,6 @@ HASH_LENGTHS = frozenset({32, 40, 64})
 DUPLICATE_CLICK_US = 7 * DAY_US
 
 _HASHES = {32: md5, 40: sha1, 64: sha256}
-_SEPARATORS = str.maketrans("", "", "-:")
 _MACRO = re.compile(
     r"%?\{.*\}|\[.*\]|null|device_id=device_id|device_id|" + "|".join(DEVICE_ID_KINDS[:-2]), re.IGNORECASE
 )
@@ -39,7 +38,7 @@ def usable_ids(device: Mapping[str, str]) -> dict[str, str]:
 
 def normalise_id(value: str) -> str:
     """An id or a hash as it is compared: trimmed, lower case, without `-` and `:` (A3)."""
-    return value.strip().translate(_SEPARATORS).lower()
+    return value.strip().replace("-", "").replace(":", "").lower()
 
 
 def hash_length(value: str) -> int | None:
@@ -167,7 +166,7 @@ def _key(app_id: str, kind: str, value: str) -> bytes:
 
 def _spellings(raw_id: str) -> list[str]:
     """The texts a sender may have hashed: with and without separators, each as given and in either case."""
-    plain = raw_id.translate(_SEPARATORS)
+    plain = raw_id.replace("-", "").replace(":", "")
     forms = [raw_id, plain]
     if _HEX.fullmatch(plain.lower()):
         if len(plain) == 32:

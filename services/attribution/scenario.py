@@ -122,7 +122,7 @@ class Scenario:
 
 def read_scenario(text: str) -> Scenario:
     """Reads the text of a scenario file, YAML or JSON. Raises ScenarioError with every problem found."""
-    with _collector_paused():
+    with collector_paused():
         try:
             values = _parse_json(text)
         except (ValueError, RecursionError):
@@ -130,6 +130,18 @@ def read_scenario(text: str) -> Scenario:
         reader = _Reader()
         scenario = reader.read(values)
         return _read_yaml(text) if scenario is None or reader.misfits else scenario
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """While a story grows the collector would look through all of it again and again: most of the time of reading."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read_yaml(text: str) -> Scenario:
@@ -533,18 +545,6 @@ def _compose(text: str) -> yaml.Node:
     if node is None:
         raise ScenarioError([Problem(1, "the file is empty")])
     return node
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """While a story grows the collector would look through all of it again and again: most of the time of reading."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _escaped_character(pair: re.Match[str]) -> str:

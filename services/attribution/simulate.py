@@ -21,13 +21,20 @@ from services.attribution.matching import (
 )
 from services.attribution.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement
 from services.attribution.rules import AppRules, compile_rules
-from services.attribution.scenario import OUTPUT_KEYS, ConversionRecord, EngagementRecord, Scenario
+from services.attribution.scenario import (
+    OUTPUT_KEYS,
+    ConversionRecord,
+    EngagementRecord,
+    Scenario,
+    collector_paused,
+)
 from services.attribution.useragent import parse_user_agent
 
 
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
     """The output of a scenario: one object per conversion in the order of receipt, with the keys OUTPUT_KEYS."""
-    return list(simulate_one_by_one(scenario))
+    with collector_paused():
+        return list(simulate_one_by_one(scenario))
 
 
 def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from services.attribution.scenario import ConversionRecord, Scenario, ScenarioError, read_scenario
-from services.attribution.simulate import check, simulate_one_by_one
+from services.attribution.simulate import check, simulate, simulate_one_by_one
 
 HOLDS, DIFFERS, BROKEN = 0, 1, 2
 """Exit codes; of several files the highest."""
@@ -72,10 +72,10 @@ def _run_file(path: Path, in_directory: bool, check_expect: bool, for_people: bo
 
 
 def _simulate(scenario: Scenario, name: str, progress: Console) -> list[dict[str, Any]]:
-    output = simulate_one_by_one(scenario)
     if not progress.is_terminal:
-        return list(output)
+        return simulate(scenario)
     conversions = sum(isinstance(record, ConversionRecord) for record in scenario.timeline)
+    output = simulate_one_by_one(scenario)
     return list(track(output, description=name, total=conversions, console=progress, transient=True))
 
 
