@@ -19,7 +19,15 @@ import typer
 from deploy.local.calls import CallError, describe_failure
 from deploy.local.fields import Difference, Problem, differences
 from deploy.local.settings_calls import Settings, connected
-from deploy.local.settings_file import KEPT, SettingsFile, SettingsFileError, Wanted, called, read_settings_file
+from deploy.local.settings_file import (
+    KEPT,
+    SettingsFile,
+    SettingsFileError,
+    Wanted,
+    called,
+    read_settings_file,
+    write_settings_file,
+)
 from deploy.local.settings_tables import changes_json, print_changes
 from libs.errors import Violations, from_rpc_error
 from services.tracker import validation
@@ -131,14 +139,30 @@ async def look(settings: Settings, file: SettingsFile) -> World:
         for kind in _CHILDREN:
             listed[kind.name] = await settings.all(kind, app_id=app_id, show_archived=True)
         if NETWORK_SETTINGS in file.kinds:
-            listed[NETWORK_SETTINGS.name] = [
-                await settings.get(NETWORK_SETTINGS, app_id, network.network_id)
-                for network in networks
-                if network.platform == app.platform
-            ]
+            listed[NETWORK_SETTINGS.name] = await _network_settings(settings, app, networks)
     return World(
         held={name: {KINDS[name].key_of(resource): resource for resource in found} for name, found in listed.items()}
     )
+
+
+async def export(settings: Settings, app_id: str) -> str | None:
+    """A file that an app is as; None when there is no such app."""
+    app = await settings.get(APP, app_id)
+    if app is None:
+        return None
+    held = {kind.name: await settings.all(kind, app_id=app_id) for kind in _CHILDREN}
+    networks = await settings.all(NETWORK, show_archived=True)
+    held[NETWORK_SETTINGS.name] = await _network_settings(settings, app, networks)
+    return write_settings_file(app, held)
+
+
+async def _network_settings(settings: Settings, app: Any, networks: Iterable[Any]) -> list[Any]:
+    """Those of every network that the app can have, empty ones too."""
+    return [
+        await settings.get(NETWORK_SETTINGS, app.app_id, network.network_id)
+        for network in networks
+        if network.platform == app.platform
+    ]
 
 
 def plan(file: SettingsFile, world: World) -> list[Step]:

@@ -128,7 +128,7 @@ class Fields:
     def _value(self, node: yaml.Node, message: Any, field: FieldDescriptor, path: str) -> None:
         """Puts one value into the message."""
         try:
-            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if _is_map(field):
                 for key, value in pairs_in(node):
                     getattr(message, field.name)[text_in(key)] = text_in(value)
             elif field.is_repeated:
@@ -176,11 +176,20 @@ def text_of(field: FieldDescriptor, value: Any) -> str:
     """A value for people, as it may be written."""
     if field.name in SECRET:
         return "(secret)"
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+    if _is_map(field):
         return ", ".join(f"{key}={value[key]}" for key in sorted(value))
     if field.is_repeated:
         return ", ".join(_text(field, item) for item in value)
     return _text(field, value)
+
+
+def plain(field: FieldDescriptor, value: Any) -> Any:
+    """A value as YAML holds it."""
+    if _is_map(field):
+        return {key: value[key] for key in sorted(value)}
+    if field.is_repeated:
+        return [_text(field, item) for item in value]
+    return value if isinstance(value, bool | int) and field.enum_type is None else _text(field, value)
 
 
 def leaves(message: Message, prefix: str = "") -> Iterator[tuple[str, FieldDescriptor, Any]]:
@@ -217,6 +226,10 @@ def read_choice(kind: EnumDescriptor, text: str) -> int:
     if (number := names.get(text.upper().removeprefix(_prefix(kind)))) is None:
         raise MisfitError(f"should be one of {', '.join(names)}")
     return number
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _is_leaf(field: FieldDescriptor) -> bool:

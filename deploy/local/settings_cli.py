@@ -41,10 +41,11 @@ Network = Annotated[str, typer.Option(help="Only those of this network.")]
 Agency = Annotated[str, typer.Option(help="Only those that this agency runs.")]
 Type = Annotated[str, typer.Option("--type", help="ACQUISITION or REENGAGEMENT.")]
 Event = Annotated[str, typer.Option(help="Only those that select this event.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="A file. Default: standard output.")]
 Format = Annotated[str, typer.Option("--format", help="csv or ndjson. Default: as the file is called, else csv.")]
 
 trackers = typer.Typer(no_args_is_help=True, help="Lists, shows, creates, edits, exports and imports trackers.")
-apps = typer.Typer(no_args_is_help=True, help="Lists, shows, creates and edits apps.")
+apps = typer.Typer(no_args_is_help=True, help="Lists, shows, creates, edits and exports apps.")
 events = typer.Typer(no_args_is_help=True, help="Lists, shows and sets what holds for an app's events.")
 
 
@@ -196,7 +197,7 @@ def edit_trackers(
 @trackers.command("export")
 def export_trackers(
     app_id: str,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file. Default: standard output.")] = None,
+    output: Output = None,
     file_format: Format = "",
     campaign: Campaign = "",
     segment: Segment = "",
@@ -218,14 +219,7 @@ def export_trackers(
     async def work(settings: "Settings") -> bytes:
         return b"".join([part.content async for part in settings.stub.ExportTrackers(request)])
 
-    content = _with_tracker(target, work)
-    if output is None:
-        typer.echo(content, nl=False)
-        return
-    try:
-        output.write_bytes(content)
-    except OSError as error:
-        _fail(f"{output}: {error.strerror}")
+    _write(output, _with_tracker(target, work))
 
 
 @trackers.command("import")
@@ -298,6 +292,17 @@ def edit_app(app_id: str, fields: Fields, as_json: Json = False, target: Target 
     _edit(APP, fields, as_json, target, app_id)
 
 
+@apps.command("export")
+def export_app(app_id: str, output: Output = None, target: Target = "") -> None:
+    """Writes an app and all that belongs to it to a file for `reengage apply`, without secrets."""
+    from deploy.local.apply import export
+
+    text = _with_tracker(target, lambda settings: export(settings, app_id))
+    if text is None:
+        _fail(f"There is no app {app_id}.")
+    _write(output, text.encode())
+
+
 @events.command("list")
 def list_events(
     app_id: str, archived: Archived = False, limit: Limit = 100, as_json: Json = False, target: Target = ""
@@ -351,7 +356,8 @@ def apply(
 
     Keep the file in git and apply it after each change. When nothing is left to do it says so.
     A file that does not fit changes nothing; each problem is named with its line (exit code 2).
-    A whole sample: deploy/local/sample/shop-ios.yaml. In short, with the fields of the protos:
+    `reengage apps export APP_ID` writes such a file of what is there; a whole sample is
+    deploy/local/sample/shop-ios.yaml. In short, with the fields of the protos:
 
     \b
     app:                            # required
@@ -500,6 +506,16 @@ def _confirmed(question: str) -> bool:
         return typer.confirm(question, err=True)
     except typer.Abort:
         _fail("\nNothing was changed: nobody answered. --yes does not ask.")
+
+
+def _write(output: Path | None, content: bytes) -> None:
+    if output is None:
+        typer.echo(content, nl=False)
+        return
+    try:
+        output.write_bytes(content)
+    except OSError as error:
+        _fail(f"{output}: {error.strerror}")
 
 
 def _file_format(given: str, file: Path | None) -> "tracker_pb2.FileFormat.ValueType":

@@ -1,9 +1,9 @@
-"""Reads a settings file: an app and what belongs to it, as they shall be. `reengage apply --help` shows its format.
+"""Reads and writes settings files: an app and what belongs to it, as they shall be. Their format: `reengage apply --help`.
 
 Every problem of a file is named with its line.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from google.protobuf.message import Message
 
-from deploy.local.fields import Fields, MisfitError, Problem, line_of, pairs_in, text_in
+from deploy.local.fields import Fields, MisfitError, Problem, leaves, line_of, pairs_in, plain, text_in
 from services.tracker.kinds import (
     APP,
     CAMPAIGN,
@@ -111,6 +111,45 @@ class SettingsFileError(Exception):
 def read_settings_file(text: str) -> SettingsFile:
     """The settings that a YAML text holds. Raises SettingsFileError with every key and value that does not fit."""
     return _Reader().read(_compose(text))
+
+
+def write_settings_file(app: Any, held: Mapping[str, Iterable[Any]]) -> str:
+    """The file of an app as it is, without secrets; `held` are its live resources by the names of their kinds."""
+    held = {name: list(resources) for name, resources in held.items()}
+
+    def section(of: Section, parent_key: str, parent_id: str) -> dict[str, Any]:
+        made = {}
+        for resource in held.get(of.kind.name, ()):
+            if getattr(resource, parent_key) != parent_id:
+                continue
+            fields = _written(of.kind, resource)
+            if not fields and (of.kind.always_there or getattr(resource, "registered", False)):
+                continue  # it says nothing, and is there without a file
+            made[getattr(resource, of.id_field)] = fields
+            if (inner := _WITHIN.get(of.kind.name)) is not None:
+                fields[inner.name] = section(inner, of.id_field, getattr(resource, of.id_field))
+        return made
+
+    file = {"app": {"app_id": app.app_id, **_written(APP, app)}}
+    file |= {of.name: section(of, "app_id", app.app_id) for of in SECTIONS}
+    return yaml.safe_dump(file, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _written(kind: Kind[Any], resource: Any) -> dict[str, Any]:
+    """The fields of a resource that a file holds."""
+    empty = kind.with_key(kind.key_of(resource))
+    kind.complete(empty)
+    defaults = {path: value for path, _, value in leaves(empty)}
+    unsaid = {*kind.output_only, *KEPT.get(kind.name, ()), *kind.key, "app_id", "campaign_id", "segment_id"}
+    made: dict[str, Any] = {}
+    for path, field, value in leaves(resource):
+        *parents, name = path.split(".")
+        if [*parents, name][0] not in unsaid and defaults.get(path) != value:
+            within = made
+            for parent in parents:
+                within = within.setdefault(parent, {})
+            within[name] = plain(field, value)
+    return made
 
 
 class _Reader:

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import yaml
 from google.protobuf import json_format
+from google.protobuf.field_mask_pb2 import FieldMask
 
+from deploy.local import apply
+from deploy.local.calls import CallError
 from deploy.local.sample import settings as sample
+from reengage.tracker.v1 import tracker_pb2
 from tests.local.conftest import Reengage
 
 SAMPLE = Path(sample.__file__).with_name("shop-ios.yaml")
@@ -361,6 +367,75 @@ def test_a_file_that_is_none_is_told_why(tmp_path: Path, reengage: Reengage, tex
 def test_a_file_that_is_not_there_is_told(tmp_path: Path, reengage: Reengage) -> None:
     answer = reengage("apply", str(tmp_path / "none.yaml"))
     assert (answer.code, answer.err) == (2, f"{tmp_path / 'none.yaml'}: No such file or directory\n")
+
+
+def test_an_exported_app_is_a_file_with_nothing_to_do(applied: Settings, tmp_path: Path) -> None:
+    app_id = applied.app_id
+    applied.call("RegisterEvents", app_id=app_id, event_names=["Seen"])
+    key = {"tracker_id": f"{app_id}-re", "click_validation_key": "0123456789abcdef"}
+    applied.call("UpdateTracker", tracker=key, update_mask="clickValidationKey")
+    exported = tmp_path / "exported.yaml"
+    assert applied.reengage("apps", "export", app_id, "-o", str(exported)).code == 0
+    read = yaml.safe_load(exported.read_text())
+    wanted = yaml.safe_load(applied.text)
+    wanted["events"]["Login"] = {}
+    wanted["campaigns"][f"{app_id}-spring"]["segments"][f"{app_id}-a"]["trackers"][f"{app_id}-re"]["traffic_rules"][
+        "start_time"
+    ] = "2026-03-01T00:00:00Z"
+    assert read == wanted
+    assert applied.reengage("apps", "export", app_id).out == exported.read_text()
+    applied.path.write_text(exported.read_text())
+    assert applied.applied() == []
+    missing = applied.reengage("apps", "export", "nobody")
+    assert (missing.code, missing.err) == (1, "There is no app nobody.\n")
+
+
+def test_what_fails_on_the_way_is_named_and_applying_again_goes_on_from_there(settings: Settings) -> None:
+    """An id that another app has is only seen by tracker."""
+    app_id = settings.app_id
+    settings.call("CreateApp", app={"app_id": f"{app_id}.other", "name": f"{app_id}.other", "platform": 1})
+    settings.call(
+        "CreateCampaign", campaign={"campaign_id": f"{app_id}-spring", "app_id": f"{app_id}.other", "name": "Theirs"}
+    )
+    answer = settings.reengage("apply", str(settings.path), "--yes")
+    assert answer.code == 1
+    lines = answer.err.splitlines()
+    assert lines[0].startswith(
+        f"{settings.path}:{settings.line('APP-spring')}: create campaign {app_id}-spring: ALREADY"
+    )
+    assert lines[-1] == "5 of 10 changes were made before that; applying again goes on from there."
+    settings.edit("  APP-spring:", "  APP-summer:")
+    assert len(settings.applied()) == 5
+    assert settings.applied() == []
+
+
+def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(applied: Settings, tracker_target: str) -> None:
+    app_id = applied.app_id
+    applied.edit("windows: {click_device: 2h", "windows: {click_device: 3h")
+
+    def agreed() -> bool:
+        """Somebody else is quicker."""
+        with grpc.insecure_channel(tracker_target) as channel:
+            tracker = tracker_pb2.Tracker(tracker_id=f"{app_id}-re", max_conversions_per_engagement=7)
+            update = channel.unary_unary(
+                "/reengage.tracker.v1.TrackerConfigService/UpdateTracker",
+                request_serializer=tracker_pb2.UpdateTrackerRequest.SerializeToString,
+                response_deserializer=tracker_pb2.UpdateTrackerResponse.FromString,
+            )
+            mask = FieldMask(paths=["max_conversions_per_engagement"])
+            update(
+                tracker_pb2.UpdateTrackerRequest(tracker=tracker, update_mask=mask),
+                metadata=(("authorization", "Bearer admin"),),
+            )
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REENGAGE_API_KEY", "admin")
+        with pytest.raises(CallError, match=r"(?s)ABORTED ETAG_MISMATCH.*Somebody changed it after the plan was made"):
+            apply.run(applied.path, agreed, plan_only=False, as_json=False, target=tracker_target)
+    made = applied.tracker("APP-re")
+    assert made["windows"]["click_device"] == {"duration": "7200s"}
+    assert made["max_conversions_per_engagement"] == 7
 
 
 def test_the_sample_file_is_the_sample(settings: Settings) -> None:
