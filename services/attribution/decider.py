@@ -146,9 +146,7 @@ async def _new(store: Store, connection: Connection, logged: Sequence[Logged]) -
     """
     if not logged:
         return []
-    decided = await store.already_decided(
-        connection, [(entry.app_lane, record.app_id, record.record_id) for entry, record in logged]
-    )
+    decided = await store.already_decided(connection, [(entry.app_lane, record.record_id) for entry, record in logged])
     fresh = []
     for each in logged:
         key = (each.record.app_id, each.record.record_id)
@@ -336,7 +334,7 @@ def _click_key(engagement: Engagement) -> tuple[bytes, str]:
 async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> dict[str, dict[str, int]]:
     """How many conversions the candidates on limited trackers have won so far (D5), by app and engagement."""
     limited = {
-        (case.entry.app_lane, case.record.app_id, engagement.engagement_id)
+        (case.entry.app_lane, engagement.engagement_id)
         for case in cases
         for engagement in case.candidates.values()
         if (tracker := case.rules.trackers.get(engagement.tracker_id)) is not None
@@ -344,7 +342,7 @@ async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> 
     }
     wins: dict[str, dict[str, int]] = {case.record.app_id: {} for case in cases}
     for app_id, engagement_id, count in await store.count_wins(connection, limited) if limited else ():
-        wins[app_id][engagement_id] = count
+        wins.setdefault(app_id, {})[engagement_id] = count
     return wins
 
 

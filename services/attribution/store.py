@@ -272,15 +272,15 @@ class Store:
     # What a decision reads.
 
     async def already_decided(
-        self, connection: Connection, conversions: Collection[tuple[int, str, str]]
+        self, connection: Connection, conversions: Collection[tuple[int, str]]
     ) -> set[tuple[str, str]]:
-        """Which of these conversions (lane, app id, conversion id), at least one, were decided before."""
+        """The decided ones, as (app id, conversion id), of the conversions (lane, conversion id), at least one."""
         rows = await connection.fetch(
             """
             SELECT app_id, conversion_id
             -- Pair by pair: two lists would be looked up in every combination.
-            FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, conversion_id)
-            JOIN decisions USING (lane, app_id, conversion_id)
+            FROM unnest($1::smallint[], $2::text[]) AS asked (lane, conversion_id)
+            JOIN decisions USING (lane, conversion_id)
             """,
             *_columns(conversions),
         )
@@ -407,17 +407,17 @@ class Store:
         return {row["match_key"]: row["record"] for row in rows}
 
     async def count_wins(
-        self, connection: Connection, engagements: Collection[tuple[int, str, str]]
+        self, connection: Connection, engagements: Collection[tuple[int, str]]
     ) -> list[tuple[str, str, int]]:
-        """How many conversions engagements (lane, app id, engagement id), at least one, have won (D5).
+        """How many conversions engagements (lane, engagement id), at least one, have won (D5).
 
-        Answers (app id, engagement id, wins); those without a win are left out.
+        Answers (app id, engagement id, wins), of every app of the lane; those without a win are left out.
         """
         rows = await connection.fetch(
             """
             SELECT app_id, engagement_id, count(DISTINCT conversion_id)
-            FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, engagement_id)
-            JOIN decisions USING (lane, app_id, engagement_id)
+            FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
+            JOIN decisions USING (lane, engagement_id)
             GROUP BY app_id, engagement_id
             """,
             *_columns(engagements),

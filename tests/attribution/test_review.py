@@ -4,13 +4,14 @@ import asyncio
 import random
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
+import asyncpg
 import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from libs.db import Connection
+from libs.db import Connection, Pool
 from libs.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
@@ -26,6 +27,7 @@ from tests.attribution.conftest import (
     event,
     tracker_resource,
 )
+from tests.conftest import Database
 
 HOUR = 3600
 REENGAGED = attribution_pb2.OUTCOME_REENGAGED
@@ -236,3 +238,62 @@ async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: 
         await world.log_pool.execute("UPDATE lanes SET next_position = 0")
         while failures() == before:
             await asyncio.sleep(0.01)
+
+
+class _Explaining:
+    """Takes queries and keeps their plans."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.plan = ""
+
+    async def fetch(self, sql: str, *values: Any) -> list[Any]:
+        self.plan = "\n".join(row[0] for row in await self._pool.fetch(f"EXPLAIN {sql}", *values))
+        return []
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "analyzed"])
+async def test_plans_of_hot_queries(world: World, database: Database, analyzed: bool) -> None:
+    """One lane, in which one of two apps has nearly all decisions."""
+    await world.pool.execute(
+        """
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
+                               conversion_time_us, engagement_id, decision, record)
+        SELECT 0, n, CASE WHEN n < 5 THEN 'few' ELSE 'many' END, n::text, 1, gen_random_uuid(), gen_random_uuid(), 6,
+               n, n::text, '', ''
+        FROM generate_series(1, 20000) AS n
+        """
+    )
+    await world.pool.execute(
+        """
+        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
+                                 ip, click_id, completed_view, is_valid)
+        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true FROM generate_series(1, 20000) AS n
+        """
+    )
+    await world.pool.execute(
+        """
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
+        SELECT 'same', n, n::text, 0, n FROM generate_series(1, 20000) AS n
+        """
+    )
+    if analyzed:
+        admin = await asyncpg.connect(database.admin_dsn)
+        await admin.execute("ANALYZE")
+        await admin.close()
+    explaining, heads = _Explaining(world.pool), [1 << 40] * LANES
+    store, connection = Store(cast("Pool", explaining)), cast("Connection", explaining)
+
+    await store.list_decisions(
+        0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
+    )
+    assert "Index Scan Backward using decisions_by_app" in explaining.plan
+    await store.find_engagements(connection, [(b"address", 500), (b"x", 7)], heads, span_us=1000, most=200)
+    assert explaining.plan.count("using engagements_pkey") == 2
+    assert "Sort" not in explaining.plan
+    await store.find_repeats(connection, [(b"same", 500, "500"), (b"x", 7, "7")], heads, within_us=1000)
+    assert "using network_clicks_pkey" in explaining.plan
+    await store.already_decided(connection, [(0, "700"), (0, "new")])
+    assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
+    await store.count_wins(connection, [(0, "700")])
+    assert "using decisions_by_engagement" in explaining.plan
