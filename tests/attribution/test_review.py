@@ -21,10 +21,12 @@ from services.attribution import worker as worker_module
 from services.attribution.store import Store
 from tests.attribution.conftest import (
     APP,
+    RE_TRACKER,
     World,
     click,
     device,
     event,
+    record,
     tracker_resource,
 )
 from tests.conftest import Database
@@ -297,3 +299,51 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
     await store.count_wins(connection, [(0, "700")])
     assert "using decisions_by_engagement" in explaining.plan
+
+
+async def test_whatever_ingest_takes_is_decided(world: World) -> None:
+    """One record that cannot be read stops all deciding, for ever: so there must be none."""
+    numbers = random.Random(11)
+    texts = ["", "x", "a\tb", "ä\u2028\U0001f600", "null", "{id}", "0" * 32, "A" * 40, "'; --", "_install", "_Deeplink"]
+    texts += ["_identity_link", "SessionBegin", " padded ", "%00", "\x01\x7f", "long " * 50]
+    agents = [f"Mozilla/5.0 (Linux; Android {a}; {b} Build/X) Chrome/80" for a in ("9", "1.2.3", "\t") for b in texts]
+    addresses = ["192.0.2.7", "::ffff:192.0.2.7", "0::192.0.2.7", "2001:DB8::1", "1.2.3.04", "fe80::1%1", "::"]
+
+    def text() -> str:
+        return numbers.choice(texts)
+
+    def weird() -> ingest_pb2.Record:
+        kinds: list[dict[str, Any]] = [
+            {"click": ingest_pb2.Click(tracker_id=RE_TRACKER, click_id=text())},
+            {"impression": ingest_pb2.Impression(tracker_id=RE_TRACKER, impression_id=text())},
+            {"install": ingest_pb2.Install(click_record_id=text(), referrer=text())},
+            {"event": ingest_pb2.Event(event_name=numbers.choice(["Purchase", text()]), click_record_id=text())},
+            {"session": ingest_pb2.Session(state=numbers.choice([1, 2]))},  # type: ignore[arg-type]
+            {"deep_link_open": ingest_pb2.DeepLinkOpen(uri=text(), tracker_id=text(), click_record_id=text())},
+            {"identity_link": ingest_pb2.IdentityLink(identities={text(): text()})},
+        ]
+        names = numbers.sample(["adid", "custom", "idfa", "mac", "adid_md5", "idfv_sha1", "oaid_sha256"], 2)
+        return record(
+            numbers.randrange(-2_000_000, 80_000),
+            {name: text() for name in names},
+            record_id=numbers.choice([text(), str(numbers.random())]),
+            ip_address=numbers.choice(addresses),
+            user_agent=numbers.choice(agents + texts),
+            **numbers.choice(kinds),
+        )
+
+    def failures() -> float:
+        return sum(s.value for m in REGISTRY.collect() if m.name == "worker_failures" for s in m.samples)
+
+    before = failures()
+    taken = 0
+    async with world.worker():
+        for number in range(4):
+            answer = await world.ingest.RecordBatch(
+                ingest_pb2.RecordBatchRequest(records=[weird() for _ in range(500)])
+            )
+            taken += sum(not result.violations for result in answer.results)
+            await world.send(event(0, device(number), record_id=f"end-{number}"))
+            await world.decided(f"end-{number}")
+    assert taken > 400
+    assert failures() == before
