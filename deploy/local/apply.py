@@ -1,8 +1,7 @@
 """The command `reengage apply`: brings an app to the state of a settings file.
 
-First a plan is made and checked by tracker's own rules, so that a file that does not fit changes nothing. Then each
-change is made by a call of its own, under the etag that the plan saw. Whatever stops it, applying again goes on from
-there.
+File and plan are checked by tracker's own rules, so that a file that does not fit changes nothing. Then each change is
+made by a call of its own, under the etag that the plan saw. Whatever stops it, applying again goes on from there.
 """
 
 import asyncio
@@ -172,7 +171,6 @@ def plan(file: SettingsFile, world: World) -> list[Step]:
         _keep(wanted, world.get(wanted.kind, wanted.key))
     for wanted in file.resources:
         problems.extend(_misfits(wanted, file, world))
-    problems.extend(_rivals(file))
     if problems:
         raise SettingsFileError(problems)
     gone = {kind.name: list(_gone(kind, file, world)) for kind in file.kinds}
@@ -196,7 +194,7 @@ def _keep(wanted: Wanted, held: Any | None) -> None:
 
 
 def _misfits(wanted: Wanted, file: SettingsFile, world: World) -> Iterator[Problem]:
-    """What is wrong with a resource by tracker's rules, and in view of what is there."""
+    """What is wrong with a resource in view of what is there."""
     kind, resource, held = wanted.kind, wanted.resource, world.get(wanted.kind, wanted.key)
     name = called(kind, wanted.key)
     if held is not None and kind.is_archived(held):
@@ -223,37 +221,13 @@ def _misfits(wanted: Wanted, file: SettingsFile, world: World) -> Iterator[Probl
         event.event_name for event in _present(EVENT_DEFINITION, file, world) if event.disabled
     )
     violations = Violations()
-    validation.check_key(f"{kind.name}.", kind.key, wanted.key, violations)
-    validation.check_message(kind.name, resource, violations)
-    kind.check(resource, violations)
     kind.check_fit(resource, Parents(**parents), violations)
-    for violation in violations.found:
-        path = violation.field.removeprefix(f"{kind.name}.")
-        yield Problem(wanted.line_of(path), f"{name}: {path}: {violation.description}")
+    yield from wanted.problems(violations)
 
 
 def _present(kind: Kind[Any], file: SettingsFile, world: World) -> Iterator[Any]:
     """The resources of a kind once the file is applied: its own, if it answers for them, or those that are there."""
     return (one.resource for one in file.of(kind)) if kind in file.kinds else world.live(kind)
-
-
-def _rivals(file: SettingsFile) -> Iterator[Problem]:
-    """What may be there once only, and stands in the file twice."""
-    seen: dict[tuple[str, ...], Wanted] = {}
-    for kind, scope in ((SAN_ACCOUNT, "app_id"), (CAMPAIGN, "app_id"), (SEGMENT, "campaign_id"), (TRACKER, "app_id")):
-        for wanted in file.of(kind):
-            one = wanted.resource
-            other = seen.setdefault((kind.name, getattr(one, scope), one.name), wanted)
-            if other is not wanted:
-                text = f"{called(kind, wanted.key)}: name: {one.name!r} is that of {other.key[-1]}, too"
-                yield Problem(wanted.line_of("name"), text)
-    for wanted in file.of(TRACKER):
-        one = wanted.resource
-        if one.default_tracker:
-            other = seen.setdefault(("default", one.network_id, str(one.type)), wanted)
-            if other is not wanted:
-                text = f"{called(TRACKER, wanted.key)}: default_tracker: {other.key[-1]} is the default already"
-                yield Problem(wanted.line_of("default_tracker"), text)
 
 
 def _change(wanted: Wanted, world: World) -> Step | None:

@@ -27,6 +27,7 @@ _NULL, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 _LEAVES = (Duration.DESCRIPTOR, Timestamp.DESCRIPTOR, Window.DESCRIPTOR)
 
@@ -104,9 +105,8 @@ class Fields:
             path = f"{prefix}{name}"
             if path in self.lines:
                 self.problems.append(Problem(line, f"{path} stands here twice"))
-                continue
-            self.lines[path] = line
-            if value.tag != _NULL:
+            elif value.tag != _NULL:
+                self.lines[path] = line
                 self._value(value, message, field, path)
 
     def _inner(self, message: Message, name: str) -> Message:
@@ -169,7 +169,10 @@ def text_in(node: yaml.Node) -> str:
     """A text. Raises MisfitError."""
     if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
         raise MisfitError("should be a text")
-    return str(node.value)
+    text = str(node.value)
+    if _SURROGATE.search(text):
+        raise MisfitError("should be a text in UTF-8")
+    return text
 
 
 def text_of(field: FieldDescriptor, value: Any) -> str:
@@ -303,12 +306,12 @@ def _window(text: str) -> Window:
 
 
 def _time(text: str) -> Timestamp:
+    made = Timestamp()
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        made.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
         raise MisfitError("should be a time, as 2026-03-01T00:00:00Z") from None
-    made = Timestamp()
-    made.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
     return made
 
 

@@ -15,6 +15,7 @@ from services.tracker.kinds import Kind
 
 _PLURALS = {"Agency": "Agencies", "NetworkSettings": "NetworkSettings"}
 _PAGE = 1000
+_TIMEOUT_S = 60.0  # thousands of trackers at once
 
 
 class Settings:
@@ -84,7 +85,7 @@ class Settings:
 async def connected(target: str) -> AsyncIterator[Settings]:
     """The tracker at `target`, or the one that runs here. A failed call becomes a CallError."""
     address = target or target_of("tracker")
-    async with open_channel(address, key=key_of("tracker")) as channel:
+    async with open_channel(address, timeout_s=_TIMEOUT_S, key=key_of("tracker")) as channel:
         try:
             yield Settings(tracker_pb2_grpc.TrackerConfigServiceStub(channel), address)
         except grpc.aio.AioRpcError as error:

@@ -386,6 +386,7 @@ def apply(
                 events: [Purchase]
 
     What a section does not name is archived; a section that is left out stays as it is.
+    What is archived never comes back under its id, but for events.
     A field that is left out has its default, but an app's owner, a tracker's click_validation_key
     and a SAN account's credentials stay as they are. Events that nobody created are left alone.
     Networks and agencies are of no app: create them first.

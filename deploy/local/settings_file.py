@@ -1,4 +1,4 @@
-"""Reads and writes settings files: an app and what belongs to it, as they shall be. Their format: `reengage apply --help`.
+"""Reads and writes settings files: an app and what belongs to it. `reengage apply --help` tells their format.
 
 Every problem of a file is named with its line.
 """
@@ -12,6 +12,8 @@ import yaml
 from google.protobuf.message import Message
 
 from deploy.local.fields import Fields, MisfitError, Problem, leaves, line_of, pairs_in, plain, text_in
+from libs.errors import Violations
+from services.tracker import validation
 from services.tracker.kinds import (
     APP,
     CAMPAIGN,
@@ -53,6 +55,12 @@ KEPT: Mapping[str, frozenset[str]] = {
     TRACKER.name: frozenset({"click_validation_key"}),
 }
 """Fields that stay as they are when a file leaves them out: owners, secrets, and what is known of these."""
+_NAMED_WITHIN = {
+    SAN_ACCOUNT.name: "app_id",
+    CAMPAIGN.name: "app_id",
+    SEGMENT.name: "campaign_id",
+    TRACKER.name: "app_id",
+}
 _NOT_IN_FILES = {
     "credentials": "do not belong in a file: set them by `reengage call tracker/UpdateSanAccount`",
     "verified": "is not for a file: it says that the network has taken the credentials",
@@ -82,6 +90,12 @@ class Wanted:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.lines.get(path, self.line)
 
+    def problems(self, violations: Violations) -> list[Problem]:
+        """What tracker's rules say of the resource, with the lines."""
+        found = [(violation.field.removeprefix(f"{self.kind.name}."), violation) for violation in violations.found]
+        name = called(self.kind, self.key)
+        return [Problem(self.line_of(path), f"{name}: {path}: {wrong.description}") for path, wrong in found]
+
     def gives(self, field: str) -> bool:
         """Whether the file says anything of a field."""
         return field in self.lines
@@ -109,7 +123,7 @@ class SettingsFileError(Exception):
 
 
 def read_settings_file(text: str) -> SettingsFile:
-    """The settings that a YAML text holds. Raises SettingsFileError with every key and value that does not fit."""
+    """The settings that a YAML text holds. Raises SettingsFileError with everything that does not fit."""
     return _Reader().read(_compose(text))
 
 
@@ -132,7 +146,7 @@ def write_settings_file(app: Any, held: Mapping[str, Iterable[Any]]) -> str:
 
     file = {"app": {"app_id": app.app_id, **_written(APP, app)}}
     file |= {of.name: section(of, "app_id", app.app_id) for of in SECTIONS}
-    return yaml.safe_dump(file, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(file, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 def _written(kind: Kind[Any], resource: Any) -> dict[str, Any]:
@@ -175,6 +189,7 @@ class _Reader:
             for section in SECTIONS:
                 if section.name in parts:
                     self._section(section, parts[section.name], {"app_id": app.resource.app_id})
+        self._check_rivals()
         if app is None or self._problems:
             raise SettingsFileError(self._problems)
         kinds = [APP, *(section.kind for section in SECTIONS if section.name in parts)]
@@ -226,10 +241,37 @@ class _Reader:
         kind.complete(message)
         wanted = Wanted(kind=kind, resource=message, line=line, lines=fields.lines)
         self._problems.extend(Problem(at, f"{called(kind, wanted.key)}: {text}") for at, text in fields.problems)
+        if not fields.problems:
+            self._check(wanted)
         before = self._resources.setdefault((kind.name, wanted.key), wanted)
         if before is not wanted:
             self._problems.append(Problem(line, f"{called(kind, wanted.key)} stands on line {before.line} already"))
         return wanted
+
+    def _check(self, wanted: Wanted) -> None:
+        """Notes what breaks the rules of tracker, whatever is there."""
+        kind, resource = wanted.kind, wanted.resource
+        violations = Violations()
+        validation.check_key(f"{kind.name}.", kind.key, wanted.key, violations)
+        validation.check_message(kind.name, resource, violations)
+        kind.check(resource, violations)
+        self._problems.extend(wanted.problems(violations))
+
+    def _check_rivals(self) -> None:
+        """Notes what may be there once only, and stands here twice."""
+        seen: dict[tuple[str, ...], Wanted] = {}
+        for wanted in self._resources.values():
+            one, kind = wanted.resource, wanted.kind
+            if (scope := _NAMED_WITHIN.get(kind.name)) and one.name:
+                other = seen.setdefault((kind.name, getattr(one, scope), one.name), wanted)
+                if other is not wanted:
+                    text = f"{called(kind, wanted.key)}: name: {one.name!r} is that of {other.key[-1]}, too"
+                    self._problems.append(Problem(wanted.line_of("name"), text))
+            if kind is TRACKER and one.default_tracker:
+                other = seen.setdefault(("default_tracker", one.network_id, str(one.type)), wanted)
+                if other is not wanted:
+                    text = f"{called(kind, wanted.key)}: default_tracker: {other.key[-1]} is the default already"
+                    self._problems.append(Problem(wanted.line_of("default_tracker"), text))
 
     @contextmanager
     def _noting(self, node: yaml.Node, prefix: str = "") -> Iterator[None]:

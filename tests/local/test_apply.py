@@ -273,6 +273,7 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
     settings.edit("type: REENGAGEMENT\n", "type: RETURN\n            tracker_id: other\n")
     settings.edit("revenue: true", "revenue: maybe, revision: 7")
     settings.edit("name: Main", "name: Main, credentials: {token: t}")
+    settings.edit('https://apps.example/demo"', 'ftp://apps.example/demo"')
     app_id = settings.app_id
     found = settings.problems()
     expected = [
@@ -281,6 +282,7 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
         (settings.line("APP-main"), f"san account {app_id}-main: credentials do not belong in a file"),
         (settings.line("revision"), "event definition Purchase: revenue: should be true or false"),
         (settings.line("revision"), "event definition Purchase: revision is set by the service"),
+        (settings.line("ftp:"), f"tracker {app_id}-acq: install_url: must begin with https:, http:"),
         (settings.line("type: RETURN"), f"tracker {app_id}-re: type: should be one of ACQUISITION, REENGAGEMENT"),
         (settings.line("tracker_id"), f"tracker {app_id}-re: tracker_id is said by its place in the file"),
         (settings.line("2 hours"), f"tracker {app_id}-re: windows.click_device: should be a duration, as 90s"),
@@ -291,20 +293,31 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
         assert line.startswith(f"{number}: {text}")
 
 
-def test_values_are_checked_by_the_rules_of_tracker_before_anything_is_changed(settings: Settings) -> None:
+def test_values_are_checked_by_the_rules_of_tracker(settings: Settings) -> None:
     settings.edit("click_ip: 1d", "click_ip: 31d")
     settings.edit("            events: [Purchase, Login]\n", "")
-    settings.edit("APP-acq: {network_id: link-ios", "APP-acq: {network_id: link-android")
+    settings.edit("allowed_countries: [DE, FR]", "allowed_countries: [DE, France]")
+    app_id, line = settings.app_id, settings.line
+    window = "settings.windows.click_ip.duration"
+    assert settings.problems() == [
+        f"{line('click_ip')}: app {app_id}: {window}: must be 1 minute to 30 days, in whole seconds",
+        f"{line('APP-re')}: tracker {app_id}-re: events: a reengagement tracker needs at least one event",
+        f"{line('France')}: tracker {app_id}-re: traffic_rules.allowed_countries[1]: must be an ISO 3166-1 code, as DE",
+    ]
+
+
+def test_what_does_not_fit_what_is_there_changes_nothing(settings: Settings) -> None:
+    settings.edit("APP-acq: {network_id: link-ios", "APP-acq: {agency_id: nobody, network_id: link-android")
     settings.edit("granular_data_policy: REDACT}", "granular_data_policy: REDACT}\n  nobody: {}")
     settings.edit("APP-x: {network_id: x-ios", "APP-x: {san_account_ids: [APP-main], network_id: x-ios")
-    app_id = settings.app_id
-    found = settings.problems()
-    assert [line.partition(" must")[0] for line in found] == [
-        f"{settings.line('click_ip')}: app {app_id}: settings.windows.click_ip.duration:",
-        f"{settings.line('nobody')}: network settings nobody: network_id: network nobody does not exist",
-        f"{settings.line('APP-acq')}: tracker {app_id}-acq: network_id: network link-android does not exist",
-        f"{settings.line('APP-re')}: tracker {app_id}-re: events: a reengagement tracker needs at least one event",
-        f"{settings.line('APP-x')}: tracker {app_id}-x: san_account_ids[0]:",
+    settings.edit("  Login:\n", "  Login: {disabled: true}\n")
+    app_id, line = settings.app_id, settings.line
+    assert settings.problems() == [
+        f"{line('nobody')}: network settings nobody: network_id: network nobody does not exist",
+        f"{line('APP-acq')}: tracker {app_id}-acq: agency_id: agency nobody does not exist",
+        f"{line('APP-acq')}: tracker {app_id}-acq: network_id: network link-android does not exist",
+        f"{line('events: [')}: tracker {app_id}-re: events[1]: 'Login' is disabled",
+        f"{line('APP-x')}: tracker {app_id}-x: san_account_ids[0]: must be verified first",
     ]
     assert settings.reengage("apps", "get", app_id).code == 1
 
@@ -313,11 +326,10 @@ def test_what_never_changes_is_refused(applied: Settings) -> None:
     app_id = applied.app_id
     applied.edit("            type: REENGAGEMENT\n", "")
     applied.edit("            events: [Purchase, Login]\n", "")
-    applied.edit("      APP-a:\n        name: A\n", "      APP-b: {name: A}\n      APP-c:\n        name: A # a\n")
+    applied.edit("      APP-a:\n        name: A\n", "      APP-c:\n        name: C\n")
     found = "\n".join(applied.problems())
     assert f"{applied.line('APP-re')}: tracker {app_id}-re: type is REENGAGEMENT and cannot become ACQUISITION" in found
     assert f"tracker {app_id}-x: segment_id is {app_id}-a and cannot become {app_id}-c; take another id" in found
-    assert f"{applied.line('name: A # a')}: segment {app_id}-c: name: 'A' is that of {app_id}-b, too" in found
 
 
 def test_what_is_archived_stays_archived(applied: Settings) -> None:
@@ -334,11 +346,13 @@ def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> Non
         "          APP-acq:",
     )
     settings.edit("  Login:\n", "  Login:\n  Purchase:\n")
-    first, app_id = settings.line("  Purchase:"), settings.app_id
-    assert settings.problems() == [f"{first + 2}: event definition Purchase stands on line {first} already"]
-    settings.edit("  Login:\n  Purchase:\n", "  Login:\n")
+    settings.edit("  APP-spring:\n", "  APP-winter: {name: Spring}\n  APP-spring:\n")
+    app_id, line = settings.app_id, settings.line
+    first = line("  Purchase:")
     assert settings.problems() == [
-        f"{settings.line('APP-x:')}: tracker {app_id}-x: default_tracker: {app_id}-y is the default already"
+        f"{first + 2}: event definition Purchase stands on line {first} already",
+        f"{line('name: Spring' + chr(10))}: campaign {app_id}-spring: name: 'Spring' is that of {app_id}-winter, too",
+        f"{line('APP-x:')}: tracker {app_id}-x: default_tracker: {app_id}-y is the default already",
     ]
 
 

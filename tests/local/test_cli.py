@@ -14,7 +14,10 @@ from deploy.local.cli import app
 from tests.conftest import Database
 
 SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_reengagement.yaml"
-COMMANDS = ("up", "demo", "serve", "migrate", "simulate", "explain", "deliveries", "call", "bench")
+COMMANDS = (
+    "up", "demo", "serve", "migrate", "simulate", "explain", "deliveries", "call", "bench",
+    "apply", "trackers", "apps", "events",
+)  # fmt: skip
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
