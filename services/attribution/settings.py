@@ -181,6 +181,7 @@ def _app_names(app: tracker_pb2.App) -> postback_pb2.Names:
         bundle_id=app.bundle_id,
         store_app_id=app.store_app_id,
         platform="IOS" if app.platform == tracker_pb2.PLATFORM_IOS else "ANDROID",
+        sandbox=app.sandbox,
     )
 
 

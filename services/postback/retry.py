@@ -24,6 +24,7 @@ class Failure(StrEnum):
     TIMEOUT = "TIMEOUT"
     CONNECTION_FAILED = "CONNECTION_FAILED"
     ADDRESS_FORBIDDEN = "ADDRESS_FORBIDDEN"
+    SANDBOX = "SANDBOX"
 
 
 class Next(StrEnum):
@@ -53,7 +54,7 @@ def judge(*, status_code: int, failure: Failure | None, body: str, success_subst
         match failure:
             case Failure.TIMEOUT | Failure.CONNECTION_FAILED:
                 return Verdict(word=failure, next=Next.RETRY)
-            case Failure.ADDRESS_FORBIDDEN:
+            case Failure.ADDRESS_FORBIDDEN | Failure.SANDBOX:
                 return Verdict(word=failure, next=Next.GIVE_UP)
             case _:
                 assert_never(failure)

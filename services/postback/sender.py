@@ -31,9 +31,14 @@ class Sender:
     def __init__(self, guard: Guard, public: ClientSession, trusting: ClientSession) -> None:
         self._guard, self._public, self._trusting = guard, public, trusting
 
-    async def send(self, request: Request, *, timeout_s: float) -> Answer:
-        """Make a request. Whatever the other side does ends in an Answer, within the time given."""
+    async def send(self, request: Request, *, timeout_s: float, sandbox: bool) -> Answer:
+        """Make a request, of a sandbox app to the guard's allowed hosts alone.
+
+        Whatever the other side does ends in an Answer, within the time given.
+        """
         url = URL(request.url, encoded=True)
+        if sandbox and not self._guard.allows_host(url):
+            return Answer(headers={}, failure=Failure.SANDBOX)
         if self._guard.refusal(url):
             return Answer(headers={}, failure=Failure.ADDRESS_FORBIDDEN)
         session = self._trusting if self._guard.allows_host(url) else self._public

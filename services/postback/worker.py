@@ -182,7 +182,9 @@ class DeliveryWorker:
             else:
                 conversion = postback_pb2.Conversion.FromString(claimed.conversion)
                 request, shown = requests(configuration, conversion, claimed.delivery_id)
-                answer = await self._sender.send(request, timeout_s=configuration.timeout_s)
+                answer = await self._sender.send(
+                    request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
+                )
                 verdict = retry.judge(
                     status_code=answer.status_code,
                     failure=answer.failure,

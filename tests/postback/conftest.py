@@ -1,6 +1,7 @@
 """A postback service behind a real channel on a real PostgreSQL, and an endpoint that behaves as it is told."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,17 +10,18 @@ from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
+from aiohttp.abc import ResolveResult
 from cryptography.fernet import Fernet
 
 from libs.client import open_channel
 from libs.db import Pool, open_pool
 from libs.server import Face, ServerConfig, build_server
+from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.catalog import Catalog
 from services.postback.guard import Guard, Lookup
-from libs.vault import Vault
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
 from services.postback.store import Store
@@ -98,6 +100,28 @@ async def endpoint() -> AsyncIterator[Endpoint]:
     """An endpoint of the test's own."""
     async with serving() as one:
         yield one
+
+
+def answering(*answers: list[str]) -> tuple[Lookup, list[str]]:
+    """A resolver that gives one of these answers after the other, the last for ever; and the names it was asked."""
+    asked: list[str] = []
+
+    async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+        addresses = answers[min(len(asked), len(answers) - 1)]
+        asked.append(host)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
+
+    return lookup, asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

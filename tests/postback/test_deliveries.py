@@ -20,7 +20,17 @@ from reengage.postback.v1 import postback_pb2
 from services.postback.model import Asked, Claimed, Settled, State
 from services.postback.retry import MOST_INTERRUPTIONS
 from tests.conftest import Database
-from tests.postback.conftest import Answer, Endpoint, Running, purchase, running, serving, until, until_ended
+from tests.postback.conftest import (
+    Answer,
+    Endpoint,
+    Running,
+    answering,
+    purchase,
+    running,
+    serving,
+    until,
+    until_ended,
+)
 
 Delivery = postback_pb2.Delivery
 
@@ -159,6 +169,33 @@ async def test_a_name_of_this_machine_is_not_connected_to(service: Running) -> N
     (delivery,) = await until_ended(service)
     assert delivery.state == Delivery.STATE_REFUSED
     assert attempted(await service.only()) == [("ADDRESS_FORBIDDEN", 0, False)]
+
+
+async def test_nothing_of_a_sandbox_app_reaches_a_host_that_the_allow_list_does_not_name(
+    database: Database, tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other host counts as public here, and is this very endpoint: whatever is sent there arrives."""
+    monkeypatch.setattr("services.postback.guard.PORTS", frozenset({endpoint.port}))
+    monkeypatch.setattr("services.postback.guard.is_public", lambda address: True)
+    lookup, _ = answering(["127.0.0.1"])
+    async with running(database, tmp_path / "sock", allowed=endpoint.host, lookup=lookup) as service:
+        listed = await service.configure(template=template(endpoint, "/listed"))
+        other = await service.configure(
+            template=postback_pb2.Template(url=f"http://partner.example:{endpoint.port}/other"), network_id="other"
+        )
+        sandbox = purchase("sandbox")
+        sandbox.names.sandbox = True
+        assert await service.enqueue(sandbox, purchase("real")) == 4
+        ended = {(one.configuration_id, one.conversion_id): one for one in await until_ended(service, 4)}
+        refused = ended.pop((other.configuration_id, "sandbox"))
+        assert refused.state == Delivery.STATE_REFUSED
+        assert attempted(await service.get(refused.delivery_id)) == [("SANDBOX", 0, False)]
+    assert {one.state for one in ended.values()} == {Delivery.STATE_DELIVERED}
+    assert ended.keys() == {
+        (listed.configuration_id, "sandbox"),
+        *((one.configuration_id, "real") for one in (listed, other)),
+    }
+    assert sorted(one.path for one in endpoint.received) == ["/listed", "/listed", "/other"]
 
 
 async def test_connection_refused(database: Database, tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
 """The guard against requests into private networks."""
 
-import socket
-from collections.abc import Awaitable, Callable
-
 import pytest
-from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from services.postback.guard import Guard, is_public
 from services.postback.retry import Failure
 from services.postback.sender import open_sender
 from services.postback.template import Request
-from tests.postback.conftest import Endpoint
+from tests.postback.conftest import Endpoint, answering
 
 PUBLIC = "93.184.215.14"
 FORBIDDEN = [
@@ -116,30 +112,6 @@ def test_allow_list_entries_are_hosts(allowed: str) -> None:
         Guard(allowed)
 
 
-def answering(
-    *answers: list[str],
-) -> tuple[Callable[[str, int, socket.AddressFamily], Awaitable[list[ResolveResult]]], list[str]]:
-    """A resolver that gives one of these answers after the other, the last for ever; and the names it was asked."""
-    asked: list[str] = []
-
-    async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-        addresses = answers[min(len(asked), len(answers) - 1)]
-        asked.append(host)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
-
-    return lookup, asked
-
-
 def get(url: str) -> Request:
     return Request(method="GET", url=url, headers={}, body="")
 
@@ -150,7 +122,7 @@ def get(url: str) -> Request:
 async def test_a_name_that_resolves_to_a_private_address(addresses: list[str]) -> None:
     lookup, asked = answering(addresses)
     async with open_sender(Guard(), lookup=lookup) as sender:
-        answer = await sender.send(get("http://partner.example/"), timeout_s=5)
+        answer = await sender.send(get("http://partner.example/"), timeout_s=5, sandbox=False)
     assert (answer.failure, answer.status_code) == (Failure.ADDRESS_FORBIDDEN, 0)
     assert asked == ["partner.example"]
 
@@ -163,11 +135,11 @@ async def test_a_name_that_is_rebound_is_resolved_once_and_gains_nothing(
     lookup, asked = answering(["127.0.0.3"], ["127.0.0.1"])  # nobody listens on the first
     async with open_sender(Guard(), lookup=lookup) as sender:
         monkeypatch.setattr("services.postback.guard.is_public", lambda address: address != "127.0.0.1")
-        answer = await sender.send(get(f"http://partner.example:{endpoint.port}/"), timeout_s=5)
+        answer = await sender.send(get(f"http://partner.example:{endpoint.port}/"), timeout_s=5, sandbox=False)
         assert answer.failure == Failure.CONNECTION_FAILED
         assert len(asked) == 1
         sender._public.connector.clear_dns_cache()  # type: ignore[union-attr]  # as if the time to live were over
-        answer = await sender.send(get(f"http://partner.example:{endpoint.port}/"), timeout_s=5)
+        answer = await sender.send(get(f"http://partner.example:{endpoint.port}/"), timeout_s=5, sandbox=False)
     assert answer.failure == Failure.ADDRESS_FORBIDDEN
     assert endpoint.received == []
 
@@ -178,7 +150,7 @@ async def test_a_name_that_is_rebound_is_resolved_once_and_gains_nothing(
 async def test_other_ways_to_write_this_machine(host: str, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -> None:
     monkeypatch.setattr("services.postback.guard.PORTS", frozenset({endpoint.port}))
     async with open_sender(Guard()) as sender:
-        answer = await sender.send(get(f"http://{host}:{endpoint.port}/"), timeout_s=5)
+        answer = await sender.send(get(f"http://{host}:{endpoint.port}/"), timeout_s=5, sandbox=False)
     assert answer.status_code == 0
     assert answer.failure in (Failure.ADDRESS_FORBIDDEN, Failure.CONNECTION_FAILED)
     assert endpoint.received == []
@@ -190,6 +162,6 @@ async def test_the_last_check_is_where_the_connection_is_made(
     """Even a URL that nobody looked at, to a literal address that no resolver sees, does not get through."""
     monkeypatch.setattr(Guard, "refusal", lambda self, url: "")
     async with open_sender(Guard()) as sender:
-        answer = await sender.send(get(endpoint.url("/")), timeout_s=5)
+        answer = await sender.send(get(endpoint.url("/")), timeout_s=5, sandbox=False)
     assert answer.failure == Failure.ADDRESS_FORBIDDEN
     assert endpoint.received == []

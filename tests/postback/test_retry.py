@@ -32,6 +32,7 @@ def test_status(status: int, word: str, following: Next) -> None:
         (Failure.TIMEOUT, Next.RETRY),
         (Failure.CONNECTION_FAILED, Next.RETRY),
         (Failure.ADDRESS_FORBIDDEN, Next.GIVE_UP),
+        (Failure.SANDBOX, Next.GIVE_UP),
     ],
 )
 def test_no_whole_answer(failure: Failure, following: Next) -> None:

@@ -336,7 +336,7 @@ Global___Conversion: _TypeAlias = Conversion  # noqa: Y015
 
 @_typing.final
 class Names(_message.Message):
-    """Names are what settings called things when it was decided. All optional."""
+    """Names are what settings called things, and said of the app, when it was decided. All optional."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -348,6 +348,7 @@ class Names(_message.Message):
     STORE_APP_ID_FIELD_NUMBER: _builtins.int
     PLATFORM_FIELD_NUMBER: _builtins.int
     INSTALL_TIME_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
     tracker: _builtins.str
     """The tracker's name."""
     campaign: _builtins.str
@@ -362,6 +363,10 @@ class Names(_message.Message):
     """The app's id in the store."""
     platform: _builtins.str
     """IOS or ANDROID."""
+    sandbox: _builtins.bool
+    """The app is a sandbox: sent only to hosts that REENGAGE_ALLOWED_HOSTS of the service names. To any other host nothing
+    is sent, and the delivery ends REFUSED with the verdict SANDBOX.
+    """
     @_builtins.property
     def install_time(self) -> _timestamp_pb2.Timestamp:
         """When the device's install happened, if known."""
@@ -377,10 +382,11 @@ class Names(_message.Message):
         store_app_id: _builtins.str = ...,
         platform: _builtins.str = ...,
         install_time: _timestamp_pb2.Timestamp | None = ...,
+        sandbox: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["install_time", b"install_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "campaign", b"campaign", "install_time", b"install_time", "network", b"network", "platform", b"platform", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "campaign", b"campaign", "install_time", b"install_time", "network", b"network", "platform", b"platform", "sandbox", b"sandbox", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,8 +571,10 @@ class Attempt(_message.Message):
     response_body: _builtins.str
     """The first 4 KB of the answer's body."""
     verdict: _builtins.str
-    """Stable verdict in capitals: DELIVERED, or why not: HTTP_STATUS, TIMEOUT, CONNECTION_FAILED, ADDRESS_FORBIDDEN,
-    REDIRECT, BODY_MISMATCH, NOT_RENDERED; INTERRUPTED when this service stopped before it had noted the answer.
+    """Stable verdict in capitals: DELIVERED, or why not: HTTP_STATUS, TIMEOUT, CONNECTION_FAILED, REDIRECT, BODY_MISMATCH,
+    NOT_RENDERED; ADDRESS_FORBIDDEN when the host is private, or its port unusual, and REENGAGE_ALLOWED_HOSTS does
+    not name it; SANDBOX when it does not name it and the app is a sandbox (both: nothing was sent); INTERRUPTED when this
+    service stopped before it had noted the answer.
     """
     will_retry: _builtins.bool
     """Whether another try follows."""
