@@ -169,8 +169,14 @@ def plan(file: SettingsFile, world: World) -> list[Step]:
     problems: list[Problem] = []
     for wanted in file.resources:
         _keep(wanted, world.get(wanted.kind, wanted.key))
+    siblings = {
+        "san_accounts": {one.san_account_id: one for one in _present(SAN_ACCOUNT, file, world)},
+        "disabled_events": frozenset(
+            event.event_name for event in _present(EVENT_DEFINITION, file, world) if event.disabled
+        ),
+    }
     for wanted in file.resources:
-        problems.extend(_misfits(wanted, file, world))
+        problems.extend(_misfits(wanted, file.app.resource, world, siblings))
     if problems:
         raise SettingsFileError(problems)
     gone = {kind.name: list(_gone(kind, file, world)) for kind in file.kinds}
@@ -193,8 +199,8 @@ def _keep(wanted: Wanted, held: Any | None) -> None:
             setattr(wanted.resource, name, getattr(held, name))
 
 
-def _misfits(wanted: Wanted, file: SettingsFile, world: World) -> Iterator[Problem]:
-    """What is wrong with a resource in view of what is there."""
+def _misfits(wanted: Wanted, app: Any, world: World, siblings: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a resource in view of what is there, and of the `siblings` that its rules look at."""
     kind, resource, held = wanted.kind, wanted.resource, world.get(wanted.kind, wanted.key)
     name = called(kind, wanted.key)
     if held is not None and kind.is_archived(held):
@@ -203,25 +209,19 @@ def _misfits(wanted: Wanted, file: SettingsFile, world: World) -> Iterator[Probl
             return
         held = None
     if held is not None:
-        for path, before, after in differences(held, resource, kind.output_only - {"segment_id", "campaign_id"}):
-            if path in (*kind.immutable, "segment_id", "campaign_id"):
-                text = (
-                    f"{name}: {path} is {before or 'not set'} and cannot become {after or 'nothing'}; take another id"
-                )
+        for path, before, after in differences(held, resource, kind.output_only):
+            if path in kind.immutable:
+                text = f"{name}: {path} is {before or 'not set'} and cannot become {after or 'empty'}; take another id"
                 yield Problem(wanted.line_of(path), text)
-    parents: dict[str, Any] = {"app": file.app.resource, "before": held}
+    parents: dict[str, Any] = {"app": app, "before": held}
     for parent, path in ((NETWORK, "network_id"), (AGENCY, "agency_id")):
         parent_id = getattr(resource, path, "")
         found = parents[parent.name] = world.get(parent, (parent_id,))
         if parent_id and validation.is_id(parent_id) and (found is None or parent.is_archived(found)):
             state = "is archived" if found is not None else "does not exist"
             yield Problem(wanted.line_of(path), f"{name}: {path}: {called(parent, (parent_id,))} {state}")
-    parents["san_accounts"] = {one.san_account_id: one for one in _present(SAN_ACCOUNT, file, world)}
-    parents["disabled_events"] = frozenset(
-        event.event_name for event in _present(EVENT_DEFINITION, file, world) if event.disabled
-    )
     violations = Violations()
-    kind.check_fit(resource, Parents(**parents), violations)
+    kind.check_fit(resource, Parents(**parents, **siblings), violations)
     yield from wanted.problems(violations)
 
 

@@ -158,7 +158,7 @@ def _written(kind: Kind[Any], resource: Any) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path, field, value in leaves(resource):
         *parents, name = path.split(".")
-        if [*parents, name][0] not in unsaid and defaults.get(path) != value:
+        if path.partition(".")[0] not in unsaid and defaults.get(path) != value:
             within = made
             for parent in parents:
                 within = within.setdefault(parent, {})
@@ -174,7 +174,7 @@ class _Reader:
         self._resources: dict[tuple[str, tuple[str, ...]], Wanted] = {}
 
     def read(self, root: yaml.Node) -> SettingsFile:
-        names = {"app": 0, **{section.name: number for number, section in enumerate(SECTIONS, start=1)}}
+        names = ("app", *(section.name for section in SECTIONS))
         parts: dict[str, yaml.Node] = {}
         with self._noting(root):
             for key, value in pairs_in(root):
@@ -211,10 +211,10 @@ class _Reader:
         with self._noting(node, f"{section.name}: "):
             for key, value in pairs_in(node):
                 with self._noting(key, f"{section.name}: "):
-                    name = text_in(key)
-                with self._noting(value, f"{name}: "):
-                    pairs = [] if value.tag == _NULL else pairs_in(value)
-                    self._one(section.kind, line_of(key), pairs, {**parents, section.id_field: name})
+                    ids = {**parents, section.id_field: text_in(key)}
+                    with self._noting(value, f"{key.value}: "):
+                        pairs = [] if value.tag == _NULL else pairs_in(value)
+                        self._one(section.kind, line_of(key), pairs, ids)
 
     def _one(
         self, kind: Kind[Any], line: int, pairs: list[tuple[yaml.Node, yaml.Node]], ids: Mapping[str, str]

@@ -365,6 +365,13 @@ def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> Non
         ("events:\n  Purchase:\n", "1: app is missing"),
         ("app:\n  name: Demo\n", "2: app: app_id is missing"),
         ("app: {app_id: a, name: a, platform: IOS}\ntrackers: {}\n", "2: there is no 'trackers' here; there are app,"),
+        ("app: {app_id: a, name: a, platform: IOS}\nevents: {[a]: {}}\n", "2: events: should be a text"),
+        ("app: {app_id: a, name: a, platform: IOS}\n[app]: {}\n", "2: should be a text"),
+        ("app: {app_id: a, name: a, platform: IOS}\n---\n", "2: this is no YAML"),
+        (
+            "app: {app_id: a, name: a, platform: IOS}\ncampaigns: {b: {name: b, segments: , segments: }}\n",
+            "2: segments",
+        ),
         ("app: {app_id: a, name: a, platform: IOS}\napp: {}\n", "2: app stands here twice"),
         ("app: {app_id: a, name: a, platform: IOS}\nevents: [Purchase]\n", "2: events: should be an object"),
         ("app: {app_id: a, name: a, platform: IOS}\nevents: {Purchase: 24h}\n", "2: Purchase: should be an object"),
