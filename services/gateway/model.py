@@ -51,6 +51,11 @@ class Template:
         object.__setattr__(self, "names", tuple(pieces[1::2]))
         object.__setattr__(self, "origin", origin(self.text))
 
+    @property
+    def is_one_place(self) -> bool:
+        """Whether a value is to be the whole URL."""
+        return self.literals == ("", "")
+
 
 def origin(url: str) -> tuple[str, str]:
     """Scheme and host (with a port, without user and password) of a URL; empty strings where it has none."""

@@ -1,7 +1,8 @@
 """Where a click leads to. Pure: the tracker, the click's parameters and the device in, a URL out.
 
-A click link is never an open redirect: whatever the click's parameters say, the result has the scheme and host that
-the tracker's owner wrote, or a scheme that the app registered.
+A click link is never an open redirect: whatever the click's parameters say, the result has the scheme, the host, the
+path and the query keys that the tracker's owner wrote. Only where a deep link is nothing but one place, the value may
+be any link of a scheme that the app registered.
 """
 
 import hashlib
@@ -23,10 +24,10 @@ def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], 
     None when the tracker has no URL that may be led to.
     """
     if tracker.deep_link is not None and platform_of(user_agent) is tracker.app.platform:
-        link = _fill(tracker.deep_link, tracker, click_id, parameters, dynamic=True)
+        link = _fill(tracker.deep_link, tracker, click_id, parameters)
         if _allowed(link, tracker.deep_link, tracker):
             return add_parameter(link, CLICK_ID_KEY, click_id)
-    url = _fill(tracker.install_url, tracker, click_id, parameters, dynamic=False)
+    url = _fill(tracker.install_url, tracker, click_id, parameters)
     if not url or (tracker.install_url.names and not _allowed(url, tracker.install_url, tracker)):
         return None
     if tracker.destination is Destination.GOOGLE_REFERRER:
@@ -80,18 +81,29 @@ def _find_referrer(body: str) -> int:
     return -1
 
 
-def _fill(template: Template, tracker: Tracker, click_id: str, parameters: Mapping[str, str], *, dynamic: bool) -> str:
+def _fill(template: Template, tracker: Tracker, click_id: str, parameters: Mapping[str, str]) -> str:
     if not template.names:
         return template.text
-    pieces = [template.literals[0]]
-    in_query = "?" in template.literals[0]
-    for name, literal in zip(template.names, template.literals[1:], strict=True):
-        value = _value(name, tracker, click_id, parameters)
-        # A dynamic deep link may be a path, or a whole URL; in a query a value stays a value.
-        pieces.append(quote(value, safe=URL_CHARACTERS if dynamic and not in_query else ""))
-        pieces.append(literal)
-        in_query = in_query or "?" in literal
-    return "".join(pieces)
+    values = [_value(name, tracker, click_id, parameters) for name in template.names]
+    if template.is_one_place:
+        return quote(values[0], safe=URL_CHARACTERS)
+    filled = written = template.literals[0]
+    for value, literal in zip(values, template.literals[1:], strict=True):
+        filled += _encode(value, written) + literal
+        written += literal
+    return filled
+
+
+def _encode(value: str, written: str) -> str:
+    """A value, to stand after what the owner wrote before it."""
+    body, hash_sign, _ = written.partition("#")
+    _, question_mark, query = body.partition("?")
+    if not value.strip(".") and not question_mark and not hash_sign:
+        return ""  # `..` climbs in a path, and encoded it does so too
+    encoded = quote(value, safe="")
+    # In a query within a query, as `referrer=utm_source%3D{site_id}`, it is a value of the inner one.
+    is_nested = "%3d" in query.rpartition("&")[2].lower()
+    return quote(encoded, safe="") if is_nested else encoded
 
 
 def _value(name: str, tracker: Tracker, click_id: str, parameters: Mapping[str, str]) -> str:
@@ -110,4 +122,10 @@ def _allowed(url: str, template: Template, tracker: Tracker) -> bool:
     found = origin(url)
     if found[0] in _WEB:
         return bool(found[1]) and found == template.origin
-    return found[0] in tracker.app.url_schemes
+    # Of `shop:/{a}/{b}` an empty value would make `shop://b`.
+    is_of_one_shape = template.is_one_place or _has_authority(url) == _has_authority(template.text)
+    return found[0] in tracker.app.url_schemes and is_of_one_shape
+
+
+def _has_authority(url: str) -> bool:
+    return url.partition(":")[2].startswith("//")

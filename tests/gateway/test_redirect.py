@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 from hypothesis import given
@@ -62,8 +62,8 @@ def make_tracker(
             make_tracker(PLAY, "shop://p/{sku}?q={q}"),
             {"sku": "a/b", "q": "1&x=2"},
             ANDROID,
-            "shop://p/a/b?q=1%26x%3D2&ko_click_id=ID",
-            id="dynamic: a path stays a path, a value a value",
+            "shop://p/a%2Fb?q=1%26x%3D2&ko_click_id=ID",
+            id="dynamic: a value stays a value",
         ),
         pytest.param(
             make_tracker(PLAY, "shop://p/{sku}", sku="42"),
@@ -146,6 +146,75 @@ def test_law_whatever_the_value_scheme_and_host_are_the_owners(value: str, place
         ("https", "play.google.com"),
         ("https", "shop.example"),
     )
+
+
+@pytest.mark.parametrize(
+    ("deep_link", "parameters", "wanted"),
+    [
+        pytest.param("shop://p/{sku}?x={foo}", {"sku": "../../x?y#z"}, "shop://p/..%2F..%2Fx%3Fy%23z?x=&", id="all"),
+        pytest.param("shop://p/{sku}/buy", {"sku": ".."}, "shop://p//buy?", id="no climbing"),
+        pytest.param("shop://p/{a}{b}/buy", {"a": ".", "b": "."}, "shop://p//buy?", id="no climbing by two"),
+        pytest.param("shop:{x}", {"x": "/evil.com"}, "shop:%2Fevil.com?", id="no authority"),
+        pytest.param("shop:{x}", {"x": "//evil.com"}, "shop:%2F%2Fevil.com?", id="none by two slashes"),
+        pytest.param("shop:/{a}/{b}", {"b": "evil.com"}, f"{PLAY}&", id="none by an empty value"),
+        pytest.param("shop://{page}", {"page": "u@evil.com:80/x"}, "shop://u%40evil.com%3A80%2Fx?", id="authority"),
+        pytest.param(
+            "shop://p?q={q}#{f}", {"q": "..", "f": "a&b"}, "shop://p?q=..&ko_click_id=ID#a%26b", id="fragment"
+        ),
+        pytest.param("shop://p?u=a%3Fb%3D{v}&w={v}", {"v": "1&c"}, "shop://p?u=a%3Fb%3D1%2526c&w=1%26c&", id="nested"),
+        pytest.param("{dl}/", {"dl": "shop://p"}, f"{PLAY}&", id="a part of a link is no link"),
+        pytest.param("{dl}", {"dl": "shop://p/1?a=b#c"}, "shop://p/1?a=b&ko_click_id=ID#c", id="a whole link"),
+    ],
+)
+def test_a_value_stays_in_its_place(deep_link: str, parameters: dict[str, str], wanted: str) -> None:
+    url = destination(make_tracker(PLAY, deep_link), "ID", parameters, ANDROID)
+    assert url == (wanted if "ko_click_id" in wanted else f"{wanted}ko_click_id=ID")
+
+
+_WORDS = st.text("abcdefg", min_size=1, max_size=4)
+_PIECES = _WORDS | st.just("{v}") | st.builds("{}{{v}}".format, _WORDS) | st.just("{v}{v}")
+_NASTY = (
+    st.text("./\\?#&=@:%{}[] ab\r\n\té") | st.sampled_from(["..", "//evil.com", "/..", "%2e%2e", "?a=b#c"]) | st.text()
+)
+
+
+@given(
+    start=st.sampled_from(["shop://p", "https://shop.example:81"]),
+    path=st.lists(_PIECES, max_size=4),
+    query=st.dictionaries(_WORDS, _PIECES, max_size=3),
+    fragment=st.none() | _PIECES,
+    value=_NASTY,
+)
+def test_law_all_but_the_places_is_the_owners(
+    start: str, path: list[str], query: dict[str, str], fragment: str | None, value: str
+) -> None:
+    asked = "&".join(f"{key}={piece}" for key, piece in query.items())
+    link = "/".join([start, *path]) + (f"?{asked}" if asked else "") + (f"#{fragment}" if fragment else "")
+    wanted_value = "" if not value.strip(".") else value
+    for url in (
+        destination(make_tracker(PLAY, link), "ID", {"v": value}, ANDROID),
+        destination(make_tracker(link), "ID", {"v": value}, DESKTOP),
+    ):
+        assert url is not None
+        found = urlsplit(url)
+        assert f"{found.scheme}://{found.netloc}" == start
+        assert [unquote(part) for part in found.path.split("/")[1:]] == [p.replace("{v}", wanted_value) for p in path]
+        assert not {".", ".."} & set(found.path.split("/"))
+        assert parse_qsl(found.query, keep_blank_values=True) == [
+            *((key, piece.replace("{v}", value)) for key, piece in query.items()),
+            ("ko_click_id", "ID"),
+        ]
+        assert unquote(found.fragment) == (fragment or "").replace("{v}", value)
+
+
+@given(
+    template=st.text("ab:/{}?#.", max_size=12).map(lambda text: "shop:" + text.replace("{", "{a}").replace("}", "{b}")),
+    values=st.fixed_dictionaries({"a": _NASTY, "b": _NASTY}),
+)
+def test_law_an_authority_is_there_when_the_owner_wrote_one(template: str, values: dict[str, str]) -> None:
+    url = destination(make_tracker(PLAY, template), "ID", values, ANDROID)
+    assert url is not None
+    assert url.startswith("shop://") == template.startswith("shop://") or url == f"{PLAY}&ko_click_id=ID"
 
 
 def _signed(path: str, key: bytes = b"k" * 16) -> bytes:
