@@ -33,6 +33,7 @@ _REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
 _SUCCESS: Answer = (200, [(b"content-type", b"application/json")], b'{"success":1}')
 _TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 _NO_STORE = (b"cache-control", b"no-store")
+_NOWHERE: Answer = (404, _TEXT, b"This link's tracker has nowhere to lead to.\n")
 _NO_CONTENT: Answer = (204, [_NO_STORE], b"")
 _GIF: Answer = (
     200,
@@ -239,9 +240,9 @@ class Gateway:
         visit = self._visit(request)
         click_id = self._new_id(visit.time_s)
         url = destination(tracker, click_id, parameters, device_user_agent(parameters, visit))
-        if url is None:
-            return 404, _TEXT, b"This link's tracker has nowhere to lead to.\n"
-        headers: Headers = [(b"location", url.encode("ascii", "ignore")), _NO_STORE]
+        # Someone clicked, even where that leads nowhere.
+        status, headers, body = _NOWHERE if url is None else (302, [(b"location", url.encode("ascii", "ignore"))], b"")
+        headers = [*headers, _NO_STORE]
         # A link checker asks with HEAD; nobody clicked.
         if tracker.app.live and request.method == "GET":
             valid = signature_holds(
@@ -249,7 +250,7 @@ class Gateway:
             )
             record = click_record(tracker, parameters, visit, click_id=click_id, invalid=not valid)
             await self._keep(record, request, headers)
-        return 302, headers, b""
+        return status, headers, body
 
     async def _impression(self, request: Request) -> Answer:
         parameters = parse_query(request.query)

@@ -190,7 +190,7 @@ async def test_click_ids_sort_by_time(world: World) -> None:
 
 async def test_the_deep_link_on_its_platform(world: World) -> None:
     phone = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": ANDROID})
-    assert phone.headers["location"].startswith("shop://p/a/1?ko_click_id=")
+    assert phone.headers["location"].startswith("shop://p/a%2F1?ko_click_id=")
     desktop = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": "Firefox"})
     assert desktop.headers["location"].startswith("https://play.google.com/")
     pinged = await world.ask("GET", f"/c/deep?sku=1&ip_address=198.51.100.1&device_ua={ANDROID.replace(' ', '%20')}")
@@ -208,6 +208,14 @@ async def test_a_link_of_nobody(world: World, tracker_id: str) -> None:
     answer = await world.ask("GET", f"/c/{tracker_id}")
     assert (answer.status, answer.headers["content-type"]) == (404, "text/plain; charset=utf-8")
     assert b"no tracker" in answer.body
+
+
+async def test_a_click_that_leads_nowhere_is_kept(world: World) -> None:
+    device = world.new_id()
+    answer = await world.ask("GET", f"/c/nowhere?adid={device}")
+    assert (answer.status, answer.headers["cache-control"]) == (404, "no-store")
+    assert b"nowhere to lead to" in answer.body
+    assert [record.click.tracker_id for record in await world.log_of(device)] == ["nowhere"]
 
 
 async def test_links_of_the_archived_lead_on(world: World) -> None:
