@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import PLATFORM_ANDROID, Network, NetworkSettings, Tracker, Window, Windows
+from reengage.tracker.v1.tracker_pb2 import (
+    PLATFORM_ANDROID,
+    Network,
+    NetworkSettings,
+    PostbackNeed,
+    Tracker,
+    TrafficRules,
+    Window,
+    Windows,
+)
 from tests.tracker import samples
 from tests.tracker.samples import (
     DAY,
@@ -42,7 +52,7 @@ async def create(tracker: Stub, resource: Message) -> Any:
         request = tracker_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)
         return await tracker.UpdateNetworkSettings(request)
     kind = type(resource).__name__
-    field = {"EventDefinition": "event_definition"}.get(kind, kind.lower())
+    field = {"EventDefinition": "event_definition", "SanAccount": "san_account"}.get(kind, kind.lower())
     request = getattr(tracker_pb2, f"Create{kind}Request")(**{field: resource})
     return await getattr(tracker, f"Create{kind}")(request)
 
@@ -374,6 +384,117 @@ WRONG |= {
         "https:x": INVALID_URL,
     }.items()
 }
+# Fields of the seeds: price, traffic rules, accounts, target event, agency, networks
+RULES = "tracker.traffic_rules"
+
+
+def ruled(**rules: Any) -> Tracker:
+    return acquisition(traffic_rules=TrafficRules(**rules))
+
+
+def at(moment_s: int) -> Timestamp:
+    return Timestamp(seconds=moment_s)
+
+
+def countries(number: int) -> list[str]:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return [first + second for first in letters for second in letters][:number]
+
+
+GOOD |= {
+    "free price": acquisition(price_type=Tracker.PRICE_TYPE_CPI, price_micros=0),
+    "price": acquisition(price_type=Tracker.PRICE_TYPE_CPA, price_micros=1, price_currency_code="EUR"),
+    "price type alone": acquisition(price_type=Tracker.PRICE_TYPE_CPM),
+    "all traffic rules": ruled(
+        start_time=at(1), end_time=at(2), min_os_version="9", max_os_version="17.4.1", allowed_countries=countries(250)
+    ),
+    "blocked countries": ruled(blocked_countries=["DE"]),
+    "the highest version includes the lowest": ruled(min_os_version="17.4", max_os_version="17"),
+    "target event": san_reengagement(target_event="x" * 128, bundle_id="b" * 128),
+    "not shared": acquisition(share_with_publisher=False),
+    "SAN network's windows": san(
+        network_id="new", name="New", post_engagement_windows=[seconds(DAY), seconds(90 * DAY)],
+        post_view_windows=[seconds(0), seconds(90 * DAY)],
+    ),
+    "event's own name": event(display_name="x" * 128, revenue=True, disabled=True),
+    "needs": network(network_id="new", name="New", postback_needs=[PostbackNeed(name=f"n{n}") for n in range(16)]),
+}  # fmt: skip
+WRONG |= {
+    "price below 0": (
+        acquisition(price_type=Tracker.PRICE_TYPE_CPI, price_micros=-1),
+        {("tracker.price_micros", OUT_OF_RANGE)},
+    ),
+    "price of what, in what": (
+        acquisition(price_micros=1, price_currency_code="Euro"),
+        {("tracker.price_type", "REQUIRED"), ("tracker.price_currency_code", "UNKNOWN_VALUE")},
+    ),
+    "currency of no price": (
+        acquisition(price_currency_code="EUR"), {("tracker.price_currency_code", "NOT_ALLOWED")},
+    ),
+    "a price type nobody knows": (acquisition(price_type=99), {("tracker.price_type", "UNKNOWN_VALUE")}),
+    "end at the start": (ruled(start_time=at(5), end_time=at(5)), {(f"{RULES}.end_time", OUT_OF_RANGE)}),
+    "end beyond time": (ruled(end_time=at(253_402_300_800)), {(f"{RULES}.end_time", OUT_OF_RANGE)}),
+    "versions": (
+        ruled(min_os_version="17.x", max_os_version="1.2.3.4"),
+        {(f"{RULES}.min_os_version", "INVALID_VERSION"), (f"{RULES}.max_os_version", "INVALID_VERSION")},
+    ),
+    "highest version below lowest": (
+        ruled(min_os_version="17.5", max_os_version="17.4"), {(f"{RULES}.max_os_version", OUT_OF_RANGE)},
+    ),
+    "countries": (
+        ruled(allowed_countries=["de", "AT", "AT"]),
+        {(f"{RULES}.allowed_countries[0]", "UNKNOWN_VALUE"), (f"{RULES}.allowed_countries[2]", "DUPLICATE")},
+    ),
+    "both lists of countries": (
+        ruled(allowed_countries=["DE"], blocked_countries=["AT"]), {(f"{RULES}.blocked_countries", "NOT_ALLOWED")},
+    ),
+    "251 countries": (ruled(blocked_countries=countries(251)), {(f"{RULES}.blocked_countries", "TOO_MANY")}),
+    "what only self-attributing networks have": (
+        acquisition(target_event="PURCHASE", san_account_ids=["x1"], bundle_id="b"),
+        {(f"tracker.{name}", "NOT_ALLOWED") for name in ("target_event", "san_account_ids", "bundle_id")},
+    ),
+    "long texts of a SAN's tracker": (
+        san_reengagement(target_event="x" * 129, bundle_id="b\n"),
+        {("tracker.target_event", "TOO_LONG"), ("tracker.bundle_id", "INVALID_TEXT")},
+    ),
+    "agency that cannot be": (acquisition(agency_id="no id"), {("tracker.agency_id", "INVALID_ID")}),
+    "network's windows": (
+        san(
+            network_id="new", name="New", post_engagement_windows=[seconds(0), seconds(91 * DAY)],
+            post_view_windows=[seconds(DAY + 1), seconds(-DAY)],
+        ),
+        {(f"network.post_{kind}_windows[{at}]", OUT_OF_RANGE) for kind in ("engagement", "view") for at in (0, 1)},
+    ),
+    "link-based network's windows": (
+        network(network_id="new", name="New", post_view_windows=[seconds(0)]),
+        {("network.post_view_windows", "NOT_ALLOWED")},
+    ),
+    "needs of a network": (
+        network(network_id="new", name="New", postback_needs=[PostbackNeed(name="No", description="x" * 257)] * 17),
+        {("network.postback_needs", "TOO_MANY")}
+        | {(f"network.postback_needs[{at}].name", "INVALID_ID") for at in range(17)}
+        | {(f"network.postback_needs[{at}].description", "TOO_LONG") for at in range(17)},
+    ),
+    "event's long name": (event(display_name="x" * 129), {("event_definition.display_name", "TOO_LONG")}),
+    "SAN account": (
+        samples.san_account(name="", external_id="x" * 129, credentials={"a b": "x", "empty": "", "long": "x" * 4097}),
+        {
+            ("san_account.name", "REQUIRED"),
+            ("san_account.external_id", "TOO_LONG"),
+            ("san_account.credentials", "INVALID_ID"),
+            ("san_account.credentials[empty]", OUT_OF_RANGE),
+            ("san_account.credentials[long]", OUT_OF_RANGE),
+        },
+    ),
+    "SAN account with a link-based network": (
+        samples.san_account(network_id="acme-ios"), {("san_account.network_id", "NOT_ALLOWED")},
+    ),
+    "SAN account on another platform": (
+        samples.san_account(network_id="x-android"), {("san_account.network_id", "PLATFORM_MISMATCH")},
+    ),
+    "account without a name": (samples.account(name=""), {("account.name", "REQUIRED")}),
+    "agency without a name": (samples.agency(name=""), {("agency.name", "REQUIRED")}),
+}  # fmt: skip
 
 
 async def create_all_parents(tracker: Stub) -> None:
