@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
@@ -88,7 +89,10 @@ class DeliveryWorker:
         self._something_due.set()
 
     async def run(self) -> None:
-        """Send until cancelled; then let the attempts under way end, up to 5 s, and settle them."""
+        """Send until cancelled; then let the attempts under way end, up to 5 s, and settle them, up to 5 s.
+
+        What cannot be settled then is sent again when its lease ends.
+        """
         settling = asyncio.create_task(keep_running("settle", self._settle_finished))
         try:
             await keep_running("deliver", self._claim_due)
@@ -99,8 +103,12 @@ class DeliveryWorker:
                 attempt.cancel()
             settling.cancel()
             await asyncio.gather(settling, *self._under_way, return_exceptions=True)
-            while self._finished:
-                await self._settle_finished()
+            try:
+                async with asyncio.timeout(DRAIN_S):
+                    while self._finished:
+                        await self._settle_finished()
+            except Exception as error:  # the worker's edge: a stop is a stop
+                _log.warning("deliveries.unsettled", count=len(self._finished), error=type(error).__name__)
 
     async def _claim_due(self) -> None:
         self._something_due.clear()
@@ -120,10 +128,13 @@ class DeliveryWorker:
         if asked:
             claiming = asyncio.ensure_future(self._store.claim(asked, limit=self._free, retries=retries))
             try:
-                await asyncio.shield(claiming)
-            finally:  # when told to stop, too: what is claimed by now would else wait for its lease to end
-                for one in await claiming:
-                    self._begin(one)
+                claimed = await asyncio.shield(claiming)
+            except asyncio.CancelledError:
+                # What is claimed by now would else wait for its lease to end; but a stop is a stop, whatever fails.
+                with suppress(Exception):
+                    self._begin_all(await asyncio.wait_for(claiming, DRAIN_S))
+                raise
+            self._begin_all(claimed)
         # What is left in the queue then, only the end of an attempt makes room for.
         self._scarce = self._free <= 0 or max(self._under_way_of.values(), default=0) >= self._in_flight_each
 
@@ -152,6 +163,10 @@ class DeliveryWorker:
         if bucket is None or bucket.per_second != rate:
             bucket = self._buckets[configuration.configuration_id] = _Bucket(rate, 1.0, now)
         return bucket.fill(now)
+
+    def _begin_all(self, claimed: Sequence[Claimed]) -> None:
+        for one in claimed:
+            self._begin(one)
 
     def _begin(self, claimed: Claimed) -> None:
         configuration = self._catalog.get(claimed.configuration_id)

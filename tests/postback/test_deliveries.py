@@ -17,8 +17,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
+from services.postback.guard import Guard
 from services.postback.model import Asked, Claimed, Settled, State
 from services.postback.retry import MOST_INTERRUPTIONS
+from services.postback.sender import open_sender
+from services.postback.worker import DeliveryWorker
 from tests.conftest import Database
 from tests.postback.conftest import (
     Answer,
@@ -163,12 +166,14 @@ async def test_endpoints_that_misbehave(
     assert {received.delivery_id for received in endpoint.received} == {delivery.delivery_id}
 
 
-async def test_a_name_of_this_machine_is_not_connected_to(service: Running) -> None:
-    await service.configure(template=postback_pb2.Template(url="http://localhost:8080/"))
-    await service.enqueue(purchase())
-    (delivery,) = await until_ended(service)
-    assert delivery.state == Delivery.STATE_REFUSED
-    assert attempted(await service.only()) == [("ADDRESS_FORBIDDEN", 0, False)]
+async def test_a_name_that_leads_to_this_machine_is_not_connected_to(database: Database, tmp_path: Path) -> None:
+    lookup, _ = answering(["127.0.0.1"])
+    async with running(database, tmp_path / "sock", lookup=lookup) as service:
+        await service.configure(template=postback_pb2.Template(url="http://partner.example:8080/"))
+        await service.enqueue(purchase())
+        (delivery,) = await until_ended(service)
+        assert delivery.state == Delivery.STATE_REFUSED
+        assert attempted(await service.only()) == [("ADDRESS_FORBIDDEN", 0, False)]
 
 
 async def test_nothing_of_a_sandbox_app_reaches_a_host_that_the_allow_list_does_not_name(
@@ -540,6 +545,62 @@ async def test_a_lease_that_ended_is_another_s(idle: Running) -> None:
     assert (delivery.state, len(delivery.attempts)) == (Delivery.STATE_DELIVERED, 2)
     await idle.store.settle([settled(fast, State.REFUSED)])
     assert (await idle.only()).state == Delivery.STATE_DELIVERED
+
+
+async def database_is_lost(*_: Any, **__: Any) -> Any:
+    raise ConnectionResetError
+
+
+async def database_hangs(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("trouble", [database_is_lost, database_hangs])
+async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
+    idle: Running, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., Awaitable[Any]]
+) -> None:
+    await idle.configure(template=postback_pb2.Template(url="http://127.0.0.1:80/"))
+    claiming, stopping = asyncio.Event(), asyncio.Event()
+
+    async def claim(*_: Any, **__: Any) -> list[Claimed]:
+        claiming.set()
+        await stopping.wait()
+        await trouble()
+        return []
+
+    monkeypatch.setattr(idle.store, "claim", claim)
+    monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
+    async with open_sender(Guard()) as sender:
+        worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
+        async with asyncio.timeout(10):
+            await claiming.wait()
+            worker.cancel()
+            stopping.set()
+            with pytest.raises(asyncio.CancelledError):
+                await worker
+
+
+@pytest.mark.parametrize("trouble", [database_is_lost, database_hangs])
+async def test_a_stop_is_a_stop_though_nothing_can_be_settled(
+    idle: Running, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., Awaitable[Any]]
+) -> None:
+    settling = asyncio.Event()
+
+    async def settle(*_: Any, **__: Any) -> None:
+        settling.set()
+        await trouble()
+
+    monkeypatch.setattr(idle.store, "settle", settle)
+    monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
+    async with open_sender(Guard(endpoint.host)) as sender:
+        worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
+        await idle.configure(template=template(endpoint))
+        await idle.enqueue(purchase())
+        async with asyncio.timeout(10):
+            await settling.wait()
+            worker.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await worker
 
 
 async def test_attempts_that_nobody_survives_come_to_an_end(service: Running, endpoint: Endpoint) -> None:
