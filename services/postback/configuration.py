@@ -102,8 +102,8 @@ def check(message: postback_pb2.Configuration, guard: Guard) -> None:
             violations.add(f"configuration.{field}", reason, description)
     known = len(violations.found)
     template = _template(message, violations)
-    if len(violations.found) == known and (refusal := _refusal(template, guard)):
-        violations.add("configuration.template.url", "ADDRESS_FORBIDDEN", refusal)
+    if len(violations.found) == known:
+        _check_address(template, guard, violations)
     for macro in sorted(template.macros):
         if macro.startswith(SECRET_PREFIX) and macro.removeprefix(SECRET_PREFIX) not in message.secrets:
             violations.add("configuration.template", "UNKNOWN_SECRET", f"{macro}: there is no secret of this name")
@@ -178,13 +178,16 @@ def _template(message: postback_pb2.Configuration, violations: Violations) -> Te
     )
 
 
-def _refusal(template: Template, guard: Guard) -> str:
+def _check_address(template: Template, guard: Guard, violations: Violations) -> None:
     start = template.url[0]
     assert isinstance(start, str), "a template without fault has a literal host"
     try:
-        return guard.refusal(URL(start, encoded=True))
+        refusal = guard.refusal(URL(start, encoded=True))
     except ValueError:
-        return "not a URL"
+        violations.add("configuration.template.url", "INVALID_URL", "not a URL: http(s)://host or http(s)://host:port")
+        return
+    if refusal:
+        violations.add("configuration.template.url", "ADDRESS_FORBIDDEN", refusal)
 
 
 def _is_text(text: str, most: int) -> bool:

@@ -7,6 +7,7 @@ port are trusted, wherever they point.
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
@@ -28,6 +29,10 @@ _CARRIES_IPV4 = (
     IPv6Network("2002::/16"),  # 6to4
 )
 
+_THIS_MACHINE = re.compile(r"(.*\.)?localhost")
+# Resolvers read 127.1, 0x7f.1 and 2130706433 as addresses; no public name ends in a number.
+_NUMERIC = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
+
 
 class AddressForbiddenError(OSError):
     """A delivery may not connect there."""
@@ -47,17 +52,20 @@ class Guard:
 
     def refusal(self, url: URL) -> str:
         """Why `url` may not be asked, as far as can be told without resolving its host; empty when it may."""
+        opened = "unless REENGAGE_ALLOWED_HOSTS names it"
         if url.scheme not in ("http", "https") or not url.raw_host:
             return "only http and https to a host"
         if self.allows_host(url):
             return ""
         if url.port not in PORTS:
-            return f"only ports {', '.join(map(str, sorted(PORTS)))}, or a host that the service's allow-list names"
+            return f"only ports {', '.join(map(str, sorted(PORTS)))} of a host, {opened}"
         host = _canonical(url.raw_host)
         if is_literal(host) and not is_public(host):
-            return "not a public address"
-        if host.replace(".", "").isdigit() and not is_literal(host):
-            return "a number is no host; IPv4 addresses have four"
+            return f"not a public address; refused {opened}"
+        if _THIS_MACHINE.fullmatch(host):
+            return f"a name of the service's own machine; refused {opened}"
+        if _NUMERIC.fullmatch(host) and not is_literal(host):
+            return f"an IPv4 address is written as four decimal numbers; refused {opened}"
         return ""
 
     def connector(self, *, lookup: Lookup | None = None) -> TCPConnector:
@@ -128,7 +136,11 @@ def _canonical(host: str) -> str:
 
 
 def _entry(text: str) -> tuple[str, int | None]:
-    url = URL(f"http://{text}")
+    wrong = f"REENGAGE_ALLOWED_HOSTS: {text!r} is not host or host:port"
+    try:
+        url = URL(f"http://{text}")
+    except ValueError:
+        raise ValueError(wrong) from None
     if not url.raw_host or url.raw_path != "/" or url.raw_user:
-        raise ValueError(f"REENGAGE_ALLOWED_HOSTS: {text!r} is not host or host:port")
+        raise ValueError(wrong)
     return _canonical(url.raw_host), url.explicit_port

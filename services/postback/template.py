@@ -96,7 +96,8 @@ def parse(
         report("template.body", "TOO_LONG", "at most 64 KB")
     _check_headers(headers, report)
     url_pieces = _pieces(url, is_known, lambda _: _in_url)
-    _check_host(url_pieces, report)
+    if url:
+        _check_host(url_pieces, report)
     named = dict(headers)
     content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
     if post and body and content_type is None:
@@ -138,7 +139,7 @@ def render(template: Template, value_of: Callable[[str], str]) -> Request:
 
 
 def _check_host(url: Pieces, report: Report) -> None:
-    start = url[0] if url else ""
+    start = url[0]
     host = _URL_START.match(start) if isinstance(start, str) else None
     if host is None:
         report("template.url", "INVALID_URL", "must begin with http:// or https:// and a host without macros")

@@ -103,10 +103,24 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
     }
 
 
-@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://[::1]/", "https://a.example:22/", "https://a.example:x/"])
-async def test_forbidden_addresses_are_refused_at_once(service: Running, url: str) -> None:
-    _, _, fields = await refused(service.configure(template=postback_pb2.Template(url=url)))
-    assert fields == {"configuration.template.url ADDRESS_FORBIDDEN"}
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1/", "http://[::1]/", "https://a.example:22/", "http://localhost/", "http://0x7f.1/{ip_address}"],
+)
+async def test_forbidden_addresses_are_refused_at_once_with_the_remedy(service: Running, url: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.configure(template=postback_pb2.Template(url=url))
+    (found,) = from_rpc_error(caught.value).violations
+    assert (found.field, found.reason) == ("configuration.template.url", "ADDRESS_FORBIDDEN")
+    assert "REENGAGE_ALLOWED_HOSTS" in found.description
+
+
+@pytest.mark.parametrize("url", ["", "https://a.example:x/", "ftp://a.example/"])
+async def test_a_wrong_url_is_named_once(service: Running, url: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.configure(template=postback_pb2.Template(url=url))
+    (found,) = from_rpc_error(caught.value).violations
+    assert (found.field, found.reason) == ("configuration.template.url", "INVALID_URL" if url else "REQUIRED")
 
 
 @pytest.mark.parametrize(
