@@ -185,8 +185,8 @@ def plan(file: SettingsFile, world: World) -> list[Step]:
     steps = [step for kind in (TRACKER, SEGMENT, CAMPAIGN) for step in gone.get(kind.name, ())]
     for kind in file.kinds:
         changes = [step for wanted in file.of(kind) if (step := _change(wanted, world)) is not None]
-        # A default tracker that is turned on turns the other off: that one first, or its etag would not hold.
-        steps.extend(sorted(changes, key=lambda step: getattr(step.resource, "default_tracker", False)))
+        names = {getattr(held, "name", ""): kind.key_of(held) for held in world.live(kind)}
+        steps.extend(sorted(changes, key=lambda step: _waits(step, names)))
     return steps + [
         step for kind in (NETWORK_SETTINGS, EVENT_DEFINITION, SAN_ACCOUNT) for step in gone.get(kind.name, ())
     ]
@@ -244,6 +244,17 @@ def _change(wanted: Wanted, world: World) -> Step | None:
         return None
     resource.etag = held.etag
     return Step(action=Action.UPDATE, kind=kind, resource=resource, fields=fields, wanted=wanted)
+
+
+def _waits(step: Step, names: Mapping[str, Key]) -> tuple[bool, bool]:
+    """A key to sort steps by: one that takes a name of `names`, those there are, comes after the one that frees it.
+
+    One that turns a default tracker on comes after the one that turns the other off; tracker would do that, too, and
+    the other's etag would not hold.
+    """
+    key = step.kind.key_of(step.resource)
+    is_taken = names.get(getattr(step.resource, "name", ""), key) != key
+    return is_taken, getattr(step.resource, "default_tracker", False)
 
 
 def _gone(kind: Kind[Any], file: SettingsFile, world: World) -> Iterator[Step]:

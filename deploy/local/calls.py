@@ -118,7 +118,7 @@ def describe_failure(error: grpc.aio.AioRpcError, service: str, address: str) ->
         )
     lines = [f"{details.code.name} {details.message}"]
     if details.violations:
-        lines = [f"{details.code.name} {details.reason}"]
+        lines = [" ".join(dict.fromkeys((details.code.name, details.reason)))]
         lines.extend(f"  {wrong.field}: {wrong.description} ({wrong.reason})" for wrong in details.violations)
     if details.retry_after_s is not None:
         lines.append(f"  Try again in {details.retry_after_s:g} s.")

@@ -192,6 +192,30 @@ def test_what_goes_gives_its_name_to_what_comes(applied: Settings) -> None:
     ]
 
 
+def test_a_name_goes_from_one_to_the_other(applied: Settings) -> None:
+    applied.edit(
+        "APP-acq: {network_id",
+        "APP-a2: {name: APP-acq, network_id: link-ios, install_url: 'https://a.b'}\n"
+        "          APP-acq: {name: Retired, network_id",
+    )
+    assert [(action, what) for action, what, _ in applied.applied()] == [
+        ("update", f"tracker {applied.app_id}-acq"),
+        ("create", f"tracker {applied.app_id}-a2"),
+    ]
+
+
+def test_an_editor_of_the_app_may_apply(applied: Settings) -> None:
+    """A key that sees one app is enough, and sees what it needs to."""
+    app_id = applied.app_id
+    key = applied.call("CreateApiKey", api_key={"name": app_id, "role": "ROLE_EDITOR", "app_id": app_id})["key"]
+    agency = {"agency_id": f"{app_id}-agency", "name": app_id}
+    applied.call("CreateAgency", agency=agency)
+    applied.edit("APP-acq: {network_id", "APP-acq: {agency_id: APP-agency, network_id")
+    answer = applied.reengage("apply", str(applied.path), "--yes", key=key)
+    assert (answer.code, answer.err) == (0, "")
+    assert applied.tracker("APP-acq")["agency_id"] == f"{app_id}-agency"
+
+
 def test_an_event_is_archived_once_no_tracker_selects_it_and_can_come_back(applied: Settings) -> None:
     applied.edit("  Login:\n", "")
     applied.edit("events: [Purchase, Login]", "events: [Purchase]")
