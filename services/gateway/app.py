@@ -12,7 +12,7 @@ import orjson
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
-from libs.errors import InvalidArgument, NotFound, ServiceError, Unavailable, Violation, from_rpc_error
+from libs.errors import InvalidArgument, ServiceError, Unavailable, Violation, from_rpc_error
 from libs.interceptors import REQUEST_ID_HEADER
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
@@ -25,10 +25,11 @@ from services.gateway.model import App
 from services.gateway.rates import Rates
 from services.gateway.redirect import destination, signature_holds
 from services.gateway.settings import Settings
-from services.gateway.translate import in_senders_words, is_too_deep, nul_fields, translate
+from services.gateway.translate import UNKNOWN_APP, in_senders_words, is_too_deep, nul_fields, translate, unknown_app
 
 MAX_RECORDS = 1_000
 _MAX_DEPTH = 16
+_NUL = rb"\u0000"
 _REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
 _SUCCESS: Answer = (200, [(b"content-type", b"application/json")], b'{"success":1}')
 _TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
@@ -171,32 +172,35 @@ class Gateway:
     # Records.
 
     async def _track(self, request: Request) -> Answer:
-        value = _parse_json(await request.body())
+        body = await request.body()
+        value = _parse_json(body)
         if isinstance(value, list):
-            return await self._track_array(value, request)
+            return await self._track_array(value, request, may_hold_nul=_NUL in body)
         if value.get("action") == "get_attribution":
             device_id = value.get("kochava_device_id") or _data_of(value).get("kochava_device_id")
             return await self._device_attribution(value.get("kochava_app_id"), device_id, request)
-        return await self._track_one(value, request)
+        return await self._track_one(value, request, may_hold_nul=_NUL in body)
 
     async def _identity_link(self, request: Request) -> Answer:
-        value = _parse_json(await request.body())
+        body = await request.body()
+        value = _parse_json(body)
         if isinstance(value, list):
             raise Refused(400, "INVALID_RECORD", "must be a JSON object")
-        return await self._track_one({**value, "action": "identityLink"}, request)
+        return await self._track_one({**value, "action": "identityLink"}, request, may_hold_nul=_NUL in body)
 
-    async def _track_one(self, value: Mapping[str, Any], request: Request) -> Answer:
-        app = _app_of(value, self._settings())
+    async def _track_one(self, value: Mapping[str, Any], request: Request, *, may_hold_nul: bool) -> Answer:
+        settings = self._settings()
+        app = _app_of(value, settings)
         if app is not None:
             self._rates.take(app)
-        record = translate(value)
-        outcome = await self._records.add(record.SerializeToString(), request.request_id)
+        record = _translated(value, settings, may_hold_nul=may_hold_nul)
+        outcome = await self._records.add(record, request.request_id)
         refused = _refusal(value, outcome)
         if refused is not None:
             raise refused
         return _SUCCESS
 
-    async def _track_array(self, values: list[Any], request: Request) -> Answer:
+    async def _track_array(self, values: list[Any], request: Request, *, may_hold_nul: bool) -> Answer:
         """200 with a result per element once each has its verdict; an error for all when they could not be stored.
 
         Then the whole array is to be sent again: what was stored of it is known as a repeat.
@@ -213,7 +217,8 @@ class Gateway:
         outcomes: list[asyncio.Future[Outcome] | Refused] = []
         for value in values:
             try:
-                outcomes.append(self._records.add(_translated(value), request.request_id))
+                record = _translated(value, settings, may_hold_nul=may_hold_nul)
+                outcomes.append(self._records.add(record, request.request_id))
             except Refused as wrong:
                 outcomes.append(wrong)
         results = []
@@ -308,7 +313,7 @@ class Gateway:
         settings = self._settings()
         app = settings.app(app_id)
         if app is None:
-            raise _unknown_app()
+            raise _refused([unknown_app("kochava_app_id")])
         self._rates.take(app)
         try:
             found = await self._attribution.GetDeviceAttribution(
@@ -340,7 +345,7 @@ class Gateway:
 
 
 def _parse_json(body: bytes) -> dict[str, Any] | list[Any]:
-    """An object or array. Raises Refused `INVALID_JSON`: wrong UTF-8 or JSON, NUL in a text, nested too deep."""
+    """An object or array. Raises Refused `INVALID_JSON`: wrong UTF-8 or JSON, nested too deep."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -350,9 +355,6 @@ def _parse_json(body: bytes) -> dict[str, Any] | list[Any]:
     # Most bodies are spared a walk: as many brackets are needed as there are levels.
     if body.count(b"{") + body.count(b"[") > _MAX_DEPTH and is_too_deep(value, _MAX_DEPTH):
         raise Refused(400, "INVALID_JSON", f"at most {_MAX_DEPTH} levels of objects and arrays")
-    if rb"\u0000" in body and (paths := list(nul_fields(value))):
-        wrong = [Violation(field=path, reason="INVALID_TEXT", description="must not hold NUL") for path in paths]
-        raise Refused(400, "INVALID_ARGUMENT", "text must not hold NUL", fields=wrong)
     return value
 
 
@@ -368,17 +370,16 @@ def _app_of(value: Any, settings: Settings) -> App | None:
     return settings.app(app_id) if isinstance(app_id, str) else None
 
 
-def _translated(value: Any) -> bytes:
+def _translated(value: Any, settings: Settings, *, may_hold_nul: bool) -> bytes:
+    """The record, serialised. Raises Refused with every wrong field that can be known here."""
     if not isinstance(value, dict):
         raise Refused(400, "INVALID_RECORD", "must be an object")
+    paths = nul_fields(value) if may_hold_nul else ()
+    wrong = [Violation(field=path, reason="INVALID_TEXT", description="must not contain NUL") for path in paths]
     try:
-        return translate(value).SerializeToString()
+        return translate(value, settings.app, wrong).SerializeToString()
     except InvalidArgument as error:
         raise Refused.by(error) from None
-
-
-def _unknown_app() -> ServiceError:
-    return NotFound("UNKNOWN_APP", "there is no such app")
 
 
 def _refusal(value: Mapping[str, Any], outcome: Outcome) -> Refused | None:
@@ -388,8 +389,14 @@ def _refusal(value: Mapping[str, Any], outcome: Outcome) -> Refused | None:
     if outcome.status != _REJECTED:
         return None
     found = in_senders_words(
-        value, [Violation(field=v.field, reason=v.reason, description=v.description) for v in outcome.violations]
+        value, (Violation(field=v.field, reason=v.reason, description=v.description) for v in outcome.violations)
     )
-    if all(violation.reason == "UNKNOWN_APP" for violation in found):
-        return Refused.by(_unknown_app())
-    return Refused.by(InvalidArgument(found))
+    return _refused(found)
+
+
+def _refused(wrong: list[Violation]) -> Refused:
+    """404 when the app is all that is wrong, else 400."""
+    error = InvalidArgument(wrong)
+    if all(violation.reason == UNKNOWN_APP for violation in wrong):
+        return Refused(404, UNKNOWN_APP, error.message, fields=wrong)
+    return Refused.by(error)

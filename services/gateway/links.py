@@ -71,6 +71,11 @@ def is_present(key: str, value: str) -> bool:
     return value[0] not in "{[%$n" or _MACRO.fullmatch(value) is None
 
 
+def is_usable(name: str, value: str) -> bool:
+    """Whether a device id says something: present, and not all zero (rule A2)."""
+    return bool(value.strip(" 0-:")) and is_present(name, value)
+
+
 def click_record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, click_id: str, invalid: bool
 ) -> ingest_pb2.Record:

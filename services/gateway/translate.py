@@ -6,7 +6,7 @@ that its ids join the device's; an IDFA is dropped on iOS 14 and later unless tr
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -15,9 +15,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violation, Violations
 from reengage.ingest.v1 import ingest_pb2
-from services.gateway.links import epoch_s, is_ip_address
+from services.gateway.links import epoch_s, is_ip_address, is_usable
 from services.gateway.model import CLICK_ID_KEY, DEVICE_IDS, HASH_METHODS
 
+UNKNOWN_APP = "UNKNOWN_APP"
 UPDATE_EVENT = "_Update"
 DEEP_LINK_EVENT = "_Deeplink"
 RESERVED_EVENT_DATA = frozenset(
@@ -45,6 +46,8 @@ _WIRE_KEYS = frozenset(
         "install_referrer", "data_controlled", "identity_link", "record_id", "kochava_device_id", "currency", "state",
     }
 )  # fmt: skip
+_ROOT_KEYS = frozenset({"kochava_app_id", "kochava_device_id"})
+_NEED_NO_IP_ADDRESS = ("identity_link", "deep_link_open")
 # Where the fields of a record come from, most likely first.
 _SOURCES = {
     "record_id": ("record_id",),
@@ -87,7 +90,9 @@ class Body:
 
     def path(self, key: str) -> str:
         """Where the sender wrote this key, or would be expected to."""
-        if self.data.get(key) is None and (self.root.get(key) is not None or "data" not in self.root):
+        if self.data.get(key) is None and (
+            self.root.get(key) is not None or key in _ROOT_KEYS or "data" not in self.root
+        ):
             return key
         return f"data.{key}"
 
@@ -123,12 +128,17 @@ class Body:
         return {}
 
 
-def translate(root: Mapping[str, Any]) -> ingest_pb2.Record:
+def translate(
+    root: Mapping[str, Any], find_app: Callable[[str], object | None], wrong: Iterable[Violation] = ()
+) -> ingest_pb2.Record:
     """The record in one JSON object, as far as a record can say it: what is missing or out of bounds, ingest says.
 
-    Raises `InvalidArgument` when something cannot be said in a record; then it names that and what ingest would name.
+    Raises `InvalidArgument` when something cannot be said in a record or `wrong` names what is found already; then it
+    names all that, and what can be known here of what ingest would name. `find_app` answers None when no live app has
+    this id.
     """
     body = Body(root)
+    body.violations.found.extend(wrong)
     record = ingest_pb2.Record(
         record_id=body.text("record_id"),
         app_id=body.text("kochava_app_id"),
@@ -150,32 +160,40 @@ def translate(root: Mapping[str, Any]) -> ingest_pb2.Record:
         reason = "REQUIRED" if action in _ABSENT else "UNKNOWN_ACTION"
         body.violations.add("action", reason, f"must be one of {_ACTION_NAMES}")
     if body.violations.found:
-        _add_what_ingest_would_say(body, record)
+        _add_what_ingest_would_say(body, record, find_app)
         body.violations.check()
     return record
 
 
-def _add_what_ingest_would_say(body: Body, record: ingest_pb2.Record) -> None:
+def _add_what_ingest_would_say(body: Body, record: ingest_pb2.Record, find_app: Callable[[str], object | None]) -> None:
     named = {violation.field for violation in body.violations.found}
-    event, ip_address = record.event, record.ip_address
+    event, ip_address, kind = record.event, record.ip_address, record.WhichOneof("kind")
+    has_device = any(is_usable(name, value) for name, value in record.device_ids.items())
     missing = [
         (record.app_id, "kochava_app_id", "which app it belongs to"),
-        (record.device_ids, body.path("device_ids"), "at least one usable device id"),
-        (ip_address or record.HasField("identity_link"), body.path("origination_ip"), "the device's IP address"),
-        (event.event_name or not record.HasField("event"), body.path("event_name"), "what happened"),
-        (record.session.state or not record.HasField("session"), body.path("state"), "start or stop"),
+        (has_device, "device_ids", "at least one usable device id"),
+        (ip_address or kind in _NEED_NO_IP_ADDRESS, "origination_ip", "the device's IP address"),
+        (event.event_name or kind != "event", "event_name", "what happened"),
+        (record.session.state or kind != "session", "state", "start or stop"),
     ]
-    for given, path, description in missing:
-        if not given and path not in named:
-            body.violations.add(path, "REQUIRED", description)
-    if ip_address and not is_ip_address(ip_address):
+    for given, key, description in missing:
+        if not given and body.path(key) not in named:
+            body.violations.add(body.path(key), "REQUIRED", description)
+    if record.app_id and find_app(record.app_id) is None:
+        body.violations.found.append(unknown_app(body.path("kochava_app_id")))
+    if ip_address and body.path("origination_ip") not in named and not is_ip_address(ip_address):
         body.violations.add(body.path("origination_ip"), "INVALID_IP_ADDRESS", "an IPv4 or IPv6 address")
     for name in sorted(RESERVED_EVENT_DATA & event.event_data.keys()):
         path = f"{body.path('event_data')}.{name}"
         body.violations.add(path, "RESERVED_NAME", "this name is reserved; use another")
 
 
-def in_senders_words(root: Mapping[str, Any], violations: Iterator[Violation] | list[Violation]) -> list[Violation]:
+def unknown_app(path: str) -> Violation:
+    """What is wrong with the id of an app that is not, or no longer, there; as ingest says it."""
+    return Violation(field=path, reason=UNKNOWN_APP, description="no live app has this id")
+
+
+def in_senders_words(root: Mapping[str, Any], violations: Iterable[Violation]) -> list[Violation]:
     """Violations that name fields of a record, renamed to where the sender wrote them."""
     body = Body(root)
     return [
@@ -401,14 +419,12 @@ def _take_revenue(body: Body, given: Mapping[str, Any], path: str, event: ingest
         micros = _micros(value)
         if micros is None:
             body.violations.add(f"{path}.{key}", "INVALID_AMOUNT", "must be a number of currency units")
-            return
         currency = given.get("currency") or body.get("currency") or "USD"
         currency = currency.upper() if isinstance(currency, str) else ""
         if _CURRENCY.fullmatch(currency) is None:
             place = f"{path}.currency" if given.get("currency") else body.path("currency")
             body.violations.add(place, "INVALID_CURRENCY", "must be an ISO 4217 code")
-            return
-        event.revenue.amount_micros = micros
+        event.revenue.amount_micros = micros or 0
         event.revenue.currency_code = currency
         return
 

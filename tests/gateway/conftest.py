@@ -114,4 +114,4 @@ async def _configure(behind: Backend) -> None:
     await settings.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=nowhere))
     await create_tracker(settings, limited, tracker_id="limited-1", install_url=play)
     await create_tracker(settings, gone, tracker_id="gone-1", install_url=play)
-    await settings.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="gone-1"))
+    await settings.ArchiveApp(tracker_pb2.ArchiveAppRequest(app_id="gone"))

@@ -113,10 +113,40 @@ async def test_a_chunked_body_is_bounded_too(world: World) -> None:
     assert (answer.status, answer.json["error"]["code"]) == (413, "BODY_TOO_LARGE")
 
 
-@pytest.mark.parametrize("app_id", ["nobody", "x" * 300])
+@pytest.mark.parametrize("app_id", ["nobody", "gone", "x" * 250])
 async def test_an_unknown_app(world: World, app_id: str) -> None:
-    answer = await world.track({**event(world.new_id()), "kochava_app_id": app_id})
-    assert (answer.status, answer.json["error"]["code"]) == (404, "UNKNOWN_APP")
+    unknown = {"field": "kochava_app_id", "reason": "UNKNOWN_APP", "description": "no live app has this id"}
+    body = {**event(world.new_id()), "kochava_app_id": app_id}
+    for alone in (
+        await world.track(body),
+        await world.ask("GET", f"/v1/cpi/get_attribution?kochava_app_id={app_id}&kochava_device_id=d"),
+    ):
+        assert (alone.status, alone.json["error"]) == (
+            404,
+            {"code": "UNKNOWN_APP", "message": "kochava_app_id: no live app has this id", "fields": [unknown]},
+        )
+    for more in ({"event_name": ""}, {"usertime": "x"}):  # what ingest finds, and what the gateway does
+        answer = await world.track({**body, "data": body["data"] | more})
+        assert (answer.status, answer.json["error"]["code"]) == (400, "INVALID_ARGUMENT")
+        assert unknown in answer.json["error"]["fields"]
+        assert len(answer.json["error"]["fields"]) == 2
+
+
+async def test_a_nul_hides_nothing(world: World) -> None:
+    device = world.new_id()
+    bad = {"action": "event", "kochava_app_id": "gone", "data": {"event_name": "a\0", "usertime": "x", "other": "\0"}}
+    wanted = {
+        "data.event_name": "INVALID_TEXT",
+        "data.other": "INVALID_TEXT",
+        "data.usertime": "INVALID_TIME",
+        "kochava_app_id": "UNKNOWN_APP",
+        "data.device_ids": "REQUIRED",
+        "data.origination_ip": "REQUIRED",
+    }
+    alone, [good, inside] = (await world.track(bad)).json, (await world.track([event(device), bad])).json
+    assert good == {"success": 1}
+    for result in (alone, inside):
+        assert {field["field"]: field["reason"] for field in result["error"]["fields"]} == wanted
 
 
 async def test_an_array_gets_a_result_per_element(world: World) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument, Violation
 from reengage.ingest.v1 import ingest_pb2
-from services.gateway.translate import in_senders_words, is_too_deep, nul_fields, translate
+from services.gateway.translate import in_senders_words, is_too_deep, nul_fields
+from services.gateway.translate import translate as translate_for
 
 IOS_17 = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"
 IOS_13 = "Mozilla/5.0 (iPhone; CPU iPhone OS 13_3 like Mac OS X)"
@@ -25,6 +26,10 @@ def body(action: str = "event", root: dict[str, Any] | None = None, **data: Any)
         "data": {"origination_ip": "203.0.113.7", **given, **data},
         **(root or {}),
     }
+
+
+def translate(value: dict[str, Any]) -> ingest_pb2.Record:
+    return translate_for(value, {"shop": "live"}.get)
 
 
 def wrong(value: dict[str, Any]) -> dict[str, str]:
@@ -267,6 +272,27 @@ def test_identity_link() -> None:
         (body(event_data={"sum": "1e99"}), {"data.event_data.sum": "INVALID_AMOUNT"}),
         (body(event_data={"sum": "nan"}), {"data.event_data.sum": "INVALID_AMOUNT"}),
         (body(event_data={"sum": True}), {"data.event_data.sum": "INVALID_AMOUNT"}),
+        (
+            body(event_data={"sum": "many"}, currency="euro"),
+            {"data.event_data.sum": "INVALID_AMOUNT", "data.currency": "INVALID_CURRENCY"},
+        ),
+        (
+            body(root={"kochava_app_id": "gone", "kochava_device_id": "0000-0000"}, usertime="x"),
+            {"data.usertime": "INVALID_TIME", "kochava_app_id": "UNKNOWN_APP", "data.device_ids": "REQUIRED"},
+        ),
+        (
+            {"action": "dance", "data": {"kochava_app_id": "gone", "device_ids": {"adid": "{adid}"}}},
+            {
+                "action": "UNKNOWN_ACTION",
+                "data.kochava_app_id": "UNKNOWN_APP",
+                "data.device_ids": "REQUIRED",
+                "data.origination_ip": "REQUIRED",
+            },
+        ),
+        (
+            body(root={"data": {"event_name": "_Deeplink", "event_data": {"uri": 1}, "usertime": []}}),
+            {"data.event_data.uri": "INVALID_TYPE", "data.usertime": "INVALID_TIME"},
+        ),
         (body(event_data={"sum": 1}, currency="euro"), {"data.currency": "INVALID_CURRENCY"}),
         (body(event_data={"sum": 1, "currency": 1}), {"data.event_data.currency": "INVALID_CURRENCY"}),
         (body(device_ids={"adid": ["A"]}), {"data.device_ids.adid": "INVALID_TYPE"}),
@@ -314,6 +340,8 @@ def test_what_is_wrong_is_named_at_once(value: dict[str, Any], wanted: dict[str,
         (body(event_data={"a": 1}), "event.revenue.currency_code", "data.event_data"),
         (body(app_ver="1"), "app_version", "data.app_ver"),
         (body("session"), "session.state", "data.state"),
+        (body(root={"kochava_app_id": ""}), "app_id", "kochava_app_id"),
+        ({"data": {"kochava_app_id": "gone"}}, "app_id", "data.kochava_app_id"),
         (body("identityLink"), "identity_link.identities.email", "data.email"),
         (body("identityLink"), "identity_link.identities", "data"),
         (body(event_name="_Deeplink", event_data={}), "deep_link_open.uri", "data.event_data.uri"),
@@ -323,6 +351,17 @@ def test_what_is_wrong_is_named_at_once(value: dict[str, Any], wanted: dict[str,
 def test_what_ingest_finds_is_said_in_the_senders_words(value: dict[str, Any], field: str, wanted: str) -> None:
     found = in_senders_words(value, [Violation(field=field, reason="R", description="d")])
     assert [violation.field for violation in found] == [wanted]
+
+
+def test_what_is_found_already_is_named_with_the_rest() -> None:
+    found = [Violation(field="data.origination_ip", reason="INVALID_TEXT", description="d")]
+    with pytest.raises(InvalidArgument) as caught:
+        translate_for(body(origination_ip="1\0", event_name=""), lambda _: None, found)
+    assert [(violation.field, violation.reason) for violation in caught.value.violations] == [
+        ("data.origination_ip", "INVALID_TEXT"),
+        ("data.event_name", "REQUIRED"),
+        ("kochava_app_id", "UNKNOWN_APP"),
+    ]
 
 
 def test_nul_and_depth() -> None:
