@@ -93,7 +93,13 @@ class Request:
         return value.decode("latin-1") if value is not None else ""
 
     async def body(self) -> bytes:
-        """The whole body. Raises Refused: 413 from 2 MB, 400 when it breaks off. Its time is bounded in server.py."""
+        """The whole body. Its time is bounded in server.py.
+
+        Raises Refused: 413 from 2 MB, 415 when it is compressed, 400 when it breaks off.
+        """
+        encoding = self.header(b"content-encoding")
+        if encoding and encoding.lower() != "identity":
+            raise Refused(415, "UNSUPPORTED_ENCODING", f"send it as it is, without Content-Encoding {encoding[:32]}")
         length = self.headers.get(b"content-length", b"0")
         if len(length) > 9 or (length.isdigit() and int(length) > MAX_BODY_BYTES):
             raise _too_large()
