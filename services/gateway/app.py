@@ -24,12 +24,12 @@ from services.gateway.links import Visit, click_record, device_user_agent, impre
 from services.gateway.model import App
 from services.gateway.rates import Rates
 from services.gateway.redirect import destination, signature_holds
+from services.gateway.refusals import Refusals
 from services.gateway.settings import Settings
 from services.gateway.translate import UNKNOWN_APP, in_senders_words, is_too_deep, nul_fields, translate, unknown_app
 
 MAX_RECORDS = 1_000
 _MAX_DEPTH = 16
-_NUL = rb"\u0000"
 _REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
 _SUCCESS: Answer = (200, [(b"content-type", b"application/json")], b'{"success":1}')
 _TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
@@ -89,6 +89,7 @@ class Gateway:
     ) -> None:
         self._settings, self._records, self._engagements = settings, records, engagements
         self._attribution, self._addresses, self._rates = attribution, addresses, rates
+        self._refusals = Refusals()
         self._room = max_requests
         self.stopping = False
         """Whether `/readyz` is to send balancers elsewhere."""
@@ -172,30 +173,43 @@ class Gateway:
     # Records.
 
     async def _track(self, request: Request) -> Answer:
-        body = await request.body()
-        value = _parse_json(body)
+        value, may_hold_nul = await self._read_json(request)
         if isinstance(value, list):
-            return await self._track_array(value, request, may_hold_nul=_NUL in body)
+            return await self._track_array(value, request, may_hold_nul=may_hold_nul)
         if value.get("action") == "get_attribution":
             device_id = value.get("kochava_device_id") or _data_of(value).get("kochava_device_id")
             return await self._device_attribution(value.get("kochava_app_id"), device_id, request)
-        return await self._track_one(value, request, may_hold_nul=_NUL in body)
+        return await self._track_one(value, request, may_hold_nul=may_hold_nul)
 
     async def _identity_link(self, request: Request) -> Answer:
-        body = await request.body()
-        value = _parse_json(body)
+        value, may_hold_nul = await self._read_json(request)
         if isinstance(value, list):
-            raise Refused(400, "INVALID_RECORD", "must be a JSON object")
-        return await self._track_one({**value, "action": "identityLink"}, request, may_hold_nul=_NUL in body)
+            refused = Refused(400, "INVALID_RECORD", "must be a JSON object")
+            self._refusals.note(refused, len(value))
+            raise refused
+        return await self._track_one({**value, "action": "identityLink"}, request, may_hold_nul=may_hold_nul)
+
+    async def _read_json(self, request: Request) -> tuple[dict[str, Any] | list[Any], bool]:
+        """The body, and whether there may be a NUL in its texts."""
+        try:
+            body = await request.body()
+            return _parse_json(body), rb"\u0000" in body
+        except Refused as refused:
+            self._refusals.note(refused)
+            raise
 
     async def _track_one(self, value: Mapping[str, Any], request: Request, *, may_hold_nul: bool) -> Answer:
-        settings = self._settings()
-        app = _app_of(value, settings)
-        if app is not None:
-            self._rates.take(app)
-        record = _translated(value, settings, may_hold_nul=may_hold_nul)
-        outcome = await self._records.add(record, request.request_id)
-        refused = _refusal(value, outcome)
+        try:
+            settings = self._settings()
+            app = _app_of(value, settings)
+            if app is not None:
+                self._rates.take(app)
+            record = _translated(value, settings, may_hold_nul=may_hold_nul)
+            result = _result(await self._records.add(record, request.request_id))
+        except (Refused, ServiceError) as error:
+            self._refusals.note(error)
+            raise
+        refused = _refusal(value, result)
         if refused is not None:
             raise refused
         return _SUCCESS
@@ -205,6 +219,14 @@ class Gateway:
 
         Then the whole array is to be sent again: what was stored of it is known as a repeat.
         """
+        try:
+            results = await self._results(values, request, may_hold_nul=may_hold_nul)
+        except (Refused, ServiceError) as error:
+            self._refusals.note(error, len(values))
+            raise
+        return json_answer([{"success": 1} if refused is None else refused.as_json() for refused in results])
+
+    async def _results(self, values: list[Any], request: Request, *, may_hold_nul: bool) -> list[Refused | None]:
         if len(values) > MAX_RECORDS:
             raise Refused(400, "BATCH_TOO_LARGE", f"at most {MAX_RECORDS} records at once")
         settings = self._settings()
@@ -220,14 +242,12 @@ class Gateway:
                 record = _translated(value, settings, may_hold_nul=may_hold_nul)
                 outcomes.append(self._records.add(record, request.request_id))
             except Refused as wrong:
+                self._refusals.note(wrong)
                 outcomes.append(wrong)
-        results = []
-        for value, outcome in zip(values, outcomes, strict=True):
-            refused = outcome if isinstance(outcome, Refused) else _refusal(value, await outcome)
-            if refused is not None and refused.status >= 500:
-                raise refused
-            results.append({"success": 1} if refused is None else refused.as_json())
-        return json_answer(results)
+        return [
+            outcome if isinstance(outcome, Refused) else _refusal(value, _result(await outcome))
+            for value, outcome in zip(values, outcomes, strict=True)
+        ]
 
     # Links.
 
@@ -382,14 +402,18 @@ def _translated(value: Any, settings: Settings, *, may_hold_nul: bool) -> bytes:
         raise Refused.by(error) from None
 
 
-def _refusal(value: Mapping[str, Any], outcome: Outcome) -> Refused | None:
-    """What a record is refused with, in its sender's words; None for one that is stored."""
+def _result(outcome: Outcome) -> ingest_pb2.RecordResult:
     if isinstance(outcome, ServiceError):
-        return Refused.by(outcome)
-    if outcome.status != _REJECTED:
+        raise outcome
+    return outcome
+
+
+def _refusal(value: Mapping[str, Any], result: ingest_pb2.RecordResult) -> Refused | None:
+    """What ingest refused a record with, in its sender's words; None for one that is stored."""
+    if result.status != _REJECTED:
         return None
     found = in_senders_words(
-        value, (Violation(field=v.field, reason=v.reason, description=v.description) for v in outcome.violations)
+        value, (Violation(field=v.field, reason=v.reason, description=v.description) for v in result.violations)
     )
     return _refused(found)
 

@@ -1,9 +1,11 @@
 """What senders, SDKs and browsers get, through HTTP, with a real tracker and a real ingest behind."""
 
 import asyncio
+import gzip
 import hashlib
 import hmac
 import json
+import re
 import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -102,6 +104,18 @@ async def test_clocks(world: World, usertime: int, reason: str) -> None:
 async def test_bad_bodies(world: World, body: bytes, status: int, code: str) -> None:
     answer = await world.track(body)
     assert (answer.status, answer.json["success"], answer.json["error"]["code"]) == (status, 0, code)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
+async def test_a_compressed_body(world: World, encoding: str) -> None:
+    answer = await world.track(gzip.compress(b"{}"), headers={"Content-Encoding": encoding})
+    assert (answer.status, answer.json["error"]["code"]) == (415, "UNSUPPORTED_ENCODING")
+    assert encoding in answer.json["error"]["message"]
+
+
+async def test_a_body_that_says_it_is_not_compressed(world: World) -> None:
+    body = event(world.new_id())
+    assert (await world.track(body, headers={"Content-Encoding": "identity"})).status == 200
 
 
 async def test_a_chunked_body_is_bounded_too(world: World) -> None:
@@ -354,6 +368,33 @@ async def test_metrics_count_answers(world: World) -> None:
     answer = await world.ask("GET", "/metrics")
     assert b'http_answers_total{route="/c/",status="302"}' in answer.body
     assert b"gateway_spool_bytes 0.0" in answer.body
+
+
+async def refused_records(world: World) -> dict[tuple[str, str], float]:
+    """How many, by reason and status."""
+    metrics = (await world.ask("GET", "/metrics")).body.decode()
+    found = re.findall(r'gateway_records_refused_total\{reason="(\w+)",status="(\d+)"\} (\S+)', metrics)
+    return {(reason, status): float(count) for reason, status, count in found}
+
+
+async def test_what_the_gateway_refuses_is_counted(world: World) -> None:
+    device = world.new_id()
+    before = await refused_records(world)
+    limited = {**event(device), "kochava_app_id": "limited"}
+    await world.track(event(device, usertime="x", event_name=""))
+    await world.track([event(device), event(device, device_limit_tracking="x"), 7])
+    await world.track(event(device, event_name=""))  # ingest refuses it, and counts it
+    await world.track(b"{")
+    await world.track([7] * 1_001)
+    await world.track({"action": "get_attribution", "kochava_app_id": "nobody", "kochava_device_id": device})
+    while (await world.track([limited] * 50)).status == 200:
+        pass
+    after = await refused_records(world)
+    counted = {key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)}
+    assert counted == {
+        ("INVALID_TIME", "400"): 1, ("INVALID_BOOLEAN", "400"): 1, ("INVALID_RECORD", "400"): 1,
+        ("INVALID_JSON", "400"): 1, ("BATCH_TOO_LARGE", "400"): 1_001, ("RATE_LIMITED", "429"): 50,
+    }  # fmt: skip
 
 
 async def test_records_reach_ingest_under_the_senders_names(world: World) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from libs.errors import ResourceExhausted
+from libs.errors import InvalidArgument, ResourceExhausted, Violation
 from reengage.ingest.v1 import ingest_pb2
+from services.gateway import refusals
 from services.gateway.batches import Batches, Outcome
+from services.gateway.http import Refused
 from services.gateway.model import App, Platform
 from services.gateway.rates import Rates
 from services.gateway.spool import Spool, SpoolFullError
@@ -201,3 +204,21 @@ def test_rates() -> None:
     rates.take(App(app_id="other", platform=Platform.IOS, records_per_second=8))
     for _ in range(1_000):
         rates.take(App(app_id="free", platform=Platform.IOS))
+
+
+async def test_refusals_are_said_once_a_second_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_SAID_EVERY_S", 0.01)
+    time_wrong = InvalidArgument([Violation(field="usertime", reason="INVALID_TIME", description="d")])
+    with capture_logs() as lines:
+        trace = refusals.Refusals()
+        for _ in range(100):
+            trace.note(time_wrong)
+        trace.note(Refused(415, "UNSUPPORTED_ENCODING", "m"), 7)
+        async with asyncio.timeout(5):
+            while len(lines) < 2:
+                await asyncio.sleep(0.01)
+    line = {"event": "records.refused", "log_level": "warning"}
+    assert lines == [
+        {**line, "reason": "INVALID_TIME", "status": 400, "count": 100},
+        {**line, "reason": "UNSUPPORTED_ENCODING", "status": 415, "count": 7},
+    ]
