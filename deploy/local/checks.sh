@@ -57,7 +57,7 @@ migrations() {
 }
 
 manifests() {
-    find deploy -name '*.yaml' ! -name 'kustomization.yaml' -print0 | xargs -0 -r kubernetes-validate --strict
+    find deploy/base deploy/overlays -name '*.yaml' ! -name 'kustomization.yaml' -print0 | xargs -0 -r kubernetes-validate --strict
 }
 
 container_image() {
