@@ -572,12 +572,11 @@ async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
     monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
     async with open_sender(Guard()) as sender:
         worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
-        async with asyncio.timeout(10):
-            await claiming.wait()
-            worker.cancel()
-            stopping.set()
-            with pytest.raises(asyncio.CancelledError):
-                await worker
+        await claiming.wait()
+        worker.cancel()
+        stopping.set()
+        await asyncio.wait([worker], timeout=10)
+        assert worker.cancelled()
 
 
 @pytest.mark.parametrize("trouble", [database_is_lost, database_hangs])
@@ -596,11 +595,10 @@ async def test_a_stop_is_a_stop_though_nothing_can_be_settled(
         worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
         await idle.configure(template=template(endpoint))
         await idle.enqueue(purchase())
-        async with asyncio.timeout(10):
-            await settling.wait()
-            worker.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await worker
+        await settling.wait()
+        worker.cancel()
+        await asyncio.wait([worker], timeout=10)
+        assert worker.cancelled()
 
 
 async def test_attempts_that_nobody_survives_come_to_an_end(service: Running, endpoint: Endpoint) -> None:
