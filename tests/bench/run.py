@@ -14,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import calls, decide, gateway, ingest, postback, whole
+from tests.bench import calls, decide, gateway, ingest, postback, tracker, whole
 from tests.bench.row import Row
 
 Part = Callable[[], Awaitable[list[Row]]]
 PARTS: dict[str, Part] = {
     "calls": calls.bench,
+    "tracker": tracker.bench,
     "decide": decide.bench,
     "ingest": ingest.bench,
     "gateway": gateway.bench,

@@ -1,0 +1,216 @@
+"""Tracker with 100,000 trackers: lists, resolved settings, a snapshot's way into a follower, and a change's."""
+
+import asyncio
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import psutil
+from cryptography.fernet import Fernet
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.client import open_channel
+from libs.migrations import prepare
+from libs.snapshots import Follower, Resources
+from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1.tracker_pb2 import PLATFORM_IOS, STATUS_LIVE, Tracker
+from services.attribution.settings import build_settings as build_attribution
+from services.gateway.settings import Settings as GatewaySettings
+from services.ingest.settings import build_settings as build_ingest
+from tests.bench.row import Row
+from tests.gateway.processes import ServiceProcess, free_port
+
+TRACKERS = 100_000
+APPS = 100
+MIGRATIONS = Path(__file__).parents[2] / "services" / "tracker" / "migrations"
+ADMIN_KEY, SERVICE_KEY = "bench-admin", "bench-service"
+Stub = tracker_pb2_grpc.TrackerConfigServiceStub
+BUILDS: dict[str, Callable[[Resources, int], object]] = {
+    "ingest": build_ingest,
+    "gateway": GatewaySettings,
+    "attribution": build_attribution,
+}
+
+
+async def bench(*, trackers: int = TRACKERS) -> list[Row]:
+    """Rows for `trackers` in 100 apps."""
+    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
+        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
+            await postgres.create_database()
+            await prepare(postgres.admin_dsn(), schema="tracker", directory=MIGRATIONS)
+            process = ServiceProcess(
+                "tracker",
+                dsn=postgres.dsn("tracker"),
+                metrics_port=str(free_port()),
+                admin_key=ADMIN_KEY,
+                service_key=SERVICE_KEY,
+                secrets_keys=Fernet.generate_key().decode(),
+            )
+            await process.start()
+            try:
+                async with (
+                    open_channel(process.target, key=ADMIN_KEY) as admin,
+                    open_channel(process.target, key=SERVICE_KEY) as service,
+                ):
+                    await _create_apps(Stub(admin))
+                    await _create_trackers(postgres.dsn("tracker"), trackers)
+                    rows = [await _list(Stub(admin), trackers), await _resolve(Stub(admin))]
+                    return rows + await _follow(Stub(admin), Stub(service), trackers)
+            finally:
+                await process.stop()
+
+
+async def _create_apps(stub: Stub) -> None:
+    await stub.ListApps(tracker_pb2.ListAppsRequest(), wait_for_ready=True)
+    network = tracker_pb2.Network(network_id="net", name="Net", platform=PLATFORM_IOS)
+    await stub.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network))
+    for number in range(APPS):
+        app = tracker_pb2.App(app_id=f"app{number}", name=f"App {number}", platform=PLATFORM_IOS)
+        campaign = tracker_pb2.Campaign(campaign_id=f"c{number}", app_id=app.app_id, name="Campaign")
+        segment = tracker_pb2.Segment(segment_id=f"s{number}", campaign_id=f"c{number}", name="Segment")
+        await stub.CreateApp(tracker_pb2.CreateAppRequest(app=app))
+        await stub.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
+        await stub.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
+
+
+async def _create_trackers(dsn: str, number: int) -> None:
+    """As a bulk change would leave them, in one revision."""
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "tracker"})
+    try:
+        revision = await connection.fetchval("UPDATE revision SET revision = revision + 1 RETURNING revision")
+        rows = [_tracker(index, revision) for index in range(number)]
+        await connection.copy_records_to_table(
+            "trackers",
+            columns=[
+                "tracker_id", "segment_id", "campaign_id", "app_id", "network_id", "name", "type", "events",
+                "default_tracker", "status", "resource",
+            ],
+            records=[
+                (
+                    row.tracker_id, row.segment_id, row.campaign_id, row.app_id, row.network_id, row.name,
+                    "TYPE_REENGAGEMENT", list(row.events), False, "STATUS_LIVE", row.SerializeToString(),
+                )
+                for row in rows
+            ],
+        )  # fmt: skip
+        await connection.execute(
+            """
+            INSERT INTO changes (revision, kind, resource_key, change_time, resource, app_id)
+            SELECT $1, 'tracker', ARRAY[tracker_id], now(), resource, app_id FROM trackers
+            """,
+            revision,
+        )
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
+
+
+def _tracker(index: int, revision: int) -> Tracker:
+    at = index % APPS
+    return Tracker(
+        tracker_id=f"t{index:06}", name=f"Tracker {index}", app_id=f"app{at}", campaign_id=f"c{at}",
+        segment_id=f"s{at}", network_id="net", type=Tracker.TYPE_REENGAGEMENT, events=["Purchase"],
+        install_url="https://apps.example/app", status=STATUS_LIVE, revision=revision, etag=str(revision),
+    )  # fmt: skip
+
+
+async def _list(stub: Stub, trackers: int) -> Row:
+    began, read = time.perf_counter(), 0
+    for number in range(0, APPS, 10):
+        request = tracker_pb2.ListTrackersRequest(app_id=f"app{number}", page_size=1000)
+        read += len((await stub.ListTrackers(request)).trackers)
+    rate = read / (time.perf_counter() - began)
+    return Row(name=f"tracker: list, of {trackers:,}", value=rate, unit="trackers/s")
+
+
+async def _resolve(stub: Stub) -> Row:
+    async def call(number: int) -> None:
+        await stub.ResolveSettings(tracker_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
+
+    return Row(name="tracker: resolve settings", value=await _rate(call, calls=600), unit="calls/s")
+
+
+async def _rate(call: Callable[[int], Awaitable[None]], *, calls: int, at_once: int = 8) -> float:
+    numbers = iter(range(calls))
+
+    async def caller() -> None:
+        for number in numbers:
+            await call(number)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    return calls / (time.perf_counter() - began)
+
+
+async def _follow(admin: Stub, service: Stub, trackers: int) -> list[Row]:
+    def watch(revision: int) -> AsyncIterable[tracker_pb2.WatchSnapshotResponse]:
+        return service.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=revision))
+
+    held: list[Resources] = []
+
+    def build(resources: Resources, revision: int) -> int:
+        held[:] = [resources]
+        return revision
+
+    gc.collect()
+    before, began = psutil.Process().memory_info().rss, time.perf_counter()
+    follower = Follower(watch, build)
+    running = asyncio.ensure_future(follower.run())
+    try:
+        await follower.ready()
+        loaded_s = time.perf_counter() - began
+        grown = (psutil.Process().memory_info().rss - before) / 1e6
+        rows = [
+            Row(
+                name=f"tracker: snapshot of {trackers:,} loads in", value=loaded_s * 1000, unit="ms",
+                limit_name="ms it may take", limit=10_000, at_most=1.0,
+            ),
+            Row(
+                name="  and takes, at the follower", value=grown, unit="MB",
+                limit_name="MB it may take", limit=300, at_most=1.0,
+            ),
+        ]  # fmt: skip
+        for name, build_of in BUILDS.items():
+            began = time.perf_counter()
+            built = build_of(held[0], 1)
+            rows.append(Row(name=f"  {name} builds from it in", value=(time.perf_counter() - began) * 1000, unit="ms"))
+            del built
+        return rows + await _latency(admin, follower)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _latency(admin: Stub, follower: Follower[int]) -> list[Row]:
+    """From the call that changes a setting to its being in use at a follower, while lists and resolves go on."""
+    stop = asyncio.Event()
+
+    async def load(number: int) -> None:
+        while not stop.is_set():
+            await admin.ResolveSettings(tracker_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
+            await admin.ListTrackers(tracker_pb2.ListTrackersRequest(app_id=f"app{number}", page_size=100))
+
+    loads = [asyncio.ensure_future(load(number)) for number in range(4)]
+    taken = []
+    for number in range(100):
+        request = tracker_pb2.UpdateTrackerRequest(
+            tracker=Tracker(tracker_id=f"t{number:06}", name=f"Renamed {number}"), update_mask=FieldMask(paths=["name"])
+        )
+        began = time.perf_counter()
+        revision = (await admin.UpdateTracker(request)).tracker.revision
+        await follower.reached(revision)
+        taken.append((time.perf_counter() - began) * 1000)
+    stop.set()
+    await asyncio.gather(*loads)
+    return [
+        Row(name="tracker: change to follower, under load, p50", value=statistics.median(taken), unit="ms"),
+        Row(
+            name="  p99", value=statistics.quantiles(taken, n=100)[98], unit="ms",
+            limit_name="ms it may take", limit=1000, at_most=1.0,
+        ),
+    ]  # fmt: skip
