@@ -5,18 +5,24 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Protocol
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.http import Receive, Scope, Send
+from services.gateway.http import Receive, Refused, Scope, Send
 
 MAX_HEAD_BYTES = 64 * 1024
 REQUEST_TIMEOUT_S = 30.0
 """From its first byte to its last."""
 _MAX_CONNECTIONS = 4_000
+_TOO_SLOW = Refused(408, "REQUEST_TIMEOUT", f"a request must be whole within {REQUEST_TIMEOUT_S:.0f} s")
+_HEAD_TOO_LARGE = Refused(431, "HEAD_TOO_LARGE", f"URL and headers must be at most {MAX_HEAD_BYTES} bytes")
+_URL_TOO_LONG = Refused(414, "URL_TOO_LONG", "a URL must be at most 16 KiB")
+_UNREADABLE = Refused(400, "INVALID_HTTP", "this is no HTTP request; all of a URL but ASCII must be percent-encoded")
+_MAX_URL_BYTES = 65_535  # more httptools cannot parse
 _log = structlog.get_logger()
 
 
@@ -73,7 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection that never sends anything is closed too."""
         super().connection_made(transport)
-        self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, b"408 Request Timeout")
+        self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, _TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
@@ -84,11 +90,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Count what comes before the end of a head, and watch the time of a request that is not whole yet."""
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES + len(data):
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse(_HEAD_TOO_LARGE)
             return
         super().data_received(data)
         if self._head_bytes and self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, b"408 Request Timeout")
+            self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, _TOO_SLOW)
 
     def on_body(self, body: bytes) -> None:
         """The head is over; one byte stands for a request that is not."""
@@ -106,10 +112,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self, status: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What uvicorn cannot read is refused in the form of all errors."""
+        self._refuse(_URL_TOO_LONG if len(self.url) > _MAX_URL_BYTES else _UNREADABLE)
+
+    def _refuse(self, refused: Refused) -> None:
+        if self.transport.is_closing():
+            return
+        status, headers, body = refused.answer()
+        headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode()), *map(b": ".join, headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

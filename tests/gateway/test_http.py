@@ -324,6 +324,25 @@ async def test_the_rest(world: World, method: str, path: str, status: int) -> No
     assert (await world.ask(method, path)).status == status
 
 
+@pytest.mark.parametrize(
+    ("url", "answers"),
+    [
+        ("/c/plain?q=é".encode(), {(400, "INVALID_HTTP")}),
+        (b"/a b", {(400, "INVALID_HTTP")}),
+        # Which of them depends on how it arrives.
+        (b"/c/plain?q=" + b"x" * 66_000, {(414, "URL_TOO_LONG"), (431, "HEAD_TOO_LARGE")}),
+    ],
+    ids=["not ascii", "space", "overlong"],
+)
+async def test_a_url_that_cannot_be_read(world: World, url: bytes, answers: set[tuple[int, str]]) -> None:
+    host, _, port = world.gateway.target.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET " + url + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert (int(head.split()[1]), json.loads(body)["error"]["code"]) in answers
+
+
 async def test_a_head_without_end_is_cut_off(world: World) -> None:
     host, _, port = world.gateway.target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
