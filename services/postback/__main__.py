@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvloop
 
-from libs.config import load
+from libs.config import ConfigError, load
 from libs.db import open_pool
 from libs.log import configure_logging
 from libs.server import Face, ServerConfig, serve
@@ -23,10 +25,14 @@ from services.postback.worker import DeliveryWorker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the environment says; see README."""
+    """What postback reads from the environment."""
 
     dsn: str = field(repr=False)
+    # The keys, comma-separated, that secrets of configurations are encrypted under: by the first, and read by all.
+    # One is made by: python -c "import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())"
     secrets_keys: str = field(repr=False)
+    # Hosts that deliveries may go to though private or on unusual ports, and the only ones for those of sandbox apps:
+    # `host` (any port) or `host:port`, comma-separated; IPv6 in brackets.
     allowed_hosts: str = ""
     listen: str = "127.0.0.1:7104"
     metrics_port: int = 0
@@ -37,14 +43,16 @@ async def main(config: Config) -> None:
     """Serve until told to stop."""
     # Names are looked up in threads: a name server that hangs takes one for as long as it does.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64, "names"))
-    guard, vault = Guard(config.allowed_hosts), Vault(config.secrets_keys)
+    with _one_sentence():
+        guard, vault = Guard(config.allowed_hosts), Vault(config.secrets_keys)
     async with (
         open_pool(config.dsn, schema="postback", application_name="postback") as pool,
         open_sender(guard) as sender,
     ):
         store = Store(pool)
         catalog = Catalog(store, vault)
-        await catalog.refresh()
+        with _one_sentence():
+            await catalog.refresh()
         worker = DeliveryWorker(store, catalog, sender, jitter=random.random)
         settings = PostbackConfigService(store=store, catalog=catalog, vault=vault, guard=guard)
         deliveries = PostbackService(store=store, catalog=catalog, wake=worker.wake)
@@ -63,6 +71,15 @@ async def main(config: Config) -> None:
             ],
             tasks=[catalog.run, worker.run],
         )
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the environment got wrong ends the process with the sentence that says so, and no traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 if __name__ == "__main__":

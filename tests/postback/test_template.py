@@ -1,6 +1,8 @@
 """Templates: the syntaxes of macros, escaping by place, and what is refused; and what each macro gives."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -267,6 +269,14 @@ def test_macros(name: str, value: str) -> None:
 
 def test_the_table_names_every_macro() -> None:
     assert set(MACRO_VALUES) == set(MACROS)
+
+
+def test_the_contract_names_every_macro() -> None:
+    """The comment of message Template is the list that people look macros up in."""
+    proto = Path(postback_pb2.__file__).with_name("postback.proto").read_text()
+    comment = proto[proto.index("// Template is the template adapter") : proto.index("message Template")]
+    listed = set(re.findall(r"\{(\w+)\}", comment)) - {"macro", "name"}
+    assert listed == {*MACROS, "cp_0", "cp_9"}
 
 
 @pytest.mark.parametrize("name", ["revenue", "price", "currency", "sum"])

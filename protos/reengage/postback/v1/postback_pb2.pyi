@@ -206,7 +206,19 @@ Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
 class Template(_message.Message):
     """Template is the template adapter: {macro} values are percent-encoded in the URL, JSON-escaped in a JSON body (outside
     of quotes there, a value that is no JSON becomes a string, and an empty one null), and escaped in forms and XML.
-    {{macro}}, (macro), [macro] and %{macro} of a known macro are read as {macro}. The list of macros is in the README.
+    {{macro}}, (macro), [macro] and %{macro} of the macros listed here are read as {macro}. Times are ISO 8601 in UTC with
+    milliseconds, flags 1 or 0, amounts decimal numbers of the currency's unit, which only is_revenue fills. The macros:
+    - The conversion: {event_name}, {event_time}, {event_timestamp} (whole seconds since 1970), {revenue} and {price} (the
+      same amount), {currency}, {quantity} and {country} (event data of these names), {install_time}.
+    - What it was attributed to: {attribution_type} (install, reengagement), {matched_by} (click_id, device_id, modeled, ip,
+      claim), {lookback} (whole seconds), {tracker_id}, {tracker}, {campaign_id}, {campaign}, {segment}, {network_id},
+      {network}, {agency} (always unmatched), {engagement_id}, {engagement_time}, {click_id} and {impression_id} (the
+      network's own), {site_id}, {sub_site_id}, {creative_id}.
+    - The device: {device_id} (the platform's advertising id, or the next best), {idfa}, {idfv}, {adid}, {android_id},
+      {oaid}, {kochava_device_id}, {ip_address}, {device_ua}, {os}, {os_version}, {limit_ad_tracking}, {att_status}.
+    - The app: {app_id}, {app_version}, {bundle_id}, {store_app_id}. The delivery: {delivery_id}.
+    - {cp_0} to {cp_9}: custom parameters of the winning link. {secret.<name>}: a secret of the configuration.
+    Any other {name}, in this syntax only, is the event's data of that name, else the winning link's parameter.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
