@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from importlib import import_module
 
@@ -70,8 +71,14 @@ def parse_request(method: MethodDescriptor, text: str) -> Message:
     """The request that a JSON text is. Raises CallError naming what does not fit."""
     request = message_factory.GetMessageClass(method.input_type)()
     try:
-        return json_format.Parse(text, request)
-    except json_format.ParseError as error:
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise CallError(f"The JSON is no {method.input_type.name}: it must be an object")
+        # JSON's field masks are in camelCase only, while all else here is written as the protos do.
+        for name in {"update_mask", "updateMask"} & fields.keys():
+            fields[name] = re.sub(r"_([a-z0-9])", lambda letter: letter[1].upper(), str(fields[name]))
+        return json_format.ParseDict(fields, request)
+    except (ValueError, json_format.ParseError) as error:
         raise CallError(f"The JSON is no {method.input_type.name}: {error}") from error
 
 

@@ -49,7 +49,11 @@ def up(
     network_port: int = _port("network", 8090),
     metrics_port: int = _port("metrics", 7201),
 ) -> None:
-    """Starts PostgreSQL and all services with a sample app, and keeps them running; Ctrl-C stops all."""
+    """Starts PostgreSQL and all services with a sample app, and keeps them running; Ctrl-C stops all.
+
+    REENGAGE_ALLOWED_HOSTS (host:port, ..: where postbacks may go besides public addresses) and REENGAGE_TRUSTED_PROXIES
+    (whose X-Forwarded-For is believed) are passed on to postback and gateway.
+    """
     from deploy.local.suite import Ports
     from deploy.local.up import run
 

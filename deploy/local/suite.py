@@ -215,9 +215,12 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
     if service != "postback":
         environment["REENGAGE_SERVICE_KEY"] = _key(directory / "service.key")
     if service == "postback":
-        environment["REENGAGE_ALLOWED_HOSTS"] = ports.address("network")
+        # The local ad network, and whatever whoever starts the suite allows besides.
+        allowed = (ports.address("network"), os.environ.get("REENGAGE_ALLOWED_HOSTS", ""))
+        environment["REENGAGE_ALLOWED_HOSTS"] = ",".join(filter(None, allowed))
     if service == "gateway":
         environment["REENGAGE_SPOOL_DIRECTORY"] = str(directory / "spool")
+        environment["REENGAGE_TRUSTED_PROXIES"] = os.environ.get("REENGAGE_TRUSTED_PROXIES", "")
     return environment
 
 
