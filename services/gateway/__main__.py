@@ -26,7 +26,10 @@ from services.gateway.spool import Spool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """REENGAGE_*. `trusted_proxies`: addresses or networks, comma-separated, whose X-Forwarded-For is believed."""
+    """REENGAGE_*. `trusted_proxies`: addresses or networks, comma-separated, whose X-Forwarded-For is believed.
+
+    A call that someone waits for may take `sender_patience_s`, and `click_patience_s` when a click could be spooled.
+    """
 
     listen: str = "127.0.0.1:8080"
     log_level: str = "info"
@@ -37,6 +40,7 @@ class Config:
     spool_directory: str = ".data/spool"
     spool_max_bytes: int = 1024 * 1024 * 1024
     click_patience_s: float = 0.1
+    sender_patience_s: float = 3.0
     trusted_proxies: str = ""
     drain_s: float = 0.0
     grace_s: float = 20.0
@@ -49,8 +53,8 @@ async def main() -> None:
     addresses = ClientAddresses(filter(None, (proxy.strip() for proxy in config.trusted_proxies.split(","))))
     async with (
         open_channel(config.tracker_target, key=config.service_key) as tracker_channel,
-        open_channel(config.ingest_target) as ingest_channel,
-        open_channel(config.attribution_target) as attribution_channel,
+        open_channel(config.ingest_target, timeout_s=config.sender_patience_s) as ingest_channel,
+        open_channel(config.attribution_target, timeout_s=config.sender_patience_s) as attribution_channel,
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
     ):
         tracker = tracker_pb2_grpc.TrackerConfigServiceStub(tracker_channel)

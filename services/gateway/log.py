@@ -19,6 +19,7 @@ _RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ingest_pb2.Re
 _METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
 _REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
 _LOUDLY_EVERY_S = 5.0
+_REPLAY_PATIENCE_S = 10.0
 
 _lost = Counter("gateway_engagements_lost_total", "Clicks and impressions that could be kept nowhere.")
 _refused = Counter("gateway_engagements_refused_total", "Clicks and impressions that ingest refused.")
@@ -92,7 +93,7 @@ class EngagementLog:
         await keep_running("replay", lambda: self._spool.replay(self._send_on))
 
     async def _send_on(self, records: Sequence[bytes]) -> None:
-        _count_refused(await self._ingest.store(records, "replay"))
+        _count_refused(await self._ingest.store(records, "replay", _REPLAY_PATIENCE_S))
         if not self._ingest_is_well:
             self._ingest_is_well = True
             _log.info("ingest.well")

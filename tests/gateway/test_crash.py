@@ -166,6 +166,23 @@ async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: 
     assert {record.record_id for record in ingest.records} >= clicked
 
 
+async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: Path) -> None:
+    async def never(_: ingest_pb2.RecordBatchRequest) -> None:
+        await asyncio.Event().wait()
+
+    ingest = Ingest(never)  # type: ignore[abstract]
+    body = {"action": "event", "kochava_app_id": "shop"}
+    async with (
+        serving_ingest(ingest) as target,
+        running(world.backend.gateway(tmp_path, ingest=target, sender_patience_s="0.2")) as gateway,
+    ):
+        async with asyncio.timeout(2):
+            for value in (body, [body]):
+                answer = await world.track(value, at=gateway)
+                assert (answer.status, answer.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
+                assert answer.headers["retry-after"] == "1"
+
+
 async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
     away = f"127.0.0.1:{free_port()}"
     async with running(world.backend.gateway(tmp_path, ingest=away, spool_max_bytes="400")) as gateway:

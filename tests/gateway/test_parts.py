@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from libs.client import open_channel
 from libs.errors import InvalidArgument, ResourceExhausted, Violation
 from reengage.ingest.v1 import ingest_pb2
 from services.gateway import refusals
 from services.gateway.batches import Batches, Outcome
 from services.gateway.http import Refused
+from services.gateway.log import EngagementLog, IngestLog
 from services.gateway.model import App, Platform
 from services.gateway.rates import Rates
 from services.gateway.spool import Spool, SpoolFullError
@@ -222,3 +224,20 @@ async def test_refusals_are_said_once_a_second_with_their_number(monkeypatch: py
         {**line, "reason": "INVALID_TIME", "status": 400, "count": 100},
         {**line, "reason": "UNSUPPORTED_ENCODING", "status": 415, "count": 7},
     ]
+
+
+async def test_a_replay_that_waits_for_ingest_says_so_in_a_line(tmp_path: Path) -> None:
+    async with (
+        open_channel("unix:" + str(tmp_path / "nobody.sock")) as channel,
+        Spool(tmp_path / "spool", max_bytes=1 << 20) as spool,
+    ):
+        await spool.append([b""])
+        with capture_logs() as lines:
+            replaying = asyncio.ensure_future(EngagementLog(IngestLog(channel), spool, patience_s=1).replay())
+            async with asyncio.timeout(20):
+                while len(lines) < 2:
+                    await asyncio.sleep(0.02)
+            replaying.cancel()
+    for line in lines:
+        assert line.pop("log_level") in ("info", "warning")
+        assert line == {"event": "worker.waiting", "worker": "replay", "error": "LOG_UNAVAILABLE"}
