@@ -29,7 +29,8 @@ def decode_token(token: str, kinds: tuple[type, ...], violations: Violations) ->
         key = json.loads(base64.urlsafe_b64decode(token.encode()))
     except ValueError:
         key = None
-    if not isinstance(key, list) or [type(part) for part in key] != list(kinds):
+    fits = isinstance(key, list) and [type(part) for part in key] == list(kinds)
+    if not fits or any(isinstance(part, int) and part.bit_length() > 63 for part in key):  # more than a bigint holds
         violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
         return None
     return tuple(key)
