@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from reengage.attribution.v1 import attribution_pb2
@@ -16,15 +18,27 @@ from reengage.postback.v1 import postback_pb2
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def table(title: str, *headings: str, numbers: Iterable[str] = ()) -> Table:
-    """An empty table in the style of all of them; columns named in `numbers` are aligned right."""
+def table(title: str, *headings: str, numbers: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
+    """An empty table in the style of all of them.
+
+    Columns named in `numbers` are aligned right; what stands in those named in `whole` is never broken over lines.
+    """
     made = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold dim", box=None, pad_edge=False
     )
-    right = set(numbers)
+    right, unbroken = set(numbers), set(whole)
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if heading in right else "left"
+        made.add_column(heading, justify=justify, overflow="fold", no_wrap=heading in unbroken)
     return made
+
+
+def print_whole(rows: Table) -> None:
+    """Print a table with no id cut off: where there is too little room, its lines run over the edge instead."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), rows)
+    if needed.minimum > console.width:
+        rows.width = needed.maximum
+    console.print(rows, crop=False)
 
 
 def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
@@ -49,8 +63,9 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
     if not decision.candidates:
         return
     rows = table(
-        "", "candidate", "verdict", "tracker", "matched by", "level", "before it", "window", "from", numbers=["level"]
-    )
+        "", "candidate", "verdict", "tracker", "matched by", "level", "before it", "window", "from",
+        numbers=["level"], whole=["candidate", "verdict", "tracker"],
+    )  # fmt: skip
     for candidate in decision.candidates:
         colour = "green" if candidate.verdict == "WON" else "yellow" if candidate.verdict.startswith("LOST") else "red"
         rows.add_row(
@@ -63,7 +78,7 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
             _span(candidate.window) if candidate.HasField("window") else "",
             _word(attribution_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
         )
-    console.print(rows)
+    print_whole(rows)
     for sentence in answer.sentences:
         console.print(f"  • {escape(sentence)}", soft_wrap=True)
 
@@ -73,7 +88,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
     rows = table(
         f"Deliveries of {escape(app_id)}, newest first",
         "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "took",
-        numbers=["attempts"],
+        numbers=["attempts"], whole=["delivery", "configuration", "conversion"],
     )  # fmt: skip
     for delivery in deliveries:
         rows.add_row(
@@ -86,7 +101,10 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
             _time(delivery.create_time),
             _took(delivery),
         )
-    console.print(rows if rows.row_count else f"No deliveries of {escape(app_id)}")
+    if rows.row_count:
+        print_whole(rows)
+    else:
+        console.print(f"No deliveries of {escape(app_id)}")
 
 
 def print_delivery(delivery: postback_pb2.Delivery) -> None:
@@ -131,8 +149,13 @@ def _time(time: Timestamp) -> str:
 
 
 def _span(duration: Duration) -> str:
+    """In its two largest units, as the sentences beside the table say it: 2 d 3 h, 5 min 1 s, 0.25 s."""
     seconds = duration.seconds + duration.nanos / 1e9
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.3g} s"
+    if abs(seconds) < 1:
+        return f"{seconds:.3g} s"
+    left, parts = int(abs(seconds)), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return ("-" if seconds < 0 else "") + " ".join(parts[:2])

@@ -1,0 +1,65 @@
+"""Tables for people: ids that can be copied, and lengths of time that are the same in the table and in the prose."""
+
+import pytest
+from rich.console import Console
+
+from deploy.local import tables
+from reengage.attribution.v1 import attribution_pb2
+from reengage.postback.v1 import postback_pb2
+from services.attribution.answers import sentences
+
+DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
+CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 300])
+def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(highlight=False, width=width)
+    monkeypatch.setattr(tables, "console", console)
+    delivery = postback_pb2.Delivery(
+        delivery_id=DELIVERY_ID,
+        configuration_id="acme-android-purchases-of-returning-users",
+        conversion_id=CONVERSION_ID,
+        event_name="Purchase",
+        state=postback_pb2.Delivery.STATE_DELIVERED,
+        attempt_count=1,
+    )
+    with console.capture() as shown:
+        tables.print_deliveries("shop-android", [delivery])
+    words = shown.get().split()
+    assert {DELIVERY_ID, CONVERSION_ID, delivery.configuration_id} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("lookback_ms", "text"),
+    [(0, "0 s"), (250, "0.25 s"), (6_880, "6 s"), (17_990, "17 s"), (301_000, "5 min 1 s"), (183_600_000, "2 d 3 h")],
+)
+def test_the_table_and_the_sentence_say_the_same_length(
+    lookback_ms: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    candidate = attribution_pb2.Candidate(
+        engagement_id="click", verdict="WON", engagement_kind="CLICK", tracker_id="t", level=1
+    )
+    candidate.lookback.FromMilliseconds(lookback_ms)
+    candidate.window.FromSeconds(30 * 86400)
+    decision = attribution_pb2.Decision(conversion_id="c", candidates=[candidate])
+    (sentence,) = sentences(decision)
+    with console.capture() as shown:
+        tables.print_explanation(attribution_pb2.ExplainDecisionResponse(decision=decision))
+    assert f"won: {text} before" in sentence
+    assert f" {text} " in shown.get()
+
+
+def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click that came after the conversion."""
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    candidate = attribution_pb2.Candidate(engagement_id="click", verdict="AFTER_CONVERSION")
+    candidate.lookback.FromSeconds(-90)
+    with console.capture() as shown:
+        tables.print_explanation(
+            attribution_pb2.ExplainDecisionResponse(decision=attribution_pb2.Decision(candidates=[candidate]))
+        )
+    assert "-1 min 30 s" in shown.get()
