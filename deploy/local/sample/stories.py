@@ -371,7 +371,7 @@ def broken_json(story: Story) -> None:
         story.refused(action, change, *reasons)
     story.refused_body('{"action": "event", "kochava_app_id": ', "INVALID_JSON")
     story.refused_body("action=event&kochava_app_id=shop-ios", "INVALID_JSON")
-    story.refused_body('{"action": "event", "data": {"event_name": "Sea\\u0000rch"}}', "INVALID_TEXT")
+    story.refused_body('{"action": "event", "data": {"event_name": "Sea\\u0000rch"}}', "INVALID_TEXT", "REQUIRED")
 
 
 def broken_links(story: Story) -> None:
