@@ -1,13 +1,16 @@
 """The standard methods of every kind: create, get, list, update, archive, and what repeating them does."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from libs.errors import from_rpc_error
 from reengage.tracker.v1 import tracker_pb2
 from reengage.tracker.v1.tracker_pb2 import STATUS_ARCHIVED, STATUS_LIVE, NetworkSettings, Tracker
 from tests.tracker import samples
@@ -264,6 +267,16 @@ async def test_a_lost_race_changes_nothing(tracker: Stub, calls: Calls) -> None:
     assert await refusal(calls.archive(tracker, created, etag=created.etag)) == ("ABORTED", "ETAG_MISMATCH")
     assert await calls.get(tracker, created) == changed
     assert (await calls.archive(tracker, created, etag=changed.etag)).status == STATUS_ARCHIVED
+
+
+async def test_of_updates_at_once_with_one_etag_one_wins(tracker: Stub) -> None:
+    created = await APPS.create(tracker, samples.app())
+    updates = (APPS.update(tracker, samples.app(name=f"Name {n}", etag=created.etag), ["name"]) for n in range(8))
+    outcomes = await asyncio.gather(*updates, return_exceptions=True)
+    refused = [one for one in outcomes if isinstance(one, grpc.aio.AioRpcError)]
+    assert [from_rpc_error(one).reason for one in refused] == ["ETAG_MISMATCH"] * 7
+    [winner] = [one for one in outcomes if not isinstance(one, BaseException)]
+    assert await APPS.get(tracker, created) == winner
 
 
 @every_kind
