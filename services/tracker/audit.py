@@ -26,6 +26,8 @@ class Audit:
         violations = Violations()
         size = page_size(request.page_size, violations)
         token: Any = decode_token(request.page_token, (int, str, str), violations)
+        if token is not None and not (0 <= token[0] < 2**63 and token[1].isprintable() and token[2].isprintable()):
+            violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
         conditions = _conditions(request, violations)
         violations.check()
         if request.app_id:
@@ -64,7 +66,7 @@ def _conditions(request: tracker_pb2.ListChangesRequest, violations: Violations)
         conditions.append(("kind = {}", request.kind))
     if request.resource_id and not request.kind:
         violations.add("kind", "REQUIRED", "must say what kind of resource this is")
-    elif request.resource_id:
+    elif request.resource_id and request.kind in KINDS:
         validation.check_text("resource_id", request.resource_id, 256, violations)
         # Event names may hold slashes; ids of apps cannot.
         parts = request.resource_id.split("/", 1) if len(KINDS[request.kind].key) == 2 else [request.resource_id]

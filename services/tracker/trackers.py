@@ -99,6 +99,7 @@ class Trackers:
         tracker = self._settings.named(TRACKER, request.tracker)
         parents: list[tuple[Kind[Any], Any]] = []
         violations = Violations()
+        validation.check_request_id(request.request_id, violations)
         if request.HasField("campaign"):
             parents.append((CAMPAIGN, self._settings.named(CAMPAIGN, request.campaign)))
             if not request.HasField("segment"):

@@ -367,7 +367,7 @@ def _check_traffic(path: str, rules: TrafficRules, violations: Violations) -> No
     times = [name for name in ("start_time", "end_time") if rules.HasField(name)]
     for name in times:
         _check_timestamp(f"{path}.{name}", getattr(rules, name), violations)
-    if len(times) == 2 and rules.end_time.ToNanoseconds() <= rules.start_time.ToNanoseconds():
+    if len(times) == 2 and _instant(rules.end_time) <= _instant(rules.start_time):
         violations.add(f"{path}.end_time", "OUT_OF_RANGE", "must be after start_time")
     _check_versions(path, rules, violations)
     _check_countries(path, rules, violations)
@@ -490,6 +490,10 @@ def _check_days(name: str, tracker: Tracker, allowed: tuple[int, ...], violation
 def days(windows: Iterable[Duration]) -> tuple[int, ...]:
     """Windows of whole days as their numbers, ascending."""
     return tuple(sorted(window.seconds // _DAY for window in windows))
+
+
+def _instant(time: Timestamp) -> tuple[int, int]:
+    return time.seconds, time.nanos
 
 
 def _check_timestamp(path: str, time: Timestamp, violations: Violations) -> None:

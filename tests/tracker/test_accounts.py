@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.pages import encode_token
 from reengage.tracker.v1 import tracker_pb2
 from reengage.tracker.v1.tracker_pb2 import (
     PLATFORM_ANDROID,
@@ -422,6 +423,9 @@ async def test_the_trail_pages_through_everything_newest_first(tracker: Stub) ->
         if not token:
             break
     assert paged == whole
+    for wrong in ("%", encode_token(2**63, "app", "x"), encode_token(1, "app", "null\x00")):
+        request = tracker_pb2.ListChangesRequest(page_token=wrong)
+        assert await wrong_fields(tracker.ListChanges(request)) == {("page_token", "INVALID_TOKEN")}
     assert [revision for revision, _ in whole] == [6] * 5 + [5, 4, 3, 2, 1]
 
 

@@ -100,6 +100,8 @@ async def test_what_is_wrong_with_all_three_is_said_at_once_and_nothing_is_made(
     lonely = with_parents()
     lonely.ClearField("segment")
     assert await wrong_fields(tracker.CreateTracker(lonely)) == {("segment", "REQUIRED")}
+    unreadable = with_parents(request_id="null\x00")
+    assert await wrong_fields(tracker.CreateTracker(unreadable)) == {("request_id", "INVALID_TEXT")}
     elsewhere = with_parents(tracker=samples.acquisition(segment_id="spring-a"))
     assert await wrong_fields(tracker.CreateTracker(elsewhere)) == {("tracker.segment_id", "NOT_ALLOWED")}
     assert await newest(tracker) == before
