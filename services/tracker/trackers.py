@@ -78,19 +78,21 @@ class Trackers:
             wrong: list[Violation] = []
             if request.request_id and await change.made_by(TRACKER, request.request_id):
                 return await self._settings.create_in(change, TRACKER, tracker, request.request_id)
-            for kind, parent in parents:
+            for kind, wanted in (*parents, (TRACKER, tracker)):
+                resource = copied(wanted)
                 try:
-                    made.append((kind, await self._settings.create_in(change, kind, parent, "", new_parents=made)))
+                    if wrong:  # its parent was not made, so neither is it
+                        await check(change, kind, resource, Violations(), new_parents=made)
+                    else:
+                        request_id = request.request_id if kind is TRACKER else ""
+                        resource = await self._settings.create_in(change, kind, wanted, request_id, new_parents=made)
                 except InvalidArgument as error:
                     wrong += error.violations
-                    made.append((kind, parent))
-            if not wrong:
-                return await self._settings.create_in(change, TRACKER, tracker, request.request_id, new_parents=made)
-            try:
-                await check(change, TRACKER, copied(tracker), Violations(), new_parents=made)
-            except InvalidArgument as error:
-                wrong += error.violations
-            raise InvalidArgument(wrong)
+                made.append((kind, resource))
+            if wrong:
+                raise InvalidArgument(wrong)
+            created: Tracker = made[-1][1]
+            return created
 
         return await self._settings.change(work)
 

@@ -95,6 +95,12 @@ async def test_what_is_wrong_with_all_three_is_said_at_once_and_nothing_is_made(
         ("segment.name", "REQUIRED"),
         ("tracker.install_url", "REQUIRED"),
     }
+    only_campaign = with_parents(campaign=Campaign(app_id="kodemo1"))
+    assert await wrong_fields(tracker.CreateTracker(only_campaign)) == {("campaign.name", "REQUIRED")}
+    taken = with_parents(campaign=Campaign(app_id="kodemo1", name="Spring"))
+    assert await refusal(tracker.CreateTracker(taken)) == ("ALREADY_EXISTS", "NAME_TAKEN")
+    nowhere = with_parents(campaign=Campaign(app_id="nobody", name="New"))
+    assert await refusal(tracker.CreateTracker(nowhere)) == ("NOT_FOUND", "APP_NOT_FOUND")
     only_tracker = with_parents(tracker=samples.acquisition(segment_id="", install_url=""))
     assert await wrong_fields(tracker.CreateTracker(only_tracker)) == {("tracker.install_url", "REQUIRED")}
     lonely = with_parents()
