@@ -40,7 +40,8 @@ def main() -> int:
     for name in options.only or PARTS:
         console.print(f"[bold]{name}[/]")
         rows += asyncio.run(PARTS[name]())  # type: ignore[arg-type]  # every part is a coroutine function
-    Console().print(_table(rows))
+    # Wide enough for every name: broken over lines a table of numbers cannot be read.
+    Console(width=max(Console().width, 180)).print(_table(rows))
     if options.json:
         found = [asdict(row) | {"ratio": row.ratio, "holds": row.holds} for row in rows]
         options.json.write_text(json.dumps(found, indent=2) + "\n")
