@@ -17,6 +17,10 @@ from reengage.tracker.v1.tracker_pb2 import FILE_FORMAT_NDJSON, FileFormat, Trac
 _LEFT_OUT = ("create_time", "revision", "etag")
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"([0-9]{1,9})([dhms])")
+# A spreadsheet would run a name that begins so, and others than its reader give names: a quote before it, one more
+# before those that have some already, keeps it a text.
+_FORMULA = re.compile(r"^(?='*[=+@-])")
+_QUOTED_FORMULA = re.compile(r"^'(?='*[=+@-])")
 _WINDOWS = tuple(f"windows.{field.name}" for field in Windows.DESCRIPTOR.fields)
 _FIELDS = tuple(field.name for field in Tracker.DESCRIPTOR.fields if field.name not in _LEFT_OUT)
 COLUMNS = tuple(column for name in _FIELDS for column in (_WINDOWS if name == "windows" else (name,)))
@@ -44,7 +48,7 @@ def write(trackers: Iterable[Tracker], format: FileFormat.ValueType, *, first: b
         writer = csv.writer(text, lineterminator="\n")
         if first:
             writer.writerow(COLUMNS)
-        writer.writerows([_cell(tracker, column) for column in COLUMNS] for tracker in trackers)
+        writer.writerows([_FORMULA.sub("'", _cell(tracker, column)) for column in COLUMNS] for tracker in trackers)
     return text.getvalue().encode()
 
 
@@ -85,7 +89,7 @@ def _read_csv(text: str, violations: Violations) -> Iterator[Row]:
             tracker = Tracker()
             for column, cell in zip(columns, cells, strict=True):
                 if column in COLUMNS and cell:
-                    _fill(tracker, column, cell, line, violations)
+                    _fill(tracker, column, _QUOTED_FORMULA.sub("", cell), line, violations)
             yield Row(line=line, tracker=tracker, paths=tuple(column for column in columns if column in COLUMNS))
     except csv.Error as error:
         violations.add(f"line {reader.line_num}", "INVALID_ROW", str(error))

@@ -276,6 +276,18 @@ async def create_rich_trackers(stub: Stub) -> None:
     await create_tracker(stub, samples.acquisition())
 
 
+async def test_no_name_is_a_formula(tracker: Stub) -> None:
+    await create_parents(tracker)
+    names = ["=1+1", "'=1+1", "@x", "-1", "+", "'a", "a=1"]
+    for number, name in enumerate(names):
+        await create_tracker(tracker, samples.acquisition(tracker_id=f"t{number}", name=name))
+    content = await exported(tracker, FILE_FORMAT_CSV)
+    cells = [row["name"] for row in csv.DictReader(io.StringIO(content.decode()))]
+    assert cells == ["'=1+1", "''=1+1", "'@x", "'-1", "'+", "'a", "a=1"]
+    diff = await imported(tracker, FILE_FORMAT_CSV, content)
+    assert (len(diff.changes), diff.unchanged_count) == (0, len(names))
+
+
 @pytest.mark.parametrize("file_format", [FILE_FORMAT_CSV, FILE_FORMAT_NDJSON], ids=["csv", "ndjson"])
 async def test_an_exported_file_imports_as_no_change(tracker: Stub, file_format: Any) -> None:
     await create_parents(tracker)

@@ -80,7 +80,8 @@ class _FileFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileFormat
     """CSV."""
     FILE_FORMAT_CSV: _FileFormat.ValueType  # 1
     """UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
-    hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. Columns left out of an import leave their fields as they are.
+    hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'` before it.
+    Columns left out of an import leave their fields as they are.
     """
     FILE_FORMAT_NDJSON: _FileFormat.ValueType  # 2
     """One JSON object a line, as the tracker's JSON. Fields left out are not set."""
@@ -92,7 +93,8 @@ FILE_FORMAT_UNSPECIFIED: FileFormat.ValueType  # 0
 """CSV."""
 FILE_FORMAT_CSV: FileFormat.ValueType  # 1
 """UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
-hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. Columns left out of an import leave their fields as they are.
+hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'` before it.
+Columns left out of an import leave their fields as they are.
 """
 FILE_FORMAT_NDJSON: FileFormat.ValueType  # 2
 """One JSON object a line, as the tracker's JSON. Fields left out are not set."""
