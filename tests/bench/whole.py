@@ -22,10 +22,12 @@ from tests.bench.row import Row
 
 TARGET_RATE = 5_000
 """Records a second that the suite must sustain on two cores, load included."""
+OFFERED_RATE = 5_500
+"""A little more than that: what comes out is counted until the last record is through, which takes a moment longer."""
 
 
 async def bench(
-    *, rate: int = TARGET_RATE, seconds: int = 60, latency_seconds: int = 30, announce: Callable[[str], None] = print
+    *, rate: int = OFFERED_RATE, seconds: int = 60, latency_seconds: int = 30, announce: Callable[[str], None] = print
 ) -> list[Row]:
     """Offers `rate` for `seconds`, then half of it for `latency_seconds`."""
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
@@ -36,8 +38,8 @@ async def bench(
             try:
                 announce(f"{rate:,} records/s for {seconds} s")
                 rows = await _sustained(suite, database, rate, seconds)
-                announce(f"{rate // 2:,} records/s for {latency_seconds} s")
-                rows += await _latency(ports, rate // 2, latency_seconds)
+                announce(f"{TARGET_RATE // 2:,} records/s for {latency_seconds} s")
+                rows += await _latency(ports, TARGET_RATE // 2, latency_seconds)
             finally:
                 await database.close()
     return rows
