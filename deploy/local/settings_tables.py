@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from rich.markup import escape
 
 from deploy.local.fields import Difference, choice, leaves, text_of
-from deploy.local.tables import console, table
+from deploy.local.tables import console, print_whole, table
 from reengage.tracker.v1 import tracker_pb2
 from services.tracker.kinds import Kind
 
@@ -61,10 +61,12 @@ def print_resources(title: str, resources: Iterable[Message], *columns: str) -> 
         console.print(f"{escape(title)}: none")
         return
     shown = [name for name in columns if any(one.get(name) for one in cells)]
-    rows = table(escape(title), *(name.removesuffix("_id").replace("_", " ") for name in shown))
+    headings = [name.removesuffix("_id").replace("_", " ") for name in shown]
+    ids = [heading for heading, name in zip(headings, shown, strict=True) if name.endswith("_id")]
+    rows = table(escape(title), *headings, whole=ids)
     for one in cells:
         rows.add_row(*(escape(one.get(name, "")) for name in shown))
-    console.print(rows)
+    print_whole(rows)
 
 
 def print_resource(title: str, resource: Any) -> None:
