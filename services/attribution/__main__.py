@@ -19,7 +19,7 @@ from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from services.attribution.service import Attribution
-from services.attribution.settings import build_settings
+from services.attribution.settings import SettingsBuilder
 from services.attribution.store import Store
 from services.attribution.worker import Worker, WorkerConfig
 
@@ -57,7 +57,7 @@ async def main() -> None:
     ):
         tracker = tracker_pb2_grpc.TrackerConfigServiceStub(to_tracker)
         settings = Follower(
-            lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), build_settings
+            lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), SettingsBuilder()
         )
         store = Store(pool)
         worker = Worker(

@@ -28,6 +28,7 @@ BUILT_IN_WINDOWS: Mapping[WindowKind, int] = {
     WindowKind.POST_VIEW: DISABLED,
 }
 """B2, and for claims B4."""
+_CLAIM_WINDOWS = (WindowKind.POST_ENGAGEMENT, WindowKind.POST_VIEW)
 
 Waterfall = tuple[frozenset[WindowKind], ...]
 
@@ -197,10 +198,8 @@ def compile_rules(
     level_of = {kind: level for level, kinds in enumerate(app.waterfall, start=1) for kind in kinds}
     if level_of.keys() != frozenset().union(*WATERFALL):
         raise ValueError(f"the waterfall of app {app.app_id} does not hold each window of the built-in one")
-    by_network = {network.network_id: network for network in networks}
-    compiled = {
-        tracker.tracker_id: _compile_tracker(app, by_network[tracker.network_id], tracker) for tracker in trackers
-    }
+    by_network = {network.network_id: (network, _windows_below(app, network)) for network in networks}
+    compiled = {tracker.tracker_id: _compile_tracker(*by_network[tracker.network_id], tracker) for tracker in trackers}
     live = [rules for rules in compiled.values() if rules.tracker.live]
     groups: dict[tuple[str, TrackerType], list[TrackerRules]] = {}
     for rules in live:
@@ -218,25 +217,29 @@ def compile_rules(
     )
 
 
-def _compile_tracker(app: App, network: Network, tracker: Tracker) -> TrackerRules:
-    return TrackerRules(
-        tracker=tracker,
-        network=network,
-        windows=tuple(_resolve(kind, app, network, tracker) for kind in WindowKind),
-    )
+def _compile_tracker(network: Network, below: tuple[Window, ...], tracker: Tracker) -> TrackerRules:
+    """B3. A SAN's tracker sets only the windows of its claims (B4). Trackers that set none share what is below them."""
+    if not tracker.windows:
+        return TrackerRules(tracker, network, below)
+    windows = list(below)
+    for kind, us in tracker.windows.items():
+        if kind in _CLAIM_WINDOWS or not network.self_attributing:
+            windows[kind] = Window(us, Layer.TRACKER)
+    return TrackerRules(tracker, network, tuple(windows))
 
 
-def _resolve(kind: WindowKind, app: App, network: Network, tracker: Tracker) -> Window:
-    """B3. A SAN's tracker sets only the windows of its claims (B4), and no other layer sets those."""
-    is_claim_window = kind in (WindowKind.POST_ENGAGEMENT, WindowKind.POST_VIEW)
-    if (is_claim_window or not network.self_attributing) and kind in tracker.windows:
-        return Window(tracker.windows[kind], Layer.TRACKER)
-    if not is_claim_window:
-        if kind in network.windows:
-            return Window(network.windows[kind], Layer.NETWORK)
-        if kind in app.windows:
-            return Window(app.windows[kind], Layer.APP)
-    return Window(BUILT_IN_WINDOWS[kind], Layer.BUILT_IN)
+def _windows_below(app: App, network: Network) -> tuple[Window, ...]:
+    """B3 below the tracker, for every WindowKind: no layer here sets the windows of claims (B4)."""
+
+    def window(kind: WindowKind) -> Window:
+        if kind not in _CLAIM_WINDOWS:
+            if kind in network.windows:
+                return Window(network.windows[kind], Layer.NETWORK)
+            if kind in app.windows:
+                return Window(app.windows[kind], Layer.APP)
+        return Window(BUILT_IN_WINDOWS[kind], Layer.BUILT_IN)
+
+    return tuple(window(kind) for kind in WindowKind)
 
 
 def _claim_trackers(group: list[TrackerRules]) -> ClaimTrackers:

@@ -1,8 +1,8 @@
-"""Builds the rules of every app from tracker's settings, once per revision."""
+"""Builds the rules of every app from tracker's settings, once per revision: what did not change is not made again."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from libs.snapshots import Resources
 from reengage.postback.v1 import postback_pb2
@@ -46,36 +46,116 @@ class Settings:
     app_names: Mapping[str, postback_pb2.Names]
 
 
+class TrackerNames(Mapping[str, postback_pb2.Names]):
+    """What each tracker and all around it is called; put together when asked, as most trackers never are."""
+
+    def __init__(self, resources: Resources, app_names: Mapping[str, postback_pb2.Names]) -> None:
+        # Copies: `resources` changes with the next revision.
+        self._trackers = cast("dict[tuple[str, ...], tracker_pb2.Tracker]", dict(resources["tracker"]))
+        self._named: dict[str, dict[tuple[str, ...], Any]] = {
+            kind: dict(resources[kind]) for kind in ("campaign", "segment", "network")
+        }
+        self._app_names = app_names
+
+    def __getitem__(self, tracker_id: str) -> postback_pb2.Names:
+        tracker = self._trackers[tracker_id,]
+        names = postback_pb2.Names(
+            tracker=tracker.name,
+            campaign=self._name("campaign", tracker.campaign_id),
+            segment=self._name("segment", tracker.segment_id),
+            network=self._name("network", tracker.network_id),
+        )
+        names.MergeFrom(self._app_names[tracker.app_id])
+        return names
+
+    def __iter__(self) -> Iterator[str]:
+        return (tracker_id for (tracker_id,) in self._trackers)
+
+    def __len__(self) -> int:
+        return len(self._trackers)
+
+    def _name(self, kind: str, key: str) -> str:
+        found = self._named[kind].get((key,))
+        return found.name if found is not None else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """All that an app's rules are made of. Comparing is fast: a message that was not replaced is the same object."""
+
+    app: tracker_pb2.App
+    networks: dict[str, tracker_pb2.Network]
+    network_settings: dict[str, tracker_pb2.NetworkSettings]
+    trackers: dict[str, tracker_pb2.Tracker]
+    events: dict[str, tracker_pb2.EventDefinition]
+
+
+class SettingsBuilder:
+    """Builds all settings, and after a change again what changed; the `build` of one Follower.
+
+    The rules of an app whose settings are the same are kept, and so is the reading of a tracker that is the same.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[_Sources, AppRules]] = {}
+
+    def __call__(self, resources: Resources, revision: int) -> Settings:
+        """The rules of every app, archived ones too: what was accepted before is still decided."""
+        self._made = {
+            app_id: (sources, _rules(sources, revision, self._made.get(app_id)))
+            for app_id, sources in _sources(resources).items()
+        }
+        app_names = {app_id: _app_names(sources.app) for app_id, (sources, _) in self._made.items()}
+        return Settings(
+            revision=revision,
+            apps={app_id: rules for app_id, (_, rules) in self._made.items()},
+            tracker_names=TrackerNames(resources, app_names),
+            app_names=app_names,
+        )
+
+
 def build_settings(resources: Resources, revision: int) -> Settings:
-    """The rules of every app, archived ones too: what was accepted before is still decided."""
-    apps = {app.app_id: app for app in cast("list[tracker_pb2.App]", list(resources["app"].values()))}
-    networks = cast("list[tracker_pb2.Network]", list(resources["network"].values()))
-    by_app: dict[str, list[tracker_pb2.Tracker]] = {app_id: [] for app_id in apps}
+    """All settings, built once and anew."""
+    return SettingsBuilder()(resources, revision)
+
+
+def _sources(resources: Resources) -> dict[str, _Sources]:
+    networks = {n.network_id: n for n in cast("list[tracker_pb2.Network]", list(resources["network"].values()))}
+    by_app = {
+        app.app_id: _Sources(app=app, networks=networks, network_settings={}, trackers={}, events={})
+        for app in cast("list[tracker_pb2.App]", list(resources["app"].values()))
+    }
+    for settings in cast("list[tracker_pb2.NetworkSettings]", list(resources["network_settings"].values())):
+        by_app[settings.app_id].network_settings[settings.network_id] = settings
     for tracker in cast("list[tracker_pb2.Tracker]", list(resources["tracker"].values())):
-        by_app[tracker.app_id].append(tracker)
-    events: dict[str, list[EventDefinition]] = {app_id: [] for app_id in apps}
+        by_app[tracker.app_id].trackers[tracker.tracker_id] = tracker
     for event in cast("list[tracker_pb2.EventDefinition]", list(resources["event_definition"].values())):
         if event.status == tracker_pb2.STATUS_LIVE:
-            events[event.app_id].append(_event(event))
-    app_names = {app_id: _app_names(app) for app_id, app in apps.items()}
-    return Settings(
+            by_app[event.app_id].events[event.event_name] = event
+    return by_app
+
+
+def _rules(sources: _Sources, revision: int, before: tuple[_Sources, AppRules] | None) -> AppRules:
+    """The app's rules; `before` is what they were made of and were at an earlier revision."""
+    made_of, rules = before or (None, None)
+    if rules is not None and made_of == sources:
+        return replace(rules, revision=revision)
+
+    def read(tracker: tracker_pb2.Tracker) -> Tracker:
+        if made_of and rules and made_of.trackers.get(tracker.tracker_id) is tracker:
+            return rules.trackers[tracker.tracker_id].tracker
+        return _tracker(tracker)
+
+    unset = tracker_pb2.NetworkSettings()
+    return compile_rules(
+        app=_app(sources.app),
+        networks=[
+            _network(network, sources.network_settings.get(network_id, unset))
+            for network_id, network in sources.networks.items()
+        ],
+        trackers=[read(tracker) for tracker in sources.trackers.values()],
+        events=[_event(event) for event in sources.events.values()],
         revision=revision,
-        apps={
-            app_id: compile_rules(
-                app=_app(app),
-                networks=[_network(network, resources, app_id) for network in networks],
-                trackers=[_tracker(tracker) for tracker in by_app[app_id]],
-                events=events[app_id],
-                revision=revision,
-            )
-            for app_id, app in apps.items()
-        },
-        tracker_names={
-            tracker.tracker_id: _tracker_names(tracker, resources, app_names[app_id])
-            for app_id, trackers in by_app.items()
-            for tracker in trackers
-        },
-        app_names=app_names,
     )
 
 
@@ -127,9 +207,7 @@ def _app(app: tracker_pb2.App) -> App:
     )
 
 
-def _network(network: tracker_pb2.Network, resources: Resources, app_id: str) -> Network:
-    found = resources["network_settings"].get((app_id, network.network_id))
-    settings = cast("tracker_pb2.NetworkSettings", found) if found else tracker_pb2.NetworkSettings()
+def _network(network: tracker_pb2.Network, settings: tracker_pb2.NetworkSettings) -> Network:
     redacts = settings.granular_data_policy == tracker_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
     return Network(
         network_id=network.network_id,
@@ -141,7 +219,7 @@ def _network(network: tracker_pb2.Network, resources: Resources, app_id: str) ->
 
 
 def _tracker(tracker: tracker_pb2.Tracker) -> Tracker:
-    windows = _windows(tracker.windows)
+    windows = _windows(tracker.windows) if tracker.HasField("windows") else {}
     if tracker.HasField("post_engagement_window"):
         windows[WindowKind.POST_ENGAGEMENT] = tracker.post_engagement_window.ToMicroseconds()
     if tracker.HasField("post_view_window"):
@@ -183,20 +261,3 @@ def _app_names(app: tracker_pb2.App) -> postback_pb2.Names:
         platform="IOS" if app.platform == tracker_pb2.PLATFORM_IOS else "ANDROID",
         sandbox=app.sandbox,
     )
-
-
-def _tracker_names(
-    tracker: tracker_pb2.Tracker, resources: Resources, app_names: postback_pb2.Names
-) -> postback_pb2.Names:
-    def name(kind: str, key: str) -> str:
-        found = resources[kind].get((key,))
-        return str(found.name) if found is not None else ""  # type: ignore[attr-defined]  # each of them has a name
-
-    names = postback_pb2.Names(
-        tracker=tracker.name,
-        campaign=name("campaign", tracker.campaign_id),
-        segment=name("segment", tracker.segment_id),
-        network=name("network", tracker.network_id),
-    )
-    names.MergeFrom(app_names)
-    return names

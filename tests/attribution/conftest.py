@@ -181,7 +181,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                 settings=log_settings, writer=writer, rejections=rejections, store=log_store, growth=growth
             )
             pool = await pool_of("attribution")
-            settings = Follower(feed.watch, attribution_settings.build_settings)
+            settings = Follower(feed.watch, attribution_settings.SettingsBuilder())
             api = Attribution(Store(pool), settings, lambda: 2**60)
             await background(log_settings.run, settings.run, writer.run, rejections.run)
             await asyncio.gather(log_settings.ready(), settings.ready())

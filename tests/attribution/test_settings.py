@@ -1,18 +1,127 @@
 """What attribution makes of tracker's settings."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from libs.snapshots import Resources
-from reengage.tracker.v1 import tracker_pb2
-from services.attribution.settings import build_settings
+from reengage.tracker.v1.tracker_pb2 import (
+    STATUS_ARCHIVED,
+    STATUS_LIVE,
+    App,
+    AppSettings,
+    Campaign,
+    EventDefinition,
+    Network,
+    NetworkSettings,
+    Segment,
+    Tracker,
+    Window,
+    Windows,
+)
+from services.attribution.settings import SettingsBuilder, build_settings
+
+Edit = tuple[str, tuple[str, ...], Message]
 
 
 @pytest.mark.parametrize("sandbox", [False, True])
 def test_what_is_handed_to_postback_says_whether_the_app_is_a_sandbox(sandbox: bool) -> None:
-    app = tracker_pb2.App(app_id="app", sandbox=sandbox)
-    tracker = tracker_pb2.Tracker(tracker_id="t", app_id="app", network_id="n", name="T")
-    network = tracker_pb2.Network(network_id="n")
-    kinds = ("app", "tracker", "network", "event_definition", "network_settings", "campaign", "segment")
-    found: Resources = {"app": {("app",): app}, "tracker": {("t",): tracker}, "network": {("n",): network}}
-    settings = build_settings({kind: found.get(kind, {}) for kind in kinds}, 1)
+    settings = build_settings(
+        resources(
+            ("app", ("app",), App(app_id="app", sandbox=sandbox)),
+            ("tracker", ("t",), Tracker(tracker_id="t", app_id="app", network_id="n", name="T")),
+            ("network", ("n",), Network(network_id="n")),
+        ),
+        1,
+    )
     assert settings.app_names["app"].sandbox == settings.tracker_names["t"].sandbox == sandbox
+
+
+def resources(*edits: Edit) -> Resources:
+    """What is held after these edits."""
+    kinds = ("app", "tracker", "network", "event_definition", "network_settings", "campaign", "segment")
+    made: Resources = {kind: {} for kind in kinds}
+    for kind, key, message in edits:
+        made[kind][key] = message
+    return made
+
+
+def edits(
+    kind: str, make: Callable[..., Message], key: Sequence[str], **fields: st.SearchStrategy[object]
+) -> st.SearchStrategy[Edit]:
+    """A resource made or replaced; `key` names the fields of its id."""
+    return st.fixed_dictionaries(fields).map(
+        lambda values: (kind, tuple(str(values[name]) for name in key), make(**values))
+    )
+
+
+app_ids, names = st.sampled_from(("a", "b")), st.sampled_from(("", "Spring", "Summer"))
+network_ids = st.sampled_from(("n", "san"))
+statuses = st.sampled_from((STATUS_LIVE, STATUS_ARCHIVED))
+durations = st.none() | st.sampled_from((60, 3600)).map(lambda seconds: Duration(seconds=seconds))
+limits = st.none() | st.just(Window(disabled=True)) | durations.map(lambda duration: Window(duration=duration))
+windows = st.none() | st.builds(Windows, click_device=limits, click_modeled=limits, impression_ip=limits)
+any_edit = st.one_of(
+    edits(
+        "app", App, ["app_id"],
+        app_id=app_ids, bundle_id=names, sandbox=st.booleans(), settings=st.builds(AppSettings, windows=windows),
+    ),
+    edits("network", Network, ["network_id"], network_id=network_ids, name=names, self_attributing=st.booleans()),
+    edits(
+        "network_settings", NetworkSettings, ["app_id", "network_id"],
+        app_id=app_ids, network_id=network_ids, windows=windows,
+    ),
+    edits("campaign", Campaign, ["campaign_id"], campaign_id=st.just("c"), name=names),
+    edits("segment", Segment, ["segment_id"], segment_id=st.just("s"), name=names),
+    edits(
+        "event_definition", EventDefinition, ["app_id", "event_name"],
+        app_id=app_ids, event_name=st.just("Purchase"), min_time_to_reengagement=durations, status=statuses,
+    ),
+    edits(
+        "tracker", Tracker, ["tracker_id"],
+        tracker_id=st.sampled_from(("t1", "t2", "t12")), app_id=app_ids, network_id=network_ids, name=names,
+        campaign_id=st.sampled_from(("c", "gone")), segment_id=st.sampled_from(("", "s")), status=statuses,
+        type=st.sampled_from((Tracker.TYPE_ACQUISITION, Tracker.TYPE_REENGAGEMENT)),
+        events=st.sampled_from(([], ["Purchase"])), windows=windows, post_engagement_window=durations,
+        default_tracker=st.booleans(), create_time=st.sampled_from((1, 2)).map(lambda at: Timestamp(seconds=at)),
+    ),
+)  # fmt: skip
+at_first: tuple[Edit, ...] = (
+    *(("app", (app_id,), App(app_id=app_id)) for app_id in ("a", "b")),
+    *(("network", (network_id,), Network(network_id=network_id)) for network_id in ("n", "san")),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(revisions=st.lists(st.lists(any_edit, max_size=4), min_size=1, max_size=8))
+def test_settings_built_again_are_those_built_anew(revisions: list[list[Edit]]) -> None:
+    build, held = SettingsBuilder(), resources(*at_first)
+    for revision, changed in enumerate(revisions):
+        for kind, key, message in changed:
+            held[kind][key] = message
+        again, anew = build(held, revision), build_settings(held, revision)
+        assert replace(again, tracker_names=dict(again.tracker_names)) == replace(
+            anew, tracker_names=dict(anew.tracker_names)
+        )
+
+
+def test_a_change_leaves_other_apps_trackers_and_settings_handed_out_before_alone() -> None:
+    def tracker(tracker_id: str, app_id: str, name: str = "") -> Edit:
+        return "tracker", (tracker_id,), Tracker(tracker_id=tracker_id, app_id=app_id, network_id="n", name=name)
+
+    build, held = SettingsBuilder(), resources(*at_first, tracker("t1", "a"), tracker("t2", "a"), tracker("t3", "b"))
+    before = build(held, 1)
+    held["tracker"]["t1",] = tracker("t1", "a", "New")[2]
+    held["campaign"]["c",] = Campaign(campaign_id="c", name="Spring")
+    after = build(held, 2)
+    assert after.apps["b"].trackers is before.apps["b"].trackers
+    assert after.apps["b"].revision == after.apps["a"].revision == 2
+    assert after.apps["a"].trackers["t2"].tracker is before.apps["a"].trackers["t2"].tracker
+    assert (before.tracker_names["t1"].tracker, after.tracker_names["t1"].tracker) == ("", "New")
+    assert before.apps["a"].revision == 1
