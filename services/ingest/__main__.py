@@ -1,5 +1,6 @@
 """Starts the ingest service."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +20,7 @@ from services.ingest.rejections import Rejections
 from services.ingest.retention import keep_purged
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
+from services.ingest.sightings import Sightings
 from services.ingest.store import Store
 from services.ingest.writer import Writer
 
@@ -50,9 +52,16 @@ async def main() -> None:
         settings = Follower(
             lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), build_settings
         )
+
+        async def register(app_id: str, event_names: Collection[str]) -> None:
+            await tracker.RegisterEvents(tracker_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names))
+
         store, growth = Store(pool), Growth()
         writer, rejections = Writer(store.append, growth.announce), Rejections(store.reject)
-        service = IngestService(settings=settings, writer=writer, rejections=rejections, store=store, growth=growth)
+        sightings = Sightings(register)
+        service = IngestService(
+            settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
+        )
         await serve(
             ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
             [Face(name=SERVICE_NAME, add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, service))],
@@ -60,6 +69,7 @@ async def main() -> None:
                 settings.run,
                 writer.run,
                 lambda: keep_running("rejections", rejections.run),
+                lambda: keep_running("sightings", sightings.run),
                 lambda: keep_running("retention", lambda: keep_purged(store, log_days=config.log_retention_days)),
             ],
             ready=settings.ready,

@@ -11,11 +11,13 @@ REPEAT_WINDOW_S = 7 * DAY_S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What ingest must know of a live app: how old or early a record may be, and its lane."""
+    """What ingest must know of a live app: how old or early a record may be, its lane, and its defined events."""
 
     max_age_us: int
     max_lead_us: int
     app_lane: int
+    event_names: frozenset[str]
+    """Events that have a definition, archived or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from services.ingest.entry import admit
 from services.ingest.model import Entry, LogPage, Outcome, Settings
 from services.ingest.reader import Growth, follow
 from services.ingest.rejections import Rejections
+from services.ingest.sightings import Sightings
 from services.ingest.store import Store
 from services.ingest.writer import Answer, Writer
 
@@ -50,11 +51,12 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         settings: Follower[Settings],
         writer: Writer,
         rejections: Rejections,
+        sightings: Sightings,
         store: Store,
         growth: Growth,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._settings, self._writer, self._rejections = settings, writer, rejections
+        self._settings, self._writer, self._rejections, self._sightings = settings, writer, rejections, sightings
         self._store, self._growth, self._now_us = store, growth, now_us
 
     async def RecordBatch(
@@ -136,6 +138,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             if isinstance(admitted, Entry):
                 entries.append(admitted)
                 results.append(None)
+                if not admitted.is_engagement and (event_name := record.event.event_name):
+                    app_id = record.app_id
+                    self._sightings.add(app_id, event_name, settings.apps[app_id].event_names)
             else:
                 result = _refused(admitted)
                 self._rejections.add(record, result.violations, now_us)

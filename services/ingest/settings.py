@@ -1,5 +1,8 @@
 """What ingest takes from the tracker's settings."""
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 from libs.lanes import lane_of
 from libs.snapshots import Resources
 from reengage.ingest.v1 import ingest_pb2
@@ -11,10 +14,13 @@ _DEFAULT_LEAD_S = DAY_S
 
 
 def build_settings(resources: Resources, revision: int) -> Settings:
-    """Live apps with their limits, and all trackers."""
+    """Live apps with their limits and events, and all trackers."""
+    event_names = defaultdict[str, list[str]](list)
+    for app_id, event_name in resources["event_definition"]:
+        event_names[app_id].append(event_name)
     return Settings(
         apps={
-            app.app_id: _app(app)
+            app.app_id: _app(app, event_names[app.app_id])
             for app in resources["app"].values()
             if isinstance(app, tracker_pb2.App) and app.status != tracker_pb2.STATUS_ARCHIVED
         },
@@ -27,8 +33,13 @@ def build_settings(resources: Resources, revision: int) -> Settings:
     )
 
 
-def _app(app: tracker_pb2.App) -> App:
+def _app(app: tracker_pb2.App, event_names: Iterable[str]) -> App:
     limits = app.settings
     age_s = limits.max_record_age.seconds if limits.HasField("max_record_age") else _DEFAULT_AGE_S
     lead_s = limits.max_record_lead.seconds if limits.HasField("max_record_lead") else _DEFAULT_LEAD_S
-    return App(max_age_us=age_s * 1_000_000, max_lead_us=lead_s * 1_000_000, app_lane=lane_of(app.app_id))
+    return App(
+        max_age_us=age_s * 1_000_000,
+        max_lead_us=lead_s * 1_000_000,
+        app_lane=lane_of(app.app_id),
+        event_names=frozenset(event_names),
+    )

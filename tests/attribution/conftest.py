@@ -32,6 +32,7 @@ from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
 from services.ingest.service import IngestService
+from services.ingest.sightings import Sightings
 from services.ingest.store import Store as LogStore
 from services.ingest.writer import Writer
 from tests.conftest import Database
@@ -178,7 +179,12 @@ def start_world(tmp_path: Path) -> StartWorld:
             log_store, growth = LogStore(log_pool), Growth()
             writer, rejections = Writer(log_store.append, growth.announce), Rejections(log_store.reject)
             log = IngestService(
-                settings=log_settings, writer=writer, rejections=rejections, store=log_store, growth=growth
+                settings=log_settings,
+                writer=writer,
+                rejections=rejections,
+                sightings=Sightings(lambda app_id, event_names: asyncio.sleep(0)),  # there is no tracker to tell
+                store=log_store,
+                growth=growth,
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, attribution_settings.SettingsBuilder())

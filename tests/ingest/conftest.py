@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,16 +22,18 @@ from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
+from services.ingest.sightings import Sightings
 from services.ingest.store import Store
 from services.ingest.writer import Writer
 from tests.conftest import Database
 
 APP, STRICT_APP, ARCHIVED_APP = "shop", "strict", "gone"
 TRACKER, ARCHIVED_TRACKER, STRICT_TRACKER = "tr-1", "tr-old", "tr-strict"
+DEFINED_EVENTS = frozenset({"Login", "Old login"})
 
 
 def settings_response() -> tracker_pb2.WatchSnapshotResponse:
-    """Three apps (one with narrow limits of time, one archived) and three trackers (one archived)."""
+    """Three apps (one with narrow limits of time, one archived), three trackers and two events (one each archived)."""
     archived = tracker_pb2.STATUS_ARCHIVED
     strict = tracker_pb2.AppSettings()
     strict.max_record_age.seconds = 3600
@@ -46,11 +48,16 @@ def settings_response() -> tracker_pb2.WatchSnapshotResponse:
         tracker_pb2.Tracker(tracker_id=ARCHIVED_TRACKER, app_id=APP, status=archived),
         tracker_pb2.Tracker(tracker_id=STRICT_TRACKER, app_id=STRICT_APP),
     ]
+    events = [
+        tracker_pb2.EventDefinition(app_id=APP, event_name="Login"),
+        tracker_pb2.EventDefinition(app_id=APP, event_name="Old login", status=archived),
+    ]
     return tracker_pb2.WatchSnapshotResponse(
         revision=7,
         reset=True,
         resources=[tracker_pb2.Resource(app=app) for app in apps]
-        + [tracker_pb2.Resource(tracker=tracker) for tracker in trackers],
+        + [tracker_pb2.Resource(tracker=tracker) for tracker in trackers]
+        + [tracker_pb2.Resource(event_definition=event) for event in events],
     )
 
 
@@ -60,6 +67,10 @@ async def watch(_revision: int) -> AsyncIterator[tracker_pb2.WatchSnapshotRespon
     await asyncio.Event().wait()
 
 
+async def register_nothing(app_id: str, event_names: Collection[str]) -> None:
+    """A tracker that takes the names of events, for tests that are about something else."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingest:
     """A running ingest service: its client, and what tests look into."""
@@ -67,6 +78,7 @@ class Ingest:
     stub: ingest_pb2_grpc.IngestServiceStub
     pool: Pool
     store: Store
+    sightings: Sightings
 
     async def send(self, *records: ingest_pb2.Record) -> list[ingest_pb2.RecordResult]:
         """RecordBatch."""
@@ -108,16 +120,25 @@ def start_ingest(tmp_path: Path) -> StartIngest:
     numbers = itertools.count(1)
 
     @asynccontextmanager
-    async def start(database: Database, *, most_waiting: int = 20_000, write: bool = True) -> AsyncIterator[Ingest]:
+    async def start(
+        database: Database,
+        *,
+        most_waiting: int = 20_000,
+        write: bool = True,
+        watch: Callable[[int], AsyncIterable[tracker_pb2.WatchSnapshotResponse]] = watch,
+        register: Callable[[str, Collection[str]], Awaitable[object]] = register_nothing,
+    ) -> AsyncIterator[Ingest]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(
                 open_pool(database.dsn("ingest"), schema="ingest", application_name="test", max_size=4)
             )
             store, growth = Store(pool), Growth()
             writer = Writer(store.append, growth.announce, most_waiting=most_waiting)
-            rejections = Rejections(store.reject)
+            rejections, sightings = Rejections(store.reject), Sightings(register)
             settings = Follower(watch, build_settings)
-            service = IngestService(settings=settings, writer=writer, rejections=rejections, store=store, growth=growth)
+            service = IngestService(
+                settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
+            )
             add = partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, service)
             server, _ = build_server(ServerConfig(listen=""), [Face(name=SERVICE_NAME, add=add)])
             address = f"unix:{tmp_path / f'ingest{next(numbers)}.sock'}"
@@ -129,7 +150,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             stack.push_async_callback(_cancel, tasks)
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
-            yield Ingest(stub=ingest_pb2_grpc.IngestServiceStub(channel), pool=pool, store=store)
+            yield Ingest(stub=ingest_pb2_grpc.IngestServiceStub(channel), pool=pool, store=store, sightings=sightings)
 
     return start
 

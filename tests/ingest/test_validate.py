@@ -14,6 +14,7 @@ from tests.ingest.conftest import (
     APP,
     ARCHIVED_APP,
     ARCHIVED_TRACKER,
+    DEFINED_EVENTS,
     STRICT_APP,
     STRICT_TRACKER,
     TRACKER,
@@ -29,8 +30,10 @@ HOUR_S, DAY_S = 3600, 86_400
 
 SETTINGS = Settings(
     apps={
-        APP: App(max_age_us=31 * DAY_S * 1_000_000, max_lead_us=DAY_S * 1_000_000, app_lane=5),
-        STRICT_APP: App(max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6),
+        APP: App(
+            max_age_us=31 * DAY_S * 1_000_000, max_lead_us=DAY_S * 1_000_000, app_lane=5, event_names=DEFINED_EVENTS
+        ),
+        STRICT_APP: App(max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6, event_names=frozenset()),
     },
     app_of_tracker={TRACKER: APP, ARCHIVED_TRACKER: APP, STRICT_TRACKER: STRICT_APP},
     stamp=ingest_pb2.Record(settings_revision=7).SerializeToString(),
@@ -323,14 +326,15 @@ def test_the_short_cut_for_short_records_changes_nothing(
 def test_settings_of_the_test_are_those_that_tracker_sends() -> None:
     from services.ingest.settings import build_settings
 
-    resources: dict[str, dict[tuple[str, ...], object]] = {"app": {}, "tracker": {}}
+    resources: dict[str, dict[tuple[str, ...], object]] = {"app": {}, "tracker": {}, "event_definition": {}}
     for resource in settings_response().resources:
         kind = resource.WhichOneof("resource")
         assert kind is not None
         message = getattr(resource, kind)
-        resources[kind][(getattr(message, f"{kind}_id"),)] = message
+        fields = ("app_id", "event_name") if kind == "event_definition" else (f"{kind}_id",)
+        resources[kind][tuple(getattr(message, field) for field in fields)] = message
     built = build_settings(resources, 7)  # type: ignore[arg-type]
-    limits = {app_id: (app.max_age_us, app.max_lead_us) for app_id, app in built.apps.items()}
-    assert limits == {app_id: (app.max_age_us, app.max_lead_us) for app_id, app in SETTINGS.apps.items()}
+    apps = {app_id: (app.max_age_us, app.max_lead_us, app.event_names) for app_id, app in built.apps.items()}
+    assert apps == {app_id: (app.max_age_us, app.max_lead_us, app.event_names) for app_id, app in SETTINGS.apps.items()}
     assert built.app_of_tracker == SETTINGS.app_of_tracker
     assert built.stamp == SETTINGS.stamp

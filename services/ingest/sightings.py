@@ -1,0 +1,62 @@
+"""Events that were seen and have no definition are registered with tracker, never at the cost of records."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Set
+
+from prometheus_client import Counter
+
+MOST_NAMES = 1_000
+"""Of an app, beyond which no more are registered; and of all apps that are remembered at a time."""
+PAUSE_S = 1.0
+FORGET_S = 60.0
+
+_dropped = Counter(
+    "ingest_events_unregistered_total", "Events whose name is not registered, because of too many names."
+)
+
+
+class Sightings:
+    """Takes the names of accepted events at once and has them registered by and by, in a call an app and `PAUSE_S`.
+
+    A name is handed over once, whether that goes well or not, and forgotten within `FORGET_S`: what still has no
+    definition when it is seen again is new again. So nothing here grows, and nothing must be kept.
+    """
+
+    def __init__(
+        self, register: Callable[[str, Collection[str]], Awaitable[object]], now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._register, self._now_s = register, now_s
+        self._seen: set[tuple[str, str]] = set()
+        self._waiting: defaultdict[str, set[str]] = defaultdict(set)
+        self._forget_at_s = now_s() + FORGET_S
+
+    def add(self, app_id: str, event_name: str, defined: Set[str]) -> None:
+        """Note an event of an app that has these defined, archived ones too."""
+        if event_name in defined or (app_id, event_name) in self._seen:
+            return
+        # Tracker takes what people can read only, and refuses the whole call for one other name.
+        if not event_name.isprintable():
+            return
+        waiting = self._waiting[app_id]
+        if len(self._seen) >= MOST_NAMES or len(defined) + len(waiting) >= MOST_NAMES:
+            _dropped.inc()
+            return
+        self._seen.add((app_id, event_name))
+        waiting.add(event_name)
+
+    async def run(self) -> None:
+        """Hand over until cancelled; raises what keeps it from that, and then goes on with the next app."""
+        while True:
+            await asyncio.sleep(PAUSE_S)
+            await self.hand_over()
+
+    async def hand_over(self) -> None:
+        """Register what is waiting, once."""
+        if self._now_s() >= self._forget_at_s:
+            self._seen = {(app_id, name) for app_id, names in self._waiting.items() for name in names}
+            self._forget_at_s = self._now_s() + FORGET_S
+        for app_id in list(self._waiting):
+            if names := self._waiting.pop(app_id):
+                await self._register(app_id, names)
