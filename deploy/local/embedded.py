@@ -139,16 +139,18 @@ class EmbeddedPostgres:
 
     async def kill(self) -> None:
         """SIGKILL to every process of it; returns when all are gone. The next start recovers from the log."""
-        if self._process is None or not self.running:
+        killed = self._process
+        if killed is None or not self.running:
             return
-        family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+        family = [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]
         for process in family:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        # A backend that outlives the postmaster would make the next start refuse.
-        await _until(lambda: not self.running and not any(map(_alive, family)), within_seconds=30)
+        # A backend that outlives the postmaster would make the next start refuse. Whoever supervises this may have
+        # started the next one already: only the one that was killed is waited for.
+        await _until(lambda: killed.poll() is not None and not any(map(_alive, family)), within_seconds=30)
 
     async def create_database(self, name: str = DATABASE, *, template: str = "template0") -> None:
         """Creates the database unless it exists."""
