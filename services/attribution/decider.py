@@ -72,9 +72,10 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What deciding a batch changed; nothing is written yet."""
+    """What deciding a batch changed; nothing is written yet. `heads`: up to where the log was considered."""
 
     round_id: uuid.UUID
+    heads: Sequence[int]
     decisions: list[DecisionRow] = field(default_factory=list)
     devices: list[Device] = field(default_factory=list)
     identifiers: dict[bytes, uuid.UUID] = field(default_factory=dict)
@@ -96,7 +97,7 @@ async def decide_batch(
 
     Only engagements below `heads` are considered (G5). `apps` must hold the rules of every app named.
     """
-    batch = Batch(round_id=new_id(), next_sequences=dict(next_sequences))
+    batch = Batch(round_id=new_id(), heads=heads, next_sequences=dict(next_sequences))
     cases = await _Identities(store, connection, batch, new_id).resolve(await _new(store, connection, logged), apps)
     # Deep-link opens that stand for their own click are engagements, too; the log serves them as conversions only.
     await store.insert_index(connection, index_rows(logged, apps))
@@ -127,14 +128,14 @@ async def decide_batch(
     return batch
 
 
-async def write_batch(store: Store, connection: Connection, batch: Batch, heads: Sequence[int]) -> None:
+async def write_batch(store: Store, connection: Connection, batch: Batch) -> None:
     """Write what deciding changed, except the worker's own positions."""
     if batch.devices:
         await store.upsert_devices(connection, batch.devices)
     if batch.identifiers:
         await store.upsert_identifiers(connection, batch.identifiers)
     if batch.decisions:
-        await store.insert_round(connection, batch.round_id, heads)
+        await store.insert_round(connection, batch.round_id, batch.heads)
         await store.insert_decisions(connection, batch.decisions)
 
 
@@ -211,7 +212,7 @@ class _Identities:
             known = [self._make(entry, record)]
         device, *others = known
         for other in others:
-            self._merge(other, into=device)
+            self._merge(entry, other, into=device)
         for key, (kind, value) in keys.items():
             if self._by_key.get(key) is not device:
                 self._by_key[key] = device
@@ -225,7 +226,7 @@ class _Identities:
         self._batch.devices.append(device)
         return device
 
-    def _merge(self, other: Device, *, into: Device) -> None:
+    def _merge(self, entry: ingest_pb2.LogEntry, other: Device, *, into: Device) -> None:
         """Move the ids; the histories are merged when the record's turn to be decided comes."""
         self._by_key = {key: into if device is other else device for key, device in self._by_key.items()}
         for kind, values in other.ids.items():
@@ -234,7 +235,7 @@ class _Identities:
                 key = identity_key(other.app_id, kind, value)
                 self._by_key[key] = into
                 self._batch.identifiers[key] = into.device_id
-        other.merged_into = into.device_id
+        other.merged_into, other.merge_time_us = into.device_id, entry.receive_time_us
         other.changed = into.changed = True
 
 
@@ -401,7 +402,17 @@ def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch)
         decision=message.SerializeToString(),
         record=case.entry.record,
         engagement=None,
+        known_ids=_known_ids(case),
     )
+
+
+def _known_ids(case: Case) -> dict[str, list[str]] | None:
+    """The ids beside the record's own that its device was known by; usually there are none."""
+    known: dict[str, list[str]] = {}
+    for kind, value in case.ids:
+        if case.record.device_ids.get(kind) != value:
+            known.setdefault(kind, []).append(value)
+    return known or None
 
 
 async def _attach_engagements(store: Store, connection: Connection, batch: Batch, sources: Mapping[int, str]) -> None:

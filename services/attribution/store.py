@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool
+from libs.lanes import LANES
 from services.attribution.history import DeviceHistory
 from services.attribution.model import Engagement, EngagementKind, UserAgent
 
@@ -71,6 +72,10 @@ class DecisionRow(NamedTuple):
     decision: bytes
     record: bytes
     engagement: bytes | None
+    known_ids: dict[str, list[str]] | None = None
+    claims: bytes | None = None
+    reattribution_id: str | None = None
+    is_relayed: bool = True
 
 
 class OutboxRow(NamedTuple):
@@ -82,6 +87,7 @@ class OutboxRow(NamedTuple):
     record: bytes
     engagement: bytes | None
     device_id: uuid.UUID
+    is_relayed: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +101,7 @@ class Device:
     identities: dict[str, str]
     create_time_us: int
     merged_into: uuid.UUID | None = None
+    merge_time_us: int | None = None
     changed: bool = False
 
     @classmethod
@@ -295,8 +302,8 @@ class Store:
         """Devices by id."""
         rows = await connection.fetch(
             """
-            SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into FROM devices
-            WHERE device_id = ANY($1)
+            SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_time_us
+            FROM devices WHERE device_id = ANY($1)
             """,
             list(device_ids),
         )
@@ -309,6 +316,7 @@ class Store:
                 identities=row["identities"],
                 create_time_us=row["create_time_us"],
                 merged_into=row["merged_into"],
+                merge_time_us=row["merge_time_us"],
             )
             for row in rows
         }
@@ -430,13 +438,15 @@ class Store:
         """Store devices as they are now."""
         await connection.execute(
             """
-            INSERT INTO devices (device_id, app_id, ids, history, identities, create_time_us, merged_into)
+            INSERT INTO devices (
+                device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_time_us
+            )
             SELECT * FROM unnest(
-                $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::uuid[]
+                $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::uuid[], $8::bigint[]
             )
             ON CONFLICT (device_id) DO UPDATE SET
                 ids = excluded.ids, history = excluded.history, identities = excluded.identities,
-                merged_into = excluded.merged_into
+                merged_into = excluded.merged_into, merge_time_us = excluded.merge_time_us
             """,
             [device.device_id for device in devices],
             [device.app_id for device in devices],
@@ -445,6 +455,7 @@ class Store:
             [device.identities for device in devices],
             [device.create_time_us for device in devices],
             [device.merged_into for device in devices],
+            [device.merge_time_us for device in devices],
         )
 
     async def upsert_identifiers(self, connection: Connection, owners: dict[bytes, uuid.UUID]) -> None:
@@ -469,25 +480,27 @@ class Store:
             """
             INSERT INTO decisions (
                 lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us,
-                tracker_id, engagement_id, decision, record, engagement
+                tracker_id, engagement_id, decision, record, engagement, known_ids, claims, reattribution_id,
+                is_relayed
             )
             SELECT * FROM unnest(
                 $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::uuid[],
-                $8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::bytea[]
+                $8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::bytea[],
+                $15::jsonb[], $16::bytea[], $17::text[], $18::boolean[]
             )
             """,
             *_columns(rows),
         )
 
-    async def advance_decided(
+    async def advance_lanes(
         self,
         connection: Connection,
         worker_id: str,
-        decided: dict[int, list[int]],
+        decided: Mapping[int, list[int] | None],
         sequences: Mapping[int, int],
         next_sequences: Mapping[int, int],
     ) -> None:
-        """Move decide positions (lane: the new vector) and sequences of lanes that this worker owns.
+        """Move sequences and decide positions (lane: the new vector, None as it is) of lanes that this worker owns.
 
         `sequences` are those the worker began with. When they are not what is stored, its last transaction did commit
         although it never heard so: then it knows too little, and must begin anew.
@@ -497,9 +510,10 @@ class Store:
             UPDATE lanes
             SET next_sequence = moved.next_sequence,
                 -- the vectors come one after the other: unnest would take an array of arrays apart
-                decided = ($5::bigint[])[(moved.place - 1) * 64 + 1:moved.place * 64]
-            FROM unnest($2::smallint[], $3::bigint[], $4::bigint[])
-                WITH ORDINALITY AS moved (lane, sequence, next_sequence, place)
+                decided = CASE WHEN moved.place IS NULL THEN lanes.decided
+                    ELSE ($6::bigint[])[moved.place * 64 + 1:moved.place * 64 + 64] END
+            FROM unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::integer[])
+                AS moved (lane, sequence, next_sequence, place)
             WHERE lanes.lane = moved.lane AND lanes.owner = $1 AND lanes.next_sequence = moved.sequence
               AND {_IN_ORDER}
             """,
@@ -507,7 +521,8 @@ class Store:
             list(decided.keys()),
             [sequences[lane] for lane in decided],
             [next_sequences[lane] for lane in decided],
-            [position for vector in decided.values() for position in vector],
+            [None if vector is None else place for place, vector in enumerate(decided.values())],
+            [position for vector in decided.values() for position in vector or [0] * LANES],
         )
         _must_have_changed(tag, len(decided))
 
@@ -517,10 +532,10 @@ class Store:
         """The next decisions of these lanes (lane: first sequence wanted), up to `limit` a lane."""
         rows = await self.pool.fetch(
             """
-            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id
+            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id, d.is_relayed
             FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, sequence)
             CROSS JOIN LATERAL (
-                SELECT lane, sequence, decision, record, engagement, device_id FROM decisions
+                SELECT lane, sequence, decision, record, engagement, device_id, is_relayed FROM decisions
                 WHERE decisions.lane = wanted.lane AND decisions.sequence >= wanted.sequence
                 ORDER BY sequence LIMIT $3
             ) AS d

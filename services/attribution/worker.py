@@ -1,7 +1,7 @@
 """The worker: owns lanes, indexes their engagements, decides the conversions homed in them, hands them to postback.
 
-Three loops run for as long as the set of owned lanes stays the same; each rebuilds all it holds from the database, so a
-crash needs no cleanup, and every transaction is fenced by the lanes' owner.
+Three loops, and the jobs given, run for as long as the set of owned lanes stays the same; each rebuilds all it holds
+from the database, so a crash needs no cleanup, and every transaction is fenced by the lanes' owner.
 
 A conversion is decided only when *every* lane of the log, whoever owns it, is indexed up to the end the log had when
 the conversion was read: any engagement accepted before it is then considered, however slow another worker is.
@@ -14,6 +14,8 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
+from typing import TypeAlias
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -25,7 +27,8 @@ from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
-from services.attribution.decider import Batch, decide_batch, write_batch
+from services.attribution.decider import Batch, decide_batch
+from services.attribution.ownership import OwnedLanes
 from services.attribution.records import Logged, index_rows, parse
 from services.attribution.settings import Settings
 from services.attribution.store import IndexRows, LanesLostError, OutboxRow, Store
@@ -54,6 +57,10 @@ _OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, num
 _NOT_FOR_POSTBACK = frozenset(
     {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
 )
+
+
+Job: TypeAlias = Callable[[OwnedLanes], Awaitable[None]]
+"""A loop beside those of the worker: it writes through `OwnedLanes.append` and starts from the database each time."""
 
 
 class LogShorterError(Exception):
@@ -85,25 +92,6 @@ class _Progress:
         self.moved.set()
 
 
-class _Outbox:
-    """How far decisions are committed, lane by lane: the decider says it, the relay waits for it."""
-
-    def __init__(self, ends: Mapping[int, int]) -> None:
-        self._ends = dict(ends)
-        self._grown = asyncio.Event()
-
-    def filled(self, ends: Mapping[int, int]) -> None:
-        self._ends.update(ends)
-        self._grown.set()
-
-    async def beyond(self, positions: Mapping[int, int]) -> dict[int, int]:
-        """The lanes that hold decisions from these positions on; waits until there is one."""
-        while not (found := {lane: at for lane, at in positions.items() if at < self._ends[lane]}):
-            self._grown.clear()
-            await self._grown.wait()
-        return found
-
-
 class Worker:
     """One attribution worker; several share the lanes. `run` until cancelled."""
 
@@ -115,11 +103,12 @@ class Worker:
         settings: Follower[Settings],
         ingest: ingest_pb2_grpc.IngestServiceStub,
         postback: postback_pb2_grpc.PostbackServiceStub,
+        jobs: Mapping[str, Job] = MappingProxyType({}),
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._config, self._store, self._settings = config, store, settings
-        self._ingest, self._postback = ingest, postback
+        self._ingest, self._postback, self._jobs = ingest, postback, jobs
         self._now_us, self._new_id = now_us, new_id
 
     async def run(self) -> None:
@@ -176,18 +165,20 @@ class Worker:
         return await in_transaction(self._store.pool, balance)
 
     async def _work(self, owned: frozenset[int]) -> None:
-        """Index, decide and relay the owned lanes until cancelled, or until they turn out to be lost."""
+        """Index, decide, relay and do the jobs until cancelled, or until the owned lanes turn out to be lost."""
         lanes = await self._store.owned_lanes(self._config.worker_id, owned)
         progress = _Progress()
         progress.advance(dict(enumerate(await self._store.indexed())))
-        outbox = _Outbox({lane: owned_lane.next_sequence for lane, owned_lane in lanes.items()})
+        shared = OwnedLanes(self._store, self._config.worker_id, lanes)
         try:
             async with asyncio.TaskGroup() as group:
-                for name, loop in (
-                    ("indexer", lambda: self._index(owned, progress)),
-                    ("decider", lambda: self._decide(owned, progress, outbox)),
-                    ("relay", lambda: self._relay(owned, outbox)),
-                ):
+                loops: dict[str, Callable[[], Awaitable[None]]] = {
+                    "indexer": partial(self._index, owned, progress),
+                    "decider": partial(self._decide, shared, progress),
+                    "relay": partial(self._relay, shared),
+                    **{name: partial(job, shared) for name, job in self._jobs.items()},
+                }
+                for name, loop in loops.items():
                     group.create_task(_until_lanes_lost(name, loop))
         except* LanesLostError:  # the next beat says which lanes are left
             pass
@@ -216,16 +207,15 @@ class Worker:
 
     # Deciding.
 
-    async def _decide(self, owned: frozenset[int], progress: _Progress, outbox: _Outbox) -> None:
+    async def _decide(self, shared: OwnedLanes, progress: _Progress) -> None:
         """Decide the conversions of the apps homed in the owned lanes, in order of receipt."""
-        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        lanes = await self._store.owned_lanes(self._config.worker_id, shared.lanes)
         begun = {lane: owned_lane.decided for lane, owned_lane in lanes.items()}
-        sequences = {lane: owned_lane.next_sequence for lane, owned_lane in lanes.items()}
         # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
         position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
         flushed = time.monotonic()
         log = self._read_log(
-            dict(enumerate(position)), ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(owned)
+            dict(enumerate(position)), ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(shared.lanes)
         )
         async for response in log:
             entries = [e for e in response.entries if e.position >= begun[e.app_lane][e.lane]]
@@ -234,47 +224,38 @@ class Worker:
             homes = {entry.app_lane for entry in entries}
             if time.monotonic() - flushed > _FLUSH_S:
                 # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
-                homes, flushed = set(owned), time.monotonic()
-            if not homes:
-                continue
-            vectors = {lane: [max(pair) for pair in zip(begun[lane], position, strict=True)] for lane in homes}
-            await self._barrier(response.heads, progress)
-            sequences = await self._decide_batch(parse(entries), response.heads, vectors, sequences)
-            outbox.filled(sequences)
+                homes, flushed = set(shared.lanes), time.monotonic()
+            if homes:
+                vectors = {lane: [max(pair) for pair in zip(begun[lane], position, strict=True)] for lane in homes}
+                await self._barrier(response.heads, progress)
+                shared.heads = list(response.heads)
+                await self._decide_batch(shared, parse(entries), vectors)
+            shared.positions = list(position)
 
     async def _decide_batch(
-        self,
-        logged: Sequence[Logged],
-        heads: Sequence[int],
-        vectors: dict[int, list[int]],
-        sequences: dict[int, int],
-    ) -> dict[int, int]:
+        self, shared: OwnedLanes, logged: Sequence[Logged], vectors: Mapping[int, list[int]]
+    ) -> None:
         """Decisions, device state, what is to be sent and the read position, in one transaction."""
         settings = await self._settings_for(logged)
 
-        async def work(connection: Connection) -> Batch:
-            batch = await decide_batch(
+        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
+            return await decide_batch(
                 self._store,
                 connection,
                 logged,
-                heads=heads,
+                heads=shared.heads,
                 apps=settings.apps,
-                next_sequences=sequences,
+                next_sequences=next_sequences,
                 new_id=self._new_id,
                 now_us=self._now_us(),
             )
-            await write_batch(self._store, connection, batch, heads)
-            worker_id = self._config.worker_id
-            await self._store.advance_decided(connection, worker_id, vectors, sequences, batch.next_sequences)
-            return batch
 
-        batch = await in_transaction(self._store.pool, work)
+        batch = await shared.append(decide, decided=vectors)
         for row in batch.decisions:
             _decided.labels(_OUTCOMES[row.outcome]).inc()
         now_us = self._now_us()
         for entry, _ in logged:
             _lag.observe((now_us - entry.receive_time_us) / 1e6)
-        return batch.next_sequences
 
     async def _barrier(self, heads: Sequence[int], progress: _Progress) -> None:
         """Wait until every lane is indexed up to `heads`.
@@ -296,12 +277,12 @@ class Worker:
 
     # Handing over.
 
-    async def _relay(self, owned: frozenset[int], outbox: _Outbox) -> None:
+    async def _relay(self, shared: OwnedLanes) -> None:
         """Hand decisions to postback in order, at least once; postback makes each delivery once."""
-        lanes = await self._store.owned_lanes(self._config.worker_id, owned)
+        lanes = await self._store.owned_lanes(self._config.worker_id, shared.lanes)
         positions = {lane: owned_lane.relayed for lane, owned_lane in lanes.items()}
         while True:
-            wanted = await outbox.beyond(positions)
+            wanted = await shared.beyond(positions)
             rows = await self._store.read_outbox(wanted, -(-_RELAY_BATCH // len(wanted)))
             conversions = self._conversions(rows)
             for some in _messages(conversions):
@@ -317,7 +298,7 @@ class Worker:
         conversions = []
         for row in rows:
             decision = attribution_pb2.Decision.FromString(row.decision)
-            if decision.outcome in _NOT_FOR_POSTBACK:
+            if not row.is_relayed or decision.outcome in _NOT_FOR_POSTBACK:
                 continue
             names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
             conversions.append(

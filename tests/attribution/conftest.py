@@ -6,11 +6,12 @@ Settings arrive as tracker would send them.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import grpc
@@ -27,7 +28,7 @@ from reengage.tracker.v1 import tracker_pb2
 from services.attribution import settings as attribution_settings
 from services.attribution.service import Attribution
 from services.attribution.store import Store
-from services.attribution.worker import Worker, WorkerConfig
+from services.attribution.worker import Job, Worker, WorkerConfig
 from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
@@ -110,7 +111,10 @@ class World:
 
     @asynccontextmanager
     async def worker(
-        self, lease_s: float = 5.0, ingest: ingest_pb2_grpc.IngestServiceStub | None = None
+        self,
+        lease_s: float = 5.0,
+        ingest: ingest_pb2_grpc.IngestServiceStub | None = None,
+        jobs: Mapping[str, Job] = MappingProxyType({}),
     ) -> AsyncIterator[Worker]:
         """A running worker; on leaving it is cancelled, as at a graceful stop."""
         worker = Worker(
@@ -119,6 +123,7 @@ class World:
             settings=self.settings,
             ingest=ingest or self.ingest,
             postback=self.postback,
+            jobs=jobs,
         )
         task = asyncio.ensure_future(worker.run())
         try:

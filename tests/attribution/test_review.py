@@ -163,7 +163,7 @@ async def test_the_loops_of_a_worker_do_not_deadlock_over_their_lanes(world: Wor
     async def decide(connection: Connection) -> None:
         lanes = some()
         sequences = dict.fromkeys(lanes, 0)
-        await store.advance_decided(connection, "w", {lane: [0] * LANES for lane in lanes}, sequences, sequences)
+        await store.advance_lanes(connection, "w", {lane: [0] * LANES for lane in lanes}, sequences, sequences)
 
     async def relay(_: Connection) -> None:
         await store.advance_relayed("w", dict.fromkeys(some(), 0))

@@ -10,6 +10,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.ingest.v1 import ingest_pb2 as _ingest_pb2
+from reengage.tracker.v1 import tracker_pb2 as _tracker_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -511,25 +513,35 @@ Global___GetDecisionResponse: _TypeAlias = GetDecisionResponse  # noqa: Y015
 
 @_typing.final
 class ExplainDecisionRequest(_message.Message):
-    """ExplainDecisionRequest names a conversion."""
+    """ExplainDecisionRequest names a record by its id, or a conversion by its device and time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_ID_FIELD_NUMBER: _builtins.int
     CONVERSION_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
     conversion_id: _builtins.str
-    """Required."""
+    """The id of a record: of a conversion, or of anything else that was sent. Exactly one of it and device_id."""
+    device_id: _builtins.str
+    """Any id the device is known by (raw), or our own id of it."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Required with device_id: of the device's conversions the one nearest to this time is explained, of two the earlier."""
+
     def __init__(
         self,
         *,
         app_id: _builtins.str = ...,
         conversion_id: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "conversion_id", b"conversion_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "conversion_id", b"conversion_id", "device_id", b"device_id", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,18 +553,76 @@ class ExplainDecisionResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExplainDecisionResponse._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ExplainDecisionResponse._State.ValueType  # 0
+        """Never sent."""
+        STATE_DECIDED: ExplainDecisionResponse._State.ValueType  # 1
+        """It was decided."""
+        STATE_WAITING_FOR_CLAIMS: ExplainDecisionResponse._State.ValueType  # 2
+        """It waits for the claims of self-attributing networks (E1)."""
+        STATE_WAITING: ExplainDecisionResponse._State.ValueType  # 3
+        """It was accepted and is not decided yet; decisions follow receipt within seconds."""
+        STATE_REFUSED: ExplainDecisionResponse._State.ValueType  # 4
+        """It was refused; see violations."""
+        STATE_NOT_A_CONVERSION: ExplainDecisionResponse._State.ValueType  # 5
+        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of the record."""
+
+    STATE_UNSPECIFIED: ExplainDecisionResponse.State.ValueType  # 0
+    """Never sent."""
+    STATE_DECIDED: ExplainDecisionResponse.State.ValueType  # 1
+    """It was decided."""
+    STATE_WAITING_FOR_CLAIMS: ExplainDecisionResponse.State.ValueType  # 2
+    """It waits for the claims of self-attributing networks (E1)."""
+    STATE_WAITING: ExplainDecisionResponse.State.ValueType  # 3
+    """It was accepted and is not decided yet; decisions follow receipt within seconds."""
+    STATE_REFUSED: ExplainDecisionResponse.State.ValueType  # 4
+    """It was refused; see violations."""
+    STATE_NOT_A_CONVERSION: ExplainDecisionResponse.State.ValueType  # 5
+    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session."""
+
     DECISION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     SENTENCES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    WON_CONVERSION_IDS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_NETWORK_IDS_FIELD_NUMBER: _builtins.int
+    RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
-    """What happened and why, in a sentence or two."""
+    """What happened and why, in a sentence or two. Never empty."""
+    state: Global___ExplainDecisionResponse.State.ValueType
+    """What became of the record."""
     @_builtins.property
     def decision(self) -> Global___Decision:
-        """As data."""
+        """As data. Of the newest version; only when DECIDED."""
 
     @_builtins.property
     def sentences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence a candidate, in the order of decision.candidates."""
+        """One sentence a candidate, in the order of decision.candidates, then one for each claim that did not come."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.FieldViolation]:
+        """Why it was refused, when REFUSED."""
+
+    @_builtins.property
+    def won_conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The conversions that this click or impression won, newest versions only."""
+
+    @_builtins.property
+    def waiting_for_network_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The networks whose claims are waited for, when WAITING_FOR_CLAIMS."""
+
+    @_builtins.property
+    def receive_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was received or refused."""
 
     def __init__(
         self,
@@ -560,10 +630,15 @@ class ExplainDecisionResponse(_message.Message):
         decision: Global___Decision | None = ...,
         summary: _builtins.str = ...,
         sentences: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___ExplainDecisionResponse.State.ValueType = ...,
+        violations: _abc.Iterable[_ingest_pb2.FieldViolation] | None = ...,
+        won_conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
+        waiting_for_network_ids: _abc.Iterable[_builtins.str] | None = ...,
+        receive_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "sentences", b"sentences", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "receive_time", b"receive_time", "sentences", b"sentences", "state", b"state", "summary", b"summary", "violations", b"violations", "waiting_for_network_ids", b"waiting_for_network_ids", "won_conversion_ids", b"won_conversion_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,3 +822,976 @@ class GetDeviceAttributionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__install) -> _WhichOneofReturnType__install | None: ...
 
 Global___GetDeviceAttributionResponse: _TypeAlias = GetDeviceAttributionResponse  # noqa: Y015
+
+@_typing.final
+class WatchDecisionsRequest(_message.Message):
+    """WatchDecisionsRequest says from where to stream which decisions. All filters given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    FROM_NOW_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Optional."""
+    network_id: _builtins.str
+    """Optional. Credited to this network."""
+    tracker_id: _builtins.str
+    """Optional. Credited to this tracker."""
+    resume_token: _builtins.str
+    """After the response that carried this token; the filters must be the same."""
+    from_now: _builtins.bool
+    """With what is decided from now on."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """With what was decided at this time or later."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        tracker_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        from_now: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_now", b"from_now", "resume_token", b"resume_token", "start", b"start", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "from_now", b"from_now", "network_id", b"network_id", "resume_token", b"resume_token", "start", b"start", "start_time", b"start_time", "tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["resume_token", "start_time", "from_now"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+Global___WatchDecisionsRequest: _TypeAlias = WatchDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class WatchDecisionsResponse(_message.Message):
+    """WatchDecisionsResponse is the next part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to go on after these facts."""
+    @_builtins.property
+    def facts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fact]:
+        """In the order they were made in; may be empty, when all that came was filtered out."""
+
+    def __init__(
+        self,
+        *,
+        facts: _abc.Iterable[Global___Fact] | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDecisionsResponse: _TypeAlias = WatchDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class Fact(_message.Message):
+    """Fact is a decision, added or taken back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGN_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    sign: _builtins.int
+    """+1, or -1 for a version that a newer one replaces."""
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """The decision, with its version."""
+
+    def __init__(
+        self,
+        *,
+        sign: _builtins.int = ...,
+        decision: Global___Decision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "sign", b"sign"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fact: _TypeAlias = Fact  # noqa: Y015
+
+@_typing.final
+class WhatIfRequest(_message.Message):
+    """WhatIfRequest says which conversions to decide again, and with which settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    resume_token: _builtins.str
+    """Optional. resume_token of the last response received; all else must be the same."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Required. Conversions that happened from this time on."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Required. Conversions that happened before this time."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_tracker_pb2.Resource]:
+        """Optional. Settings that replace those of the same id, or are added to them: the whole resource each. At most 10,000.
+        Left out: the settings as they are.
+        """
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        changes: _abc.Iterable[_tracker_pb2.Resource] | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "changes", b"changes", "end_time", b"end_time", "resume_token", b"resume_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhatIfRequest: _TypeAlias = WhatIfRequest  # noqa: Y015
+
+@_typing.final
+class WhatIfResponse(_message.Message):
+    """WhatIfResponse is a part of the answer. Of parts that follow each other counts and totals add up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: _builtins.int
+    CONVERSION_COUNT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    conversion_count: _builtins.int
+    """Conversions decided again in this part."""
+    estimated_total_count: _builtins.int
+    """Conversions of the whole period, in every part the same; an estimate."""
+    resume_token: _builtins.str
+    """Where to go on; empty: this was the last part."""
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedDecision]:
+        """Decisions that would change: in outcome, reason, credit, match or dimensions."""
+
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditTotal]:
+        """What was credited before and would be after, by tracker, of this part's conversions."""
+
+    def __init__(
+        self,
+        *,
+        changed: _abc.Iterable[Global___ChangedDecision] | None = ...,
+        conversion_count: _builtins.int = ...,
+        estimated_total_count: _builtins.int = ...,
+        totals: _abc.Iterable[Global___CreditTotal] | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "conversion_count", b"conversion_count", "estimated_total_count", b"estimated_total_count", "resume_token", b"resume_token", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhatIfResponse: _TypeAlias = WhatIfResponse  # noqa: Y015
+
+@_typing.final
+class ChangedDecision(_message.Message):
+    """ChangedDecision is a decision as it is, and as it would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> Global___Decision:
+        """The newest version stored."""
+
+    @_builtins.property
+    def after(self) -> Global___Decision:
+        """Under the changed settings."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Decision | None = ...,
+        after: Global___Decision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedDecision: _TypeAlias = ChangedDecision  # noqa: Y015
+
+@_typing.final
+class CreditTotal(_message.Message):
+    """CreditTotal counts what a tracker is credited with. The sum over a network's trackers is the network's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    """Empty: credited to nobody (organic, unattributed)."""
+    tracker_id: _builtins.str
+    """Empty as above."""
+    @_builtins.property
+    def before(self) -> Global___CreditCounts:
+        """As stored."""
+
+    @_builtins.property
+    def after(self) -> Global___CreditCounts:
+        """As it would be, or is after a re-attribution."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        tracker_id: _builtins.str = ...,
+        before: Global___CreditCounts | None = ...,
+        after: Global___CreditCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "network_id", b"network_id", "tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditTotal: _TypeAlias = CreditTotal  # noqa: Y015
+
+@_typing.final
+class CreditCounts(_message.Message):
+    """CreditCounts counts conversions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLS_FIELD_NUMBER: _builtins.int
+    REENGAGEMENTS_FIELD_NUMBER: _builtins.int
+    CREDITED_EVENTS_FIELD_NUMBER: _builtins.int
+    installs: _builtins.int
+    """Installs, reprocessed ones too, duplicates not."""
+    reengagements: _builtins.int
+    """Events that reengaged."""
+    credited_events: _builtins.int
+    """Events credited to the current source (D8), or to nobody."""
+    def __init__(
+        self,
+        *,
+        installs: _builtins.int = ...,
+        reengagements: _builtins.int = ...,
+        credited_events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credited_events", b"credited_events", "installs", b"installs", "reengagements", b"reengagements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditCounts: _TypeAlias = CreditCounts  # noqa: Y015
+
+@_typing.final
+class Reattribution(_message.Message):
+    """Reattribution is a re-attribution on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Reattribution._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Reattribution._State.ValueType  # 0
+        """Never sent."""
+        STATE_RUNNING: Reattribution._State.ValueType  # 1
+        """Under way, or about to be."""
+        STATE_DONE: Reattribution._State.ValueType  # 2
+        """Every conversion of the period was decided again."""
+        STATE_CANCELLED: Reattribution._State.ValueType  # 3
+        """Stopped on request; what was written stays."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of a re-attribution."""
+
+    STATE_UNSPECIFIED: Reattribution.State.ValueType  # 0
+    """Never sent."""
+    STATE_RUNNING: Reattribution.State.ValueType  # 1
+    """Under way, or about to be."""
+    STATE_DONE: Reattribution.State.ValueType  # 2
+    """Every conversion of the period was decided again."""
+    STATE_CANCELLED: Reattribution.State.ValueType  # 3
+    """Stopped on request; what was written stays."""
+
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    SEND_POSTBACKS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CONVERSION_COUNT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    CHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FINISH_TIME_FIELD_NUMBER: _builtins.int
+    reattribution_id: _builtins.str
+    """Its id."""
+    app_id: _builtins.str
+    """The app."""
+    send_postbacks: _builtins.bool
+    """Whether postbacks are sent without being asked for again."""
+    state: Global___Reattribution.State.ValueType
+    """State."""
+    conversion_count: _builtins.int
+    """Conversions decided again so far."""
+    estimated_total_count: _builtins.int
+    """Conversions of the period; an estimate."""
+    changed_count: _builtins.int
+    """New versions written so far."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Conversions from this time on,"""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """and before this time."""
+
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditTotal]:
+        """By tracker, so far."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def finish_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        reattribution_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        send_postbacks: _builtins.bool = ...,
+        state: Global___Reattribution.State.ValueType = ...,
+        conversion_count: _builtins.int = ...,
+        estimated_total_count: _builtins.int = ...,
+        changed_count: _builtins.int = ...,
+        totals: _abc.Iterable[Global___CreditTotal] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        finish_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "finish_time", b"finish_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "changed_count", b"changed_count", "conversion_count", b"conversion_count", "create_time", b"create_time", "end_time", b"end_time", "estimated_total_count", b"estimated_total_count", "finish_time", b"finish_time", "reattribution_id", b"reattribution_id", "send_postbacks", b"send_postbacks", "start_time", b"start_time", "state", b"state", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reattribution: _TypeAlias = Reattribution  # noqa: Y015
+
+@_typing.final
+class ReattributeRequest(_message.Message):
+    """ReattributeRequest says which conversions to decide again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    SEND_POSTBACKS_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    reattribution_id: _builtins.str
+    """Required. The caller's id of it: 1 to 64 of A-Z a-z 0-9 . _ - ; the same one again answers what is there."""
+    send_postbacks: _builtins.bool
+    """Optional. Send the postbacks that the new versions call for. Default: only offer them."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Required. Conversions that happened from this time on."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Required. Conversions that happened before this time."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        reattribution_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        send_postbacks: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "end_time", b"end_time", "reattribution_id", b"reattribution_id", "send_postbacks", b"send_postbacks", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReattributeRequest: _TypeAlias = ReattributeRequest  # noqa: Y015
+
+@_typing.final
+class ReattributeResponse(_message.Message):
+    """ReattributeResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REATTRIBUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reattribution(self) -> Global___Reattribution:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        reattribution: Global___Reattribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReattributeResponse: _TypeAlias = ReattributeResponse  # noqa: Y015
+
+@_typing.final
+class GetReattributionRequest(_message.Message):
+    """GetReattributionRequest names one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    reattribution_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        reattribution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "reattribution_id", b"reattribution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReattributionRequest: _TypeAlias = GetReattributionRequest  # noqa: Y015
+
+@_typing.final
+class GetReattributionResponse(_message.Message):
+    """GetReattributionResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REATTRIBUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reattribution(self) -> Global___Reattribution:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        reattribution: Global___Reattribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReattributionResponse: _TypeAlias = GetReattributionResponse  # noqa: Y015
+
+@_typing.final
+class ListReattributionsRequest(_message.Message):
+    """ListReattributionsRequest names an app."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    page_size: _builtins.int
+    """Optional. 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReattributionsRequest: _TypeAlias = ListReattributionsRequest  # noqa: Y015
+
+@_typing.final
+class ListReattributionsResponse(_message.Message):
+    """ListReattributionsResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REATTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def reattributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reattribution]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        reattributions: _abc.Iterable[Global___Reattribution] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reattributions", b"reattributions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReattributionsResponse: _TypeAlias = ListReattributionsResponse  # noqa: Y015
+
+@_typing.final
+class CancelReattributionRequest(_message.Message):
+    """CancelReattributionRequest names one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    reattribution_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        reattribution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "reattribution_id", b"reattribution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReattributionRequest: _TypeAlias = CancelReattributionRequest  # noqa: Y015
+
+@_typing.final
+class CancelReattributionResponse(_message.Message):
+    """CancelReattributionResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REATTRIBUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reattribution(self) -> Global___Reattribution:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        reattribution: Global___Reattribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reattribution", b"reattribution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReattributionResponse: _TypeAlias = CancelReattributionResponse  # noqa: Y015
+
+@_typing.final
+class ListOfferedPostbacksRequest(_message.Message):
+    """ListOfferedPostbacksRequest names a re-attribution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    reattribution_id: _builtins.str
+    """Required."""
+    page_size: _builtins.int
+    """Optional. Versions looked at a page: 1 to 1,000, default 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        reattribution_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "page_size", b"page_size", "page_token", b"page_token", "reattribution_id", b"reattribution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOfferedPostbacksRequest: _TypeAlias = ListOfferedPostbacksRequest  # noqa: Y015
+
+@_typing.final
+class ListOfferedPostbacksResponse(_message.Message):
+    """ListOfferedPostbacksResponse is a page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTBACKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def postbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedPostback]:
+        """In the order of the versions; a page may be empty and not the last."""
+
+    def __init__(
+        self,
+        *,
+        postbacks: _abc.Iterable[Global___OfferedPostback] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "postbacks", b"postbacks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOfferedPostbacksResponse: _TypeAlias = ListOfferedPostbacksResponse  # noqa: Y015
+
+@_typing.final
+class OfferedPostback(_message.Message):
+    """OfferedPostback is a postback that a new version changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Effect:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OfferedPostback._Effect.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EFFECT_UNSPECIFIED: OfferedPostback._Effect.ValueType  # 0
+        """Never sent."""
+        EFFECT_WOULD_BE_SENT: OfferedPostback._Effect.ValueType  # 1
+        """The configuration wants the conversion now and was not sent it: it would be."""
+        EFFECT_WAS_SENT: OfferedPostback._Effect.ValueType  # 2
+        """It was sent, and would not be now. A postback cannot be taken back."""
+
+    class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
+        """Effect on the postback."""
+
+    EFFECT_UNSPECIFIED: OfferedPostback.Effect.ValueType  # 0
+    """Never sent."""
+    EFFECT_WOULD_BE_SENT: OfferedPostback.Effect.ValueType  # 1
+    """The configuration wants the conversion now and was not sent it: it would be."""
+    EFFECT_WAS_SENT: OfferedPostback.Effect.ValueType  # 2
+    """It was sent, and would not be now. A postback cannot be taken back."""
+
+    CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    CONVERSION_ID_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    configuration_id: _builtins.str
+    """The configuration."""
+    network_id: _builtins.str
+    """Its network."""
+    conversion_id: _builtins.str
+    """The conversion."""
+    effect: Global___OfferedPostback.Effect.ValueType
+    """Effect."""
+    def __init__(
+        self,
+        *,
+        configuration_id: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        conversion_id: _builtins.str = ...,
+        effect: Global___OfferedPostback.Effect.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "effect", b"effect", "network_id", b"network_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferedPostback: _TypeAlias = OfferedPostback  # noqa: Y015
+
+@_typing.final
+class SendOfferedPostbacksRequest(_message.Message):
+    """SendOfferedPostbacksRequest names a re-attribution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    reattribution_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        reattribution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "reattribution_id", b"reattribution_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendOfferedPostbacksRequest: _TypeAlias = SendOfferedPostbacksRequest  # noqa: Y015
+
+@_typing.final
+class SendOfferedPostbacksResponse(_message.Message):
+    """SendOfferedPostbacksResponse says how many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_COUNT_FIELD_NUMBER: _builtins.int
+    created_count: _builtins.int
+    """Deliveries made by this call; a repeat makes none."""
+    def __init__(
+        self,
+        *,
+        created_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_count", b"created_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendOfferedPostbacksResponse: _TypeAlias = SendOfferedPostbacksResponse  # noqa: Y015
+
+@_typing.final
+class ForgetDeviceRequest(_message.Message):
+    """ForgetDeviceRequest names a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    device_id: _builtins.str
+    """Required. Any id the device is known by (raw), or our own id of it."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "device_id", b"device_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetDeviceRequest: _TypeAlias = ForgetDeviceRequest  # noqa: Y015
+
+@_typing.final
+class ForgetDeviceResponse(_message.Message):
+    """ForgetDeviceResponse answers the erasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetDeviceResponse: _TypeAlias = ForgetDeviceResponse  # noqa: Y015
+
+@_typing.final
+class GetErasureRequest(_message.Message):
+    """GetErasureRequest names an erasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    erasure_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        erasure_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "erasure_id", b"erasure_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureRequest: _TypeAlias = GetErasureRequest  # noqa: Y015
+
+@_typing.final
+class GetErasureResponse(_message.Message):
+    """GetErasureResponse answers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """As it is."""
+
+    def __init__(
+        self,
+        *,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """Erasure is the proof that a device was forgotten; it holds nothing of the device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Erasure._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Erasure._State.ValueType  # 0
+        """Never sent."""
+        STATE_RUNNING: Erasure._State.ValueType  # 1
+        """Under way, or about to be."""
+        STATE_DONE: Erasure._State.ValueType  # 2
+        """Nothing of the device is left."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of an erasure."""
+
+    STATE_UNSPECIFIED: Erasure.State.ValueType  # 0
+    """Never sent."""
+    STATE_RUNNING: Erasure.State.ValueType  # 1
+    """Under way, or about to be."""
+    STATE_DONE: Erasure.State.ValueType  # 2
+    """Nothing of the device is left."""
+
+    @_typing.final
+    class ErasedCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    FINISH_TIME_FIELD_NUMBER: _builtins.int
+    ERASED_COUNTS_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    """Its id."""
+    app_id: _builtins.str
+    """The app."""
+    state: Global___Erasure.State.ValueType
+    """State."""
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def finish_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last row was gone."""
+
+    @_builtins.property
+    def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows erased, by schema and table: `attribution.decisions`, `ingest.log`, …"""
+
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+        state: Global___Erasure.State.ValueType = ...,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+        finish_time: _timestamp_pb2.Timestamp | None = ...,
+        erased_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish_time", b"finish_time", "request_time", b"request_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "erased_counts", b"erased_counts", "erasure_id", b"erasure_id", "finish_time", b"finish_time", "request_time", b"request_time", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015

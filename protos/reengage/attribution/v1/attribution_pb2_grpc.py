@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class AttributionServiceStub:
-    """AttributionService answers what was decided. All its methods are reads and repeat-safe.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`.
+    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
+    asked to. Reads are repeat-safe; what writes says how it is.
+    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
+    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
     """
 
     def __init__(self, channel):
@@ -56,11 +58,63 @@ class AttributionServiceStub:
                 request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.SerializeToString,
                 response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.FromString,
                 _registered_method=True)
+        self.WatchDecisions = channel.unary_stream(
+                '/reengage.attribution.v1.AttributionService/WatchDecisions',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.FromString,
+                _registered_method=True)
+        self.WhatIf = channel.unary_stream(
+                '/reengage.attribution.v1.AttributionService/WhatIf',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.FromString,
+                _registered_method=True)
+        self.Reattribute = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/Reattribute',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.FromString,
+                _registered_method=True)
+        self.GetReattribution = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/GetReattribution',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.FromString,
+                _registered_method=True)
+        self.ListReattributions = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ListReattributions',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.FromString,
+                _registered_method=True)
+        self.CancelReattribution = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/CancelReattribution',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.FromString,
+                _registered_method=True)
+        self.ListOfferedPostbacks = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ListOfferedPostbacks',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.FromString,
+                _registered_method=True)
+        self.SendOfferedPostbacks = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/SendOfferedPostbacks',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.FromString,
+                _registered_method=True)
+        self.ForgetDevice = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ForgetDevice',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.FromString,
+                _registered_method=True)
+        self.GetErasure = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/GetErasure',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
-    """AttributionService answers what was decided. All its methods are reads and repeat-safe.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`.
+    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
+    asked to. Reads are repeat-safe; what writes says how it is.
+    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
+    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
     """
 
     def GetDecision(self, request, context):
@@ -71,8 +125,9 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainDecision(self, request, context):
-        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3).
-        NOT_FOUND for a conversion that has not been decided (yet); decisions follow receipt within seconds.
+        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
+        record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
+        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +142,92 @@ class AttributionServiceServicer:
 
     def GetDeviceAttribution(self, request, context):
         """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDecisions(self, request, context):
+        """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
+        until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
+        the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
+        the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
+        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhatIf(self, request, context):
+        """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
+        and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
+        either side, with the resume_token of the last response received.
+        Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reattribute(self, request, context):
+        """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
+        version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
+        and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+        Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
+        `REATTRIBUTION_RUNNING` while another one of the app runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReattribution(self, request, context):
+        """GetReattribution answers how far one is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReattributions(self, request, context):
+        """ListReattributions lists those of an app, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReattribution(self, request, context):
+        """CancelReattribution stops one; the versions it has written stay. Repeat-safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOfferedPostbacks(self, request, context):
+        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendOfferedPostbacks(self, request, context):
+        """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
+        Repeat-safe: a postback is sent once per configuration and conversion.
+        Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetDevice(self, request, context):
+        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
+        that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
+        identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
+        device again erases what has come since, under another erasure_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetErasure(self, request, context):
+        """GetErasure answers how far an erasure is, and its proof.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +256,56 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.FromString,
                     response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.SerializeToString,
             ),
+            'WatchDecisions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDecisions,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.SerializeToString,
+            ),
+            'WhatIf': grpc.unary_stream_rpc_method_handler(
+                    servicer.WhatIf,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.SerializeToString,
+            ),
+            'Reattribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reattribute,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.SerializeToString,
+            ),
+            'GetReattribution': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReattribution,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.SerializeToString,
+            ),
+            'ListReattributions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReattributions,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.SerializeToString,
+            ),
+            'CancelReattribution': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReattribution,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.SerializeToString,
+            ),
+            'ListOfferedPostbacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOfferedPostbacks,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.SerializeToString,
+            ),
+            'SendOfferedPostbacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendOfferedPostbacks,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.SerializeToString,
+            ),
+            'ForgetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetDevice,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.SerializeToString,
+            ),
+            'GetErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetErasure,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'reengage.attribution.v1.AttributionService', rpc_method_handlers)
@@ -124,8 +315,10 @@ def add_AttributionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionService:
-    """AttributionService answers what was decided. All its methods are reads and repeat-safe.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`.
+    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
+    asked to. Reads are repeat-safe; what writes says how it is.
+    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
+    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
     """
 
     @staticmethod
@@ -226,6 +419,276 @@ class AttributionService:
             '/reengage.attribution.v1.AttributionService/GetDeviceAttribution',
             reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.SerializeToString,
             reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/WatchDecisions',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/WhatIf',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reattribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/Reattribute',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReattribution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/GetReattribution',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReattributions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ListReattributions',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReattribution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/CancelReattribution',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOfferedPostbacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ListOfferedPostbacks',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendOfferedPostbacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/SendOfferedPostbacks',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ForgetDevice',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/GetErasure',
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,25 +13,71 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AttributionServiceStub:
-    """AttributionService answers what was decided. All its methods are reads and repeat-safe.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`.
+    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
+    asked to. Reads are repeat-safe; what writes says how it is.
+    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
+    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetDecision: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetDecisionRequest, _attribution_pb2.GetDecisionResponse]
     """GetDecision answers the newest decision about a conversion."""
     ExplainDecision: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ExplainDecisionRequest, _attribution_pb2.ExplainDecisionResponse]
-    """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3).
-    NOT_FOUND for a conversion that has not been decided (yet); decisions follow receipt within seconds.
+    """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
+    record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
+    NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListDecisionsRequest, _attribution_pb2.ListDecisionsResponse]
     """ListDecisions lists an app's decisions, newest first by decision time."""
     GetDeviceAttribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetDeviceAttributionRequest, _attribution_pb2.GetDeviceAttributionResponse]
     """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
+    WatchDecisions: _aio.UnaryStreamMultiCallable[_attribution_pb2.WatchDecisionsRequest, _attribution_pb2.WatchDecisionsResponse]
+    """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
+    until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
+    the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
+    the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
+    Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo.
+    """
+    WhatIf: _aio.UnaryStreamMultiCallable[_attribution_pb2.WhatIfRequest, _attribution_pb2.WhatIfResponse]
+    """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
+    and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
+    either side, with the resume_token of the last response received.
+    Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+    """
+    Reattribute: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ReattributeRequest, _attribution_pb2.ReattributeResponse]
+    """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
+    version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
+    and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+    Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
+    `REATTRIBUTION_RUNNING` while another one of the app runs.
+    """
+    GetReattribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetReattributionRequest, _attribution_pb2.GetReattributionResponse]
+    """GetReattribution answers how far one is."""
+    ListReattributions: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListReattributionsRequest, _attribution_pb2.ListReattributionsResponse]
+    """ListReattributions lists those of an app, newest first."""
+    CancelReattribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.CancelReattributionRequest, _attribution_pb2.CancelReattributionResponse]
+    """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
+    ListOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListOfferedPostbacksRequest, _attribution_pb2.ListOfferedPostbacksResponse]
+    """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
+    SendOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_attribution_pb2.SendOfferedPostbacksRequest, _attribution_pb2.SendOfferedPostbacksResponse]
+    """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
+    Repeat-safe: a postback is sent once per configuration and conversion.
+    Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+    """
+    ForgetDevice: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ForgetDeviceRequest, _attribution_pb2.ForgetDeviceResponse]
+    """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
+    that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
+    identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
+    device again erases what has come since, under another erasure_id.
+    """
+    GetErasure: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetErasureRequest, _attribution_pb2.GetErasureResponse]
+    """GetErasure answers how far an erasure is, and its proof."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AttributionService answers what was decided. All its methods are reads and repeat-safe.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`.
+    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
+    asked to. Reads are repeat-safe; what writes says how it is.
+    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
+    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
     """
 
     @_abc_1.abstractmethod
@@ -48,8 +94,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_pb2.ExplainDecisionRequest,
         context: _aio.ServicerContext[_attribution_pb2.ExplainDecisionRequest, _abc.Awaitable[_attribution_pb2.ExplainDecisionResponse]],
     ) -> _abc.Awaitable[_attribution_pb2.ExplainDecisionResponse]:
-        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3).
-        NOT_FOUND for a conversion that has not been decided (yet); decisions follow receipt within seconds.
+        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
+        record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
+        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
         """
 
     @_abc_1.abstractmethod
@@ -67,5 +114,106 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_attribution_pb2.GetDeviceAttributionRequest, _abc.Awaitable[_attribution_pb2.GetDeviceAttributionResponse]],
     ) -> _abc.Awaitable[_attribution_pb2.GetDeviceAttributionResponse]:
         """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
+
+    @_abc_1.abstractmethod
+    def WatchDecisions(
+        self,
+        request: _attribution_pb2.WatchDecisionsRequest,
+        context: _aio.ServicerContext[_attribution_pb2.WatchDecisionsRequest, _abc.AsyncIterator[_attribution_pb2.WatchDecisionsResponse]],
+    ) -> _abc.AsyncIterator[_attribution_pb2.WatchDecisionsResponse]:
+        """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
+        until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
+        the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
+        the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
+        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def WhatIf(
+        self,
+        request: _attribution_pb2.WhatIfRequest,
+        context: _aio.ServicerContext[_attribution_pb2.WhatIfRequest, _abc.AsyncIterator[_attribution_pb2.WhatIfResponse]],
+    ) -> _abc.AsyncIterator[_attribution_pb2.WhatIfResponse]:
+        """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
+        and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
+        either side, with the resume_token of the last response received.
+        Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def Reattribute(
+        self,
+        request: _attribution_pb2.ReattributeRequest,
+        context: _aio.ServicerContext[_attribution_pb2.ReattributeRequest, _abc.Awaitable[_attribution_pb2.ReattributeResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.ReattributeResponse]:
+        """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
+        version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
+        and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+        Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
+        `REATTRIBUTION_RUNNING` while another one of the app runs.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReattribution(
+        self,
+        request: _attribution_pb2.GetReattributionRequest,
+        context: _aio.ServicerContext[_attribution_pb2.GetReattributionRequest, _abc.Awaitable[_attribution_pb2.GetReattributionResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.GetReattributionResponse]:
+        """GetReattribution answers how far one is."""
+
+    @_abc_1.abstractmethod
+    def ListReattributions(
+        self,
+        request: _attribution_pb2.ListReattributionsRequest,
+        context: _aio.ServicerContext[_attribution_pb2.ListReattributionsRequest, _abc.Awaitable[_attribution_pb2.ListReattributionsResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.ListReattributionsResponse]:
+        """ListReattributions lists those of an app, newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelReattribution(
+        self,
+        request: _attribution_pb2.CancelReattributionRequest,
+        context: _aio.ServicerContext[_attribution_pb2.CancelReattributionRequest, _abc.Awaitable[_attribution_pb2.CancelReattributionResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.CancelReattributionResponse]:
+        """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
+
+    @_abc_1.abstractmethod
+    def ListOfferedPostbacks(
+        self,
+        request: _attribution_pb2.ListOfferedPostbacksRequest,
+        context: _aio.ServicerContext[_attribution_pb2.ListOfferedPostbacksRequest, _abc.Awaitable[_attribution_pb2.ListOfferedPostbacksResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.ListOfferedPostbacksResponse]:
+        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
+
+    @_abc_1.abstractmethod
+    def SendOfferedPostbacks(
+        self,
+        request: _attribution_pb2.SendOfferedPostbacksRequest,
+        context: _aio.ServicerContext[_attribution_pb2.SendOfferedPostbacksRequest, _abc.Awaitable[_attribution_pb2.SendOfferedPostbacksResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.SendOfferedPostbacksResponse]:
+        """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
+        Repeat-safe: a postback is sent once per configuration and conversion.
+        Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetDevice(
+        self,
+        request: _attribution_pb2.ForgetDeviceRequest,
+        context: _aio.ServicerContext[_attribution_pb2.ForgetDeviceRequest, _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]:
+        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
+        that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
+        identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
+        device again erases what has come since, under another erasure_id.
+        """
+
+    @_abc_1.abstractmethod
+    def GetErasure(
+        self,
+        request: _attribution_pb2.GetErasureRequest,
+        context: _aio.ServicerContext[_attribution_pb2.GetErasureRequest, _abc.Awaitable[_attribution_pb2.GetErasureResponse]],
+    ) -> _abc.Awaitable[_attribution_pb2.GetErasureResponse]:
+        """GetErasure answers how far an erasure is, and its proof."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...

@@ -807,7 +807,7 @@ class ReadLogRequest(_message.Message):
         SELECTION_UNSPECIFIED: ReadLogRequest._Selection.ValueType  # 0
         """All records."""
         SELECTION_ENGAGEMENTS: ReadLogRequest._Selection.ValueType  # 1
-        """Clicks and impressions only."""
+        """Clicks and impressions, and deep-link opens that stand for their own click."""
         SELECTION_CONVERSIONS: ReadLogRequest._Selection.ValueType  # 2
         """All but clicks and impressions."""
 
@@ -817,7 +817,7 @@ class ReadLogRequest(_message.Message):
     SELECTION_UNSPECIFIED: ReadLogRequest.Selection.ValueType  # 0
     """All records."""
     SELECTION_ENGAGEMENTS: ReadLogRequest.Selection.ValueType  # 1
-    """Clicks and impressions only."""
+    """Clicks and impressions, and deep-link opens that stand for their own click."""
     SELECTION_CONVERSIONS: ReadLogRequest.Selection.ValueType  # 2
     """All but clicks and impressions."""
 
@@ -1041,3 +1041,153 @@ class RejectedRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RejectedRecord: _TypeAlias = RejectedRecord  # noqa: Y015
+
+@_typing.final
+class LookUpRecordRequest(_message.Message):
+    """LookUpRecordRequest names a record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    record_id: _builtins.str
+    """Required. As it was sent, or as ingest answered it."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        record_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "record_id", b"record_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookUpRecordRequest: _TypeAlias = LookUpRecordRequest  # noqa: Y015
+
+@_typing.final
+class LookUpRecordResponse(_message.Message):
+    """LookUpRecordResponse says what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPT_TIME_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accept_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted, first; left out when it never was."""
+
+    @_builtins.property
+    def record(self) -> Global___Record:
+        """The record as the log holds it; left out when the log does not hold it (any more)."""
+
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedRecord]:
+        """Its newest refusals, newest first, at most 10."""
+
+    def __init__(
+        self,
+        *,
+        accept_time: _timestamp_pb2.Timestamp | None = ...,
+        record: Global___Record | None = ...,
+        rejected: _abc.Iterable[Global___RejectedRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "record", b"record", "rejected", b"rejected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accept_time: _TypeAlias = _typing.Literal["accept_time"]  # noqa: Y015
+    _WhichOneofArgType__accept_time: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accept_time) -> _WhichOneofReturnType__accept_time | None: ...
+
+Global___LookUpRecordResponse: _TypeAlias = LookUpRecordResponse  # noqa: Y015
+
+@_typing.final
+class EraseRecordsRequest(_message.Message):
+    """EraseRecordsRequest says what to erase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. Device ids, raw and hashed, each as a sender may write it but for letter case, dashes and colons, which
+        do not matter. 1 to 10,000.
+        """
+
+    @_builtins.property
+    def below(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanePosition]:
+        """Required. The lanes to search, each with the position below which to erase."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        below: _abc.Iterable[Global___LanePosition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "below", b"below", "device_ids", b"device_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseRecordsRequest: _TypeAlias = EraseRecordsRequest  # noqa: Y015
+
+@_typing.final
+class EraseRecordsResponse(_message.Message):
+    """EraseRecordsResponse says how far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ErasedCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LANES_DONE_FIELD_NUMBER: _builtins.int
+    ERASED_COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lanes_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lanes done since the last response."""
+
+    @_builtins.property
+    def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows erased since the last response, by table."""
+
+    def __init__(
+        self,
+        *,
+        lanes_done: _abc.Iterable[_builtins.int] | None = ...,
+        erased_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_counts", b"erased_counts", "lanes_done", b"lanes_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseRecordsResponse: _TypeAlias = EraseRecordsResponse  # noqa: Y015

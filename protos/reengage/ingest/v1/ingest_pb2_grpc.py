@@ -55,6 +55,16 @@ class IngestServiceStub:
                 request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.SerializeToString,
                 response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.FromString,
                 _registered_method=True)
+        self.LookUpRecord = channel.unary_unary(
+                '/reengage.ingest.v1.IngestService/LookUpRecord',
+                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.FromString,
+                _registered_method=True)
+        self.EraseRecords = channel.unary_stream(
+                '/reengage.ingest.v1.IngestService/EraseRecords',
+                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -103,6 +113,24 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookUpRecord(self, request, context):
+        """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
+        for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
+        the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseRecords(self, request, context):
+        """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
+        refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
+        lanes that are not done. Repeat-safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +153,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListRejected,
                     request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.FromString,
                     response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.SerializeToString,
+            ),
+            'LookUpRecord': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookUpRecord,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.SerializeToString,
+            ),
+            'EraseRecords': grpc.unary_stream_rpc_method_handler(
+                    servicer.EraseRecords,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -236,6 +274,60 @@ class IngestService:
             '/reengage.ingest.v1.IngestService/ListRejected',
             reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.SerializeToString,
             reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookUpRecord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.ingest.v1.IngestService/LookUpRecord',
+            reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reengage.ingest.v1.IngestService/EraseRecords',
+            reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

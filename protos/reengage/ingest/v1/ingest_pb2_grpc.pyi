@@ -42,6 +42,16 @@ class IngestServiceStub:
     """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
     were refused. Of more than 5,000 a second some are only counted.
     """
+    LookUpRecord: _aio.UnaryUnaryMultiCallable[_ingest_pb2.LookUpRecordRequest, _ingest_pb2.LookUpRecordResponse]
+    """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
+    for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
+    the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+    """
+    EraseRecords: _aio.UnaryStreamMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
+    """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
+    refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
+    lanes that are not done. Repeat-safe.
+    """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """IngestService accepts records and serves the log they are kept in."""
@@ -94,6 +104,28 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_ingest_pb2.ListRejectedResponse]:
         """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
         were refused. Of more than 5,000 a second some are only counted.
+        """
+
+    @_abc_1.abstractmethod
+    def LookUpRecord(
+        self,
+        request: _ingest_pb2.LookUpRecordRequest,
+        context: _aio.ServicerContext[_ingest_pb2.LookUpRecordRequest, _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]],
+    ) -> _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]:
+        """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
+        for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
+        the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseRecords(
+        self,
+        request: _ingest_pb2.EraseRecordsRequest,
+        context: _aio.ServicerContext[_ingest_pb2.EraseRecordsRequest, _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]],
+    ) -> _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]:
+        """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
+        refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
+        lanes that are not done. Repeat-safe.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _aio.Server) -> None: ...

@@ -106,6 +106,7 @@ class Configuration(_message.Message):
     TRIGGER_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
+    X_FIELD_NUMBER: _builtins.int
     DELIVERY_DELAY_FIELD_NUMBER: _builtins.int
     RETRY_ATTEMPTS_FIELD_NUMBER: _builtins.int
     DELIVERY_METHOD_FIELD_NUMBER: _builtins.int
@@ -142,7 +143,13 @@ class Configuration(_message.Message):
     """Optional. Deliveries a second of this configuration, by each replica of the service; 0 = no limit."""
     @_builtins.property
     def template(self) -> Global___Template:
-        """Required. What is sent."""
+        """Any link-based network."""
+
+    @_builtins.property
+    def x(self) -> Global___X:
+        """X. Claim-capable: its answer says whether X drove the conversion (rules E1 to E4). Takes no delivery_delay and no
+        delivery_method but ALL: every such conversion is asked about when it arrives.
+        """
 
     @_builtins.property
     def delivery_delay(self) -> _duration_pb2.Duration:
@@ -179,6 +186,7 @@ class Configuration(_message.Message):
         trigger: _builtins.str = ...,
         status: Global___Configuration.Status.ValueType = ...,
         template: Global___Template | None = ...,
+        x: Global___X | None = ...,
         delivery_delay: _duration_pb2.Duration | None = ...,
         retry_attempts: _builtins.int | None = ...,
         delivery_method: Global___Configuration.DeliveryMethod.ValueType = ...,
@@ -192,13 +200,18 @@ class Configuration(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "attempt_timeout", b"attempt_timeout", "create_time", b"create_time", "delivery_delay", b"delivery_delay", "retry_attempts", b"retry_attempts", "template", b"template", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "adapter", b"adapter", "attempt_timeout", b"attempt_timeout", "create_time", b"create_time", "delivery_delay", b"delivery_delay", "retry_attempts", b"retry_attempts", "template", b"template", "update_time", b"update_time", "x", b"x"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "app_id", b"app_id", "attempt_timeout", b"attempt_timeout", "clicks_only", b"clicks_only", "configuration_id", b"configuration_id", "create_time", b"create_time", "deliveries_per_second", b"deliveries_per_second", "delivery_delay", b"delivery_delay", "delivery_method", b"delivery_method", "is_revenue", b"is_revenue", "network_id", b"network_id", "respect_data_controlled", b"respect_data_controlled", "retry_attempts", b"retry_attempts", "secret_names", b"secret_names", "secrets", b"secrets", "status", b"status", "template", b"template", "trigger", b"trigger", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "adapter", b"adapter", "app_id", b"app_id", "attempt_timeout", b"attempt_timeout", "clicks_only", b"clicks_only", "configuration_id", b"configuration_id", "create_time", b"create_time", "deliveries_per_second", b"deliveries_per_second", "delivery_delay", b"delivery_delay", "delivery_method", b"delivery_method", "is_revenue", b"is_revenue", "network_id", b"network_id", "respect_data_controlled", b"respect_data_controlled", "retry_attempts", b"retry_attempts", "secret_names", b"secret_names", "secrets", b"secrets", "status", b"status", "template", b"template", "trigger", b"trigger", "update_time", b"update_time", "x", b"x"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_attempts: _TypeAlias = _typing.Literal["retry_attempts"]  # noqa: Y015
     _WhichOneofArgType__retry_attempts: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts"]  # noqa: Y015
+    _WhichOneofReturnType_adapter: _TypeAlias = _typing.Literal["template", "x"]  # noqa: Y015
+    _WhichOneofArgType_adapter: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_attempts) -> _WhichOneofReturnType__retry_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_adapter) -> _WhichOneofReturnType_adapter | None: ...
 
 Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
 
@@ -305,8 +318,116 @@ class Template(_message.Message):
 Global___Template: _TypeAlias = Template  # noqa: Y015
 
 @_typing.final
+class X(_message.Message):
+    """X is the adapter of X's conversion events (POST /12/conversion_event, OAuth 1.0a). It needs these secrets:
+    `consumer_key`, `consumer_secret`, `token`, `token_secret`, and `device_id_key`, all of which X gives to its partners.
+    Without an IDFA (iOS) or advertising id (Android) that is not hashed, nothing can be asked: NOT_RENDERED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _LetterCase:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LetterCaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[X._LetterCase.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LETTER_CASE_UNSPECIFIED: X._LetterCase.ValueType  # 0
+        """LOWER."""
+        LETTER_CASE_LOWER: X._LetterCase.ValueType  # 1
+        """abc."""
+        LETTER_CASE_UPPER: X._LetterCase.ValueType  # 2
+        """ABC."""
+        LETTER_CASE_AS_IS: X._LetterCase.ValueType  # 3
+        """As it was received."""
+
+    class LetterCase(_LetterCase, metaclass=_LetterCaseEnumTypeWrapper):
+        """LetterCase of the device id when it is hashed."""
+
+    LETTER_CASE_UNSPECIFIED: X.LetterCase.ValueType  # 0
+    """LOWER."""
+    LETTER_CASE_LOWER: X.LetterCase.ValueType  # 1
+    """abc."""
+    LETTER_CASE_UPPER: X.LetterCase.ValueType  # 2
+    """ABC."""
+    LETTER_CASE_AS_IS: X.LetterCase.ValueType  # 3
+    """As it was received."""
+
+    class _Encoding:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[X._Encoding.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ENCODING_UNSPECIFIED: X._Encoding.ValueType  # 0
+        """HEX."""
+        ENCODING_HEX: X._Encoding.ValueType  # 1
+        """Lower-case hexadecimal."""
+        ENCODING_BASE64: X._Encoding.ValueType  # 2
+        """Base64."""
+
+    class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
+        """Encoding of the hash."""
+
+    ENCODING_UNSPECIFIED: X.Encoding.ValueType  # 0
+    """HEX."""
+    ENCODING_HEX: X.Encoding.ValueType  # 1
+    """Lower-case hexadecimal."""
+    ENCODING_BASE64: X.Encoding.ValueType  # 2
+    """Base64."""
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    CONVERSION_TYPE_FIELD_NUMBER: _builtins.int
+    CLICK_WINDOW_FIELD_NUMBER: _builtins.int
+    VIEW_THROUGH_WINDOW_FIELD_NUMBER: _builtins.int
+    LETTER_CASE_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required. App Store id, or package."""
+    conversion_type: _builtins.str
+    """Required. One of X's: PURCHASE SIGN_UP INSTALL RE_ENGAGE UPDATE TUTORIAL_COMPLETE RESERVATION ADD_TO_CART
+    ADD_TO_WISHLIST LOGIN CHECKOUT_INITIATED SEARCH LEVEL_ACHIEVED ACHIEVEMENT_UNLOCKED CONTENT_VIEW SHARE INVITE
+    ADDED_PAYMENT_INFO SPENT_CREDITS RATED.
+    """
+    letter_case: Global___X.LetterCase.ValueType
+    """Optional."""
+    encoding: Global___X.Encoding.ValueType
+    """Optional."""
+    base_url: _builtins.str
+    """Optional. Where X answers. Default: `https://ads-api.x.com`."""
+    @_builtins.property
+    def click_window(self) -> _duration_pb2.Duration:
+        """Optional. 1, 7, 14 or 30 days; at least view_through_window. Default: 14 days."""
+
+    @_builtins.property
+    def view_through_window(self) -> _duration_pb2.Duration:
+        """Optional. 0, 1, 7, 14 or 30 days. Default: 0."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        conversion_type: _builtins.str = ...,
+        click_window: _duration_pb2.Duration | None = ...,
+        view_through_window: _duration_pb2.Duration | None = ...,
+        letter_case: Global___X.LetterCase.ValueType = ...,
+        encoding: Global___X.Encoding.ValueType = ...,
+        base_url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["click_window", b"click_window", "view_through_window", b"view_through_window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "base_url", b"base_url", "click_window", b"click_window", "conversion_type", b"conversion_type", "encoding", b"encoding", "letter_case", b"letter_case", "view_through_window", b"view_through_window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___X: _TypeAlias = X  # noqa: Y015
+
+@_typing.final
 class Conversion(_message.Message):
-    """Conversion is a decided conversion, with all a template may ask for."""
+    """Conversion is a decided conversion, with all a template may ask for. For RequestClaims: one about to be decided, whose
+    decision holds only app_id, conversion_id, event_name, device_id and the times of conversion and receipt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -990,6 +1111,9 @@ class EnqueueConversionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSIONS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Optional. Make nothing; answer what would change, given that these are new versions of what was decided before."""
     @_builtins.property
     def conversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Conversion]:
         """Required. 1 to 1,000."""
@@ -998,10 +1122,11 @@ class EnqueueConversionsRequest(_message.Message):
         self,
         *,
         conversions: _abc.Iterable[Global___Conversion] | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1014,20 +1139,360 @@ class EnqueueConversionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CREATED_COUNT_FIELD_NUMBER: _builtins.int
+    OFFERED_FIELD_NUMBER: _builtins.int
     created_count: _builtins.int
     """Deliveries made now; repeats make none."""
+    @_builtins.property
+    def offered(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_pb2.OfferedPostback]:
+        """With validate_only: the deliveries that would be made, and those that were sent and would not be now."""
+
     def __init__(
         self,
         *,
         created_count: _builtins.int = ...,
+        offered: _abc.Iterable[_attribution_pb2.OfferedPostback] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_count", b"created_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_count", b"created_count", "offered", b"offered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnqueueConversionsResponse: _TypeAlias = EnqueueConversionsResponse  # noqa: Y015
+
+@_typing.final
+class RequestClaimsRequest(_message.Message):
+    """RequestClaimsRequest carries conversions that are about to be decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Conversion]:
+        """Required. 1 to 1,000."""
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """Optional. How long to wait for answers: 0 to 10 s, default 1 s."""
+
+    def __init__(
+        self,
+        *,
+        conversions: _abc.Iterable[Global___Conversion] | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestClaimsRequest: _TypeAlias = RequestClaimsRequest  # noqa: Y015
+
+@_typing.final
+class RequestClaimsResponse(_message.Message):
+    """RequestClaimsResponse says what the networks answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversionClaims]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        conversions: _abc.Iterable[Global___ConversionClaims] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestClaimsResponse: _TypeAlias = RequestClaimsResponse  # noqa: Y015
+
+@_typing.final
+class ConversionClaims(_message.Message):
+    """ConversionClaims is what self-attributing networks said of a conversion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    CONVERSION_ID_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """The app."""
+    conversion_id: _builtins.str
+    """The conversion."""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAnswer]:
+        """One for each network asked, by network id; of several configurations of one network the best answer."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        conversion_id: _builtins.str = ...,
+        answers: _abc.Iterable[Global___ClaimAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "app_id", b"app_id", "conversion_id", b"conversion_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversionClaims: _TypeAlias = ConversionClaims  # noqa: Y015
+
+@_typing.final
+class ClaimAnswer(_message.Message):
+    """ClaimAnswer is what a self-attributing network said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ClaimAnswer._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ClaimAnswer._State.ValueType  # 0
+        """Never sent."""
+        STATE_PENDING: ClaimAnswer._State.ValueType  # 1
+        """It has not answered yet."""
+        STATE_CLAIMED: ClaimAnswer._State.ValueType  # 2
+        """It claims the conversion; see claim."""
+        STATE_NOT_CLAIMED: ClaimAnswer._State.ValueType  # 3
+        """It does not."""
+        STATE_UNAVAILABLE: ClaimAnswer._State.ValueType  # 4
+        """It will not answer: the request was refused, or all tries failed."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of the answer."""
+
+    STATE_UNSPECIFIED: ClaimAnswer.State.ValueType  # 0
+    """Never sent."""
+    STATE_PENDING: ClaimAnswer.State.ValueType  # 1
+    """It has not answered yet."""
+    STATE_CLAIMED: ClaimAnswer.State.ValueType  # 2
+    """It claims the conversion; see claim."""
+    STATE_NOT_CLAIMED: ClaimAnswer.State.ValueType  # 3
+    """It does not."""
+    STATE_UNAVAILABLE: ClaimAnswer.State.ValueType  # 4
+    """It will not answer: the request was refused, or all tries failed."""
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    """The network."""
+    state: Global___ClaimAnswer.State.ValueType
+    """State."""
+    @_builtins.property
+    def claim(self) -> Global___Claim:
+        """When CLAIMED."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        state: Global___ClaimAnswer.State.ValueType = ...,
+        claim: Global___Claim | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "network_id", b"network_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimAnswer: _TypeAlias = ClaimAnswer  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """Claim is a network's statement that it drove a conversion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGAGEMENT_TIME_FIELD_NUMBER: _builtins.int
+    IS_VIEW_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_NAME_FIELD_NUMBER: _builtins.int
+    GRANULAR_DATA_FORBIDDEN_FIELD_NUMBER: _builtins.int
+    is_view: _builtins.bool
+    """Whether the user saw the ad and did not click."""
+    campaign_name: _builtins.str
+    """The network's name of the campaign; may be empty."""
+    granular_data_forbidden: _builtins.bool
+    """The user asked not to share what is granular (E2)."""
+    @_builtins.property
+    def engagement_time(self) -> _timestamp_pb2.Timestamp:
+        """When the user engaged."""
+
+    def __init__(
+        self,
+        *,
+        engagement_time: _timestamp_pb2.Timestamp | None = ...,
+        is_view: _builtins.bool = ...,
+        campaign_name: _builtins.str = ...,
+        granular_data_forbidden: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engagement_time", b"engagement_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_name", b"campaign_name", "engagement_time", b"engagement_time", "granular_data_forbidden", b"granular_data_forbidden", "is_view", b"is_view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
+class WatchClaimTriggersRequest(_message.Message):
+    """WatchClaimTriggersRequest asks for the list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClaimTriggersRequest: _TypeAlias = WatchClaimTriggersRequest  # noqa: Y015
+
+@_typing.final
+class WatchClaimTriggersResponse(_message.Message):
+    """WatchClaimTriggersResponse is the whole list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def triggers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimTrigger]:
+        """One for each app, event and network with a live claim-capable configuration."""
+
+    def __init__(
+        self,
+        *,
+        triggers: _abc.Iterable[Global___ClaimTrigger] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["triggers", b"triggers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClaimTriggersResponse: _TypeAlias = WatchClaimTriggersResponse  # noqa: Y015
+
+@_typing.final
+class ClaimTrigger(_message.Message):
+    """ClaimTrigger says that claims are to be requested for an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """The app."""
+    event_name: _builtins.str
+    """`_install`, or the event's name."""
+    network_id: _builtins.str
+    """Who is asked."""
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "event_name", b"event_name", "network_id", b"network_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimTrigger: _TypeAlias = ClaimTrigger  # noqa: Y015
+
+@_typing.final
+class EraseConversionsRequest(_message.Message):
+    """EraseConversionsRequest names conversions of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    CONVERSION_IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """Required."""
+    @_builtins.property
+    def conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1,000."""
+
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Attribution's ids of the device. At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "conversion_ids", b"conversion_ids", "device_ids", b"device_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseConversionsRequest: _TypeAlias = EraseConversionsRequest  # noqa: Y015
+
+@_typing.final
+class EraseConversionsResponse(_message.Message):
+    """EraseConversionsResponse says how much was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ErasedCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ERASED_COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows, by table."""
+
+    def __init__(
+        self,
+        *,
+        erased_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_counts", b"erased_counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseConversionsResponse: _TypeAlias = EraseConversionsResponse  # noqa: Y015
 
 @_typing.final
 class GetDeliveryRequest(_message.Message):

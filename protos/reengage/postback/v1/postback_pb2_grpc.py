@@ -347,6 +347,21 @@ class PostbackServiceStub:
                 request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.SerializeToString,
                 response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.FromString,
                 _registered_method=True)
+        self.RequestClaims = channel.unary_unary(
+                '/reengage.postback.v1.PostbackService/RequestClaims',
+                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.FromString,
+                _registered_method=True)
+        self.WatchClaimTriggers = channel.unary_stream(
+                '/reengage.postback.v1.PostbackService/WatchClaimTriggers',
+                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.FromString,
+                _registered_method=True)
+        self.EraseConversions = channel.unary_unary(
+                '/reengage.postback.v1.PostbackService/EraseConversions',
+                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.FromString,
+                _registered_method=True)
         self.GetDelivery = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/GetDelivery',
                 request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryRequest.SerializeToString,
@@ -373,6 +388,32 @@ class PostbackServiceServicer:
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
         (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestClaims(self, request, context):
+        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
+        for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
+        also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
+        nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchClaimTriggers(self, request, context):
+        """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseConversions(self, request, context):
+        """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
+        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -408,6 +449,21 @@ def add_PostbackServiceServicer_to_server(servicer, server):
                     servicer.EnqueueConversions,
                     request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.FromString,
                     response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.SerializeToString,
+            ),
+            'RequestClaims': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestClaims,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.SerializeToString,
+            ),
+            'WatchClaimTriggers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchClaimTriggers,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.SerializeToString,
+            ),
+            'EraseConversions': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseConversions,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.SerializeToString,
             ),
             'GetDelivery': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDelivery,
@@ -454,6 +510,87 @@ class PostbackService:
             '/reengage.postback.v1.PostbackService/EnqueueConversions',
             reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.SerializeToString,
             reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestClaims(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.postback.v1.PostbackService/RequestClaims',
+            reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchClaimTriggers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reengage.postback.v1.PostbackService/WatchClaimTriggers',
+            reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseConversions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.postback.v1.PostbackService/EraseConversions',
+            reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

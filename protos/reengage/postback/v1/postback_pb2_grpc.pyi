@@ -105,6 +105,19 @@ class PostbackServiceStub:
     (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
+    RequestClaims: _aio.UnaryUnaryMultiCallable[_postback_pb2.RequestClaimsRequest, _postback_pb2.RequestClaimsResponse]
+    """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
+    for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
+    also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
+    nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+    Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+    """
+    WatchClaimTriggers: _aio.UnaryStreamMultiCallable[_postback_pb2.WatchClaimTriggersRequest, _postback_pb2.WatchClaimTriggersResponse]
+    """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
+    EraseConversions: _aio.UnaryUnaryMultiCallable[_postback_pb2.EraseConversionsRequest, _postback_pb2.EraseConversionsResponse]
+    """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
+    Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
+    """
     GetDelivery: _aio.UnaryUnaryMultiCallable[_postback_pb2.GetDeliveryRequest, _postback_pb2.GetDeliveryResponse]
     """GetDelivery answers a delivery with every attempt."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_postback_pb2.ListDeliveriesRequest, _postback_pb2.ListDeliveriesResponse]
@@ -129,6 +142,37 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
         (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def RequestClaims(
+        self,
+        request: _postback_pb2.RequestClaimsRequest,
+        context: _aio.ServicerContext[_postback_pb2.RequestClaimsRequest, _abc.Awaitable[_postback_pb2.RequestClaimsResponse]],
+    ) -> _abc.Awaitable[_postback_pb2.RequestClaimsResponse]:
+        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
+        for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
+        also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
+        nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchClaimTriggers(
+        self,
+        request: _postback_pb2.WatchClaimTriggersRequest,
+        context: _aio.ServicerContext[_postback_pb2.WatchClaimTriggersRequest, _abc.AsyncIterator[_postback_pb2.WatchClaimTriggersResponse]],
+    ) -> _abc.AsyncIterator[_postback_pb2.WatchClaimTriggersResponse]:
+        """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
+
+    @_abc_1.abstractmethod
+    def EraseConversions(
+        self,
+        request: _postback_pb2.EraseConversionsRequest,
+        context: _aio.ServicerContext[_postback_pb2.EraseConversionsRequest, _abc.Awaitable[_postback_pb2.EraseConversionsResponse]],
+    ) -> _abc.Awaitable[_postback_pb2.EraseConversionsResponse]:
+        """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
+        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,60 @@
+"""What the loops of one worker share: the lanes it owns, and the one way in which decisions are appended to them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from libs.db import Connection, in_transaction
+from libs.lanes import LANES
+from services.attribution.decider import Batch, write_batch
+from services.attribution.store import OwnedLane, Store
+
+
+class OwnedLanes:
+    """The lanes a worker owns, for as long as it owns them.
+
+    `heads`: per lane of the log, the position below which all engagements were indexed when it last decided.
+    `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken.
+    """
+
+    def __init__(self, store: Store, worker_id: str, lanes: Mapping[int, OwnedLane]) -> None:
+        self.lanes = frozenset(lanes)
+        self.heads: list[int] = [0] * LANES
+        self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
+        self._store, self._worker_id = store, worker_id
+        self._sequences = {number: lane.next_sequence for number, lane in lanes.items()}
+        self._writing = asyncio.Lock()
+        self._grown = asyncio.Event()
+
+    async def append(
+        self,
+        decide: Callable[[Connection, Mapping[int, int]], Awaitable[Batch]],
+        *,
+        lanes: Collection[int] = (),
+        decided: Mapping[int, list[int]] | None = None,
+    ) -> Batch:
+        """Decide and write, one at a time and in one transaction that only the owner of the lanes can commit.
+
+        `decide(connection, next_sequences)` may write to the same transaction whatever else belongs to it. `lanes` are
+        those it touches; with `decided` those, each with the new decide positions. Raises LanesLostError.
+        """
+        async with self._writing:
+
+            async def work(connection: Connection) -> Batch:
+                batch = await decide(connection, self._sequences)
+                await write_batch(self._store, connection, batch)
+                await self._store.advance_lanes(
+                    connection, self._worker_id, decided or dict.fromkeys(lanes), self._sequences, batch.next_sequences
+                )
+                return batch
+
+            batch = await in_transaction(self._store.pool, work)
+            self._sequences.update(batch.next_sequences)
+        self._grown.set()
+        return batch
+
+    async def beyond(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """The lanes that hold decisions from these positions on; waits until there is one."""
+        while not (found := {lane: at for lane, at in positions.items() if at < self._sequences[lane]}):
+            self._grown.clear()
+            await self._grown.wait()
+        return found
