@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.errors import Violation
 from libs.lanes import lane_of
 from reengage.ingest.v1 import ingest_pb2
-from services.ingest.model import Entry, Settings, made_id
+from services.ingest.model import Entry, Settings, given_key, made_id
 from services.ingest.validate import DEVICE_ID_NAMES, is_usable, violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
@@ -36,10 +36,7 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
         for name in device_ids.keys() - usable.keys():
             del record.device_ids[name]
         content = record.SerializeToString(deterministic=True)
-    if given_id:
-        key = blake2b(f"{app_id}\0{given_id}".encode(), digest_size=16, person=b"record_id").digest()
-    else:
-        key = blake2b(content, digest_size=16, person=b"content").digest()
+    key = given_key(app_id, given_id) if given_id else blake2b(content, digest_size=16, person=b"content").digest()
     now_s, fraction_us = divmod(now_us, 1_000_000)
     record_id = given_id or made_id(key, now_s)
     # A serialised message followed by another is their merge: so what is missing is added at the end.
@@ -58,9 +55,15 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
         now_s,
         lane_of(app_id, device),
         settings.apps[app_id].app_lane,
-        kind in _ENGAGEMENTS,
+        _is_engagement(record, kind),
         content,
     )
+
+
+def _is_engagement(record: ingest_pb2.Record, kind: str | None) -> bool | None:
+    if kind == "deep_link_open" and record.deep_link_open.tracker_id and not record.deep_link_open.click_record_id:
+        return None
+    return kind in _ENGAGEMENTS
 
 
 def _device_ids(record: ingest_pb2.Record) -> dict[str, str]:

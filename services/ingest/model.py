@@ -1,8 +1,12 @@
 """The words of the record log. Times are integers: microseconds (`_us`) or seconds (`_s`) since 1970."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NamedTuple
+
+_MADE_ID = re.compile("[0-9a-f]{24}-([0-9a-f]{8})")
 
 DAY_S = 86_400
 REPEAT_WINDOW_S = 7 * DAY_S
@@ -42,7 +46,8 @@ class Entry(NamedTuple):
     accept_time_s: int
     lane: int
     app_lane: int
-    is_engagement: bool
+    is_engagement: bool | None
+    """None: an engagement and a conversion, as a deep-link open that stands for its own click."""
     record: bytes
     """The serialised Record with record_id and event_time in place."""
 
@@ -65,6 +70,8 @@ class Refusal(NamedTuple):
     reject_time_us: int
     rejected_id: int
     """Tells refusals of one microsecond apart."""
+    record_id: str | None
+    """The sender's, where it gave one."""
     refusal: bytes
     """A serialised RejectedRecord."""
 
@@ -93,6 +100,17 @@ class LogPage:
         return all(position >= self.heads[lane] for lane, position in self.next_positions.items())
 
 
+def given_key(app_id: str, record_id: str) -> bytes:
+    """What a record with an id of the sender's, and its repeats, are recognised by."""
+    return blake2b(f"{app_id}\0{record_id}".encode(), digest_size=16, person=b"record_id").digest()
+
+
 def made_id(key: bytes, first_time_s: int) -> str:
     """The id of a record that came without one. The time makes the same record, accepted anew after a week, another."""
     return f"{key.hex()[:24]}-{first_time_s:x}"
+
+
+def made_time_s(record_id: str) -> int | None:
+    """When the record was accepted that has this id, if it is one that `made_id` makes."""
+    match = _MADE_ID.fullmatch(record_id)
+    return int(match[1], 16) if match else None

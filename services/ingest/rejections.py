@@ -36,9 +36,10 @@ class Rejections:
             # Too large to keep: enough of it to find it again.
             refusal.record.Clear()
             refusal.record.app_id, refusal.record.record_id = record.app_id[:MAX_ID], record.record_id[:MAX_ID]
-        # PostgreSQL's text holds no NUL.
-        app_id = record.app_id.replace("\0", "")[:MAX_ID]
-        self._waiting.append(Refusal(app_id, now_us, random.getrandbits(63), refusal.SerializeToString()))
+        app_id, record_id = _text(record.app_id), _text(record.record_id)
+        self._waiting.append(
+            Refusal(app_id, now_us, random.getrandbits(63), record_id or None, refusal.SerializeToString())
+        )
 
     async def run(self) -> None:
         """Write until cancelled; raises what keeps it from writing, and then goes on where it was."""
@@ -49,3 +50,8 @@ class Rejections:
                 await self._keep(some)
                 for _ in some:
                     self._waiting.popleft()
+
+
+def _text(id_: str) -> str:
+    """As much of an id as is kept; PostgreSQL's text holds no NUL."""
+    return id_.replace("\0", "")[:MAX_ID]

@@ -8,17 +8,19 @@ from typing import Any
 import grpc
 from prometheus_client import Counter
 
-from libs.errors import InvalidArgument, Violation, Violations
+from libs.errors import InvalidArgument, NotFound, Violation, Violations
 from libs.lanes import LANES
 from libs.pages import decode_token, encode_token, page_size
 from libs.snapshots import Follower
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from services.ingest.entry import admit
+from services.ingest.lookup import look_up
 from services.ingest.model import Entry, LogPage, Outcome, Settings
 from services.ingest.reader import Growth, follow
 from services.ingest.rejections import Rejections
 from services.ingest.sightings import Sightings
 from services.ingest.store import Store
+from services.ingest.validate import MAX_ID
 from services.ingest.writer import Answer, Writer
 
 MAX_RECORDS = 1_000
@@ -111,6 +113,20 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             rejected=[ingest_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
             next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if len(rows) == size else "",
         )
+
+    async def LookUpRecord(
+        self, request: ingest_pb2.LookUpRecordRequest, context: Context
+    ) -> ingest_pb2.LookUpRecordResponse:
+        found = Violations()
+        for field in ("app_id", "record_id"):
+            value = getattr(request, field)
+            if not 0 < len(value) <= MAX_ID or "\0" in value:
+                found.add(field, "REQUIRED", f"1 to {MAX_ID} characters")
+        found.check()
+        response = await look_up(self._store, request.app_id, request.record_id)
+        if not response.HasField("accept_time") and not response.rejected:
+            raise NotFound("RECORD_NOT_FOUND", "nothing is known of this record (any more)")
+        return response
 
     async def _receive(
         self,

@@ -73,7 +73,8 @@ WITH head AS (
     FROM part CROSS JOIN LATERAL (
         SELECT * FROM log
         WHERE log.lane = part.lane AND position >= part.start AND position < part.stop
-            AND ($4::boolean IS NULL OR is_engagement = $4) AND ($5::smallint[] IS NULL OR app_lane = ANY($5))
+            AND COALESCE(is_engagement = $4::boolean, true) -- asked for all, or the entry is both
+            AND ($5::smallint[] IS NULL OR app_lane = ANY($5))
         ORDER BY position LIMIT $3 -- changes nothing, but keeps the planner from any other way than the primary key
     ) AS found
 )
@@ -93,14 +94,44 @@ FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, position) JOIN lanes 
 """
 
 _REJECT = """
-INSERT INTO rejected (app_id, reject_time_us, rejected_id, refusal)
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[])
+INSERT INTO rejected (app_id, reject_time_us, rejected_id, record_id, refusal)
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bytea[])
 ON CONFLICT DO NOTHING
 """
 _LIST_REJECTED = """
-SELECT app_id, reject_time_us, rejected_id, refusal FROM rejected
+SELECT app_id, reject_time_us, rejected_id, record_id, refusal FROM rejected
 WHERE app_id = $1 AND (reject_time_us, rejected_id) < ($2, $3)
 ORDER BY reject_time_us DESC, rejected_id DESC LIMIT $4
+"""
+
+_REFUSALS_OF = """
+SELECT refusal FROM rejected WHERE app_id = $1 AND record_id = $2 ORDER BY reject_time_us DESC LIMIT $3
+"""
+
+# Receipt never falls within a lane, so halving finds where a time begins, whatever holes there are. From there on
+# entries are looked into: the id as the record would hold it is a hint, as its bytes may stand elsewhere in another.
+_FIND_RECORDS = """
+WITH RECURSIVE search AS (
+    SELECT lane, 0::bigint AS low, next_position AS high FROM lanes
+    UNION ALL
+    SELECT lane, CASE WHEN is_earlier THEN middle + 1 ELSE low END, CASE WHEN is_earlier THEN high ELSE middle END
+    FROM (
+        SELECT lane, low, high, (low + high) / 2 AS middle, COALESCE((
+            SELECT receive_time_us < $1 FROM log
+            WHERE log.lane = search.lane AND log.position >= (low + high) / 2 ORDER BY log.position LIMIT 1
+        ), false) AS is_earlier
+        FROM search WHERE low < high
+    ) AS step
+)
+SELECT found.lane, found.position, found.app_lane, found.receive_time_us, found.record
+FROM search CROSS JOIN LATERAL (
+    SELECT * FROM log
+    WHERE log.lane = search.lane AND log.position >= low AND log.position < low + $5
+        AND receive_time_us < $2 AND app_lane = $3 AND position($4::bytea IN record) > 0
+    ORDER BY log.position LIMIT $5
+) AS found
+WHERE low >= high
+ORDER BY found.receive_time_us, found.lane
 """
 
 _PURGE_LOG = """
@@ -185,6 +216,29 @@ class Store:
         with _unavailable():
             rows = await self._pool.fetch(_LIST_REJECTED, app_id, *before, size)
         return [Refusal(*row) for row in rows]
+
+    async def refusals_of(self, app_id: str, record_id: str, *, size: int) -> list[bytes]:
+        """The newest refusals of a record, each a serialised RejectedRecord, newest first."""
+        with _unavailable():
+            rows = await self._pool.fetch(_REFUSALS_OF, app_id, record_id, size)
+        return [row["refusal"] for row in rows]
+
+    async def accept_time_s(self, key: bytes) -> int | None:
+        """When the record with this key was accepted first, in the last 7 days."""
+        with _unavailable():
+            found: int | None = await self._pool.fetchval("SELECT first_time_s FROM dedupe WHERE key = $1", key)
+        return found
+
+    async def find_records(
+        self, app_lane: int, part: bytes, *, since_us: int, until_us: int, most: int
+    ) -> list[LogRow]:
+        """Entries that hold these bytes, of apps with this lane, earliest first.
+
+        Looked into are those received from `since_us` on and before `until_us`, `most` positions a lane.
+        """
+        with _unavailable():
+            rows = await self._pool.fetch(_FIND_RECORDS, since_us, until_us, app_lane, part, most)
+        return [LogRow(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 
     async def purge_log(self, lane: int, *, before_us: int, size: int) -> int:
         """Delete up to `size` entries of a lane that were received before then; returns how many."""

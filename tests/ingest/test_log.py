@@ -147,7 +147,8 @@ async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span:
     rows, ends = [], [0] * 64
     for number in range(600):
         lane = min(int(pick.expovariate(0.15)), 63)
-        rows.append((lane, ends[lane], number % 5, number % 3 > 0, 1_000 + number // 4, b"%d" % number))
+        is_engagement = (True, False, None)[number % 3]
+        rows.append((lane, ends[lane], number % 5, is_engagement, 1_000 + number // 4, b"%d" % number))
         ends[lane] += 1
     columns = ("lane", "position", "app_lane", "is_engagement", "receive_time_us", "record")
     await ingest.pool.copy_records_to_table("log", columns=columns, records=rows)
@@ -159,7 +160,7 @@ async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span:
                 (row[4], row[0], row[1], row[5])
                 for row in rows
                 if row[0] in lanes
-                and (engagements is None or row[3] is engagements)
+                and (engagements is None or row[3] is None or row[3] is engagements)
                 and (app_lanes is None or row[2] in app_lanes)
             )
             found = await _read_all(ingest.store, lanes, span, engagements, app_lanes)

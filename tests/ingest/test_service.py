@@ -213,6 +213,11 @@ async def test_selections_of_the_log(ingest: Ingest) -> None:
         event(record_id="e"),
         event(record_id="s", app_id="strict"),
         record(impression=ingest_pb2.Impression(tracker_id="tr-1"), record_id="i"),
+        record(deep_link_open=ingest_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1"), record_id="both"),
+        record(
+            deep_link_open=ingest_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1", click_record_id="c"),
+            record_id="o",
+        ),
     ]
     await ingest.send(*sent)
     app_lane = {entry.app_lane for entry in await ingest.log() if b"strict" in entry.record}
@@ -221,9 +226,9 @@ async def test_selections_of_the_log(ingest: Ingest) -> None:
         entries = read_until_caught_up(ingest.stub, read_log_request(**options))
         return [ingest_pb2.Record.FromString(entry.record).record_id async for entry in entries]
 
-    assert await read() == ["c", "e", "s", "i"]
-    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == ["c", "i"]
-    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS) == ["e", "s"]
+    assert await read() == ["c", "e", "s", "i", "both", "o"]
+    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == ["c", "i", "both"]
+    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS) == ["e", "s", "both", "o"]
     assert await read(app_lanes=app_lane) == ["s"]
     assert await read(app_lanes=app_lane, selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == []
 

@@ -1077,9 +1077,10 @@ class LookUpRecordResponse(_message.Message):
     ACCEPT_TIME_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted, first; left out when it never was."""
+        """When it was accepted, first; left out when it never was. To the second only when the log does not hold it."""
 
     @_builtins.property
     def record(self) -> Global___Record:
@@ -1089,16 +1090,21 @@ class LookUpRecordResponse(_message.Message):
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedRecord]:
         """Its newest refusals, newest first, at most 10."""
 
+    @_builtins.property
+    def place(self) -> Global___LanePosition:
+        """Where the log holds it; left out with the record."""
+
     def __init__(
         self,
         *,
         accept_time: _timestamp_pb2.Timestamp | None = ...,
         record: Global___Record | None = ...,
         rejected: _abc.Iterable[Global___RejectedRecord] | None = ...,
+        place: Global___LanePosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "place", b"place", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "record", b"record", "rejected", b"rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time", "accept_time", b"accept_time", "place", b"place", "record", b"record", "rejected", b"rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accept_time: _TypeAlias = _typing.Literal["accept_time"]  # noqa: Y015
     _WhichOneofArgType__accept_time: _TypeAlias = _typing.Literal["_accept_time", b"_accept_time"]  # noqa: Y015

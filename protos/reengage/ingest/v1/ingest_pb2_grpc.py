@@ -114,9 +114,12 @@ class IngestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LookUpRecord(self, request, context):
-        """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
-        for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
-        the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+        """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
+        the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
+        ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
+        the time of acceptance (which an id that ingest made contains), at most 4,096 entries a lane, so a record that was
+        accepted amid more than 30,000 a second may be left out of the answer.
+        Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,9 +43,12 @@ class IngestServiceStub:
     were refused. Of more than 5,000 a second some are only counted.
     """
     LookUpRecord: _aio.UnaryUnaryMultiCallable[_ingest_pb2.LookUpRecordRequest, _ingest_pb2.LookUpRecordResponse]
-    """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
-    for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
-    the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+    """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
+    the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
+    ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
+    the time of acceptance (which an id that ingest made contains), at most 4,096 entries a lane, so a record that was
+    accepted amid more than 30,000 a second may be left out of the answer.
+    Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
     """
     EraseRecords: _aio.UnaryStreamMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
     """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
@@ -112,9 +115,12 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.LookUpRecordRequest,
         context: _aio.ServicerContext[_ingest_pb2.LookUpRecordRequest, _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]],
     ) -> _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]:
-        """LookUpRecord says what became of a record that was sent: accepted or refused, and how often. Accepted ones are known
-        for 7 days, refused ones as long as ListRejected lists them; a record_id that ingest made is found while the log holds
-        the record. Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`.
+        """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
+        the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
+        ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
+        the time of acceptance (which an id that ingest made contains), at most 4,096 entries a lane, so a record that was
+        accepted amid more than 30,000 a second may be left out of the answer.
+        Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
         """
 
     @_abc_1.abstractmethod
