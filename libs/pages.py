@@ -21,8 +21,13 @@ def encode_token(*key: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
 
 
-def decode_token(token: str, kinds: tuple[type, ...], violations: Violations) -> tuple[str | int, ...] | None:
-    """The sort key in a token, of these types; None for the first page. A token of ours never fails."""
+def decode_token(
+    token: str, kinds: tuple[type, ...], violations: Violations, *, field: str = "page_token"
+) -> tuple[str | int, ...] | None:
+    """The sort key in a token, of these types; None for the first page. A token of ours never fails.
+
+    `field`: of the request, the one that holds the token.
+    """
     if not token:
         return None
     try:
@@ -31,6 +36,6 @@ def decode_token(token: str, kinds: tuple[type, ...], violations: Violations) ->
         key = None
     fits = isinstance(key, list) and [type(part) for part in key] == list(kinds)
     if not fits or any(isinstance(part, int) and part.bit_length() > 63 for part in key):  # more than a bigint holds
-        violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
+        violations.add(field, "INVALID_TOKEN", "must come from an earlier answer, as it was")
         return None
     return tuple(key)
