@@ -122,6 +122,21 @@ def decide(
     return _won(question, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
 
 
+def judge(engagement: Engagement, conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Candidate | None:
+    """One engagement by itself: WON unless something but another candidate, or D5, refuses it; None if it is none."""
+    return _judge_engagement(engagement, _ask(conversion, history, rules, {}, ()))
+
+
+def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[str]:
+    """The live trackers that a conversion can be won by, as far as conversion and settings say (D1, F1, F2)."""
+    is_install = conversion.kind is ConversionKind.INSTALL
+    return frozenset(
+        tracker_id
+        for tracker_id, each in rules.trackers.items()
+        if each.tracker.live and (is_install or conversion.event_name in each.tracker.events)
+    )
+
+
 class _Question(NamedTuple):
     """What is known and asked while one conversion is decided.
 

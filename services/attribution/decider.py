@@ -12,7 +12,7 @@ from libs.db import Connection
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.answers import decision_message, linked_message, refused_message
-from services.attribution.decide import CONSIDERED_US, decide, eligibility
+from services.attribution.decide import CONSIDERED_US, decide, eligibility, judge, trackers_that_may_win
 from services.attribution.history import DeviceHistory, merge
 from services.attribution.matching import (
     DUPLICATE_CLICK_US,
@@ -22,7 +22,15 @@ from services.attribution.matching import (
     own_key,
     raw_id_keys,
 )
-from services.attribution.model import Conversion, ConversionKind, Engagement, Reason
+from services.attribution.model import (
+    Conversion,
+    ConversionKind,
+    Engagement,
+    EngagementKind,
+    Reason,
+    Verdict,
+    WindowKind,
+)
 from services.attribution.records import (
     INSTALL,
     Logged,
@@ -34,14 +42,18 @@ from services.attribution.records import (
     network_click_key,
 )
 from services.attribution.rules import AppRules
-from services.attribution.store import DecisionRow, Device, FoundEngagement, Store
+from services.attribution.store import AskedKey, DecisionRow, Device, FoundEngagement, Store
 from services.attribution.useragent import parse_user_agent
 
-MOST_CONSIDERED = 200
+MOST_CONSIDERED = 50
 """OURS: under one match key, the nearest so many engagements before a conversion, and after it, are considered.
 
 Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
 every conversion from there."""
+
+LOOKED_THROUGH = 1_000
+"""When the nearest hold no click that settles it, so many are looked through for those that may win: a flood of clicks
+that cannot win hides none that can."""
 
 MOST_IDS = 20
 """OURS: of each kind a device keeps its latest ids; older ones still lead to it, but find no engagements any more.
@@ -286,26 +298,64 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
     if not wanted:
         return
     lengths = await store.hash_lengths(connection, {case.record.app_id for case in wanted})
-    asked: list[tuple[Case, bytes]] = []
-    for case in wanted:
+    asked: list[AskedKey] = []
+    for number, case in enumerate(wanted):
         app_id = case.record.app_id
         device_keys = frozenset[bytes]().union(
             *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset())) for kind, value in case.ids)
         )
         case.conversion = replace(case.conversion, device_keys=device_keys)
-        asked += [(case, key) for key in conversion_keys(case.rules.app, case.conversion)]
-    found = await store.find_engagements(
-        connection,
-        [(key, case.conversion.time_us) for case, key in asked],
-        heads,
-        span_us=CONSIDERED_US,
-        most=MOST_CONSIDERED,
-    )
+        time_us = case.conversion.time_us
+        asked += [AskedKey(key, time_us, number) for key in conversion_keys(case.rules.app, case.conversion)]
+    found = await store.find_engagements(connection, asked, [heads], span_us=CONSIDERED_US, most=MOST_CONSIDERED)
+    await _consider(store, connection, wanted, found.engagements, heads)
+    full = ((asked[place], reached_us) for place, reached_us in found.reached_us.items())
+    if unsettled := [key for key, reached_us in full if not _settled(wanted[key.conversion], key, reached_us)]:
+        cases_of = [wanted[key.conversion] for key in unsettled]
+        further = await store.find_further(
+            connection,
+            unsettled,
+            [heads],
+            [_user_agent_begins(case.conversion) for case in cases_of],
+            {tracker_id for case in cases_of for tracker_id in trackers_that_may_win(case.conversion, case.rules)},
+            span_us=CONSIDERED_US,
+            most=MOST_CONSIDERED,
+            through=LOOKED_THROUGH,
+        )
+        await _consider(store, connection, wanted, further, heads)
+
+
+async def _consider(
+    store: Store, connection: Connection, cases: Sequence[Case], found: Sequence[FoundEngagement], heads: Sequence[int]
+) -> None:
+    """Add what was found to the candidates of its cases, repeated clicks marked."""
     repeats = await _repeats(store, connection, found, heads)
-    for place, engagement in found:
+    for number, engagement in found:
         is_repeat = bool(engagement.click_id) and _click_key(engagement) in repeats
-        case, _ = asked[place]
-        case.candidates[engagement.engagement_id] = replace(engagement, duplicate=True) if is_repeat else engagement
+        candidate = replace(engagement, duplicate=True) if is_repeat else engagement
+        cases[number].candidates[engagement.engagement_id] = candidate
+
+
+def _settled(case: Case, key: AskedKey, reached_us: int) -> bool:
+    """Whether nothing beyond the reach of a key can win: a click on the best level of that key, and nearer, can."""
+    if case.device is None:
+        return True
+    levels, history = case.rules.levels, case.device.history
+    by_device = key.match_key in case.conversion.device_keys
+    best = levels[WindowKind.CLICK_DEVICE if by_device else WindowKind.CLICK_MODELED]
+    return any(
+        engagement.time_us >= reached_us
+        and engagement.kind is EngagementKind.CLICK
+        and (candidate := judge(engagement, case.conversion, history, case.rules)) is not None
+        and candidate.verdict is Verdict.WON
+        and candidate.level <= best
+        for engagement in case.candidates.values()
+    )
+
+
+def _user_agent_begins(conversion: Conversion) -> str:
+    """As the user agents begin that match by MODELED, whether or not the OS minor version counts (A5)."""
+    return "" if conversion.user_agent is None else "\t".join(conversion.user_agent[:3])
 
 
 def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) -> frozenset[bytes]:
@@ -320,12 +370,15 @@ async def _repeats(
 ) -> set[tuple[bytes, str]]:
     """Which candidates, by `_click_key`, repeat a click (A6), whichever device the first one was of."""
     clicks = {
-        (click_key, engagement.time_us, engagement_id)
+        (click_key, engagement.time_us, engagement_id, 0)
         for _, engagement in found
         if engagement.click_id
         for click_key, engagement_id in (_click_key(engagement),)
     }
-    return await store.find_repeats(connection, clicks, heads, within_us=DUPLICATE_CLICK_US) if clicks else set()
+    if not clicks:
+        return set()
+    repeats = await store.find_repeats(connection, clicks, [heads], within_us=DUPLICATE_CLICK_US)
+    return {(click_key, engagement_id) for click_key, engagement_id, _ in repeats}
 
 
 def _click_key(engagement: Engagement) -> tuple[bytes, str]:

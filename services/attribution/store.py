@@ -118,11 +118,30 @@ class Device:
         )
 
 
-class FoundEngagement(NamedTuple):
-    """An engagement, and for which of the keys asked it was found: its index."""
+class AskedKey(NamedTuple):
+    """A match key under which a conversion looks for engagements, at most so far away from its time.
 
-    place: int
+    `conversion` is a number the caller gives it, `heads` says which of several heads it is decided at.
+    """
+
+    match_key: bytes
+    time_us: int
+    conversion: int
+    heads: int = 0
+
+
+class FoundEngagement(NamedTuple):
+    """An engagement, and the number of the conversion that it was found for."""
+
+    conversion: int
     engagement: Engagement
+
+
+class Found(NamedTuple):
+    """Each engagement once a conversion; and, by the index of the key, how far keys reach that hold more than asked."""
+
+    engagements: list[FoundEngagement]
+    reached_us: dict[int, int]
 
 
 class OwnedLane(NamedTuple):
@@ -332,29 +351,30 @@ class Store:
     async def find_engagements(
         self,
         connection: Connection,
-        asked: Sequence[tuple[bytes, int]],
-        heads: Sequence[int],
+        asked: Sequence[AskedKey],
+        heads: Sequence[Sequence[int]],
         *,
         span_us: int,
         most: int,
-    ) -> list[FoundEngagement]:
-        """Engagements below `heads` under each key asked (match key, time), at least one.
+    ) -> Found:
+        """Engagements below their heads under each key asked, at least one.
 
         At most `most` on either side of the time, those nearest to it, none further away than `span_us`.
         """
         rows = await connection.fetch(
             """
             SELECT asked.place - 1, found.*
-            FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (match_key, time_us, place)
+            FROM unnest($1::bytea[], $2::bigint[], $3::integer[])
+                WITH ORDINALITY AS asked (match_key, time_us, heads, place)
             CROSS JOIN LATERAL (
                 (
                     SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
                            completed_view, is_valid
                     FROM engagements
                     WHERE match_key = asked.match_key
-                      AND time_us >= asked.time_us - $4 AND time_us < asked.time_us
-                      AND position < ($3::bigint[])[lane + 1]
-                    ORDER BY time_us DESC, engagement_id DESC LIMIT $5
+                      AND time_us >= asked.time_us - $5 AND time_us < asked.time_us
+                      AND position < ($4::bigint[])[asked.heads * 64 + lane + 1]
+                    ORDER BY time_us DESC, engagement_id DESC LIMIT $6
                 )
                 UNION ALL
                 (
@@ -362,49 +382,109 @@ class Store:
                            completed_view, is_valid
                     FROM engagements
                     WHERE match_key = asked.match_key
-                      AND time_us >= asked.time_us AND time_us <= asked.time_us + $4
-                      AND position < ($3::bigint[])[lane + 1]
-                    ORDER BY time_us, engagement_id LIMIT $5
+                      AND time_us >= asked.time_us AND time_us <= asked.time_us + $5
+                      AND position < ($4::bigint[])[asked.heads * 64 + lane + 1]
+                    ORDER BY time_us, engagement_id LIMIT $6
                 )
             ) AS found
             """,
-            *_columns(asked),
-            list(heads),
+            [key.match_key for key in asked],
+            [key.time_us for key in asked],
+            [key.heads for key in asked],
+            [position for each in heads for position in each],
             span_us,
             most,
         )
-        return [FoundEngagement(row[0], _engagement(*row[1:])) for row in rows]
+        earlier: dict[int, list[int]] = {}
+        for row in rows:
+            if row[4] < asked[row[0]].time_us:
+                earlier.setdefault(row[0], []).append(row[4])
+        return Found(
+            _once_a_conversion(rows, asked),
+            {place: min(times) for place, times in earlier.items() if len(times) == most},
+        )
+
+    async def find_further(
+        self,
+        connection: Connection,
+        asked: Sequence[AskedKey],
+        heads: Sequence[Sequence[int]],
+        user_agents: Sequence[str],
+        tracker_ids: Collection[str],
+        *,
+        span_us: int,
+        most: int,
+        through: int,
+    ) -> list[FoundEngagement]:
+        """Of the `through` nearest earlier engagements under each key asked those `most` that are likeliest to win.
+
+        That is clicks, then those whose user agent begins as the one asked with its key, then the nearest. Only valid
+        ones on these trackers.
+        """
+        rows = await connection.fetch(
+            """
+            SELECT asked.place - 1, found.*
+            FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[])
+                WITH ORDINALITY AS asked (match_key, time_us, heads, user_agent, place)
+            CROSS JOIN LATERAL (
+                SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                       completed_view, is_valid
+                FROM (
+                    SELECT * FROM engagements
+                    WHERE match_key = asked.match_key
+                      AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
+                      AND position < ($5::bigint[])[asked.heads * 64 + lane + 1]
+                    ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
+                ) AS nearest
+                WHERE is_valid AND tracker_id = ANY($8)
+                ORDER BY is_click DESC, starts_with(COALESCE(user_agent, ''), asked.user_agent) DESC, time_us DESC
+                LIMIT $9
+            ) AS found
+            """,
+            [key.match_key for key in asked],
+            [key.time_us for key in asked],
+            [key.heads for key in asked],
+            list(user_agents),
+            [position for each in heads for position in each],
+            span_us,
+            through,
+            list(tracker_ids),
+            most,
+        )
+        return _once_a_conversion(rows, asked)
 
     async def find_repeats(
         self,
         connection: Connection,
-        clicks: Collection[tuple[bytes, int, str]],
-        heads: Sequence[int],
+        clicks: Collection[tuple[bytes, int, str, int]],
+        heads: Sequence[Sequence[int]],
         *,
         within_us: int,
-    ) -> set[tuple[bytes, str]]:
-        """Which of these clicks (click key, time, engagement id), one or more, follow another in less than `within_us`.
+    ) -> set[tuple[bytes, str, int]]:
+        """Which of these clicks (click key, time, engagement id, which heads), one or more, repeat another.
 
-        Only clicks below `heads` count; of two at the same time the one with the higher id follows.
+        That is, follow it in less than `within_us`. Only clicks below the heads count; of two at the same time the one
+        with the higher id follows.
         """
         rows = await connection.fetch(
             """
-            SELECT click.click_key, click.engagement_id
-            FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS click (click_key, time_us, engagement_id)
+            SELECT click.click_key, click.engagement_id, click.heads
+            FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::integer[])
+                AS click (click_key, time_us, engagement_id, heads)
             CROSS JOIN LATERAL (
                 SELECT FROM network_clicks AS earlier
                 WHERE earlier.click_key = click.click_key
-                  AND earlier.time_us > click.time_us - $5
+                  AND earlier.time_us > click.time_us - $6
                   AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
-                  AND earlier.position < ($4::bigint[])[earlier.lane + 1]
+                  AND earlier.position < ($5::bigint[])[click.heads * 64 + earlier.lane + 1]
                 LIMIT 1
             ) AS found
             """,
             *_columns(clicks),
-            list(heads),
+            [position for each in heads for position in each],
             within_us,
         )
-        return {(row["click_key"], row["engagement_id"]) for row in rows}
+        return {(row["click_key"], row["engagement_id"], row["heads"]) for row in rows}
 
     async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[bytes, bytes]:
         """The records of engagements by own key."""
@@ -637,6 +717,12 @@ def _must_have_changed(tag: str, count: int) -> None:
     """The fence: a transaction of a worker that lost a lane meanwhile writes nothing."""
     if tag != f"UPDATE {count}":
         raise LanesLostError
+
+
+def _once_a_conversion(rows: Iterable[Any], asked: Sequence[AskedKey]) -> list[FoundEngagement]:
+    """The engagements of rows that begin with the index of the key: under several keys of a conversion, but once."""
+    first = {(asked[row[0]].conversion, row[1]): row for row in rows}
+    return [FoundEngagement(conversion, _engagement(*row[1:])) for (conversion, _), row in first.items()]
 
 
 def _engagement(

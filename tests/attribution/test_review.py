@@ -18,7 +18,7 @@ from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
-from services.attribution.store import Store
+from services.attribution.store import AskedKey, Store
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -123,6 +123,23 @@ async def test_of_an_address_that_thousands_share_the_nearest_engagements_are_co
     assert {c.engagement_id for c in e1.candidates} == nearest
     assert (e1.engagement_id, e2.engagement_id) == ("k5", "own")
     assert {c.engagement_id for c in e2.candidates} == nearest | {"own"}
+
+
+async def test_a_flood_of_clicks_that_cannot_win_hides_none_that_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who floods a device with refused clicks, or an address with others' clicks, takes it from the honest one."""
+    monkeypatch.setattr(decider_module, "MOST_CONSIDERED", 3)
+    phone = {"user_agent": "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"}
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="honest", ip_address="198.51.100.1"))
+        await world.send(*(click(n, device(1), "ua", record_id=f"k{n}") for n in range(1, 11)))
+        await world.send(click(0, record_id="same phone", ip_address="198.51.100.2", **phone))
+        await world.send(*(click(n, record_id=f"nat{n}", ip_address="198.51.100.2") for n in range(1, 11)))
+        await world.send(event(100, device(1), record_id="e1", ip_address="198.51.100.3"))
+        await world.send(event(100, device(2), record_id="e2", ip_address="198.51.100.2", **phone))
+        e1, e2 = await world.decided("e1", "e2")
+    assert (e1.engagement_id, e2.engagement_id) == ("honest", "same phone")
 
 
 async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
@@ -290,10 +307,11 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
         0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
     )
     assert "Index Scan Backward using decisions_by_app" in explaining.plan
-    await store.find_engagements(connection, [(b"address", 500), (b"x", 7)], heads, span_us=1000, most=200)
+    asked = [AskedKey(b"address", 500, 0), AskedKey(b"x", 7, 1)]
+    await store.find_engagements(connection, asked, [heads], span_us=1000, most=200)
     assert explaining.plan.count("using engagements_pkey") == 2
     assert "Sort" not in explaining.plan
-    await store.find_repeats(connection, [(b"same", 500, "500"), (b"x", 7, "7")], heads, within_us=1000)
+    await store.find_repeats(connection, [(b"same", 500, "500", 0), (b"x", 7, "7", 0)], [heads], within_us=1000)
     assert "using network_clicks_pkey" in explaining.plan
     await store.already_decided(connection, [(0, "700"), (0, "new")])
     assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
