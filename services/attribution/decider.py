@@ -6,54 +6,20 @@ What an app's decisions read and write is owned by one worker at a time, so no d
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from libs.db import Connection
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.answers import decision_message, linked_message, refused_message
-from services.attribution.decide import CONSIDERED_US, decide, eligibility, judge, trackers_that_may_win
+from services.attribution.candidates import Question, find_candidates
+from services.attribution.decide import decide, eligibility
 from services.attribution.history import DeviceHistory, merge
-from services.attribution.matching import (
-    DUPLICATE_CLICK_US,
-    conversion_keys,
-    device_key,
-    normalise_ip,
-    own_key,
-    raw_id_keys,
-)
-from services.attribution.model import (
-    Conversion,
-    ConversionKind,
-    Engagement,
-    EngagementKind,
-    Reason,
-    Verdict,
-    WindowKind,
-)
-from services.attribution.records import (
-    INSTALL,
-    Logged,
-    click_id_of,
-    event_name_of,
-    event_time_us,
-    identity_key,
-    index_rows,
-    network_click_key,
-)
+from services.attribution.matching import own_key
+from services.attribution.model import Conversion, Engagement, Reason
+from services.attribution.records import Logged, conversion_of, event_name_of, identity_key, index_rows
 from services.attribution.rules import AppRules
-from services.attribution.store import AskedKey, DecisionRow, Device, FoundEngagement, Store
-from services.attribution.useragent import parse_user_agent
-
-MOST_CONSIDERED = 50
-"""OURS: under one match key, the nearest so many engagements before a conversion, and after it, are considered.
-
-Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
-every conversion from there."""
-
-LOOKED_THROUGH = 1_000
-"""When the nearest hold no click that settles it, so many are looked through for those that may win: a flood of clicks
-that cannot win hides none that can."""
+from services.attribution.store import DecisionRow, Device, Store
 
 MOST_IDS = 20
 """OURS: of each kind a device keeps its latest ids; older ones still lead to it, but find no engagements any more.
@@ -119,7 +85,7 @@ async def decide_batch(
     for number, case in enumerate(cases):
         if number % _TURN == 0:
             await asyncio.sleep(0)
-        message = _decide_case(case, wins[case.record.app_id])
+        message = _decide_case(case, wins[case.record.app_id], batch.next_sequences[case.entry.app_lane])
         if message is None:
             continue
         message.app_id = case.record.app_id
@@ -193,7 +159,7 @@ class _Identities:
                     device=device,
                     merged=merged,
                     ids=() if device is None else _ids(device, record),
-                    conversion=_conversion(record, event_name),
+                    conversion=conversion_of(record, event_name),
                 )
             )
         return cases
@@ -224,7 +190,7 @@ class _Identities:
             known = [self._make(entry, record)]
         device, *others = known
         for other in others:
-            self._merge(entry, other, into=device)
+            self._merge(other, into=device)
         for key, (kind, value) in keys.items():
             if self._by_key.get(key) is not device:
                 self._by_key[key] = device
@@ -238,7 +204,7 @@ class _Identities:
         self._batch.devices.append(device)
         return device
 
-    def _merge(self, entry: ingest_pb2.LogEntry, other: Device, *, into: Device) -> None:
+    def _merge(self, other: Device, *, into: Device) -> None:
         """Move the ids; the histories are merged when the record's turn to be decided comes."""
         self._by_key = {key: into if device is other else device for key, device in self._by_key.items()}
         for kind, values in other.ids.items():
@@ -247,7 +213,7 @@ class _Identities:
                 key = identity_key(other.app_id, kind, value)
                 self._by_key[key] = into
                 self._batch.identifiers[key] = into.device_id
-        other.merged_into, other.merge_time_us = into.device_id, entry.receive_time_us
+        other.merged_into = into.device_id
         other.changed = into.changed = True
 
 
@@ -265,27 +231,13 @@ def _identity_keys(record: ingest_pb2.Record) -> dict[bytes, tuple[str, str]]:
     return {identity_key(record.app_id, kind, value): (kind, value) for kind, value in record.device_ids.items()}
 
 
-def _conversion(record: ingest_pb2.Record, event_name: str | None) -> Conversion:
-    return Conversion(
-        conversion_id=record.record_id,
-        kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
-        time_us=event_time_us(record),
-        event_name="" if event_name is None or event_name == INSTALL else event_name,
-        click_id=click_id_of(record),
-        ip=normalise_ip(record.ip_address) if record.ip_address else "",
-        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
-        limit_ad_tracking=record.limit_ad_tracking,
-        has_idfa="idfa" in record.device_ids,
-    )
-
-
 async def _fetch_candidates(store: Store, connection: Connection, cases: Sequence[Case], heads: Sequence[int]) -> None:
     """Give every case that can still be won its candidates."""
     # Inside a batch only a merge can make a case winnable that was not: those are always given candidates.
     merging = {case.device.device_id for case in cases if case.merged and case.device is not None}
-    wanted = [
-        case
-        for case in cases
+    wanted = {
+        number: Question(rules=case.rules, conversion=case.conversion, ids=case.ids, history=case.device.history)
+        for number, case in enumerate(cases)
         if case.device is not None
         and case.event_name is not None
         and not case.is_link
@@ -294,95 +246,10 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
             or case.device.merged_into is not None
             or eligibility(case.conversion, case.device.history, case.rules) is None
         )
-    ]
-    if not wanted:
-        return
-    lengths = await store.hash_lengths(connection, {case.record.app_id for case in wanted})
-    asked: list[AskedKey] = []
-    for number, case in enumerate(wanted):
-        app_id = case.record.app_id
-        device_keys = frozenset[bytes]().union(
-            *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset())) for kind, value in case.ids)
-        )
-        case.conversion = replace(case.conversion, device_keys=device_keys)
-        time_us = case.conversion.time_us
-        asked += [AskedKey(key, time_us, number) for key in conversion_keys(case.rules.app, case.conversion)]
-    found = await store.find_engagements(connection, asked, [heads], span_us=CONSIDERED_US, most=MOST_CONSIDERED)
-    await _consider(store, connection, wanted, found.engagements, heads)
-    full = ((asked[place], reached_us) for place, reached_us in found.reached_us.items())
-    if unsettled := [key for key, reached_us in full if not _settled(wanted[key.conversion], key, reached_us)]:
-        cases_of = [wanted[key.conversion] for key in unsettled]
-        further = await store.find_further(
-            connection,
-            unsettled,
-            [heads],
-            [_user_agent_begins(case.conversion) for case in cases_of],
-            {tracker_id for case in cases_of for tracker_id in trackers_that_may_win(case.conversion, case.rules)},
-            span_us=CONSIDERED_US,
-            most=MOST_CONSIDERED,
-            through=LOOKED_THROUGH,
-        )
-        await _consider(store, connection, wanted, further, heads)
-
-
-async def _consider(
-    store: Store, connection: Connection, cases: Sequence[Case], found: Sequence[FoundEngagement], heads: Sequence[int]
-) -> None:
-    """Add what was found to the candidates of its cases, repeated clicks marked."""
-    repeats = await _repeats(store, connection, found, heads)
-    for number, engagement in found:
-        is_repeat = bool(engagement.click_id) and _click_key(engagement) in repeats
-        candidate = replace(engagement, duplicate=True) if is_repeat else engagement
-        cases[number].candidates[engagement.engagement_id] = candidate
-
-
-def _settled(case: Case, key: AskedKey, reached_us: int) -> bool:
-    """Whether nothing beyond the reach of a key can win: a click on the best level of that key, and nearer, can."""
-    if case.device is None:
-        return True
-    levels, history = case.rules.levels, case.device.history
-    by_device = key.match_key in case.conversion.device_keys
-    best = levels[WindowKind.CLICK_DEVICE if by_device else WindowKind.CLICK_MODELED]
-    return any(
-        engagement.time_us >= reached_us
-        and engagement.kind is EngagementKind.CLICK
-        and (candidate := judge(engagement, case.conversion, history, case.rules)) is not None
-        and candidate.verdict is Verdict.WON
-        and candidate.level <= best
-        for engagement in case.candidates.values()
-    )
-
-
-def _user_agent_begins(conversion: Conversion) -> str:
-    """As the user agents begin that match by MODELED, whether or not the OS minor version counts (A5)."""
-    return "" if conversion.user_agent is None else "\t".join(conversion.user_agent[:3])
-
-
-def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) -> frozenset[bytes]:
-    """All forms in which an engagement may carry a raw id (A3); a hash is only itself."""
-    if kind.endswith(("_md5", "_sha1", "_sha256")):
-        return frozenset((device_key(app_id, value),))
-    return raw_id_keys(app_id, value, lengths)
-
-
-async def _repeats(
-    store: Store, connection: Connection, found: Sequence[FoundEngagement], heads: Sequence[int]
-) -> set[tuple[bytes, str]]:
-    """Which candidates, by `_click_key`, repeat a click (A6), whichever device the first one was of."""
-    clicks = {
-        (click_key, engagement.time_us, engagement_id, 0)
-        for _, engagement in found
-        if engagement.click_id
-        for click_key, engagement_id in (_click_key(engagement),)
     }
-    if not clicks:
-        return set()
-    repeats = await store.find_repeats(connection, clicks, [heads], within_us=DUPLICATE_CLICK_US)
-    return {(click_key, engagement_id) for click_key, engagement_id, _ in repeats}
-
-
-def _click_key(engagement: Engagement) -> tuple[bytes, str]:
-    return network_click_key(engagement.tracker_id, engagement.click_id), engagement.engagement_id
+    await find_candidates(store, connection, list(wanted.values()), [heads])
+    for number, question in wanted.items():
+        cases[number].conversion, cases[number].candidates = question.conversion, question.candidates
 
 
 async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> dict[str, dict[str, int]]:
@@ -400,15 +267,18 @@ async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> 
     return wins
 
 
-def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision | None:
-    """Decide one case and take its effect on its device; None when there is nothing to decide."""
+def _decide_case(case: Case, wins: dict[str, int], sequence: int) -> attribution_pb2.Decision | None:
+    """Decide one case and take its effect on its device; None when there is nothing to decide.
+
+    `sequence` is that of its decision, if there is one.
+    """
     device = case.device
     if device is None:  # only an identity link makes no device (F3)
         return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
     for other in case.merged:
         device.history = merge(device.history, other.history)
         device.identities = {**other.identities, **device.identities}
-        other.history, other.identities = DeviceHistory(), {}
+        other.history, other.identities, other.merge_sequence = DeviceHistory(), {}, sequence
     if case.event_name is None:
         return None
     if case.is_link:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.matching import device_key, engagement_keys, hash_length, normalise_id, normalise_ip, own_key
-from services.attribution.model import Engagement, EngagementKind
+from services.attribution.model import Conversion, ConversionKind, Engagement, EngagementKind
 from services.attribution.rules import AppRules
 from services.attribution.store import EngagementRow, IndexRows, NetworkClick
 from services.attribution.useragent import parse_user_agent
@@ -116,6 +116,21 @@ def engagement_of(record: ingest_pb2.Record) -> Engagement | None:
         click_id=click_id,
         completed_view=completed_view,
         valid=valid,
+    )
+
+
+def conversion_of(record: ingest_pb2.Record, event_name: str | None) -> Conversion:
+    """The conversion a record is, given its name; without the keys of its device's ids."""
+    return Conversion(
+        conversion_id=record.record_id,
+        kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
+        time_us=event_time_us(record),
+        event_name="" if event_name is None or event_name == INSTALL else event_name,
+        click_id=click_id_of(record),
+        ip=normalise_ip(record.ip_address) if record.ip_address else "",
+        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        limit_ad_tracking=record.limit_ad_tracking,
+        has_idfa="idfa" in record.device_ids,
     )
 
 

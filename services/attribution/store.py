@@ -101,7 +101,7 @@ class Device:
     identities: dict[str, str]
     create_time_us: int
     merged_into: uuid.UUID | None = None
-    merge_time_us: int | None = None
+    merge_sequence: int | None = None
     changed: bool = False
 
     @classmethod
@@ -321,7 +321,7 @@ class Store:
         """Devices by id."""
         rows = await connection.fetch(
             """
-            SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_time_us
+            SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_sequence
             FROM devices WHERE device_id = ANY($1)
             """,
             list(device_ids),
@@ -335,7 +335,7 @@ class Store:
                 identities=row["identities"],
                 create_time_us=row["create_time_us"],
                 merged_into=row["merged_into"],
-                merge_time_us=row["merge_time_us"],
+                merge_sequence=row["merge_sequence"],
             )
             for row in rows
         }
@@ -410,7 +410,7 @@ class Store:
         asked: Sequence[AskedKey],
         heads: Sequence[Sequence[int]],
         user_agents: Sequence[str],
-        tracker_ids: Collection[str],
+        tracker_ids: Sequence[Collection[str]],
         *,
         span_us: int,
         most: int,
@@ -419,13 +419,18 @@ class Store:
         """Of the `through` nearest earlier engagements under each key asked those `most` that are likeliest to win.
 
         That is clicks, then those whose user agent begins as the one asked with its key, then the nearest. Only valid
-        ones on these trackers.
+        ones on the trackers asked with its key.
         """
+        lists: dict[frozenset[str], int] = {}
+        places = [lists.setdefault(frozenset(ids), len(lists) + 1) for ids in tracker_ids]
         rows = await connection.fetch(
             """
             SELECT asked.place - 1, found.*
-            FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[])
-                WITH ORDINALITY AS asked (match_key, time_us, heads, user_agent, place)
+            FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[], $10::integer[])
+                WITH ORDINALITY AS asked (match_key, time_us, heads, user_agent, trackers, place)
+            CROSS JOIN LATERAL (
+                SELECT string_to_array(($8::text[])[asked.trackers], E'\n') AS ids OFFSET 0 -- taken apart once a key
+            ) AS trackers
             CROSS JOIN LATERAL (
                 SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
                        completed_view, is_valid
@@ -436,7 +441,7 @@ class Store:
                       AND position < ($5::bigint[])[asked.heads * 64 + lane + 1]
                     ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
                 ) AS nearest
-                WHERE is_valid AND tracker_id = ANY($8)
+                WHERE is_valid AND tracker_id = ANY(trackers.ids)
                 ORDER BY is_click DESC, starts_with(COALESCE(user_agent, ''), asked.user_agent) DESC, time_us DESC
                 LIMIT $9
             ) AS found
@@ -448,8 +453,9 @@ class Store:
             [position for each in heads for position in each],
             span_us,
             through,
-            list(tracker_ids),
+            ["\n".join(ids) for ids in lists],
             most,
+            places,
         )
         return _once_a_conversion(rows, asked)
 
@@ -519,14 +525,14 @@ class Store:
         await connection.execute(
             """
             INSERT INTO devices (
-                device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_time_us
+                device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_sequence
             )
             SELECT * FROM unnest(
                 $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::uuid[], $8::bigint[]
             )
             ON CONFLICT (device_id) DO UPDATE SET
                 ids = excluded.ids, history = excluded.history, identities = excluded.identities,
-                merged_into = excluded.merged_into, merge_time_us = excluded.merge_time_us
+                merged_into = excluded.merged_into, merge_sequence = excluded.merge_sequence
             """,
             [device.device_id for device in devices],
             [device.app_id for device in devices],
@@ -535,7 +541,7 @@ class Store:
             [device.identities for device in devices],
             [device.create_time_us for device in devices],
             [device.merged_into for device in devices],
-            [device.merge_time_us for device in devices],
+            [device.merge_sequence for device in devices],
         )
 
     async def upsert_identifiers(self, connection: Connection, owners: dict[bytes, uuid.UUID]) -> None:

@@ -16,6 +16,7 @@ from libs.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
+from services.attribution import candidates as candidates_module
 from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
 from services.attribution.store import AskedKey, Store
@@ -113,7 +114,7 @@ async def test_of_an_address_that_thousands_share_the_nearest_engagements_are_co
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them were read, judged and stored with each conversion; and the device's own click lies further back."""
-    monkeypatch.setattr(decider_module, "MOST_CONSIDERED", 3)
+    monkeypatch.setattr(candidates_module, "MOST_CONSIDERED", 3)
     async with world.worker():
         await world.send(click(0, device(1), record_id="own"))
         await world.send(*(click(10 * n, record_id=f"k{n}") for n in range(1, 11)))
@@ -129,7 +130,7 @@ async def test_a_flood_of_clicks_that_cannot_win_hides_none_that_can(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else who floods a device with refused clicks, or an address with others' clicks, takes it from the honest one."""
-    monkeypatch.setattr(decider_module, "MOST_CONSIDERED", 3)
+    monkeypatch.setattr(candidates_module, "MOST_CONSIDERED", 3)
     phone = {"user_agent": "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"}
     async with world.worker():
         await world.send(click(0, device(1), record_id="honest", ip_address="198.51.100.1"))

@@ -9,6 +9,7 @@ CREATE TABLE waiting (
     log_lane smallint NOT NULL,
     position bigint NOT NULL,
     receive_time_us bigint NOT NULL,
+    settings_revision bigint NOT NULL, -- that the record was accepted under
     record bytea NOT NULL, -- reengage.ingest.v1.Record
     network_ids text [] NOT NULL, -- that are asked; none: it only waits for an earlier one of its device
     deadline_us bigint NOT NULL, -- decided without those that have not answered by then (E4)
@@ -36,8 +37,8 @@ ALTER TABLE decisions ADD COLUMN claims bytea;
 ALTER TABLE decisions ADD COLUMN reattribution_id text;
 ALTER TABLE decisions ADD COLUMN is_relayed boolean NOT NULL DEFAULT true;
 
--- When a device turned out to be another one, by the receipt of the record that showed it.
-ALTER TABLE devices ADD COLUMN merge_time_us bigint;
+-- Where a merged device's history went over to the other's: decisions from this sequence on know both.
+ALTER TABLE devices ADD COLUMN merge_sequence bigint;
 
 CREATE TABLE reattributions (
     lane smallint NOT NULL,

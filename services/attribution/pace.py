@@ -1,0 +1,70 @@
+"""Live work goes first: what can wait takes what live work leaves free, and a tenth of the time while that is busy."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SLICE_S = 0.01
+"""Work at one stretch, before others get a turn."""
+_SHARE = 0.1
+"""Of the time, for all that can wait together, while live work is busy; and what live work takes when it is not."""
+_REMEMBERED_S = 1.0
+
+
+class Pace:
+    """One a process. `live` goes around live work, `guest` is for work that can wait."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._under_way = 0
+        self._guests = 0
+        self._busy_s, self._at = 0.0, clock()
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Around work that nobody may slow down."""
+        began = self._clock()
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            now = self._clock()
+            self._busy_s = self._recently_s(now) + now - began
+            self._at = now
+
+    @contextmanager
+    def guest(self) -> Iterator["Guest"]:
+        """Around work that can wait: it calls `turn` often."""
+        self._guests += 1
+        try:
+            yield Guest(self, self._clock)
+        finally:
+            self._guests -= 1
+
+    def pause_s(self, worked_s: float) -> float:
+        """How long a guest rests after it worked so long: 0 while live work is idle."""
+        if not self._under_way and self._recently_s(self._clock()) < _SHARE * _REMEMBERED_S:
+            return 0.0
+        return worked_s * (self._guests / _SHARE - 1)
+
+    def _recently_s(self, now: float) -> float:
+        """Seconds of live work, of which the older ones count ever less: of steady work its share of a second."""
+        return self._busy_s * math.exp((self._at - now) / _REMEMBERED_S)
+
+
+class Guest:
+    """Work that can wait."""
+
+    def __init__(self, pace: Pace, clock: Callable[[], float]) -> None:
+        self._pace, self._clock = pace, clock
+        self._began = clock()
+
+    async def turn(self) -> None:
+        """Let others go first, once a slice of time was worked."""
+        worked_s = self._clock() - self._began
+        if worked_s >= SLICE_S:
+            await asyncio.sleep(self._pace.pause_s(worked_s))
+            self._began = self._clock()
