@@ -14,6 +14,7 @@ from libs.pages import decode_token, encode_token, page_size
 from libs.snapshots import Follower
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from services.ingest.entry import admit
+from services.ingest.erasing import erase
 from services.ingest.lookup import look_up
 from services.ingest.model import Entry, LogPage, Outcome, Settings
 from services.ingest.reader import Growth, follow
@@ -60,6 +61,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> None:
         self._settings, self._writer, self._rejections, self._sightings = settings, writer, rejections, sightings
         self._store, self._growth, self._now_us = store, growth, now_us
+        self._erasing = asyncio.Lock()
 
     async def RecordBatch(
         self, request: ingest_pb2.RecordBatchRequest, context: Context
@@ -127,6 +129,13 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         if not response.HasField("accept_time") and not response.rejected:
             raise NotFound("RECORD_NOT_FOUND", "nothing is known of this record (any more)")
         return response
+
+    async def EraseRecords(
+        self, request: ingest_pb2.EraseRecordsRequest, context: Context
+    ) -> AsyncIterator[ingest_pb2.EraseRecordsResponse]:
+        async with self._erasing:
+            async for response in erase(self._store, request):
+                yield response
 
     async def _receive(
         self,

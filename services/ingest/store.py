@@ -7,7 +7,7 @@ import asyncpg
 
 from libs.db import ASKED_TO_RETRY, CONNECTION_LOST, Connection, Pool, in_transaction
 from libs.errors import Unavailable
-from services.ingest.model import REPEAT_WINDOW_S, Entry, LogPage, LogRow, Outcome, Refusal
+from services.ingest.model import DAY_S, REPEAT_WINDOW_S, Entry, LogPage, LogRow, Outcome, Refusal
 
 _AWAY = (
     *CONNECTION_LOST,
@@ -56,9 +56,11 @@ WITH head AS (
     FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, position) JOIN head USING (lane)
     WHERE wanted.position < next_position
 ), horizon AS MATERIALIZED (
-    -- Of lanes with more to come, the earliest end: what other lanes received later than that has to wait.
+    -- Of lanes with more to come, the earliest entry of that (erased ones leave gaps): what other lanes received later
+    -- has to wait.
     SELECT min((
-        SELECT receive_time_us FROM log WHERE log.lane = span.lane AND log.position = span.stop - 1
+        SELECT receive_time_us FROM log WHERE log.lane = span.lane AND log.position >= span.stop
+        ORDER BY position LIMIT 1
     )) AS time_us
     FROM span WHERE stop < next_position
 ), part AS MATERIALIZED (
@@ -132,6 +134,32 @@ FROM search CROSS JOIN LATERAL (
 ) AS found
 WHERE low >= high
 ORDER BY found.receive_time_us, found.lane
+"""
+
+_READ_LANE = """
+SELECT lane, position, app_lane, receive_time_us, record FROM log
+WHERE lane = $1 AND position >= $2 AND position < $3 AND app_lane = $4
+ORDER BY position
+"""
+_ERASE_KEYS = """
+WITH found AS MATERIALIZED (
+    SELECT key FROM unnest($1::bytea[], $2::bytea[], $3::integer[]) AS erased (first_key, last_key, accept_time_s)
+    CROSS JOIN LATERAL (
+        SELECT key FROM dedupe
+        WHERE key BETWEEN first_key AND last_key
+            AND first_time_s < accept_time_s + $4::integer -- else a later record's, accepted when this was forgotten
+        ORDER BY key LIMIT 10 -- more than there ever are: keeps the planner to the primary key
+    ) AS one
+), locked AS MATERIALIZED (
+    -- In the order in which writers do, or they deadlock.
+    SELECT key FROM dedupe WHERE key IN (SELECT key FROM found) ORDER BY key FOR UPDATE
+)
+DELETE FROM dedupe WHERE key IN (SELECT key FROM locked)
+"""
+_ERASE_REJECTED = """
+DELETE FROM rejected WHERE app_id = $1 AND (reject_time_us, rejected_id) IN (
+    SELECT * FROM unnest($2::bigint[], $3::bigint[])
+)
 """
 
 _PURGE_LOG = """
@@ -239,6 +267,35 @@ class Store:
         with _unavailable():
             rows = await self._pool.fetch(_FIND_RECORDS, since_us, until_us, app_lane, part, most)
         return [LogRow(row[0], row[1], row[2], row[3], row[4]) for row in rows]
+
+    async def read_lane(self, lane: int, *, start: int, stop: int, app_lane: int) -> list[LogRow]:
+        """The entries of a lane from one position up to another, of apps with this app lane."""
+        with _unavailable():
+            rows = await self._pool.fetch(_READ_LANE, lane, start, stop, app_lane)
+        return [LogRow(*row) for row in rows]
+
+    async def erase_entries(
+        self, lane: int, positions: Sequence[int], keys: Sequence[tuple[bytes, bytes, int]]
+    ) -> tuple[int, int]:
+        """Delete entries of a lane, at least one, and what their repeats are recognised by; returns how many of each.
+
+        `keys`: ranges of keys, each with the second its record was received in.
+        """
+
+        async def work(connection: Connection) -> tuple[int, int]:
+            first, last, times = (list(column) for column in zip(*keys, strict=True))
+            forgotten = await connection.execute(_ERASE_KEYS, first, last, times, DAY_S)
+            erased = await connection.execute("DELETE FROM log WHERE lane = $1 AND position = ANY($2)", lane, positions)
+            return _count(erased), _count(forgotten)
+
+        with _unavailable():
+            return await in_transaction(self._pool, work, retry_seconds=self._retry_s)
+
+    async def erase_rejected(self, app_id: str, refusals: Sequence[Refusal]) -> int:
+        """Delete refusals of an app; returns how many."""
+        times, ids = [each.reject_time_us for each in refusals], [each.rejected_id for each in refusals]
+        with _unavailable():
+            return _count(await self._pool.execute(_ERASE_REJECTED, app_id, times, ids))
 
     async def purge_log(self, lane: int, *, before_us: int, size: int) -> int:
         """Delete up to `size` entries of a lane that were received before then; returns how many."""

@@ -924,7 +924,7 @@ class LogEntry(_message.Message):
     lane: _builtins.int
     """Lane: a stable hash of app and device, 0 to 63."""
     position: _builtins.int
-    """Position in the lane: 0, 1, 2, … without gaps."""
+    """Position in the lane: 0, 1, 2, … An erased record leaves a gap."""
     app_lane: _builtins.int
     """A stable hash of the app, 0 to 63."""
     receive_time_us: _builtins.int
@@ -1121,17 +1121,20 @@ class EraseRecordsRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
     BELOW_FIELD_NUMBER: _builtins.int
+    RECORD_IDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. Device ids, raw and hashed, each as a sender may write it but for letter case, dashes and colons, which
-        do not matter. 1 to 10,000.
-        """
+        """Device ids, raw and hashed, of whatever kind; letter case, dashes and colons do not matter. At most 100,000."""
 
     @_builtins.property
     def below(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanePosition]:
         """Required. The lanes to search, each with the position below which to erase."""
+
+    @_builtins.property
+    def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of records. At most 100,000. One id at least is required, a device's or a record's."""
 
     def __init__(
         self,
@@ -1139,10 +1142,11 @@ class EraseRecordsRequest(_message.Message):
         app_id: _builtins.str = ...,
         device_ids: _abc.Iterable[_builtins.str] | None = ...,
         below: _abc.Iterable[Global___LanePosition] | None = ...,
+        record_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "below", b"below", "device_ids", b"device_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "below", b"below", "device_ids", b"device_ids", "record_ids", b"record_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1182,7 +1186,7 @@ class EraseRecordsResponse(_message.Message):
 
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rows erased since the last response, by table."""
+        """Rows erased since the last response, by table: `log`, `dedupe`, `rejected`."""
 
     def __init__(
         self,

@@ -94,10 +94,10 @@ class IngestServiceServicer:
 
     def ReadLog(self, request, context):
         """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-        come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
-        being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
-        comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
-        configured; a reader behind that goes on with the first one kept.
+        come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
+        except that what was being written when a response was read may come in a later one with an earlier time. Nothing
+        is skipped and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are
+        kept for 35 days, or as configured; a reader behind that goes on with the first one kept.
         Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
         `LOG_UNAVAILABLE` when the log cannot be read now.
         """
@@ -126,9 +126,11 @@ class IngestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseRecords(self, request, context):
-        """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
-        refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
-        lanes that are not done. Repeat-safe.
+        """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
+        given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
+        records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either
+        side, with the lanes that are not done. It reads the log with few of the database's means, one call at a time a
+        process, so a long log takes minutes. Repeat-safe. Errors: UNAVAILABLE `LOG_UNAVAILABLE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

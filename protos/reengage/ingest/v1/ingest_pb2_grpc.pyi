@@ -31,10 +31,10 @@ class IngestServiceStub:
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_ingest_pb2.ReadLogRequest, _ingest_pb2.ReadLogResponse]
     """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-    come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
-    being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
-    comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
-    configured; a reader behind that goes on with the first one kept.
+    come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
+    except that what was being written when a response was read may come in a later one with an earlier time. Nothing
+    is skipped and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are
+    kept for 35 days, or as configured; a reader behind that goes on with the first one kept.
     Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
     `LOG_UNAVAILABLE` when the log cannot be read now.
     """
@@ -51,9 +51,11 @@ class IngestServiceStub:
     Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
     """
     EraseRecords: _aio.UnaryStreamMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
-    """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
-    refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
-    lanes that are not done. Repeat-safe.
+    """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
+    given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
+    records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either
+    side, with the lanes that are not done. It reads the log with few of the database's means, one call at a time a
+    process, so a long log takes minutes. Repeat-safe. Errors: UNAVAILABLE `LOG_UNAVAILABLE`.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -91,10 +93,10 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ingest_pb2.ReadLogRequest, _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]],
     ) -> _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]:
         """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-        come in the order of their positions, which have no gaps; across lanes in the order of receipt, except that what was
-        being written when a response was read may come in a later one with an earlier time. Nothing is skipped and nothing
-        comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are kept for 35 days, or as
-        configured; a reader behind that goes on with the first one kept.
+        come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
+        except that what was being written when a response was read may come in a later one with an earlier time. Nothing
+        is skipped and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are
+        kept for 35 days, or as configured; a reader behind that goes on with the first one kept.
         Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
         `LOG_UNAVAILABLE` when the log cannot be read now.
         """
@@ -129,9 +131,11 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.EraseRecordsRequest,
         context: _aio.ServicerContext[_ingest_pb2.EraseRecordsRequest, _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]],
     ) -> _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]:
-        """EraseRecords deletes an app's records that carry one of these device ids, below given positions of the log, and
-        refused records that do, whatever their time. It streams how far it is; go on, after a crash of either side, with the
-        lanes that are not done. Repeat-safe.
+        """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
+        given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
+        records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either
+        side, with the lanes that are not done. It reads the log with few of the database's means, one call at a time a
+        process, so a long log takes minutes. Repeat-safe. Errors: UNAVAILABLE `LOG_UNAVAILABLE`.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _aio.Server) -> None: ...
