@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from libs.log import configure_logging
 from libs.server import Face, ServerConfig, serve
 from libs.vault import Vault
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
+from services.postback.claims import Claims, Endings
 from services.postback.guard import Guard
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
@@ -53,9 +57,11 @@ async def main(config: Config) -> None:
         catalog = Catalog(store, vault)
         with _one_sentence():
             await catalog.refresh()
-        worker = DeliveryWorker(store, catalog, sender, jitter=random.random)
+        endings = Endings()
+        worker = DeliveryWorker(store, catalog, sender, endings, jitter=random.random, stamp=_stamp)
         settings = PostbackConfigService(store=store, catalog=catalog, vault=vault, guard=guard)
-        deliveries = PostbackService(store=store, catalog=catalog, wake=worker.wake)
+        claims = Claims(store, catalog, endings)
+        deliveries = PostbackService(store=store, catalog=catalog, claims=claims, wake=worker.wake)
         names = postback_pb2.DESCRIPTOR.services_by_name
         await serve(
             ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
@@ -71,6 +77,10 @@ async def main(config: Config) -> None:
             ],
             tasks=[catalog.run, worker.run],
         )
+
+
+def _stamp() -> Stamp:
+    return Stamp(nonce=secrets.token_hex(16), time_s=int(time.time()))
 
 
 @contextmanager

@@ -18,16 +18,31 @@ class Catalog:
         self._store, self._vault = store, vault
         self._revision = 0
         self._by_id: dict[str, Configuration] = {}
-        self._live: dict[tuple[str, str], tuple[Configuration, ...]] = {}
+        self._by_trigger: dict[tuple[str, str], tuple[Configuration, ...]] = {}
+        self._changed = asyncio.Event()
         self._reading = asyncio.Lock()
 
     def get(self, configuration_id: str) -> Configuration | None:
         """A configuration by its id, archived ones too."""
         return self._by_id.get(configuration_id)
 
-    def live(self, app_id: str, trigger: str) -> tuple[Configuration, ...]:
-        """The live configurations of an app for `_install` or an event."""
-        return self._live.get((app_id, trigger), ())
+    def triggered(self, app_id: str, trigger: str) -> tuple[Configuration, ...]:
+        """An app's configurations for `_install` or an event, of every status, by id."""
+        return self._by_trigger.get((app_id, trigger), ())
+
+    def claim_triggers(self) -> list[tuple[str, str, str]]:
+        """Every app, trigger and network with a live claim-capable configuration, in order."""
+        return sorted(
+            {
+                (one.app_id, one.trigger, one.network_id)
+                for one in self._by_id.values()
+                if one.status is Status.LIVE and one.adapter.is_claim_capable
+            }
+        )
+
+    def next_change(self) -> asyncio.Event:
+        """Set when any configuration has changed from what it is now."""
+        return self._changed
 
     def sendable(self) -> list[Configuration]:
         """Those whose deliveries may be sent: all but the paused ones."""
@@ -42,12 +57,13 @@ class Catalog:
             by_id = dict(self._by_id)
             for stored in changed:
                 by_id[stored.configuration_id] = compiled(from_stored(stored, self._vault))
-            live: dict[tuple[str, str], list[Configuration]] = {}
-            for one in by_id.values():
-                if one.status is Status.LIVE:
-                    live.setdefault((one.app_id, one.trigger), []).append(one)
-            self._by_id, self._live = by_id, {key: tuple(those) for key, those in live.items()}
+            by_trigger: dict[tuple[str, str], list[Configuration]] = {}
+            for one in sorted(by_id.values(), key=lambda one: one.configuration_id):
+                by_trigger.setdefault((one.app_id, one.trigger), []).append(one)
+            self._by_id, self._by_trigger = by_id, {key: tuple(those) for key, those in by_trigger.items()}
             self._revision = revision
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Follow what other processes write, until cancelled."""

@@ -11,11 +11,13 @@ from yarl import URL
 from libs.errors import Violations
 from libs.vault import Vault
 from reengage.postback.v1 import postback_pb2
+from services.postback import x
+from services.postback.adapter import Adapter
 from services.postback.guard import Guard
-from services.postback.macros import SECRET_PREFIX, is_known
+from services.postback.macros import is_known
 from services.postback.model import Configuration, Status
 from services.postback.store import StoredConfiguration
-from services.postback.template import Template, parse
+from services.postback.template import parse
 
 DELAYS_S = (0, 30, 60, 120, 180, 300, 600)
 OUTPUT_ONLY = ("secret_names", "create_time", "update_time")
@@ -29,7 +31,10 @@ def complete(message: postback_pb2.Configuration) -> None:
     """Fill in the defaults of what is left out."""
     message.status = message.status or postback_pb2.Configuration.STATUS_LIVE
     message.delivery_method = message.delivery_method or postback_pb2.Configuration.DELIVERY_METHOD_ALL
-    message.template.method = message.template.method or postback_pb2.Template.METHOD_GET
+    if message.HasField("template"):
+        message.template.method = message.template.method or postback_pb2.Template.METHOD_GET
+    if message.HasField("x"):
+        x.complete(message.x)
     if not message.HasField("retry_attempts"):
         message.retry_attempts = 3
     if not message.HasField("attempt_timeout"):
@@ -94,6 +99,14 @@ _RULES: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool], str, str]
 )
 
 
+# A claim is asked for before it is known who won.
+_ASKED_AT_ONCE: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool]], ...] = (
+    ("delivery_delay", lambda m: not m.delivery_delay.ToNanoseconds()),
+    ("delivery_method", lambda m: m.delivery_method == postback_pb2.Configuration.DELIVERY_METHOD_ALL),
+    ("clicks_only", lambda m: not m.clicks_only),
+)
+
+
 def check(message: postback_pb2.Configuration, guard: Guard) -> None:
     """Raise InvalidArgument with every wrong field of a completed configuration."""
     violations = Violations()
@@ -101,12 +114,20 @@ def check(message: postback_pb2.Configuration, guard: Guard) -> None:
         if not holds(message):
             violations.add(f"configuration.{field}", reason, description)
     known = len(violations.found)
-    template = _template(message, violations)
+    adapter = _adapter(message, violations)
+    if adapter is None:
+        violations.add("configuration.adapter", "REQUIRED", "exactly one of template, x")
+        violations.check()
+        return
     if len(violations.found) == known:
-        _check_address(template, guard, violations)
-    for macro in sorted(template.macros):
-        if macro.startswith(SECRET_PREFIX) and macro.removeprefix(SECRET_PREFIX) not in message.secrets:
-            violations.add("configuration.template", "UNKNOWN_SECRET", f"{macro}: there is no secret of this name")
+        _check_address(*adapter.address, guard, violations)
+    kind = message.WhichOneof("adapter")
+    for name in sorted(adapter.secret_names - message.secrets.keys()):
+        violations.add(f"configuration.{kind}", "UNKNOWN_SECRET", f"secret.{name}: there is no secret of this name")
+    if adapter.is_claim_capable:
+        for field, is_default in _ASKED_AT_ONCE:
+            if not is_default(message):
+                violations.add(f"configuration.{field}", "NOT_ALLOWED", "every conversion is asked about on arrival")
     violations.check()
 
 
@@ -143,13 +164,15 @@ def public(message: postback_pb2.Configuration) -> postback_pb2.Configuration:
 
 def compiled(message: postback_pb2.Configuration) -> Configuration:
     """What sending conversions needs of a configuration that was checked."""
+    adapter = _adapter(message, Violations())
+    assert adapter is not None, "a configuration without an adapter is refused"
     return Configuration(
         configuration_id=message.configuration_id,
         app_id=message.app_id,
         network_id=message.network_id,
         trigger=message.trigger,
         status=Status(postback_pb2.Configuration.Status.Name(message.status).removeprefix("STATUS_")),
-        template=_template(message, Violations()),
+        adapter=adapter,
         delay_s=float(message.delivery_delay.seconds),
         retry_attempts=message.retry_attempts,
         network_only=message.delivery_method == postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
@@ -162,32 +185,36 @@ def compiled(message: postback_pb2.Configuration) -> Configuration:
     )
 
 
-def _template(message: postback_pb2.Configuration, violations: Violations) -> Template:
+def _adapter(message: postback_pb2.Configuration, violations: Violations) -> Adapter | None:
     def report(field: str, reason: str, description: str) -> None:
         violations.add(f"configuration.{field}", reason, description)
 
-    return parse(
-        post=message.template.method == postback_pb2.Template.METHOD_POST,
-        url=message.template.url,
-        headers=message.template.headers,
-        body=message.template.body,
-        default_value=message.template.default_value,
-        success_substring=message.template.success_substring,
-        is_known=is_known,
-        report=report,
-    )
+    match message.WhichOneof("adapter"):
+        case "template":
+            return parse(
+                post=message.template.method == postback_pb2.Template.METHOD_POST,
+                url=message.template.url,
+                headers=message.template.headers,
+                body=message.template.body,
+                default_value=message.template.default_value,
+                success_substring=message.template.success_substring,
+                is_known=is_known,
+                report=report,
+            )
+        case "x":
+            return x.parse(message.x, report)
+        case None:
+            return None
 
 
-def _check_address(template: Template, guard: Guard, violations: Violations) -> None:
-    start = template.url[0]
-    assert isinstance(start, str), "a template without fault has a literal host"
+def _check_address(field: str, start: str, guard: Guard, violations: Violations) -> None:
     try:
         refusal = guard.refusal(URL(start, encoded=True))
     except ValueError:
-        violations.add("configuration.template.url", "INVALID_URL", "not a URL: http(s)://host or http(s)://host:port")
+        violations.add(f"configuration.{field}", "INVALID_URL", "not a URL: http(s)://host or http(s)://host:port")
         return
     if refusal:
-        violations.add("configuration.template.url", "ADDRESS_FORBIDDEN", refusal)
+        violations.add(f"configuration.{field}", "ADDRESS_FORBIDDEN", refusal)
 
 
 def _is_text(text: str, most: int) -> bool:

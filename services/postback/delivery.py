@@ -1,11 +1,13 @@
-"""A delivery: its id, and the request it makes."""
+"""A delivery: its id, how it is made of a conversion, and the request it makes."""
 
+from datetime import UTC
 from uuid import UUID, uuid5
 
 from reengage.postback.v1 import postback_pb2
-from services.postback.macros import MASK, SECRET_PREFIX, Values
-from services.postback.model import Configuration
-from services.postback.template import Request, render
+from services.postback.adapter import Request, Stamp
+from services.postback.macros import Values
+from services.postback.model import Configuration, NewDelivery
+from services.postback.selection import once_a_day
 
 # Never changes: with another namespace, conversions handed over again would be told again.
 _NAMESPACE = UUID("6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55")
@@ -17,26 +19,36 @@ def delivery_id(configuration_id: str, app_id: str, conversion_id: str) -> UUID:
     return uuid5(_NAMESPACE, f"{len(configuration_id)}:{configuration_id}{len(app_id)}:{app_id}{conversion_id}")
 
 
+def new_delivery(
+    conversion: postback_pb2.Conversion, configuration: Configuration, *, awaits_decision: bool = False
+) -> NewDelivery:
+    """The delivery of a conversion to a configuration; `awaits_decision` of a claim asked for before it is decided."""
+    decision = conversion.decision
+    return NewDelivery(
+        delivery_id=delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
+        configuration_id=configuration.configuration_id,
+        app_id=decision.app_id,
+        network_id=configuration.network_id,
+        conversion_id=decision.conversion_id,
+        event_name=decision.event_name,
+        device_id=decision.device_id,
+        conversion_time=decision.conversion_time.ToDatetime(UTC),
+        conversion=conversion.SerializeToString(),
+        delay_s=configuration.delay_s,
+        once_a_day=bool(decision.device_id) and once_a_day(configuration),
+        awaits_decision=awaits_decision,
+    )
+
+
 def requests(
-    configuration: Configuration, conversion: postback_pb2.Conversion, delivery_id: UUID
+    configuration: Configuration, conversion: postback_pb2.Conversion, delivery_id: UUID, stamp: Stamp
 ) -> tuple[Request, Request]:
-    """The request of a delivery, and the same with its secrets masked, to be kept and shown."""
+    """The request of a delivery, and the same with its secrets masked, to be kept and shown.
+
+    Raises NotRenderableError when the conversion lacks what the network needs.
+    """
     values = Values(conversion, delivery_id=str(delivery_id), is_revenue=configuration.is_revenue)
-
-    def plain(name: str) -> str:
-        if name.startswith(SECRET_PREFIX):
-            return configuration.secrets.get(name.removeprefix(SECRET_PREFIX), "")
-        return values.get(name)
-
-    def masked(name: str) -> str:
-        return MASK if name.startswith(SECRET_PREFIX) and plain(name) else values.get(name)
-
-    request = _identified(render(configuration.template, plain), delivery_id)
-    if not configuration.secrets:
-        return request, request
-    return request, _identified(render(configuration.template, masked), delivery_id)
-
-
-def _identified(request: Request, delivery_id: UUID) -> Request:
-    request.headers["Idempotency-Key"] = request.headers["webhook-id"] = str(delivery_id)
-    return request
+    request, shown = configuration.adapter.requests(values, configuration.secrets, stamp)
+    for one in (request, shown):
+        one.headers["Idempotency-Key"] = one.headers["webhook-id"] = str(delivery_id)
+    return request, shown

@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from services.postback.template import Template
+from services.postback.adapter import Adapter
 
 
 class Status(StrEnum):
@@ -34,7 +34,7 @@ class Configuration:
     network_id: str
     trigger: str
     status: Status
-    template: Template
+    adapter: Adapter
     delay_s: float
     retry_attempts: int
     network_only: bool
@@ -62,6 +62,8 @@ class NewDelivery:
     delay_s: float
     once_a_day: bool
     """Held back when another conversion of the device was told to this configuration less than 24 hours apart."""
+    awaits_decision: bool
+    """A claim is asked for: the conversion has not been decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Asked:
     configuration_id: str
     room: int
     lease_s: float
+    is_claim: bool = False
+    """Its answers are waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class Claimed:
     claim_time: datetime
     waited_s: float
     """Since it was due."""
+    awaits_decision: bool
+    """Somebody waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +108,15 @@ class Settled:
     attempt: bytes
     """A serialised message Attempt."""
     pauses_configuration: bool
+    network_claim: bytes | None = None
+    """A serialised message Claim, when the network answered with one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkAnswer:
+    """What is known of a network's answer to a claim request."""
+
+    state: State
+    """The delivery's: while it is PENDING, the answer may come."""
+    network_claim: bytes | None
+    """A serialised message Claim, of the first answer that was one."""

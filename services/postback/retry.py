@@ -1,8 +1,8 @@
 """What an answer means, and when to try again (domain rules: success, retry on what, on which schedule)."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -10,12 +10,15 @@ from typing import assert_never
 
 SCHEDULE_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200)
 """The longest wait after the first, second, … failure; the wait is drawn evenly from 0 to it (full jitter)."""
+CLAIM_SCHEDULE_S = (1, 2, 5, *SCHEDULE_S[3:])
+"""The same while somebody waits for the answer: a claim that comes late is worth nothing (E4)."""
 LONGEST_ASKED_S = 43_200
 """An endpoint can ask for no longer a wait than the schedule's longest."""
 MOST_INTERRUPTIONS = 10
 """An attempt that this service did not survive is no failure of the endpoint's, but neither repeated for ever."""
 
 _RETRIED = frozenset({408, 423, 425, 429})
+_RATE_LIMITS = ("x-rate-limit", "x-account-rate-limit")
 
 
 class Failure(StrEnum):
@@ -25,6 +28,17 @@ class Failure(StrEnum):
     CONNECTION_FAILED = "CONNECTION_FAILED"
     ADDRESS_FORBIDDEN = "ADDRESS_FORBIDDEN"
     SANDBOX = "SANDBOX"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back; `status_code` is 0 when nothing did. Headers by lower-case name."""
+
+    status_code: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+    """Its first 64 KB."""
+    failure: Failure | None = None
 
 
 class Next(StrEnum):
@@ -44,22 +58,24 @@ class Verdict:
     pauses_configuration: bool = False
 
 
-def judge(*, status_code: int, failure: Failure | None, body: str, success_substring: str) -> Verdict:
+def judge(answer: Answer, *, success_substring: str = "") -> Verdict:
     """The verdict on an attempt. Success: a 2xx status, and `success_substring` in the body when it is not empty.
 
     Tried again: no whole answer, 408, 423, 425, 429, 5xx. All else is for good: a redirect is never followed, and 410
     also pauses the configuration.
     """
-    if failure is not None:
-        match failure:
-            case Failure.TIMEOUT | Failure.CONNECTION_FAILED:
-                return Verdict(word=failure, next=Next.RETRY)
-            case Failure.ADDRESS_FORBIDDEN | Failure.SANDBOX:
-                return Verdict(word=failure, next=Next.GIVE_UP)
-            case _:
-                assert_never(failure)
+    status_code = answer.status_code
+    match answer.failure:
+        case None:
+            pass
+        case Failure.TIMEOUT | Failure.CONNECTION_FAILED:
+            return Verdict(word=answer.failure, next=Next.RETRY)
+        case Failure.ADDRESS_FORBIDDEN | Failure.SANDBOX:
+            return Verdict(word=answer.failure, next=Next.GIVE_UP)
+        case _:
+            assert_never(answer.failure)
     if 200 <= status_code < 300:
-        if success_substring in body:
+        if success_substring in answer.body:
             return Verdict(word="DELIVERED", next=Next.DONE)
         return Verdict(word="BODY_MISMATCH", next=Next.GIVE_UP)
     if 300 <= status_code < 400:
@@ -69,26 +85,39 @@ def judge(*, status_code: int, failure: Failure | None, body: str, success_subst
     return Verdict(word="HTTP_STATUS", next=Next.GIVE_UP, pauses_configuration=status_code == 410)
 
 
-def next_attempt(*, failures: int, retry_attempts: int, jitter: float, asked_s: float = 0.0) -> float | None:
+def next_attempt(
+    *,
+    failures: int,
+    retry_attempts: int,
+    jitter: float,
+    asked_s: float = 0.0,
+    schedule_s: Sequence[float] = SCHEDULE_S,
+) -> float | None:
     """Seconds until the next attempt after `failures` (1 or more) failed ones; None when no try is left.
 
     `jitter` is drawn evenly from [0, 1). The endpoint's wish `asked_s` is the least wait, up to 12 hours.
     """
     if failures > retry_attempts:
         return None
-    longest = SCHEDULE_S[min(failures, len(SCHEDULE_S)) - 1]
+    longest = schedule_s[min(failures, len(schedule_s)) - 1]
     return max(longest * jitter, min(asked_s, LONGEST_ASKED_S))
 
 
-def asked_wait(*, status_code: int, headers: Mapping[str, str], now_s: float) -> float:
-    """Seconds an answer asks to wait, 0 or more: `Retry-After` (seconds or a date), and of a 429 `x-rate-limit-reset`.
+def asked_wait(answer: Answer, now_s: float) -> float:
+    """Seconds an answer asks to wait, 0 or more: `Retry-After` (seconds or a date), and the limit's reset of a 429.
 
-    Headers by lower-case name; `now_s` and `x-rate-limit-reset` in seconds since 1970. Nonsense asks nothing.
+    `now_s`, `x-rate-limit-reset` and `x-account-rate-limit-reset` in seconds since 1970. Nonsense asks nothing.
     """
-    asked = _retry_after(headers.get("retry-after", ""), now_s)
-    if status_code == 429:  # others send it with every answer, as information
-        asked = max(asked, _number(headers.get("x-rate-limit-reset", "")) - now_s)
+    asked = _retry_after(answer.headers.get("retry-after", ""), now_s)
+    if answer.status_code == 429:  # others send them with every answer, as information
+        asked = max(asked, *(_reset(answer.headers, limit) - now_s for limit in _RATE_LIMITS))
     return max(0.0, asked)
+
+
+def _reset(headers: Mapping[str, str], limit: str) -> float:
+    # Of several limits one was met: another that has calls left is not waited for.
+    has_left = _number(headers.get(f"{limit}-remaining", "")) > 0
+    return 0.0 if has_left else _number(headers.get(f"{limit}-reset", ""))
 
 
 def _retry_after(text: str, now_s: float) -> float:

@@ -23,15 +23,27 @@ _CREDITED = frozenset(
 
 
 def wants(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
-    """Whether a configuration of the conversion's app and event wants it sent.
+    """Whether a configuration of the conversion's app and event wants it sent: it is live, and the conversion fits."""
+    return configuration.status is Status.LIVE and fits(configuration, conversion)
+
+
+def wants_claim(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+    """Whether a configuration of the conversion's app and event asks for a claim, before it is decided (E1)."""
+    return (
+        configuration.adapter.is_claim_capable
+        and configuration.status is Status.LIVE
+        and not _is_withheld(configuration, conversion)
+    )
+
+
+def fits(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+    """Whether a decided conversion is one of those that a configuration of its app and event is for.
 
     Duplicate installs, identity links and refused records are never sent. NETWORK_ONLY wants what its network won or is
     credited with; clicks only: what an ad's click won, or a source won by a click is credited with.
     """
     decision = conversion.decision
-    if configuration.status is not Status.LIVE or decision.outcome not in _TOLD:
-        return False
-    if configuration.respect_data_controlled and conversion.record.data_controlled:
+    if decision.outcome not in _TOLD or _is_withheld(configuration, conversion):
         return False
     if configuration.network_only and (
         decision.network_id != configuration.network_id or decision.attribution_type not in _CREDITED
@@ -46,6 +58,10 @@ def once_a_day(configuration: Configuration) -> bool:
     OURS: rolling, by the time of the conversions, won or credited alike; one older than the last told is held back.
     """
     return configuration.network_only and configuration.trigger == SESSION_BEGIN
+
+
+def _is_withheld(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+    return configuration.respect_data_controlled and conversion.record.data_controlled
 
 
 def _by_click(conversion: postback_pb2.Conversion) -> bool:

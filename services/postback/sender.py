@@ -2,27 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
 
+from services.postback.adapter import Request
 from services.postback.guard import AddressForbiddenError, Guard, Lookup
-from services.postback.retry import Failure
-from services.postback.template import Request
+from services.postback.retry import Answer, Failure
 
 MOST_READ_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came back; `status_code` is 0 when nothing did. Headers by lower-case name."""
-
-    status_code: int = 0
-    headers: dict[str, str]
-    body: str = ""
-    """Its first 64 KB."""
-    failure: Failure | None = None
 
 
 class Sender:
@@ -38,9 +26,9 @@ class Sender:
         """
         url = URL(request.url, encoded=True)
         if sandbox and not self._guard.allows_host(url):
-            return Answer(headers={}, failure=Failure.SANDBOX)
+            return Answer(failure=Failure.SANDBOX)
         if self._guard.refusal(url):
-            return Answer(headers={}, failure=Failure.ADDRESS_FORBIDDEN)
+            return Answer(failure=Failure.ADDRESS_FORBIDDEN)
         session = self._trusting if self._guard.allows_host(url) else self._public
         status_code, headers = 0, dict[str, str]()
         try:

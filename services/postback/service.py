@@ -1,6 +1,7 @@
 """The gRPC faces: parse, ask, answer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,8 +13,11 @@ from prometheus_client import Counter
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.vault import Vault
+from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
+from services.postback.claims import Claims, note_late
 from services.postback.configuration import (
     OUTPUT_ONLY,
     check,
@@ -23,15 +27,17 @@ from services.postback.configuration import (
     public,
     to_stored,
 )
-from services.postback.delivery import delivery_id, requests
+from services.postback.delivery import delivery_id, new_delivery, requests
 from services.postback.guard import Guard
 from services.postback.model import Configuration, NewDelivery, State, Status
 from services.postback.sample import sample_conversion
-from services.postback.selection import once_a_day, wants
+from services.postback.selection import fits, wants, wants_claim
 from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
 
 MOST_CONVERSIONS = 1000
 MOST_REPLAYED = 10_000
+CLAIM_WAIT_S, LONGEST_CLAIM_WAIT_S = 1.0, 10.0
+_UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATES = {postback_pb2.Delivery.State.Value(f"STATE_{state}"): state for state in State}
 _IMMUTABLE = ("configuration_id", "app_id", "network_id", "trigger")
@@ -138,6 +144,7 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
             configuration,
             conversion,
             delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
+            _UNSENT,
         )
         return postback_pb2.PreviewResponse(
             method=shown.method,
@@ -165,32 +172,62 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
 class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
     """Takes conversions; what each method does says postback.proto. `wake` is called when deliveries may be due."""
 
-    def __init__(self, *, store: Store, catalog: Catalog, wake: Callable[[], None]) -> None:
-        self._store, self._catalog, self._wake = store, catalog, wake
+    def __init__(self, *, store: Store, catalog: Catalog, claims: Claims, wake: Callable[[], None]) -> None:
+        self._store, self._catalog, self._claims, self._wake = store, catalog, claims, wake
 
     async def EnqueueConversions(
         self, request: postback_pb2.EnqueueConversionsRequest, context: Any
     ) -> postback_pb2.EnqueueConversionsResponse:
-        if len(request.conversions) > MOST_CONVERSIONS:
-            too_many = Violation(
-                field="conversions", reason="BATCH_TOO_LARGE", description=f"at most {MOST_CONVERSIONS}"
-            )
-            raise InvalidArgument([too_many], "BATCH_TOO_LARGE")
-        if not all(map(_is_whole, request.conversions)) or not request.conversions:
-            _refuse(request)
-        live = self._catalog.live
-        wanted = [
-            _new_delivery(conversion, configuration)
-            for conversion in request.conversions
-            for configuration in live(conversion.decision.app_id, conversion.decision.event_name)
-            if wants(configuration, conversion)
-        ]
-        count = await self._store.enqueue(wanted)
+        _check_batch(request.conversions)
+        if request.validate_only:
+            return postback_pb2.EnqueueConversionsResponse(offered=await self._offered(request.conversions))
+        triggered = list(self._triggered(request.conversions))
+        count = await self._enqueue([new_delivery(one, it) for one, it in triggered if wants(it, one)])
+        await self._decide([(one, it) for one, it in triggered if it.adapter.is_claim_capable])
         _handed_over.inc(len(request.conversions))
-        if count:
-            _created.inc(count)
-            self._wake()
         return postback_pb2.EnqueueConversionsResponse(created_count=count)
+
+    async def RequestClaims(
+        self, request: postback_pb2.RequestClaimsRequest, context: Any
+    ) -> postback_pb2.RequestClaimsResponse:
+        wait_s = request.wait.ToNanoseconds() / 1e9 if request.HasField("wait") else CLAIM_WAIT_S
+        _check_batch(request.conversions)
+        violations = Violations()
+        if not 0 <= wait_s <= LONGEST_CLAIM_WAIT_S:
+            violations.add("wait", "OUT_OF_RANGE", f"0 to {LONGEST_CLAIM_WAIT_S:g} s")
+        violations.check()
+        await self._enqueue(
+            [
+                new_delivery(one, it, awaits_decision=True)
+                for one, it in self._triggered(request.conversions)
+                if wants_claim(it, one)
+            ]
+        )
+        return postback_pb2.RequestClaimsResponse(conversions=await self._claims.answers(request.conversions, wait_s))
+
+    async def WatchClaimTriggers(
+        self, request: postback_pb2.WatchClaimTriggersRequest, context: Any
+    ) -> AsyncGenerator[postback_pb2.WatchClaimTriggersResponse, None]:
+        async with aclosing(self._claims.triggers()) as responses:
+            async for response in responses:
+                yield response
+
+    async def EraseConversions(
+        self, request: postback_pb2.EraseConversionsRequest, context: Any
+    ) -> postback_pb2.EraseConversionsResponse:
+        violations = Violations()
+        _require(violations, "app_id", request.app_id)
+        for name in ("conversion_ids", "device_ids"):
+            given = getattr(request, name)
+            if len(given) > MOST_CONVERSIONS:
+                violations.add(name, "BATCH_TOO_LARGE", f"at most {MOST_CONVERSIONS}")
+            for number, text in enumerate(given):
+                _without_nul(violations, f"{name}[{number}]", text)
+        violations.check()
+        counts = await self._store.erase(
+            app_id=request.app_id, conversion_ids=request.conversion_ids, device_ids=request.device_ids
+        )
+        return postback_pb2.EraseConversionsResponse(erased_counts=counts)
 
     async def GetDelivery(
         self, request: postback_pb2.GetDeliveryRequest, context: Any
@@ -257,6 +294,52 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
         self._wake()
         return postback_pb2.ReplayResponse(replayed_count=count)
 
+    def _triggered(
+        self, conversions: Iterable[postback_pb2.Conversion]
+    ) -> Iterator[tuple[postback_pb2.Conversion, Configuration]]:
+        """Each conversion with each configuration of its app and event."""
+        for one in conversions:
+            for configuration in self._catalog.triggered(one.decision.app_id, one.decision.event_name):
+                yield one, configuration
+
+    async def _enqueue(self, wanted: Sequence[NewDelivery]) -> int:
+        count = await self._store.enqueue(wanted)
+        if count:
+            _created.inc(count)
+            self._wake()
+        return count
+
+    async def _decide(self, asked: Sequence[tuple[postback_pb2.Conversion, Configuration]]) -> None:
+        """Requests for claims were made with conversions that had not been decided; now they have been."""
+        deliveries = [new_delivery(one, it) for one, it in asked]
+        claimed = await self._store.decide(deliveries)
+        for (one, it), delivery in zip(asked, deliveries, strict=True):
+            if delivery.delivery_id in claimed and it.network_id in one.decision.claims_unavailable:
+                note_late(delivery.delivery_id, delivery.configuration_id)
+
+    async def _offered(self, conversions: Sequence[postback_pb2.Conversion]) -> list[attribution_pb2.OfferedPostback]:
+        told = await self._store.told([(one.decision.app_id, one.decision.conversion_id) for one in conversions])
+        offered = []
+        for one, configuration in self._triggered(conversions):
+            decision = one.decision
+            was_told = (decision.app_id, decision.conversion_id, configuration.configuration_id) in told
+            # A configuration that is paused or archived by now told what it was for.
+            if was_told and not fits(configuration, one):
+                effect = attribution_pb2.OfferedPostback.EFFECT_WAS_SENT
+            elif not was_told and wants(configuration, one):
+                effect = attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT
+            else:
+                continue
+            offered.append(
+                attribution_pb2.OfferedPostback(
+                    configuration_id=configuration.configuration_id,
+                    network_id=configuration.network_id,
+                    conversion_id=decision.conversion_id,
+                    effect=effect,
+                )
+            )
+        return offered
+
 
 def _check_mask(request: postback_pb2.UpdateConfigurationRequest) -> None:
     violations = Violations()
@@ -276,34 +359,21 @@ def _is_whole(conversion: postback_pb2.Conversion) -> bool:
     return all(ids) and not any("\0" in text for text in ids) and conversion.HasField("record")
 
 
-def _refuse(request: postback_pb2.EnqueueConversionsRequest) -> None:
+def _check_batch(conversions: Sequence[postback_pb2.Conversion]) -> None:
+    if len(conversions) > MOST_CONVERSIONS:
+        too_many = Violation(field="conversions", reason="BATCH_TOO_LARGE", description=f"at most {MOST_CONVERSIONS}")
+        raise InvalidArgument([too_many], "BATCH_TOO_LARGE")
+    if conversions and all(map(_is_whole, conversions)):
+        return
     violations = Violations()
-    if not request.conversions:
+    if not conversions:
         violations.add("conversions", "REQUIRED", f"1 to {MOST_CONVERSIONS}")
-    for number, conversion in enumerate(request.conversions):
+    for number, conversion in enumerate(conversions):
         for name in ("app_id", "event_name", "conversion_id"):
-            field = f"conversions[{number}].decision.{name}"
-            _require(violations, field, getattr(conversion.decision, name))
+            _require(violations, f"conversions[{number}].decision.{name}", getattr(conversion.decision, name))
         if not conversion.HasField("record"):
             violations.add(f"conversions[{number}].record", "REQUIRED", "must be set")
     violations.check()
-
-
-def _new_delivery(conversion: postback_pb2.Conversion, configuration: Configuration) -> NewDelivery:
-    decision = conversion.decision
-    return NewDelivery(
-        delivery_id=delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
-        configuration_id=configuration.configuration_id,
-        app_id=decision.app_id,
-        network_id=configuration.network_id,
-        conversion_id=decision.conversion_id,
-        event_name=decision.event_name,
-        device_id=decision.device_id,
-        conversion_time=decision.conversion_time.ToDatetime(UTC),
-        conversion=conversion.SerializeToString(),
-        delay_s=configuration.delay_s,
-        once_a_day=bool(decision.device_id) and once_a_day(configuration),
-    )
 
 
 def _require(violations: Violations, field: str, text: str) -> None:

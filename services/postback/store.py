@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from libs.db import Connection, Pool, in_transaction
-from services.postback.model import Asked, Claimed, NewDelivery, Settled, State, Status
+from services.postback.model import Asked, Claimed, NetworkAnswer, NewDelivery, Settled, State, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +152,12 @@ class Store:
             wanted.sort(key=lambda delivery: delivery.delivery_id.int)
             done: str = await connection.execute(
                 "INSERT INTO deliveries (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, "
-                "device_id, conversion, due_time) "
+                "device_id, conversion, due_time, awaits_decision) "
                 "SELECT delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, "
-                "conversion, now() + delay_s * interval '1 second' "
+                "conversion, now() + delay_s * interval '1 second', awaits_decision "
                 "FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], "
-                "$8::bytea[], $9::float8[]) AS new (delivery_id, configuration_id, app_id, network_id, conversion_id, "
-                "event_name, device_id, conversion, delay_s) "
+                "$8::bytea[], $9::float8[], $10::bool[]) AS new (delivery_id, configuration_id, app_id, network_id, "
+                "conversion_id, event_name, device_id, conversion, delay_s, awaits_decision) "
                 "ON CONFLICT DO NOTHING",
                 [new.delivery_id for new in wanted],
                 [new.configuration_id for new in wanted],
@@ -168,10 +168,101 @@ class Store:
                 [new.device_id for new in wanted],
                 [new.conversion for new in wanted],
                 [new.delay_s for new in wanted],
+                [new.awaits_decision for new in wanted],
             )
             return int(done.rpartition(" ")[2])
 
         return await in_transaction(self._pool, work) if deliveries else 0
+
+    async def decide(self, deliveries: Sequence[NewDelivery]) -> set[UUID]:
+        """Give deliveries that were made before their conversion was decided the decided one.
+
+        Answers which of them hold a claim by now.
+        """
+
+        async def work(connection: Connection) -> set[UUID]:
+            rows = await connection.fetch(
+                "WITH awaiting AS ("
+                "  SELECT delivery.delivery_id, delivery.configuration_id, decided.conversion "
+                "  FROM unnest($1::uuid[], $2::text[], $3::bytea[]) "
+                "       AS decided (delivery_id, configuration_id, conversion) "
+                "  JOIN deliveries AS delivery USING (delivery_id, configuration_id) "
+                "  WHERE delivery.awaits_decision "
+                # In the order that settling takes them in.
+                "  ORDER BY delivery.delivery_id FOR UPDATE OF delivery"
+                ") "
+                "UPDATE deliveries AS delivery SET conversion = awaiting.conversion, awaits_decision = false "
+                "FROM awaiting WHERE delivery.delivery_id = awaiting.delivery_id "
+                "  AND delivery.configuration_id = awaiting.configuration_id "
+                "RETURNING delivery.delivery_id, delivery.network_claim IS NOT NULL AS has_claim",
+                [one.delivery_id for one in deliveries],
+                [one.configuration_id for one in deliveries],
+                [one.conversion for one in deliveries],
+            )
+            return {row["delivery_id"] for row in rows if row["has_claim"]}
+
+        return await in_transaction(self._pool, work) if deliveries else set()
+
+    async def network_answers(self, deliveries: Collection[tuple[str, UUID]]) -> dict[UUID, NetworkAnswer]:
+        """What is known of the answers to claim requests, named by configuration and delivery id."""
+        rows = await self._pool.fetch(
+            "SELECT delivery_id, state, network_claim FROM deliveries "
+            "WHERE (configuration_id, delivery_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))",
+            [configuration_id for configuration_id, _ in deliveries],
+            [delivery_id for _, delivery_id in deliveries],
+        )
+        return {
+            row["delivery_id"]: NetworkAnswer(state=State(row["state"]), network_claim=row["network_claim"])
+            for row in rows
+        }
+
+    async def told(self, conversions: Collection[tuple[str, str]]) -> set[tuple[str, str, str]]:
+        """Those of (app, conversion) that deliveries exist of, each with the configuration."""
+        rows = await self._pool.fetch(
+            "SELECT app_id, conversion_id, configuration_id FROM deliveries "
+            "WHERE (app_id, conversion_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
+            [app_id for app_id, _ in conversions],
+            [conversion_id for _, conversion_id in conversions],
+        )
+        return {(row["app_id"], row["conversion_id"], row["configuration_id"]) for row in rows}
+
+    async def erase(
+        self, *, app_id: str, conversion_ids: Collection[str], device_ids: Collection[str]
+    ) -> dict[str, int]:
+        """Delete all that is kept of an app's conversions and devices; answers the number of rows by table."""
+
+        async def work(connection: Connection) -> dict[str, int]:
+            rows = await connection.fetch(
+                "DELETE FROM deliveries WHERE (delivery_id, configuration_id) IN ("
+                "  SELECT delivery_id, configuration_id FROM deliveries "
+                "  WHERE app_id = $1 AND conversion_id = ANY($2) "
+                # In the order that settling takes them in.
+                "  ORDER BY delivery_id FOR UPDATE"
+                ") RETURNING delivery_id, configuration_id",
+                app_id,
+                list(conversion_ids),
+            )
+            # A statement later: whoever noted an attempt held its delivery until that was to be seen.
+            attempts: str = await connection.execute(
+                "DELETE FROM attempts "
+                "WHERE (delivery_id, configuration_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))",
+                [row["delivery_id"] for row in rows],
+                [row["configuration_id"] for row in rows],
+            )
+            holds: str = await connection.execute(
+                "DELETE FROM session_holds "
+                "WHERE configuration_id IN (SELECT configuration_id FROM configurations WHERE app_id = $1) "
+                "  AND device_id = ANY($2)",
+                app_id,
+                list(device_ids),
+            )
+            return {
+                "deliveries": len(rows),
+                "attempts": int(attempts.rpartition(" ")[2]),
+                "session_holds": int(holds.rpartition(" ")[2]),
+            }
+
+        return await in_transaction(self._pool, work)
 
     async def claim(self, asked: Sequence[Asked], *, limit: int, retries: bool) -> list[Claimed]:
         """Claim up to `limit` deliveries that are due, of first tries or of retries, oldest first in a configuration.
@@ -209,7 +300,7 @@ class Store:
             FROM picked
             WHERE delivery.delivery_id = picked.delivery_id AND delivery.configuration_id = picked.configuration_id
             RETURNING delivery.delivery_id, delivery.configuration_id, delivery.conversion, delivery.attempt_count,
-                      delivery.failure_count, delivery.replay_count, delivery.claim_time,
+                      delivery.failure_count, delivery.replay_count, delivery.claim_time, delivery.awaits_decision,
                       extract(epoch FROM now() - picked.due_time)::float8 AS waited_s
             """,
             [one.configuration_id for one in asked],
@@ -229,38 +320,48 @@ class Store:
                 replay_count=row["replay_count"],
                 claim_time=row["claim_time"],
                 waited_s=row["waited_s"],
+                awaits_decision=row["awaits_decision"],
             )
             for row in rows
         ]
 
-    async def settle(self, batch: Sequence[Settled]) -> None:
-        """Note attempts and what they make of their deliveries.
+    async def settle(self, batch: Sequence[Settled]) -> set[UUID]:
+        """Note attempts and what they make of their deliveries; answers those of decided conversions.
 
-        A delivery that was claimed by another meanwhile is left to that one; the attempt is kept all the same.
+        A delivery that was claimed by another meanwhile is left to that one; the attempt is kept all the same. Of one
+        that was erased nothing is.
         """
         batch = sorted(batch, key=lambda settled: settled.claimed.delivery_id.int)
         pausing = sorted({one.claimed.configuration_id for one in batch if one.pauses_configuration})
 
-        async def work(connection: Connection) -> None:
-            await connection.execute(
+        async def work(connection: Connection) -> set[UUID]:
+            rows = await connection.fetch(
                 "UPDATE deliveries AS delivery "
                 "SET state = settled.state, "
                 "    failure_count = delivery.failure_count + (settled.state <> 'DELIVERED')::int, "
                 "    due_time = now() + settled.wait_s * interval '1 second', "
                 "    end_time = CASE WHEN settled.state <> 'PENDING' THEN now() END, "
-                "    claim_id = NULL, claim_time = NULL "
-                "FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::float8[]) "
-                "     AS settled (delivery_id, configuration_id, claim_id, state, wait_s) "
+                "    claim_id = NULL, claim_time = NULL, "
+                # The first one stays: a decision may rest on it.
+                "    network_claim = coalesce(delivery.network_claim, settled.network_claim) "
+                "FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::float8[], $6::bytea[]) "
+                "     AS settled (delivery_id, configuration_id, claim_id, state, wait_s, network_claim) "
                 "WHERE delivery.delivery_id = settled.delivery_id "
                 "  AND delivery.configuration_id = settled.configuration_id "
                 # The fence: a lease that ended is another's.
-                "  AND delivery.claim_id = settled.claim_id",
+                "  AND delivery.claim_id = settled.claim_id "
+                "RETURNING delivery.delivery_id, delivery.awaits_decision",
                 [one.claimed.delivery_id for one in batch],
                 [one.claimed.configuration_id for one in batch],
                 [one.claimed.claim_id for one in batch],
                 [one.state for one in batch],
                 [one.wait_s for one in batch],
+                [one.network_claim for one in batch],
             )
+            settled = {row["delivery_id"] for row in rows}
+            lost = [one for one in batch if one.claimed.delivery_id not in settled]
+            there = settled | await _locked(lost, connection) if lost else settled
+            kept = [one for one in batch if one.claimed.delivery_id in there]
             await connection.execute(
                 "INSERT INTO attempts "
                 "(delivery_id, configuration_id, replay_count, number, start_time, verdict, attempt) "
@@ -269,13 +370,13 @@ class Store:
                 # Given up for interrupted by another, but here is what really became of it.
                 "ON CONFLICT (delivery_id, configuration_id, replay_count, number) "
                 "DO UPDATE SET verdict = excluded.verdict, attempt = excluded.attempt",
-                [one.claimed.delivery_id for one in batch],
-                [one.claimed.configuration_id for one in batch],
-                [one.claimed.replay_count for one in batch],
-                [one.claimed.number for one in batch],
-                [one.claimed.claim_time for one in batch],
-                [one.verdict for one in batch],
-                [one.attempt for one in batch],
+                [one.claimed.delivery_id for one in kept],
+                [one.claimed.configuration_id for one in kept],
+                [one.claimed.replay_count for one in kept],
+                [one.claimed.number for one in kept],
+                [one.claimed.claim_time for one in kept],
+                [one.verdict for one in kept],
+                [one.attempt for one in kept],
             )
             if pausing:
                 await connection.execute(
@@ -284,8 +385,9 @@ class Store:
                     pausing,
                     await _next_revision(connection),
                 )
+            return {row["delivery_id"] for row in rows if not row["awaits_decision"]}
 
-        await in_transaction(self._pool, work)
+        return await in_transaction(self._pool, work)
 
     async def get_delivery(self, delivery_id: UUID) -> tuple[StoredDelivery, list[StoredAttempt]] | None:
         """A delivery with its attempts, oldest first."""
@@ -393,6 +495,18 @@ async def _next_revision(connection: Connection) -> int:
         "UPDATE configuration_revision SET revision = revision + 1 RETURNING revision"
     )
     return revision
+
+
+async def _locked(batch: Sequence[Settled], connection: Connection) -> set[UUID]:
+    """Those deliveries that have not been erased, kept from it until the transaction ends."""
+    rows = await connection.fetch(
+        "SELECT delivery_id FROM deliveries "
+        "WHERE (delivery_id, configuration_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[])) "
+        "ORDER BY delivery_id FOR KEY SHARE",
+        [one.claimed.delivery_id for one in batch],
+        [one.claimed.configuration_id for one in batch],
+    )
+    return {row["delivery_id"] for row in rows}
 
 
 async def _not_held(deliveries: Sequence[NewDelivery], connection: Connection) -> list[NewDelivery]:

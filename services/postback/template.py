@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import quote, quote_plus
 
+from services.postback.adapter import Report, Request, Stamp
+from services.postback.macros import MASK, SECRET_PREFIX, Values
+from services.postback.retry import Answer, Verdict, judge
+
 Escape: TypeAlias = Callable[[str], str]
-Report: TypeAlias = Callable[[str, str, str], None]
-"""Notes a wrong field: its path, a reason in capitals, and what to change."""
 
 # Those a delivery sets itself, and those that say where a request ends and whom it is for.
 _REFUSED_HEADERS = frozenset(
@@ -42,7 +44,7 @@ Pieces: TypeAlias = tuple[str | Macro, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A parsed template."""
+    """A parsed template: the adapter of every link-based network."""
 
     method: str
     url: Pieces
@@ -57,16 +59,43 @@ class Template:
         places = [self.url, self.body, *(value for _, value in self.headers)]
         return frozenset(piece.name for pieces in places for piece in pieces if isinstance(piece, Macro))
 
+    @property
+    def address(self) -> tuple[str, str]:
+        """The URL up to its first macro, which comes after the host."""
+        start = self.url[0] if self.url else ""
+        return "template.url", start if isinstance(start, str) else ""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A request to be made. `unmatched` names the macros that gave the default value, sorted."""
+    @property
+    def secret_names(self) -> frozenset[str]:
+        """Those its macros name."""
+        return frozenset(name.removeprefix(SECRET_PREFIX) for name in self.macros if name.startswith(SECRET_PREFIX))
 
-    method: str
-    url: str
-    headers: dict[str, str]
-    body: str
-    unmatched: tuple[str, ...] = ()
+    @property
+    def is_claim_capable(self) -> bool:
+        """No: such a network learns of conversions."""
+        return False
+
+    def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:  # noqa: ARG002
+        """The filled-in template, and the same with its secrets masked."""
+
+        def plain(name: str) -> str:
+            if name.startswith(SECRET_PREFIX):
+                return secrets.get(name.removeprefix(SECRET_PREFIX), "")
+            return values.get(name)
+
+        def masked(name: str) -> str:
+            return MASK if name.startswith(SECRET_PREFIX) and plain(name) else values.get(name)
+
+        request = render(self, plain)
+        return request, render(self, masked) if secrets else request
+
+    def judge(self, answer: Answer) -> Verdict:
+        """Success: a 2xx status, and the success substring in the body when there is one."""
+        return judge(answer, success_substring=self.success_substring)
+
+    def claim(self, body: str) -> None:  # noqa: ARG002
+        """None, whatever was answered."""
+        return
 
 
 def parse(

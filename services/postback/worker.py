@@ -16,13 +16,15 @@ from prometheus_client import Counter, Gauge, Histogram
 from libs.worker import keep_running
 from reengage.postback.v1 import postback_pb2
 from services.postback import retry
+from services.postback.adapter import NotRenderableError, Request, Stamp
 from services.postback.catalog import Catalog
+from services.postback.claims import Endings, note_late
 from services.postback.delivery import requests
 from services.postback.macros import MASK
 from services.postback.model import Asked, Claimed, Configuration, Settled, State
-from services.postback.sender import Answer, Sender
+from services.postback.retry import Answer
+from services.postback.sender import Sender
 from services.postback.store import Store
-from services.postback.template import Request
 
 POLL_S = 0.1
 LEASE_MARGIN_S = 15.0
@@ -68,13 +70,16 @@ class DeliveryWorker:
         store: Store,
         catalog: Catalog,
         sender: Sender,
+        endings: Endings,
         *,
         jitter: Callable[[], float],
+        stamp: Callable[[], Stamp],
         in_flight: int = 1024,
         in_flight_each: int = 64,
     ) -> None:
-        """`jitter` draws evenly from [0, 1)."""
-        self._store, self._catalog, self._sender, self._jitter = store, catalog, sender, jitter
+        """`jitter` draws evenly from [0, 1); each `stamp` is another one. `endings` hears what ended."""
+        self._store, self._catalog, self._sender, self._endings = store, catalog, sender, endings
+        self._jitter, self._stamp = jitter, stamp
         self._in_flight, self._in_flight_each = in_flight, in_flight_each
         self._under_way: set[asyncio.Task[None]] = set()
         self._under_way_of: Tally[str] = Tally()
@@ -150,10 +155,17 @@ class DeliveryWorker:
             identity = one.configuration_id
             room = min(self._free, self._in_flight_each - self._under_way_of[identity], self._tokens(one, now))
             if room > 0:
-                asked.append(Asked(configuration_id=identity, room=room, lease_s=one.timeout_s + LEASE_MARGIN_S))
-        # When all room is scarce, nobody is always the last in the row.
+                asked.append(
+                    Asked(
+                        configuration_id=identity,
+                        room=room,
+                        lease_s=one.timeout_s + LEASE_MARGIN_S,
+                        is_claim=one.adapter.is_claim_capable,
+                    )
+                )
+        # When all room is scarce, nobody is always the last in the row; but somebody waits for the answer to a claim.
         first = math.floor(self._jitter() * len(asked))
-        return asked[first:] + asked[:first]
+        return sorted(asked[first:] + asked[:first], key=lambda one: not one.is_claim)
 
     def _tokens(self, configuration: Configuration, now: float) -> int:
         rate = configuration.deliveries_per_second
@@ -189,29 +201,28 @@ class DeliveryWorker:
 
     async def _attempt(self, configuration: Configuration, claimed: Claimed) -> None:
         began = time.monotonic()
-        answer = Answer(headers={})
-        shown = Request(method=configuration.template.method, url="", headers={}, body="")
+        answer, network_claim = Answer(), None
+        shown = Request(method=configuration.adapter.method, url="", headers={}, body="")
         try:
             if claimed.number - 1 - claimed.failure_count > retry.MOST_INTERRUPTIONS:
                 verdict = retry.Verdict(word="INTERRUPTED", next=retry.Next.GIVE_UP)
             else:
                 conversion = postback_pb2.Conversion.FromString(claimed.conversion)
-                request, shown = requests(configuration, conversion, claimed.delivery_id)
+                request, shown = requests(configuration, conversion, claimed.delivery_id, self._stamp())
                 answer = await self._sender.send(
                     request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
                 )
-                verdict = retry.judge(
-                    status_code=answer.status_code,
-                    failure=answer.failure,
-                    body=answer.body,
-                    success_substring=configuration.template.success_substring,
-                )
+                verdict = configuration.adapter.judge(answer)
+                if verdict.next is retry.Next.DONE:
+                    network_claim = configuration.adapter.claim(answer.body)
+        except NotRenderableError:
+            verdict = retry.Verdict(word="NOT_RENDERED", next=retry.Next.GIVE_UP)
         except Exception as error:  # the worker's edge: one delivery's trouble is not the others'
             # Its text may quote what was to be sent.
             _log.error("delivery.failed", delivery_id=str(claimed.delivery_id), error=type(error).__name__)
             verdict = retry.Verdict(word="NOT_RENDERED", next=retry.Next.RETRY)
         took_s = time.monotonic() - began
-        self._finished.append(self._settled(configuration, claimed, shown, answer, verdict, took_s))
+        self._finished.append(self._settled(configuration, claimed, shown, answer, verdict, network_claim, took_s))
         self._something_finished.set()
 
     def _settled(
@@ -221,6 +232,7 @@ class DeliveryWorker:
         shown: Request,
         answer: Answer,
         verdict: retry.Verdict,
+        network_claim: postback_pb2.Claim | None,
         took_s: float,
     ) -> Settled:
         state, wait_s = State.DELIVERED, 0.0
@@ -232,7 +244,8 @@ class DeliveryWorker:
                 failures=claimed.failure_count + 1,
                 retry_attempts=configuration.retry_attempts,
                 jitter=self._jitter(),
-                asked_s=retry.asked_wait(status_code=answer.status_code, headers=answer.headers, now_s=now_s),
+                asked_s=retry.asked_wait(answer, now_s),
+                schedule_s=retry.CLAIM_SCHEDULE_S if claimed.awaits_decision else retry.SCHEDULE_S,
             )
             state, wait_s = (State.EXHAUSTED, 0.0) if again_s is None else (State.PENDING, again_s)
         hide = _scrubber(configuration.secrets)
@@ -263,6 +276,7 @@ class DeliveryWorker:
             verdict=verdict.word,
             attempt=attempt.SerializeToString(),
             pauses_configuration=verdict.pauses_configuration,
+            network_claim=network_claim.SerializeToString() if network_claim else None,
         )
 
     async def _settle_finished(self) -> None:
@@ -271,12 +285,16 @@ class DeliveryWorker:
             await self._something_finished.wait()
             await asyncio.sleep(GATHER_S)
         batch = self._finished[:SETTLE_AT_ONCE]
-        await self._store.settle(batch)
+        decided = await self._store.settle(batch)
         # Only now: a batch that could not be settled is tried again, until its leases are long over.
         del self._finished[: len(batch)]
+        self._endings.note(one.claimed.delivery_id for one in batch if one.state is not State.PENDING)
         if any(one.pauses_configuration for one in batch):
             await self._catalog.refresh()
         _note(batch)
+        for one in batch:
+            if one.network_claim is not None and one.claimed.delivery_id in decided:
+                note_late(one.claimed.delivery_id, one.claimed.configuration_id)
 
 
 def _note(batch: Sequence[Settled]) -> None:

@@ -1,7 +1,9 @@
 """A postback service behind a real channel on a real PostgreSQL, and an endpoint that behaves as it is told."""
 
 import asyncio
+import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
+from services.postback.claims import Claims, Endings
 from services.postback.guard import Guard, Lookup
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
@@ -162,6 +166,11 @@ class Running:
         await self.pool.execute("UPDATE deliveries SET due_time = now() WHERE state = 'PENDING' AND claim_id IS NULL")
 
 
+def stamp() -> Stamp:
+    """As the service makes them."""
+    return Stamp(nonce=secrets.token_hex(16), time_s=int(time.time()))
+
+
 @asynccontextmanager
 async def running(
     database: Database,
@@ -182,9 +191,11 @@ async def running(
         store = Store(pool)
         catalog = Catalog(store, vault)
         await catalog.refresh()
-        worker = DeliveryWorker(store, catalog, sender, jitter=jitter, **bounds)
+        endings = Endings()
+        worker = DeliveryWorker(store, catalog, sender, endings, jitter=jitter, stamp=stamp, **bounds)
         configs = PostbackConfigService(store=store, catalog=catalog, vault=vault, guard=guard)
-        deliveries = PostbackService(store=store, catalog=catalog, wake=worker.wake)
+        claims = Claims(store, catalog, endings)
+        deliveries = PostbackService(store=store, catalog=catalog, claims=claims, wake=worker.wake)
         faces = [
             Face(
                 name="configs",

@@ -17,10 +17,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
+from services.postback.claims import Endings
 from services.postback.guard import Guard
 from services.postback.model import Asked, Claimed, Settled, State
 from services.postback.retry import MOST_INTERRUPTIONS
-from services.postback.sender import open_sender
+from services.postback.sender import Sender, open_sender
 from services.postback.worker import DeliveryWorker
 from tests.conftest import Database
 from tests.postback.conftest import (
@@ -31,6 +32,7 @@ from tests.postback.conftest import (
     purchase,
     running,
     serving,
+    stamp,
     until,
     until_ended,
 )
@@ -555,6 +557,11 @@ async def database_hangs(*_: Any, **__: Any) -> Any:
     await asyncio.Event().wait()
 
 
+def busy(service: Running, sender: Sender) -> DeliveryWorker:
+    """A second worker."""
+    return DeliveryWorker(service.store, service.catalog, sender, Endings(), jitter=lambda: 0.0, stamp=stamp)
+
+
 @pytest.mark.parametrize("trouble", [database_is_lost, database_hangs])
 async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
     idle: Running, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., Awaitable[Any]]
@@ -571,7 +578,7 @@ async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
     monkeypatch.setattr(idle.store, "claim", claim)
     monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
     async with open_sender(Guard()) as sender:
-        worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
+        worker = asyncio.create_task(busy(idle, sender).run())
         await claiming.wait()
         worker.cancel()
         stopping.set()
@@ -592,7 +599,7 @@ async def test_a_stop_is_a_stop_though_nothing_can_be_settled(
     monkeypatch.setattr(idle.store, "settle", settle)
     monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
     async with open_sender(Guard(endpoint.host)) as sender:
-        worker = asyncio.create_task(DeliveryWorker(idle.store, idle.catalog, sender, jitter=lambda: 0.0).run())
+        worker = asyncio.create_task(busy(idle, sender).run())
         await idle.configure(template=template(endpoint))
         await idle.enqueue(purchase())
         await settling.wait()

@@ -3,10 +3,10 @@
 import pytest
 from yarl import URL
 
+from services.postback.adapter import Request
 from services.postback.guard import Guard, is_public
 from services.postback.retry import Failure
 from services.postback.sender import open_sender
-from services.postback.template import Request
 from tests.postback.conftest import Endpoint, answering
 
 PUBLIC = "93.184.215.14"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.postback.retry import LONGEST_ASKED_S, SCHEDULE_S, Failure, Next, asked_wait, judge, next_attempt
+from services.postback.retry import LONGEST_ASKED_S, SCHEDULE_S, Answer, Failure, Next, asked_wait, judge, next_attempt
 
 NOW_S = 1_767_270_896.0
 
@@ -22,7 +22,7 @@ NOW_S = 1_767_270_896.0
     ],
 )
 def test_status(status: int, word: str, following: Next) -> None:
-    verdict = judge(status_code=status, failure=None, body="", success_substring="")
+    verdict = judge(Answer(status_code=status))
     assert (verdict.word, verdict.next, verdict.pauses_configuration) == (word, following, status == 410)
 
 
@@ -36,7 +36,7 @@ def test_status(status: int, word: str, following: Next) -> None:
     ],
 )
 def test_no_whole_answer(failure: Failure, following: Next) -> None:
-    verdict = judge(status_code=200, failure=failure, body="success", success_substring="success")
+    verdict = judge(Answer(status_code=200, failure=failure, body="success"), success_substring="success")
     assert (verdict.word, verdict.next) == (failure, following)
 
 
@@ -49,7 +49,7 @@ def test_no_whole_answer(failure: Failure, following: Next) -> None:
     ],
 )
 def test_success_substring(status: int, body: str, word: str) -> None:
-    assert judge(status_code=status, failure=None, body=body, success_substring='"success"').word == word
+    assert judge(Answer(status_code=status, body=body), success_substring='"success"').word == word
 
 
 @given(
@@ -94,9 +94,9 @@ def test_jitter_spreads_from_nothing_to_the_whole(failures: int) -> None:
     ],
 )
 def test_what_an_answer_asks_for(status: int, headers: dict[str, str], seconds: float) -> None:
-    assert asked_wait(status_code=status, headers=headers, now_s=NOW_S) == pytest.approx(seconds)
+    assert asked_wait(Answer(status_code=status, headers=headers), NOW_S) == pytest.approx(seconds)
 
 
 @given(text=st.text(), reset=st.text())
 def test_no_header_breaks_it(text: str, reset: str) -> None:
-    assert asked_wait(status_code=429, headers={"retry-after": text, "x-rate-limit-reset": reset}, now_s=NOW_S) >= 0
+    assert asked_wait(Answer(status_code=429, headers={"retry-after": text, "x-rate-limit-reset": reset}), NOW_S) >= 0

@@ -19,7 +19,7 @@ ALL = Configuration(
     network_id="network",
     trigger="Purchase",
     status=Status.LIVE,
-    template=Template(method="GET", url=(), headers=(), body=(), default_value="", success_substring=""),
+    adapter=Template(method="GET", url=(), headers=(), body=(), default_value="", success_substring=""),
     delay_s=0.0,
     retry_attempts=3,
     network_only=False,

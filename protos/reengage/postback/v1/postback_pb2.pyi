@@ -130,7 +130,9 @@ class Configuration(_message.Message):
     status: Global___Configuration.Status.ValueType
     """Optional. LIVE or PAUSED."""
     retry_attempts: _builtins.int
-    """Optional. Tries after a failed first one, 0 to 10. Default: 3."""
+    """Optional. Tries after a failed first one, 0 to 10. Default: 3. They follow after up to 5 s, 30 s, 2 min, 10 min, ..;
+    while a claim is waited for, after up to 1 s, 2 s, 5 s, 10 min, ..
+    """
     delivery_method: Global___Configuration.DeliveryMethod.ValueType
     """Optional."""
     clicks_only: _builtins.bool
@@ -147,8 +149,8 @@ class Configuration(_message.Message):
 
     @_builtins.property
     def x(self) -> Global___X:
-        """X. Claim-capable: its answer says whether X drove the conversion (rules E1 to E4). Takes no delivery_delay and no
-        delivery_method but ALL: every such conversion is asked about when it arrives.
+        """X. Claim-capable: its answer says whether X drove the conversion (rules E1 to E4). Takes no delivery_delay, no
+        clicks_only, and no delivery_method but ALL: every such conversion is asked about when it arrives.
         """
 
     @_builtins.property
@@ -161,8 +163,8 @@ class Configuration(_message.Message):
 
     @_builtins.property
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional, input only. Secrets by name, for {secret.<name>} in the template: at most 16, 4 KB each. An update that
-        names `secrets` in its mask replaces all of them.
+        """Optional, input only. Secrets by name, for {secret.<name>} in a template, or those that X needs: at most 16, 4 KB
+        each. An update that names `secrets` in its mask replaces all of them.
         """
 
     @_builtins.property
@@ -395,7 +397,7 @@ class X(_message.Message):
     encoding: Global___X.Encoding.ValueType
     """Optional."""
     base_url: _builtins.str
-    """Optional. Where X answers. Default: `https://ads-api.x.com`."""
+    """Optional. Where X answers: http or https, a host, and a path if need be. Default: `https://ads-api.x.com`."""
     @_builtins.property
     def click_window(self) -> _duration_pb2.Duration:
         """Optional. 1, 7, 14 or 30 days; at least view_through_window. Default: 14 days."""
@@ -1229,7 +1231,10 @@ class ConversionClaims(_message.Message):
     """The conversion."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAnswer]:
-        """One for each network asked, by network id; of several configurations of one network the best answer."""
+        """One for each network asked, by network id. A network that is not here is not asked: no configuration of it wants the
+        conversion (any more), as of users who control their data. Of several configurations of one network the best answer:
+        a claim (a click before a view, then the newest), else PENDING, else NOT_CLAIMED.
+        """
 
     def __init__(
         self,

@@ -398,6 +398,7 @@ class PostbackServiceServicer:
         for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
         also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
         nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+        A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
         Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

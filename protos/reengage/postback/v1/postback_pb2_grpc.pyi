@@ -110,6 +110,7 @@ class PostbackServiceStub:
     for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
     also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
     nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+    A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
     Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
     WatchClaimTriggers: _aio.UnaryStreamMultiCallable[_postback_pb2.WatchClaimTriggersRequest, _postback_pb2.WatchClaimTriggersResponse]
@@ -154,6 +155,7 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
         also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
         nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
+        A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
         Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
 

@@ -1,0 +1,183 @@
+"""Claims of self-attributing networks (E1 to E4): asked for before a conversion is decided, answered to who waits."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter
+
+from reengage.postback.v1 import postback_pb2
+from services.postback.adapter import best_claim
+from services.postback.catalog import Catalog
+from services.postback.delivery import delivery_id
+from services.postback.model import NetworkAnswer, State
+from services.postback.store import Store
+
+POLL_S = 0.25
+"""Another process may be the one that hears the answer."""
+RECHECK_S = 5.0
+
+ClaimAnswer = postback_pb2.ClaimAnswer
+
+# Of several configurations of one network the first of these is its answer: one claim is enough, and while one may
+# still come, its network has not answered.
+_BEST_FIRST = (
+    ClaimAnswer.STATE_CLAIMED,
+    ClaimAnswer.STATE_PENDING,
+    ClaimAnswer.STATE_NOT_CLAIMED,
+    ClaimAnswer.STATE_UNAVAILABLE,
+)
+
+_late = Counter("postback_claims_late_total", "Claims that came after their conversion was decided.")
+_log = structlog.get_logger()
+
+
+class Endings:
+    """Tells those who wait that deliveries of this process have ended."""
+
+    def __init__(self) -> None:
+        self._waiting: set[_Waiting] = set()
+
+    def note(self, delivery_ids: Iterable[UUID]) -> None:
+        """Say which have ended."""
+        ended = set(delivery_ids)
+        for one in self._waiting:
+            one.end(ended)
+
+    @contextmanager
+    def waiting(self) -> Iterator["_Waiting"]:
+        """A place to wait at, for as long as the context lasts."""
+        one = _Waiting()
+        self._waiting.add(one)
+        try:
+            yield one
+        finally:
+            self._waiting.discard(one)
+
+
+class _Waiting:
+    def __init__(self) -> None:
+        self._left: set[UUID] = set()
+        self._none_left = asyncio.Event()
+
+    def expect(self, delivery_ids: Iterable[UUID]) -> None:
+        """Wait for these from now on."""
+        self._left = set(delivery_ids)
+        self._none_left.clear()
+
+    def end(self, delivery_ids: set[UUID]) -> None:
+        """Wait for these no more, whether they ended or had ended before."""
+        self._left -= delivery_ids
+        if not self._left:
+            self._none_left.set()
+
+    async def all(self, within_s: float) -> None:
+        """Return when all have ended, or time is up."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none_left.wait(), within_s)
+
+
+class Claims:
+    """What networks answered; `endings` hears from the worker that sends the requests."""
+
+    def __init__(self, store: Store, catalog: Catalog, endings: Endings) -> None:
+        self._store, self._catalog, self._endings = store, catalog, endings
+
+    async def answers(
+        self, conversions: Sequence[postback_pb2.Conversion], wait_s: float
+    ) -> list[postback_pb2.ConversionClaims]:
+        """The answers of every network asked about each conversion, as far as they come within `wait_s`."""
+        asked = [list(self._asked(conversion)) for conversion in conversions]
+        known = await self._known([(one[1], one[2]) for those in asked for one in those], wait_s)
+        return [
+            postback_pb2.ConversionClaims(
+                app_id=conversion.decision.app_id,
+                conversion_id=conversion.decision.conversion_id,
+                answers=_by_network(
+                    [(network_id, known[identity]) for network_id, _, identity in those if identity in known]
+                ),
+            )
+            for conversion, those in zip(conversions, asked, strict=True)
+        ]
+
+    async def triggers(self) -> AsyncGenerator[postback_pb2.WatchClaimTriggersResponse, None]:
+        """What claims are to be asked for, now and whenever that changes, without end."""
+        told = None
+        while True:
+            change = self._catalog.next_change()  # before reading, so that none comes between
+            triggers = self._catalog.claim_triggers()
+            if triggers != told:
+                yield postback_pb2.WatchClaimTriggersResponse(
+                    triggers=[
+                        postback_pb2.ClaimTrigger(app_id=app_id, event_name=trigger, network_id=network_id)
+                        for app_id, trigger, network_id in triggers
+                    ]
+                )
+                told = triggers
+            with suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), RECHECK_S)
+
+    def _asked(self, conversion: postback_pb2.Conversion) -> Iterator[tuple[str, str, UUID]]:
+        """Network, configuration and delivery of each request there may be, paused and archived ones' too."""
+        decision = conversion.decision
+        for one in self._catalog.triggered(decision.app_id, decision.event_name):
+            if one.adapter.is_claim_capable:
+                identity = delivery_id(one.configuration_id, decision.app_id, decision.conversion_id)
+                yield one.network_id, one.configuration_id, identity
+
+    async def _known(self, asked: Sequence[tuple[str, UUID]], wait_s: float) -> dict[UUID, NetworkAnswer]:
+        give_up = time.monotonic() + wait_s
+        known: dict[UUID, NetworkAnswer] = {}
+        left = asked
+        with self._endings.waiting() as waiting:
+            while left:
+                waiting.expect(identity for _, identity in left)
+                found = await self._store.network_answers(left)
+                ended = {identity for _, identity in left if not _is_pending(found.get(identity))}
+                # Those that were not asked, or have been erased, end without an answer.
+                known |= {identity: found[identity] for identity in ended & found.keys()}
+                left = [one for one in left if one[1] not in ended]
+                left_s = give_up - time.monotonic()
+                if left_s <= 0:
+                    return known | {identity: found[identity] for _, identity in left}
+                waiting.end(ended)
+                await waiting.all(min(left_s, POLL_S))
+        return known
+
+
+def note_late(delivery_id: UUID, configuration_id: str) -> None:
+    """Tell of a claim that changes nothing any more (E4)."""
+    _late.inc()
+    _log.info("claim.late", delivery_id=str(delivery_id), configuration_id=configuration_id)
+
+
+def _is_pending(answer: NetworkAnswer | None) -> bool:
+    return answer is not None and answer.state is State.PENDING and answer.network_claim is None
+
+
+def _by_network(answers: Iterable[tuple[str, NetworkAnswer]]) -> list[postback_pb2.ClaimAnswer]:
+    by_network: dict[str, list[NetworkAnswer]] = {}
+    for network_id, answer in answers:
+        by_network.setdefault(network_id, []).append(answer)
+    return [_best(network_id, by_network[network_id]) for network_id in sorted(by_network)]
+
+
+def _best(network_id: str, answers: Sequence[NetworkAnswer]) -> postback_pb2.ClaimAnswer:
+    state = min(map(_state, answers), key=_BEST_FIRST.index)
+    claims = [postback_pb2.Claim.FromString(one.network_claim) for one in answers if one.network_claim is not None]
+    return ClaimAnswer(network_id=network_id, state=state, claim=best_claim(claims))
+
+
+def _state(answer: NetworkAnswer) -> postback_pb2.ClaimAnswer.State.ValueType:
+    if answer.network_claim is not None:
+        return ClaimAnswer.STATE_CLAIMED
+    match answer.state:
+        case State.PENDING:
+            return ClaimAnswer.STATE_PENDING
+        case State.DELIVERED:
+            return ClaimAnswer.STATE_NOT_CLAIMED
+        case State.REFUSED | State.EXHAUSTED:
+            return ClaimAnswer.STATE_UNAVAILABLE
