@@ -149,13 +149,13 @@ def _time(time: Timestamp) -> str:
 
 
 def _span(duration: Duration) -> str:
-    """In its two largest units, as the sentences beside the table say it: 2 d 3 h, 5 min 1 s, 0.25 s."""
+    """In its two largest units, as the sentences beside the table say it: 2 days 3 h, 5 min 1 s, 0.25 s."""
     seconds = duration.seconds + duration.nanos / 1e9
     if abs(seconds) < 1:
         return f"{seconds:.3g} s"
     left, parts = int(abs(seconds)), []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count:
-            parts.append(f"{count} {unit}")
+            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
     return ("-" if seconds < 0 else "") + " ".join(parts[:2])

@@ -4,44 +4,68 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from libs.errors import NotFound, Violations
 from libs.lanes import lane_of
 from libs.pages import decode_token, encode_token, page_size
 from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from services.attribution.answers import sentences, source_message, summary
+from services.attribution.answers import source_message
 from services.attribution.decide import credited_source
+from services.attribution.explaining import Explanations
 from services.attribution.history import Attribution as HistoryEntry
-from services.attribution.matching import DEVICE_ID_KINDS
+from services.attribution.matching import ID_KINDS
 from services.attribution.records import identity_key
 from services.attribution.settings import Settings
-from services.attribution.store import Store
+from services.attribution.store import Device, Store
 
-_RAW_KINDS = (*DEVICE_ID_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
-_ID_KINDS = (*_RAW_KINDS, *(f"{kind}_{hash_}" for kind in _RAW_KINDS for hash_ in ("md5", "sha1", "sha256")))
-"""Names of ids that ingest takes: those of A2 and a few more."""
 _MAX_ID = 256
 
 
 class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
     """AttributionService; the contract is in its proto."""
 
-    def __init__(self, store: Store, settings: Follower[Settings], now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Follower[Settings],
+        *,
+        explanations: Explanations,
+        now_us: Callable[[], int],
+    ) -> None:
         self._store, self._settings, self._now_us = store, settings, now_us
+        self._explanations = explanations
 
     async def GetDecision(
         self, request: attribution_pb2.GetDecisionRequest, context: Any
     ) -> attribution_pb2.GetDecisionResponse:
-        decision = await self._decision(request.app_id, request.conversion_id)
-        return attribution_pb2.GetDecisionResponse(decision=decision)
+        violations = Violations()
+        _required(violations, "app_id", request.app_id)
+        _required(violations, "conversion_id", request.conversion_id)
+        violations.check()
+        found = await self._store.newest_decision(lane_of(request.app_id), request.app_id, request.conversion_id)
+        if found is None:
+            raise NotFound("CONVERSION_NOT_FOUND", "no decision on this conversion (yet)")
+        return attribution_pb2.GetDecisionResponse(decision=attribution_pb2.Decision.FromString(found))
 
     async def ExplainDecision(
         self, request: attribution_pb2.ExplainDecisionRequest, context: Any
     ) -> attribution_pb2.ExplainDecisionResponse:
-        decision = await self._decision(request.app_id, request.conversion_id)
-        return attribution_pb2.ExplainDecisionResponse(
-            decision=decision, summary=summary(decision), sentences=sentences(decision)
-        )
+        violations = Violations()
+        _required(violations, "app_id", request.app_id)
+        _plain(violations, "conversion_id", request.conversion_id)
+        _plain(violations, "device_id", request.device_id)
+        if bool(request.conversion_id) == bool(request.device_id):
+            violations.add("conversion_id", "REQUIRED", "exactly one of it and device_id")
+        if request.device_id and not request.HasField("time"):
+            violations.add("time", "REQUIRED", "must be set with device_id")
+        time_us = _time_us(violations, "time", request.time)
+        violations.check()
+        if request.conversion_id:
+            return await self._explanations.of_record(request.app_id, request.conversion_id)
+        device = await self._device(request.app_id, request.device_id)
+        return await self._explanations.nearest(request.app_id, device.device_id, time_us)
 
     async def ListDecisions(
         self, request: attribution_pb2.ListDecisionsRequest, context: Any
@@ -53,14 +77,16 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
             violations.add("outcomes", "UNKNOWN_VALUE", "must be values of Outcome")
         size = page_size(request.page_size, violations)
         after = decode_token(request.page_token, (int,), violations)
+        start_us = _time_us(violations, "start_time", request.start_time)
+        end_us = _time_us(violations, "end_time", request.end_time)
         violations.check()
         found = await self._store.list_decisions(
             lane_of(request.app_id),
             request.app_id,
             tracker_id=request.tracker_id or None,
             outcomes=request.outcomes,
-            start_us=request.start_time.ToMicroseconds() if request.HasField("start_time") else None,
-            end_us=request.end_time.ToMicroseconds() if request.HasField("end_time") else None,
+            start_us=start_us if request.HasField("start_time") else None,
+            end_us=end_us if request.HasField("end_time") else None,
             before=int(after[0]) if after else None,
             limit=size + 1,
         )
@@ -77,10 +103,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         _required(violations, "app_id", request.app_id)
         _required(violations, "device_id", request.device_id)
         violations.check()
-        keys = [identity_key(request.app_id, kind, request.device_id) for kind in _ID_KINDS]
-        device = await self._store.device_of(keys, _as_uuid(request.device_id))
-        if device is None or device.app_id != request.app_id:
-            raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")
+        device = await self._device(request.app_id, request.device_id)
         rules = self._settings.current.apps.get(request.app_id)
         trackers = rules.trackers if rules else {}
 
@@ -103,15 +126,13 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
             response.current.CopyFrom(shown(current))
         return response
 
-    async def _decision(self, app_id: str, conversion_id: str) -> attribution_pb2.Decision:
-        violations = Violations()
-        _required(violations, "app_id", app_id)
-        _required(violations, "conversion_id", conversion_id)
-        violations.check()
-        found = await self._store.newest_decision(lane_of(app_id), app_id, conversion_id)
-        if found is None:
-            raise NotFound("CONVERSION_NOT_FOUND", "no decision on this conversion (yet)")
-        return attribution_pb2.Decision.FromString(found)
+    async def _device(self, app_id: str, device_id: str) -> Device:
+        """The device that has an id, of whatever kind, or this id of ours."""
+        keys = [identity_key(app_id, kind, device_id) for kind in ID_KINDS]
+        device = await self._store.device_of(keys, _as_uuid(device_id))
+        if device is None or device.app_id != app_id:
+            raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")
+        return device
 
 
 def _required(violations: Violations, field: str, value: str) -> None:
@@ -125,6 +146,13 @@ def _plain(violations: Violations, field: str, value: str) -> None:
         violations.add(field, "INVALID_TEXT", "must not contain NUL")
     if len(value) > _MAX_ID:
         violations.add(field, "TOO_LONG", f"at most {_MAX_ID} characters")
+
+
+def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) -> int:
+    # The bounds of google.protobuf.Timestamp: years 1 to 9999.
+    if not (-62_135_596_800 <= time.seconds < 253_402_300_800 and 0 <= time.nanos < 1_000_000_000):
+        violations.add(field, "INVALID_TIME", "seconds or nanos are out of range")
+    return time.seconds * 1_000_000 + time.nanos // 1000
 
 
 def _as_uuid(text: str) -> uuid.UUID | None:

@@ -13,7 +13,6 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from tests.attribution.conftest import (
     APP,
-    OTHER_RE_TRACKER,
     RE_TRACKER,
     UA_TRACKER,
     World,
@@ -210,17 +209,3 @@ async def test_decisions_are_listed_newest_first_in_pages(world: World) -> None:
     )
     assert listed == ["e1", "v4", "v3", "v2", "v1", "v0"]
     assert [decision.conversion_id for decision in by_tracker.decisions] == ["e1"]
-
-
-async def test_explain_has_a_sentence_for_every_candidate(world: World) -> None:
-    async with world.worker():
-        await world.send(click(0, device(1), record_id="k1"), click(5, device(1), OTHER_RE_TRACKER, record_id="k2"))
-        await world.send(event(10, device(1), record_id="e1"))
-        await world.decided("e1")
-        answer = await world.attribution.ExplainDecision(
-            attribution_pb2.ExplainDecisionRequest(app_id=APP, conversion_id="e1")
-        )
-    assert "tracker re-other of bolt" in answer.summary
-    assert len(answer.sentences) == 2
-    assert "lost: the winner was more recent" in answer.sentences[0]
-    assert "inside its window of 30 d (built in)" in answer.sentences[1]

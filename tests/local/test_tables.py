@@ -6,7 +6,7 @@ from rich.console import Console
 from deploy.local import tables
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
-from services.attribution.answers import sentences
+from services.attribution.sentences import sentences
 
 DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
 CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"
@@ -32,7 +32,14 @@ def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("lookback_ms", "text"),
-    [(0, "0 s"), (250, "0.25 s"), (6_880, "6 s"), (17_990, "17 s"), (301_000, "5 min 1 s"), (183_600_000, "2 d 3 h")],
+    [
+        (0, "0 s"),
+        (250, "0.25 s"),
+        (6_880, "6 s"),
+        (17_990, "17 s"),
+        (301_000, "5 min 1 s"),
+        (183_600_000, "2 days 3 h"),
+    ],
 )
 def test_the_table_and_the_sentence_say_the_same_length(
     lookback_ms: int, text: str, monkeypatch: pytest.MonkeyPatch

@@ -529,7 +529,9 @@ class ExplainDecisionRequest(_message.Message):
     """Any id the device is known by (raw), or our own id of it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """Required with device_id: of the device's conversions the one nearest to this time is explained, of two the earlier."""
+        """Required with device_id: of the device's decided conversions, under whichever id it was known when they were, the one
+        nearest to this time is explained, of two the earlier.
+        """
 
     def __init__(
         self,
@@ -570,7 +572,9 @@ class ExplainDecisionResponse(_message.Message):
         STATE_REFUSED: ExplainDecisionResponse._State.ValueType  # 4
         """It was refused; see violations."""
         STATE_NOT_A_CONVERSION: ExplainDecisionResponse._State.ValueType  # 5
-        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session."""
+        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, a session that is
+        not the first of its install.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of the record."""
@@ -586,7 +590,9 @@ class ExplainDecisionResponse(_message.Message):
     STATE_REFUSED: ExplainDecisionResponse.State.ValueType  # 4
     """It was refused; see violations."""
     STATE_NOT_A_CONVERSION: ExplainDecisionResponse.State.ValueType  # 5
-    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session."""
+    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, a session that is
+    not the first of its install.
+    """
 
     DECISION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
@@ -596,17 +602,22 @@ class ExplainDecisionResponse(_message.Message):
     WON_CONVERSION_IDS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_NETWORK_IDS_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
+    REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
-    """What happened and why, in a sentence or two. Never empty."""
+    """What happened and why, in a few sentences. Never empty."""
     state: Global___ExplainDecisionResponse.State.ValueType
     """What became of the record."""
+    reattribution_id: _builtins.str
+    """The re-attribution that made this version, when it is not the first."""
     @_builtins.property
     def decision(self) -> Global___Decision:
         """As data. Of the newest version; only when DECIDED."""
 
     @_builtins.property
     def sentences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence a candidate, in the order of decision.candidates, then one for each claim that did not come."""
+        """One sentence a candidate, in the order of decision.candidates, then one for each claim that did not come; when REFUSED
+        one sentence a violation.
+        """
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.FieldViolation]:
@@ -614,15 +625,19 @@ class ExplainDecisionResponse(_message.Message):
 
     @_builtins.property
     def won_conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The conversions that this click or impression won, newest versions only."""
+        """The conversions that this click or impression won, newest versions only, in the order they were decided in; at most
+        1,000.
+        """
 
     @_builtins.property
     def waiting_for_network_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The networks whose claims are waited for, when WAITING_FOR_CLAIMS."""
+        """The networks whose claims are waited for, when WAITING_FOR_CLAIMS: its own, or those of the earlier conversion of its
+        device that it must be decided after.
+        """
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was received or refused."""
+        """When it was first received, or last refused; left out of a click or impression."""
 
     def __init__(
         self,
@@ -635,10 +650,11 @@ class ExplainDecisionResponse(_message.Message):
         won_conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
         waiting_for_network_ids: _abc.Iterable[_builtins.str] | None = ...,
         receive_time: _timestamp_pb2.Timestamp | None = ...,
+        reattribution_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "receive_time", b"receive_time", "sentences", b"sentences", "state", b"state", "summary", b"summary", "violations", b"violations", "waiting_for_network_ids", b"waiting_for_network_ids", "won_conversion_ids", b"won_conversion_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "reattribution_id", b"reattribution_id", "receive_time", b"receive_time", "sentences", b"sentences", "state", b"state", "summary", b"summary", "violations", b"violations", "waiting_for_network_ids", b"waiting_for_network_ids", "won_conversion_ids", b"won_conversion_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,7 +127,8 @@ class AttributionServiceServicer:
     def ExplainDecision(self, request, context):
         """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
         record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
+        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
+        `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

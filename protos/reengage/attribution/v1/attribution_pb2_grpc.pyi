@@ -25,7 +25,8 @@ class AttributionServiceStub:
     ExplainDecision: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ExplainDecisionRequest, _attribution_pb2.ExplainDecisionResponse]
     """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
     record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-    NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
+    NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
+    `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListDecisionsRequest, _attribution_pb2.ListDecisionsResponse]
     """ListDecisions lists an app's decisions, newest first by decision time."""
@@ -96,7 +97,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_attribution_pb2.ExplainDecisionResponse]:
         """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
         record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept.
+        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
+        `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
         """
 
     @_abc_1.abstractmethod

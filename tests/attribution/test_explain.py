@@ -1,0 +1,396 @@
+"""ExplainDecision: what became of a record and why, in words that hold."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from libs.errors import from_rpc_error
+from libs.lanes import lane_of
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from services.attribution import sentences
+from tests.attribution.conftest import (
+    APP,
+    OTHER_RE_TRACKER,
+    RE_TRACKER,
+    UA_TRACKER,
+    World,
+    click,
+    device,
+    event,
+    install,
+    record,
+)
+
+HOUR = 3600
+Explanation = attribution_pb2.ExplainDecisionResponse
+
+
+async def explain(world: World, conversion_id: str = "", **fields: Any) -> attribution_pb2.ExplainDecisionResponse:
+    request = attribution_pb2.ExplainDecisionRequest(app_id=APP, conversion_id=conversion_id, **fields)
+    return await world.attribution.ExplainDecision(request)
+
+
+async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    details = from_rpc_error(raised.value)
+    return details.code, details.reason
+
+
+def timeless(text: str) -> str:
+    """Without the day and the hour, which are those of the test."""
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "T", text)
+
+
+def text_at(record_: ingest_pb2.Record, plus_s: int = 0) -> str:
+    time = timestamp_pb2.Timestamp(seconds=record_.event_time.seconds + plus_s)
+    return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+async def test_a_won_conversion_tells_what_won_and_what_it_beat(world: World) -> None:
+    a, purchase = device(1), event(27 * HOUR, device(1), record_id="e1", ip_address="203.0.113.5")
+    async with world.worker():
+        await world.send(
+            install(0, a, record_id="i1"),
+            click(10, "", record_id="by-ip", ip_address="203.0.113.5"),
+            click(20, a, record_id="older"),
+            click(23 * HOUR, a, OTHER_RE_TRACKER, record_id="newer"),
+            click(30, a, UA_TRACKER, record_id="other-type"),
+        )
+        await world.send(purchase)
+        await world.decided("e1")
+        answer = await explain(world, "e1")
+    assert answer.state == Explanation.STATE_DECIDED
+    assert answer.receive_time == answer.decision.receive_time
+    assert answer.summary.startswith(f"Purchase at {text_at(purchase)} reengaged the device")
+    assert timeless(answer.summary) == (
+        "Purchase at T reengaged the device for tracker re-other of bolt: click newer came 4 h before it, inside its "
+        "window of 30 days (built in), and was matched by device id; 3 other candidates did not win. It was first "
+        "received at T."
+    )
+    assert [candidate.engagement_id for candidate in answer.decision.candidates] == [
+        "by-ip",
+        "newer",
+        "older",
+        "other-type",
+    ]
+    assert [timeless(sentence) for sentence in answer.sentences] == [
+        (
+            "Click by-ip on tracker re of acme at T (1 day 2 h before the conversion, matched by IP address alone) "
+            "lost to click newer, which is on level 1 of the waterfall, this one on level 3: that one was matched by "
+            "device id."
+        ),
+        (
+            "Click newer on tracker re-other of bolt at T won: 4 h before the conversion, inside its window of 30 days "
+            "(built in), matched by device id."
+        ),
+        (
+            "Click older on tracker re of acme at T (1 day 2 h before the conversion, matched by device id) lost to "
+            "click newer, which was more recent: 4 h before the conversion."
+        ),
+        "Click other-type on tracker ua of bolt at T was refused: its tracker is of the other type.",
+    ]
+
+
+async def test_mtr_tells_when_it_ends_and_from_what(world: World) -> None:
+    """The clock of a device that was merged begins with the other one's install."""
+    first, second = {"adid": device(1)}, {"android_id": "b2"}
+    installed = install(0, first, record_id="i1")
+    async with world.worker():
+        await world.send(installed, event(5, second, "View", record_id="v1"))
+        await world.send(event(10, {**first, **second}, "Login", record_id="v2"))
+        await world.send(click(20, second, record_id="k1"))
+        await world.send(event(30, second, record_id="e1"))
+        (e1,) = await world.decided("e1")
+        # Another device that becomes this one later has nothing to do with it.
+        await world.send(install(25, {"idfv": "c3"}, record_id="i2"))
+        await world.send(event(40, {**second, "idfv": "c3"}, "Login", record_id="v3"))
+        await world.decided("v3")
+        answer = await explain(world, "e1")
+    assert e1.reason == "MTR_NOT_MET"
+    assert (
+        f"the minimum time to reengagement, 1 h, had not passed since the device's latest attribution, install i1 at "
+        f"{text_at(installed)}; it ended at {text_at(installed, HOUR)}." in answer.summary
+    )
+
+
+async def test_a_reattributed_conversion_tells_what_was_said_before(world: World) -> None:
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+    newer = attribution_pb2.Decision()
+    newer.CopyFrom(e1)
+    newer.version, newer.outcome, newer.reason = 2, attribution_pb2.OUTCOME_UNATTRIBUTED, "NO_WINNER"
+    for name in ("tracker_id", "network_id", "engagement_id"):
+        newer.ClearField(name)
+    await world.pool.execute(
+        """
+        INSERT INTO decisions (
+            lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, decision,
+            record, reattribution_id
+        )
+        SELECT lane, sequence + 1, app_id, conversion_id, 2, round_id, device_id, $1, conversion_time_us, $2, record,
+            'fix-7'
+        FROM decisions
+        """,
+        newer.outcome,
+        newer.SerializeToString(),
+    )
+    answer = await explain(world, "e1")
+    assert (answer.decision.version, answer.reattribution_id) == (2, "fix-7")
+    assert (
+        "This is version 2, made at T by the re-attribution fix-7; version 1 said REENGAGED to tracker re of acme by k1"
+        in timeless(answer.summary)
+    )
+    assert not (await explain(world, "k1")).won_conversion_ids, "by the newest version it won nothing"
+
+
+async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
+    first, second, third = {"adid": device(1)}, {"android_id": "b2"}, {"idfv": "c3"}
+    sent = [
+        event(100, first, "View", record_id="a100"),
+        event(200, second, "View", record_id="b200"),
+        event(300, third, "View", record_id="c300"),
+        event(400, {**first, **second, **third}, "View", record_id="all400"),
+        event(500, first, "View", record_id="a500"),
+    ]
+    link = record(350, first, identity_link=ingest_pb2.IdentityLink(identities={"email": "x"}), record_id="l350")
+    async with world.worker():
+        for each in (*sent, link):
+            await world.send(each)
+        decisions = await world.decided("a100", "b200", "c300", "all400", "a500", "l350")
+    assert len({decision.device_id for decision in decisions}) == 3
+
+    async def at(seconds: int, device_id: str) -> str:
+        time = timestamp_pb2.Timestamp(seconds=sent[0].event_time.seconds - 100 + seconds)
+        return (await explain(world, device_id=device_id, time=time)).decision.conversion_id
+
+    for device_id in (device(1), "b2", "c3", decisions[1].device_id):
+        expected = {
+            0: "a100",
+            100: "a100",
+            149: "a100",
+            150: "a100",
+            151: "b200",
+            350: "c300",
+            361: "all400",
+            999: "a500",
+        }
+        assert {seconds: await at(seconds, device_id) for seconds in expected} == expected
+    assert await failure(explain(world, device_id="nobody", time=sent[0].event_time)) == (
+        grpc.StatusCode.NOT_FOUND,
+        "DEVICE_NOT_FOUND",
+    )
+
+
+async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) -> None:
+    async def wait(record_: ingest_pb2.Record, networks: list[str], receive_us: int, device_id: uuid.UUID) -> None:
+        await world.pool.execute(
+            """
+            INSERT INTO waiting (
+                lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
+                settings_revision, record, network_ids, deadline_us
+            )
+            VALUES ($1, $2, $3, $4, false, 0, 0, $5, 1, $6, $7, $8)
+            """,
+            lane_of(APP),
+            APP,
+            record_.record_id,
+            device_id,
+            receive_us,
+            record_.SerializeToString(),
+            networks,
+            receive_us + 15_000_000,
+        )
+
+    one, other = uuid.UUID(int=1), uuid.UUID(int=2)
+    now_us = 1_800_000_000_000_000
+    await wait(install(0, device(1), record_id="i1"), ["x-android", "y-android"], now_us, one)
+    await wait(event(5, device(1), record_id="e1"), [], now_us + 1, one)
+    await wait(event(5, device(2), record_id="e2"), ["x-android"], now_us - 1, other)
+    first, behind = await explain(world, "i1"), await explain(world, "e1")
+    assert first.state == behind.state == Explanation.STATE_WAITING_FOR_CLAIMS
+    assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x-android", "y-android"]
+    assert first.receive_time.ToMicroseconds() == now_us
+    assert first.summary.endswith(
+        "was received at 2027-01-15 08:00:00 UTC and waits for the answer of x-android and y-android, who may claim "
+        "it; at 2027-01-15 08:00:15 UTC it is decided at the latest."
+    )
+    assert timeless(behind.summary) == (
+        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of "
+        "x-android and y-android."
+    )
+
+
+async def test_an_engagement_tells_what_it_won(world: World) -> None:
+    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"), click(0, device(2), record_id="k2"))
+        await world.send(event(10, device(1), record_id="e1"), event(2 * HOUR, device(1), record_id="e2"))
+        await world.send(record(3 * HOUR, device(3), deep_link_open=opened, record_id="o1"))
+        await world.send(event(3 * HOUR + 1, device(3), record_id="e3"))
+        await world.decided("e1", "e2", "e3")
+        k1, k2, o1 = await explain(world, "k1"), await explain(world, "k2"), await explain(world, "o1")
+    assert k1.state == k2.state == Explanation.STATE_NOT_A_CONVERSION
+    assert list(k1.won_conversion_ids) == ["e1", "e2"]
+    assert timeless(k1.summary) == ("A click on tracker re at T, which may win conversions. It has won 2 conversions.")
+    assert k2.summary.endswith("It has won no conversion.")
+    assert (o1.state, list(o1.won_conversion_ids)) == (Explanation.STATE_DECIDED, ["e3"])
+
+
+async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
+    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
+    stop = ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)
+    await world.send(event(0, device(1), record_id="e0"), click(0, device(1), record_id="k0"))
+    waiting, clicked = await explain(world, "e0"), await explain(world, "k0")
+    assert (waiting.state, clicked.state) == (Explanation.STATE_WAITING, Explanation.STATE_NOT_A_CONVERSION)
+    assert timeless(waiting.summary) == (
+        "Purchase at T was received at T and is not decided yet; decisions follow receipt within seconds."
+    )
+    async with world.worker():
+        await world.send(record(1, device(1), session=start, record_id="s1"))
+        await world.send(record(2, device(1), session=stop, record_id="s2"))
+        await world.send(record(3, device(1), session=start, record_id="s3"), event(4, device(1), record_id="end"))
+        await world.decided("end")
+        s1, s2, s3 = [await explain(world, record_id) for record_id in ("s1", "s2", "s3")]
+    assert [answer.state for answer in (s1, s2, s3)] == [
+        Explanation.STATE_DECIDED,
+        Explanation.STATE_NOT_A_CONVERSION,
+        Explanation.STATE_NOT_A_CONVERSION,
+    ]
+    assert "the end of a session, about which nothing is decided" in s2.summary
+    assert "a session that was not the first of its install" in s3.summary
+
+
+async def test_a_refused_record_tells_every_violation(world: World) -> None:
+    wrong = event(0, device(1), "_install", record_id="r1", ip_address="")
+    for _ in range(3):
+        await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[wrong]))
+    async with asyncio.timeout(10):  # they are written by and by
+        while await world.log_pool.fetchval("SELECT count(*) FROM rejected") < 3:
+            await asyncio.sleep(0.01)
+    answer = await explain(world, "r1")
+    assert answer.state == Explanation.STATE_REFUSED
+    assert [violation.reason for violation in answer.violations] == ["REQUIRED", "RESERVED_NAME"]
+    assert timeless(answer.summary) == (
+        "It was refused at T and not stored, for ip_address: the device's IP address; event.event_name: names "
+        "beginning with _install are reserved. So it was 2 times before."
+    )
+    assert len(answer.sentences) == 2
+    async with world.worker():
+        await world.send(event(0, device(1), record_id="r1"))
+        await world.decided("r1")
+        assert (await explain(world, "r1")).state == Explanation.STATE_DECIDED, "sent again, and right"
+
+
+async def test_what_nobody_knows_is_not_found(world: World) -> None:
+    assert await failure(explain(world, "nothing")) == (grpc.StatusCode.NOT_FOUND, "CONVERSION_NOT_FOUND")
+    await world.send(event(0, device(1), record_id="gone"))
+    await world.log_pool.execute("DELETE FROM log")  # as an erasure does
+    assert await failure(explain(world, "gone")) == (grpc.StatusCode.NOT_FOUND, "CONVERSION_NOT_FOUND")
+    world.log_pool.terminate()
+    assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({}, ["conversion_id"]),
+        ({"conversion_id": "c", "device_id": "d"}, ["conversion_id", "time"]),
+        ({"device_id": "d"}, ["time"]),
+        ({"device_id": "d", "time": timestamp_pb2.Timestamp(seconds=10**17)}, ["time"]),
+        ({"conversion_id": "c" * 257}, ["conversion_id"]),
+    ],
+)
+async def test_a_request_that_names_nothing_or_two_is_refused(
+    world: World, fields: dict[str, Any], wrong: list[str]
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await explain(world, **fields)
+    assert [violation.field for violation in from_rpc_error(raised.value).violations] == wrong
+
+
+def candidate(verdict: str, lookback_s: float = 90, **fields: Any) -> attribution_pb2.Candidate:
+    made = attribution_pb2.Candidate(
+        engagement_id="k1",
+        verdict=verdict,
+        engagement_kind="CLICK",
+        tracker_id="t",
+        network_id="n",
+        matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+        **fields,
+    )
+    made.engagement_time.FromSeconds(1_800_000_000)
+    made.lookback.FromNanoseconds(int(lookback_s * 1e9))
+    return made
+
+
+WINNER = candidate("WON", 60)
+WINNER.engagement_id = "k0"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (candidate("AFTER_CONVERSION", -90), "was refused: it came 1 min 30 s after the conversion."),
+        (
+            candidate("AFTER_CONVERSION", 0),
+            "was refused: it came at the same instant as the conversion, not before it.",
+        ),
+        (
+            candidate("WINDOW_DISABLED", window_layer=attribution_pb2.LAYER_TRACKER),
+            "was refused: matched by device id, for which the window is off (set on the tracker).",
+        ),
+        (
+            candidate(
+                "OUTSIDE_WINDOW",
+                8 * 86400,
+                window=duration_pb2.Duration(seconds=7 * 86400),
+                window_layer=attribution_pb2.LAYER_NETWORK,
+            ),
+            (
+                "was refused: 8 days before the conversion, outside its window of 7 days (set for the network), "
+                "matched by device id."
+            ),
+        ),
+        (
+            candidate("LOST_TO_MORE_RECENT"),
+            (
+                "(1 min 30 s before the conversion, matched by device id) lost to click k0, which was as recent and "
+                "has the lower id."
+            ),
+        ),
+        (
+            candidate("LOST_TO_COMPLETED_VIEW"),
+            "(1 min 30 s before the conversion, matched by device id) lost to click k0, which was a completed view.",
+        ),
+        (candidate("A_VERDICT_TO_COME"), "was refused: A_VERDICT_TO_COME."),
+    ],
+    ids=lambda value: value.verdict if isinstance(value, attribution_pb2.Candidate) else "",
+)
+def test_what_is_said_of_a_candidate(said: attribution_pb2.Candidate, expected: str) -> None:
+    decision = attribution_pb2.Decision(candidates=[WINNER, said])
+    assert list(sentences.sentences(decision))[1] == f"Click k1 on tracker t of n at 2027-01-15 08:00:00 UTC {expected}"
+
+
+def test_what_is_said_of_claims() -> None:
+    refused = candidate("GRANULAR_DATA_NOT_ALLOWED")
+    refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", attribution_pb2.MATCH_KIND_CLAIM
+    decision = attribution_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
+    assert list(sentences.sentences(decision)) == [
+        "The click that n claims at 2027-01-15 08:00:00 UTC was refused: the user does not share granular data.",
+        "x-ios did not say in time whether it claims the conversion, which was decided without it.",
+    ]
+
+
+@pytest.mark.parametrize("verdict", sorted(sentences._REFUSALS))
+def test_every_verdict_has_words(verdict: str) -> None:
+    (sentence,) = sentences.sentences(attribution_pb2.Decision(candidates=[candidate(verdict)]))
+    assert verdict not in sentence
