@@ -9,7 +9,7 @@ from functools import partial
 import uvloop
 
 from libs.client import open_channel
-from libs.config import load
+from libs.config import ConfigError, load
 from libs.db import open_pool
 from libs.log import configure_logging
 from libs.server import Face, ServerConfig, serve
@@ -18,6 +18,8 @@ from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from services.attribution.claims import Claims, ClaimTriggers
+from services.attribution.explaining import Explanations
 from services.attribution.service import Attribution
 from services.attribution.settings import SettingsBuilder
 from services.attribution.store import Store
@@ -39,6 +41,12 @@ class Config:
     ingest_target: str = "127.0.0.1:7102"
     postback_target: str = "127.0.0.1:7104"
     worker_lease_s: float = 5.0
+    claim_wait_s: float = 15.0
+    """How long a conversion waits for the claims of self-attributing networks, 1 to 600 (E4)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.claim_wait_s <= 600:
+            raise ConfigError("REENGAGE_CLAIM_WAIT_S must be 1 to 600")
 
 
 def _now_us() -> int:
@@ -59,16 +67,21 @@ async def main() -> None:
         settings = Follower(
             lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), SettingsBuilder()
         )
-        store = Store(pool)
+        store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
+        postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
+        triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
+        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, now_us=_now_us)
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
             store=store,
             settings=settings,
-            ingest=ingest_pb2_grpc.IngestServiceStub(to_ingest),
-            postback=postback_pb2_grpc.PostbackServiceStub(to_postback),
+            ingest=ingest,
+            postback=postback,
+            triggers=triggers,
+            jobs={"claims": claims.run},
             now_us=_now_us,
         )
-        service = Attribution(store, settings, _now_us)
+        service = Attribution(store, settings, explanations=Explanations(pool, ingest), now_us=_now_us)
         await serve(
             ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
             [
@@ -77,7 +90,7 @@ async def main() -> None:
                     add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, service),
                 )
             ],
-            tasks=[settings.run, worker.run],
+            tasks=[settings.run, triggers.run, worker.run],
             ready=settings.ready,
         )
 

@@ -7,19 +7,30 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from libs.db import Connection
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
+from services.attribution import waiting
 from services.attribution.answers import decision_message, linked_message, refused_message
 from services.attribution.candidates import Question, find_candidates
 from services.attribution.decide import decide, eligibility
 from services.attribution.history import DeviceHistory, merge
 from services.attribution.matching import own_key
 from services.attribution.model import Conversion, Engagement, Reason
-from services.attribution.records import Logged, conversion_of, event_name_of, identity_key, index_rows
+from services.attribution.records import (
+    INSTALL,
+    Logged,
+    claims_of,
+    conversion_of,
+    event_name_of,
+    identity_key,
+    index_rows,
+)
 from services.attribution.rules import AppRules
 from services.attribution.store import DecisionRow, Device, Store
+from services.attribution.waiting import NOBODY, Asking, Key, WaitingRow
 
 MOST_IDS = 20
 """OURS: of each kind a device keeps its latest ids; older ones still lead to it, but find no engagements any more.
@@ -34,7 +45,10 @@ _NO_DEVICE = uuid.UUID(int=0)
 
 @dataclass(slots=True, kw_only=True)
 class Case:
-    """One record on its way to a decision. No event name: the end of a session, which only makes its device known."""
+    """One record on its way to a decision. No event name: the end of a session, which only makes its device known.
+
+    `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
+    """
 
     entry: ingest_pb2.LogEntry
     record: ingest_pb2.Record
@@ -45,12 +59,18 @@ class Case:
     merged: tuple[Device, ...]
     ids: tuple[tuple[str, str], ...]
     conversion: Conversion
+    network_ids: tuple[str, ...]
+    waited: WaitingRow | None
     candidates: dict[str, Engagement] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What deciding a batch changed; nothing is written yet. `heads`: up to where the log was considered."""
+    """What deciding a batch changed; nothing is written yet.
+
+    `heads`: up to where the log was considered. `waiting` are those not decided yet (E1), `merged` says of devices
+    (lane, device id) that may have some what they turned out to be.
+    """
 
     round_id: uuid.UUID
     heads: Sequence[int]
@@ -58,6 +78,8 @@ class Batch:
     devices: list[Device] = field(default_factory=list)
     identifiers: dict[bytes, uuid.UUID] = field(default_factory=dict)
     next_sequences: dict[int, int] = field(default_factory=dict)
+    waiting: list[WaitingRow] = field(default_factory=list)
+    merged: dict[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
 
 
 async def decide_batch(
@@ -70,13 +92,18 @@ async def decide_batch(
     next_sequences: Mapping[int, int],
     new_id: Callable[[], uuid.UUID],
     now_us: int,
+    asking: Asking = NOBODY,
+    resumed: Mapping[Key, WaitingRow] = MappingProxyType({}),
 ) -> Batch:
-    """Decides what of the log, given in order of receipt, was not decided before.
+    """Decides what of the log, given in order of receipt, was not decided before, or has it wait for claims (E1).
 
-    Only engagements below `heads` are considered (G5). `apps` must hold the rules of every app named.
+    Only engagements below `heads` are considered (G5). `apps` must hold the rules of every app named. `resumed`: the
+    rows of conversions that have waited, if it is those that are decided; they are not in the table any more.
     """
     batch = Batch(round_id=new_id(), heads=heads, next_sequences=dict(next_sequences))
-    cases = await _Identities(store, connection, batch, new_id).resolve(await _new(store, connection, logged), apps)
+    new = await _new(store, connection, logged, asking)
+    cases = await _Identities(store, connection, batch, new_id).resolve(new, apps, asking, resumed)
+    held = set() if resumed else await _held(connection, cases, asking)
     # Deep-link opens that stand for their own click are engagements, too; the log serves them as conversions only.
     await store.insert_index(connection, index_rows(logged, apps))
     await _fetch_candidates(store, connection, cases, heads)
@@ -85,7 +112,11 @@ async def decide_batch(
     for number, case in enumerate(cases):
         if number % _TURN == 0:
             await asyncio.sleep(0)
-        message = _decide_case(case, wins[case.record.app_id], batch.next_sequences[case.entry.app_lane])
+        _join_histories(case, batch.next_sequences[case.entry.app_lane], held)
+        if (row := _must_wait(case, held, asking.deadline_us)) is not None:
+            batch.waiting.append(row)
+            continue
+        message = _decide_case(case, wins[case.record.app_id])
         if message is None:
             continue
         message.app_id = case.record.app_id
@@ -101,6 +132,7 @@ async def decide_batch(
         lane = case.entry.app_lane
         batch.decisions.append(_row(case, message, lane, batch))
         batch.next_sequences[lane] += 1
+    batch.merged = _merged(cases, batch.devices, asking)
     batch.devices = [device for device in batch.devices if device.changed]
     await _attach_engagements(store, connection, batch, sources)
     return batch
@@ -115,17 +147,24 @@ async def write_batch(store: Store, connection: Connection, batch: Batch) -> Non
     if batch.decisions:
         await store.insert_round(connection, batch.round_id, batch.heads)
         await store.insert_decisions(connection, batch.decisions)
+    if batch.waiting:
+        await waiting.insert(connection, batch.waiting)
+    if batch.merged:
+        await waiting.move(connection, batch.merged)
 
 
-async def _new(store: Store, connection: Connection, logged: Sequence[Logged]) -> list[Logged]:
-    """Those whose record id was not decided before.
+async def _new(store: Store, connection: Connection, logged: Sequence[Logged], asking: Asking) -> list[Logged]:
+    """Those whose record id was not decided before, and does not wait.
 
     Ingest recognises repeats for 7 days. A sender's own record id that comes back after that is the same conversion all
     the same: nothing is decided twice.
     """
     if not logged:
         return []
-    decided = await store.already_decided(connection, [(entry.app_lane, record.record_id) for entry, record in logged])
+    conversions = [(entry.app_lane, record.record_id) for entry, record in logged]
+    decided = await store.already_decided(connection, conversions)
+    if any(record.app_id in asking.app_ids for _, record in logged):
+        decided |= await waiting.already_waiting(connection, conversions)
     fresh = []
     for each in logged:
         key = (each.record.app_id, each.record.record_id)
@@ -142,13 +181,22 @@ class _Identities:
         self._store, self._connection, self._batch, self._new_id = store, connection, batch, new_id
         self._by_key: dict[bytes, Device] = {}
 
-    async def resolve(self, logged: Sequence[Logged], apps: Mapping[str, AppRules]) -> list[Case]:
+    async def resolve(
+        self,
+        logged: Sequence[Logged],
+        apps: Mapping[str, AppRules],
+        asking: Asking,
+        resumed: Mapping[Key, WaitingRow],
+    ) -> list[Case]:
         await self._load([record for _, record in logged])
         cases = []
         for entry, record in logged:
             event_name = event_name_of(record)
             is_link = record.HasField("identity_link")
             device, merged = self._device_of(entry, record, may_create=not is_link)
+            row = resumed.get((record.app_id, record.record_id))
+            waited = row if row is not None and row.claims is not None else None
+            networks = asking.networks.get((record.app_id, event_name or ""), ()) if waited is None else ()
             cases.append(
                 Case(
                     entry=entry,
@@ -160,6 +208,8 @@ class _Identities:
                     merged=merged,
                     ids=() if device is None else _ids(device, record),
                     conversion=conversion_of(record, event_name),
+                    network_ids=networks,
+                    waited=waited,
                 )
             )
         return cases
@@ -241,6 +291,7 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
         if case.device is not None
         and case.event_name is not None
         and not case.is_link
+        and not case.network_ids  # it waits, unless there is nothing to decide or nobody can win
         and (
             case.device.device_id in merging
             or case.device.merged_into is not None
@@ -267,18 +318,98 @@ async def _wins(store: Store, connection: Connection, cases: Sequence[Case]) -> 
     return wins
 
 
-def _decide_case(case: Case, wins: dict[str, int], sequence: int) -> attribution_pb2.Decision | None:
-    """Decide one case and take its effect on its device; None when there is nothing to decide.
+async def _held(connection: Connection, cases: Sequence[Case], asking: Asking) -> set[uuid.UUID]:
+    """The devices of which an install waits: it holds back what they sent later."""
+    return await waiting.held_devices(
+        connection,
+        {
+            (case.entry.app_lane, device.device_id)
+            for case in cases
+            if case.record.app_id in asking.app_ids
+            for device in (case.device, *case.merged)
+            if device is not None
+        },
+    )
 
-    `sequence` is that of its decision, if there is one.
-    """
-    device = case.device
-    if device is None:  # only an identity link makes no device (F3)
-        return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
+
+def _join_histories(case: Case, sequence: int, held: set[uuid.UUID]) -> None:
+    """Merge the histories of devices that a record showed to be one; decisions from `sequence` on know both."""
+    if (device := case.device) is None:
+        return
     for other in case.merged:
         device.history = merge(device.history, other.history)
         device.identities = {**other.identities, **device.identities}
         other.history, other.identities, other.merge_sequence = DeviceHistory(), {}, sequence
+        if other.device_id in held:
+            held.add(device.device_id)
+
+
+def _must_wait(case: Case, held: set[uuid.UUID], deadline_us: int) -> WaitingRow | None:
+    """The row to wait in, for claims or behind an install of its device that does; None if its turn is now."""
+    device, entry, is_install = case.device, case.entry, case.event_name == INSTALL
+    if device is None or case.event_name is None or case.is_link:
+        return None
+    is_held = device.device_id in held
+    if case.waited is not None:
+        return case.waited if is_held else None
+    network_ids = _asked_now(case, device, is_held) if case.network_ids else ()
+    if not network_ids and not is_held:
+        return None
+    if is_install:
+        held.add(device.device_id)
+    return WaitingRow(
+        lane=entry.app_lane,
+        app_id=case.record.app_id,
+        conversion_id=case.record.record_id,
+        device_id=device.device_id,
+        is_install=is_install,
+        log_lane=entry.lane,
+        position=entry.position,
+        receive_time_us=entry.receive_time_us,
+        settings_revision=case.record.settings_revision,
+        record=entry.record,
+        network_ids=list(network_ids),
+        deadline_us=deadline_us,
+    )
+
+
+def _asked_now(case: Case, device: Device, is_held: bool) -> tuple[str, ...]:
+    """The networks to ask about a case now: none about a duplicate install, or a session that fires no SessionBegin.
+
+    Whether it is such a one is known once the install is decided that holds it back.
+    """
+    is_session = case.record.HasField("session")
+    if case.event_name == INSTALL:
+        may_ask = not is_held and eligibility(case.conversion, device.history, case.rules) is None
+    elif is_session:
+        may_ask = not is_held and device.history.begins_session(case.conversion.time_us)
+    else:
+        may_ask = True
+    if may_ask and is_session:  # a second one that comes meanwhile fires nothing
+        device.history = device.history.after_session(case.conversion.time_us)
+        device.changed = True
+    return case.network_ids if may_ask else ()
+
+
+def _merged(cases: Sequence[Case], devices: Sequence[Device], asking: Asking) -> dict[tuple[int, uuid.UUID], uuid.UUID]:
+    """What devices that were merged, of apps that may have conversions waiting, have become in the end."""
+    merging = [case for case in cases if case.merged and case.record.app_id in asking.app_ids]
+    by_id = {device.device_id: device for device in devices} if merging else {}
+    merged = {}
+    for case in merging:
+        for other in case.merged:
+            device = other
+            while device.merged_into is not None:
+                device = by_id[device.merged_into]
+            merged[case.entry.app_lane, other.device_id] = device.device_id
+    return merged
+
+
+def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision | None:
+    """Decide one case and take its effect on its device; None when there is nothing to decide."""
+    device = case.device
+    if device is None:  # only an identity link makes no device (F3)
+        return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
     if case.event_name is None:
         return None
     if case.is_link:
@@ -286,12 +417,21 @@ def _decide_case(case: Case, wins: dict[str, int], sequence: int) -> attribution
         device.changed = True
         return linked_message(case.conversion, case.rules.revision)
     conversion = case.conversion
-    if case.record.HasField("session"):
+    if case.record.HasField("session") and case.waited is None:  # else it has begun when it began to wait
         if not device.history.begins_session(conversion.time_us):
             return None
         device.history = device.history.after_session(conversion.time_us)
         device.changed = True
-    decision = decide(conversion, device.history, case.rules, candidates=case.candidates.values(), wins=wins)
+    claims, claims_unavailable = claims_of(case.waited.claims if case.waited is not None else None)
+    decision = decide(
+        conversion,
+        device.history,
+        case.rules,
+        candidates=case.candidates.values(),
+        wins=wins,
+        claims=claims,
+        claims_unavailable=claims_unavailable,
+    )
     if decision.engagement_id is not None:
         wins[decision.engagement_id] = wins.get(decision.engagement_id, 0) + 1
     history = device.history.after(conversion, decision)
@@ -326,6 +466,7 @@ def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch)
         record=case.entry.record,
         engagement=None,
         known_ids=_known_ids(case),
+        claims=None if case.waited is None else case.waited.claims,
     )
 
 

@@ -3,10 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from prometheus_client import Counter
+
 from libs.db import Connection, in_transaction
 from libs.lanes import LANES
+from reengage.attribution.v1 import attribution_pb2
 from services.attribution.decider import Batch, write_batch
 from services.attribution.store import OwnedLane, Store
+from services.attribution.waiting import Waiting, WaitingRow
+
+_decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
+_OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in attribution_pb2.Outcome.items()}
 
 
 class OwnedLanes:
@@ -14,10 +21,14 @@ class OwnedLanes:
 
     `heads`: per lane of the log, the position below which all engagements were indexed when it last decided.
     `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken.
+    `waiting`: which of them wait for claims (E1); `waiting_app_ids` are the apps that have some from before.
     """
 
-    def __init__(self, store: Store, worker_id: str, lanes: Mapping[int, OwnedLane]) -> None:
+    def __init__(
+        self, store: Store, worker_id: str, lanes: Mapping[int, OwnedLane], *, waiting_app_ids: Collection[str] = ()
+    ) -> None:
         self.lanes = frozenset(lanes)
+        self.waiting = Waiting(waiting_app_ids)
         self.heads: list[int] = [0] * LANES
         self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
         self._store, self._worker_id = store, worker_id
@@ -37,6 +48,7 @@ class OwnedLanes:
         `decide(connection, next_sequences)` may write to the same transaction whatever else belongs to it. `lanes` are
         those it touches; with `decided` those, each with the new decide positions. Raises LanesLostError.
         """
+        begun: list[WaitingRow] = []
         async with self._writing:
 
             async def work(connection: Connection) -> Batch:
@@ -45,11 +57,19 @@ class OwnedLanes:
                 await self._store.advance_lanes(
                     connection, self._worker_id, decided or dict.fromkeys(lanes), self._sequences, batch.next_sequences
                 )
+                begun.extend(batch.waiting)
                 return batch
 
-            batch = await in_transaction(self._store.pool, work)
+            try:
+                batch = await in_transaction(self._store.pool, work)
+            finally:
+                # Also when nobody knows whether it committed: those that do not wait are not found in the table.
+                self.waiting.begin(begun)
             self._sequences.update(batch.next_sequences)
         self._grown.set()
+        for row in batch.decisions:
+            if row.version == 1:
+                _decided.labels(_OUTCOMES[row.outcome]).inc()
         return batch
 
     async def beyond(self, positions: Mapping[int, int]) -> dict[int, int]:

@@ -6,8 +6,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from reengage.ingest.v1 import ingest_pb2
+from reengage.postback.v1 import postback_pb2
 from services.attribution.matching import device_key, engagement_keys, hash_length, normalise_id, normalise_ip, own_key
-from services.attribution.model import Conversion, ConversionKind, Engagement, EngagementKind
+from services.attribution.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind
 from services.attribution.rules import AppRules
 from services.attribution.store import EngagementRow, IndexRows, NetworkClick
 from services.attribution.useragent import parse_user_agent
@@ -132,6 +133,27 @@ def conversion_of(record: ingest_pb2.Record, event_name: str | None) -> Conversi
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
     )
+
+
+def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
+    """What networks claim, and those that did not answer in time (E4), of a serialised ConversionClaims or none."""
+    claims: list[Claim] = []
+    unavailable: list[str] = []
+    for answer in postback_pb2.ConversionClaims.FromString(stored).answers if stored else ():
+        if answer.state == postback_pb2.ClaimAnswer.STATE_CLAIMED:
+            claim = answer.claim
+            claims.append(
+                Claim(
+                    network_id=answer.network_id,
+                    kind=EngagementKind.IMPRESSION if claim.is_view else EngagementKind.CLICK,
+                    time_us=claim.engagement_time.ToMicroseconds(),
+                    campaign_name=claim.campaign_name,
+                    granular_data_allowed=not claim.granular_data_forbidden,
+                )
+            )
+        elif answer.state == postback_pb2.ClaimAnswer.STATE_UNAVAILABLE:
+            unavailable.append(answer.network_id)
+    return claims, unavailable
 
 
 def event_name_of(record: ingest_pb2.Record) -> str | None:

@@ -27,21 +27,22 @@ from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.attribution.claims import ClaimTriggers
 from services.attribution.decider import Batch, decide_batch
 from services.attribution.ownership import OwnedLanes
 from services.attribution.records import Logged, index_rows, parse
 from services.attribution.settings import Settings
 from services.attribution.store import IndexRows, LanesLostError, OutboxRow, Store
+from services.attribution.waiting import app_ids_waiting
 
 _log = structlog.get_logger()
 
 _lanes_owned = Gauge("attribution_lanes_owned", "Lanes this worker owns.")
 _indexed = Counter("attribution_engagements_indexed_total", "Engagements stored.")
-_decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
 _relayed = Counter("attribution_decisions_relayed_total", "Decisions handed to postback.")
 _lag = Histogram(
     "attribution_decision_lag_seconds",
-    "From receipt to committed decision.",
+    "From receipt to committed decision, of conversions that did not wait for claims.",
     buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600),
 )
 _waiting = Gauge("attribution_barrier_wait_seconds", "How long deciding has been waiting for lanes to be indexed.")
@@ -53,7 +54,6 @@ _BARRIER_ALARM_S = 10.0
 _RELAY_BATCH = 500
 _RELAY_BYTES = 8_000_000
 """Of one call: half of what a message may have. A single conversion has less than that."""
-_OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in attribution_pb2.Outcome.items()}
 _NOT_FOR_POSTBACK = frozenset(
     {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
 )
@@ -103,17 +103,18 @@ class Worker:
         settings: Follower[Settings],
         ingest: ingest_pb2_grpc.IngestServiceStub,
         postback: postback_pb2_grpc.PostbackServiceStub,
+        triggers: ClaimTriggers,
         jobs: Mapping[str, Job] = MappingProxyType({}),
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._config, self._store, self._settings = config, store, settings
-        self._ingest, self._postback, self._jobs = ingest, postback, jobs
+        self._ingest, self._postback, self._triggers, self._jobs = ingest, postback, triggers, jobs
         self._now_us, self._new_id = now_us, new_id
 
     async def run(self) -> None:
         """Work until cancelled, then give the lanes back."""
-        await self._settings.ready()
+        await asyncio.gather(self._settings.ready(), self._triggers.ready())
         try:
             await keep_running("ownership", self._own)
         finally:
@@ -169,7 +170,12 @@ class Worker:
         lanes = await self._store.owned_lanes(self._config.worker_id, owned)
         progress = _Progress()
         progress.advance(dict(enumerate(await self._store.indexed())))
-        shared = OwnedLanes(self._store, self._config.worker_id, lanes)
+        shared = OwnedLanes(
+            self._store,
+            self._config.worker_id,
+            lanes,
+            waiting_app_ids=await app_ids_waiting(self._store.pool, owned),
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 loops: dict[str, Callable[[], Awaitable[None]]] = {
@@ -213,7 +219,7 @@ class Worker:
         begun = {lane: owned_lane.decided for lane, owned_lane in lanes.items()}
         # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
         position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
-        flushed = time.monotonic()
+        flushed = -_FLUSH_S  # at once: whoever decides beside this loop needs heads
         log = self._read_log(
             dict(enumerate(position)), ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(shared.lanes)
         )
@@ -235,8 +241,10 @@ class Worker:
     async def _decide_batch(
         self, shared: OwnedLanes, logged: Sequence[Logged], vectors: Mapping[int, list[int]]
     ) -> None:
-        """Decisions, device state, what is to be sent and the read position, in one transaction."""
+        """Decisions, device state, what waits, what is to be sent and the read position, in one transaction."""
         settings = await self._settings_for(logged)
+        now_us = self._now_us()
+        asking = self._triggers.asking(shared.waiting.app_ids, now_us)
 
         async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
             return await decide_batch(
@@ -247,15 +255,16 @@ class Worker:
                 apps=settings.apps,
                 next_sequences=next_sequences,
                 new_id=self._new_id,
-                now_us=self._now_us(),
+                now_us=now_us,
+                asking=asking,
             )
 
         batch = await shared.append(decide, decided=vectors)
-        for row in batch.decisions:
-            _decided.labels(_OUTCOMES[row.outcome]).inc()
         now_us = self._now_us()
-        for entry, _ in logged:
-            _lag.observe((now_us - entry.receive_time_us) / 1e6)
+        waiting = {row.key for row in batch.waiting}
+        for entry, record in logged:
+            if not waiting or (record.app_id, record.record_id) not in waiting:
+                _lag.observe((now_us - entry.receive_time_us) / 1e6)
 
     async def _barrier(self, heads: Sequence[int], progress: _Progress) -> None:
         """Wait until every lane is indexed up to `heads`.

@@ -4,8 +4,10 @@ Settings arrive as tracker would send them.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import settings as attribution_settings
+from services.attribution.claims import Claims, ClaimTriggers
+from services.attribution.explaining import Explanations
 from services.attribution.service import Attribution
 from services.attribution.store import Store
 from services.attribution.worker import Job, Worker, WorkerConfig
@@ -71,12 +75,84 @@ class Feed:
 
 
 class Received(postback_pb2_grpc.PostbackServiceServicer):
-    """A postback service that keeps what it is handed, once each, and can be told to fail."""
+    """A postback service that keeps what it is handed, once each, and can be told to fail.
+
+    Networks answer about a conversion what they were told to, and no claim otherwise; who is told nothing but `pending`
+    does not answer until told more. `asked` counts how often claims of a conversion were requested.
+    """
 
     def __init__(self) -> None:
         self.conversions: dict[str, postback_pb2.Conversion] = {}
         self.calls = 0
         self.failing = False
+        self.asked: Counter[str] = Counter()
+        self.asked_about: dict[str, postback_pb2.Conversion] = {}
+        self._triggers: list[postback_pb2.ClaimTrigger] = []
+        self._answers: dict[str, list[postback_pb2.ClaimAnswer]] = {}
+        self._changed = asyncio.Condition()
+
+    async def trigger(self, *triggers: tuple[str, str], app_id: str = APP) -> None:
+        """Have claims requested for these events (event name, network), and no others."""
+        async with self._changed:
+            self._triggers = [
+                postback_pb2.ClaimTrigger(app_id=app_id, event_name=event_name, network_id=network_id)
+                for event_name, network_id in triggers
+            ]
+            self._changed.notify_all()
+
+    async def answer(self, conversion_id: str, *answers: postback_pb2.ClaimAnswer) -> None:
+        """Have networks answer this about a conversion from now on."""
+        async with self._changed:
+            self._answers[conversion_id] = list(answers)
+            self._changed.notify_all()
+
+    async def WatchClaimTriggers(
+        self, request: postback_pb2.WatchClaimTriggersRequest, context: Any
+    ) -> AsyncIterator[postback_pb2.WatchClaimTriggersResponse]:
+        if self.failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        while True:
+            sent = self._triggers
+            yield postback_pb2.WatchClaimTriggersResponse(triggers=sent)
+            async with self._changed:
+                while self._triggers is sent:
+                    await self._changed.wait()
+
+    async def RequestClaims(
+        self, request: postback_pb2.RequestClaimsRequest, context: Any
+    ) -> postback_pb2.RequestClaimsResponse:
+        if self.failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        decisions = [conversion.decision for conversion in request.conversions]
+        async with self._changed:
+            for conversion in request.conversions:
+                self.asked[conversion.decision.conversion_id] += 1
+                self.asked_about[conversion.decision.conversion_id] = conversion
+            self._changed.notify_all()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(request.wait.ToMilliseconds() / 1000):
+                    await self._changed.wait_for(lambda: not any(map(self._is_pending, decisions)))
+        return postback_pb2.RequestClaimsResponse(
+            conversions=[
+                postback_pb2.ConversionClaims(
+                    app_id=each.app_id, conversion_id=each.conversion_id, answers=self._said(each)
+                )
+                for each in decisions
+            ]
+        )
+
+    def _said(self, decision: attribution_pb2.Decision) -> list[postback_pb2.ClaimAnswer]:
+        return self._answers.get(
+            decision.conversion_id,
+            [
+                not_claimed(trigger.network_id)
+                for trigger in self._triggers
+                if (trigger.app_id, trigger.event_name) == (decision.app_id, decision.event_name)
+            ],
+        )
+
+    def _is_pending(self, decision: attribution_pb2.Decision) -> bool:
+        return any(answer.state == postback_pb2.ClaimAnswer.STATE_PENDING for answer in self._said(decision))
 
     async def EnqueueConversions(
         self, request: postback_pb2.EnqueueConversionsRequest, context: Any
@@ -115,22 +191,25 @@ class World:
         lease_s: float = 5.0,
         ingest: ingest_pb2_grpc.IngestServiceStub | None = None,
         jobs: Mapping[str, Job] = MappingProxyType({}),
+        claim_wait_s: float = 15.0,
     ) -> AsyncIterator[Worker]:
-        """A running worker; on leaving it is cancelled, as at a graceful stop."""
+        """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
+        store, triggers = Store(self.pool), ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
+        claims = Claims(store=store, settings=self.settings, triggers=triggers, postback=self.postback)
         worker = Worker(
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
-            store=Store(self.pool),
+            store=store,
             settings=self.settings,
             ingest=ingest or self.ingest,
             postback=self.postback,
-            jobs=jobs,
+            triggers=triggers,
+            jobs={"claims": claims.run, **jobs},
         )
-        task = asyncio.ensure_future(worker.run())
+        tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]
         try:
             yield worker
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await _cancel(tasks)
 
     async def decided(self, *conversion_ids: str) -> list[attribution_pb2.Decision]:
         """The decisions on these conversions, once all are made."""
@@ -193,7 +272,6 @@ def start_world(tmp_path: Path) -> StartWorld:
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, attribution_settings.SettingsBuilder())
-            api = Attribution(Store(pool), settings, lambda: 2**60)
             await background(log_settings.run, settings.run, writer.run, rejections.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
             to_ingest = await serve(
@@ -202,6 +280,12 @@ def start_world(tmp_path: Path) -> StartWorld:
                     name="reengage.ingest.v1.IngestService",
                     add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, log),
                 ),
+            )
+            api = Attribution(
+                Store(pool),
+                settings,
+                explanations=Explanations(pool, ingest_pb2_grpc.IngestServiceStub(to_ingest)),
+                now_us=lambda: 2**60,
             )
             to_attribution = await serve(
                 "attribution",
@@ -303,6 +387,27 @@ def install(at_s: int, device: str | dict[str, str], **fields: Any) -> ingest_pb
 
 def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fields: Any) -> ingest_pb2.Record:
     return record(at_s, device, event=ingest_pb2.Event(event_name=name, **fields.pop("event", {})), **fields)
+
+
+def claimed(network_id: str, at_s: int, **claim: Any) -> postback_pb2.ClaimAnswer:
+    """A network's claim that the user engaged `at_s` seconds after a day ago."""
+    answer = postback_pb2.ClaimAnswer(
+        network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_CLAIMED, claim=postback_pb2.Claim(**claim)
+    )
+    answer.claim.engagement_time.FromSeconds(_DAY_AGO_S + at_s)
+    return answer
+
+
+def not_claimed(network_id: str) -> postback_pb2.ClaimAnswer:
+    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_NOT_CLAIMED)
+
+
+def pending(network_id: str) -> postback_pb2.ClaimAnswer:
+    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_PENDING)
+
+
+def unavailable(network_id: str) -> postback_pb2.ClaimAnswer:
+    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_UNAVAILABLE)
 
 
 def device(number: int) -> str:
