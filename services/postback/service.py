@@ -196,13 +196,12 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
         if not 0 <= wait_s <= LONGEST_CLAIM_WAIT_S:
             violations.add("wait", "OUT_OF_RANGE", f"0 to {LONGEST_CLAIM_WAIT_S:g} s")
         violations.check()
-        await self._enqueue(
-            [
-                new_delivery(one, it, awaits_decision=True)
-                for one, it in self._triggered(request.conversions)
-                if wants_claim(it, one)
-            ]
-        )
+        wanted = self._claims_wanted(request.conversions)
+        if len(wanted) < len(request.conversions):
+            # Whoever asks may have heard of a configuration from another process, before this one has.
+            await self._catalog.refresh()
+            wanted = self._claims_wanted(request.conversions)
+        await self._enqueue(wanted)
         return postback_pb2.RequestClaimsResponse(conversions=await self._claims.answers(request.conversions, wait_s))
 
     async def WatchClaimTriggers(
@@ -217,13 +216,14 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
     ) -> postback_pb2.EraseConversionsResponse:
         violations = Violations()
         _require(violations, "app_id", request.app_id)
-        for name in ("conversion_ids", "device_ids"):
+        for name in ("conversion_ids", "device_ids", "stripped_conversion_ids"):
             given = getattr(request, name)
             if len(given) > MOST_CONVERSIONS:
                 violations.add(name, "BATCH_TOO_LARGE", f"at most {MOST_CONVERSIONS}")
             for number, text in enumerate(given):
                 _without_nul(violations, f"{name}[{number}]", text)
         violations.check()
+        await self._store.strip(app_id=request.app_id, conversion_ids=request.stripped_conversion_ids)
         counts = await self._store.erase(
             app_id=request.app_id, conversion_ids=request.conversion_ids, device_ids=request.device_ids
         )
@@ -301,6 +301,13 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
         for one in conversions:
             for configuration in self._catalog.triggered(one.decision.app_id, one.decision.event_name):
                 yield one, configuration
+
+    def _claims_wanted(self, conversions: Iterable[postback_pb2.Conversion]) -> list[NewDelivery]:
+        return [
+            new_delivery(one, it, awaits_decision=True)
+            for one, it in self._triggered(conversions)
+            if wants_claim(it, one)
+        ]
 
     async def _enqueue(self, wanted: Sequence[NewDelivery]) -> int:
         count = await self._store.enqueue(wanted)

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from libs.db import Connection, Pool, in_transaction
+from reengage.postback.v1 import postback_pb2
 from services.postback.model import Asked, Claimed, NetworkAnswer, NewDelivery, Settled, State, Status
 
 
@@ -263,6 +264,33 @@ class Store:
             }
 
         return await in_transaction(self._pool, work)
+
+    async def strip(self, *, app_id: str, conversion_ids: Collection[str]) -> None:
+        """Take the engagement from the deliveries of these conversions."""
+
+        async def work(connection: Connection) -> None:
+            rows = await connection.fetch(
+                "SELECT delivery_id, configuration_id, conversion FROM deliveries "
+                "WHERE app_id = $1 AND conversion_id = ANY($2) ORDER BY delivery_id FOR UPDATE",
+                app_id,
+                list(conversion_ids),
+            )
+            stripped = [postback_pb2.Conversion.FromString(row["conversion"]) for row in rows]
+            for conversion in stripped:
+                conversion.ClearField("engagement")
+            await connection.execute(
+                "UPDATE deliveries AS delivery SET conversion = stripped.conversion "
+                "FROM unnest($1::uuid[], $2::text[], $3::bytea[]) "
+                "     AS stripped (delivery_id, configuration_id, conversion) "
+                "WHERE delivery.delivery_id = stripped.delivery_id "
+                "  AND delivery.configuration_id = stripped.configuration_id",
+                [row["delivery_id"] for row in rows],
+                [row["configuration_id"] for row in rows],
+                [conversion.SerializeToString() for conversion in stripped],
+            )
+
+        if conversion_ids:
+            await in_transaction(self._pool, work)
 
     async def claim(self, asked: Sequence[Asked], *, limit: int, retries: bool) -> list[Claimed]:
         """Claim up to `limit` deliveries that are due, of first tries or of retries, oldest first in a configuration.

@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from oauthlib.oauth1 import Client
@@ -61,7 +61,7 @@ class X:
     base_url: str
 
     @property
-    def method(self) -> str:
+    def method(self) -> Literal["POST"]:
         """POST."""
         return "POST"
 
@@ -85,15 +85,7 @@ class X:
         pairs = self._parameters(values, secrets["device_id_key"])
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in pairs)
         url = f"{self.base_url}{PATH}?{query}"
-        signer = Client(
-            secrets["consumer_key"],
-            client_secret=secrets["consumer_secret"],
-            resource_owner_key=secrets["token"],
-            resource_owner_secret=secrets["token_secret"],
-            nonce=stamp.nonce,
-            timestamp=str(stamp.time_s),
-        )
-        _, headers, _ = signer.sign(url, "POST")
+        headers = {"Authorization": authorization(self.method, url, secrets, stamp)}
         masked = {"Authorization": f"OAuth {MASK}"}
         return (
             Request(method=self.method, url=url, headers=headers, body=""),
@@ -140,6 +132,20 @@ class X:
         cased = _LETTER_CASES[self.letter_case](device_id)
         digest = hmac.digest(key.encode(), cased.encode(), "sha256")
         return b64encode(digest).decode() if self.encoding == postback_pb2.X.ENCODING_BASE64 else digest.hex()
+
+
+def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str, str], stamp: Stamp) -> str:
+    """The header that signs a request whose parameters are all in its URL: OAuth 1.0a, HMAC-SHA1 (RFC 5849)."""
+    signer = Client(
+        secrets["consumer_key"],
+        client_secret=secrets["consumer_secret"],
+        resource_owner_key=secrets["token"],
+        resource_owner_secret=secrets["token_secret"],
+        nonce=stamp.nonce,
+        timestamp=str(stamp.time_s),
+    )
+    headers: dict[str, str] = signer.sign(url, method)[1]
+    return headers["Authorization"]
 
 
 def complete(message: postback_pb2.X) -> None:

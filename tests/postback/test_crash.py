@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -10,7 +11,9 @@ import grpc
 import pytest
 from aiohttp import web
 
+from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.client import open_channel
+from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, purchase, until
@@ -105,6 +108,73 @@ async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
     assert begun == len(rows) + told
     await connection.close()
     assert SECRET not in process.log.read_text()
+
+
+@pytest.mark.crash
+async def test_killed_while_claims_are_asked_for_each_is_answered_once(
+    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+) -> None:
+    devices = [f"device-{number}" for number in range(BATCH)]
+    now = datetime.now(UTC)
+    claiming = {
+        hashed(device): Conduct(twitter=attribution(now, campaign_name=device), delay_s=0.2) for device in devices
+    }
+    x = LocalX(claiming)
+    endpoint.answers[PATH] = x.handle
+    request = postback_pb2.RequestClaimsRequest(conversions=map(claim_of, devices))
+    request.wait.FromSeconds(1)
+    connection = await asyncpg.connect(durable_database.admin_dsn)
+    async with open_channel(process.target) as channel:
+        await configure_x(channel, endpoint)
+        stub = postback_pb2_grpc.PostbackServiceStub(channel)
+        asking = asyncio.ensure_future(stub.RequestClaims(request, wait_for_ready=True, timeout=10))
+
+        async def under_way() -> bool:
+            return len(x.received) > 20
+
+        await until(under_way)
+        await process.stop(signal.SIGKILL)
+        asking.cancel()
+        # What would otherwise happen in 20 seconds: its leases end.
+        await connection.execute("UPDATE postback.deliveries SET due_time = now() WHERE claim_id IS NOT NULL")
+        await process.start()
+        while True:
+            response = await stub.RequestClaims(request, wait_for_ready=True, timeout=10)
+            answers = [answer for claims in response.conversions for answer in claims.answers]
+            if postback_pb2.ClaimAnswer.STATE_PENDING not in {answer.state for answer in answers}:
+                break
+    assert {answer.state for answer in answers} == {postback_pb2.ClaimAnswer.STATE_CLAIMED}
+    assert [answer.claim.campaign_name for answer in answers] == devices
+    told = await connection.fetchval("SELECT count(*) FROM postback.attempts WHERE verdict = 'INTERRUPTED'")
+    rows = await connection.fetchrow("SELECT count(*) AS count, sum(attempt_count) AS begun FROM postback.deliveries")
+    await connection.close()
+    assert rows is not None
+    assert told > 0
+    assert (rows["count"], rows["begun"]) == (BATCH, BATCH + told)
+    assert BATCH < len(x.received) <= BATCH + told
+    log = process.log.read_text()
+    assert not [secret for secret in [*SECRETS.values(), *x.conducts, "oauth_signature"] if secret in log]
+
+
+async def configure_x(channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
+    stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
+    configuration = postback_pb2.Configuration(
+        configuration_id="x",
+        app_id="app",
+        network_id="x-ios",
+        trigger="Purchase",
+        x=postback_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url("")),
+        secrets=SECRETS,
+    )
+    request = postback_pb2.CreateConfigurationRequest(configuration=configuration)
+    await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
+
+
+def claim_of(device: str) -> postback_pb2.Conversion:
+    conversion = purchase(device, outcome=attribution_pb2.OUTCOME_UNSPECIFIED)
+    conversion.record.device_ids["idfa"] = device
+    conversion.names.platform = "IOS"
+    return conversion
 
 
 @pytest.mark.crash
