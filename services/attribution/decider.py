@@ -26,7 +26,6 @@ from services.attribution.records import (
     conversion_of,
     event_name_of,
     identity_key,
-    index_rows,
 )
 from services.attribution.rules import AppRules
 from services.attribution.store import DecisionRow, Device, Store
@@ -104,8 +103,6 @@ async def decide_batch(
     new = await _new(store, connection, logged, asking)
     cases = await _Identities(store, connection, batch, new_id).resolve(new, apps, asking, resumed)
     held = set() if resumed else await _held(connection, cases, asking)
-    # Deep-link opens that stand for their own click are engagements, too; the log serves them as conversions only.
-    await store.insert_index(connection, index_rows(logged, apps))
     await _fetch_candidates(store, connection, cases, heads)
     wins = await _wins(store, connection, cases)
     sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it
