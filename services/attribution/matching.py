@@ -16,7 +16,12 @@ from services.attribution.rules import App, ModeledLevel
 
 DEVICE_ID_KINDS = ("idfa", "idfv", "adid", "android_id", "oaid", "custom", "kochava_device_id")
 """A2."""
-HASH_LENGTHS = frozenset({32, 40, 64})
+RAW_ID_KINDS = (*DEVICE_ID_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
+"""Kinds of ids that ingest takes: those of A2 and a few more."""
+HASH_NAMES = {32: "md5", 40: "sha1", 64: "sha256"}
+ID_KINDS = (*RAW_ID_KINDS, *(f"{kind}_{name}" for kind in RAW_ID_KINDS for name in HASH_NAMES.values()))
+"""The raw ones, and each as a hash."""
+HASH_LENGTHS = frozenset(HASH_NAMES)
 """Hex digits of an MD5, a SHA-1 and a SHA-256."""
 DUPLICATE_CLICK_US = 7 * DAY_US
 
@@ -81,6 +86,12 @@ def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
     return [*dict.fromkeys(engagement.device_keys), *_ip_keys(app, engagement.ip)]
 
 
+def possible_keys(app_id: str, engagement_id: str, device_keys: Iterable[bytes], ip: str) -> list[bytes]:
+    """Every key an engagement may be stored under, whatever the app's settings were when it was."""
+    ip_keys = [_key(app_id, "IP", ip), _key(app_id, "IP_RANGE", ip_range(ip))] if ip else []
+    return [own_key(app_id, engagement_id), *dict.fromkeys(device_keys), *ip_keys]
+
+
 def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
     """The keys under which a conversion finds every engagement that may match it."""
     click_keys = [own_key(app.app_id, conversion.click_id)] if conversion.click_id else []
@@ -88,19 +99,24 @@ def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
 
 
 def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> frozenset[bytes]:
-    """The keys of every form in which an engagement may carry a conversion's raw id (A3).
+    """The keys of every form in which an engagement may carry a conversion's raw id (A3)."""
+    return frozenset(_key(app_id, "DEVICE", form) for form in id_forms(raw_id, hash_lengths))
+
+
+def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str]:
+    """Every form in which an engagement may carry a raw id (A3), normalised.
 
     The id itself, and its hashes of the given lengths: of each spelling, and hashed twice with either case of the inner
-    hex. With all three lengths that is 85 keys for a UUID; give only the lengths that the app's engagements ever had.
+    hex. With all three lengths these are 85 for a UUID; give only the lengths that the app's engagements ever had.
     """
-    keys = {device_key(app_id, raw_id)}
+    forms = {normalise_id(raw_id)}
     outer = [_HASHES[length] for length in hash_lengths]
     if outer:
         texts = _spellings(raw_id.strip())
         inner = [digest(text.encode()).hexdigest() for text in texts for digest in _HASHES.values()]
         texts += inner + [text.upper() for text in inner]
-        keys.update(_key(app_id, "DEVICE", digest(text.encode()).hexdigest()) for digest in outer for text in texts)
-    return frozenset(keys)
+        forms.update(digest(text.encode()).hexdigest() for digest in outer for text in texts)
+    return forms
 
 
 def match_kind(engagement: Engagement, conversion: Conversion, app: App) -> MatchKind | None:

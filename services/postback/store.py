@@ -236,11 +236,12 @@ class Store:
             rows = await connection.fetch(
                 "DELETE FROM deliveries WHERE (delivery_id, configuration_id) IN ("
                 "  SELECT delivery_id, configuration_id FROM deliveries "
-                "  WHERE app_id = $1 AND conversion_id = ANY($2) "
+                # In pairs: were it told that the app is one, the planner would walk through all of it.
+                "  WHERE (app_id, conversion_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) "
                 # In the order that settling takes them in.
                 "  ORDER BY delivery_id FOR UPDATE"
                 ") RETURNING delivery_id, configuration_id",
-                app_id,
+                [app_id] * len(conversion_ids),
                 list(conversion_ids),
             )
             # A statement later: whoever noted an attempt held its delivery until that was to be seen.

@@ -60,7 +60,10 @@ CREATE TABLE reattributions (
     CHECK ((state = 'RUNNING') = (finish_time IS NULL))
 );
 
--- The proof that a device was forgotten. `work` names what is still to be erased, and is gone when it is done.
+CREATE UNIQUE INDEX reattributions_running ON reattributions (lane, app_id) WHERE state = 'RUNNING';
+
+-- The proof that a device was forgotten. `work` names what is still to be erased (erasures.py: Work), and is gone when
+-- it is done.
 CREATE TABLE erasures (
     lane smallint NOT NULL,
     app_id text NOT NULL,
@@ -72,3 +75,9 @@ CREATE TABLE erasures (
     PRIMARY KEY (lane, app_id, erasure_id),
     CHECK ((work IS NULL) = (finish_time IS NOT NULL))
 );
+
+CREATE INDEX erasures_under_way ON erasures (lane, request_time) WHERE work IS NOT NULL;
+
+-- Whatever a device was ever known by goes with it.
+-- squawk-ignore require-concurrent-index-creation
+CREATE INDEX identifiers_by_device ON identifiers (device_id);

@@ -1632,7 +1632,9 @@ class ForgetDeviceRequest(_message.Message):
     app_id: _builtins.str
     """Required."""
     device_id: _builtins.str
-    """Required. Any id the device is known by (raw), or our own id of it."""
+    """Required. Any id of the device, of whatever kind, raw, or hashed if it never came raw; or our own id of it.
+    Devices that turned out to be the same go with it, and so does every other id they were known by.
+    """
     def __init__(
         self,
         *,
@@ -1792,7 +1794,9 @@ class Erasure(_message.Message):
 
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rows erased, by schema and table: `attribution.decisions`, `ingest.log`, …"""
+        """Rows erased, by schema and table: `attribution.decisions`, `ingest.log`, … Of a step that a crash interrupted some
+        may not be counted.
+        """
 
     def __init__(
         self,

@@ -219,16 +219,18 @@ class AttributionServiceServicer:
 
     def ForgetDevice(self, request, context):
         """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-        that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
-        identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
-        device again erases what has come since, under another erasure_id.
+        that was received of it before the call goes, whether attribution knows the device or not; a later record of it
+        starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
+        answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+        Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+        Errors: NOT_FOUND `APP_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetErasure(self, request, context):
-        """GetErasure answers how far an erasure is, and its proof.
+        """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

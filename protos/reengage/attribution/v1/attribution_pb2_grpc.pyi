@@ -67,12 +67,14 @@ class AttributionServiceStub:
     """
     ForgetDevice: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ForgetDeviceRequest, _attribution_pb2.ForgetDeviceResponse]
     """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-    that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
-    identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
-    device again erases what has come since, under another erasure_id.
+    that was received of it before the call goes, whether attribution knows the device or not; a later record of it
+    starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
+    answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+    Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+    Errors: NOT_FOUND `APP_NOT_FOUND`.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetErasureRequest, _attribution_pb2.GetErasureResponse]
-    """GetErasure answers how far an erasure is, and its proof."""
+    """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
@@ -205,9 +207,11 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_attribution_pb2.ForgetDeviceRequest, _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]],
     ) -> _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]:
         """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-        that was received of it before the erasure goes; a later record of it starts anew. What stays is a proof row without
-        identifiers. It answers at once; the work is done in the background and survives crashes. Repeat-safe: forgetting a
-        device again erases what has come since, under another erasure_id.
+        that was received of it before the call goes, whether attribution knows the device or not; a later record of it
+        starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
+        answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+        Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+        Errors: NOT_FOUND `APP_NOT_FOUND`.
         """
 
     @_abc_1.abstractmethod
@@ -216,6 +220,6 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_pb2.GetErasureRequest,
         context: _aio.ServicerContext[_attribution_pb2.GetErasureRequest, _abc.Awaitable[_attribution_pb2.GetErasureResponse]],
     ) -> _abc.Awaitable[_attribution_pb2.GetErasureResponse]:
-        """GetErasure answers how far an erasure is, and its proof."""
+        """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...

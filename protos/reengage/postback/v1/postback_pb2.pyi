@@ -1430,6 +1430,7 @@ class EraseConversionsRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     CONVERSION_IDS_FIELD_NUMBER: _builtins.int
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    STRIPPED_CONVERSION_IDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
     @_builtins.property
@@ -1440,16 +1441,21 @@ class EraseConversionsRequest(_message.Message):
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Attribution's ids of the device. At most 1,000."""
 
+    @_builtins.property
+    def stripped_conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Conversions of other devices whose engagement is erased: their deliveries stay, without it. At most 1,000."""
+
     def __init__(
         self,
         *,
         app_id: _builtins.str = ...,
         conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
         device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        stripped_conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "conversion_ids", b"conversion_ids", "device_ids", b"device_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "conversion_ids", b"conversion_ids", "device_ids", b"device_ids", "stripped_conversion_ids", b"stripped_conversion_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
