@@ -19,10 +19,16 @@ from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from services.attribution.claims import Claims, ClaimTriggers
+from services.attribution.erasing import Eraser
 from services.attribution.explaining import Explanations
+from services.attribution.offering import Offers
+from services.attribution.pace import Pace
+from services.attribution.reattribution import Reattributions, Reattributor
 from services.attribution.service import Attribution
 from services.attribution.settings import SettingsBuilder
 from services.attribution.store import Store
+from services.attribution.watching import Watching
+from services.attribution.what_if import WhatIfs
 from services.attribution.worker import Worker, WorkerConfig
 
 SERVICE_NAME = attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name
@@ -71,6 +77,9 @@ async def main() -> None:
         postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, now_us=_now_us)
+        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=_now_us)
+        pace = Pace()
+        reattributor = Reattributor(store, settings, pace, _now_us)
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
             store=store,
@@ -78,10 +87,21 @@ async def main() -> None:
             ingest=ingest,
             postback=postback,
             triggers=triggers,
-            jobs={"claims": claims.run},
+            pace=pace,
+            jobs={"claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
             now_us=_now_us,
         )
-        service = Attribution(store, settings, explanations=Explanations(pool, ingest), now_us=_now_us)
+        watching = Watching(pool)
+        service = Attribution(
+            store,
+            settings,
+            explanations=Explanations(pool, ingest),
+            watching=watching,
+            what_ifs=WhatIfs(store, settings, pace, _now_us),
+            reattributions=Reattributions(pool, settings),
+            offers=Offers(pool, settings, postback),
+            now_us=_now_us,
+        )
         await serve(
             ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
             [
@@ -90,7 +110,7 @@ async def main() -> None:
                     add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, service),
                 )
             ],
-            tasks=[settings.run, triggers.run, worker.run],
+            tasks=[settings.run, triggers.run, worker.run, watching.run],
             ready=settings.ready,
         )
 

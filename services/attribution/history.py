@@ -24,9 +24,10 @@ SESSION_BEGIN = "SessionBegin"
 KEPT_US = 33 * DAY_US
 """A record is at most 31 days late and 1 ahead (ingest), and D4 looks back 1 day more."""
 
-_ATTRIBUTING = frozenset(
+ATTRIBUTING = frozenset(
     {Outcome.ATTRIBUTED, Outcome.ORGANIC, Outcome.REPROCESSED, Outcome.REPROCESSED_ORGANIC, Outcome.REENGAGED}
 )
+"""Outcomes that make a conversion its device's source (D6)."""
 
 
 class Attribution(NamedTuple):
@@ -84,7 +85,7 @@ class DeviceHistory:
 
     def after(self, conversion: Conversion, decision: Decision) -> "DeviceHistory":
         """The history once a decision on a conversion of this device holds."""
-        if decision.outcome not in _ATTRIBUTING:
+        if decision.outcome not in ATTRIBUTING:
             return self
         attribution = Attribution(
             time_us=conversion.time_us,
@@ -98,6 +99,10 @@ class DeviceHistory:
             matched_by=decision.matched_by,
             redacted=decision.redacted,
         )
+        return self.including(attribution)
+
+    def including(self, attribution: Attribution) -> "DeviceHistory":
+        """The history with one attribution more."""
         return replace(self, attributions=_in_order((*self.attributions, attribution)))
 
     def begins_session(self, time_us: int) -> bool:

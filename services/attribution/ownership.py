@@ -72,9 +72,14 @@ class OwnedLanes:
                 _decided.labels(_OUTCOMES[row.outcome]).inc()
         return batch
 
-    async def beyond(self, positions: Mapping[int, int]) -> dict[int, int]:
-        """The lanes that hold decisions from these positions on; waits until there is one."""
-        while not (found := {lane: at for lane, at in positions.items() if at < self._sequences[lane]}):
+    async def beyond(self, positions: Mapping[int, int]) -> dict[int, range]:
+        """The sequences from these positions on, of the lanes that have some; waits until there is one.
+
+        All decisions among them are committed. Sequences are dense, but erased decisions leave gaps.
+        """
+        while True:
+            ends = {lane: range(at, self._sequences[lane]) for lane, at in positions.items()}
+            if found := {lane: sequences for lane, sequences in ends.items() if sequences}:
+                return found
             self._grown.clear()
             await self._grown.wait()
-        return found

@@ -11,6 +11,8 @@ SLICE_S = 0.01
 _SHARE = 0.1
 """Of the time, for all that can wait together, while live work is busy; and what live work takes when it is not."""
 _REMEMBERED_S = 1.0
+_LONGEST_S = 0.25
+"""A longer stretch was not all work: it waited for somebody."""
 
 
 class Pace:
@@ -66,5 +68,5 @@ class Guest:
         """Let others go first, once a slice of time was worked."""
         worked_s = self._clock() - self._began
         if worked_s >= SLICE_S:
-            await asyncio.sleep(self._pace.pause_s(worked_s))
+            await asyncio.sleep(self._pace.pause_s(min(worked_s, _LONGEST_S)))
             self._began = self._clock()

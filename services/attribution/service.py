@@ -1,7 +1,9 @@
 """The gRPC face of attribution: what was decided, and why."""
 
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import timestamp_pb2
@@ -13,14 +15,22 @@ from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from services.attribution.answers import source_message
 from services.attribution.decide import credited_source
+from services.attribution.erasures import Erasures
 from services.attribution.explaining import Explanations
 from services.attribution.history import Attribution as HistoryEntry
-from services.attribution.matching import ID_KINDS
+from services.attribution.matching import ID_KINDS, usable_ids
+from services.attribution.offering import Offers
+from services.attribution.reattribution import Job, Reattributions
 from services.attribution.records import identity_key
+from services.attribution.replay import Period
 from services.attribution.settings import Settings
 from services.attribution.store import Device, Store
+from services.attribution.watching import Wanted, Watching, read_token
+from services.attribution.what_if import WhatIfs
 
 _MAX_ID = 256
+_MOST_CHANGES = 10_000
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
@@ -32,10 +42,16 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         settings: Follower[Settings],
         *,
         explanations: Explanations,
+        watching: Watching,
+        what_ifs: WhatIfs,
+        reattributions: Reattributions,
+        offers: Offers,
         now_us: Callable[[], int],
     ) -> None:
+        self._what_ifs, self._reattributions, self._offers = what_ifs, reattributions, offers
         self._store, self._settings, self._now_us = store, settings, now_us
-        self._explanations = explanations
+        self._explanations, self._watching = explanations, watching
+        self._erasures = Erasures(store.pool)
 
     async def GetDecision(
         self, request: attribution_pb2.GetDecisionRequest, context: Any
@@ -126,6 +142,134 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
             response.current.CopyFrom(shown(current))
         return response
 
+    async def WatchDecisions(
+        self, request: attribution_pb2.WatchDecisionsRequest, context: Any
+    ) -> AsyncIterator[attribution_pb2.WatchDecisionsResponse]:
+        violations = Violations()
+        for field in ("app_id", "network_id", "tracker_id"):
+            _plain(violations, field, getattr(request, field))
+        wanted = Wanted(app_id=request.app_id, network_id=request.network_id, tracker_id=request.tracker_id)
+        place = read_token(request.resume_token, wanted, violations)
+        start_us = _time_us(violations, "start_time", request.start_time)
+        violations.check()
+        if request.HasField("start_time"):
+            place = await self._watching.at(wanted, start_us)
+        elif request.from_now:
+            place = await self._watching.now(wanted)
+        async with aclosing(self._watching.follow(wanted, place or self._watching.first(wanted))) as responses:
+            async for response in responses:
+                yield response
+
+    async def ForgetDevice(
+        self, request: attribution_pb2.ForgetDeviceRequest, context: Any
+    ) -> attribution_pb2.ForgetDeviceResponse:
+        violations = Violations()
+        _required(violations, "app_id", request.app_id)
+        _required(violations, "device_id", request.device_id)
+        if request.device_id and not usable_ids({"": request.device_id}):
+            violations.add("device_id", "INVALID_ID", "all zero, a macro or a name is no id of a device")
+        violations.check()
+        if request.app_id not in self._settings.current.apps:
+            raise NotFound("APP_NOT_FOUND", "there is no such app")
+        erasure = await self._erasures.begin(request.app_id, request.device_id)
+        return attribution_pb2.ForgetDeviceResponse(erasure=erasure.message())
+
+    async def GetErasure(
+        self, request: attribution_pb2.GetErasureRequest, context: Any
+    ) -> attribution_pb2.GetErasureResponse:
+        violations = Violations()
+        _required(violations, "app_id", request.app_id)
+        _required(violations, "erasure_id", request.erasure_id)
+        violations.check()
+        erasure_id = _as_uuid(request.erasure_id)
+        erasure = await self._erasures.find(request.app_id, erasure_id) if erasure_id else None
+        if erasure is None:
+            raise NotFound("ERASURE_NOT_FOUND", "no device of this app was forgotten under this id")
+        return attribution_pb2.GetErasureResponse(erasure=erasure.message())
+
+    async def WhatIf(
+        self, request: attribution_pb2.WhatIfRequest, context: Any
+    ) -> AsyncIterator[attribution_pb2.WhatIfResponse]:
+        violations = Violations()
+        period = _period(violations, request)
+        if len(request.changes) > _MOST_CHANGES:
+            violations.add("changes", "TOO_MANY", f"at most {_MOST_CHANGES:,}")
+        token = decode_token(request.resume_token, (str, int), violations, field="resume_token")
+        after = _as_uuid(str(token[0])) if token else None
+        if token and after is None:
+            violations.add("resume_token", "INVALID_TOKEN", "must come from an earlier answer, as it was")
+        violations.check()
+        resume = (after, int(token[1])) if token and after else None
+        async with aclosing(self._what_ifs.run(period, request.changes, resume)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Reattribute(
+        self, request: attribution_pb2.ReattributeRequest, context: Any
+    ) -> attribution_pb2.ReattributeResponse:
+        violations = Violations()
+        period = _period(violations, request)
+        if not _ID.fullmatch(request.reattribution_id):
+            violations.add("reattribution_id", "INVALID_ID", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        violations.check()
+        job = await self._reattributions.start(period, request.reattribution_id, send_postbacks=request.send_postbacks)
+        return attribution_pb2.ReattributeResponse(reattribution=job.message())
+
+    async def GetReattribution(
+        self, request: attribution_pb2.GetReattributionRequest, context: Any
+    ) -> attribution_pb2.GetReattributionResponse:
+        job = await self._reattribution(request)
+        return attribution_pb2.GetReattributionResponse(reattribution=job.message())
+
+    async def ListReattributions(
+        self, request: attribution_pb2.ListReattributionsRequest, context: Any
+    ) -> attribution_pb2.ListReattributionsResponse:
+        violations = Violations()
+        _required(violations, "app_id", request.app_id)
+        size = page_size(request.page_size, violations)
+        token = decode_token(request.page_token, (int, str), violations)
+        violations.check()
+        before = (int(token[0]), str(token[1])) if token else None
+        found = await self._reattributions.page(request.app_id, before=before, limit=size + 1)
+        last = found[:size][-1] if len(found) > size else None
+        return attribution_pb2.ListReattributionsResponse(
+            reattributions=[job.message() for job in found[:size]],
+            next_page_token=encode_token(*last.place) if last else "",
+        )
+
+    async def CancelReattribution(
+        self, request: attribution_pb2.CancelReattributionRequest, context: Any
+    ) -> attribution_pb2.CancelReattributionResponse:
+        job = await self._reattribution(request)
+        stopped = await self._reattributions.cancel(job)
+        return attribution_pb2.CancelReattributionResponse(reattribution=stopped.message())
+
+    async def ListOfferedPostbacks(
+        self, request: attribution_pb2.ListOfferedPostbacksRequest, context: Any
+    ) -> attribution_pb2.ListOfferedPostbacksResponse:
+        violations = Violations()
+        size = page_size(request.page_size, violations)
+        token = decode_token(request.page_token, (int,), violations)
+        job = await self._reattribution(request, violations)
+        offered, last = await self._offers.page(job, after=int(token[0]) if token else -1, limit=size)
+        return attribution_pb2.ListOfferedPostbacksResponse(
+            postbacks=offered, next_page_token="" if last is None else encode_token(last)
+        )
+
+    async def SendOfferedPostbacks(
+        self, request: attribution_pb2.SendOfferedPostbacksRequest, context: Any
+    ) -> attribution_pb2.SendOfferedPostbacksResponse:
+        job = await self._reattribution(request)
+        return attribution_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
+
+    async def _reattribution(self, request: Any, violations: Violations | None = None) -> Job:
+        """The one that a request names by `app_id` and `reattribution_id`."""
+        violations = violations or Violations()
+        _required(violations, "app_id", request.app_id)
+        _required(violations, "reattribution_id", request.reattribution_id)
+        violations.check()
+        return await self._reattributions.get(request.app_id, request.reattribution_id)
+
     async def _device(self, app_id: str, device_id: str) -> Device:
         """The device that has an id, of whatever kind, or this id of ours."""
         keys = [identity_key(app_id, kind, device_id) for kind in ID_KINDS]
@@ -153,6 +297,20 @@ def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) 
     if not (-62_135_596_800 <= time.seconds < 253_402_300_800 and 0 <= time.nanos < 1_000_000_000):
         violations.add(field, "INVALID_TIME", "seconds or nanos are out of range")
     return time.seconds * 1_000_000 + time.nanos // 1000
+
+
+def _period(
+    violations: Violations, request: attribution_pb2.WhatIfRequest | attribution_pb2.ReattributeRequest
+) -> Period:
+    _required(violations, "app_id", request.app_id)
+    for field in ("start_time", "end_time"):
+        if not request.HasField(field):
+            violations.add(field, "REQUIRED", "must be set")
+    start_us = _time_us(violations, "start_time", request.start_time)
+    end_us = _time_us(violations, "end_time", request.end_time)
+    if request.HasField("end_time") and end_us <= start_us:
+        violations.add("end_time", "OUT_OF_RANGE", "must be after start_time")
+    return Period(app_id=request.app_id, start_us=start_us, end_us=end_us)
 
 
 def _as_uuid(text: str) -> uuid.UUID | None:

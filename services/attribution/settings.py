@@ -1,9 +1,12 @@
 """Builds the rules of every app from tracker's settings, once per revision: what did not change is not made again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from google.protobuf.message import Message
+
+from libs.errors import Violations
 from libs.snapshots import Resources
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
@@ -36,12 +39,16 @@ _WINDOWS = {
 }
 
 
+_CHANGEABLE = ("app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of one revision: rules by app, and what things are called, by tracker and by app."""
+    """All settings of one revision: rules by app, what they were made of, and names, by tracker and by app."""
 
     revision: int
     apps: Mapping[str, AppRules]
+    sources: "Mapping[str, Sources]"
     tracker_names: Mapping[str, postback_pb2.Names]
     app_names: Mapping[str, postback_pb2.Names]
 
@@ -80,7 +87,7 @@ class TrackerNames(Mapping[str, postback_pb2.Names]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sources:
+class Sources:
     """All that an app's rules are made of. Comparing is fast: a message that was not replaced is the same object."""
 
     app: tracker_pb2.App
@@ -97,7 +104,7 @@ class SettingsBuilder:
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[_Sources, AppRules]] = {}
+        self._made: dict[str, tuple[Sources, AppRules]] = {}
 
     def __call__(self, resources: Resources, revision: int) -> Settings:
         """The rules of every app, archived ones too: what was accepted before is still decided."""
@@ -109,6 +116,7 @@ class SettingsBuilder:
         return Settings(
             revision=revision,
             apps={app_id: rules for app_id, (_, rules) in self._made.items()},
+            sources={app_id: sources for app_id, (sources, _) in self._made.items()},
             tracker_names=TrackerNames(resources, app_names),
             app_names=app_names,
         )
@@ -119,10 +127,77 @@ def build_settings(resources: Resources, revision: int) -> Settings:
     return SettingsBuilder()(resources, revision)
 
 
-def _sources(resources: Resources) -> dict[str, _Sources]:
+def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Resource]) -> AppRules:
+    """The rules of a known app as they would be with these resources in place of those of the same id, or added.
+
+    A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every
+    resource that is of another app, that is on a network that is not there, or that decisions do not read.
+    """
+    held = settings.sources[app_id]
+    sources = replace(
+        held,
+        networks=dict(held.networks),
+        network_settings=dict(held.network_settings),
+        trackers=dict(held.trackers),
+        events=dict(held.events),
+    )
+    violations = Violations()
+    on_networks: dict[str, str] = {}
+    for number, change in enumerate(changes):
+        kind = change.WhichOneof("resource")
+        field = f"changes[{number}].{kind or 'resource'}"
+        if kind not in _CHANGEABLE:
+            violations.add(field, "NOT_ALLOWED", f"decisions read {', '.join(_CHANGEABLE)}, and nothing else")
+            continue
+        resource = getattr(change, kind)
+        if kind != "network" and resource.app_id != app_id:
+            violations.add(f"{field}.app_id", "OTHER_APP", f"must be {app_id}")
+        sources = _with(sources, resource)
+        if kind in ("tracker", "network_settings"):
+            on_networks[f"{field}.network_id"] = resource.network_id
+    for field, network_id in on_networks.items():
+        if network_id not in sources.networks:
+            violations.add(field, "NOT_FOUND", "there is no such network")
+    violations.check()
+    return _rules(sources, settings.revision, (held, settings.apps[app_id]))
+
+
+def _with(sources: Sources, resource: Message) -> Sources:
+    """The sources, whose mappings are the caller's own, with a resource in its place."""
+    match resource:
+        case tracker_pb2.App():
+            return replace(sources, app=resource)
+        case tracker_pb2.Network():
+            sources.networks[resource.network_id] = resource
+        case tracker_pb2.NetworkSettings():
+            sources.network_settings[resource.network_id] = resource
+        case tracker_pb2.Tracker():
+            sources.trackers[resource.tracker_id] = _completed(resource, sources.trackers.get(resource.tracker_id))
+        case tracker_pb2.EventDefinition() if resource.status == tracker_pb2.STATUS_ARCHIVED:
+            sources.events.pop(resource.event_name, None)
+        case tracker_pb2.EventDefinition():
+            sources.events[resource.event_name] = resource
+        case _:  # campaigns and segments are but names to a decision
+            pass
+    return sources
+
+
+def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -> tracker_pb2.Tracker:
+    """The tracker with what tracker itself would have filled in."""
+    tracker = tracker_pb2.Tracker()
+    tracker.CopyFrom(given)
+    tracker.status = tracker.status or tracker_pb2.STATUS_LIVE
+    if before is not None and not tracker.HasField("create_time"):
+        tracker.create_time.CopyFrom(before.create_time)
+    elif not tracker.HasField("create_time"):
+        tracker.create_time.GetCurrentTime()
+    return tracker
+
+
+def _sources(resources: Resources) -> dict[str, Sources]:
     networks = {n.network_id: n for n in cast("list[tracker_pb2.Network]", list(resources["network"].values()))}
     by_app = {
-        app.app_id: _Sources(app=app, networks=networks, network_settings={}, trackers={}, events={})
+        app.app_id: Sources(app=app, networks=networks, network_settings={}, trackers={}, events={})
         for app in cast("list[tracker_pb2.App]", list(resources["app"].values()))
     }
     for settings in cast("list[tracker_pb2.NetworkSettings]", list(resources["network_settings"].values())):
@@ -135,7 +210,7 @@ def _sources(resources: Resources) -> dict[str, _Sources]:
     return by_app
 
 
-def _rules(sources: _Sources, revision: int, before: tuple[_Sources, AppRules] | None) -> AppRules:
+def _rules(sources: Sources, revision: int, before: tuple[Sources, AppRules] | None) -> AppRules:
     """The app's rules; `before` is what they were made of and were at an earlier revision."""
     made_of, rules = before or (None, None)
     if rules is not None and made_of == sources:

@@ -503,15 +503,20 @@ class Store:
     async def count_wins(
         self, connection: Connection, engagements: Collection[tuple[int, str]]
     ) -> list[tuple[str, str, int]]:
-        """How many conversions engagements (lane, engagement id), at least one, have won (D5).
+        """How many conversions engagements (lane, engagement id), at least one, have won by their newest versions (D5).
 
         Answers (app id, engagement id, wins), of every app of the lane; those without a win are left out.
         """
         rows = await connection.fetch(
             """
-            SELECT app_id, engagement_id, count(DISTINCT conversion_id)
+            SELECT app_id, engagement_id, count(*)
             FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
             JOIN decisions USING (lane, engagement_id)
+            WHERE NOT EXISTS (
+                SELECT FROM decisions AS newer
+                WHERE newer.lane = decisions.lane AND newer.conversion_id = decisions.conversion_id
+                  AND newer.app_id = decisions.app_id AND newer.version > decisions.version
+            )
             GROUP BY app_id, engagement_id
             """,
             *_columns(engagements),
@@ -614,20 +619,21 @@ class Store:
 
     # The outbox.
 
-    async def read_outbox(self, lanes: dict[int, int], limit: int) -> list[OutboxRow]:
-        """The next decisions of these lanes (lane: first sequence wanted), up to `limit` a lane."""
+    async def read_outbox(self, lanes: Mapping[int, range], limit: int) -> list[OutboxRow]:
+        """The first decisions of these sequences, by lane, up to `limit` a lane."""
         rows = await self.pool.fetch(
             """
             SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id, d.is_relayed
-            FROM unnest($1::smallint[], $2::bigint[]) AS wanted (lane, sequence)
+            FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
             CROSS JOIN LATERAL (
                 SELECT lane, sequence, decision, record, engagement, device_id, is_relayed FROM decisions
-                WHERE decisions.lane = wanted.lane AND decisions.sequence >= wanted.sequence
-                ORDER BY sequence LIMIT $3
+                WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
+                ORDER BY sequence LIMIT $4
             ) AS d
             """,
             list(lanes.keys()),
-            list(lanes.values()),
+            [wanted.start for wanted in lanes.values()],
+            [wanted.stop for wanted in lanes.values()],
             limit,
         )
         return [OutboxRow(*row) for row in rows]

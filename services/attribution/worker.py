@@ -8,10 +8,11 @@ the conversion was read: any engagement accepted before it is then considered, h
 """
 
 import asyncio
+import collections
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -24,15 +25,16 @@ from libs.db import Connection, in_transaction
 from libs.lanes import LANES
 from libs.snapshots import Follower
 from libs.worker import keep_running
-from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution.claims import ClaimTriggers
 from services.attribution.decider import Batch, decide_batch
+from services.attribution.handing import conversions_for_postback, in_calls
 from services.attribution.ownership import OwnedLanes
+from services.attribution.pace import Pace
 from services.attribution.records import Logged, index_rows, parse
 from services.attribution.settings import Settings
-from services.attribution.store import IndexRows, LanesLostError, OutboxRow, Store
+from services.attribution.store import IndexRows, LanesLostError, Store
 from services.attribution.waiting import app_ids_waiting
 
 _log = structlog.get_logger()
@@ -52,11 +54,6 @@ _SETTINGS_WAIT_S = 10.0
 _BARRIER_POLL_S = 0.02
 _BARRIER_ALARM_S = 10.0
 _RELAY_BATCH = 500
-_RELAY_BYTES = 8_000_000
-"""Of one call: half of what a message may have. A single conversion has less than that."""
-_NOT_FOR_POSTBACK = frozenset(
-    {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
-)
 
 
 Job: TypeAlias = Callable[[OwnedLanes], Awaitable[None]]
@@ -104,13 +101,14 @@ class Worker:
         ingest: ingest_pb2_grpc.IngestServiceStub,
         postback: postback_pb2_grpc.PostbackServiceStub,
         triggers: ClaimTriggers,
+        pace: Pace,
         jobs: Mapping[str, Job] = MappingProxyType({}),
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._config, self._store, self._settings = config, store, settings
         self._ingest, self._postback, self._triggers, self._jobs = ingest, postback, triggers, jobs
-        self._now_us, self._new_id = now_us, new_id
+        self._pace, self._now_us, self._new_id = pace, now_us, new_id
 
     async def run(self) -> None:
         """Work until cancelled, then give the lanes back."""
@@ -259,7 +257,8 @@ class Worker:
                 asking=asking,
             )
 
-        batch = await shared.append(decide, decided=vectors)
+        with self._pace.live():
+            batch = await shared.append(decide, decided=vectors)
         now_us = self._now_us()
         waiting = {row.key for row in batch.waiting}
         for entry, record in logged:
@@ -292,33 +291,19 @@ class Worker:
         positions = {lane: owned_lane.relayed for lane, owned_lane in lanes.items()}
         while True:
             wanted = await shared.beyond(positions)
-            rows = await self._store.read_outbox(wanted, -(-_RELAY_BATCH // len(wanted)))
-            conversions = self._conversions(rows)
-            for some in _messages(conversions):
+            limit = -(-_RELAY_BATCH // len(wanted))
+            rows = await self._store.read_outbox(wanted, limit)
+            relayed = (row for row in rows if row.is_relayed)
+            conversions = conversions_for_postback(relayed, self._settings.current)
+            for some in in_calls(conversions):
                 await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
-            moved = {row.lane: row.sequence + 1 for row in rows}  # rows of a lane come in order
+            found = collections.Counter(row.lane for row in rows)
+            last = {row.lane: row.sequence for row in rows}  # rows of a lane come in order
+            # Where fewer were found than asked for, there are no more: the rest was erased.
+            moved = {lane: last[lane] + 1 if found[lane] == limit else some.stop for lane, some in wanted.items()}
             await self._store.advance_relayed(self._config.worker_id, moved)
             positions.update(moved)
             _relayed.inc(len(conversions))
-
-    def _conversions(self, rows: Sequence[OutboxRow]) -> list[postback_pb2.Conversion]:
-        """What postback is told: all but what can never be delivered."""
-        settings = self._settings.current
-        conversions = []
-        for row in rows:
-            decision = attribution_pb2.Decision.FromString(row.decision)
-            if not row.is_relayed or decision.outcome in _NOT_FOR_POSTBACK:
-                continue
-            names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
-            conversions.append(
-                postback_pb2.Conversion(
-                    decision=decision,
-                    record=ingest_pb2.Record.FromString(row.record),
-                    engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
-                    names=names,
-                )
-            )
-        return conversions
 
     # The log and the settings.
 
@@ -362,21 +347,6 @@ def _moved(positions: Mapping[int, int], response: ingest_pb2.ReadLogResponse) -
     else:
         ends = {entry.lane: entry.position + 1 for entry in response.entries}  # in the order of their positions
     return {lane: end for lane, end in ends.items() if end > positions[lane]}
-
-
-def _messages(conversions: Sequence[postback_pb2.Conversion]) -> Iterator[list[postback_pb2.Conversion]]:
-    """The conversions, in their order, in parts that each fit into a message."""
-    some: list[postback_pb2.Conversion] = []
-    size = 0
-    for conversion in conversions:
-        bytes_more = conversion.ByteSize()
-        if some and size + bytes_more > _RELAY_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(conversion)
-        size += bytes_more
-    if some:
-        yield some
 
 
 async def _until_lanes_lost(name: str, body: Callable[[], Awaitable[None]]) -> None:

@@ -30,8 +30,13 @@ from reengage.tracker.v1 import tracker_pb2
 from services.attribution import settings as attribution_settings
 from services.attribution.claims import Claims, ClaimTriggers
 from services.attribution.explaining import Explanations
+from services.attribution.offering import Offers
+from services.attribution.pace import Pace
+from services.attribution.reattribution import Reattributions
 from services.attribution.service import Attribution
 from services.attribution.store import Store
+from services.attribution.watching import Watching
+from services.attribution.what_if import WhatIfs
 from services.attribution.worker import Job, Worker, WorkerConfig
 from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
@@ -85,6 +90,8 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
         self.conversions: dict[str, postback_pb2.Conversion] = {}
         self.calls = 0
         self.failing = False
+        self.erased: list[str] = []
+        self.stripped: set[str] = set()
         self.asked: Counter[str] = Counter()
         self.asked_about: dict[str, postback_pb2.Conversion] = {}
         self._triggers: list[postback_pb2.ClaimTrigger] = []
@@ -164,6 +171,16 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
         return postback_pb2.EnqueueConversionsResponse()
 
+    async def EraseConversions(
+        self, request: postback_pb2.EraseConversionsRequest, context: Any
+    ) -> postback_pb2.EraseConversionsResponse:
+        if self.failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        self.erased += request.conversion_ids
+        self.stripped.update(request.stripped_conversion_ids)
+        count = sum(self.conversions.pop(each, None) is not None for each in request.conversion_ids)
+        return postback_pb2.EraseConversionsResponse(erased_counts={"deliveries": count})
+
 
 @dataclass(kw_only=True)
 class World:
@@ -177,6 +194,9 @@ class World:
     log_pool: Pool
     settings: Follower[attribution_settings.Settings]
     postback: postback_pb2_grpc.PostbackServiceStub
+    pace: Pace
+    targets: Mapping[str, str]
+    """Where ingest and postback are, for a process of its own."""
     numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     async def send(self, *records: ingest_pb2.Record) -> list[str]:
@@ -203,6 +223,7 @@ class World:
             ingest=ingest or self.ingest,
             postback=self.postback,
             triggers=triggers,
+            pace=self.pace,
             jobs={"claims": claims.run, **jobs},
         )
         tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]
@@ -238,6 +259,7 @@ def start_world(tmp_path: Path) -> StartWorld:
     async def start(database: Database) -> AsyncIterator[World]:
         async with AsyncExitStack() as stack:
             number = next(numbers)
+            targets: dict[str, str] = {}
 
             async def pool_of(service: str) -> Pool:
                 opened = open_pool(database.dsn(service), schema=service, application_name="test")
@@ -247,6 +269,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                 server, _ = build_server(ServerConfig(listen=""), [face])
                 address = f"unix:{tmp_path / f'{name}{number}.sock'}"
                 server.add_insecure_port(address)
+                targets[name] = address
                 await server.start()
                 stack.push_async_callback(server.stop, 0)
                 return await stack.enter_async_context(open_channel(address))
@@ -272,7 +295,8 @@ def start_world(tmp_path: Path) -> StartWorld:
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, attribution_settings.SettingsBuilder())
-            await background(log_settings.run, settings.run, writer.run, rejections.run)
+            watching = Watching(pool)
+            await background(log_settings.run, settings.run, writer.run, rejections.run, watching.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
             to_ingest = await serve(
                 "ingest",
@@ -281,10 +305,22 @@ def start_world(tmp_path: Path) -> StartWorld:
                     add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, log),
                 ),
             )
+            to_postback = await serve(
+                "postback",
+                Face(
+                    name="reengage.postback.v1.PostbackService",
+                    add=partial(postback_pb2_grpc.add_PostbackServiceServicer_to_server, received),
+                ),
+            )
+            postback, pace = postback_pb2_grpc.PostbackServiceStub(to_postback), Pace()
             api = Attribution(
                 Store(pool),
                 settings,
                 explanations=Explanations(pool, ingest_pb2_grpc.IngestServiceStub(to_ingest)),
+                watching=watching,
+                what_ifs=WhatIfs(Store(pool), settings, pace, lambda: time.time_ns() // 1000),
+                reattributions=Reattributions(pool, settings),
+                offers=Offers(pool, settings, postback),
                 now_us=lambda: 2**60,
             )
             to_attribution = await serve(
@@ -292,13 +328,6 @@ def start_world(tmp_path: Path) -> StartWorld:
                 Face(
                     name="reengage.attribution.v1.AttributionService",
                     add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, api),
-                ),
-            )
-            to_postback = await serve(
-                "postback",
-                Face(
-                    name="reengage.postback.v1.PostbackService",
-                    add=partial(postback_pb2_grpc.add_PostbackServiceServicer_to_server, received),
                 ),
             )
             yield World(
@@ -309,7 +338,9 @@ def start_world(tmp_path: Path) -> StartWorld:
                 pool=pool,
                 log_pool=log_pool,
                 settings=settings,
-                postback=postback_pb2_grpc.PostbackServiceStub(to_postback),
+                postback=postback,
+                pace=pace,
+                targets=targets,
             )
 
     return start

@@ -1,0 +1,209 @@
+"""Random stories through the real store: as ingest would have logged them, decided in batches as a worker does."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from libs.db import Connection, Pool, in_transaction
+from libs.lanes import LANES, lane_of
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from reengage.postback.v1 import postback_pb2
+from services.attribution.decider import Batch, decide_batch
+from services.attribution.matching import usable_ids
+from services.attribution.model import Claim, EngagementKind
+from services.attribution.ownership import OwnedLanes
+from services.attribution.records import Logged, index_rows
+from services.attribution.rules import AppRules, compile_rules
+from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.store import Store
+from services.attribution.waiting import WaitingRow
+
+ALL_TIME = (0, 1 << 60)
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """A scenario of an app of its own, on its way through a store."""
+
+    store: Store
+    lanes: OwnedLanes
+    app_id: str
+    scenario: Scenario
+    logged: list[Logged]
+    claims: Mapping[str, bytes]
+    decided: int = 0
+    heads: list[int] = field(default_factory=lambda: [0] * LANES)
+
+    @property
+    def rules(self) -> AppRules:
+        return self.rules_of(self.scenario)
+
+    def rules_of(self, scenario: Scenario) -> AppRules:
+        """The settings of a scenario, as those of this app."""
+        return compile_rules(
+            app=replace(scenario.app, app_id=self.app_id),
+            networks=scenario.networks,
+            trackers=scenario.trackers,
+            events=scenario.events,
+        )
+
+    async def live(self, random: Random) -> None:
+        """Index all engagements, and decide conversions in batches, each at the heads of its moment."""
+        rules = {self.app_id: self.rules}
+        rows = index_rows(self.logged, rules)
+        # All at once: what lies beyond the heads must not matter.
+        await in_transaction(self.store.pool, lambda connection: self.store.insert_index(connection, rows))
+        at = 0
+        while at < len(self.logged):
+            some = self.logged[at : at + random.randint(1, 6)]
+            at += len(some)
+            beyond = random.choice((0, 0, 1, 3))  # the log has grown before the batch is decided
+            self.heads = [each.entry.position + 1 for each in self.logged[: at + beyond][-1:]] * LANES
+            batch: list[Logged] = []
+            for each in some:
+                if event_of(each.record) is None:
+                    continue
+                if (claims := self.claims.get(each.record.record_id)) is None:
+                    batch.append(each)
+                    continue
+                await self.decide(batch)
+                await self.decide([each], claims)
+                batch = []
+            await self.decide(batch)
+
+    async def decide(self, logged: Sequence[Logged], claims: bytes | None = None) -> None:
+        """Decide records in one transaction; with claims one that has waited for them."""
+        if not logged:
+            return
+        resumed = {}
+        if claims is not None:
+            resumed[self.app_id, logged[0].record.record_id] = _waited(logged[0], claims)
+
+        async def work(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
+            return await decide_batch(
+                self.store,
+                connection,
+                logged,
+                heads=self.heads,
+                apps={self.app_id: self.rules},
+                next_sequences=next_sequences,
+                new_id=uuid.uuid4,
+                now_us=logged[-1].entry.receive_time_us,
+                resumed=resumed,
+            )
+
+        batch = await self.lanes.append(work, lanes=[lane_of(self.app_id)])
+        self.decided += len(batch.decisions)
+
+    async def newest(self) -> dict[str, attribution_pb2.Decision]:
+        """The newest version of every decision, by conversion."""
+        rows = await self.store.pool.fetch(
+            "SELECT decision FROM decisions WHERE lane = $1 AND app_id = $2 ORDER BY version",
+            lane_of(self.app_id),
+            self.app_id,
+        )
+        decisions = [attribution_pb2.Decision.FromString(row["decision"]) for row in rows]
+        return {decision.conversion_id: decision for decision in decisions}
+
+
+@asynccontextmanager
+async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
+    """All lanes, owned by the test and given back."""
+    store = Store(pool)
+
+    async def take(connection: Connection) -> set[int]:
+        return await store.take_lanes(connection, "test", LANES, 3600)
+
+    lanes = await in_transaction(pool, take)
+    try:
+        yield OwnedLanes(store, "test", await store.owned_lanes("test", lanes))
+    finally:
+        await store.forget_worker("test")
+
+
+def story_of(scenario: Scenario, lanes: OwnedLanes, store: Store) -> Story:
+    """A scenario as an app of its own. Records are received in the order of the scenario, one a millisecond."""
+    app_id = f"app-{uuid.uuid4()}"
+    records = [_record(app_id, record) for record in scenario.timeline]
+    start_us = min((record.time_us for record in scenario.timeline), default=0)
+    claims = {
+        record.id: _claims(record.claims)
+        for record in scenario.timeline
+        if isinstance(record, ConversionRecord) and record.claims
+    }
+    logged = []
+    for number, record in enumerate(records):
+        entry = ingest_pb2.LogEntry(
+            lane=number % LANES,
+            position=number,
+            app_lane=lane_of(app_id),
+            receive_time_us=start_us + number,
+            record=record.SerializeToString(),
+        )
+        logged.append(Logged(entry, record))
+    return Story(store=store, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
+
+
+def event_of(record: ingest_pb2.Record) -> str | None:
+    return record.WhichOneof("kind") if record.WhichOneof("kind") in ("install", "event") else None
+
+
+def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> ingest_pb2.Record:
+    made = ingest_pb2.Record(
+        record_id=record.id,
+        app_id=app_id,
+        device_ids=usable_ids(record.device),
+        ip_address=record.ip,
+        user_agent=record.ua,
+    )
+    made.event_time.FromMicroseconds(record.time_us)
+    if isinstance(record, EngagementRecord):
+        if record.kind is EngagementKind.CLICK:
+            made.click.CopyFrom(ingest_pb2.Click(tracker_id=record.tracker, click_id=record.click_id))
+        else:
+            made.impression.CopyFrom(
+                ingest_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view)
+            )
+        return made
+    made.limit_ad_tracking = record.limit_ad_tracking
+    if record.name:
+        made.event.CopyFrom(ingest_pb2.Event(event_name=record.name, click_record_id=record.click))
+    else:
+        made.install.CopyFrom(ingest_pb2.Install(click_record_id=record.click))
+    return made
+
+
+def _claims(claims: Iterable[Claim]) -> bytes:
+    states = postback_pb2.ClaimAnswer
+    answers = []
+    for claim in claims:
+        said = postback_pb2.Claim(
+            is_view=claim.kind is EngagementKind.IMPRESSION,
+            campaign_name=claim.campaign_name,
+            granular_data_forbidden=not claim.granular_data_allowed,
+        )
+        said.engagement_time.FromMicroseconds(claim.time_us)
+        answers.append(states(network_id=claim.network_id, state=states.STATE_CLAIMED, claim=said))
+    answers.append(states(network_id="silent", state=states.STATE_UNAVAILABLE))
+    return postback_pb2.ConversionClaims(answers=answers).SerializeToString()
+
+
+def _waited(logged: Logged, claims: bytes) -> WaitingRow:
+    return WaitingRow(
+        lane=logged.entry.app_lane,
+        app_id=logged.record.app_id,
+        conversion_id=logged.record.record_id,
+        device_id=uuid.UUID(int=0),
+        is_install=logged.record.HasField("install"),
+        log_lane=logged.entry.lane,
+        position=logged.entry.position,
+        receive_time_us=logged.entry.receive_time_us,
+        settings_revision=0,
+        record=logged.entry.record,
+        network_ids=["x"],
+        deadline_us=0,
+        claims=claims,
+    )

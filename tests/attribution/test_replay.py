@@ -1,0 +1,127 @@
+"""Deciding again: the same settings change nothing, others give what they would have given from the start."""
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from libs.db import Pool, open_pool
+from services.attribution.answers import says
+from services.attribution.replay import FIRST_DEVICE, Period, Replay, Replayed, estimate
+from services.attribution.rules import App, AppRules, ModeledLevel
+from services.attribution.scenario import Scenario
+from services.attribution.store import Store
+from tests.attribution.stories import ALL_TIME, Story, owning, story_of
+from tests.attribution.strategies import scenario
+from tests.conftest import Database
+
+seeds = st.integers(0, (1 << 64) - 1)
+many_stories = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with open_pool(database.dsn("attribution"), schema="attribution", application_name="test") as opened:
+        yield opened
+
+
+async def at_once() -> None:
+    """No pause."""
+
+
+async def replay(
+    story: Story, rules: AppRules, *, size: int = 1000, period: tuple[int, int] = ALL_TIME
+) -> list[Replayed]:
+    """The whole period, page by page."""
+    asked = Period(app_id=story.app_id, start_us=period[0], end_us=period[1])
+    replaying = Replay(story.store, asked, rules, at_once)
+    found: list[Replayed] = []
+    after: uuid.UUID | None = FIRST_DEVICE
+    while after is not None:
+        page = await replaying.page(after, size)
+        found += page.replayed
+        after = page.last_device_id
+    return found
+
+
+@many_stories
+@given(seed=seeds)
+async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
+    random = Random(seed)
+    async with owning(pool) as lanes:
+        story = story_of(scenario(random), lanes, Store(pool))
+        await story.live(random)
+        times = sorted(record.time_us for record in story.scenario.timeline)
+        halves = [ALL_TIME, (0, random.choice(times) + 1), (random.choice(times), 1 << 60)]
+        for period in halves:
+            replayed = await replay(story, story.rules, size=random.choice((1, 2, 1000)), period=period)
+            changed = [each for device in replayed for each in device.changed]
+            assert not changed, (changed[0].stored.decision, changed[0].decision)
+            decisions = (await story.newest()).values()
+            in_period = [d for d in decisions if period[0] <= d.conversion_time.ToMicroseconds() < period[1]]
+            assert sum(len(device.credits) for device in replayed) == len(in_period)
+            async with pool.acquire() as connection:
+                asked = Period(app_id=story.app_id, start_us=period[0], end_us=period[1])
+                assert await estimate(connection, asked) == len(in_period)
+
+
+@many_stories
+@given(seed=seeds)
+async def test_other_settings_give_what_they_would_have_given_from_the_start(pool: Pool, seed: int) -> None:
+    random = Random(seed)
+    told, other = unlimited(scenario(random)), unlimited(scenario(random))
+    order = random.randint(0, 1 << 60)
+    async with owning(pool) as lanes:
+        story = story_of(told, lanes, Store(pool))
+        await story.live(Random(order))
+        afresh = story_of(
+            replace(
+                told,
+                app=with_index_of(told.app, other.app),
+                networks=other.networks,
+                trackers=other.trackers,
+                events=other.events,
+            ),
+            lanes,
+            Store(pool),
+        )
+        await afresh.live(Random(order))
+        replayed = await replay(story, story.rules_of(afresh.scenario), size=random.choice((1, 3, 1000)))
+        changed = {each.stored.conversion_id: each for device in replayed for each in device.changed}
+        before, expected = await story.newest(), await afresh.newest()
+        assert before.keys() == expected.keys()
+        for conversion_id, decision in expected.items():
+            if conversion_id in changed:
+                assert says(decision, changed[conversion_id].decision), (decision, changed[conversion_id])
+                assert not says(before[conversion_id], changed[conversion_id].decision)
+            else:
+                assert plain(before[conversion_id]) == plain(decision)
+
+
+def with_index_of(told: App, other: App) -> App:
+    """The other settings, but for what says under which keys engagements are stored: ranges of addresses (A5)."""
+    ranges = ModeledLevel.IP_RANGE
+    level = told.modeled_level if ranges in (told.modeled_level, other.modeled_level) else other.modeled_level
+    return replace(other, modeled_level=level)
+
+
+def unlimited(told: Scenario) -> Scenario:
+    """Without D5, which looks at other devices: they count as they are stored."""
+    return replace(
+        told, trackers=tuple(replace(tracker, max_conversions_per_engagement=0) for tracker in told.trackers)
+    )
+
+
+def plain(decision: object) -> object:
+    """What a decision says, without what differs between two apps of the same story."""
+    copy = type(decision)()
+    copy.CopyFrom(decision)  # type: ignore[attr-defined]
+    for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer"):
+        copy.ClearField(field)  # type: ignore[attr-defined]
+    return copy
