@@ -253,8 +253,8 @@ def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidat
     match candidate.verdict:
         case "LOST_TO_HIGHER_LEVEL":
             return (
-                f"{lost} is on level {winner.level} of the waterfall, this one on level {candidate.level}: that one was "
-                f"{_match(winner)}"
+                f"{lost} is on level {winner.level} of the waterfall, this one on level {candidate.level}: that one "
+                f"was {_match(winner)}"
             )
         case "LOST_TO_COMPLETED_VIEW":
             return f"{lost} was a completed view"
