@@ -1,5 +1,6 @@
 """Calling any method of the suite by name, with JSON in and out, from the checked-in descriptors."""
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from libs.errors import from_rpc_error
 
 PACKAGES = ("tracker", "ingest", "attribution", "postback")
 DEFAULT_PORTS = {"tracker": 7101, "ingest": 7102, "attribution": 7103, "postback": 7104}
+RETRY_S = 0.5
 
 
 class CallError(Exception):
@@ -105,6 +107,27 @@ async def call(service: str, method: MethodDescriptor, request: Message, *, targ
                 yield await unary(request)
         except grpc.aio.AioRpcError as error:
             raise CallError(describe_failure(error, service, address)) from error
+
+
+async def follow(name: str, request: Message, *, target: str = "") -> AsyncIterator[Message]:
+    """The responses of a stream that can be gone on with: broken off, it goes on after the last response.
+
+    Raises CallError when the first call fails, or one for another reason than that the service is away.
+    """
+    service, method = find_method(name)
+    has_begun = False
+    while True:
+        try:
+            async for response in call(service, method, request, target=target):
+                yield response
+                has_begun = True
+                request.resume_token = response.resume_token  # type: ignore[attr-defined]  # both have one
+        except CallError as error:
+            cause = error.__cause__
+            is_away = isinstance(cause, grpc.aio.AioRpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
+            if not (has_begun and is_away):
+                raise
+            await asyncio.sleep(RETRY_S)
 
 
 async def ask(name: str, request: Message, *, target: str = "") -> Message:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from deploy.local import settings_cli
+from deploy.local import decisions_cli, settings_cli
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -137,25 +137,6 @@ def simulate(
 
 
 @app.command()
-def explain(app_id: str, conversion_id: str, as_json: Json = False, target: Target = "") -> None:
-    """Tells what a conversion was attributed to, and the verdict on every candidate."""
-    from deploy.local.calls import to_json
-    from deploy.local.tables import print_explanation
-    from reengage.attribution.v1 import attribution_pb2
-
-    answer = _ask(
-        "attribution/ExplainDecision",
-        attribution_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=conversion_id),
-        target,
-    )
-    assert isinstance(answer, attribution_pb2.ExplainDecisionResponse)
-    if as_json:
-        typer.echo(to_json(answer, indent=2))
-    else:
-        print_explanation(answer)
-
-
-@app.command()
 def deliveries(
     app_id: str,
     delivery_id: Annotated[str, typer.Argument(help="Show this one, with every attempt.")] = "",
@@ -255,6 +236,8 @@ def _fail(message: str, *, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+app.command()(decisions_cli.explain)
+app.command()(decisions_cli.watch)
 app.command()(settings_cli.apply)
 app.add_typer(settings_cli.trackers, name="trackers")
 app.add_typer(settings_cli.apps, name="apps")

@@ -23,6 +23,7 @@ from deploy.local.sample.stories import EXPLAINED, LAST
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from deploy.local.tables import console, print_explanation, state_name, table
 from deploy.local.up import load_sample, told
+from deploy.local.x_network import LocalX
 from libs.client import open_channel
 from libs.lanes import LANES
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
@@ -116,7 +117,7 @@ class _Demo:
             waiting = progress.add_task("settings reach everyone", total=1)
             await self._settings_arrive(revision)
             progress.advance(waiting)
-            answers = await self._play(lines, progress)
+            answers = await self._play(lines, network.x, progress)
             await self._settle(expected, progress)
         outcome = await self._collect(answers)
         _show(expected, answers, outcome)
@@ -135,8 +136,8 @@ class _Demo:
 
         await _until(arrived, "the settings did not reach every service")
 
-    async def _play(self, lines: list[str], progress: Progress) -> Answers:
-        player = Player(self._session, self._ingest, f"http://{self._ports.address('gateway')}", int(time.time()))
+    async def _play(self, lines: list[str], x: LocalX, progress: Progress) -> Answers:
+        player = Player(self._session, self._ingest, x, f"http://{self._ports.address('gateway')}", int(time.time()))
         bar = progress.add_task("requests sent", total=len(lines))
         metrics = f"http://{HOST}:{self._ports.metrics_of('gateway')}/metrics"
 
@@ -152,13 +153,18 @@ class _Demo:
         return player.answers
 
     async def _settle(self, expected: dict[str, Counter[str]], progress: Progress) -> None:
-        """Waits for facts: the last conversion of each app is decided and told, and no delivery is left to make."""
+        """Waits for facts: the last conversion of each app is decided and told, and no delivery is left to make.
+
+        And as many are decided as must be: those that wait for claims come after the last.
+        """
         decided = progress.add_task("conversions decided", total=expected["decisions"].total())
         delivered = progress.add_task("deliveries ended", total=expected["deliveries"].total())
 
         async def all_decided() -> bool:
-            progress.update(decided, completed=len(await self._decisions()))
-            return all([await self._is_decided(app_id, last) for app_id, last in LAST.items()])
+            count = len(await self._decisions())
+            progress.update(decided, completed=count)
+            last = all([await self._is_decided(app_id, last) for app_id, last in LAST.items()])
+            return last and count >= expected["decisions"].total()
 
         async def all_told() -> bool:
             return all([await self._deliveries(app_id, conversion_id=last) for app_id, last in LAST.items()])

@@ -305,7 +305,8 @@ def _window(text: str) -> Window:
         raise MisfitError(f"{misfit}, or disabled, or unlimited") from None
 
 
-def _time(text: str) -> Timestamp:
+def read_time(text: str) -> Timestamp:
+    """A time as people write it, UTC where it names no zone. Raises MisfitError."""
     made = Timestamp()
     try:
         time = datetime.fromisoformat(text)
@@ -317,7 +318,7 @@ def _time(text: str) -> Timestamp:
 
 _MESSAGES: dict[str, Callable[[str], Message]] = {
     Duration.DESCRIPTOR.full_name: _duration,
-    Timestamp.DESCRIPTOR.full_name: _time,
+    Timestamp.DESCRIPTOR.full_name: read_time,
     Window.DESCRIPTOR.full_name: _window,
 }
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from deploy.local.x_network import PATH, LocalX
+
 KEPT = 200
 REMEMBERED = 100_000
 
@@ -35,9 +37,13 @@ def refuses(_attempt: int) -> web.Response:
 
 
 class LocalNetwork:
-    """Answers any request to `/postbacks/<network>` as `answers[network]` says, 200 by default; `/` lists what came."""
+    """Answers any request to `/postbacks/<network>` as `answers[network]` says, 200 by default; `/` lists what came.
+
+    `x`, a self-attributing network, answers conversion events under `/x`.
+    """
 
     def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
+        self.x = LocalX()
         self.attempts: Counter[tuple[str, str]] = Counter()
         """Attempts seen, by network and delivery id, of the last 100,000 deliveries."""
         self._answers = dict(answers or {})
@@ -49,6 +55,7 @@ class LocalNetwork:
         app = web.Application()
         app.router.add_get("/", self._list)
         app.router.add_route("*", "/postbacks/{network}", self._take)
+        app.router.add_post(f"/x{PATH}", self._ask_x)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
@@ -59,23 +66,40 @@ class LocalNetwork:
 
     async def _take(self, request: web.Request) -> web.Response:
         network = request.match_info["network"]
-        delivery = (network, request.headers.get("Idempotency-Key", ""))
+        answer = self._answers.get(network, takes)(self._attempt(network, request))
+        await self._keep(network, request, answer)
+        return answer
+
+    async def _ask_x(self, request: web.Request) -> web.StreamResponse:
+        self._attempt("X", request)
+        answer = await self.x.handle(request)
+        await self._keep("X", request, answer)
+        return answer
+
+    def _attempt(self, network: str, request: web.Request) -> int:
+        """The number of this attempt at a delivery."""
+        delivery = (network, _delivery_id(request))
         self.attempts[delivery] += 1
         if len(self.attempts) > REMEMBERED:
             del self.attempts[next(iter(self.attempts))]
-        answer = self._answers.get(network, takes)(self.attempts[delivery])
+        return self.attempts[delivery]
+
+    async def _keep(self, network: str, request: web.Request, answer: web.StreamResponse) -> None:
         self._newest.appendleft(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "network": network,
-                "delivery_id": delivery[1],
+                "delivery_id": _delivery_id(request),
                 "method": request.method,
                 "url": str(request.rel_url),
                 "body": await request.text(),
                 "answered": answer.status,
             }
         )
-        return answer
 
     async def _list(self, _request: web.Request) -> web.Response:
         return web.json_response({"newest_first": list(self._newest)})
+
+
+def _delivery_id(request: web.Request) -> str:
+    return request.headers.get("Idempotency-Key", "")

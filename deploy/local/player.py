@@ -14,6 +14,7 @@ import aiohttp
 from google.protobuf.json_format import ParseDict
 from yarl import URL
 
+from deploy.local.x_network import Conduct, LocalX
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 
 Json = dict[str, Any]
@@ -42,13 +43,22 @@ class Answers:
 
 
 class Player:
-    """Sends lines to the gateway at `gateway_url` and to ingest; `now_s`, in seconds since 1970, is the start."""
+    """Sends lines to the gateway at `gateway_url` and to ingest, and tells `x` what it has to claim.
+
+    `now_s`, in seconds since 1970, is the start.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, ingest: ingest_pb2_grpc.IngestServiceStub, gateway_url: str, now_s: int
+        self,
+        session: aiohttp.ClientSession,
+        ingest: ingest_pb2_grpc.IngestServiceStub,
+        x: LocalX,
+        gateway_url: str,
+        now_s: int,
     ) -> None:
         self.answers = Answers()
-        self._session, self._ingest, self._gateway_url, self._now_s = session, ingest, gateway_url, now_s
+        self._session, self._ingest, self._x = session, ingest, x
+        self._gateway_url, self._now_s = gateway_url, now_s
         self._clicks: dict[str, str] = {}
 
     async def play(self, lines: list[str], between: Callable[[int], Awaitable[None]]) -> None:
@@ -84,7 +94,9 @@ class Player:
                 return time_s
 
     async def _send(self, line: Json) -> None:
-        if "get" in line:
+        if "x" in line:
+            self._x.conducts[line["x"]["device"]] = Conduct(**line["x"]["conduct"])
+        elif "get" in line:
             await self._get(line)
         elif "post" in line:
             await self._post(line)

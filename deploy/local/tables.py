@@ -42,19 +42,37 @@ def print_whole(rows: Table) -> None:
 
 
 def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
-    """A decision with the verdict on every candidate."""
+    """What became of a record: of a decided one with the verdict on every candidate."""
+    if answer.HasField("decision"):
+        _print_decision(answer)
+    else:
+        state = _word(attribution_pb2.ExplainDecisionResponse.State.Name(answer.state), "STATE_").replace("_", " ")
+        console.print(f"\n[cyan]{state}[/]")
+        console.print(escape(answer.summary))
+    for sentence in answer.sentences:
+        console.print(f"  • {escape(sentence)}", soft_wrap=True)
+    if answer.won_conversion_ids:
+        console.print(f"  [dim]{'won':<18}[/]{escape(', '.join(answer.won_conversion_ids))}", soft_wrap=True)
+
+
+def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
     decision = answer.decision
-    outcome = _word(attribution_pb2.Outcome.Name(decision.outcome), "OUTCOME_")
-    console.print(f"\n[bold]{escape(decision.conversion_id)}[/]  {escape(decision.event_name)}  [cyan]{outcome}[/]")
+    console.print(
+        f"\n[bold]{escape(decision.conversion_id)}[/]  {escape(decision.event_name)}  "
+        f"[cyan]{_outcome(decision.outcome)}[/]"
+    )
     console.print(escape(answer.summary))
     facts: Mapping[str, str] = {
         "when": _time(decision.conversion_time),
+        "received": _time(decision.receive_time),
         "tracker": decision.tracker_id or "none",
         "network": decision.network_id,
         "engagement": decision.engagement_id,
         "matched by": _match(decision.matched_by),
         "reason": decision.reason,
         "custom dimensions": ", ".join(f"{name}={value}" for name, value in decision.custom_dimensions.items()),
+        "version": str(decision.version) if decision.version > 1 else "",
+        "re-attribution": answer.reattribution_id,
         "settings revision": str(decision.settings_revision),
     }
     for name, value in facts.items():
@@ -79,8 +97,25 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
             _word(attribution_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
         )
     print_whole(rows)
-    for sentence in answer.sentences:
-        console.print(f"  • {escape(sentence)}", soft_wrap=True)
+
+
+def print_fact(fact: attribution_pb2.Fact) -> None:
+    """A decision as it is made, or taken back, in a line."""
+    decision = fact.decision
+    sign = "[green]+[/]" if fact.sign > 0 else "[red]-[/]"
+    parts = [
+        f"{_time(decision.decide_time)} {sign} [bold]{_outcome(decision.outcome)}[/]",
+        f"{escape(decision.app_id)} {escape(decision.event_name)} {escape(decision.conversion_id)}",
+    ]
+    if decision.version > 1:
+        parts.append(f"version {decision.version}")
+    if decision.tracker_id:
+        parts.append(f"to {escape(decision.tracker_id)} of {escape(decision.network_id)}")
+    if decision.engagement_id:
+        parts.append(f"by {escape(decision.engagement_id)} {_span(decision.lookback)} before")
+    if decision.reason:
+        parts.append(f"[dim]{escape(decision.reason)}[/]")
+    console.print("  ".join(parts), soft_wrap=True)
 
 
 def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -> None:
@@ -138,6 +173,10 @@ def _took(delivery: postback_pb2.Delivery) -> str:
 def _word(name: str, prefix: str) -> str:
     word = name.removeprefix(prefix)
     return "" if word == "UNSPECIFIED" else word
+
+
+def _outcome(outcome: attribution_pb2.Outcome.ValueType) -> str:
+    return _word(attribution_pb2.Outcome.Name(outcome), "OUTCOME_")
 
 
 def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from deploy.local.sample.settings import ANDROID, IOS, POSTBACKS, TRACKERS
+from deploy.local.x_network import hashed
 
 Json = dict[str, Any]
 NETWORK_OF = {tracker.tracker_id: tracker.network_id for tracker in TRACKERS}
@@ -72,8 +73,9 @@ class Book:
         tracker: str = "-",
         by: str = "-",
         told: bool = True,
+        asked: str = "DELIVERED",
     ) -> None:
-        """Note the decision that must come, and with it the deliveries."""
+        """Note the decision that must come, and with it the deliveries; `asked` is how a claim request ends."""
         self.decisions[f"{app} {event} {outcome} {reason} {tracker} {by}"] += 1
         if outcome in NOT_TOLD or not told:
             return
@@ -81,7 +83,8 @@ class Book:
             if (postback.app_id, postback.trigger) == (app, event) and (
                 not postback.network_only or NETWORK_OF.get(tracker) == postback.network_id
             ):
-                self.deliveries[f"{postback.configuration_id} {ENDS[postback.path]}"] += 1
+                end = asked if postback.claims else ENDS[postback.path]
+                self.deliveries[f"{postback.configuration_id} {end}"] += 1
 
 
 class Story:
@@ -144,6 +147,15 @@ class Story:
     def old_view(self, tracker: str, *, ago: int) -> None:
         """The same of an impression."""
         self._send({"record": self._record(ago, {"impression": {"tracker_id": tracker}})}, "impression")
+
+    def x_says(self, *, ago: int = 0, silent: bool = False, **data: Any) -> None:
+        """X claims what the person does by a click `ago` seconds back, with `data` beside it; or does not answer."""
+        claim = {"engagement_time": f"<{-ago} iso>", "engagement_type": "CLICK", "promoted_properties": {}}
+        conduct = {"silent": True} if silent else {"twitter": claim, "data": data}
+        self.book.sendings.append(
+            {"round": self.round, "story": self.name, "x": {"device": hashed(self.ad_id), "conduct": conduct}}
+        )
+        self.round += 1
 
     # The app.
 

@@ -5,7 +5,8 @@ the `story` it is of, and one of
 
 - `get`: a path of the gateway, asked with the user agent `agent`; `keep` names the click id that the answer hands out;
 - `post`: a path of the gateway, with the JSON `body`, or with `text` as it is;
-- `batch`: records for RecordBatch; `stream`: the requests of a RecordStream, each a list of records.
+- `batch`: records for RecordBatch; `stream`: the requests of a RecordStream, each a list of records;
+- `x`: what the local X does from now on with the conversions of a device, by its hashed id. Nothing is sent.
 
 Before a line is sent, `<-3600>` in it becomes the time an hour before the start in seconds since 1970 (`<-3600 ms>` in
 milliseconds, `<-3600 iso>` as ISO 8601), `"@-3600"` the same as a number, and `<click NAME>` a click id that was kept.

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from deploy.local.x_network import SECRETS
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import (
@@ -123,7 +124,7 @@ def _tracker(
 TRACKERS = (
     _tracker("ios-acme-spring", "acme-ios"),
     _tracker("ios-bravo-spring", "bravo-ios"),
-    _tracker("ios-acme-return", "acme-ios", "Purchase", "AddToCart"),
+    _tracker("ios-acme-return", "acme-ios", "Purchase", "AddToCart", "Subscribe"),
     _tracker("ios-bravo-return", "bravo-ios", "Purchase", "SessionBegin"),
     _tracker("ios-acme-retired", "acme-ios"),
     Tracker(
@@ -132,7 +133,7 @@ TRACKERS = (
         network_id="x-ios",
         name="ios-x-return",
         type=Tracker.TYPE_REENGAGEMENT,
-        events=["Purchase"],
+        events=["Subscribe"],
         default_tracker=True,
         post_engagement_window=Duration(seconds=14 * DAY),
     ),
@@ -165,13 +166,14 @@ EVENTS = (
     *(_event(app_id, "Purchase", DAY) for app_id in (IOS, ANDROID)),
     *(_event(app_id, "AddToCart", 0) for app_id in (IOS, ANDROID)),
     *(_event(app_id, "SessionBegin", 0) for app_id in (IOS, ANDROID)),
+    _event(IOS, "Subscribe", DAY),
     _event(ANDROID, "LevelUp", HOUR, 7 * DAY),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postback:
-    """A postback configuration of the sample; `path` is that of the network's endpoint."""
+    """A postback configuration of the sample; `path` is that of the network's endpoint, of `claims` that of its API."""
 
     configuration_id: str
     app_id: str
@@ -180,6 +182,8 @@ class Postback:
     path: str
     network_only: bool = True
     post: bool = False
+    claims: bool = False
+    """X is asked whether it drove the conversion."""
 
 
 def _postbacks(app_id: str, network_id: str, path: str, *triggers: str, post: bool = False) -> list[Postback]:
@@ -213,11 +217,32 @@ POSTBACKS = (
         )
         for app_id, network_id, path in ((IOS, "x-ios", "x"), (ANDROID, "acme-android", "closed"))
     ),
+    Postback(
+        configuration_id="x-ios-subscribe",
+        app_id=IOS,
+        network_id="x-ios",
+        trigger="Subscribe",
+        path="x",
+        network_only=False,
+        claims=True,
+    ),
 )
 
 
 def configuration(postback: Postback, endpoint: str) -> postback_pb2.Configuration:
-    """The configuration that sends to `<endpoint>/postbacks/<path>`."""
+    """The configuration that sends to `<endpoint>/postbacks/<path>`, or asks `<endpoint>/<path>`."""
+    if postback.claims:
+        return postback_pb2.Configuration(
+            configuration_id=postback.configuration_id,
+            app_id=postback.app_id,
+            network_id=postback.network_id,
+            trigger=postback.trigger,
+            x=postback_pb2.X(app_id="1234567890", conversion_type="PURCHASE", base_url=f"{endpoint}/{postback.path}"),
+            # Somebody waits for the answer: rather none than a late one.
+            attempt_timeout=Duration(seconds=1),
+            retry_attempts=1,
+            secrets=SECRETS,
+        )
     template = postback_pb2.Template(url=f"{endpoint}/postbacks/{postback.path}")
     if postback.post:
         template.method = postback_pb2.Template.METHOD_POST
@@ -296,10 +321,15 @@ async def _point(postback: postback_pb2_grpc.PostbackConfigServiceStub, wanted: 
     """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
     asked = postback_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
-    url = configuration(wanted, endpoint).template.url
-    was_local = stored.template.url.startswith("http://127.0.0.1:")
-    if was_local and stored.template.url != url and stored.status != postback_pb2.Configuration.STATUS_ARCHIVED:
-        stored.template.url = url
+    place, field = ("x", "base_url") if wanted.claims else ("template", "url")
+    url, was = (getattr(getattr(one, place), field) for one in (configuration(wanted, endpoint), stored))
+    if (
+        was.startswith("http://127.0.0.1:")
+        and was != url
+        and stored.status != postback_pb2.Configuration.STATUS_ARCHIVED
+    ):
+        setattr(getattr(stored, place), field, url)
+        mask = FieldMask(paths=[f"{place}.{field}"])
         await postback.UpdateConfiguration(
-            postback_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=FieldMask(paths=["template.url"]))
+            postback_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=mask)
         )

@@ -11,6 +11,8 @@ EXPLAINED = {
     "a won one, with those that lost": (ANDROID, "sample-won"),
     "one that came too early to reengage": (IOS, "sample-too-early"),
     "one that nobody won": (IOS, "sample-not-attributed"),
+    "one that X claimed in vain": (IOS, "sample-claimed"),
+    "one that X did not answer": (IOS, "sample-no-answer"),
 }
 """Conversions the demo explains in full: app and conversion id."""
 
@@ -362,6 +364,50 @@ def new_ids(story: Story) -> None:
     story.update("UNATTRIBUTED", reason="EVENT_NOT_SELECTED")
 
 
+# Claims.
+
+
+def claimed(story: Story) -> None:
+    """E1, E3: X says that it drove the event; its default tracker is credited."""
+    story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
+    story.x_says(ago=HOUR)
+    story.event("Subscribe", "REENGAGED", tracker="ios-x-return", by="CLAIM")
+
+
+def claim_refused(story: Story) -> None:
+    """E2: the person shares no granular data, so the next best wins."""
+    story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
+    story.click("ios-acme-return", ago=2 * HOUR)
+    story.x_says(ago=HOUR, is_granular_data_sharing_allowed=False)
+    record_id = EXPLAINED["one that X claimed in vain"][1] if story.number == 0 else ""
+    story.event("Subscribe", "REENGAGED", record_id=record_id, tracker="ios-acme-return", by="DEVICE_ID")
+
+
+def claim_beaten(story: Story) -> None:
+    """C3: a newer click of another network goes before a claim."""
+    story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
+    story.x_says(ago=2 * HOUR)
+    story.click("ios-acme-return", ago=HOUR)
+    story.event("Subscribe", "REENGAGED", tracker="ios-acme-return", by="DEVICE_ID")
+
+
+def not_claimed(story: Story) -> None:
+    """E1: X says that it did not."""
+    story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
+    story.event("Subscribe", "UNATTRIBUTED", reason="NO_CANDIDATE")
+
+
+def no_answer(story: Story) -> None:
+    """E4: X does not answer; the event is decided without."""
+    story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
+    story.click("ios-acme-return", ago=HOUR)
+    story.x_says(silent=True)
+    record_id = EXPLAINED["one that X did not answer"][1] if story.number == 0 else ""
+    story.event(
+        "Subscribe", "REENGAGED", record_id=record_id, tracker="ios-acme-return", by="DEVICE_ID", asked="EXHAUSTED"
+    )
+
+
 # Broken ones.
 
 
@@ -468,4 +514,9 @@ _STORIES: tuple[tuple[Callable[[Story], None], tuple[str, ...], int], ...] = (
     (broken_json, _BOTH, 3),
     (broken_links, (IOS,), 5),
     (broken_records, (ANDROID,), 5),
+    (claimed, (IOS,), 6),
+    (claim_refused, (IOS,), 4),
+    (claim_beaten, (IOS,), 4),
+    (not_claimed, (IOS,), 4),
+    (no_answer, (IOS,), 3),
 )
