@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from libs.client import open_channel
-from libs.errors import from_rpc_error
+from libs.errors import ResourceExhausted, from_rpc_error
 from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
@@ -236,7 +236,7 @@ async def test_one_watcher_too_many_is_told_when_to_come_again(world: World) -> 
     wanted = Wanted()
     async with aclosing(narrow.follow(wanted, narrow.first(wanted))) as responses:
         await anext(responses)
-        with pytest.raises(watching.ResourceExhausted) as refused:
+        with pytest.raises(ResourceExhausted) as refused:
             await anext(narrow.follow(wanted, narrow.first(wanted)))
         assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY_WATCHERS", 10.0)
     async with aclosing(narrow.follow(wanted, narrow.first(wanted))) as responses:

@@ -1,0 +1,148 @@
+"""`reengage explain` and `reengage watch`, as they are typed."""
+
+import asyncio
+import json
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from deploy.local.cli import app
+from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+
+Explanation = attribution_pb2.ExplainDecisionResponse
+DECIDED = attribution_pb2.Decision(
+    app_id="shop",
+    conversion_id="e1",
+    version=2,
+    event_name="Purchase",
+    outcome=attribution_pb2.OUTCOME_REENGAGED,
+    tracker_id="re",
+    network_id="acme",
+    engagement_id="k1",
+)
+EXPLAINED = Explanation(
+    state=Explanation.STATE_DECIDED, decision=DECIDED, summary="Why.", sentences=["Because."], reattribution_id="fix-7"
+)
+REFUSED = Explanation(
+    state=Explanation.STATE_REFUSED, summary="It was refused [so].", sentences=["event_name is missing."]
+)
+
+
+class Scripted(attribution_pb2_grpc.AttributionServiceServicer):
+    """Explains what it was given; streams three facts, and breaks off after the first."""
+
+    def __init__(self, answer: attribution_pb2.ExplainDecisionResponse = EXPLAINED) -> None:
+        self.answer = answer
+        self.explained: list[attribution_pb2.ExplainDecisionRequest] = []
+        self.watched: list[attribution_pb2.WatchDecisionsRequest] = []
+
+    async def ExplainDecision(
+        self, request: attribution_pb2.ExplainDecisionRequest, context: Any
+    ) -> attribution_pb2.ExplainDecisionResponse:
+        self.explained.append(request)
+        return self.answer
+
+    async def WatchDecisions(
+        self, request: attribution_pb2.WatchDecisionsRequest, context: Any
+    ) -> AsyncIterator[attribution_pb2.WatchDecisionsResponse]:
+        self.watched.append(request)
+        for number, sign in ((1, 1), (2, -1), (3, 1)):
+            if not request.resume_token or number > int(request.resume_token):
+                fact = attribution_pb2.Fact(sign=sign, decision=DECIDED)
+                fact.decision.conversion_id = f"e{number}"
+                yield attribution_pb2.WatchDecisionsResponse(facts=[fact], resume_token=str(number))
+            if number == 1 and not request.resume_token:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "STOPPING")
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def serve(scripted: Scripted) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    attribution_pb2_grpc.add_AttributionServiceServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+async def run(scripted: Scripted, *arguments: str) -> tuple[int, str]:
+    async with serve(scripted) as target:
+        result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--target", target])
+    return result.exit_code, result.output
+
+
+async def test_explain_by_record() -> None:
+    scripted = Scripted()  # type: ignore[abstract]  # two methods are all that is called
+    code, output = await run(scripted, "explain", "shop", "e1")
+    assert code == 0
+    assert [request.conversion_id for request in scripted.explained] == ["e1"]
+    assert all(word in output for word in ("REENGAGED", "Why.", "Because.", "fix-7", "version"))
+
+
+async def test_explain_by_device_and_time() -> None:
+    scripted = Scripted()  # type: ignore[abstract]
+    code, output = await run(scripted, "explain", "shop", "--device", "d1", "--at", "2026-03-01T12:00:00Z", "--json")
+    assert code == 0
+    assert json.loads(output)["decision"]["conversion_id"] == "e1"
+    [request] = scripted.explained
+    assert (request.device_id, request.time.ToJsonString()) == ("d1", "2026-03-01T12:00:00Z")
+
+
+async def test_what_is_not_decided_is_explained_without_a_table() -> None:
+    code, output = await run(Scripted(REFUSED), "explain", "shop", "e1")  # type: ignore[abstract]
+    assert code == 0
+    assert output.split("\n")[1:4] == ["REFUSED", "It was refused [so].", "  • event_name is missing."]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "shop"],
+        ["explain", "shop", "e1", "--device", "d1", "--at", "2026-03-01"],
+        ["explain", "shop", "--device", "d1"],
+        ["explain", "shop", "--device", "d1", "--at", "yesterday"],
+        ["watch", "--since", "2026-03-01", "--from-now"],
+        ["watch", "--since", "yesterday"],
+    ],
+)
+def test_what_does_not_fit_is_a_wrong_command_line(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c() -> None:
+    scripted = Scripted()  # type: ignore[abstract]
+    async with serve(scripted) as target:
+        for form in ([], ["--json"]):
+            scripted.watched.clear()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "deploy.local.cli",
+                "watch",
+                "--app",
+                "shop",
+                "--target",
+                target,
+                *form,
+                stdout=PIPE,
+            )
+            assert process.stdout is not None
+            lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+            assert [request.resume_token for request in scripted.watched] == ["", "1"]
+            assert {request.app_id for request in scripted.watched} == {"shop"}
+            if form:
+                assert [json.loads(line)["sign"] for line in lines] == [1, -1, 1]
+            else:
+                assert [line.split()[2:7] for line in lines] == [
+                    [sign, "REENGAGED", "shop", "Purchase", f"e{number}"] for number, sign in enumerate("+-+", start=1)
+                ]
