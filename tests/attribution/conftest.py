@@ -167,9 +167,20 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
         self.calls += 1
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        if request.validate_only:
+            return postback_pb2.EnqueueConversionsResponse(offered=map(self._offered, request.conversions))
+        before = len(self.conversions)
         for conversion in request.conversions:
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
-        return postback_pb2.EnqueueConversionsResponse()
+        return postback_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
+
+    def _offered(self, conversion: postback_pb2.Conversion) -> attribution_pb2.OfferedPostback:
+        effects = attribution_pb2.OfferedPostback
+        was_sent = conversion.decision.conversion_id in self.conversions
+        return attribution_pb2.OfferedPostback(
+            conversion_id=conversion.decision.conversion_id,
+            effect=effects.EFFECT_WAS_SENT if was_sent else effects.EFFECT_WOULD_BE_SENT,
+        )
 
     async def EraseConversions(
         self, request: postback_pb2.EraseConversionsRequest, context: Any

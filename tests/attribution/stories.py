@@ -21,7 +21,7 @@ from services.attribution.scenario import ConversionRecord, EngagementRecord, Sc
 from services.attribution.store import Store
 from services.attribution.waiting import WaitingRow
 
-ALL_TIME = (0, 1 << 60)
+ALL_TIME = (0, 1 << 54)
 
 
 @dataclass(slots=True, kw_only=True)

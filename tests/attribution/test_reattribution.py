@@ -1,0 +1,490 @@
+"""Re-attribution and what-if as they are called: new versions, histories, what is offered, stops and crashes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+from google.protobuf import timestamp_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from libs.db import Pool, open_pool
+from libs.errors import from_rpc_error
+from libs.lanes import LANES
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution.answers import says
+from services.attribution.history import DeviceHistory
+from services.attribution.ownership import OwnedLanes
+from services.attribution.pace import Pace
+from services.attribution.reattribution import Reattributions, Reattributor
+from services.attribution.replay import Period
+from services.attribution.rules import AppRules
+from services.attribution.settings import Settings
+from services.attribution.store import Store
+from tests.attribution.conftest import (
+    APP,
+    OTHER_RE_TRACKER,
+    RE_TRACKER,
+    UA_TRACKER,
+    World,
+    click,
+    device,
+    event,
+    install,
+    tracker_resource,
+)
+from tests.attribution.stories import ALL_TIME, Story, owning, story_of
+from tests.attribution.strategies import scenario
+from tests.attribution.test_replay import replay, unlimited, with_index_of
+from tests.conftest import Database
+
+HOUR = 3600
+FAR = timestamp_pb2.Timestamp(seconds=4_000_000_000)
+LONG_AGO = timestamp_pb2.Timestamp(seconds=0)
+RUNNING = attribution_pb2.Reattribution.STATE_RUNNING
+DONE = attribution_pb2.Reattribution.STATE_DONE
+CANCELLED = attribution_pb2.Reattribution.STATE_CANCELLED
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with open_pool(database.dsn("attribution"), schema="attribution", application_name="test") as opened:
+        yield opened
+
+
+# Through the store, with random stories.
+
+
+def settings_of(rules: AppRules) -> "Follower[Settings]":
+    """These rules as the settings that are in use."""
+    current = SimpleNamespace(apps={rules.app.app_id: rules})
+    return cast("Follower[Settings]", SimpleNamespace(current=current))
+
+
+async def reattribute(story: Story, rules: AppRules, *, random: Random, crashes: bool) -> attribution_pb2.Reattribution:
+    """All of a story's conversions, by a worker that is stopped now and then in the middle, if it `crashes`."""
+    using = settings_of(rules)
+    jobs = Reattributions(story.store.pool, using)
+    period = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
+    job = await jobs.start(period, "r1", send_postbacks=False)
+    worker = Reattributor(story.store, using, Pace(), lambda: 1 << 50, page=random.choice((1, 2, 1000)))
+    while job.state == "RUNNING":
+        # As a worker begins anew: all it knows is what is stored.
+        lanes = OwnedLanes(story.store, "test", await story.store.owned_lanes("test", range(LANES)))
+        running = asyncio.ensure_future(worker.run(lanes))
+        turns = random.randint(0, 60)
+        while job.state == "RUNNING" and not (crashes and turns == 0):
+            turns -= 1
+            await asyncio.sleep(0.0005)
+            job = await jobs.get(story.app_id, "r1")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return job.message()
+
+
+async def histories(story: Story) -> set[tuple[Any, ...]]:
+    """What every device is credited to, whatever its id."""
+    rows = await story.store.pool.fetch("SELECT history FROM devices WHERE app_id = $1", story.app_id)
+    return {DeviceHistory.from_json(row["history"]).attributions for row in rows}
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(seed=st.integers(0, (1 << 64) - 1), crashes=st.booleans())
+async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
+    pool: Pool, seed: int, crashes: bool
+) -> None:
+    random = Random(seed)
+    told, other = unlimited(scenario(random)), unlimited(scenario(random))
+    anew = replace(
+        told,
+        app=with_index_of(told.app, other.app),
+        networks=other.networks,
+        trackers=other.trackers,
+        events=other.events,
+    )
+    order = random.randint(0, 1 << 60)
+    async with owning(pool) as lanes:
+        story, afresh = story_of(told, lanes, Store(pool)), story_of(anew, lanes, Store(pool))
+        await story.live(Random(order))
+        await afresh.live(Random(order))
+        rules = story.rules_of(anew)
+        before, expected = await story.newest(), await afresh.newest()
+        would_change = [c for replayed in await replay(story, rules) for c in replayed.changed]
+        job = await reattribute(story, rules, random=random, crashes=crashes)
+        after = await story.newest()
+        versions = {conversion_id: decision.version for conversion_id, decision in after.items()}
+        changed = {c.stored.conversion_id: c.decision for c in would_change}
+        assert versions == {conversion_id: 2 if conversion_id in changed else 1 for conversion_id in before}
+        assert all(says(after[conversion_id], decision) for conversion_id, decision in changed.items())
+        assert (job.conversion_count, job.changed_count) == (len(before), len(changed))
+        assert {(d.conversion_id, d.outcome, d.reason, d.tracker_id, d.campaign_id) for d in after.values()} == {
+            (d.conversion_id, d.outcome, d.reason, d.tracker_id, d.campaign_id) for d in expected.values()
+        }
+        credited = sum(sum_of(total.before) for total in job.totals), sum(sum_of(total.after) for total in job.totals)
+        assert credited == (counted(before.values()), counted(after.values()))
+        assert await histories(story) == await histories(afresh)
+        assert not [c for replayed in await replay(story, rules) for c in replayed.changed], "it is the settings' now"
+
+
+def sum_of(counts: attribution_pb2.CreditCounts) -> int:
+    return counts.installs + counts.reengagements + counts.credited_events
+
+
+def counted(decisions: Any) -> int:
+    return sum(decision.outcome != attribution_pb2.OUTCOME_DUPLICATE for decision in decisions)
+
+
+# As it is called.
+
+
+def what_if(*changes: tracker_pb2.Resource, **fields: Any) -> attribution_pb2.WhatIfRequest:
+    return attribution_pb2.WhatIfRequest(
+        **{"app_id": APP, "start_time": LONG_AGO, "end_time": FAR, "changes": changes, **fields}
+    )
+
+
+def reattribution(reattribution_id: str = "r1", **fields: Any) -> attribution_pb2.ReattributeRequest:
+    return attribution_pb2.ReattributeRequest(
+        **{"app_id": APP, "reattribution_id": reattribution_id, "start_time": LONG_AGO, "end_time": FAR, **fields}
+    )
+
+
+async def ended(world: World, reattribution_id: str = "r1") -> attribution_pb2.Reattribution:
+    request = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id=reattribution_id)
+    while (found := (await world.attribution.GetReattribution(request)).reattribution).state == RUNNING:
+        await asyncio.sleep(0.01)
+    return found
+
+
+def working(world: World) -> Any:
+    """A worker that re-attributes, too."""
+    job = Reattributor(Store(world.pool), world.settings, world.pace, lambda: 1 << 50)
+    return world.worker(jobs={"reattributor": job.run})
+
+
+async def a_story(world: World) -> None:
+    """Of device 1: an install by `ua`, a reengagement by `re`, and an event credited to that; of device 2 an event."""
+    one, two = device(1), device(2)
+    await world.send(click(0, one, UA_TRACKER, record_id="k1"))
+    await world.send(install(60, one, record_id="i1"))
+    await world.send(click(HOUR, one, OTHER_RE_TRACKER, record_id="k2"), click(HOUR + 60, one, record_id="k3"))
+    await world.send(event(2 * HOUR, one, record_id="e1"), event(2 * HOUR + 60, one, "View", record_id="e2"))
+    await world.send(event(2 * HOUR, two, "View", record_id="s1", ip_address="192.0.2.9"))
+    await world.decided("e2", "s1")
+
+
+NARROW = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
+NARROW.tracker.windows.click_device.duration.FromSeconds(600)
+"""The click of `a_story` that wins is 59 minutes before its event."""
+
+
+async def test_what_if_says_what_would_change_and_writes_nothing(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+    before = await everything(world.pool)
+    unchanged = [part async for part in world.attribution.WhatIf(what_if())]
+    parts = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
+    assert await everything(world.pool) == before
+    assert [(len(part.changed), part.conversion_count) for part in unchanged] == [(0, 4)]
+    assert [part.estimated_total_count for part in parts] == [4]
+    changed = {pair.before.conversion_id: pair for part in parts for pair in part.changed}
+    assert changed.keys() == {"e1", "e2"}
+    e1, e2 = changed["e1"], changed["e2"]
+    assert (e1.before.tracker_id, e1.after.tracker_id, e1.after.engagement_id) == (RE_TRACKER, OTHER_RE_TRACKER, "k2")
+    assert (e2.before.tracker_id, e2.after.tracker_id) == (RE_TRACKER, OTHER_RE_TRACKER)
+    assert (e1.after.version, e1.after.device_id, e1.after.event_name) == (2, e1.before.device_id, "Purchase")
+    totals = {(t.network_id, t.tracker_id): (counts_of(t.before), counts_of(t.after)) for t in parts[-1].totals}
+    assert totals == {
+        ("bolt", UA_TRACKER): ((1, 0, 0), (1, 0, 0)),
+        ("acme", RE_TRACKER): ((0, 1, 1), (0, 0, 0)),
+        ("bolt", OTHER_RE_TRACKER): ((0, 0, 0), (0, 1, 1)),
+        ("", ""): ((0, 0, 1), (0, 0, 1)),
+    }
+    assert parts[-1].resume_token == ""
+
+
+async def test_what_if_of_a_part_of_the_time_leaves_the_rest_as_it_is(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+    (e2,) = await world.decided("e2")
+    request = what_if(NARROW, start_time=e2.conversion_time)
+    (part,) = [part async for part in world.attribution.WhatIf(request)]
+    assert (part.conversion_count, len(part.changed)) == (1, 0), "the reengagement before it stays, and so its source"
+
+
+async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.attribution.what_if._PAGE", 3)
+    async with working(world):
+        for number in range(10):
+            await world.send(click(0, device(number), record_id=f"k{number}"))
+        await world.send(*(event(HOUR, device(number), record_id=f"e{number}") for number in range(10)))
+        await world.decided(*(f"e{number}" for number in range(10)))
+    whole = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
+    assert (len(whole), sum(part.conversion_count for part in whole)) == (4, 10)
+    token = ""
+    seen: list[attribution_pb2.WhatIfResponse] = []
+    while not seen or token:
+        part, *_ = [part async for part in world.attribution.WhatIf(what_if(NARROW, resume_token=token))]
+        seen.append(part)
+        token = part.resume_token
+    without_times = [[pair.after.conversion_id for pair in part.changed] for part in seen]
+    assert without_times == [[pair.after.conversion_id for pair in part.changed] for part in whole]
+    assert sorted(each for ids in without_times for each in ids) == [f"e{number}" for number in range(10)]
+
+
+async def test_a_part_that_would_be_too_large_comes_in_several(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.attribution.what_if._PART_BYTES", 1)
+    async with working(world):
+        await a_story(world)
+    parts = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
+    assert [len(part.changed) for part in parts] == [1, 1]
+    again = [part async for part in world.attribution.WhatIf(what_if(NARROW, resume_token=parts[0].resume_token))]
+    assert parts[0].conversion_count + sum(part.conversion_count for part in again) == 4
+
+
+async def test_what_if_names_every_wrong_field(world: World) -> None:
+    foreign = tracker_resource("t9", network_id="acme")
+    foreign.tracker.app_id = "other"
+    stray = tracker_resource("t8", network_id="nowhere")
+    account = tracker_pb2.Resource(account=tracker_pb2.Account(account_id="a"))
+    assert await refusal(world.attribution.WhatIf(what_if(foreign, stray, account, tracker_pb2.Resource()))) == (
+        "INVALID_ARGUMENT",
+        [
+            ("changes[0].tracker.app_id", "OTHER_APP"),
+            ("changes[2].account", "NOT_ALLOWED"),
+            ("changes[3].resource", "NOT_ALLOWED"),
+            ("changes[1].tracker.network_id", "NOT_FOUND"),
+        ],
+    )
+    assert await refusal(world.attribution.WhatIf(attribution_pb2.WhatIfRequest(resume_token="x"))) == (
+        "INVALID_ARGUMENT",
+        [
+            ("app_id", "REQUIRED"),
+            ("start_time", "REQUIRED"),
+            ("end_time", "REQUIRED"),
+            ("resume_token", "INVALID_TOKEN"),
+        ],
+    )
+    assert await refusal(world.attribution.WhatIf(what_if(app_id="nobody"))) == ("APP_NOT_FOUND", [])
+
+
+async def test_so_many_what_ifs_at_once_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.attribution.what_if._MOST_AT_ONCE", 1)
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
+        calls = [world.attribution.WhatIf(what_if()) for _ in range(2)]
+        ends = [asyncio.ensure_future(refusal(call)) for call in calls]
+        refused, waiting = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        assert [end.result() for end in refused] == [("TOO_MANY_REPLAYS", [])]
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    while await refusal(world.attribution.WhatIf(what_if())) is not None:
+        await asyncio.sleep(0.01)  # who went away leaves room
+
+
+async def test_a_reattribution_writes_versions_and_moves_the_device(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+        handed = dict(world.received.conversions)
+        await world.settings.reached(await world.feed.publish(NARROW))
+        started = await world.attribution.Reattribute(reattribution())
+        assert started.reattribution.estimated_total_count == 4
+        job = await ended(world)
+        e1, e2 = await world.decided("e1", "e2")
+        listed = await world.attribution.ListDecisions(attribution_pb2.ListDecisionsRequest(app_id=APP))
+        shown = await world.attribution.GetDeviceAttribution(
+            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+        )
+        await world.send(event(3 * HOUR, device(1), "View", record_id="e3"))
+        (e3,) = await world.decided("e3")
+        while "e3" not in world.received.conversions:
+            await asyncio.sleep(0.01)
+    assert (job.state, job.conversion_count, job.changed_count) == (DONE, 4, 2)
+    assert (e1.version, e1.tracker_id, e1.engagement_id) == (2, OTHER_RE_TRACKER, "k2")
+    assert (e2.version, e2.tracker_id, e2.reason) == (2, OTHER_RE_TRACKER, "EVENT_NOT_SELECTED")
+    assert [(d.conversion_id, d.version) for d in listed.decisions if d.conversion_id == "e1"] == [("e1", 2), ("e1", 1)]
+    assert (shown.current.tracker_id, shown.install.tracker_id) == (OTHER_RE_TRACKER, UA_TRACKER)
+    assert (e3.tracker_id, e3.version) == (OTHER_RE_TRACKER, 1), "what comes after it goes by the new source"
+    handed_now = {key: conversion.decision.version for key, conversion in world.received.conversions.items()}
+    assert handed_now == {**dict.fromkeys(handed, 1), "e3": 1}, "nobody asked to send"
+    versions = await world.pool.fetch("SELECT engagement, record FROM decisions WHERE version = 2 ORDER BY sequence")
+    assert all(b"k2" in row["engagement"] and row["record"] for row in versions), "networks want the click beside it"
+
+
+async def test_unchanged_settings_write_nothing(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+        before = await everything(world.pool)
+        await world.attribution.Reattribute(reattribution())
+        job = await ended(world)
+        assert (job.state, job.conversion_count, job.changed_count) == (DONE, 4, 0)
+        assert await everything(world.pool) == before
+
+
+async def test_postbacks_are_offered_and_sent_when_asked(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+        while len(world.received.conversions) < 4:
+            await asyncio.sleep(0.01)
+        del world.received.conversions["e1"]  # as if no configuration had wanted it before
+        await world.settings.reached(await world.feed.publish(NARROW))
+        await world.attribution.Reattribute(reattribution())
+        await ended(world)
+        named = {"app_id": APP, "reattribution_id": "r1"}
+        token = ""
+        offered: list[attribution_pb2.OfferedPostback] = []
+        while not offered or token:
+            page = await world.attribution.ListOfferedPostbacks(
+                attribution_pb2.ListOfferedPostbacksRequest(**named, page_size=1, page_token=token)
+            )
+            offered += page.postbacks
+            token = page.next_page_token
+        assert {(each.conversion_id, each.effect) for each in offered} == {
+            ("e1", attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT),
+            ("e2", attribution_pb2.OfferedPostback.EFFECT_WAS_SENT),
+        }
+        assert "e1" not in world.received.conversions, "offering sends nothing"
+        request = attribution_pb2.SendOfferedPostbacksRequest(**named)
+        sent = await world.attribution.SendOfferedPostbacks(request)
+        again = await world.attribution.SendOfferedPostbacks(request)
+        assert (sent.created_count, again.created_count) == (1, 0)
+        assert world.received.conversions["e1"].decision.version == 2
+
+
+async def test_postbacks_go_out_by_themselves_when_asked_for_at_once(world: World) -> None:
+    async with working(world):
+        await a_story(world)
+        while len(world.received.conversions) < 4:
+            await asyncio.sleep(0.01)
+        world.received.conversions.clear()
+        await world.settings.reached(await world.feed.publish(NARROW))
+        await world.attribution.Reattribute(reattribution(send_postbacks=True))
+        while world.received.conversions.keys() != {"e1", "e2"}:
+            await asyncio.sleep(0.01)
+    assert {conversion.decision.version for conversion in world.received.conversions.values()} == {2}
+
+
+async def test_starting_is_repeat_safe_and_one_runs_at_a_time(world: World) -> None:
+    call = world.attribution.Reattribute
+    first = await call(reattribution())
+    again = await call(reattribution())
+    assert first == again
+    assert (first.reattribution.state, first.reattribution.reattribution_id) == (RUNNING, "r1")
+    assert await refusal(call(reattribution(send_postbacks=True))) == ("REATTRIBUTION_EXISTS", [])
+    assert await refusal(call(reattribution("r2"))) == ("REATTRIBUTION_RUNNING", [])
+    named = attribution_pb2.SendOfferedPostbacksRequest(app_id=APP, reattribution_id="r1")
+    assert await refusal(world.attribution.SendOfferedPostbacks(named)) == ("REATTRIBUTION_RUNNING", [])
+    cancel = attribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id="r1")
+    cancelled = (await world.attribution.CancelReattribution(cancel)).reattribution
+    assert cancelled.state == CANCELLED
+    assert (await world.attribution.CancelReattribution(cancel)).reattribution == cancelled
+    for number in range(2, 5):
+        await call(reattribution(f"r{number}"))
+        await world.attribution.CancelReattribution(
+            attribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id=f"r{number}")
+        )
+    token = ""
+    listed: list[str] = []
+    while not listed or token:
+        page = await world.attribution.ListReattributions(
+            attribution_pb2.ListReattributionsRequest(app_id=APP, page_size=3, page_token=token)
+        )
+        listed += [each.reattribution_id for each in page.reattributions]
+        token = page.next_page_token
+    assert listed == ["r4", "r3", "r2", "r1"]
+    async with working(world):
+        await a_story(world)  # what was cancelled is left alone
+    assert (await ended(world)).conversion_count == 0
+
+
+async def test_a_reattribution_is_refused_with_every_wrong_field(world: World) -> None:
+    wrong = reattribution("a b", start_time=FAR, end_time=LONG_AGO)
+    assert await refusal(world.attribution.Reattribute(wrong)) == (
+        "INVALID_ARGUMENT",
+        [("end_time", "OUT_OF_RANGE"), ("reattribution_id", "INVALID_ID")],
+    )
+    assert await refusal(world.attribution.Reattribute(reattribution(app_id="nobody"))) == ("APP_NOT_FOUND", [])
+    named = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r9")
+    assert await refusal(world.attribution.GetReattribution(named)) == ("REATTRIBUTION_NOT_FOUND", [])
+
+
+async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled between two steps: the versions written stay, and count; no further ones come."""
+    jobs = Reattributions(world.pool, world.settings)
+    written = asyncio.Event()
+
+    class Stopping(Reattributor):
+        async def _step(self, shared: OwnedLanes, job: Any, some: Sequence[Any]) -> Any:
+            if written.is_set():
+                await jobs.cancel(job)
+            done = await super()._step(shared, job, some)
+            written.set()
+            return done
+
+    monkeypatch.setattr("services.attribution.reattribution._WRITTEN_AT_ONCE", 1)
+    job = Stopping(Store(world.pool), world.settings, world.pace, lambda: 1 << 50)
+    async with world.worker(jobs={"reattributor": job.run}):
+        for number in range(5):
+            await world.send(click(0, device(number), record_id=f"k{number}"))
+        await world.send(*(event(HOUR, device(number), record_id=f"e{number}") for number in range(5)))
+        await world.decided(*(f"e{number}" for number in range(5)))
+        await world.settings.reached(await world.feed.publish(NARROW))
+        await world.attribution.Reattribute(reattribution())
+        stopped = await ended(world)
+    assert (stopped.state, stopped.changed_count) == (CANCELLED, 1)
+    assert await world.pool.fetchval("SELECT count(*) FROM decisions WHERE version = 2") == 1
+
+
+async def test_limits_of_an_engagement_count_newest_versions_only(world: World) -> None:
+    """D5: a click whose conversion went to another in a re-attribution may win again."""
+    limited = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
+    narrow = tracker_pb2.Resource()
+    narrow.CopyFrom(limited)
+    narrow.tracker.windows.click_device.duration.FromSeconds(600)
+    one = device(1)
+    async with working(world):
+        await world.settings.reached(await world.feed.publish(limited))
+        await world.send(click(0, one, OTHER_RE_TRACKER, record_id="k1"), click(60, one, record_id="k2"))
+        await world.send(event(HOUR, one, record_id="e1"))
+        (e1,) = await world.decided("e1")
+        await world.settings.reached(await world.feed.publish(narrow))
+        await world.attribution.Reattribute(reattribution())
+        await ended(world)
+        await world.settings.reached(await world.feed.publish(limited))
+        await world.send(event(3 * HOUR, one, record_id="e2"))
+        (e2,) = await world.decided("e2")
+    assert (e1.engagement_id, e2.engagement_id) == ("k2", "k2")
+
+
+async def refusal(call: Any) -> tuple[str, list[tuple[str, str]]] | None:
+    """Why a call was refused, and the fields that are wrong; None when it was not."""
+    try:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        details = from_rpc_error(error)
+        return details.reason, [(wrong.field, wrong.reason) for wrong in details.violations]
+    return None
+
+
+async def everything(pool: Pool) -> dict[str, list[Any]]:
+    """The rows that decisions are made of and leave."""
+    tables = ("decisions", "devices", "rounds", "identifiers", "engagements")
+    return {table: sorted(map(repr, await pool.fetch(f"SELECT * FROM {table}"))) for table in tables}
+
+
+def counts_of(counts: attribution_pb2.CreditCounts) -> tuple[int, int, int]:
+    return counts.installs, counts.reengagements, counts.credited_events
