@@ -1,0 +1,227 @@
+"""Identity: ids that turn out to belong to one device (D7), and names tied to a device (F3)."""
+
+import asyncio
+import random
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from tests.attribution.conftest import (
+    APP,
+    RE_TRACKER,
+    UA_TRACKER,
+    StartWorld,
+    World,
+    click,
+    device,
+    event,
+    install,
+    record,
+)
+from tests.attribution.test_lane_trap import _die
+from tests.conftest import Database
+
+HOUR = 3600
+ONE, OTHER = {"adid": device(1)}, {"android_id": "b2"}
+BOTH = {**ONE, **OTHER}
+
+
+async def attribution(world: World, device_id: str) -> attribution_pb2.GetDeviceAttributionResponse:
+    request = attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device_id)
+    return await world.attribution.GetDeviceAttribution(request)
+
+
+async def decisions(world: World) -> dict[str, list[bytes]]:
+    """All there are, by conversion, in their order."""
+    found = defaultdict(list)
+    for row in await world.pool.fetch("SELECT conversion_id, decision FROM decisions ORDER BY lane, sequence"):
+        found[row["conversion_id"]].append(bytes(row["decision"]))
+    return found
+
+
+def link(at_s: int, who: dict[str, str], **fields: Any) -> ingest_pb2.Record:
+    identities = fields.pop("identities", {"email": "a@example.com"})
+    return record(at_s, who, identity_link=ingest_pb2.IdentityLink(identities=identities), **fields)
+
+
+@pytest.mark.parametrize("known_first", ["the older install's", "the younger install's"])
+async def test_the_older_install_wins_and_both_histories_stay(world: World, known_first: str) -> None:
+    """Whichever of the two devices is known longer, and so keeps its id."""
+    installs = [install(60, ONE, record_id="older"), install(2 * HOUR, OTHER, record_id="younger")]
+    async with world.worker():
+        await world.send(click(0, ONE, UA_TRACKER, record_id="k1"))
+        for each in installs if known_first == "the older install's" else reversed(installs):
+            await world.send(each)
+        await world.send(click(4 * HOUR, OTHER, record_id="k2"), event(5 * HOUR, OTHER, record_id="won"))
+        older, younger, won = await world.decided("older", "younger", "won")
+        before = await decisions(world)
+        await world.send(event(6 * HOUR, BOTH, "Login", record_id="meet"))
+        await world.send(event(HOUR, OTHER, "View", record_id="late"), install(7 * HOUR, OTHER, record_id="third"))
+        meet, late, third = await world.decided("meet", "late", "third")
+        after = await decisions(world)
+        shown = [await attribution(world, each) for each in (device(1), "b2", older.device_id, younger.device_id)]
+    assert older.outcome == attribution_pb2.OUTCOME_ATTRIBUTED
+    assert younger.outcome == attribution_pb2.OUTCOME_ORGANIC, "it stays an install of its own"
+    assert {each: after[each] for each in before} == before, "no decision changes"
+    assert {len(versions) for versions in after.values()} == {1}
+    first = older if known_first == "the older install's" else younger
+    assert {meet.device_id, late.device_id, third.device_id} == {first.device_id}
+    for answer in shown:
+        assert answer.device_id == first.device_id
+        assert (answer.install.conversion_id, answer.install.tracker_id) == ("older", UA_TRACKER)
+        assert (answer.current.conversion_id, answer.current.tracker_id) == ("won", RE_TRACKER)
+        assert [each.conversion_id for each in answer.history] == ["older", "younger", "won"]
+    assert won.outcome == attribution_pb2.OUTCOME_REENGAGED
+    assert (late.outcome, late.tracker_id) == (attribution_pb2.OUTCOME_CREDITED, UA_TRACKER), (
+        "the source of its own time"
+    )
+    assert third.outcome == attribution_pb2.OUTCOME_DUPLICATE
+
+
+async def test_a_reengagement_leaves_the_installs_own_attribution(world: World) -> None:
+    """D7, before and after devices meet."""
+    async with world.worker():
+        await world.send(click(0, ONE, UA_TRACKER), install(60, ONE, record_id="i1"))
+        await world.send(click(2 * HOUR, ONE), event(3 * HOUR, ONE, record_id="e1"))
+        await world.decided("i1", "e1")
+        before = await attribution(world, device(1))
+        await world.send(event(4 * HOUR, BOTH, "Login", record_id="meet"))
+        await world.decided("meet")
+        after = await attribution(world, "b2")
+    assert before == after
+    assert (after.install.tracker_id, after.current.tracker_id) == (UA_TRACKER, RE_TRACKER)
+
+
+def meetings(seed: int) -> list[ingest_pb2.Record]:
+    """Traffic of 12 people with 4 ids each, in an order in which devices meet in chains and late."""
+    pick = random.Random(seed)
+    records = []
+    for number in range(160):
+        person = pick.randrange(12)
+        kinds = pick.sample(("adid", "android_id", "idfv", "custom"), pick.choice((1, 1, 1, 2, 3)))
+        ids = {kind: device(1000 * person + len(kind)) for kind in kinds}
+        at_s = pick.randrange(20 * HOUR)
+        made = pick.choice(
+            (
+                install(at_s, ids),
+                click(at_s, ids),
+                click(at_s, ids),
+                event(at_s, ids),
+                event(at_s, ids),
+                event(at_s, ids, "View"),
+                link(at_s, ids, identities={"n": str(number)}),
+            )
+        )
+        made.record_id = f"r{number}"
+        records.append(made)
+    return records
+
+
+async def outcome(world: World) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Every decision and what every device is, without what differs from run to run: our ids, and times of receipt."""
+    rows = await world.pool.fetch("SELECT decision FROM decisions ORDER BY lane, sequence")
+    made = {}
+    for row in rows:
+        decision = attribution_pb2.Decision.FromString(row["decision"])
+        for name in ("device_id", "receive_time", "decide_time", "settings_revision"):
+            decision.ClearField(name)
+        assert decision.conversion_id not in made, "decided twice"
+        made[decision.conversion_id] = decision.SerializeToString(deterministic=True)
+    devices = {}
+    for row in await world.pool.fetch("SELECT ids, history, identities FROM devices WHERE merged_into IS NULL"):
+        ids = sorted((kind, value) for kind, values in row["ids"].items() for value in set(values))
+        devices[str(ids)] = (row["history"], row["identities"])
+    return made, devices
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_devices_that_meet_lose_and_double_nothing_however_records_come(
+    start_world: StartWorld, database: Database, seed: int
+) -> None:
+    """One by one, all in one batch, or with workers that die: the same decisions, the same devices."""
+    records = meetings(seed)
+    to_decide = [each.record_id for each in records if each.WhichOneof("kind") != "click"]
+    results = []
+    for way in ("one by one", "at once", "dying"):
+        name = f"{database.name}_{way.replace(' ', '_')}"
+        await database.postgres.create_database(name, template=database.name)
+        async with start_world(Database(postgres=database.postgres, name=name)) as world:
+            # Clicks first: what was received before a conversion depends on the way otherwise.
+            await world.send(*(each for each in records if each.WhichOneof("kind") == "click"))
+            conversions = [each for each in records if each.WhichOneof("kind") != "click"]
+            if way == "one by one":
+                async with world.worker():
+                    for each in conversions:
+                        await world.send(each)
+                        await world.decided(each.record_id)
+            elif way == "at once":
+                await world.send(*conversions)
+                async with world.worker():
+                    await world.decided(*to_decide)
+            else:
+                sending = asyncio.ensure_future(_send_slowly(world, conversions))
+                for _ in range(4):
+                    async with world.worker(lease_s=0.5) as worker:
+                        seen = await world.pool.fetchval("SELECT count(*) FROM decisions")
+                        while (
+                            await world.pool.fetchval("SELECT count(*) FROM decisions") == seen and not sending.done()
+                        ):
+                            await asyncio.sleep(0.002)
+                        _die(worker)
+                await sending
+                async with world.worker(lease_s=0.5):
+                    await world.decided(*to_decide)
+            results.append(await outcome(world))
+            merged = await world.pool.fetchval("SELECT count(*) FROM devices WHERE merged_into IS NOT NULL")
+    assert merged > 3, "devices did meet"
+    assert sorted(results[0][0]) == sorted(to_decide)
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+async def _send_slowly(world: World, records: list[ingest_pb2.Record]) -> None:
+    for start in range(0, len(records), 5):
+        await world.send(*records[start : start + 5])
+        await asyncio.sleep(0)
+
+
+async def test_a_link_needs_a_device_that_came_before_it(world: World) -> None:
+    """Refused stays refused, whatever comes later, in the same batch or another (F3). Clicks make no device."""
+    await world.send(click(0, ONE))
+    await world.send(
+        link(1, ONE, record_id="too-early"),
+        event(2, ONE, "View", record_id="v1"),
+        link(3, ONE, record_id="after-an-event", identities={"phone": "1"}),
+        link(4, OTHER, record_id="unknown"),
+    )
+    async with world.worker():
+        await world.send(install(5, OTHER, record_id="i1"), link(6, OTHER, record_id="after-an-install"))
+        early, after_event, unknown, after_install = await world.decided(
+            "too-early", "after-an-event", "unknown", "after-an-install"
+        )
+        one, other = await attribution(world, device(1)), await attribution(world, "b2")
+    for refused in (early, unknown):
+        assert (refused.outcome, refused.reason) == (attribution_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
+    assert after_event.outcome == after_install.outcome == attribution_pb2.OUTCOME_LINKED
+    assert dict(one.identities) == {"phone": "1"}
+    assert dict(other.identities) == {"email": "a@example.com"}
+
+
+async def test_identities_of_devices_that_meet_are_joined(world: World) -> None:
+    """By a link that names both, too. Of one name that of the device known longer stays; a later link replaces it."""
+    async with world.worker():
+        await world.send(install(0, ONE), install(1, OTHER))
+        await world.send(link(2, ONE, identities={"email": "one", "a": "1"}, record_id="l1"))
+        await world.send(link(3, OTHER, identities={"email": "other", "b": "2"}, record_id="l2"))
+        await world.decided("l1", "l2")
+        await world.send(link(4, BOTH, identities={"c": "3"}, record_id="l3"))
+        await world.decided("l3")
+        joined = await attribution(world, "b2")
+        await world.send(link(5, OTHER, identities={"email": "new"}, record_id="l4"))
+        await world.decided("l4")
+        replaced = await attribution(world, device(1))
+    assert dict(joined.identities) == {"email": "one", "a": "1", "b": "2", "c": "3"}
+    assert dict(replaced.identities) == {"email": "new", "a": "1", "b": "2", "c": "3"}
