@@ -56,7 +56,8 @@ class LocalNetwork:
         app.router.add_get("/", self._list)
         app.router.add_route("*", "/postbacks/{network}", self._take)
         app.router.add_post(f"/x{PATH}", self._ask_x)
-        runner = web.AppRunner(app, access_log=None)
+        # Whoever no longer waits is not answered; nor is the end waited for, as of X when it is silent.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
