@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import uuid
 from collections.abc import Awaitable
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.errors import from_rpc_error
-from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution import sentences
@@ -21,11 +19,14 @@ from tests.attribution.conftest import (
     RE_TRACKER,
     UA_TRACKER,
     World,
+    claimed,
     click,
     device,
     event,
     install,
+    pending,
     record,
+    unavailable,
 )
 
 HOUR = 3600
@@ -191,41 +192,35 @@ async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
 
 
 async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) -> None:
-    async def wait(record_: ingest_pb2.Record, networks: list[str], receive_us: int, device_id: uuid.UUID) -> None:
-        await world.pool.execute(
-            """
-            INSERT INTO waiting (
-                lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
-                settings_revision, record, network_ids, deadline_us
-            )
-            VALUES ($1, $2, $3, $4, false, 0, 0, $5, 1, $6, $7, $8)
-            """,
-            lane_of(APP),
-            APP,
-            record_.record_id,
-            device_id,
-            receive_us,
-            record_.SerializeToString(),
-            networks,
-            receive_us + 15_000_000,
-        )
-
-    one, other = uuid.UUID(int=1), uuid.UUID(int=2)
-    now_us = 1_800_000_000_000_000
-    await wait(install(0, device(1), record_id="i1"), ["x-android", "y-android"], now_us, one)
-    await wait(event(5, device(1), record_id="e1"), [], now_us + 1, one)
-    await wait(event(5, device(2), record_id="e2"), ["x-android"], now_us - 1, other)
-    first, behind = await explain(world, "i1"), await explain(world, "e1")
+    """And who waits behind it; once decided, who answered and who did not."""
+    await world.received.trigger(("_install", "x"), ("_install", "y"))
+    await world.received.answer("i1", pending("x"), unavailable("y"))
+    async with world.worker(claim_wait_s=600):
+        await world.send(install(0, device(1), record_id="i1"), event(5, device(1), record_id="e1"))
+        async with asyncio.timeout(10):
+            while await world.pool.fetchval("SELECT count(*) FROM waiting") < 2:
+                await asyncio.sleep(0.01)
+        first, behind = await explain(world, "i1"), await explain(world, "e1")
+        await world.received.answer("i1", claimed("x", -60), unavailable("y"))
+        await world.decided("i1", "e1")
+        decided = await explain(world, "i1")
     assert first.state == behind.state == Explanation.STATE_WAITING_FOR_CLAIMS
-    assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x-android", "y-android"]
-    assert first.receive_time.ToMicroseconds() == now_us
-    assert first.summary.endswith(
-        "was received at 2027-01-15 08:00:00 UTC and waits for the answer of x-android and y-android, who may claim "
-        "it; at 2027-01-15 08:00:15 UTC it is decided at the latest."
+    assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x", "y"]
+    until = timestamp_pb2.Timestamp(seconds=first.receive_time.seconds + 600).ToDatetime().strftime("%H:%M:%S UTC")
+    assert timeless(first.summary) == (
+        "The install at T was received at T and waits for the answer of x and y, who may claim it; at T it is decided "
+        "at the latest."
     )
+    assert f"{until} it is decided" in first.summary
     assert timeless(behind.summary) == (
-        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of "
-        "x-android and y-android."
+        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of x "
+        "and y."
+    )
+    assert timeless(decided.sentences[0]) == (
+        "The click that x claims at T was refused: its network has no live tracker for it."
+    )
+    assert decided.sentences[1] == (
+        "y did not say in time whether it claims the conversion, which was decided without it."
     )
 
 
