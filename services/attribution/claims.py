@@ -6,6 +6,7 @@ table `waiting` holds them, so that whoever owns their lanes next goes on.
 
 import asyncio
 import contextlib
+import heapq
 import time
 import uuid
 from collections import deque
@@ -176,11 +177,23 @@ class _Question:
 
 @dataclass(slots=True, kw_only=True)
 class _Line:
-    """Conversions that the same networks are asked about, so that a slow network holds up no other."""
+    """Conversions that the same networks are asked about, so that a slow network holds up no other.
+
+    `again` is a heap by deadline.
+    """
 
     new: deque[_Question] = field(default_factory=deque)
-    again: deque[_Question] = field(default_factory=deque)
+    again: list[tuple[int, Key, _Question]] = field(default_factory=list)
     calls: int = 0
+
+    def take(self) -> list[_Question]:
+        """What to ask in one call; what was never asked goes first."""
+        some: list[_Question] = []
+        while self.new and len(some) < _MOST_A_CALL:
+            some.append(self.new.popleft())
+        while self.again and len(some) < _MOST_A_CALL:
+            some.append(heapq.heappop(self.again)[2])
+        return some
 
 
 class _Questions:
@@ -211,29 +224,25 @@ class _Questions:
             self._lines.setdefault(question.network_ids, _Line()).new.append(question)
 
     def next_calls(self, now_us: int) -> Iterable[list[_Question]]:
-        """What to ask now, a call each; what was never asked goes first."""
+        """What to ask now, a call each. What was asked in vain until its deadline is finished (E4)."""
         for line in self._lines.values():
-            while line.again and line.again[0].deadline_us <= now_us:
-                self.finished.append(line.again.popleft())
-            while line.calls < _MOST_CALLS and (line.new or line.again):
-                some: list[_Question] = []
-                for queue in (line.new, line.again):
-                    while queue and len(some) < _MOST_A_CALL:
-                        some.append(queue.popleft())
+            while line.again and line.again[0][0] <= now_us:
+                self.finished.append(heapq.heappop(line.again)[2])
+            while line.calls < _MOST_CALLS and (some := line.take()):
                 line.calls += 1
                 yield some
 
-    def returned(self, questions: Sequence[_Question], present: Collection[Key], now_us: int) -> None:
+    def returned(self, questions: Sequence[_Question], present: Collection[Key]) -> None:
         """A call has ended. Those not `present` wait no longer: they were erased, or decided by another worker."""
         line = self._lines[questions[0].network_ids]
         line.calls -= 1
         for question in questions:
             if question.key not in present:
                 del self._held[question.key]
-            elif question.is_answered() or question.deadline_us <= now_us:
+            elif question.is_answered():
                 self.finished.append(question)
             else:
-                line.again.append(question)
+                heapq.heappush(line.again, (question.deadline_us, question.key, question))
 
     def settled(self, questions: Iterable[_Question]) -> None:
         """These are decided, or their answers stored."""
@@ -311,7 +320,7 @@ class Claims:
             said = await self._request([self._conversion(q, found[q.key]) for q in asked], wait_s)
             for question in asked:
                 question.said = said.get(question.key, question.said)
-        questions.returned(some, found.keys(), self._now_us())
+        questions.returned(some, found.keys())
 
     async def _request(
         self, conversions: Sequence[postback_pb2.Conversion], wait_s: float

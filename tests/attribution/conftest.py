@@ -90,6 +90,7 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
         self.conversions: dict[str, postback_pb2.Conversion] = {}
         self.calls = 0
         self.failing = False
+        self.hanging = False
         self.erased: list[str] = []
         self.stripped: set[str] = set()
         self.asked: Counter[str] = Counter()
@@ -130,6 +131,8 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
     ) -> postback_pb2.RequestClaimsResponse:
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        if self.hanging:
+            await asyncio.Event().wait()
         decisions = [conversion.decision for conversion in request.conversions]
         async with self._changed:
             for conversion in request.conversions:

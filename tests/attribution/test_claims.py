@@ -2,15 +2,17 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import grpc
 import pytest
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
+from services.attribution import claims
 from services.attribution.claims import ClaimTriggers
 from services.attribution.waiting import WaitingRow, in_turn
 from services.attribution.worker import Worker
@@ -197,6 +199,16 @@ async def test_postback_away_until_the_deadline(world: World) -> None:
         await world.send(event(2 * HOUR, device(1), record_id="e2"))
         (e2,) = await world.decided("e2")
     assert (e2.engagement_id, list(e2.claims_unavailable)) == ("k1", ["x"])
+
+
+async def test_postback_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_CALL_GRACE_S", 0.1)
+    world.received.hanging = True
+    await world.received.trigger(PURCHASES_OF_X)
+    async with world.worker(claim_wait_s=0.3):
+        await world.send(event(0, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+    assert list(e1.claims_unavailable) == ["x"]
 
 
 async def test_postback_away_and_back(world: World) -> None:
@@ -386,6 +398,43 @@ async def test_devices_that_merge_while_they_wait(world: World) -> None:
     assert (answer.install.conversion_id, answer.current.conversion_id) == ("i1", "e2")
 
 
+async def test_a_device_that_turns_out_to_be_one_whose_install_waits_is_held_back(world: World) -> None:
+    """From the very record on that shows it, and those that come with it."""
+    a, b = {"adid": device(1)}, {"android_id": f"{1:016x}"}
+    await world.received.trigger(("_install", "x"))
+    await world.received.answer("i1", pending("x"))
+    async with world.worker():
+        await world.send(event(0, a, "View", record_id="v1"))
+        await world.decided("v1")
+        await world.send(install(60, b, record_id="i1"))
+        await _asked(world, "i1")
+        await world.send(
+            event(61, {**a, **b}, "View", record_id="v2"),
+            event(62, a, "View", record_id="v3"),
+            event(63, device(2), "View", record_id="other"),
+        )
+        await world.decided("other")
+        assert not [each for each in ("v2", "v3") if await _is_decided(world, each)]
+        await world.received.answer("i1", claimed("x", 0))
+        v2, v3 = await world.decided("v2", "v3")
+    assert (v2.tracker_id, v3.tracker_id) == (X_UA, X_UA)
+
+
+async def test_an_install_that_waits_holds_back_nothing_that_came_before_it(world: World) -> None:
+    await world.received.trigger(("_install", "x"), PURCHASES_OF_X)
+    await world.received.answer("e1", pending("x"))
+    await world.received.answer("i1", pending("x"))
+    async with world.worker():
+        await world.send(event(0, device(1), record_id="e1"))
+        await _asked(world, "e1")
+        await world.send(install(60, device(1), record_id="i1"))
+        await _asked(world, "i1")
+        await world.received.answer("e1", claimed("x", -60))
+        (e1,) = await world.decided("e1")
+        assert not await _is_decided(world, "i1")
+    assert (e1.outcome, e1.install_known) == (REENGAGED, False)
+
+
 async def test_a_slow_network_holds_up_no_other(world: World) -> None:
     await world.received.trigger(PURCHASES_OF_X, ("Refund", "y"))
     async with world.worker(claim_wait_s=600):
@@ -400,6 +449,26 @@ async def test_a_slow_network_holds_up_no_other(world: World) -> None:
         await world.send(event(400, device(400), record_id="e400"))
         await world.decided("e400")
         assert not [each for each in stuck if await _is_decided(world, each)]
+
+
+async def test_what_there_is_no_room_for_in_memory_waits_in_the_table(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_MOST_HELD", 5)
+    monkeypatch.setattr(claims, "_LOOK_S", 0.02)
+    await world.received.trigger(PURCHASES_OF_X)
+    ids = [f"e{n}" for n in range(40)]
+    for each in ids:
+        await world.received.answer(each, pending("x"))
+    async with world.worker():
+        await world.send(*(event(n, device(n), record_id=each) for n, each in enumerate(ids)))
+        while await world.pool.fetchval("SELECT count(*) FROM waiting") != 40:
+            await asyncio.sleep(0.01)
+        assert sum(1 for each in ids if world.received.asked[each]) <= 5
+        for each in ids:
+            await world.received.answer(each, claimed("x", -60))
+        decisions = await world.decided(*ids)
+    assert {each.engagement_id for each in decisions} == {"claim:x"}
 
 
 async def test_a_conversion_that_comes_again_while_it_waits_is_decided_once(world: World) -> None:
@@ -450,6 +519,52 @@ async def test_lanes_that_move_take_what_waits_with_them(world: World) -> None:
         await world.received.answer("i1", claimed("x", -60))
         i1, v1, v2 = await world.decided("i1", "v1", "v2")
     assert (i1.tracker_id, v1.tracker_id, v2.tracker_id) == (X_UA, X_UA, X_UA)
+
+
+class _LateLog:
+    """An ingest of which a worker hears no conversions before the gate is open."""
+
+    def __init__(self, stub: ingest_pb2_grpc.IngestServiceStub) -> None:
+        self._stub = stub
+        self.gate = asyncio.Event()
+
+    def ReadLog(self, request: ingest_pb2.ReadLogRequest) -> Any:
+        call = self._stub.ReadLog(request)
+        return call if request.selection == ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS else _Late(call, self.gate)
+
+
+class _Late:
+    def __init__(self, call: Any, gate: asyncio.Event) -> None:
+        self._call, self._gate = call, gate
+
+    async def __aiter__(self) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+        async for response in self._call:
+            await self._gate.wait()
+            yield response
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+async def test_after_a_move_nothing_is_decided_without_its_engagements(world: World) -> None:
+    """A worker that takes lanes over decides when it knows itself that all engagements are indexed."""
+    await world.received.trigger(PURCHASES_OF_X)
+    await world.received.answer("e1", pending("x"))
+    async with world.worker(lease_s=1.0) as worker:
+        await world.send(click(60, device(1), record_id="k1"), event(HOUR, device(1), record_id="e1"))
+        await _asked(world, "e1")
+        _die(worker)
+    await world.received.answer("e1", not_claimed("x"))
+    before, late = world.received.asked["e1"], _LateLog(world.ingest)
+    async with world.worker(lease_s=1.0, ingest=late):  # type: ignore[arg-type]
+        while world.received.asked["e1"] == before:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            # Half a second is many times what a decision takes.
+            await asyncio.wait_for(world.decided("e1"), 0.5)
+        late.gate.set()
+        (e1,) = await world.decided("e1")
+    assert (e1.outcome, e1.engagement_id) == (REENGAGED, "k1")
 
 
 async def test_what_nobody_asked_about_before_its_deadline_is_asked_once(world: World) -> None:
@@ -513,7 +628,9 @@ async def test_workers_that_come_and_die_decide_everything_once_and_in_order(wor
 # Whose turn it is.
 
 
-def _row(name: str, network_ids: Iterable[str] = (), claims: bytes | None = None, device_number: int = 1) -> WaitingRow:
+def _row(
+    name: str, network_ids: Iterable[str] = (), answers: bytes | None = None, device_number: int = 1
+) -> WaitingRow:
     return WaitingRow(
         lane=0,
         app_id=APP,
@@ -527,7 +644,7 @@ def _row(name: str, network_ids: Iterable[str] = (), claims: bytes | None = None
         record=b"",
         network_ids=list(network_ids),
         deadline_us=0,
-        claims=claims,
+        claims=answers,
     )
 
 
