@@ -180,7 +180,7 @@ async def save(connection: Connection, erasure: Erasure) -> None:
     """Store what is left of an erasure, and what was erased; without work it is finished."""
     await connection.execute(
         """
-        UPDATE erasures SET work = $4, erased_counts = $5, finish_time = CASE WHEN $4 IS NULL THEN now() END
+        UPDATE erasures SET work = $4, erased_counts = $5, finish_time = CASE WHEN $4::jsonb IS NULL THEN now() END
         WHERE lane = $1 AND app_id = $2 AND erasure_id = $3
         """,
         erasure.lane,

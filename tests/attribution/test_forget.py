@@ -1,0 +1,486 @@
+"""ForgetDevice: nothing of a person is left in any table, nothing of others is touched, whatever crashes on the way."""
+
+import asyncio
+import hashlib
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from libs.errors import from_rpc_error
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution import erasing
+from services.attribution.erasing import Eraser
+from services.attribution.matching import device_key, id_forms, own_key
+from services.attribution.store import Store
+from services.ingest import erasing as ingest_erasing
+from tests.attribution.conftest import (
+    APP,
+    RE_TRACKER,
+    UA_TRACKER,
+    World,
+    click,
+    device,
+    event,
+    install,
+    pending,
+    record,
+)
+from tests.conftest import Database
+
+HOUR = 3600
+ADID, ANDROID_ID, CUSTOM = device(1), "a1b2c3d4e5f6", "Person-17"
+HASHED = hashlib.md5(b"somebody", usedforsecurity=False).hexdigest()
+DONE = attribution_pb2.Erasure.STATE_DONE
+KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", "waiting", "log", "dedupe", "rejected")
+"""Tables that hold what was received."""
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the waits for what other processes may have under way: there are none."""
+    monkeypatch.setattr(ingest_erasing, "SETTLING_S", 0.5)
+    monkeypatch.setattr(erasing, "CLAIMS_END_S", 0)
+    monkeypatch.setattr(erasing, "_LOOK_S", 0.02)
+    monkeypatch.setattr(erasing, "_WAIT_S", 0.02)
+
+
+@asynccontextmanager
+async def working(world: World) -> AsyncIterator[None]:
+    """With a worker that erases."""
+    eraser = Eraser(store=Store(world.pool), ingest=world.ingest, postback=world.postback)
+    async with world.worker(jobs={"eraser": eraser.run}):
+        yield
+
+
+async def begin(world: World, device_id: str) -> str:
+    request = attribution_pb2.ForgetDeviceRequest(app_id=APP, device_id=device_id)
+    erasure = (await world.attribution.ForgetDevice(request)).erasure
+    assert erasure.state == attribution_pb2.Erasure.STATE_RUNNING
+    return erasure.erasure_id
+
+
+async def proof(world: World, erasure_id: str) -> attribution_pb2.Erasure:
+    """The erasure, once it is done."""
+    request = attribution_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id)
+    while (erasure := (await world.attribution.GetErasure(request)).erasure).state != DONE:
+        await asyncio.sleep(0.01)
+    return erasure
+
+
+async def forget(world: World, device_id: str) -> attribution_pb2.Erasure:
+    return await proof(world, await begin(world, device_id))
+
+
+async def tables(database: Database) -> dict[str, list[asyncpg.Record]]:
+    """Every row of every table of every schema, by `schema.table`."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    names = await connection.fetch(
+        "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
+        " AND table_schema NOT IN ('pg_catalog', 'information_schema')"
+    )
+    found = {f"{s}.{t}": list(await connection.fetch(f'SELECT * FROM "{s}"."{t}"')) for s, t in names}
+    await connection.close()
+    return found
+
+
+def places(rows_by_table: Mapping[str, Iterable[asyncpg.Record]], needles: Collection[bytes]) -> set[str]:
+    """The columns in which one of these is found: as it is, or in text but for letter case, dashes and colons."""
+    columns = defaultdict[str, list[bytes]](list)
+    for table, rows in rows_by_table.items():
+        for row in rows:
+            for name, value in row.items():
+                columns[f"{table}.{name}"].append(value if isinstance(value, bytes) else str(value).encode())
+    found = set()
+    for column, values in columns.items():
+        raw = b"\n".join(values)
+        plain = raw.lower().replace(b"-", b"").replace(b":", b"")
+        if any(needle in raw or needle in plain for needle in needles):
+            found.add(column)
+    return found
+
+
+def traces(*ids: str) -> set[bytes]:
+    """All that an id may have left: its forms (A3), and the keys made of them, as bytes and as hex."""
+    forms = {form for each in ids for form in id_forms(each)}
+    keys = {device_key(APP, form) for form in forms} | {
+        key for each in ids for key in erasing._identity_keys(APP, each)
+    }
+    return {each.encode() for each in (*ids, *forms)} | keys | {key.hex().encode() for key in keys}
+
+
+def sha1(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+async def others_come(world: World) -> None:
+    """Two others from the same address, with all kinds of records, clicks that match by IP alone, and a refused one."""
+    for number in (101, 102):
+        other = device(number)
+        await world.send(
+            click(0, other, UA_TRACKER, record_id=f"o-k1-{number}", click={"click_id": f"net-{number}"}),
+            install(60, other, record_id=f"o-i-{number}"),
+            click(HOUR, other, record_id=f"o-k2-{number}"),
+            event(2 * HOUR, other, record_id=f"o-e-{number}"),
+            record(3 * HOUR, other, impression=ingest_pb2.Impression(tracker_id=RE_TRACKER), record_id=f"o-m-{number}"),
+            record(4 * HOUR, device(number + 100), identity_link=_link("o"), record_id=f"o-l-{number}"),
+        )
+    await world.send(click(10, record_id="o-by-ip"))
+    await refuse(world, event(0, device(101), "_install", record_id="o-refused"))
+    await world.decided("o-e-101", "o-e-102", "o-l-101", "o-l-102")
+
+
+async def the_person_comes(world: World) -> list[str]:
+    """Everything that can be received of one; answers the conversions that are decided."""
+    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
+    stop = ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)
+    await world.send(record(0, ADID, identity_link=_link("too early"), record_id="p-l0"))
+    await world.send(
+        click(0, ADID, UA_TRACKER, record_id="p-k1", click={"click_id": "net-p"}),
+        click(1, sha1(ADID).upper(), UA_TRACKER, record_id="p-k2"),
+        click(2, sha1(hashlib.md5(ADID.encode(), usedforsecurity=False).hexdigest()), record_id="p-k3"),
+        click(3, {"adid": ADID.upper(), "oaid": "another-id-of-the-click"}, record_id="p-k4", ip_address="2001:db8::7"),
+        click(4, {}, record_id="p-web"),
+        record(5, {"adid_md5": HASHED}, impression=ingest_pb2.Impression(tracker_id=RE_TRACKER), record_id="p-m1"),
+    )
+    await world.send(install(60, ADID, record_id="p-i1", install={"click_record_id": "p-web"}))
+    await world.send(
+        record(61, ADID, session=start, record_id="p-s1"), record(62, ADID, session=stop, record_id="p-s2")
+    )
+    await world.send(record(70, ADID, identity_link=_link("person@example.com"), record_id="p-l1"))
+    await world.send(event(80, {"android_id": ANDROID_ID, "custom": CUSTOM}, "View", record_id="p-v1"))
+    await world.send(event(90, {"adid": ADID, "android_id": ANDROID_ID}, "View", record_id="p-v2"))
+    await world.send(event(95, {"adid": ADID, "adid_md5": HASHED}, "View", record_id="p-v3"))
+    # Known by a hash only, of an id that the device is known by: another device to attribution, the same person.
+    await world.send(
+        event(96, {"custom_sha256": hashlib.sha256(CUSTOM.encode()).hexdigest()}, "View", record_id="p-v4")
+    )
+    await world.send(click(HOUR, {"custom": CUSTOM}, record_id="p-k5"))
+    await world.send(event(2 * HOUR, ADID, record_id="p-e1"))
+    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    await world.send(record(3 * HOUR, ADID, deep_link_open=opened, record_id="p-o1"))
+    await refuse(world, event(0, ADID, "_install", record_id="p-refused"))
+    decided = ["p-l0", "p-i1", "p-s1", "p-l1", "p-v1", "p-v2", "p-v3", "p-v4", "p-e1", "p-o1"]
+    await world.decided(*decided)
+    await world.received.trigger(("Order", "acme"))
+    await asyncio.sleep(0)
+    await world.received.answer("p-w1", pending("acme"))
+    while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
+        await asyncio.sleep(0.01)
+    await world.send(event(4 * HOUR, ADID, "Order", record_id="p-w1"))
+    while not await world.pool.fetchval("SELECT count(*) FROM waiting"):
+        await asyncio.sleep(0.01)
+    return decided
+
+
+def _link(name: str) -> ingest_pb2.IdentityLink:
+    return ingest_pb2.IdentityLink(identities={"email": name})
+
+
+async def refuse(world: World, refused: ingest_pb2.Record) -> None:
+    """Send a record that is refused, and wait until it is listed."""
+    await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[refused]))
+    while not await world.log_pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = $1", refused.record_id):
+        await asyncio.sleep(0.01)
+
+
+PERSON = traces(ADID, ANDROID_ID, CUSTOM, HASHED)
+LEFT_BY_THE_PERSON = {
+    *(f"attribution.decisions.{column}" for column in ("record", "engagement", "known_ids")),
+    *(f"attribution.engagements.{column}" for column in ("match_key", "device_keys", "record")),
+    "attribution.devices.ids",
+    "attribution.identifiers.id_key",
+    "attribution.waiting.record",
+    "ingest.log.record",
+    "ingest.rejected.refusal",
+}
+
+
+async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(world: World, database: Database) -> None:
+    async with working(world):
+        await others_come(world)
+        before = await tables(database)
+        decided = await the_person_comes(world)
+        while not {"p-e1", "p-v4"} <= world.received.conversions.keys():
+            await asyncio.sleep(0.01)
+        handed = [conversion_id for conversion_id in world.received.conversions if conversion_id.startswith("p-")]
+        during = await tables(database)
+        assert places(during, PERSON) >= LEFT_BY_THE_PERSON, "the search finds what there is"
+        our_ids = {row["device_id"] for row in during["attribution.devices"]} - {
+            row["device_id"] for row in before["attribution.devices"]
+        }
+        assert len(our_ids) == 3
+
+        erasure = await forget(world, ANDROID_ID.upper())
+        after = await tables(database)
+
+    ours = {form for each in our_ids for form in (each.bytes, each.hex.encode())}
+    mine = {b"p-", b"net-p", b"person@example.com", b"another-id-of-the-click", *PERSON, *ours}
+    mine |= {
+        own_key(APP, row["engagement_id"])
+        for row in during["attribution.engagements"]
+        if row["engagement_id"].startswith("p-")
+    }
+    # The ids of records are no ids of devices; what else begins so is looked at as it is.
+    assert (
+        places({name: rows for name, rows in after.items() if name != "ingest.schema_migrations"}, mine - {b"p-"})
+        == set()
+    )
+    for table in KEPT:
+        [name] = [name for name in after if name.endswith(f".{table}")]
+        assert set(after[name]) == set(before[name]), table
+
+    # The proof counts every row.
+    gone = {name: len(during[name]) - len(after[name]) for name in during if name.rpartition(".")[2] in KEPT}
+    assert {name: count for name, count in erasure.erased_counts.items() if not name.startswith("postback.")} == {
+        name: count for name, count in gone.items() if count
+    }
+    assert erasure.erased_counts["postback.deliveries"] == len(handed)
+    assert {*decided, "p-w1"} - {"p-l0"} <= set(world.received.erased)
+    assert not world.received.conversions.keys() & {*decided, "p-w1"}
+    assert erasure.finish_time.ToDatetime() >= erasure.request_time.ToDatetime()
+
+
+async def test_a_forgotten_device_starts_anew(world: World) -> None:
+    a, first = device(1), [click(0, device(1), UA_TRACKER, record_id="k1"), install(60, device(1), record_id="i1")]
+    async with working(world):
+        await world.send(*first)
+        (before,) = await world.decided("i1")
+        await forget(world, a)
+        await world.send(install(120, a, record_id="i2"))
+        (anew,) = await world.decided("i2")
+        assert (anew.outcome, len(anew.candidates)) == (attribution_pb2.OUTCOME_ORGANIC, 0)
+        assert anew.device_id != before.device_id
+        await forget(world, a)
+        # The very same records, sent again.
+        await world.send(*first)
+        (again,) = await world.decided("i1")
+        assert (again.outcome, again.engagement_id) == (attribution_pb2.OUTCOME_ATTRIBUTED, "k1")
+        answer = await world.attribution.GetDeviceAttribution(
+            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=a)
+        )
+    assert answer.device_id == again.device_id not in (before.device_id, anew.device_id)
+
+
+async def test_what_attribution_does_not_know_is_erased_by_what_was_given(world: World, database: Database) -> None:
+    """Clicks alone, one of them hashed; by our own id of a device, by a hash, and of a device that nobody knows."""
+    async with working(world):
+        await world.send(click(0, ADID, record_id="k1"), click(1, sha1(ADID), record_id="k2"))
+        erasure = await forget(world, ADID.replace("-", "").upper())
+        assert dict(erasure.erased_counts) == {"attribution.engagements": 6, "ingest.log": 2, "ingest.dedupe": 2}
+        await world.send(event(0, {"adid_md5": HASHED}, "View", record_id="v1"))
+        await world.decided("v1")
+        erasure = await forget(world, HASHED.upper())
+        assert erasure.erased_counts["attribution.devices"] == 1
+        await world.send(event(0, ADID, "View", record_id="v2"))
+        (v2,) = await world.decided("v2")
+        erasure = await forget(world, v2.device_id)
+        assert erasure.erased_counts["ingest.log"] == erasure.erased_counts["attribution.devices"] == 1
+        assert dict((await forget(world, device(99))).erased_counts) == {}
+    assert places(await tables(database), traces(ADID, HASHED, device(99))) == set()
+
+
+async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_decision(
+    world: World, database: Database
+) -> None:
+    """In an INCLUSIVE app a click that carries one device's id can win another's event by its address."""
+    app = tracker_pb2.App(
+        app_id=APP,
+        status=tracker_pb2.STATUS_LIVE,
+        settings=tracker_pb2.AppSettings(
+            device_attribution=tracker_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE,
+            modeled_level=tracker_pb2.AppSettings.MODELED_LEVEL_IP_RANGE,
+        ),
+    )
+    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+    async with working(world):
+        await world.send(click(0, ADID, record_id="k1"))
+        await world.send(event(10, device(2), record_id="e1"), event(20, device(2), "View", record_id="v1"))
+        e1, v1 = await world.decided("e1", "v1")
+        assert (e1.engagement_id, v1.outcome) == ("k1", attribution_pb2.OUTCOME_CREDITED)
+        while len(world.received.conversions) < 2:
+            await asyncio.sleep(0.01)
+        assert "attribution.decisions.engagement" in places(await tables(database), traces(ADID))
+        erasure = await forget(world, ADID)
+        assert dict(erasure.erased_counts) == {
+            "attribution.engagements": 4,
+            "ingest.log": 1,
+            "ingest.dedupe": 1,
+        }
+        assert places(await tables(database), traces(ADID)) == set()
+        assert [d.engagement_id for d in await world.decided("e1", "v1")] == [e1.engagement_id, v1.engagement_id]
+        assert world.received.stripped == {"e1", "v1"}
+
+
+async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
+    world.received.failing = True
+    async with working(world):
+        await world.send(*(event(n, device(1 + n % 2), "View", record_id=f"v{n}") for n in range(40)))
+        await world.decided("v39")
+        while not world.received.calls:
+            await asyncio.sleep(0.01)
+        erasure_id = await begin(world, device(2))
+        # The last decisions of the lane among them: the relay must pass a gap with nothing behind it.
+        while await world.pool.fetchval("SELECT count(*) FROM decisions") > 20:
+            await asyncio.sleep(0.01)
+        world.received.failing = False
+        await proof(world, erasure_id)
+        await world.send(event(100, device(3), "View", record_id="after"))
+        while "after" not in world.received.conversions:
+            await asyncio.sleep(0.01)
+    assert sorted(world.received.conversions) == sorted(["after", *(f"v{n}" for n in range(0, 40, 2))])
+
+
+async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(world: World, database: Database) -> None:
+    """A device that never stops sending: every record is in the log if and only if it is decided, or indexed."""
+    stop = asyncio.Event()
+
+    async def keep_sending() -> int:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            await world.send(
+                click(number, ADID, record_id=f"k{number}"), event(number, ADID, "View", record_id=f"v{number}")
+            )
+        return number
+
+    async with working(world):
+        sending = asyncio.ensure_future(keep_sending())
+        for _ in range(4):
+            await forget(world, ADID)
+        stop.set()
+        number = await sending
+        await world.send(event(0, ADID, "View", record_id="last"))
+        await world.decided("last")
+        rows = await tables(database)
+    logged = {ingest_pb2.Record.FromString(row["record"]).record_id for row in rows["ingest.log"]}
+    decided = {row["conversion_id"] for row in rows["attribution.decisions"]}
+    indexed = {row["engagement_id"] for row in rows["attribution.engagements"]}
+    assert decided | indexed == logged
+    assert 0 < len(logged) < 2 * number
+    assert len(rows["attribution.devices"]) == 1
+
+
+SAVES = 70
+"""More often than an erasure is stored: once for the cut, then for postback, 64 lanes and the end."""
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before its commit", "after it"])
+@pytest.mark.parametrize("number", [1, 2, 3, 30, 66, 67])
+async def test_a_crash_between_any_two_steps_is_made_good(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch, number: int, committed: bool
+) -> None:
+    """The worker dies when the erasure is stored for the n-th time; another one goes on."""
+    died = asyncio.Event()
+    saved, save = 0, Eraser._save
+
+    async def dying(self: Eraser, *arguments: Any) -> None:
+        nonlocal saved
+        saved += 1
+        if saved == number:
+            if committed:
+                await save(self, *arguments)
+            died.set()
+            await asyncio.Event().wait()
+        await save(self, *arguments)
+
+    monkeypatch.setattr(Eraser, "_save", dying)
+    async with working(world):
+        await others_come(world)
+        before = await tables(database)
+        await world.send(click(0, ADID, UA_TRACKER, record_id="p-k1"), install(60, ADID, record_id="p-i1"))
+        await world.decided("p-i1")
+        erasure_id = await begin(world, ADID)
+        await died.wait()
+    async with working(world):
+        await proof(world, erasure_id)
+        after = await tables(database)
+    assert places(after, traces(ADID)) == set()
+    for table in KEPT:
+        [name] = [name for name in after if name.endswith(f".{table}")]
+        assert set(after[name]) == set(before[name]), table
+    assert set(world.received.erased) >= {"p-i1"}
+
+
+async def test_neighbours_that_are_away_are_waited_for(world: World, database: Database) -> None:
+    async with working(world):
+        await world.send(install(0, ADID, record_id="i1"))
+        await world.decided("i1")
+        while "i1" not in world.received.conversions:
+            await asyncio.sleep(0.01)
+        world.received.failing = True
+        erasure_id = await begin(world, ADID)
+        while await world.pool.fetchval("SELECT count(*) FROM devices"):
+            await asyncio.sleep(0.01)
+        assert "attribution.erasures.work" in places(await tables(database), traces(ADID))
+        world.received.failing = False
+        await proof(world, erasure_id)
+    assert places(await tables(database), traces(ADID)) == set()
+
+
+async def test_a_device_of_very_many_ids_goes_in_several_searches(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "_DEVICE_IDS", 10)
+    monkeypatch.setattr(erasing, "_BATCH", 7)
+    ids = [device(number) for number in range(1, 36)]
+    async with working(world):
+        await world.send(event(0, {"adid": ids[0], "custom": "shared"}, "View", record_id="v0"))
+        for number, each in enumerate(ids[1:], start=1):
+            await world.send(event(number, {"adid": each, "custom": "shared"}, "View", record_id=f"v{number}"))
+        await world.send(*(click(n, each, record_id=f"k{n}") for n, each in enumerate(ids)))
+        await world.decided("v34")
+        erasure = await forget(world, ids[3])
+    assert places(await tables(database), traces(*ids, "shared")) == set()
+    assert erasure.erased_counts["ingest.log"] == 70
+    assert sorted(world.received.erased) == sorted(f"v{n}" for n in range(35))
+
+
+async def test_another_app_keeps_its_own(world: World, database: Database) -> None:
+    other = tracker_pb2.App(app_id="other", status=tracker_pb2.STATUS_LIVE)
+    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=other)))
+    async with working(world):
+        await world.send(event(0, ADID, "View", record_id="v1"))
+        theirs = event(0, ADID, "View", record_id="v1")
+        theirs.app_id = "other"
+        while (await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[theirs]))).results[0].violations:
+            await asyncio.sleep(0.01)
+        while await world.pool.fetchval("SELECT count(*) FROM decisions") < 2:
+            await asyncio.sleep(0.01)
+        await forget(world, ADID)
+        left = await tables(database)
+    assert [row["app_id"] for row in left["attribution.decisions"]] == ["other"]
+    assert [row["app_id"] for row in left["attribution.devices"]] == ["other"]
+    assert len(left["ingest.log"]) == len(left["attribution.identifiers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("app_id", "device_id", "expected"),
+    [
+        ("", "", [("app_id", "REQUIRED"), ("device_id", "REQUIRED")]),
+        (APP, "00000000-0000-0000-0000-000000000000", [("device_id", "INVALID_ID")]),
+        (APP, "{idfa}", [("device_id", "INVALID_ID")]),
+        (APP, "x" * 257, [("device_id", "TOO_LONG")]),
+    ],
+)
+async def test_what_is_no_device_is_named(world: World, app_id: str, device_id: str, expected: object) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as wrong:
+        await world.attribution.ForgetDevice(attribution_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id))
+    assert [(v.field, v.reason) for v in from_rpc_error(wrong.value).violations] == expected
+
+
+async def test_unknown_apps_and_erasures_are_not_found(world: World) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as app:
+        await world.attribution.ForgetDevice(attribution_pb2.ForgetDeviceRequest(app_id="typo", device_id=ADID))
+    assert (app.value.code(), from_rpc_error(app.value).reason) == (grpc.StatusCode.NOT_FOUND, "APP_NOT_FOUND")
+    for erasure_id in ("no uuid", str(uuid.uuid4())):
+        with pytest.raises(grpc.aio.AioRpcError) as erasure:
+            await world.attribution.GetErasure(attribution_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id))
+        assert from_rpc_error(erasure.value).reason == "ERASURE_NOT_FOUND"
