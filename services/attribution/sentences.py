@@ -208,7 +208,7 @@ def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> st
     name = {"_install": "install"}.get(latest.event_name, latest.event_name)
     return (
         f"{least} had not passed since the device's latest attribution, {name} {latest.conversion_id} at "
-        f"{_at_us(latest.time_us)}; it ended at {_at_us(latest.time_us + seconds * 1_000_000)}"
+        f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * 1_000_000)}"
     )
 
 

@@ -118,7 +118,7 @@ async def test_mtr_tells_when_it_ends_and_from_what(world: World) -> None:
     assert e1.reason == "MTR_NOT_MET"
     assert (
         f"the minimum time to reengagement, 1 h, had not passed since the device's latest attribution, install i1 at "
-        f"{text_at(installed)}; it ended at {text_at(installed, HOUR)}." in answer.summary
+        f"{text_at(installed)}; it lasts until {text_at(installed, HOUR)}." in answer.summary
     )
 
 
