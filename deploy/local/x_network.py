@@ -8,7 +8,7 @@ import hmac
 import re
 import time
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ PATH = "/12/conversion_event"
 PER_WINDOW = 60_000
 WINDOW_S = 900
 CLOCK_SKEW_S = 300
+REMEMBERED = 100_000
 
 _REQUIRED = ("app_id", "conversion_time", "conversion_type", "hashed_device_id", "os_type")
 _FORMS = {
@@ -97,13 +98,14 @@ class LocalX:
         self, conducts: Mapping[str, Conduct] | None = None, *, now_s: Callable[[], float] = time.time
     ) -> None:
         self.conducts = dict(conducts or {})
-        self.received: list[dict[str, str]] = []
-        """The parameters of every well-signed request, in the order they came."""
+        self.received: deque[dict[str, str]] = deque(maxlen=REMEMBERED)
+        """The parameters of the last 100,000 well-signed requests, in the order they came."""
         self.calls_left = PER_WINDOW
-        """In this window of 15 minutes; of none left it tells with 429."""
+        """In this window of 15 minutes; when none are left it answers 429."""
         self._now_s = now_s
+        self._window = self._current_window()
         self._attempts: Counter[str] = Counter()
-        self._nonces: set[str] = set()
+        self._nonces: dict[str, None] = {}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One conversion event."""
@@ -111,14 +113,17 @@ class LocalX:
             return self._errors(401, {"code": "UNAUTHORIZED_ACCESS", "message": "This request is not properly signed"})
         parameters = dict(request.query)
         self.received.append(parameters)
+        if self._window != self._current_window():
+            self._window, self.calls_left = self._current_window(), PER_WINDOW
         if self.calls_left <= 0:
             return self._errors(429, {"code": "TOO_MANY_REQUESTS", "message": "Slow down"})
         self.calls_left -= 1
-        if wrong := list(_wrong(parameters)):
+        if wrong := _wrong(parameters):
             return self._errors(400, *wrong)
         device = parameters["hashed_device_id"]
         conduct = self.conducts.get(device, Conduct())
         self._attempts[device] += 1
+        _forget_oldest(self._attempts)
         if conduct.silent:
             await asyncio.Event().wait()
         await asyncio.sleep(conduct.delay_s)
@@ -136,7 +141,7 @@ class LocalX:
         return web.json_response({"errors": whole, "request": {"params": {}}}, status=status, headers=self._limits())
 
     def _limits(self) -> dict[str, str]:
-        reset = (int(self._now_s()) // WINDOW_S + 1) * WINDOW_S
+        reset = (self._window + 1) * WINDOW_S
         return {
             f"x-{scope}rate-limit-{name}": str(value)
             for scope in ("", "account-")
@@ -159,8 +164,12 @@ class LocalX:
             and nonce not in self._nonces
             and hmac.compare_digest(signature, sign(request.method, str(request.url.with_query(None)), pairs))
         )
-        self._nonces.add(nonce)
+        self._nonces[nonce] = None
+        _forget_oldest(self._nonces)
         return is_right
+
+    def _current_window(self) -> int:
+        return int(self._now_s()) // WINDOW_S
 
 
 def sign(
@@ -176,6 +185,11 @@ def sign(
     text = "&".join(map(_escaped, (method.upper(), url, normal)))
     key = f"{_escaped(consumer_secret)}&{_escaped(token_secret)}"
     return b64encode(hmac.digest(key.encode(), text.encode(), "sha1")).decode()
+
+
+def _forget_oldest(remembered: dict[str, Any]) -> None:
+    if len(remembered) > REMEMBERED:
+        del remembered[next(iter(remembered))]
 
 
 def _escaped(text: str) -> str:

@@ -91,13 +91,13 @@ class Claims:
     ) -> list[postback_pb2.ConversionClaims]:
         """The answers of every network asked about each conversion, as far as they come within `wait_s`."""
         asked = [list(self._asked(conversion)) for conversion in conversions]
-        known = await self._known([(one[1], one[2]) for those in asked for one in those], wait_s)
+        known = await self._known([one for those in asked for _, one in those], wait_s)
         return [
             postback_pb2.ConversionClaims(
                 app_id=conversion.decision.app_id,
                 conversion_id=conversion.decision.conversion_id,
                 answers=_by_network(
-                    [(network_id, known[identity]) for network_id, _, identity in those if identity in known]
+                    [(network_id, known[identity]) for network_id, (_, identity) in those if identity in known]
                 ),
             )
             for conversion, those in zip(conversions, asked, strict=True)
@@ -120,13 +120,13 @@ class Claims:
             with suppress(TimeoutError):
                 await asyncio.wait_for(change.wait(), RECHECK_S)
 
-    def _asked(self, conversion: postback_pb2.Conversion) -> Iterator[tuple[str, str, UUID]]:
-        """Network, configuration and delivery of each request there may be, paused and archived ones' too."""
+    def _asked(self, conversion: postback_pb2.Conversion) -> Iterator[tuple[str, tuple[str, UUID]]]:
+        """Each request there may be, by network: its configuration, paused and archived ones too, and its delivery."""
         decision = conversion.decision
         for one in self._catalog.triggered(decision.app_id, decision.event_name):
             if one.adapter.is_claim_capable:
                 identity = delivery_id(one.configuration_id, decision.app_id, decision.conversion_id)
-                yield one.network_id, one.configuration_id, identity
+                yield one.network_id, (one.configuration_id, identity)
 
     async def _known(self, asked: Sequence[tuple[str, UUID]], wait_s: float) -> dict[UUID, NetworkAnswer]:
         give_up = time.monotonic() + wait_s

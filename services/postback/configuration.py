@@ -117,17 +117,11 @@ def check(message: postback_pb2.Configuration, guard: Guard) -> None:
     adapter = _adapter(message, violations)
     if adapter is None:
         violations.add("configuration.adapter", "REQUIRED", "exactly one of template, x")
-        violations.check()
-        return
-    if len(violations.found) == known:
-        _check_address(*adapter.address, guard, violations)
-    kind = message.WhichOneof("adapter")
-    for name in sorted(adapter.secret_names - message.secrets.keys()):
-        violations.add(f"configuration.{kind}", "UNKNOWN_SECRET", f"secret.{name}: there is no secret of this name")
-    if adapter.is_claim_capable:
-        for field, is_default in _ASKED_AT_ONCE:
-            if not is_default(message):
-                violations.add(f"configuration.{field}", "NOT_ALLOWED", "every conversion is asked about on arrival")
+    else:
+        if len(violations.found) == known:
+            _check_address(*adapter.address, guard, violations)
+        _check_secrets(message, adapter, violations)
+        _check_claims(message, adapter, violations)
     violations.check()
 
 
@@ -205,6 +199,19 @@ def _adapter(message: postback_pb2.Configuration, violations: Violations) -> Ada
             return x.parse(message.x, report)
         case None:
             return None
+
+
+def _check_secrets(message: postback_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
+    field = f"configuration.{message.WhichOneof('adapter')}"
+    for name in sorted(adapter.secret_names - message.secrets.keys()):
+        violations.add(field, "UNKNOWN_SECRET", f"secret.{name}: there is no secret of this name")
+
+
+def _check_claims(message: postback_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
+    if adapter.is_claim_capable:
+        for field, is_default in _ASKED_AT_ONCE:
+            if not is_default(message):
+                violations.add(f"configuration.{field}", "NOT_ALLOWED", "every conversion is asked about on arrival")
 
 
 def _check_address(field: str, start: str, guard: Guard, violations: Violations) -> None:

@@ -272,8 +272,9 @@ class Store:
         async def work(connection: Connection) -> None:
             rows = await connection.fetch(
                 "SELECT delivery_id, configuration_id, conversion FROM deliveries "
-                "WHERE app_id = $1 AND conversion_id = ANY($2) ORDER BY delivery_id FOR UPDATE",
-                app_id,
+                "WHERE (app_id, conversion_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) "
+                "ORDER BY delivery_id FOR UPDATE",
+                [app_id] * len(conversion_ids),
                 list(conversion_ids),
             )
             stripped = [postback_pb2.Conversion.FromString(row["conversion"]) for row in rows]

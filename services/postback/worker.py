@@ -27,8 +27,8 @@ from services.postback.sender import Sender
 from services.postback.store import Store
 
 POLL_S = 0.1
-LEASE_MARGIN_S = 15.0
-"""Beyond an attempt's timeout: for settling it, though the database be away for a moment."""
+LEASE_MARGIN_S, CLAIM_LEASE_MARGIN_S = 15.0, 5.0
+"""Beyond an attempt's timeout: for settling it, though the database be away for a moment. A claim cannot wait so long."""
 DRAIN_S = 5.0
 GATHER_S = 0.01
 """How long a claim waits for more to claim, and a settlement for more to settle: batches cost the database less."""
@@ -155,14 +155,9 @@ class DeliveryWorker:
             identity = one.configuration_id
             room = min(self._free, self._in_flight_each - self._under_way_of[identity], self._tokens(one, now))
             if room > 0:
-                asked.append(
-                    Asked(
-                        configuration_id=identity,
-                        room=room,
-                        lease_s=one.timeout_s + LEASE_MARGIN_S,
-                        is_claim=one.adapter.is_claim_capable,
-                    )
-                )
+                is_claim = one.adapter.is_claim_capable
+                lease_s = one.timeout_s + (CLAIM_LEASE_MARGIN_S if is_claim else LEASE_MARGIN_S)
+                asked.append(Asked(configuration_id=identity, room=room, lease_s=lease_s, is_claim=is_claim))
         # When all room is scarce, nobody is always the last in the row; but somebody waits for the answer to a claim.
         first = math.floor(self._jitter() * len(asked))
         return sorted(asked[first:] + asked[:first], key=lambda one: not one.is_claim)

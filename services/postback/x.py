@@ -121,9 +121,10 @@ class X:
         yield "view_through_window", str(self.view_window_days)
         if values.record.ip_address:
             yield "device_ip_address", values.record.ip_address
-        if values.is_revenue and values.event.revenue.currency_code:
-            yield "price_currency", values.event.revenue.currency_code
-            yield "price_micro", str(values.event.revenue.amount_micros)
+        revenue = values.event.revenue
+        if values.is_revenue and revenue.currency_code and revenue.amount_micros >= 0:  # of a refund X has no notion
+            yield "price_currency", revenue.currency_code
+            yield "price_micro", str(revenue.amount_micros)
         quantity = MACROS["quantity"](values)
         if _COUNT.fullmatch(quantity):
             yield "number_items", quantity

@@ -197,7 +197,10 @@ async def test_the_limit_that_was_met_is_waited_for(service: Running, endpoint: 
     assert abs(attempt.next_attempt_time.ToSeconds() - reset) <= 2
 
 
-async def test_x_tells_when_its_limit_is_met(service: Running, endpoint: Endpoint, x: LocalX) -> None:
+async def test_x_tells_when_its_limit_is_met(service: Running, endpoint: Endpoint) -> None:
+    now_s = time.time()
+    x = LocalX(now_s=lambda: now_s)
+    endpoint.answers[PATH] = x.handle
     await service.configure(**fields(endpoint))
     x.calls_left = 1
     first, second = await ask(service, undecided("c1"), undecided("c2"), wait_s=1)

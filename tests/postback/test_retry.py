@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.postback.retry import LONGEST_ASKED_S, SCHEDULE_S, Answer, Failure, Next, asked_wait, judge, next_attempt
+from services.postback.retry import (
+    CLAIM_SCHEDULE_S,
+    LONGEST_ASKED_S,
+    SCHEDULE_S,
+    Answer,
+    Failure,
+    Next,
+    asked_wait,
+    judge,
+    next_attempt,
+)
 
 NOW_S = 1_767_270_896.0
 
@@ -52,6 +62,11 @@ def test_success_substring(status: int, body: str, word: str) -> None:
     assert judge(Answer(status_code=status, body=body), success_substring='"success"').word == word
 
 
+def test_the_first_retries_are_soon_while_a_claim_is_waited_for() -> None:
+    assert CLAIM_SCHEDULE_S[:3] == (1, 2, 5)
+    assert CLAIM_SCHEDULE_S[3:] == SCHEDULE_S[3:]
+
+
 @given(
     failures=st.integers(1, 20),
     retry_attempts=st.integers(0, 10),
@@ -68,10 +83,13 @@ def test_schedule(failures: int, retry_attempts: int, jitter: float, asked_s: fl
     assert wait_s < SCHEDULE_S[failures - 1] or wait_s <= asked_s
 
 
-@given(failures=st.integers(1, 10))
-def test_jitter_spreads_from_nothing_to_the_whole(failures: int) -> None:
-    waits = [next_attempt(failures=failures, retry_attempts=10, jitter=jitter) for jitter in (0.0, 0.5, 0.999999)]
-    longest = SCHEDULE_S[failures - 1]
+@given(failures=st.integers(1, 10), schedule_s=st.sampled_from([SCHEDULE_S, CLAIM_SCHEDULE_S]))
+def test_jitter_spreads_from_nothing_to_the_whole(failures: int, schedule_s: tuple[int, ...]) -> None:
+    waits = [
+        next_attempt(failures=failures, retry_attempts=10, jitter=jitter, schedule_s=schedule_s)
+        for jitter in (0.0, 0.5, 0.999999)
+    ]
+    longest = schedule_s[failures - 1]
     assert waits == pytest.approx([0, longest / 2, longest], rel=1e-3)
 
 
@@ -84,6 +102,8 @@ def test_jitter_spreads_from_nothing_to_the_whole(failures: int) -> None:
         (429, {"retry-after": "Thu, 01 Jan 2026 12:36:26"}, 90),
         (429, {"x-rate-limit-reset": str(int(NOW_S) + 60)}, 60),
         (429, {"x-rate-limit-reset": str(int(NOW_S) + 60), "retry-after": "90"}, 90),
+        (429, {"x-account-rate-limit-reset": str(int(NOW_S) + 60), "x-account-rate-limit-remaining": "0"}, 60),
+        (429, {"x-rate-limit-reset": str(int(NOW_S) + 60), "x-rate-limit-remaining": "1"}, 0),
         (500, {"x-rate-limit-reset": str(int(NOW_S) + 60)}, 0),
         (429, {"retry-after": "-5"}, 0),
         (429, {"retry-after": "soon"}, 0),

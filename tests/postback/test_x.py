@@ -124,6 +124,12 @@ def test_everything_is_in_the_query() -> None:
     ]
 
 
+def test_of_a_refund_x_has_no_notion() -> None:
+    refund = conversion()
+    refund.record.event.revenue.amount_micros = -1
+    assert "price" not in rendered(adapter(), refund, is_revenue=True)[0].url
+
+
 @pytest.mark.parametrize("quantity", ["", "0", "-1", "1.5", "two", "²", "9" * 10])
 def test_what_is_not_there_is_left_out(quantity: str) -> None:
     request, _ = rendered(adapter(), conversion(event={"event_data": {"quantity": quantity}}))
