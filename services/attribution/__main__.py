@@ -1,5 +1,6 @@
 """Starts the attribution service: the API and one worker."""
 
+import gc
 import socket
 import time
 import uuid
@@ -76,9 +77,9 @@ async def main() -> None:
         store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
         postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
-        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, now_us=_now_us)
-        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=_now_us)
         pace = Pace()
+        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=_now_us)
+        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=_now_us)
         reattributor = Reattributor(store, settings, pace, _now_us)
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
@@ -102,6 +103,7 @@ async def main() -> None:
             offers=Offers(pool, settings, postback),
             now_us=_now_us,
         )
+        gc.freeze()  # what was loaded so far never goes: the collector need not look through it again and again
         await serve(
             ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
             [

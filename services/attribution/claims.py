@@ -27,6 +27,7 @@ from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution import waiting
 from services.attribution.decider import Batch, decide_batch
 from services.attribution.ownership import OwnedLanes
+from services.attribution.pace import Pace
 from services.attribution.records import event_name_of
 from services.attribution.settings import Settings
 from services.attribution.store import Store
@@ -260,11 +261,12 @@ class Claims:
         settings: Follower[Settings],
         triggers: ClaimTriggers,
         postback: postback_pb2_grpc.PostbackServiceStub,
+        pace: Pace,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._store, self._settings, self._triggers, self._postback = store, settings, triggers, postback
-        self._now_us, self._new_id = now_us, new_id
+        self._pace, self._now_us, self._new_id = pace, now_us, new_id
 
     async def run(self, shared: OwnedLanes) -> None:
         """Ask and decide for as long as the lanes are owned. Raises LanesLostError."""
@@ -376,7 +378,8 @@ class Claims:
                 resumed={row.key: row for row in due},
             )
 
-        batch = await shared.append(decide, lanes={question.lane for question in some})
+        with self._pace.live():
+            batch = await shared.append(decide, lanes={question.lane for question in some})
         questions.settled(some)
         now_us, again = self._now_us(), {row.key for row in batch.waiting}
         for row in due:

@@ -229,7 +229,7 @@ class World:
     ) -> AsyncIterator[Worker]:
         """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
         store, triggers = Store(self.pool), ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
-        claims = Claims(store=store, settings=self.settings, triggers=triggers, postback=self.postback)
+        claims = Claims(store=store, settings=self.settings, triggers=triggers, postback=self.postback, pace=self.pace)
         worker = Worker(
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
             store=store,
