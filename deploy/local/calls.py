@@ -123,9 +123,7 @@ async def follow(name: str, request: Message, *, target: str = "") -> AsyncItera
                 has_begun = True
                 request.resume_token = response.resume_token  # type: ignore[attr-defined]  # both have one
         except CallError as error:
-            cause = error.__cause__
-            is_away = isinstance(cause, grpc.aio.AioRpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
-            if not (has_begun and is_away):
+            if not (has_begun and is_away(error)):
                 raise
             await asyncio.sleep(RETRY_S)
 
@@ -136,6 +134,12 @@ async def ask(name: str, request: Message, *, target: str = "") -> Message:
     async for response in call(service, method, request, target=target):
         return response
     raise CallError(f"{name} answered nothing")
+
+
+def is_away(error: CallError) -> bool:
+    """Whether nobody answered, which may be otherwise in a moment."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.aio.AioRpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def describe_failure(error: grpc.aio.AioRpcError, service: str, address: str) -> str:

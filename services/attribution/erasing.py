@@ -239,7 +239,7 @@ async def _find(
     new = set(given)
     while new:
         found.ids |= new
-        keys = {key for device_id in new for key in _identity_keys(app_id, device_id)}
+        keys = {key for device_id in new for key in identity_keys(app_id, device_id)}
         owners = (await store.find_identifiers(connection, keys)).values()
         devices = await erasures.merged_devices(connection, app_id, {*owners, *_uuids(new)}) - found.devices
         found.devices |= devices
@@ -271,7 +271,7 @@ async def _strip(connection: Connection, erasure: Erasure, engagement_ids: Colle
     return sorted(set(found.values()))
 
 
-def _identity_keys(app_id: str, device_id: str) -> Iterator[bytes]:
+def identity_keys(app_id: str, device_id: str) -> Iterator[bytes]:
     """The keys under which a device may be known by an id, or by a hash of it."""
     for kind in ID_KINDS:
         yield identity_key(app_id, kind, device_id)

@@ -382,7 +382,8 @@ async def _end(pool: Pool, app_id: str, reattribution_id: str, state: str, *, af
     """End a job that runs; `after`: only if that is how far it is."""
     await pool.execute(
         """
-        UPDATE reattributions SET state = $4, finish_time = now()
+        UPDATE reattributions SET state = $4, finish_time = now(),
+            after_device = NULL -- of no use any more, and the device may be forgotten one day
         WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
           AND ($5::uuid IS NULL OR after_device = $5)
         """,

@@ -3,12 +3,10 @@
 import asyncio
 import hashlib
 import uuid
-from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 
@@ -18,7 +16,7 @@ from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import erasing
 from services.attribution.erasing import Eraser
-from services.attribution.matching import device_key, id_forms, own_key
+from services.attribution.matching import own_key
 from services.attribution.store import Store
 from services.ingest import erasing as ingest_erasing
 from tests.attribution.conftest import (
@@ -34,6 +32,7 @@ from tests.attribution.conftest import (
     record,
 )
 from tests.conftest import Database
+from tests.traces import all_rows, places, traces
 
 HOUR = 3600
 ADID, ANDROID_ID, CUSTOM = device(1), "a1b2c3d4e5f6", "Person-17"
@@ -77,43 +76,6 @@ async def proof(world: World, erasure_id: str) -> attribution_pb2.Erasure:
 
 async def forget(world: World, device_id: str) -> attribution_pb2.Erasure:
     return await proof(world, await begin(world, device_id))
-
-
-async def tables(database: Database) -> dict[str, list[asyncpg.Record]]:
-    """Every row of every table of every schema, by `schema.table`."""
-    connection = await asyncpg.connect(database.admin_dsn)
-    names = await connection.fetch(
-        "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
-        " AND table_schema NOT IN ('pg_catalog', 'information_schema')"
-    )
-    found = {f"{s}.{t}": list(await connection.fetch(f'SELECT * FROM "{s}"."{t}"')) for s, t in names}
-    await connection.close()
-    return found
-
-
-def places(rows_by_table: Mapping[str, Iterable[asyncpg.Record]], needles: Collection[bytes]) -> set[str]:
-    """The columns in which one of these is found: as it is, or in text but for letter case, dashes and colons."""
-    columns = defaultdict[str, list[bytes]](list)
-    for table, rows in rows_by_table.items():
-        for row in rows:
-            for name, value in row.items():
-                columns[f"{table}.{name}"].append(value if isinstance(value, bytes) else str(value).encode())
-    found = set()
-    for column, values in columns.items():
-        raw = b"\n".join(values)
-        plain = raw.lower().replace(b"-", b"").replace(b":", b"")
-        if any(needle in raw or needle in plain for needle in needles):
-            found.add(column)
-    return found
-
-
-def traces(*ids: str) -> set[bytes]:
-    """All that an id may have left: its forms (A3), and the keys made of them, as bytes and as hex."""
-    forms = {form for each in ids for form in id_forms(each)}
-    keys = {device_key(APP, form) for form in forms} | {
-        key for each in ids for key in erasing._identity_keys(APP, each)
-    }
-    return {each.encode() for each in (*ids, *forms)} | keys | {key.hex().encode() for key in keys}
 
 
 def sha1(text: str) -> str:
@@ -191,7 +153,7 @@ async def refuse(world: World, refused: ingest_pb2.Record) -> None:
         await asyncio.sleep(0.01)
 
 
-PERSON = traces(ADID, ANDROID_ID, CUSTOM, HASHED)
+PERSON = traces(APP, ADID, ANDROID_ID, CUSTOM, HASHED)
 LEFT_BY_THE_PERSON = {
     *(f"attribution.decisions.{column}" for column in ("record", "engagement", "known_ids")),
     *(f"attribution.engagements.{column}" for column in ("match_key", "device_keys", "record")),
@@ -206,12 +168,12 @@ LEFT_BY_THE_PERSON = {
 async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(world: World, database: Database) -> None:
     async with working(world):
         await others_come(world)
-        before = await tables(database)
+        before = await all_rows(database.admin_dsn)
         decided = await the_person_comes(world)
         while not {"p-e1", "p-v4"} <= world.received.conversions.keys():
             await asyncio.sleep(0.01)
         handed = [conversion_id for conversion_id in world.received.conversions if conversion_id.startswith("p-")]
-        during = await tables(database)
+        during = await all_rows(database.admin_dsn)
         assert places(during, PERSON) >= LEFT_BY_THE_PERSON, "the search finds what there is"
         our_ids = {row["device_id"] for row in during["attribution.devices"]} - {
             row["device_id"] for row in before["attribution.devices"]
@@ -219,7 +181,7 @@ async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(worl
         assert len(our_ids) == 3
 
         erasure = await forget(world, ANDROID_ID.upper())
-        after = await tables(database)
+        after = await all_rows(database.admin_dsn)
 
     ours = {form for each in our_ids for form in (each.bytes, each.hex.encode())}
     mine = {b"p-", b"net-p", b"person@example.com", b"another-id-of-the-click", *PERSON, *ours}
@@ -284,7 +246,7 @@ async def test_what_attribution_does_not_know_is_erased_by_what_was_given(world:
         erasure = await forget(world, v2.device_id)
         assert erasure.erased_counts["ingest.log"] == erasure.erased_counts["attribution.devices"] == 1
         assert dict((await forget(world, device(99))).erased_counts) == {}
-    assert places(await tables(database), traces(ADID, HASHED, device(99))) == set()
+    assert places(await all_rows(database.admin_dsn), traces(APP, ADID, HASHED, device(99))) == set()
 
 
 async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_decision(
@@ -307,14 +269,14 @@ async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_deci
         assert (e1.engagement_id, v1.outcome) == ("k1", attribution_pb2.OUTCOME_CREDITED)
         while len(world.received.conversions) < 2:
             await asyncio.sleep(0.01)
-        assert "attribution.decisions.engagement" in places(await tables(database), traces(ADID))
+        assert "attribution.decisions.engagement" in places(await all_rows(database.admin_dsn), traces(APP, ADID))
         erasure = await forget(world, ADID)
         assert dict(erasure.erased_counts) == {
             "attribution.engagements": 4,
             "ingest.log": 1,
             "ingest.dedupe": 1,
         }
-        assert places(await tables(database), traces(ADID)) == set()
+        assert places(await all_rows(database.admin_dsn), traces(APP, ADID)) == set()
         assert [d.engagement_id for d in await world.decided("e1", "v1")] == [e1.engagement_id, v1.engagement_id]
         assert world.received.stripped == {"e1", "v1"}
 
@@ -359,7 +321,7 @@ async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(wor
         number = await sending
         await world.send(event(0, ADID, "View", record_id="last"))
         await world.decided("last")
-        rows = await tables(database)
+        rows = await all_rows(database.admin_dsn)
     logged = {ingest_pb2.Record.FromString(row["record"]).record_id for row in rows["ingest.log"]}
     decided = {row["conversion_id"] for row in rows["attribution.decisions"]}
     indexed = {row["engagement_id"] for row in rows["attribution.engagements"]}
@@ -394,15 +356,15 @@ async def test_a_crash_between_any_two_steps_is_made_good(
     monkeypatch.setattr(Eraser, "_save", dying)
     async with working(world):
         await others_come(world)
-        before = await tables(database)
+        before = await all_rows(database.admin_dsn)
         await world.send(click(0, ADID, UA_TRACKER, record_id="p-k1"), install(60, ADID, record_id="p-i1"))
         await world.decided("p-i1")
         erasure_id = await begin(world, ADID)
         await died.wait()
     async with working(world):
         await proof(world, erasure_id)
-        after = await tables(database)
-    assert places(after, traces(ADID)) == set()
+        after = await all_rows(database.admin_dsn)
+    assert places(after, traces(APP, ADID)) == set()
     for table in KEPT:
         [name] = [name for name in after if name.endswith(f".{table}")]
         assert set(after[name]) == set(before[name]), table
@@ -419,10 +381,10 @@ async def test_neighbours_that_are_away_are_waited_for(world: World, database: D
         erasure_id = await begin(world, ADID)
         while await world.pool.fetchval("SELECT count(*) FROM devices"):
             await asyncio.sleep(0.01)
-        assert "attribution.erasures.work" in places(await tables(database), traces(ADID))
+        assert "attribution.erasures.work" in places(await all_rows(database.admin_dsn), traces(APP, ADID))
         world.received.failing = False
         await proof(world, erasure_id)
-    assert places(await tables(database), traces(ADID)) == set()
+    assert places(await all_rows(database.admin_dsn), traces(APP, ADID)) == set()
 
 
 async def test_a_device_of_very_many_ids_goes_in_several_searches(
@@ -438,7 +400,7 @@ async def test_a_device_of_very_many_ids_goes_in_several_searches(
         await world.send(*(click(n, each, record_id=f"k{n}") for n, each in enumerate(ids)))
         await world.decided("v34")
         erasure = await forget(world, ids[3])
-    assert places(await tables(database), traces(*ids, "shared")) == set()
+    assert places(await all_rows(database.admin_dsn), traces(APP, *ids, "shared")) == set()
     assert erasure.erased_counts["ingest.log"] == 70
     assert sorted(world.received.erased) == sorted(f"v{n}" for n in range(35))
 
@@ -455,7 +417,7 @@ async def test_another_app_keeps_its_own(world: World, database: Database) -> No
         while await world.pool.fetchval("SELECT count(*) FROM decisions") < 2:
             await asyncio.sleep(0.01)
         await forget(world, ADID)
-        left = await tables(database)
+        left = await all_rows(database.admin_dsn)
     assert [row["app_id"] for row in left["attribution.decisions"]] == ["other"]
     assert [row["app_id"] for row in left["attribution.devices"]] == ["other"]
     assert len(left["ingest.log"]) == len(left["attribution.identifiers"]) == 1
