@@ -92,7 +92,7 @@ async def main() -> None:
             jobs={"claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
             now_us=_now_us,
         )
-        watching = Watching(pool)
+        watching = Watching(pool, pace)
         service = Attribution(
             store,
             settings,

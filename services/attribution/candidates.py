@@ -44,9 +44,9 @@ class Question:
 
 
 async def find_candidates(
-    store: Store, connection: Connection, questions: Sequence[Question], heads: Sequence[Sequence[int]]
+    store: Store, connection: Connection, questions: Sequence[Question], heads: Sequence[str]
 ) -> None:
-    """Fill in the candidates of each question, repeated clicks marked."""
+    """Fill in the candidates of each question, repeated clicks marked. `heads` are as `store.heads_text` gives them."""
     if not questions:
         return
     lengths = await store.hash_lengths(connection, {question.rules.app.app_id for question in questions})
@@ -87,7 +87,7 @@ async def _consider(
     connection: Connection,
     questions: Sequence[Question],
     found: Sequence[FoundEngagement],
-    heads: Sequence[Sequence[int]],
+    heads: Sequence[str],
 ) -> None:
     """Add what was found to the candidates of the questions."""
     clicks = {

@@ -28,7 +28,7 @@ from services.attribution.records import (
     identity_key,
 )
 from services.attribution.rules import AppRules
-from services.attribution.store import DecisionRow, Device, Store
+from services.attribution.store import DecisionRow, Device, Store, heads_text
 from services.attribution.waiting import NOBODY, Asking, Key, WaitingRow
 
 MOST_IDS = 20
@@ -295,7 +295,7 @@ async def _fetch_candidates(store: Store, connection: Connection, cases: Sequenc
             or eligibility(case.conversion, case.device.history, case.rules) is None
         )
     }
-    await find_candidates(store, connection, list(wanted.values()), [heads])
+    await find_candidates(store, connection, list(wanted.values()), [heads_text(heads)])
     for number, question in wanted.items():
         cases[number].conversion, cases[number].candidates = question.conversion, question.candidates
 

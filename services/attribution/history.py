@@ -103,7 +103,7 @@ class DeviceHistory:
 
     def including(self, attribution: Attribution) -> "DeviceHistory":
         """The history with one attribution more."""
-        return replace(self, attributions=_in_order((*self.attributions, attribution)))
+        return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), sessions=self.sessions)
 
     def begins_session(self, time_us: int) -> bool:
         """Whether a session start at this time is the first of its install, and so fires the event SessionBegin.

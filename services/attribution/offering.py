@@ -62,10 +62,9 @@ async def _versions(pool: Pool, job: Job, after: int, limit: int) -> list[Outbox
         SELECT lane, sequence, decision, record, engagement, device_id, is_relayed
         FROM decisions
         WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
-          AND NOT EXISTS (
-              SELECT FROM decisions AS newer
-              WHERE newer.lane = $1 AND newer.conversion_id = decisions.conversion_id
-                AND newer.app_id = $2 AND newer.version > decisions.version
+          AND version = (
+              SELECT max(newest.version) FROM decisions AS newest
+              WHERE newest.lane = $1 AND newest.conversion_id = decisions.conversion_id AND newest.app_id = $2
           )
         ORDER BY sequence LIMIT $5
         """,

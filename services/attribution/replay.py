@@ -7,7 +7,7 @@ device was known by. It reads the database and writes nothing.
 
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -37,7 +37,8 @@ _ATTRIBUTING = (
     attribution_pb2.OUTCOME_REENGAGED,
 )
 _NOT_DECIDED = (attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED)
-_WAS_ELIGIBLE = frozenset({"", Reason.NO_CANDIDATE, Reason.NO_WINNER})
+_ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
+"""Of conversions that could have been won; those that were have no reason."""
 _COLUMNS: Mapping[int, str] = {
     attribution_pb2.OUTCOME_ATTRIBUTED: "installs",
     attribution_pb2.OUTCOME_ORGANIC: "installs",
@@ -166,7 +167,7 @@ class Replay:
             self._store.pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            device_ids, is_last = await _find_devices(connection, self._period, after, size)
+            device_ids, is_last = await find_devices(connection, self._period, after, size)
             if not device_ids:
                 return Page([], None)
             replayed = await self.devices(connection, device_ids)
@@ -200,7 +201,7 @@ class Replay:
         return done
 
     async def _read(self, connection: Connection, device_ids: Collection[uuid.UUID]) -> list[_Family]:
-        merges = await _find_merges(connection, device_ids)
+        merges = await find_merges(connection, device_ids)
         into = {merge_.device_id: merge_.into for merge_ in merges}
 
         def survivor(device_id: uuid.UUID) -> uuid.UUID:
@@ -216,10 +217,10 @@ class Replay:
         }
         for merge_ in merges:
             families[survivor(merge_.device_id)].merges.append(merge_)
-        for stored in await _find_conversions(connection, self._period, everybody):
+        for stored in await find_conversions(connection, self._period, everybody):
             families[survivor(stored.device_id)].conversions.append(stored)
         await self._turn()
-        remembered = await _find_histories(connection, everybody)
+        remembered = await find_histories(connection, everybody)
         for device_id, family in families.items():
             family.conversions = _newest(family.conversions)
             family.merges.sort(key=lambda merge_: merge_.sequence or 0)
@@ -253,7 +254,7 @@ class Replay:
                     installed = _after(installed, stored)
         if not asked:
             return
-        heads = await _find_heads(connection, {stored.round_id for stored, _ in asked.values()})
+        heads = await find_heads(connection, {stored.round_id for stored, _ in asked.values()})
         places = {round_id: place for place, round_id in enumerate(heads)}
         fresh = {}
         for conversion_id, (stored, installed) in asked.items():
@@ -268,7 +269,7 @@ class Replay:
             if engagement.tracker_id in self._limited
         }
         if more := limited - wins.keys():
-            wins |= await _find_wins(connection, self._period, more)
+            wins |= await find_wins(connection, self._period, more)
 
     def _question(self, stored: Stored, installed: DeviceHistory, heads: int) -> Question:
         record = ingest_pb2.Record.FromString(stored.record or b"")
@@ -288,7 +289,7 @@ class Replay:
         decision = stored.decision
         if decision.event_name != INSTALL and decision.event_name not in self._rules.reengaging_events:
             return False
-        return decision.reason in _WAS_ELIGIBLE or decision.reason == Reason.EVENT_NOT_SELECTED
+        return not decision.reason or decision.reason in _ELIGIBLE or decision.reason == Reason.EVENT_NOT_SELECTED
 
     def _can_be_eligible(self, stored: Stored) -> bool:
         """Whether any history leaves it winnable: one without attributions leaves most."""
@@ -318,8 +319,6 @@ class Replay:
             question = questions.get(stored.conversion_id)
             conversion = _outline(stored) if question is None else question.conversion
             candidates: Mapping[str, Engagement] = {} if question is None else question.candidates
-            if question is None and eligibility(conversion, before, rules) is None:
-                return None
             claims, unavailable = claims_of(stored.claims)
             decision = decide(
                 conversion,
@@ -330,6 +329,8 @@ class Replay:
                 claims=claims,
                 claims_unavailable=unavailable,
             )
+            if question is None and (decision.reason is None or decision.reason in _ELIGIBLE):
+                return None
             histories[stored.device_id] = before.after(conversion, decision)
             if decision.engagement_id is not None:
                 own_wins[decision.engagement_id] += 1
@@ -436,7 +437,7 @@ async def estimate(connection: Connection, period: Period) -> int:
     return count * (1 << 128) // (uuid.UUID(row["last"]).int + 1)
 
 
-async def _find_devices(
+async def find_devices(
     connection: Connection, period: Period, after: uuid.UUID, size: int
 ) -> tuple[list[uuid.UUID], bool]:
     """The next devices that have about `size` conversions in the period, and whether they are the last."""
@@ -460,7 +461,7 @@ async def _find_devices(
     return [row["device_id"] for row in rows], sum(row["count"] for row in rows) < size
 
 
-async def _find_merges(connection: Connection, device_ids: Collection[uuid.UUID]) -> list[Merge]:
+async def find_merges(connection: Connection, device_ids: Collection[uuid.UUID]) -> list[Merge]:
     """All merges of the families that these devices belong to."""
     rows = await connection.fetch(
         """
@@ -484,22 +485,27 @@ async def _find_merges(connection: Connection, device_ids: Collection[uuid.UUID]
     return [Merge(*row) for row in rows]
 
 
-async def _find_conversions(connection: Connection, period: Period, device_ids: Collection[uuid.UUID]) -> list[Stored]:
+async def find_conversions(connection: Connection, period: Period, device_ids: Collection[uuid.UUID]) -> list[Stored]:
     """Conversions of these devices: those of the period, and all that made a source or have another version."""
     rows = await connection.fetch(
         """
-        SELECT device_id, conversion_id,
-               CASE WHEN version = 1 THEN sequence ELSE (
-                   SELECT first.sequence FROM decisions AS first
-                   WHERE first.lane = $1 AND first.conversion_id = decisions.conversion_id
-                     AND first.app_id = $2 AND first.version = 1
-               ) END,
-               version, round_id, decision,
-               CASE WHEN conversion_time_us >= $4 AND conversion_time_us < $5 THEN record END,
-               known_ids, claims
-        FROM decisions
-        WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3) AND outcome <> ALL($7)
-          AND ((conversion_time_us >= $4 AND conversion_time_us < $5) OR outcome = ANY($6) OR version > 1)
+        SELECT found.*
+        FROM unnest($3::uuid[]) AS asked (device_id)
+        CROSS JOIN LATERAL (
+            SELECT device_id, conversion_id,
+                   CASE WHEN version = 1 THEN sequence ELSE (
+                       SELECT first.sequence FROM decisions AS first
+                       WHERE first.lane = $1 AND first.conversion_id = decisions.conversion_id AND first.app_id = $2
+                       ORDER BY first.version LIMIT 1
+                   ) END,
+                   version, round_id, decision,
+                   CASE WHEN conversion_time_us >= $4 AND conversion_time_us < $5 THEN record END,
+                   known_ids, claims
+            FROM decisions
+            WHERE lane = $1 AND app_id = $2 AND device_id = asked.device_id AND outcome <> ALL($7)
+              AND ((conversion_time_us >= $4 AND conversion_time_us < $5) OR outcome = ANY($6) OR version > 1)
+            ORDER BY conversion_time_us, sequence -- as the device's index has them: no other looks as good, ever
+        ) AS found
         """,
         period.lane,
         period.app_id,
@@ -513,7 +519,7 @@ async def _find_conversions(connection: Connection, period: Period, device_ids: 
     return [Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8]) for row in rows]
 
 
-async def _find_histories(
+async def find_histories(
     connection: Connection, device_ids: Collection[uuid.UUID]
 ) -> dict[uuid.UUID, list[list[object]]]:
     """The attributions that devices remember, as DeviceHistory has them in JSON."""
@@ -523,26 +529,31 @@ async def _find_histories(
     return {row[0]: row[1] for row in rows}
 
 
-async def _find_heads(connection: Connection, round_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Sequence[int]]:
-    """The heads that rounds were decided at."""
-    rows = await connection.fetch("SELECT round_id, heads FROM rounds WHERE round_id = ANY($1)", list(round_ids))
+async def find_heads(connection: Connection, round_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """The heads that rounds were decided at, as `store.heads_text` gives them."""
+    rows = await connection.fetch("SELECT round_id, heads::text FROM rounds WHERE round_id = ANY($1)", list(round_ids))
     return {row[0]: row[1] for row in rows}
 
 
-async def _find_wins(connection: Connection, period: Period, engagement_ids: Collection[str]) -> dict[str, list[Win]]:
+async def find_wins(connection: Connection, period: Period, engagement_ids: Collection[str]) -> dict[str, list[Win]]:
     """The conversions that engagements have won, as their newest versions say."""
     rows = await connection.fetch(
         """
-        SELECT won.engagement_id, won.conversion_id, first.sequence
-        FROM decisions AS won
-        JOIN decisions AS first ON first.lane = won.lane AND first.conversion_id = won.conversion_id
-            AND first.app_id = won.app_id AND first.version = 1
-        WHERE won.lane = $1 AND won.engagement_id = ANY($3) AND won.app_id = $2
-          AND NOT EXISTS (
-              SELECT FROM decisions AS newer
-              WHERE newer.lane = won.lane AND newer.conversion_id = won.conversion_id
-                AND newer.app_id = won.app_id AND newer.version > won.version
-          )
+        SELECT engagement_id, conversion_id, (
+                   SELECT first.sequence FROM decisions AS first
+                   WHERE first.lane = $1 AND first.conversion_id = won.conversion_id AND first.app_id = $2
+                   ORDER BY first.version LIMIT 1
+               )
+        FROM unnest($3::text[]) AS asked (id)
+        CROSS JOIN LATERAL (
+            SELECT engagement_id, conversion_id, app_id, version FROM decisions
+            WHERE lane = $1 AND engagement_id = asked.id
+            OFFSET 0 -- an index of the app's decisions would be read from end to end
+        ) AS won
+        WHERE app_id = $2 AND version = (
+            SELECT max(newest.version) FROM decisions AS newest
+            WHERE newest.lane = $1 AND newest.conversion_id = won.conversion_id AND newest.app_id = $2
+        )
         """,
         period.lane,
         period.app_id,

@@ -352,7 +352,7 @@ class Store:
         self,
         connection: Connection,
         asked: Sequence[AskedKey],
-        heads: Sequence[Sequence[int]],
+        heads: Sequence[str],
         *,
         span_us: int,
         most: int,
@@ -373,7 +373,7 @@ class Store:
                     FROM engagements
                     WHERE match_key = asked.match_key
                       AND time_us >= asked.time_us - $5 AND time_us < asked.time_us
-                      AND position < ($4::bigint[])[asked.heads * 64 + lane + 1]
+                      AND position < (SELECT $4::text::bigint[])[asked.heads * 64 + lane + 1]
                     ORDER BY time_us DESC, engagement_id DESC LIMIT $6
                 )
                 UNION ALL
@@ -383,7 +383,7 @@ class Store:
                     FROM engagements
                     WHERE match_key = asked.match_key
                       AND time_us >= asked.time_us AND time_us <= asked.time_us + $5
-                      AND position < ($4::bigint[])[asked.heads * 64 + lane + 1]
+                      AND position < (SELECT $4::text::bigint[])[asked.heads * 64 + lane + 1]
                     ORDER BY time_us, engagement_id LIMIT $6
                 )
             ) AS found
@@ -391,7 +391,7 @@ class Store:
             [key.match_key for key in asked],
             [key.time_us for key in asked],
             [key.heads for key in asked],
-            [position for each in heads for position in each],
+            _one_array(heads),
             span_us,
             most,
         )
@@ -408,7 +408,7 @@ class Store:
         self,
         connection: Connection,
         asked: Sequence[AskedKey],
-        heads: Sequence[Sequence[int]],
+        heads: Sequence[str],
         user_agents: Sequence[str],
         tracker_ids: Sequence[Collection[str]],
         *,
@@ -438,7 +438,7 @@ class Store:
                     SELECT * FROM engagements
                     WHERE match_key = asked.match_key
                       AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
-                      AND position < ($5::bigint[])[asked.heads * 64 + lane + 1]
+                      AND position < (SELECT $5::text::bigint[])[asked.heads * 64 + lane + 1]
                     ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
                 ) AS nearest
                 WHERE is_valid AND tracker_id = ANY(trackers.ids)
@@ -450,7 +450,7 @@ class Store:
             [key.time_us for key in asked],
             [key.heads for key in asked],
             list(user_agents),
-            [position for each in heads for position in each],
+            _one_array(heads),
             span_us,
             through,
             ["\n".join(ids) for ids in lists],
@@ -463,7 +463,7 @@ class Store:
         self,
         connection: Connection,
         clicks: Collection[tuple[bytes, int, str, int]],
-        heads: Sequence[Sequence[int]],
+        heads: Sequence[str],
         *,
         within_us: int,
     ) -> set[tuple[bytes, str, int]]:
@@ -482,12 +482,12 @@ class Store:
                 WHERE earlier.click_key = click.click_key
                   AND earlier.time_us > click.time_us - $6
                   AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
-                  AND earlier.position < ($5::bigint[])[click.heads * 64 + earlier.lane + 1]
+                  AND earlier.position < (SELECT $5::text::bigint[])[click.heads * 64 + earlier.lane + 1]
                 LIMIT 1
             ) AS found
             """,
             *_columns(clicks),
-            [position for each in heads for position in each],
+            _one_array(heads),
             within_us,
         )
         return {(row["click_key"], row["engagement_id"], row["heads"]) for row in rows}
@@ -512,10 +512,10 @@ class Store:
             SELECT app_id, engagement_id, count(*)
             FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
             JOIN decisions USING (lane, engagement_id)
-            WHERE NOT EXISTS (
-                SELECT FROM decisions AS newer
-                WHERE newer.lane = decisions.lane AND newer.conversion_id = decisions.conversion_id
-                  AND newer.app_id = decisions.app_id AND newer.version > decisions.version
+            WHERE version = (
+                SELECT max(newest.version) FROM decisions AS newest
+                WHERE newest.lane = decisions.lane AND newest.conversion_id = decisions.conversion_id
+                  AND newest.app_id = decisions.app_id
             )
             GROUP BY app_id, engagement_id
             """,
@@ -718,6 +718,16 @@ class Store:
                     return oldest
                 wanted = {oldest.merged_into}
         return None
+
+
+def heads_text(heads: Sequence[int]) -> str:
+    """Heads as the text of an array: thousands of conversions may have one each, and numbers are slow to send."""
+    return "{" + ",".join(map(str, heads)) + "}"
+
+
+def _one_array(heads: Sequence[str]) -> str:
+    """Several heads, one after the other."""
+    return "{" + ",".join(each[1:-1] for each in heads) + "}"
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

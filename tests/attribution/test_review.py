@@ -4,6 +4,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import asyncpg
@@ -19,7 +20,8 @@ from reengage.tracker.v1 import tracker_pb2
 from services.attribution import candidates as candidates_module
 from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
-from services.attribution.store import AskedKey, Store
+from services.attribution.replay import FIRST_DEVICE, Period, find_conversions, find_devices, find_wins
+from services.attribution.store import AskedKey, Store, heads_text
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -301,7 +303,7 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
         admin = await asyncpg.connect(database.admin_dsn)
         await admin.execute("ANALYZE")
         await admin.close()
-    explaining, heads = _Explaining(world.pool), [1 << 40] * LANES
+    explaining, heads = _Explaining(world.pool), heads_text([1 << 40] * LANES)
     store, connection = Store(cast("Pool", explaining)), cast("Connection", explaining)
 
     await store.list_decisions(
@@ -318,6 +320,18 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
     await store.count_wins(connection, [(0, "700")])
     assert "using decisions_by_engagement" in explaining.plan
+    assert explaining.plan.count("using decisions_lane_conversion_id_app_id_version_key") == 1
+
+    period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40))
+    await find_devices(connection, period, FIRST_DEVICE, 1000)
+    assert "using decisions_by_device" in explaining.plan
+    assert "Sort" not in explaining.plan, "however many there are, a page is read"
+    await find_conversions(connection, period, [uuid.uuid4(), uuid.uuid4()])
+    assert "using decisions_by_device" in explaining.plan
+    assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
+    await find_wins(connection, period, ["700"])
+    assert "using decisions_by_engagement" in explaining.plan
+    assert explaining.plan.count("using decisions_lane_conversion_id_app_id_version_key") == 2
 
 
 async def test_whatever_ingest_takes_is_decided(world: World) -> None:

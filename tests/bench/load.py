@@ -63,7 +63,7 @@ async def load(ingest: str, port: int, rate: int, seconds: int, seed: int) -> Lo
     began = time.monotonic()
 
     async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
-        rows = _Traffic(seed)
+        rows = Traffic(seed)
         for number in range(batches):
             await asyncio.sleep(max(0.0, began + number * BATCH / rate - time.monotonic()))
             yield ingest_pb2.RecordStreamRequest(records=rows.batch(number))
@@ -92,7 +92,7 @@ async def load(ingest: str, port: int, rate: int, seconds: int, seed: int) -> Lo
     )
 
 
-class _Traffic:
+class Traffic:
     """The mix, batch after batch."""
 
     def __init__(self, seed: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import calls, decide, gateway, ingest, postback, stored, tracker, whole
+from tests.bench import calls, decide, gateway, ingest, postback, replay, stored, tracker, whole
 from tests.bench.row import Row
 
 Part = Callable[[], Awaitable[list[Row]]]
@@ -23,6 +23,7 @@ PARTS: dict[str, Part] = {
     "tracker": tracker.bench,
     "decide": decide.bench,
     "stored": stored.bench,
+    "replay": replay.bench,
     "ingest": ingest.bench,
     "gateway": gateway.bench,
     "postback": postback.bench,

@@ -1,0 +1,192 @@
+"""Deciding again: how fast on one core, and what it costs those who decide live meanwhile.
+
+The worker's own way of deciding and writing a batch, on a real PostgreSQL, without the log before it.
+"""
+
+import asyncio
+import gc
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.db import Connection, Pool, in_transaction, open_pool
+from libs.lanes import LANES, lane_of
+from libs.migrations import prepare
+from reengage.ingest.v1 import ingest_pb2
+from services.attribution.decider import Batch, decide_batch
+from services.attribution.model import TrackerType
+from services.attribution.ownership import OwnedLanes
+from services.attribution.pace import Pace
+from services.attribution.records import Logged, index_rows
+from services.attribution.replay import FIRST_DEVICE, Period, Replay
+from services.attribution.rules import App, AppRules, EventDefinition, Network, Platform, Tracker, compile_rules
+from services.attribution.store import IndexRows, Store
+from tests.bench.load import APP, CLICKED, INSTALLED, Traffic
+from tests.bench.row import Row
+
+ASKED = 20_000
+PAGE = 1000
+MIGRATIONS = Path(__file__).parents[2] / "services" / "attribution" / "migrations"
+_BATCHES_AT_ONCE = 10
+_ALL_TIME = Period(app_id=APP, start_us=0, end_us=1 << 54)
+
+
+async def bench(*, batches: int = 600, live_batches: int = 300) -> list[Row]:
+    """Two rows, of the mix of the whole bench: `batches` of a hundred records stored, `live_batches` decided twice."""
+    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
+        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
+            await postgres.create_database()
+            await prepare(postgres.admin_dsn(), schema="attribution", directory=MIGRATIONS)
+            dsn = postgres.dsn("attribution")
+            async with open_pool(dsn, schema="attribution", application_name="bench") as pool:
+                live = await _Live.owning(pool)
+                await live.decide(batches)
+                await pool.execute("ANALYZE")
+                gc.freeze()  # as the service does once it serves
+                rate = max([await _replayed(live, Pace()) for _ in range(3)])
+                alone, beside = [], []
+                for _ in range(3):  # in turns, as a neighbour on this machine comes and goes
+                    alone.append(await live.decide(live_batches))
+                    async with _replaying(live):
+                        beside.append(await live.decide(live_batches))
+    return [
+        Row(
+            name="what-if over stored conversions",
+            value=rate,
+            unit="conversions/s",
+            limit_name="asked of one core",
+            limit=ASKED,
+            at_least=1,
+        ),
+        Row(
+            name="conversions decided live while others are decided again",
+            value=max(beside),
+            unit="conversions/s",
+            limit_name="conversions/s alone",
+            limit=max(alone),
+            at_least=0.9,
+        ),
+    ]
+
+
+class _Live:
+    """A worker's writing half: it owns all lanes and decides what it is given."""
+
+    def __init__(self, pool: Pool, lanes: OwnedLanes) -> None:
+        self.store, self.pace, self.rules = Store(pool), Pace(), _rules()
+        self._pool, self._lanes, self._traffic = pool, lanes, Traffic(7)
+        self._batch, self._position = 0, 0
+
+    @classmethod
+    async def owning(cls, pool: Pool) -> "_Live":
+        """Of all lanes, for longer than the bench runs."""
+        store = Store(pool)
+
+        async def take(connection: Connection) -> set[int]:
+            return await store.take_lanes(connection, "bench", LANES, 86_400)
+
+        lanes = await in_transaction(pool, take)
+        return cls(pool, OwnedLanes(store, "bench", await store.owned_lanes("bench", lanes)))
+
+    async def decide(self, batches: int) -> float:
+        """So many more batches of the mix, ten at a time; answers conversions decided a second."""
+        decided, took = 0, 0.0
+        for _ in range(batches // _BATCHES_AT_ONCE):
+            logged = self._logged()
+            rows = index_rows(logged, {APP: self.rules})
+            conversions = [each for each in logged if each.record.WhichOneof("kind") in ("install", "event")]
+            began = time.perf_counter()
+            await in_transaction(self._pool, partial(self._index, rows))
+            with self.pace.live():
+                batch = await self._append(conversions)
+            took += time.perf_counter() - began
+            decided += len(batch.decisions)
+        return decided / took
+
+    async def _index(self, rows: IndexRows, connection: Connection) -> None:
+        await self.store.insert_index(connection, rows)
+
+    async def _append(self, conversions: list[Logged]) -> Batch:
+        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
+            return await decide_batch(
+                self.store,
+                connection,
+                conversions,
+                heads=[self._position] * LANES,
+                apps={APP: self.rules},
+                next_sequences=next_sequences,
+                new_id=uuid.uuid4,
+                now_us=time.time_ns() // 1000,
+            )
+
+        return await self._lanes.append(decide, lanes=[lane_of(APP)])
+
+    def _logged(self) -> list[Logged]:
+        logged = []
+        for _ in range(_BATCHES_AT_ONCE):
+            for record in self._traffic.batch(self._batch):
+                now_us = time.time_ns() // 1000
+                record.event_time.FromMicroseconds(now_us)
+                entry = ingest_pb2.LogEntry(
+                    lane=self._position % LANES,
+                    position=self._position,
+                    app_lane=lane_of(APP),
+                    receive_time_us=now_us,
+                    record=record.SerializeToString(),
+                )
+                self._position += 1
+                logged.append(Logged(entry, record))
+            self._batch += 1
+        return logged
+
+
+async def _replayed(live: _Live, pace: Pace) -> float:
+    """Conversions decided again a second of this process's time; what PostgreSQL does on another core is not in it."""
+    with pace.guest() as guest:
+        replay = Replay(live.store, _ALL_TIME, live.rules, guest.turn)
+        after: uuid.UUID | None = FIRST_DEVICE
+        count, began = 0, time.process_time()
+        while after is not None:
+            page = await replay.page(after, PAGE)
+            count += sum(len(each.credits) for each in page.replayed)
+            after = page.last_device_id
+            assert not any(each.changed for each in page.replayed), "the same settings change nothing"
+        return count / (time.process_time() - began)
+
+
+@asynccontextmanager
+async def _replaying(live: _Live) -> AsyncIterator[None]:
+    """Everything decided again, over and over, beside what goes on inside."""
+
+    async def again_and_again() -> None:
+        while True:
+            await _replayed(live, live.pace)
+
+    replaying = asyncio.ensure_future(again_and_again())
+    try:
+        yield
+    finally:
+        replaying.cancel()
+        await asyncio.gather(replaying, return_exceptions=True)
+
+
+def _rules() -> AppRules:
+    return compile_rules(
+        app=App(app_id=APP, platform=Platform.ANDROID),
+        networks=[Network(network_id="bench-net")],
+        trackers=[
+            Tracker(
+                tracker_id=CLICKED,
+                network_id="bench-net",
+                type=TrackerType.REENGAGEMENT,
+                events=frozenset({"Purchase"}),
+            ),
+            Tracker(tracker_id=INSTALLED, network_id="bench-net", type=TrackerType.ACQUISITION),
+        ],
+        events=[EventDefinition(event_name="Purchase", mtr_us=0)],
+    )
