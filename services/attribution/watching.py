@@ -17,14 +17,15 @@ from libs.lanes import LANES, lane_of
 from libs.pages import decode_token, encode_token
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
+from services.attribution.pace import Pace
 
 Response = attribution_pb2.WatchDecisionsResponse
 
 MOST_WATCHERS = 64
 RETRY_AFTER_S = 10.0
-PAGE = 1_000
-"""Decisions of one look, over all lanes."""
-LEAST = 16
+PAGE = 500
+"""Decisions of one look, over all lanes: what a watcher who reads slowly keeps waiting here."""
+LEAST = 8
 """Decisions of a lane in one look, however many lanes there are more of."""
 RESPONSE_BYTES = 1_000_000
 LOOKS = 2
@@ -90,8 +91,8 @@ def read_token(token: str, wanted: Wanted, violations: Violations) -> Place | No
 class Watching:
     """Streams decisions to watchers, `most` at a time. `run` beside them."""
 
-    def __init__(self, pool: Pool, *, most: int = MOST_WATCHERS, quiet_s: float = QUIET_S) -> None:
-        self._pool, self._room, self._quiet_s = pool, most, quiet_s
+    def __init__(self, pool: Pool, pace: Pace, *, most: int = MOST_WATCHERS, quiet_s: float = QUIET_S) -> None:
+        self._pool, self._pace, self._room, self._quiet_s = pool, pace, most, quiet_s
         self._ends = _Ends(pool)
         self._looks = asyncio.Semaphore(LOOKS)
 
@@ -133,13 +134,20 @@ class Watching:
             yield Response(resume_token=place.token(wanted))
             sent = time.monotonic()
             while True:
+                began = time.monotonic()
                 page = await self._look(wanted, place.positions, ends)
-                for response in page.responses(wanted, place):
+                responses = list(page.responses(wanted, place))
+                worked_s = time.monotonic() - began
+                for response in responses:
                     # One without facts is worth sending only when there was none for long.
                     if response.facts or time.monotonic() - sent >= self._quiet_s:
                         yield response
                         sent = time.monotonic()
-                ends = await self._ends.beyond(place.positions, within_s=self._quiet_s)
+                if page.is_full:
+                    with self._pace.guest():  # what is past can wait
+                        await asyncio.sleep(self._pace.pause_s(worked_s))
+                else:
+                    ends = await self._ends.beyond(place.positions, within_s=self._quiet_s)
         finally:
             self._room += 1
 
@@ -210,6 +218,11 @@ class _Page:
     rows: list[_Row] = field(default_factory=list)
     most: int = 0
     ends: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more before the ends."""
+        return any(count == self.most for count in Counter(row.lane for row in self.rows).values())
 
     def responses(self, wanted: Wanted, place: Place) -> Iterator[Response]:
         """The page as responses of bounded size, at least one; `place` moves along."""

@@ -309,7 +309,8 @@ def start_world(tmp_path: Path) -> StartWorld:
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, attribution_settings.SettingsBuilder())
-            watching = Watching(pool)
+            pace = Pace()
+            watching = Watching(pool, pace)
             await background(log_settings.run, settings.run, writer.run, rejections.run, watching.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
             to_ingest = await serve(
@@ -326,7 +327,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                     add=partial(postback_pb2_grpc.add_PostbackServiceServicer_to_server, received),
                 ),
             )
-            postback, pace = postback_pb2_grpc.PostbackServiceStub(to_postback), Pace()
+            postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
             api = Attribution(
                 Store(pool),
                 settings,

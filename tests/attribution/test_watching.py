@@ -20,6 +20,7 @@ from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import watching
+from services.attribution.pace import Pace
 from services.attribution.watching import Wanted, Watching
 from tests.attribution.conftest import (
     APP,
@@ -172,7 +173,7 @@ async def test_filters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_when_all_is_filtered_out_a_token_comes_now_and_then(world: World) -> None:
     await decide(world, *views(*range(5)))
-    quiet = Watching(world.pool, quiet_s=0.05)
+    quiet = Watching(world.pool, world.pace, quiet_s=0.05)
     wanted = Wanted(tracker_id="nobody's")
     running = asyncio.ensure_future(quiet.run())
     async with aclosing(quiet.follow(wanted, quiet.first(wanted))) as responses:
@@ -231,8 +232,29 @@ async def test_a_newer_version_takes_the_older_one_back(world: World) -> None:
     assert (await watch(world, 3, network_id="bolt"))[0] == [(1, "e1", 2), (-1, "e1", 2), (1, "e1", 3)]
 
 
+async def test_who_catches_up_rests_while_live_work_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every look that leaves more to come, and not at the end."""
+    monkeypatch.setattr(watching, "PAGE", 4)
+    await decide(world, *views(*range(10)))
+    rests: list[float] = []
+
+    class Busy(Pace):
+        def pause_s(self, worked_s: float) -> float:
+            rests.append(worked_s)
+            return 0.001
+
+    catching_up = Watching(world.pool, Busy())
+    wanted = Wanted(app_id=APP)
+    facts: list[Seen] = []
+    async with aclosing(catching_up.follow(wanted, catching_up.first(wanted))) as responses:
+        while len(facts) < 10:
+            facts += map(seen, (await anext(responses)).facts)
+    assert len(rests) == 1, "8 and then 2"
+    assert rests[0] > 0
+
+
 async def test_one_watcher_too_many_is_told_when_to_come_again(world: World) -> None:
-    narrow = Watching(world.pool, most=1)
+    narrow = Watching(world.pool, world.pace, most=1)
     wanted = Wanted()
     async with aclosing(narrow.follow(wanted, narrow.first(wanted))) as responses:
         await anext(responses)
