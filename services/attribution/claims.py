@@ -5,11 +5,11 @@ table `waiting` holds them, so that whoever owns their lanes next goes on.
 """
 
 import asyncio
+import collections
 import contextlib
 import heapq
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,12 +45,12 @@ _lag = Histogram(
 )
 
 _FIRST_LIST_S = 3.0
-_CALL_WAIT_S = 1.0
-"""How long one call waits for answers: what a slow network costs those that are asked about in the same call."""
+_FIRST_CALL_WAIT_S, _CALL_WAIT_S = 0.3, 1.0
+"""How long a call waits for answers: what one that is slow costs those that are asked about in the same call."""
 _CALL_GRACE_S = 3.0
 _MOST_A_CALL = 200  # of at most 64 KB each: a message holds 16 MB
 _MOST_CALLS = 8
-"""Under way about the same networks. A stuck one has each of them wait, so there are some left for what comes new."""
+"""Under way about the same networks; as many more that ask again, as a stuck network has each of these wait in vain."""
 _MOST_HELD = 20_000
 """Conversions held in memory; the others wait in the table until there is room."""
 _LOOK_S = 5.0
@@ -147,6 +147,7 @@ class _Question:
     conversion_id: str
     network_ids: tuple[str, ...]
     deadline_us: int
+    was_asked: bool = False
     said: postback_pb2.ConversionClaims | None = None
 
     @property
@@ -180,20 +181,23 @@ class _Question:
 class _Line:
     """Conversions that the same networks are asked about, so that a slow network holds up no other.
 
-    `again` is a heap by deadline.
+    `again` is a heap by deadline. `calls` under way ask either what is new or again, never both: who would answer at
+    once is not to wait with those that did not.
     """
 
-    new: deque[_Question] = field(default_factory=deque)
+    new: collections.deque[_Question] = field(default_factory=collections.deque)
     again: list[tuple[int, Key, _Question]] = field(default_factory=list)
-    calls: int = 0
+    calls: collections.Counter[bool] = field(default_factory=collections.Counter)
 
-    def take(self) -> list[_Question]:
-        """What to ask in one call; what was never asked goes first."""
-        some: list[_Question] = []
-        while self.new and len(some) < _MOST_A_CALL:
-            some.append(self.new.popleft())
-        while self.again and len(some) < _MOST_A_CALL:
-            some.append(heapq.heappop(self.again)[2])
+    def take(self, *, again: bool) -> list[_Question]:
+        """What to ask in one call more; nothing while there are enough."""
+        if self.calls[again] >= _MOST_CALLS:
+            return []
+        if again:
+            some = [heapq.heappop(self.again)[2] for _ in range(min(len(self.again), _MOST_A_CALL))]
+        else:
+            some = [self.new.popleft() for _ in range(min(len(self.new), _MOST_A_CALL))]
+        self.calls[again] += bool(some)
         return some
 
 
@@ -229,15 +233,16 @@ class _Questions:
         for line in self._lines.values():
             while line.again and line.again[0][0] <= now_us:
                 self.finished.append(heapq.heappop(line.again)[2])
-            while line.calls < _MOST_CALLS and (some := line.take()):
-                line.calls += 1
-                yield some
+            for again in (False, True):
+                while some := line.take(again=again):
+                    yield some
 
     def returned(self, questions: Sequence[_Question], present: Collection[Key]) -> None:
         """A call has ended. Those not `present` wait no longer: they were erased, or decided by another worker."""
         line = self._lines[questions[0].network_ids]
-        line.calls -= 1
+        line.calls[questions[0].was_asked] -= 1
         for question in questions:
+            question.was_asked = True
             if question.key not in present:
                 del self._held[question.key]
             elif question.is_answered():
@@ -318,7 +323,8 @@ class Claims:
         asked = [question for question in some if question.key in found]
         if asked:
             left_us = min(question.deadline_us for question in asked) - self._now_us()
-            wait_s = min(max(left_us / 1e6, 0.0), _CALL_WAIT_S)
+            most_s = _CALL_WAIT_S if asked[0].was_asked else _FIRST_CALL_WAIT_S
+            wait_s = min(max(left_us / 1e6, 0.0), most_s)
             said = await self._request([self._conversion(q, found[q.key]) for q in asked], wait_s)
             for question in asked:
                 question.said = said.get(question.key, question.said)
