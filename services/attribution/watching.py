@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from prometheus_client import Gauge
+
 from libs.db import Pool
 from libs.errors import InvalidArgument, ResourceExhausted, Violation, Violations
 from libs.lanes import LANES, lane_of
@@ -20,6 +22,8 @@ from reengage.attribution.v1 import attribution_pb2
 from services.attribution.pace import Pace
 
 Response = attribution_pb2.WatchDecisionsResponse
+
+_watchers = Gauge("attribution_watchers", "Calls that follow decisions.")
 
 MOST_WATCHERS = 64
 RETRY_AFTER_S = 10.0
@@ -124,6 +128,7 @@ class Watching:
         if self._room <= 0:
             raise ResourceExhausted("TOO_MANY_WATCHERS", "too many follow already", retry_after_s=RETRY_AFTER_S)
         self._room -= 1
+        _watchers.inc()
         try:
             ends = await self._ends.read()
             if any(position > ends[lane] for lane, position in place.positions.items()):
@@ -150,6 +155,7 @@ class Watching:
                     ends = await self._ends.beyond(place.positions, within_s=self._quiet_s)
         finally:
             self._room += 1
+            _watchers.dec()
 
     async def _look(self, wanted: Wanted, positions: Mapping[int, int], ends: list[int]) -> "_Page":
         behind = {lane: ends[lane] for lane, position in positions.items() if position < ends[lane]}
