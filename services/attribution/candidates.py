@@ -16,7 +16,7 @@ from services.attribution.records import network_click_key
 from services.attribution.rules import AppRules
 from services.attribution.store import AskedKey, FoundEngagement, Store
 
-MOST_CONSIDERED = 50
+MOST_CONSIDERED = 40
 """OURS: under one match key, the nearest so many engagements before a conversion, and after it, are considered.
 
 Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
