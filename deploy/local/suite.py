@@ -218,6 +218,8 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
         # The local ad network, and whatever whoever starts the suite allows besides.
         allowed = (ports.address("network"), os.environ.get("REENGAGE_ALLOWED_HOSTS", ""))
         environment["REENGAGE_ALLOWED_HOSTS"] = ",".join(filter(None, allowed))
+    if service == "attribution" and "REENGAGE_CLAIM_WAIT_S" in os.environ:
+        environment["REENGAGE_CLAIM_WAIT_S"] = os.environ["REENGAGE_CLAIM_WAIT_S"]
     if service == "gateway":
         environment["REENGAGE_SPOOL_DIRECTORY"] = str(directory / "spool")
         environment["REENGAGE_TRUSTED_PROXIES"] = os.environ.get("REENGAGE_TRUSTED_PROXIES", "")

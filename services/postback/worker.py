@@ -28,7 +28,7 @@ from services.postback.store import Store
 
 POLL_S = 0.1
 LEASE_MARGIN_S, CLAIM_LEASE_MARGIN_S = 15.0, 5.0
-"""Beyond an attempt's timeout: for settling it, though the database be away for a moment. A claim cannot wait so long."""
+"""Beyond an attempt's timeout: for settling it, though the database be away for a moment. A claim cannot wait."""
 DRAIN_S = 5.0
 GATHER_S = 0.01
 """How long a claim waits for more to claim, and a settlement for more to settle: batches cost the database less."""
