@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from deploy.local import decisions_cli, forget_cli, settings_cli
+from deploy.local import decisions_cli, forget_cli, replay_cli, settings_cli
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -239,6 +239,8 @@ def _fail(message: str, *, code: int = 1) -> NoReturn:
 app.command()(decisions_cli.explain)
 app.command()(decisions_cli.watch)
 app.command()(forget_cli.forget)
+app.command("what-if")(replay_cli.what_if)
+app.command()(replay_cli.reattribute)
 app.command()(settings_cli.apply)
 app.add_typer(settings_cli.trackers, name="trackers")
 app.add_typer(settings_cli.apps, name="apps")

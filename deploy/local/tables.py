@@ -157,6 +157,54 @@ def print_delivery(delivery: postback_pb2.Delivery) -> None:
                 console.print(f"  [dim]{escape(part)}[/]")
 
 
+def print_totals(totals: Iterable[attribution_pb2.CreditTotal]) -> None:
+    """What networks and their trackers are credited with, before and after; totals of one tracker are added up."""
+    columns = ("installs", "reengagements", "credited_events")
+    counts: dict[tuple[str, str], list[int]] = {}
+    for total in totals:
+        numbers = [getattr(side, column) for column in columns for side in (total.before, total.after)]
+        for key in {(total.network_id, ""), (total.network_id, total.tracker_id)}:
+            counts[key] = list(map(sum, zip(counts.get(key, [0] * 6), numbers, strict=True)))
+    headings = ("installs", "reengagements", "credited events")
+    rows = table("", "credited to", *headings, numbers=headings, whole=["credited to"])
+    for (network_id, tracker_id), numbers in sorted(counts.items()):
+        name = f"  {escape(tracker_id)}" if tracker_id else f"[bold]{escape(network_id) or 'nobody'}[/]"
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        rows.add_row(name, *(f"{was:,}" if was == now else f"{was:,} → [bold]{now:,}[/]" for was, now in pairs))
+    if counts:
+        print_whole(rows)
+
+
+def print_changed(changed: Iterable[attribution_pb2.ChangedDecision]) -> None:
+    """Decisions as they are and as they would be, a line each."""
+    ids = ("conversion", "event", "is", "would be")
+    rows = table("", *ids, "at", whole=["conversion", "event"])
+    for each in changed:
+        before, after = each.before, each.after
+        rows.add_row(
+            escape(after.conversion_id),
+            escape(after.event_name),
+            _credit(before),
+            _credit(after),
+            _time(after.conversion_time),
+        )
+    if rows.row_count:
+        print_whole(rows)
+
+
+def print_offered(name: str, offered: Iterable[attribution_pb2.OfferedPostback]) -> None:
+    """The postbacks that a re-attribution would change, a line each."""
+    headings = ("configuration", "network", "conversion", "effect")
+    rows = table(f"Postbacks of {escape(name)}", *headings, whole=headings)
+    for each in offered:
+        effect = _word(attribution_pb2.OfferedPostback.Effect.Name(each.effect), "EFFECT_")
+        rows.add_row(escape(each.configuration_id), escape(each.network_id), escape(each.conversion_id), effect)
+    if rows.row_count:
+        print_whole(rows)
+    else:
+        console.print(f"{escape(name)} changes no postback")
+
+
 def state_name(state: postback_pb2.Delivery.State.ValueType) -> str:
     """DELIVERED, PENDING, …"""
     return _word(postback_pb2.Delivery.State.Name(state), "STATE_")
@@ -177,6 +225,16 @@ def _word(name: str, prefix: str) -> str:
 
 def _outcome(outcome: attribution_pb2.Outcome.ValueType) -> str:
     return _word(attribution_pb2.Outcome.Name(outcome), "OUTCOME_")
+
+
+def _credit(decision: attribution_pb2.Decision) -> str:
+    """The outcome, and who is credited or why nobody won: REENGAGED spring by c-12."""
+    parts = [_outcome(decision.outcome), escape(decision.tracker_id)]
+    if decision.engagement_id:
+        parts.append(f"by {escape(decision.engagement_id)}")
+    if decision.reason:
+        parts.append(f"[dim]{escape(decision.reason)}[/]")
+    return " ".join(part for part in parts if part)
 
 
 def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:
