@@ -559,6 +559,26 @@ async def test_of_what_is_erased_nothing_stays(service: Running, endpoint: Endpo
     assert tuple(left) == (3, 1)
 
 
+async def test_of_a_stripped_conversion_only_the_engagement_goes(service: Running, endpoint: Endpoint) -> None:
+    """Its winner was a click of a device that is erased; the conversion is another's."""
+    await service.configure(template={"url": endpoint.url("/x?click={click_id}")}, delivery_delay=Duration(seconds=600))
+    await service.enqueue(purchase("c1"), purchase("c2"))
+    before = {one.conversion_id: one for one in await service.list()}
+    assert await erase(service, app_id="other", stripped_conversion_ids=["c2"]) == await erase(
+        service, stripped_conversion_ids=["c1", "never was"]
+    )
+    assert {one.conversion_id: one for one in await service.list()} == before
+    rows = await service.pool.fetch("SELECT conversion_id, conversion FROM deliveries")
+    kept = {row["conversion_id"]: postback_pb2.Conversion.FromString(row["conversion"]) for row in rows}
+    assert purchase("c1").HasField("engagement")
+    assert not kept["c1"].HasField("engagement")
+    assert kept["c1"].record == purchase("c1").record
+    assert kept["c2"].engagement == purchase("c2").engagement
+    await service.due_now()
+    await until_ended(service, 2)
+    assert sorted(one.query["click"] for one in endpoint.at("/x")) == ["", purchase("c2").engagement.click.click_id]
+
+
 async def test_an_attempt_that_ends_after_its_delivery_was_erased_leaves_no_row(
     service: Running, endpoint: Endpoint, x: LocalX
 ) -> None:
