@@ -31,7 +31,7 @@ from services.postback.delivery import delivery_id, new_delivery, requests
 from services.postback.guard import Guard
 from services.postback.model import Configuration, NewDelivery, State, Status
 from services.postback.sample import sample_conversion
-from services.postback.selection import fits, wants, wants_claim
+from services.postback.selection import fits, once_a_day, wants, wants_claim
 from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
 
 MOST_CONVERSIONS = 1000
@@ -326,14 +326,17 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
 
     async def _offered(self, conversions: Sequence[postback_pb2.Conversion]) -> list[attribution_pb2.OfferedPostback]:
         told = await self._store.told([(one.decision.app_id, one.decision.conversion_id) for one in conversions])
+        sessions = [(one, it) for one, it in self._triggered(conversions) if once_a_day(it) and wants(it, one)]
+        held = await self._store.held([new_delivery(one, it) for one, it in sessions])
         offered = []
         for one, configuration in self._triggered(conversions):
             decision = one.decision
-            was_told = (decision.app_id, decision.conversion_id, configuration.configuration_id) in told
+            key = decision.app_id, decision.conversion_id, configuration.configuration_id
+            was_told = key in told
             # A configuration that is paused or archived by now told what it was for.
             if was_told and not fits(configuration, one):
                 effect = attribution_pb2.OfferedPostback.EFFECT_WAS_SENT
-            elif not was_told and wants(configuration, one):
+            elif not was_told and key not in held and wants(configuration, one):
                 effect = attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT
             else:
                 continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -55,6 +55,8 @@ class StoredAttempt:
     verdict: str
     attempt: bytes
 
+
+_A_DAY = timedelta(hours=24)
 
 _CONFIGURATION = "configuration_id, app_id, status, settings, secrets, revision, create_time, update_time"
 _DELIVERY = (
@@ -226,6 +228,23 @@ class Store:
             [conversion_id for _, conversion_id in conversions],
         )
         return {(row["app_id"], row["conversion_id"], row["configuration_id"]) for row in rows}
+
+    async def held(self, deliveries: Sequence[NewDelivery]) -> set[tuple[str, str, str]]:
+        """Those that would be held back for another of their device, by app, conversion and configuration."""
+        if not deliveries:
+            return set()
+        rows = await self._pool.fetch(
+            "SELECT configuration_id, device_id, told_time FROM session_holds "
+            "WHERE (configuration_id, device_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
+            [one.configuration_id for one in deliveries],
+            [one.device_id for one in deliveries],
+        )
+        free_from = {(row["configuration_id"], row["device_id"]): row["told_time"] + _A_DAY for row in rows}
+        return {
+            (one.app_id, one.conversion_id, one.configuration_id)
+            for one in deliveries
+            if one.conversion_time < free_from.get((one.configuration_id, one.device_id), one.conversion_time)
+        }
 
     async def erase(
         self, *, app_id: str, conversion_ids: Collection[str], device_ids: Collection[str]

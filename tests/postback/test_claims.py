@@ -12,6 +12,7 @@ import grpc
 import pytest
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
@@ -525,6 +526,23 @@ async def test_a_new_version_offers_what_it_changes(service: Running, endpoint: 
         archive = postback_pb2.ArchiveConfigurationRequest(configuration_id=configuration_id)
         await service.configs.ArchiveConfiguration(archive)
     assert await offered(service, *after) == [("c1", "one", "WAS_SENT")]
+
+
+async def test_a_session_that_would_be_held_back_is_not_offered(service: Running, endpoint: Endpoint) -> None:
+    await service.configure(
+        configuration_id="sessions",
+        template={"url": endpoint.url("/x")},
+        trigger="SessionBegin",
+        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+    )
+
+    def session(hours: float, device_id: str = "d") -> postback_pb2.Conversion:
+        stamp = Timestamp(seconds=1_767_200_000 + int(hours * 3600))
+        return purchase(f"{device_id}{hours}", event_name="SessionBegin", device_id=device_id, conversion_time=stamp)
+
+    await service.enqueue(session(0))
+    offers = await offered(service, session(-1), session(0), session(23.9), session(24), session(1, "e"))
+    assert [conversion_id for conversion_id, _, _ in offers] == ["d24", "e1"]
 
 
 async def erase(service: Running, **what: Any) -> dict[str, int]:
