@@ -34,7 +34,7 @@ LEAST = 8
 RESPONSE_BYTES = 1_000_000
 LOOKS = 2
 """Watchers that look at the same time: the worker needs the connections more."""
-POLL_S = 0.1
+POLL_S = 0.2
 QUIET_S = 5.0
 """How long a watcher hears nothing when all is filtered out, or nothing comes."""
 CLOCKS_APART_US = 10_000_000
@@ -235,9 +235,9 @@ class _Page:
         response, size = Response(), 0
         for row in self.rows:
             place.positions[row.lane] = row.sequence + 1
-            for fact in _facts(row, wanted, place.since_us):
-                response.facts.append(fact)
-                size += fact.ByteSize()
+            for sign, decision in _facts(row, wanted, place.since_us):
+                response.facts.add(sign=sign, decision=decision)
+                size += decision.ByteSize()
             if size >= RESPONSE_BYTES:
                 response.resume_token = place.token(wanted)
                 yield response
@@ -249,7 +249,8 @@ class _Page:
         yield response
 
 
-def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[attribution_pb2.Fact]:
+def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[tuple[int, attribution_pb2.Decision]]:
+    """What a row says to who wants it: a sign, and the decision that is added or taken back."""
     if row.decision is None:
         return
     decision = attribution_pb2.Decision.FromString(row.decision)
@@ -258,9 +259,9 @@ def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[attribution_pb2
     if row.replaced is not None:
         replaced = attribution_pb2.Decision.FromString(row.replaced)
         if wanted.fits(replaced):
-            yield attribution_pb2.Fact(sign=-1, decision=replaced)
+            yield -1, replaced
     if wanted.fits(decision):
-        yield attribution_pb2.Fact(sign=1, decision=decision)
+        yield 1, decision
 
 
 # Queries.
