@@ -863,7 +863,7 @@ class WatchDecisionsRequest(_message.Message):
     """With what is decided from now on."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """With what was decided at this time or later."""
+        """With what was decided at this time or later, by the clock of the worker that decided."""
 
     def __init__(
         self,

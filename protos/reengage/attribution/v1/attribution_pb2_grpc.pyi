@@ -37,7 +37,10 @@ class AttributionServiceStub:
     until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
     the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
     the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
-    Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo.
+    The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
+    while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
+    Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a
+    database that has gone back to a backup.
     """
     WhatIf: _aio.UnaryStreamMultiCallable[_attribution_pb2.WhatIfRequest, _attribution_pb2.WhatIfResponse]
     """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
@@ -129,7 +132,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
         the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
         the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
-        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo.
+        The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
+        while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
+        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a
+        database that has gone back to a backup.
         """
 
     @_abc_1.abstractmethod
