@@ -239,9 +239,10 @@ async def _find(
     new = set(given)
     while new:
         found.ids |= new
-        keys = {key for device_id in new for key in identity_keys(app_id, device_id)}
-        owners = (await store.find_identifiers(connection, keys)).values()
-        devices = await erasures.merged_devices(connection, app_id, {*owners, *_uuids(new)}) - found.devices
+        owners = set(_uuids(new))
+        for device_id in new:
+            owners.update((await store.find_identifiers(connection, identity_keys(app_id, device_id))).values())
+        devices = await erasures.merged_devices(connection, app_id, owners) - found.devices
         found.devices |= devices
         new = {value for ids in await erasures.ids_of(connection, devices) for each in ids.values() for value in each}
         async for conversion_id, content, known_ids in erasures.conversions_of(connection, app_id, devices):
@@ -250,10 +251,11 @@ async def _find(
             click_ids.add(click_id_of(record))
             new.update(record.device_ids.values(), *(known_ids or {}).values())
         new -= found.ids
-    by_id = {device_key(app_id, form) for device_id in found.ids for form in id_forms(device_id)}
+    for device_id in found.ids:
+        keys = {device_key(app_id, form) for form in id_forms(device_id)}
+        found.engagements |= await erasures.engagements_under(connection, keys, below)
     by_click = {own_key(app_id, click_id) for click_id in click_ids if click_id}
     given_back = await erasures.engagements_under(connection, by_click, below)
-    found.engagements = await erasures.engagements_under(connection, by_id, below)
     found.engagements |= {each for each in given_back if not each.device_keys}
     return found
 
@@ -271,13 +273,14 @@ async def _strip(connection: Connection, erasure: Erasure, engagement_ids: Colle
     return sorted(set(found.values()))
 
 
-def identity_keys(app_id: str, device_id: str) -> Iterator[bytes]:
+def identity_keys(app_id: str, device_id: str) -> set[bytes]:
     """The keys under which a device may be known by an id, or by a hash of it."""
-    for kind in ID_KINDS:
-        yield identity_key(app_id, kind, device_id)
+    key = identity_key.__wrapped__  # its cache is for ids that come again
+    keys = {key(app_id, kind, device_id) for kind in ID_KINDS}
     for form in id_forms(device_id):
         if name := HASH_NAMES.get(len(form)):
-            yield from (identity_key(app_id, f"{kind}_{name}", form) for kind in RAW_ID_KINDS)
+            keys.update(key(app_id, f"{kind}_{name}", form) for kind in RAW_ID_KINDS)
+    return keys
 
 
 def _ids(content: bytes) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from tests.attribution.conftest import (
     device,
     event,
     install,
+    not_claimed,
     pending,
     record,
 )
@@ -301,7 +303,10 @@ async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
 
 
 async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(world: World, database: Database) -> None:
-    """A device that never stops sending: every record is in the log if and only if it is decided, or indexed."""
+    """A device that never stops sending: every record is in the log if and only if it is decided, or indexed.
+
+    Two workers, so that one erases what both have stored.
+    """
     stop = asyncio.Event()
 
     async def keep_sending() -> int:
@@ -313,7 +318,7 @@ async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(wor
             )
         return number
 
-    async with working(world):
+    async with working(world), working(world):
         sending = asyncio.ensure_future(keep_sending())
         for _ in range(4):
             await forget(world, ADID)
@@ -330,8 +335,46 @@ async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(wor
     assert len(rows["attribution.devices"]) == 1
 
 
-SAVES = 70
-"""More often than an erasure is stored: once for the cut, then for postback, 64 lanes and the end."""
+async def test_what_waits_for_claims_is_never_decided(world: World) -> None:
+    await world.received.trigger(("Order", "acme"))
+    await world.received.answer("w1", pending("acme"))
+    async with working(world):
+        while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
+            await asyncio.sleep(0.01)
+        await world.send(event(0, device(1), "Order", record_id="w1"))
+        while not world.received.asked["w1"]:
+            await asyncio.sleep(0.01)
+        erasure = await forget(world, device(1))
+        assert erasure.erased_counts["attribution.waiting"] == 1
+        assert "w1" in world.received.erased
+        await world.received.answer("w1", not_claimed("acme"))
+        await world.send(event(1, device(1), "Order", record_id="w2"))
+        await world.decided("w2")
+        assert await world.pool.fetchval("SELECT count(*) FROM decisions") == 1
+        assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
+
+
+async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postback is told to erase when no request can make a delivery any more."""
+    monkeypatch.setattr(erasing, "CLAIMS_END_S", 0.5)
+    await world.received.trigger(("Order", "acme"))
+    await world.received.answer("w1", pending("acme"))
+    async with working(world):
+        while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
+            await asyncio.sleep(0.01)
+        await world.send(event(0, device(1), "Order", record_id="w1"))
+        while not world.received.asked["w1"]:
+            await asyncio.sleep(0.01)
+        erasure_id = await begin(world, device(1))
+        while await world.pool.fetchval("SELECT count(*) FROM waiting"):
+            await asyncio.sleep(0.01)
+        cut_us = time.time_ns() // 1000
+        while "w1" not in world.received.erased:
+            await asyncio.sleep(0.01)
+        assert time.time_ns() // 1000 - cut_us > 300_000
+        await proof(world, erasure_id)
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["before its commit", "after it"])
