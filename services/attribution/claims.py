@@ -7,7 +7,6 @@ table `waiting` holds them, so that whoever owns their lanes next goes on.
 import asyncio
 import collections
 import contextlib
-import heapq
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -178,27 +177,22 @@ class _Question:
 
 
 @dataclass(slots=True, kw_only=True)
+class _Queue:
+    """Conversions to ask about, in turn, and how many calls are under way for those that were in it."""
+
+    waiting: collections.deque[_Question] = field(default_factory=collections.deque)
+    calls: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
 class _Line:
     """Conversions that the same networks are asked about, so that a slow network holds up no other.
 
-    `again` is a heap by deadline. `calls` under way ask either what is new or again, never both: who would answer at
-    once is not to wait with those that did not.
+    A call asks either what is new or again, never both: what is answered at once need not wait with what was not.
     """
 
-    new: collections.deque[_Question] = field(default_factory=collections.deque)
-    again: list[tuple[int, Key, _Question]] = field(default_factory=list)
-    calls: collections.Counter[bool] = field(default_factory=collections.Counter)
-
-    def take(self, *, again: bool) -> list[_Question]:
-        """What to ask in one call more; nothing while there are enough."""
-        if self.calls[again] >= _MOST_CALLS:
-            return []
-        if again:
-            some = [heapq.heappop(self.again)[2] for _ in range(min(len(self.again), _MOST_A_CALL))]
-        else:
-            some = [self.new.popleft() for _ in range(min(len(self.new), _MOST_A_CALL))]
-        self.calls[again] += bool(some)
-        return some
+    new: _Queue = field(default_factory=_Queue)
+    again: _Queue = field(default_factory=_Queue)
 
 
 class _Questions:
@@ -226,21 +220,26 @@ class _Questions:
                 deadline_us=row.deadline_us,
             )
             self._held[key] = question
-            self._lines.setdefault(question.network_ids, _Line()).new.append(question)
+            self._lines.setdefault(question.network_ids, _Line()).new.waiting.append(question)
 
     def next_calls(self, now_us: int) -> Iterable[list[_Question]]:
         """What to ask now, a call each. What was asked in vain until its deadline is finished (E4)."""
         for line in self._lines.values():
-            while line.again and line.again[0][0] <= now_us:
-                self.finished.append(heapq.heappop(line.again)[2])
-            for again in (False, True):
-                while some := line.take(again=again):
-                    yield some
+            for queue in (line.new, line.again):
+                while queue.waiting and queue.calls < _MOST_CALLS:
+                    some: list[_Question] = []
+                    while queue.waiting and len(some) < _MOST_A_CALL:
+                        question = queue.waiting.popleft()
+                        gives_up = question.was_asked and question.deadline_us <= now_us
+                        (self.finished if gives_up else some).append(question)
+                    if some:
+                        queue.calls += 1
+                        yield some
 
     def returned(self, questions: Sequence[_Question], present: Collection[Key]) -> None:
         """A call has ended. Those not `present` wait no longer: they were erased, or decided by another worker."""
         line = self._lines[questions[0].network_ids]
-        line.calls[questions[0].was_asked] -= 1
+        (line.again if questions[0].was_asked else line.new).calls -= 1
         for question in questions:
             question.was_asked = True
             if question.key not in present:
@@ -248,7 +247,7 @@ class _Questions:
             elif question.is_answered():
                 self.finished.append(question)
             else:
-                heapq.heappush(line.again, (question.deadline_us, question.key, question))
+                line.again.waiting.append(question)
 
     def settled(self, questions: Iterable[_Question]) -> None:
         """These are decided, or their answers stored."""

@@ -451,6 +451,24 @@ async def test_a_slow_network_holds_up_no_other(world: World) -> None:
         assert not [each for each in stuck if await _is_decided(world, each)]
 
 
+async def test_all_that_was_asked_in_vain_is_asked_again_in_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few calls there may be: what came last is answered before what came first is given up."""
+    monkeypatch.setattr(claims, "_MOST_A_CALL", 1)
+    monkeypatch.setattr(claims, "_MOST_CALLS", 1)
+    monkeypatch.setattr(claims, "_CALL_WAIT_S", 0.05)
+    await world.received.trigger(PURCHASES_OF_X)
+    ids = [f"e{n}" for n in range(4)]
+    for each in ids:
+        await world.received.answer(each, pending("x"))
+    async with world.worker(claim_wait_s=600):
+        await world.send(*(event(n, device(n), record_id=each) for n, each in enumerate(ids)))
+        await _asked(world, *ids)
+        await world.received.answer("e3", claimed("x", -60))
+        (e3,) = await world.decided("e3")
+        assert not [each for each in ids[:3] if await _is_decided(world, each)]
+    assert e3.engagement_id == "claim:x"
+
+
 async def test_what_there_is_no_room_for_in_memory_waits_in_the_table(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
