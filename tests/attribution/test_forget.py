@@ -14,9 +14,11 @@ import pytest
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import erasing
 from services.attribution.erasing import Eraser
+from services.attribution.erasures import Erasures
 from services.attribution.matching import own_key
 from services.attribution.store import Store
 from services.ingest import erasing as ingest_erasing
@@ -300,6 +302,49 @@ async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
         while "after" not in world.received.conversions:
             await asyncio.sleep(0.01)
     assert sorted(world.received.conversions) == sorted(["after", *(f"v{n}" for n in range(0, 40, 2))])
+
+
+class SlowPostback:
+    """A way to postback on which conversions take their time."""
+
+    def __init__(self, stub: postback_pb2_grpc.PostbackServiceStub) -> None:
+        self._stub = stub
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._stub, method)
+
+    async def EnqueueConversions(
+        self, request: postback_pb2.EnqueueConversionsRequest
+    ) -> postback_pb2.EnqueueConversionsResponse:
+        self.begun.set()
+        await self.let_go.wait()
+        return await self._stub.EnqueueConversions(request)
+
+
+async def test_what_is_on_its_way_to_postback_is_erased_when_it_has_come(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, relayed = asyncio.Semaphore(0), Erasures.relayed
+
+    async def looking(self: Erasures, *arguments: Any) -> bool:
+        looks.release()
+        return await relayed(self, *arguments)
+
+    monkeypatch.setattr(Erasures, "relayed", looking)
+    slow = SlowPostback(world.postback)
+    world.postback = slow  # type: ignore[assignment]  # has its methods
+    async with working(world):
+        await world.send(event(0, device(1), "View", record_id="v1"))
+        await slow.begun.wait()
+        erasure_id = await begin(world, device(1))
+        for _ in range(3):
+            await looks.acquire()
+        assert not world.received.erased
+        slow.let_go.set()
+        erasure = await proof(world, erasure_id)
+    assert erasure.erased_counts["postback.deliveries"] == 1
+    assert not world.received.conversions
 
 
 async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(world: World, database: Database) -> None:
