@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -56,6 +57,12 @@ def rendered(one: x.X, given: postback_pb2.Conversion, *, is_revenue: bool = Fal
 
 def oauth(header: str) -> dict[str, str]:
     return {name: unquote(value) for name, value in re.findall(r'(\w+)="([^"]*)"', header)}
+
+
+def test_the_catalogue_asks_for_the_secrets_that_the_adapter_needs() -> None:
+    catalogue = json.loads((Path(x.__file__).parents[1] / "tracker" / "catalogue.json").read_text())
+    (entry,) = [one for one in catalogue if one["id"] == "x"]
+    assert {need["name"] for need in entry["needs"] if need.get("secret")} == x.SECRETS == SECRETS.keys()
 
 
 def test_the_documented_request_has_the_documented_signature() -> None:
