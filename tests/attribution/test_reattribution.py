@@ -34,6 +34,7 @@ from tests.attribution.conftest import (
     RE_TRACKER,
     UA_TRACKER,
     World,
+    claimed,
     click,
     device,
     event,
@@ -443,6 +444,37 @@ async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World, monkeypa
         stopped = await ended(world)
     assert (stopped.state, stopped.changed_count) == (CANCELLED, 1)
     assert await world.pool.fetchval("SELECT count(*) FROM decisions WHERE version = 2") == 1
+
+
+async def test_a_lower_limit_leaves_a_click_to_those_that_won_it_first(world: World) -> None:
+    """D5 across devices: of one address, with one click that carries no id. Others count as they are stored."""
+    async with working(world):
+        await world.send(click(0, record_id="k1"))
+        for number in (1, 2, 3):
+            await world.send(event(HOUR + number, device(number), record_id=f"e{number}"))
+            await world.decided(f"e{number}")
+    limited = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
+    parts = [part async for part in world.attribution.WhatIf(what_if(limited))]
+    changed = {pair.after.conversion_id: pair.after.reason for part in parts for pair in part.changed}
+    assert changed == {"e2": "NO_WINNER", "e3": "NO_WINNER"}
+
+
+async def test_a_campaign_withheld_before_the_period_stays_withheld(world: World) -> None:
+    """E2: what is credited to a claim whose user shares nothing granular names no campaign."""
+    policy = tracker_pb2.NetworkSettings(app_id=APP, network_id="acme")
+    policy.granular_data_policy = tracker_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
+    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(network_settings=policy)))
+    await world.received.trigger(("Purchase", "acme"))
+    await world.received.answer("e1", claimed("acme", HOUR - 60, granular_data_forbidden=True))
+    async with working(world):
+        await world.send(event(HOUR, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+        await world.send(event(2 * HOUR, device(1), "View", record_id="e2"))
+        (e2,) = await world.decided("e2")
+    assert (e1.engagement_id, e1.campaign_id) == ("claim:acme", "")
+    assert (e2.tracker_id, e2.campaign_id) == (RE_TRACKER, "")
+    (part,) = [part async for part in world.attribution.WhatIf(what_if(start_time=e2.conversion_time))]
+    assert (part.conversion_count, len(part.changed)) == (1, 0)
 
 
 async def test_limits_of_an_engagement_count_newest_versions_only(world: World) -> None:
