@@ -8,11 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
+from libs.config import ConfigError
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import claims
+from services.attribution.__main__ import Config
 from services.attribution.claims import ClaimTriggers
 from services.attribution.waiting import WaitingRow, in_turn
 from services.attribution.worker import Worker
@@ -641,6 +643,12 @@ async def test_workers_that_come_and_die_decide_everything_once_and_in_order(wor
         assert (i.outcome, i.engagement_id, list(i.claims_unavailable)) == (ATTRIBUTED, "claim:x", [])
         assert (v.outcome, v.tracker_id) == (CREDITED, X_UA)
         assert (e.outcome, e.engagement_id, list(e.claims_unavailable)) == (REENGAGED, "claim:x", [])
+
+
+@pytest.mark.parametrize("seconds", [0, 0.9, 601])
+def test_a_wait_beyond_its_range_is_no_configuration(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="REENGAGE_CLAIM_WAIT_S must be 1 to 600"):
+        Config(dsn="", claim_wait_s=seconds)
 
 
 # Whose turn it is.
