@@ -955,7 +955,9 @@ class WhatIfRequest(_message.Message):
     app_id: _builtins.str
     """Required."""
     resume_token: _builtins.str
-    """Optional. resume_token of the last response received; all else must be the same."""
+    """Optional. resume_token of the last response received; all else must be the same. No conversion is counted again; of
+    the last device changed decisions may come again, if they did not fit into one response.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Required. Conversions that happened from this time on."""
@@ -966,7 +968,8 @@ class WhatIfRequest(_message.Message):
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_tracker_pb2.Resource]:
-        """Optional. Settings that replace those of the same id, or are added to them: the whole resource each. At most 10,000.
+        """Optional. Settings that replace those of the same id, or are added to them: the whole resource each, of this app, with
+        app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000.
         Left out: the settings as they are.
         """
 
@@ -999,7 +1002,7 @@ class WhatIfResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     conversion_count: _builtins.int
-    """Conversions decided again in this part."""
+    """Conversions decided again in this part; identity links and refused records are none."""
     estimated_total_count: _builtins.int
     """Conversions of the whole period, in every part the same; an estimate."""
     resume_token: _builtins.str

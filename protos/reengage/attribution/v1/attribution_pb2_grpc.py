@@ -173,9 +173,10 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reattribute(self, request, context):
-        """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
-        version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
-        and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+        """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
+        writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
+        answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
+        time. Repeat-safe by reattribution_id.
         Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
         `REATTRIBUTION_RUNNING` while another one of the app runs.
         """

@@ -49,9 +49,10 @@ class AttributionServiceStub:
     Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
     """
     Reattribute: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ReattributeRequest, _attribution_pb2.ReattributeResponse]
-    """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
-    version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
-    and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+    """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
+    writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
+    answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
+    time. Repeat-safe by reattribution_id.
     Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
     `REATTRIBUTION_RUNNING` while another one of the app runs.
     """
@@ -156,9 +157,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_pb2.ReattributeRequest,
         context: _aio.ServicerContext[_attribution_pb2.ReattributeRequest, _abc.Awaitable[_attribution_pb2.ReattributeResponse]],
     ) -> _abc.Awaitable[_attribution_pb2.ReattributeResponse]:
-        """Reattribute decides an app's stored conversions of a period again under the settings as they are now, and writes a new
-        version of each decision that changes (G4). It answers at once; the work is done in the background, survives crashes
-        and leaves the live path nine tenths of its time. Repeat-safe by reattribution_id.
+        """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
+        writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
+        answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
+        time. Repeat-safe by reattribution_id.
         Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
         `REATTRIBUTION_RUNNING` while another one of the app runs.
         """
