@@ -20,7 +20,9 @@ from services.attribution import erasing
 from services.attribution.erasing import Eraser
 from services.attribution.erasures import Erasures
 from services.attribution.matching import own_key
+from services.attribution.reattribution import Reattributor
 from services.attribution.store import Store
+from services.attribution.worker import Job
 from services.ingest import erasing as ingest_erasing
 from tests.attribution.conftest import (
     APP,
@@ -34,6 +36,7 @@ from tests.attribution.conftest import (
     not_claimed,
     pending,
     record,
+    tracker_resource,
 )
 from tests.conftest import Database
 from tests.traces import all_rows, places, traces
@@ -56,10 +59,10 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(world: World) -> AsyncIterator[None]:
-    """With a worker that erases."""
+async def working(world: World, **jobs: Job) -> AsyncIterator[None]:
+    """With a worker that erases, and does these jobs."""
     eraser = Eraser(store=Store(world.pool), ingest=world.ingest, postback=world.postback)
-    async with world.worker(jobs={"eraser": eraser.run}):
+    async with world.worker(jobs={"eraser": eraser.run, **jobs}):
         yield
 
 
@@ -420,6 +423,44 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
             await asyncio.sleep(0.01)
         assert time.time_ns() // 1000 - cut_us > 300_000
         await proof(world, erasure_id)
+
+
+async def test_a_device_is_forgotten_while_all_is_decided_again(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between what a re-attribution has read and what it writes: it writes nothing of the device."""
+    read, step = asyncio.Event(), Reattributor._step
+    erased = asyncio.Event()
+
+    async def slow(self: Reattributor, *arguments: Any) -> Any:
+        read.set()
+        await erased.wait()
+        return await step(self, *arguments)
+
+    monkeypatch.setattr(Reattributor, "_step", slow)
+    reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
+    async with working(world, reattributor=reattributor.run):
+        for number in (1, 2):
+            await world.send(click(0, device(number), record_id=f"k{number}"))
+            await world.send(event(10, device(number), record_id=f"e{number}"))
+        await world.decided("e1", "e2")
+        archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
+        archived.tracker.status = tracker_pb2.STATUS_ARCHIVED
+        await world.settings.reached(await world.feed.publish(archived))
+        again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1", send_postbacks=True)
+        again.start_time.FromSeconds(0)
+        again.end_time.GetCurrentTime()
+        await world.attribution.Reattribute(again)
+        await read.wait()
+        erasure = await forget(world, device(1))
+        assert erasure.erased_counts["attribution.decisions"] == 1
+        erased.set()
+        (e2,) = await world.decided("e2")
+        while e2.version == 1:
+            (e2,) = await world.decided("e2")
+        while await world.pool.fetchval("SELECT count(*) FROM reattributions WHERE state = 'RUNNING'"):
+            await asyncio.sleep(0.01)
+    assert places(await all_rows(database.admin_dsn), traces(APP, device(1))) == set()
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["before its commit", "after it"])
