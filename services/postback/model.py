@@ -45,6 +45,11 @@ class Configuration:
     deliveries_per_second: int
     secrets: dict[str, str] = field(repr=False)
 
+    @property
+    def makes_quick_tries(self) -> bool:
+        """Whether the first tries after a failed one are soon: somebody waits for the answer to a claim."""
+        return self.adapter.is_claim_capable and self.retry_attempts > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDelivery:
@@ -92,8 +97,6 @@ class Claimed:
     claim_time: datetime
     waited_s: float
     """Since it was due."""
-    awaits_decision: bool
-    """Somebody waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

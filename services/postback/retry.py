@@ -10,8 +10,9 @@ from typing import assert_never
 
 SCHEDULE_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200)
 """The longest wait after the first, second, … failure; the wait is drawn evenly from 0 to it (full jitter)."""
-CLAIM_SCHEDULE_S = (1, 2, 5, *SCHEDULE_S[3:])
-"""The same while somebody waits for the answer: a claim that comes late is worth nothing (E4)."""
+QUICK_TRIES_S = (1, 2, 5)
+"""Before them and on top of them, where the answer is a claim: one that comes late is worth nothing (E4), but the
+request is also the postback, whose tries a minute's trouble must not use up."""
 LONGEST_ASKED_S = 43_200
 """An endpoint can ask for no longer a wait than the schedule's longest."""
 MOST_INTERRUPTIONS = 10
@@ -91,13 +92,15 @@ def next_attempt(
     retry_attempts: int,
     jitter: float,
     asked_s: float = 0.0,
-    schedule_s: Sequence[float] = SCHEDULE_S,
+    quick_s: Sequence[float] = (),
 ) -> float | None:
     """Seconds until the next attempt after `failures` (1 or more) failed ones; None when no try is left.
 
-    `jitter` is drawn evenly from [0, 1). The endpoint's wish `asked_s` is the least wait, up to 12 hours.
+    `jitter` is drawn evenly from [0, 1). The endpoint's wish `asked_s` is the least wait, up to 12 hours. `quick_s`
+    are tries that come first and do not count.
     """
-    if failures > retry_attempts:
+    schedule_s = (*quick_s, *SCHEDULE_S)
+    if failures > retry_attempts + len(quick_s):
         return None
     longest = schedule_s[min(failures, len(schedule_s)) - 1]
     return max(longest * jitter, min(asked_s, LONGEST_ASKED_S))

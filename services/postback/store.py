@@ -349,7 +349,7 @@ class Store:
             FROM picked
             WHERE delivery.delivery_id = picked.delivery_id AND delivery.configuration_id = picked.configuration_id
             RETURNING delivery.delivery_id, delivery.configuration_id, delivery.conversion, delivery.attempt_count,
-                      delivery.failure_count, delivery.replay_count, delivery.claim_time, delivery.awaits_decision,
+                      delivery.failure_count, delivery.replay_count, delivery.claim_time,
                       extract(epoch FROM now() - picked.due_time)::float8 AS waited_s
             """,
             [one.configuration_id for one in asked],
@@ -369,7 +369,6 @@ class Store:
                 replay_count=row["replay_count"],
                 claim_time=row["claim_time"],
                 waited_s=row["waited_s"],
-                awaits_decision=row["awaits_decision"],
             )
             for row in rows
         ]

@@ -240,7 +240,7 @@ class DeliveryWorker:
                 retry_attempts=configuration.retry_attempts,
                 jitter=self._jitter(),
                 asked_s=retry.asked_wait(answer, now_s),
-                schedule_s=retry.CLAIM_SCHEDULE_S if claimed.awaits_decision else retry.SCHEDULE_S,
+                quick_s=retry.QUICK_TRIES_S if configuration.makes_quick_tries else (),
             )
             state, wait_s = (State.EXHAUSTED, 0.0) if again_s is None else (State.PENDING, again_s)
         hide = _scrubber(configuration.secrets)

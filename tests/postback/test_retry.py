@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.postback.retry import (
-    CLAIM_SCHEDULE_S,
     LONGEST_ASKED_S,
+    QUICK_TRIES_S,
     SCHEDULE_S,
     Answer,
     Failure,
@@ -62,9 +62,11 @@ def test_success_substring(status: int, body: str, word: str) -> None:
     assert judge(Answer(status_code=status, body=body), success_substring='"success"').word == word
 
 
-def test_the_first_retries_are_soon_while_a_claim_is_waited_for() -> None:
-    assert CLAIM_SCHEDULE_S[:3] == (1, 2, 5)
-    assert CLAIM_SCHEDULE_S[3:] == SCHEDULE_S[3:]
+def test_quick_tries_come_first_and_use_up_none_of_the_others() -> None:
+    def wait_s(failures: int) -> float | None:
+        return next_attempt(failures=failures, retry_attempts=2, jitter=0.5, quick_s=QUICK_TRIES_S)
+
+    assert [wait_s(failures) for failures in range(1, 7)] == [0.5, 1, 2.5, 2.5, 15, None]
 
 
 @given(
@@ -83,13 +85,10 @@ def test_schedule(failures: int, retry_attempts: int, jitter: float, asked_s: fl
     assert wait_s < SCHEDULE_S[failures - 1] or wait_s <= asked_s
 
 
-@given(failures=st.integers(1, 10), schedule_s=st.sampled_from([SCHEDULE_S, CLAIM_SCHEDULE_S]))
-def test_jitter_spreads_from_nothing_to_the_whole(failures: int, schedule_s: tuple[int, ...]) -> None:
-    waits = [
-        next_attempt(failures=failures, retry_attempts=10, jitter=jitter, schedule_s=schedule_s)
-        for jitter in (0.0, 0.5, 0.999999)
-    ]
-    longest = schedule_s[failures - 1]
+@given(failures=st.integers(1, 10))
+def test_jitter_spreads_from_nothing_to_the_whole(failures: int) -> None:
+    waits = [next_attempt(failures=failures, retry_attempts=10, jitter=jitter) for jitter in (0.0, 0.5, 0.999999)]
+    longest = SCHEDULE_S[failures - 1]
     assert waits == pytest.approx([0, longest / 2, longest], rel=1e-3)
 
 

@@ -130,8 +130,8 @@ class Configuration(_message.Message):
     status: Global___Configuration.Status.ValueType
     """Optional. LIVE or PAUSED."""
     retry_attempts: _builtins.int
-    """Optional. Tries after a failed first one, 0 to 10. Default: 3. They follow after up to 5 s, 30 s, 2 min, 10 min, ..;
-    while a claim is waited for, after up to 1 s, 2 s, 5 s, 10 min, ..
+    """Optional. Tries after a failed first one, 0 to 10. Default: 3. They follow after up to 5 s, 30 s, 2 min, 10 min, ..
+    A claim-capable configuration makes three more before them, after up to 1 s, 2 s and 5 s, unless this is 0.
     """
     delivery_method: Global___Configuration.DeliveryMethod.ValueType
     """Optional."""
