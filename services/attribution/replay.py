@@ -19,7 +19,8 @@ from services.attribution.answers import attribution_of, decision_message, says
 from services.attribution.candidates import Question, find_candidates
 from services.attribution.decide import decide, eligibility
 from services.attribution.history import DeviceHistory, merge
-from services.attribution.model import Conversion, ConversionKind, Decision, Engagement, Reason
+from services.attribution.matching import own_key
+from services.attribution.model import Conversion, ConversionKind, Decision, Engagement, Outcome, Reason
 from services.attribution.records import INSTALL, claims_of, conversion_of
 from services.attribution.rules import AppRules
 from services.attribution.store import Store
@@ -127,6 +128,15 @@ class Replayed:
     credits: list[tuple[Credit, Credit]] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
 
+    def add(self, stored: Stored, changed: Changed | None) -> None:
+        """Take a conversion of the period as decided."""
+        was = is_now = _credit(stored.decision)
+        if changed is not None:
+            self.changed.append(changed)
+            is_now = _credit_of(changed.decision)
+        self.credits.append((was, is_now))
+        self.last_device_id = max(self.last_device_id, stored.device_id)
+
     @property
     def device_ids(self) -> Collection[uuid.UUID]:
         """The device and those merged with it, as far as they have a history."""
@@ -147,6 +157,19 @@ class _Family:
     conversions: list[Stored]
     merges: list[Merge]
     histories: dict[uuid.UUID, DeviceHistory]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Inputs:
+    """What decisions are made of beside histories: candidates by conversion, and what engagements have won.
+
+    `incomplete` are conversions of which a candidate is no longer stored: retention or an erasure has taken it. What
+    they would come out as says nothing, so they stay as they are.
+    """
+
+    questions: dict[str, Question] = field(default_factory=dict)
+    wins: dict[str, list[Win]] = field(default_factory=dict)
+    incomplete: set[str] = field(default_factory=set)
 
 
 class Replay:
@@ -180,22 +203,21 @@ class Replay:
     async def devices(self, connection: Connection, device_ids: Collection[uuid.UUID]) -> list[Replayed]:
         """These devices, each with all that were merged with it, as the transaction sees them."""
         families = await self._read(connection, device_ids)
-        questions: dict[str, Question] = {}
-        wins: dict[str, list[Win]] = {}
-        await self._ask(connection, families, questions, wins, is_wanted=self._may_be_eligible)
+        inputs = _Inputs()
+        await self._ask(connection, families, inputs, is_wanted=self._may_be_eligible)
         done, again = [], []
         for family in families:
             await self._turn()
-            replayed = self._decide(family, questions, wins)
+            replayed = self._decide(family, inputs)
             if replayed is None:
                 again.append(family)
             else:
                 done.append(replayed)
         if again:  # decisions that changed have made others winnable: now all of these devices have their candidates
-            await self._ask(connection, again, questions, wins, is_wanted=self._can_be_eligible)
+            await self._ask(connection, again, inputs, is_wanted=self._can_be_eligible)
             for family in again:
                 await self._turn()
-                replayed = self._decide(family, questions, wins)
+                replayed = self._decide(family, inputs)
                 assert replayed is not None, "every conversion that any history leaves winnable has its candidates"
                 done.append(replayed)
         return done
@@ -238,8 +260,7 @@ class Replay:
         self,
         connection: Connection,
         families: Iterable[_Family],
-        questions: dict[str, Question],
-        wins: dict[str, list[Win]],
+        inputs: _Inputs,
         *,
         is_wanted: Callable[[Stored], bool],
     ) -> None:
@@ -248,7 +269,7 @@ class Replay:
         for family in families:
             installed = DeviceHistory()
             for stored in family.conversions:
-                if stored.record is not None and stored.conversion_id not in questions and is_wanted(stored):
+                if stored.record is not None and stored.conversion_id not in inputs.questions and is_wanted(stored):
                     asked[stored.conversion_id] = (stored, installed)
                 if stored.decision.event_name == INSTALL and not installed.attributions:
                     installed = _after(installed, stored)
@@ -261,15 +282,32 @@ class Replay:
             await self._turn()
             fresh[conversion_id] = self._question(stored, installed, places[stored.round_id])
         await find_candidates(self._store, connection, list(fresh.values()), list(heads.values()))
-        questions.update(fresh)
+        inputs.questions |= fresh
+        inputs.incomplete |= await self._incomplete(connection, [stored for stored, _ in asked.values()], fresh)
         limited = {
             engagement_id
             for question in fresh.values()
             for engagement_id, engagement in question.candidates.items()
             if engagement.tracker_id in self._limited
         }
-        if more := limited - wins.keys():
-            wins |= await find_wins(connection, self._period, more)
+        if more := limited - inputs.wins.keys():
+            inputs.wins |= await find_wins(connection, self._period, more)
+
+    async def _incomplete(
+        self, connection: Connection, asked: Iterable[Stored], questions: Mapping[str, Question]
+    ) -> set[str]:
+        """Those of which a candidate was found then and is stored no longer; other settings may not look for one."""
+        missed = {
+            (stored.conversion_id, own_key(self._period.app_id, candidate.engagement_id))
+            for stored in asked
+            for candidate in stored.decision.candidates
+            if candidate.engagement_id not in questions[stored.conversion_id].candidates
+            and candidate.matched_by != attribution_pb2.MATCH_KIND_CLAIM
+        }
+        if not missed:
+            return set()
+        there = await self._store.find_records(connection, {key for _, key in missed})
+        return {conversion_id for conversion_id, key in missed if key not in there}
 
     def _question(self, stored: Stored, installed: DeviceHistory, heads: int) -> Question:
         record = ingest_pb2.Record.FromString(stored.record or b"")
@@ -297,69 +335,74 @@ class Replay:
 
     # Deciding.
 
-    def _decide(
-        self, family: _Family, questions: Mapping[str, Question], wins: Mapping[str, list[Win]]
-    ) -> Replayed | None:
+    def _decide(self, family: _Family, inputs: _Inputs) -> Replayed | None:
         """Decides a family's conversions in order; None when one turns out to be winnable that has no candidates."""
-        rules, histories = self._rules, dict(family.histories)
+        histories, wins = dict(family.histories), Counter[str]()
         own_ids = frozenset(stored.conversion_id for stored in family.conversions)
-        own_wins: Counter[str] = Counter()
         replayed = Replayed(last_device_id=FIRST_DEVICE, conversion_ids=own_ids, histories=histories)
         merges = [merge_ for merge_ in family.merges if merge_.sequence is not None]
         for stored in family.conversions:
             while merges and (merges[0].sequence or 0) <= stored.sequence:
                 _join(histories, merges.pop(0))
             before = histories.get(stored.device_id, _NOTHING)
-            message = stored.decision
-            if stored.record is None:
+            changed = None
+            if stored.record is None or stored.conversion_id in inputs.incomplete:
                 histories[stored.device_id] = _after(before, stored)
-                if message.engagement_id:
-                    own_wins[message.engagement_id] += 1
-                continue
-            question = questions.get(stored.conversion_id)
-            conversion = _outline(stored) if question is None else question.conversion
-            candidates: Mapping[str, Engagement] = {} if question is None else question.candidates
-            claims, unavailable = claims_of(stored.claims)
-            decision = decide(
-                conversion,
-                before,
-                rules,
-                candidates=candidates.values(),
-                wins=self._wins(candidates, stored.sequence, wins, own_wins, own_ids) if self._limited else {},
-                claims=claims,
-                claims_unavailable=unavailable,
-            )
-            if question is None and (decision.reason is None or decision.reason in _ELIGIBLE):
-                return None
-            histories[stored.device_id] = before.after(conversion, decision)
-            if decision.engagement_id is not None:
-                own_wins[decision.engagement_id] += 1
-            replayed.last_device_id = max(replayed.last_device_id, stored.device_id)
-            credit = (message.network_id, message.tracker_id, _COLUMNS.get(message.outcome, ""))
-            if says(message, decision):
-                replayed.credits.append((credit, credit))
-                continue
-            source = None if decision.engagement_id else before.source_at(conversion.time_us)
-            changed = Changed(stored, conversion, decision, source.engagement_id if source else None)
-            outcome = attribution_pb2.Outcome.Value(f"OUTCOME_{decision.outcome}")
-            new_credit = (decision.network_id or "", decision.tracker_id or "", _COLUMNS.get(outcome, ""))
-            replayed.credits.append((credit, new_credit))
-            replayed.changed.append(changed)
+                engagement_id: str | None = stored.decision.engagement_id
+            else:
+                decided = self._decide_one(stored, before, inputs, wins, own_ids)
+                if decided is None:
+                    return None
+                conversion, decision = decided
+                histories[stored.device_id] = before.after(conversion, decision)
+                engagement_id = decision.engagement_id
+                if not says(stored.decision, decision):
+                    source = before.source_at(conversion.time_us) if decision.outcome is Outcome.CREDITED else None
+                    changed = Changed(stored, conversion, decision, source.engagement_id if source else None)
+            if engagement_id:
+                wins[engagement_id] += 1
+            if stored.record is not None:
+                replayed.add(stored, changed)
         for merge_ in merges:
             _join(histories, merge_)
         return replayed
+
+    def _decide_one(
+        self,
+        stored: Stored,
+        history: DeviceHistory,
+        inputs: _Inputs,
+        own_wins: Mapping[str, int],
+        own_ids: frozenset[str],
+    ) -> tuple[Conversion, Decision] | None:
+        question = inputs.questions.get(stored.conversion_id)
+        conversion = _outline(stored) if question is None else question.conversion
+        candidates: Mapping[str, Engagement] = {} if question is None else question.candidates
+        claims, unavailable = claims_of(stored.claims)
+        decision = decide(
+            conversion,
+            history,
+            self._rules,
+            candidates=candidates.values(),
+            wins=self._wins(candidates, stored.sequence, inputs.wins, own_wins, own_ids) if self._limited else {},
+            claims=claims,
+            claims_unavailable=unavailable,
+        )
+        if question is None and (decision.reason is None or decision.reason in _ELIGIBLE):
+            return None
+        return conversion, decision
 
     def _wins(
         self,
         candidates: Mapping[str, Engagement],
         sequence: int,
         wins: Mapping[str, list[Win]],
-        own_wins: Counter[str],
+        own_wins: Mapping[str, int],
         own_ids: frozenset[str],
     ) -> dict[str, int]:
         """What the candidates on limited trackers had won before (D5): other devices' as stored, its own as decided."""
         return {
-            engagement_id: own_wins[engagement_id]
+            engagement_id: own_wins.get(engagement_id, 0)
             + sum(won_at < sequence and by not in own_ids for by, won_at in wins.get(engagement_id, ()))
             for engagement_id, engagement in candidates.items()
             if engagement.tracker_id in self._limited
@@ -367,6 +410,15 @@ class Replay:
 
 
 _NOTHING = DeviceHistory()
+
+
+def _credit(message: attribution_pb2.Decision) -> Credit:
+    return message.network_id, message.tracker_id, _COLUMNS.get(message.outcome, "")
+
+
+def _credit_of(decision: Decision) -> Credit:
+    outcome = attribution_pb2.Outcome.Value(f"OUTCOME_{decision.outcome}")
+    return decision.network_id or "", decision.tracker_id or "", _COLUMNS.get(outcome, "")
 
 
 def _newest(conversions: Iterable[Stored]) -> list[Stored]:
