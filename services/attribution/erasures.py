@@ -52,6 +52,7 @@ class Erasure:
 
     @property
     def lane(self) -> int:
+        """The app's."""
         return lane_of(self.app_id)
 
     def count(self, schema: str, rows: Mapping[str, int]) -> None:
@@ -60,6 +61,7 @@ class Erasure:
         self.erased_counts = dict(Counter(self.erased_counts) + Counter(more))
 
     def message(self) -> attribution_pb2.Erasure:
+        """As the API shows it."""
         message = attribution_pb2.Erasure(
             erasure_id=str(self.erasure_id),
             app_id=self.app_id,
@@ -129,6 +131,7 @@ class Erasures:
         return _erasure(row)
 
     async def find(self, app_id: str, erasure_id: uuid.UUID) -> Erasure | None:
+        """An erasure of an app, as it stands."""
         row = await self._pool.fetchrow(
             """
             SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures

@@ -441,8 +441,9 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
     reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
     async with working(world, reattributor=reattributor.run):
         for number in (1, 2):
-            await world.send(click(0, device(number), record_id=f"k{number}"))
-            await world.send(event(10, device(number), record_id=f"e{number}"))
+            # From addresses of their own: what an erased click was a candidate of is not decided again.
+            await world.send(click(0, device(number), record_id=f"k{number}", ip_address=f"192.0.2.{number}"))
+            await world.send(event(10, device(number), record_id=f"e{number}", ip_address=f"192.0.2.{number}"))
         await world.decided("e1", "e2")
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
         archived.tracker.status = tracker_pb2.STATUS_ARCHIVED
