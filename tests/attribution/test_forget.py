@@ -307,6 +307,22 @@ async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
     assert sorted(world.received.conversions) == sorted(["after", *(f"v{n}" for n in range(0, 40, 2))])
 
 
+async def test_what_was_received_before_the_call_goes_however_late_it_is_taken(
+    world: World, database: Database
+) -> None:
+    """Nobody has read any of it when the device is to be forgotten."""
+    for number in range(0, 2000, 500):
+        await world.send(*(event(n, ADID, "View", record_id=f"v{n}") for n in range(number, number + 500)))
+        ids = ({"custom": CUSTOM, "oaid": f"other-{n}"} for n in range(number, number + 500))
+        await world.send(*(click(n, each, record_id=f"k{n}") for n, each in enumerate(ids, start=number)))
+    await world.send(event(3000, {"adid": ADID, "custom": CUSTOM}, "View", record_id="v-last"))
+    erasure_id = await begin(world, ADID)
+    async with working(world):
+        erasure = await proof(world, erasure_id)
+    assert places(await all_rows(database.admin_dsn), traces(APP, ADID, CUSTOM)) == set()
+    assert (erasure.erased_counts["ingest.log"], erasure.erased_counts["attribution.decisions"]) == (4001, 2001)
+
+
 class SlowPostback:
     """A way to postback on which conversions take their time."""
 
