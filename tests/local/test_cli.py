@@ -127,3 +127,10 @@ def test_migrate_without_a_database_says_why(tmp_path: Path) -> None:
     assert code == 1
     assert output.strip()
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("arguments", [[], ["some-id", "--proof", "some-erasure"]])
+def test_forget_takes_a_device_or_an_erasure(arguments: list[str]) -> None:
+    code, output = run("forget", "shop", *arguments)
+    assert code == 2
+    assert "Give the id of a device, or --proof." in output
