@@ -1,7 +1,8 @@
 """Re-attribution and what-if as they are called: new versions, histories, what is offered, stops and crashes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
@@ -41,10 +42,12 @@ from tests.attribution.conftest import (
     install,
     tracker_resource,
 )
+from tests.attribution.process import AttributionProcess
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_replay import replay, unlimited, with_index_of
 from tests.conftest import Database
+from tests.ingest.process import serve_settings
 
 HOUR = 3600
 FAR = timestamp_pb2.Timestamp(seconds=4_000_000_000)
@@ -170,6 +173,21 @@ def working(world: World) -> Any:
     """A worker that re-attributes, too."""
     job = Reattributor(Store(world.pool), world.settings, world.pace, lambda: 1 << 50)
     return world.worker(jobs={"reattributor": job.run})
+
+
+class Watched(Reattributor):
+    """Does something after its first step."""
+
+    def __init__(self, world: World, then: Callable[[], Awaitable[None]], **options: int) -> None:
+        super().__init__(Store(world.pool), world.settings, world.pace, lambda: 1 << 50, **options)
+        self._then: Callable[[], Awaitable[None]] | None = then
+
+    async def _step(self, shared: OwnedLanes, job: Any, some: Sequence[Any]) -> Any:
+        done = await super()._step(shared, job, some)
+        if self._then is not None:
+            then, self._then = self._then, None
+            await then()
+        return done
 
 
 async def a_story(world: World) -> None:
@@ -423,18 +441,12 @@ async def test_a_reattribution_is_refused_with_every_wrong_field(world: World) -
 async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled between two steps: the versions written stay, and count; no further ones come."""
     jobs = Reattributions(world.pool, world.settings)
-    written = asyncio.Event()
 
-    class Stopping(Reattributor):
-        async def _step(self, shared: OwnedLanes, job: Any, some: Sequence[Any]) -> Any:
-            if written.is_set():
-                await jobs.cancel(job)
-            done = await super()._step(shared, job, some)
-            written.set()
-            return done
+    async def stop() -> None:
+        await jobs.cancel(await jobs.get(APP, "r1"))
 
     monkeypatch.setattr("services.attribution.reattribution._WRITTEN_AT_ONCE", 1)
-    job = Stopping(Store(world.pool), world.settings, world.pace, lambda: 1 << 50)
+    job = Watched(world, stop)
     async with world.worker(jobs={"reattributor": job.run}):
         for number in range(5):
             await world.send(click(0, device(number), record_id=f"k{number}"))
@@ -511,6 +523,88 @@ async def test_limits_of_an_engagement_count_newest_versions_only(world: World) 
         await world.send(event(3 * HOUR, one, record_id="e2"))
         (e2,) = await world.decided("e2")
     assert (e1.engagement_id, e2.engagement_id) == ("k2", "k2")
+
+
+# Meanwhile.
+
+
+async def test_live_decisions_go_on_meanwhile(world: World) -> None:
+    """Of devices that are done and of those to come; each decision then is as the settings in use say."""
+    ids = [f"e{number}" for number in range(8)]
+
+    async def more() -> None:
+        await world.send(*(event(3 * HOUR, device(number), "View", record_id=f"v{number}") for number in range(8)))
+        await world.decided(*(f"v{number}" for number in range(8)))
+
+    job = Watched(world, more, page=2)
+    async with world.worker(jobs={"reattributor": job.run}):
+        await world.send(*(click(0, device(number), record_id=f"k{number}") for number in range(8)))
+        await world.send(*(event(HOUR, device(number), record_id=each) for number, each in enumerate(ids)))
+        await world.decided(*ids)
+        await world.settings.reached(await world.feed.publish(NARROW))
+        await world.attribution.Reattribute(reattribution())
+        done = await ended(world)
+        views = await world.decided(*(f"v{number}" for number in range(8)))
+    assert done.changed_count >= 8
+    assert {decision.outcome for decision in views} == {attribution_pb2.OUTCOME_UNATTRIBUTED}
+    left = [part async for part in world.attribution.WhatIf(what_if())]
+    assert [pair for part in left for pair in part.changed] == []
+
+
+async def test_devices_that_merge_meanwhile_are_both_decided_again(world: World) -> None:
+    async def meet() -> None:
+        both = {"adid": device(1), "custom": "guest"}
+        await world.send(event(3 * HOUR, both, "View", record_id="met"))
+        await world.decided("met")
+
+    job = Watched(world, meet, page=1)
+    async with world.worker(jobs={"reattributor": job.run}):
+        await world.send(click(0, device(1), record_id="k1"), click(0, {"custom": "guest"}, record_id="k2"))
+        await world.send(event(HOUR, device(1), record_id="e1"), event(HOUR, {"custom": "guest"}, record_id="e2"))
+        await world.decided("e1", "e2")
+        await world.settings.reached(await world.feed.publish(NARROW))
+        await world.attribution.Reattribute(reattribution())
+        done = await ended(world)
+        e1, e2 = await world.decided("e1", "e2")
+    assert (done.state, e1.version, e2.version) == (DONE, 2, 2)
+    left = [part async for part in world.attribution.WhatIf(what_if())]
+    assert [pair for part in left for pair in part.changed] == []
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(180)
+async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, database: Database) -> None:
+    """Killed again and again, by SIGKILL: no version is lost or written twice, and every count is right."""
+    count = 3000
+    async with working(world):
+        for start in range(0, count, 500):
+            numbers = range(start, start + 500)
+            await world.send(*(click(0, device(number), record_id=f"k{number}") for number in numbers))
+            await world.send(*(event(HOUR, device(number), record_id=f"e{number}") for number in numbers))
+        await world.decided(*(f"e{number}" for number in range(count)))
+    await world.settings.reached(await world.feed.publish(NARROW))
+    async with serve_settings(await anext(world.feed.watch(0))) as tracker:
+        service = AttributionProcess(dsn=database.dsn("attribution"), targets={**world.targets, "tracker": tracker})
+        await service.start()
+        await world.attribution.Reattribute(reattribution())
+        named = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r1")
+        seen, kills = 0, 0
+        while (job := (await world.attribution.GetReattribution(named)).reattribution).state == RUNNING:
+            if job.conversion_count > seen and kills < 3:
+                seen, kills = job.conversion_count, kills + 1
+                await service.stop(signal.SIGKILL)
+                await service.start()
+            await asyncio.sleep(0.01)
+        await service.stop()
+    assert kills == 3, "it was in the middle of it"
+    assert (job.state, job.conversion_count, job.changed_count) == (DONE, count, count)
+    versions = await world.pool.fetch("SELECT version, count(*) FROM decisions GROUP BY version ORDER BY version")
+    assert [tuple(row) for row in versions] == [(1, count), (2, count)]
+    (dense,) = await world.pool.fetch("SELECT count(*), min(sequence), max(sequence) FROM decisions")
+    assert tuple(dense) == (2 * count, 0, 2 * count - 1)
+
+
+# What the tests ask.
 
 
 async def refusal(call: Any) -> tuple[str, list[tuple[str, str]]] | None:
