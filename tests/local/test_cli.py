@@ -17,7 +17,7 @@ from tests.conftest import Database
 SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_reengagement.yaml"
 COMMANDS = (
     "up", "demo", "serve", "migrate", "simulate", "explain", "watch", "forget", "deliveries", "call", "bench",
-    "apply", "trackers", "apps", "events",
+    "what-if", "reattribute", "apply", "trackers", "apps", "events",
 )  # fmt: skip
 
 
@@ -134,3 +134,19 @@ def test_forget_takes_a_device_or_an_erasure(arguments: list[str]) -> None:
     code, output = run("forget", "shop", *arguments)
     assert code == 2
     assert "Give the id of a device, or --proof." in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["what-if", "shop"], "--from is missing"),
+        (["what-if", "shop", "--from", "yesterday"], "--from should be a time"),
+        (["what-if", "shop", "no.yaml", "--from", "2026-03-01"], "no.yaml: "),
+        (["reattribute", "shop", "--from", "2026-03-01", "--to", "x"], "--to should be a time"),
+        (["reattribute", "shop", "--cancel", "a", "--send", "b"], "or one of --show"),
+        (["reattribute", "shop", "--show", "a", "--from", "2026-03-01"], "or one of --show"),
+    ],
+)
+def test_deciding_again_says_what_is_missing(arguments: list[str], said: str) -> None:
+    code, output = run(*arguments)
+    assert (code, said in output) == (2, True), output

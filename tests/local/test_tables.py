@@ -70,3 +70,25 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
             attribution_pb2.ExplainDecisionResponse(decision=attribution_pb2.Decision(candidates=[candidate]))
         )
     assert "-1 min 30 s" in shown.get()
+
+
+def test_totals_of_parts_add_up_by_tracker_and_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    counts = attribution_pb2.CreditCounts
+    totals = [
+        attribution_pb2.CreditTotal(
+            network_id=network_id, tracker_id=tracker_id, before=counts(installs=1), after=counts(credited_events=after)
+        )
+        for network_id, tracker_id, after in (("acme", "a", 2), ("acme", "b", 3), ("acme", "a", 1), ("", "", 4))
+    ]
+    with console.capture() as shown:
+        tables.print_totals(totals)
+    rows = [" ".join(line.split()) for line in shown.get().splitlines() if line.strip()]
+    assert rows == [
+        "credited to installs reengagements credited events",
+        "nobody 1 → 0 0 0 → 4",
+        "acme 3 → 0 0 0 → 6",
+        "a 2 → 0 0 0 → 3",
+        "b 1 → 0 0 0 → 3",
+    ]
