@@ -20,12 +20,13 @@ from reengage.tracker.v1.tracker_pb2 import (
     EventDefinition,
     Network,
     NetworkSettings,
+    Resource,
     Segment,
     Tracker,
     Window,
     Windows,
 )
-from services.attribution.settings import SettingsBuilder, build_settings
+from services.attribution.settings import SettingsBuilder, build_settings, rules_with
 
 Edit = tuple[str, tuple[str, ...], Message]
 
@@ -125,3 +126,25 @@ def test_a_change_leaves_other_apps_trackers_and_settings_handed_out_before_alon
     assert after.apps["a"].trackers["t2"].tracker is before.apps["a"].trackers["t2"].tracker
     assert (before.tracker_names["t1"].tracker, after.tracker_names["t1"].tracker) == ("", "New")
     assert before.apps["a"].revision == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(first=st.lists(any_edit, max_size=8), changed=st.lists(any_edit, max_size=4))
+def test_rules_with_changes_are_those_of_the_changed_settings(first: list[Edit], changed: list[Edit]) -> None:
+    held = resources(*at_first, *first)
+    before = build_settings(held, 7)
+    changed = [edit for edit in changed if edit[0] == "network" or getattr(edit[2], "app_id", "") == "a"]
+    found = rules_with(before, "a", [Resource(**{kind: message}) for kind, _, message in changed])  # type: ignore[arg-type]
+    assert before == build_settings(held, 7), "what is in use stays as it is"
+    for kind, key, message in changed:
+        held[kind][key] = message
+    assert found == build_settings(held, 7).apps["a"]
+
+
+def test_a_tracker_that_is_added_is_live_and_set_up_now_and_one_that_is_changed_when_it_was() -> None:
+    first = Tracker(tracker_id="t1", app_id="a", network_id="n", create_time=Timestamp(seconds=5), status=STATUS_LIVE)
+    before = build_settings(resources(*at_first, ("tracker", ("t1",), first)), 7)
+    changes = [Tracker(tracker_id=each, app_id="a", network_id="n", name="New") for each in ("t1", "t2")]
+    found = rules_with(before, "a", [Resource(tracker=tracker) for tracker in changes]).trackers
+    assert [found[each].tracker.live for each in ("t1", "t2")] == [True, True]
+    assert found["t1"].tracker.create_time_us == 5_000_000 < found["t2"].tracker.create_time_us
