@@ -36,7 +36,7 @@ _BATCHES_AT_ONCE = 10
 _ALL_TIME = Period(app_id=APP, start_us=0, end_us=1 << 54)
 
 
-async def bench(*, batches: int = 600, live_batches: int = 300) -> list[Row]:
+async def bench(*, batches: int = 600, live_batches: int = 150) -> list[Row]:
     """Two rows, of the mix of the whole bench: `batches` of a hundred records stored, `live_batches` decided twice."""
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
         async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
@@ -50,7 +50,7 @@ async def bench(*, batches: int = 600, live_batches: int = 300) -> list[Row]:
                 gc.freeze()  # as the service does once it serves
                 rate = max([await _replayed(live, Pace()) for _ in range(3)])
                 alone, beside = [], []
-                for _ in range(3):  # in turns, as a neighbour on this machine comes and goes
+                for _ in range(6):  # in turns, as neighbours on this machine come and go
                     alone.append(await live.decide(live_batches))
                     async with _replaying(live):
                         beside.append(await live.decide(live_batches))
