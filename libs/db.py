@@ -6,7 +6,8 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar
 
 import asyncpg
@@ -47,13 +48,15 @@ async def open_pool(
     wait_seconds: float = 30,
     command_timeout_seconds: float = 30,
     lock_timeout_seconds: float = 10,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Pool]:
     """A pool, closed on leaving; its connections look for tables in `schema` alone, and give `jsonb` as Python values.
 
     Waits up to `wait_seconds` for the database, then raises DatabaseUnavailableError. A wrong DSN raises ValueError, a
     wrong password, role or database asyncpg's error, both at once. In use: a statement is given up after
     `command_timeout_seconds` (TimeoutError), or after `lock_timeout_seconds` of waiting for a lock
-    (LockNotAvailableError); the server ends a transaction that lies idle for a minute.
+    (LockNotAvailableError); the server ends a transaction that lies idle for a minute. `settings` are PostgreSQL's, for
+    its connections.
     """
 
     async def connect() -> Pool:
@@ -70,6 +73,7 @@ async def open_pool(
                 "timezone": "UTC",
                 "lock_timeout": f"{round(lock_timeout_seconds * 1000)}ms",
                 "idle_in_transaction_session_timeout": "60s",
+                **settings,
             },
         )
 

@@ -13,8 +13,10 @@ from libs.client import open_channel
 from libs.config import ConfigError, load
 from libs.db import open_pool
 from libs.log import configure_logging
+from libs.periods import Periods
 from libs.server import Face, ServerConfig, serve
 from libs.snapshots import Follower
+from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
@@ -27,7 +29,7 @@ from services.attribution.pace import Pace
 from services.attribution.reattribution import Reattributions, Reattributor
 from services.attribution.service import Attribution
 from services.attribution.settings import SettingsBuilder
-from services.attribution.store import Store
+from services.attribution.store import PLANNER, Store
 from services.attribution.watching import Watching
 from services.attribution.what_if import WhatIfs
 from services.attribution.worker import Worker, WorkerConfig
@@ -65,7 +67,7 @@ async def main() -> None:
     config = load(Config)
     configure_logging("attribution", config.log_level)
     async with (
-        open_pool(config.dsn, schema="attribution", application_name="attribution") as pool,
+        open_pool(config.dsn, schema="attribution", application_name="attribution", settings=PLANNER) as pool,
         open_channel(config.tracker_target, key=config.service_key) as to_tracker,
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
@@ -112,7 +114,13 @@ async def main() -> None:
                     add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, service),
                 )
             ],
-            tasks=[settings.run, triggers.run, worker.run, watching.run],
+            tasks=[
+                settings.run,
+                triggers.run,
+                worker.run,
+                watching.run,
+                lambda: keep_running("retention", Periods(pool).run),
+            ],
             ready=settings.ready,
         )
 

@@ -59,7 +59,7 @@ async def find_candidates(
         question.conversion = replace(question.conversion, device_keys=device_keys)
         time_us = question.conversion.time_us
         asked += [
-            AskedKey(key, time_us, number, question.heads)
+            AskedKey(key, time_us, app_id, number, question.heads)
             for key in conversion_keys(question.rules.app, question.conversion)
         ]
     if not asked:

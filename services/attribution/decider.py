@@ -15,7 +15,7 @@ from reengage.ingest.v1 import ingest_pb2
 from services.attribution import waiting
 from services.attribution.answers import decision_message, linked_message, refused_message
 from services.attribution.candidates import Question, find_candidates
-from services.attribution.decide import decide, eligibility
+from services.attribution.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.history import DeviceHistory, merge
 from services.attribution.matching import own_key
 from services.attribution.model import Conversion, Engagement, Reason
@@ -105,7 +105,7 @@ async def decide_batch(
     held = set() if resumed else await _held(connection, cases, asking)
     await _fetch_candidates(store, connection, cases, heads)
     wins = await _wins(store, connection, cases)
-    sources: dict[int, str] = {}  # place in batch.decisions: engagement id to show beside it
+    sources: dict[int, tuple[str, int]] = {}  # place in batch.decisions: engagement id to show beside it, when it won
     for number, case in enumerate(cases):
         if number % _TURN == 0:
             await asyncio.sleep(0)
@@ -123,9 +123,9 @@ async def decide_batch(
         message.decide_time.FromMicroseconds(now_us)
         if case.device is not None:
             message.device_id = str(case.device.device_id)
-        engagement_id = message.engagement_id or _source_engagement(case, message)
+        engagement_id, won_us = _engagement_behind(case, message)
         if engagement_id and not engagement_id.startswith("claim:"):
-            sources[len(batch.decisions)] = engagement_id
+            sources[len(batch.decisions)] = engagement_id, won_us
         lane = case.entry.app_lane
         batch.decisions.append(_row(case, message, lane, batch))
         batch.next_sequences[lane] += 1
@@ -142,7 +142,7 @@ async def write_batch(store: Store, connection: Connection, batch: Batch) -> Non
     if batch.identifiers:
         await store.upsert_identifiers(connection, batch.identifiers)
     if batch.decisions:
-        await store.insert_round(connection, batch.round_id, batch.heads)
+        await store.insert_round(connection, batch.round_id, batch.heads, batch.decisions)
         await store.insert_decisions(connection, batch.decisions)
     if batch.waiting:
         await waiting.insert(connection, batch.waiting)
@@ -438,12 +438,16 @@ def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision |
     return decision_message(conversion, decision)
 
 
-def _source_engagement(case: Case, message: attribution_pb2.Decision) -> str:
-    """The engagement that won the source a conversion is credited to: networks want their click id on it as well."""
+def _engagement_behind(case: Case, message: attribution_pb2.Decision) -> tuple[str, int]:
+    """The engagement that won a conversion, "" if there is none, and the time of what it won.
+
+    Or the one that won the source it is credited to: networks want their click id on it as well.
+    """
+    time_us = case.conversion.time_us
     if message.outcome != attribution_pb2.OUTCOME_CREDITED or case.device is None:
-        return ""
-    source = case.device.history.source_at(case.conversion.time_us)
-    return (source.engagement_id or "") if source is not None else ""
+        return message.engagement_id, time_us
+    source = case.device.history.source_at(time_us)
+    return (source.engagement_id or "", source.time_us) if source is not None else ("", time_us)
 
 
 def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch) -> DecisionRow:
@@ -457,6 +461,7 @@ def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch)
         device_id=_NO_DEVICE if case.device is None else case.device.device_id,
         outcome=message.outcome,
         conversion_time_us=case.conversion.time_us,
+        retention_days=case.rules.app.retention_days,
         tracker_id=message.tracker_id or None,
         engagement_id=message.engagement_id or None,
         decision=message.SerializeToString(),
@@ -476,11 +481,14 @@ def _known_ids(case: Case) -> dict[str, list[str]] | None:
     return known or None
 
 
-async def _attach_engagements(store: Store, connection: Connection, batch: Batch, sources: Mapping[int, str]) -> None:
+async def _attach_engagements(
+    store: Store, connection: Connection, batch: Batch, sources: Mapping[int, tuple[str, int]]
+) -> None:
     """Put the record of the engagement beside each decision that has one."""
     if not sources:
         return
-    keys = {place: own_key(batch.decisions[place].app_id, engagement_id) for place, engagement_id in sources.items()}
-    records = await store.find_records(connection, set(keys.values()))
-    for place, key in keys.items():
+    apps = {place: batch.decisions[place].app_id for place in sources}
+    keys = {place: (own_key(apps[place], name), won_us, apps[place]) for place, (name, won_us) in sources.items()}
+    records = await store.find_records(connection, set(keys.values()), span_us=CONSIDERED_US)
+    for place, (key, _, _) in keys.items():
         batch.decisions[place] = batch.decisions[place]._replace(engagement=records.get(key))

@@ -19,6 +19,7 @@ from libs.errors import AlreadyExists, FailedPrecondition, NotFound
 from libs.lanes import lane_of
 from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
+from services.attribution.decide import CONSIDERED_US
 from services.attribution.decider import Batch
 from services.attribution.history import DeviceHistory, merge
 from services.attribution.matching import own_key
@@ -201,11 +202,9 @@ class Reattributor:
         """The new versions, with the engagement of each beside it; they keep the round, as what was considered."""
         now_us = self._now_us()
         messages = [each.message(now_us) for each in changed]
-        keys = [
-            own_key(job.app_id, message.engagement_id or each.source_engagement_id or "")
-            for message, each in zip(messages, changed, strict=True)
-        ]
-        records = await self._store.find_records(connection, set(keys)) if keys else {}
+        keys = [own_key(job.app_id, each.engagement_id) for each in changed]
+        asked = {(key, each.won_us, job.app_id) for key, each in zip(keys, changed, strict=True)}
+        records = await self._store.find_records(connection, asked, span_us=CONSIDERED_US) if asked else {}
         return [
             DecisionRow(
                 lane=job.period.lane,
@@ -217,6 +216,7 @@ class Reattributor:
                 device_id=each.stored.device_id,
                 outcome=message.outcome,
                 conversion_time_us=each.conversion.time_us,
+                retention_days=each.stored.retention_days,
                 tracker_id=message.tracker_id or None,
                 engagement_id=message.engagement_id or None,
                 decision=message.SerializeToString(),

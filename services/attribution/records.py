@@ -43,6 +43,7 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
     rows: list[EngagementRow] = []
     clicks: list[NetworkClick] = []
     lengths: set[tuple[str, int]] = set()
+    retentions: set[tuple[str, int]] = set()
     for entry, record in logged:
         engagement = engagement_of(record)
         if engagement is None:
@@ -51,6 +52,7 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
         lengths.update(
             (record.app_id, length) for value in record.device_ids.values() if (length := hash_length(value))
         )
+        retentions.add((app.app_id, app.retention_days))
         own = own_key(app.app_id, engagement.engagement_id)
         user_agent = None if engagement.user_agent is None else "\t".join(engagement.user_agent)
         device_keys = b"".join(engagement.device_keys)
@@ -71,16 +73,17 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
                 completed_view=engagement.completed_view,
                 is_valid=engagement.valid,
                 record=entry.record if key == own else None,
+                retention_days=app.retention_days,
             )
             for key in dict.fromkeys((own, *engagement_keys(app, engagement)))
         )
         if engagement.click_id:
             click_key = network_click_key(engagement.tracker_id, engagement.click_id)
             place = (engagement.engagement_id, entry.lane, entry.position)
-            clicks.append(NetworkClick(click_key, engagement.time_us, *place))
+            clicks.append(NetworkClick(click_key, engagement.time_us, *place, app.retention_days))
     rows.sort(key=lambda row: (row.match_key, row.time_us, row.engagement_id))
     clicks.sort()
-    return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths)
+    return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths, retentions=retentions)
 
 
 def engagement_of(record: ingest_pb2.Record) -> Engagement | None:

@@ -18,7 +18,7 @@ from reengage.ingest.v1 import ingest_pb2
 from services.attribution.answers import attribution_of, decision_message, says
 from services.attribution.candidates import Question, find_candidates
 from services.attribution.decide import decide, eligibility
-from services.attribution.history import DeviceHistory, merge
+from services.attribution.history import Attribution, DeviceHistory, merge
 from services.attribution.matching import own_key
 from services.attribution.model import Conversion, ConversionKind, Decision, Engagement, Outcome, Reason
 from services.attribution.records import INSTALL, claims_of, conversion_of
@@ -85,15 +85,26 @@ class Stored(NamedTuple):
     record: bytes | None
     known_ids: dict[str, list[str]] | None
     claims: bytes | None
+    retention_days: int
 
 
 class Changed(NamedTuple):
-    """A decision that comes out differently. `source_engagement_id`: of the source that an event is credited to."""
+    """A decision that comes out differently. `source`: that an event is credited to."""
 
     stored: Stored
     conversion: Conversion
     decision: Decision
-    source_engagement_id: str | None
+    source: Attribution | None
+
+    @property
+    def engagement_id(self) -> str:
+        """The engagement that won it, or its source; "" if there is none."""
+        return self.decision.engagement_id or (self.source and self.source.engagement_id) or ""
+
+    @property
+    def won_us(self) -> int:
+        """The time of what that engagement won."""
+        return self.source.time_us if self.source else self.conversion.time_us
 
     def message(self, decide_time_us: int) -> attribution_pb2.Decision:
         """The new decision as the next version."""
@@ -298,7 +309,11 @@ class Replay:
     ) -> set[str]:
         """Those of which a candidate was found then and is stored no longer; other settings may not look for one."""
         missed = {
-            (stored.conversion_id, own_key(self._period.app_id, candidate.engagement_id))
+            (
+                stored.conversion_id,
+                own_key(self._period.app_id, candidate.engagement_id),
+                candidate.engagement_time.ToMicroseconds(),
+            )
             for stored in asked
             for candidate in stored.decision.candidates
             if candidate.engagement_id not in questions[stored.conversion_id].candidates
@@ -306,8 +321,9 @@ class Replay:
         }
         if not missed:
             return set()
-        there = await self._store.find_records(connection, {key for _, key in missed})
-        return {conversion_id for conversion_id, key in missed if key not in there}
+        keys = {(key, time_us, self._period.app_id) for _, key, time_us in missed}
+        there = await self._store.find_records(connection, keys, span_us=0)
+        return {conversion_id for conversion_id, key, _ in missed if key not in there}
 
     def _question(self, stored: Stored, installed: DeviceHistory, heads: int) -> Question:
         record = ingest_pb2.Record.FromString(stored.record or b"")
@@ -358,7 +374,7 @@ class Replay:
                 engagement_id = decision.engagement_id
                 if not says(stored.decision, decision):
                     source = before.source_at(conversion.time_us) if decision.outcome is Outcome.CREDITED else None
-                    changed = Changed(stored, conversion, decision, source.engagement_id if source else None)
+                    changed = Changed(stored, conversion, decision, source)
             if engagement_id:
                 wins[engagement_id] += 1
             if stored.record is not None:
@@ -548,11 +564,12 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
                    CASE WHEN version = 1 THEN sequence ELSE (
                        SELECT first.sequence FROM decisions AS first
                        WHERE first.lane = $1 AND first.conversion_id = decisions.conversion_id AND first.app_id = $2
+                         AND first.conversion_time_us = decisions.conversion_time_us
                        ORDER BY first.version LIMIT 1
                    ) END,
                    version, round_id, decision,
                    CASE WHEN conversion_time_us >= $4 AND conversion_time_us < $5 THEN record END,
-                   known_ids, claims
+                   known_ids, claims, retention_days
             FROM decisions
             WHERE lane = $1 AND app_id = $2 AND device_id = asked.device_id AND outcome <> ALL($7)
               AND ((conversion_time_us >= $4 AND conversion_time_us < $5) OR outcome = ANY($6) OR version > 1)
@@ -568,7 +585,9 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
         _NOT_DECIDED,
     )
     parse = attribution_pb2.Decision.FromString
-    return [Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8]) for row in rows]
+    return [
+        Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8], row[9]) for row in rows
+    ]
 
 
 async def find_histories(

@@ -13,6 +13,7 @@ from services.attribution.model import DAY_US, Layer, TrackerType, WindowKind
 DISABLED = 0
 """A window that matches nothing: no lookback is above 0 and below 0 (B1)."""
 UNLIMITED = 1 << 62
+RETENTION_DAYS = 400
 DEFAULT_MTR_US = DAY_US
 
 BUILT_IN_WINDOWS: Mapping[WindowKind, int] = {
@@ -84,6 +85,7 @@ class App:
     prioritize_completed_view: bool = False
     limit_ad_tracking_fallback: bool = False
     install_reprocessing_window_us: int | None = None
+    retention_days: int = RETENTION_DAYS
     waterfall: Waterfall = WATERFALL
 
 

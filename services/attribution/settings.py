@@ -14,6 +14,7 @@ from services.attribution.model import TrackerType, WindowKind
 from services.attribution.rules import (
     DEFAULT_MTR_US,
     DISABLED,
+    RETENTION_DAYS,
     UNLIMITED,
     App,
     AppRules,
@@ -279,6 +280,7 @@ def _app(app: tracker_pb2.App) -> App:
             if settings.HasField("install_reprocessing_window")
             else None
         ),
+        retention_days=_retention_days(app),
     )
 
 
@@ -335,4 +337,10 @@ def _app_names(app: tracker_pb2.App) -> postback_pb2.Names:
         store_app_id=app.store_app_id,
         platform="IOS" if app.platform == tracker_pb2.PLATFORM_IOS else "ANDROID",
         sandbox=app.sandbox,
+        retention_days=_retention_days(app),
     )
+
+
+def _retention_days(app: tracker_pb2.App) -> int:
+    settings = app.settings
+    return settings.retention.ToTimedelta().days if settings.HasField("retention") else RETENTION_DAYS

@@ -3,12 +3,18 @@
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool
 from libs.lanes import LANES
+from libs.periods import Periods
 from services.attribution.history import DeviceHistory
 from services.attribution.model import Engagement, EngagementKind, UserAgent
+
+PLANNER = MappingProxyType({"enable_seqscan": "off"})
+"""For the connections: all is read by an index. Else, of a month that is young, the planner reads the little there is,
+and then has to sort: so it would read all that lies behind an address, of the old months too."""
 
 _IN_ORDER = "lanes.lane IN (SELECT lane FROM lanes WHERE lane = ANY($2) ORDER BY lane FOR UPDATE)"
 """Indexing, deciding, relaying and renewing write the same rows at once: who locks them in any order deadlocks."""
@@ -35,6 +41,7 @@ class EngagementRow(NamedTuple):
     completed_view: bool
     is_valid: bool
     record: bytes | None
+    retention_days: int
 
 
 class NetworkClick(NamedTuple):
@@ -45,6 +52,7 @@ class NetworkClick(NamedTuple):
     engagement_id: str
     lane: int
     position: int
+    retention_days: int
 
 
 class IndexRows(NamedTuple):
@@ -53,6 +61,7 @@ class IndexRows(NamedTuple):
     engagements: list[EngagementRow]
     network_clicks: list[NetworkClick]
     hash_lengths: set[tuple[str, int]]
+    retentions: set[tuple[str, int]]
 
 
 class DecisionRow(NamedTuple):
@@ -67,6 +76,8 @@ class DecisionRow(NamedTuple):
     device_id: uuid.UUID
     outcome: int
     conversion_time_us: int
+    retention_days: int
+    """Of a later version that of the first: so both are told of, and go, together."""
     tracker_id: str | None
     engagement_id: str | None
     decision: bytes
@@ -126,6 +137,7 @@ class AskedKey(NamedTuple):
 
     match_key: bytes
     time_us: int
+    app_id: str
     conversion: int
     heads: int = 0
 
@@ -159,6 +171,8 @@ class Store:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self._periods = Periods(pool)
+        self._retentions: set[tuple[str, int]] = set()
 
     # Who owns which lane.
 
@@ -262,15 +276,18 @@ class Store:
     async def insert_index(self, connection: Connection, rows: IndexRows) -> None:
         """Store engagements. One that is there already stays as it is: its id was used before."""
         if rows.engagements:
+            await self._note_retentions(rows.retentions)
+            await self._periods.ensure((row.time_us, row.retention_days) for row in rows.engagements)
             await connection.execute(
                 """
                 INSERT INTO engagements (
                     match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-                    device_keys, ip, user_agent, click_id, completed_view, is_valid, record
+                    device_keys, ip, user_agent, click_id, completed_view, is_valid, record, retention_days
                 )
                 SELECT * FROM unnest(
                     $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
-                    $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[]
+                    $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[],
+                    $15::smallint[]
                 )
                 ON CONFLICT DO NOTHING
                 """,
@@ -279,8 +296,10 @@ class Store:
         if rows.network_clicks:
             await connection.execute(
                 """
-                INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
-                SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[])
+                INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
+                SELECT * FROM unnest(
+                    $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::smallint[]
+                )
                 ON CONFLICT DO NOTHING
                 """,
                 *_columns(rows.network_clicks),
@@ -295,12 +314,36 @@ class Store:
                 *_columns(sorted(rows.hash_lengths)),
             )
 
+    async def _note_retentions(self, retentions: Collection[tuple[str, int]]) -> None:
+        """Note for how long engagements of apps are kept (app id, days).
+
+        Over a connection of its own: who looks for an engagement knows where before it can be seen.
+        """
+        if self._retentions.issuperset(retentions):
+            return
+        await self.pool.execute(
+            """
+            INSERT INTO retentions AS kept (app_id, least_days, most_days)
+            SELECT app_id, min(days), max(days) FROM unnest($1::text[], $2::smallint[]) AS new (app_id, days)
+            GROUP BY app_id
+            ORDER BY app_id
+            ON CONFLICT (app_id) DO UPDATE SET
+                least_days = LEAST(kept.least_days, excluded.least_days),
+                most_days = GREATEST(kept.most_days, excluded.most_days)
+            """,
+            *_columns(retentions),
+        )
+        self._retentions.update(retentions)
+
     # What a decision reads.
 
     async def already_decided(
         self, connection: Connection, conversions: Collection[tuple[int, str]]
     ) -> set[tuple[str, str]]:
-        """The decided ones, as (app id, conversion id), of the conversions (lane, conversion id), at least one."""
+        """The decided ones, as (app id, conversion id), of the conversions (lane, conversion id), at least one.
+
+        Whatever their time: a sender that gives none repeats a record at another.
+        """
         rows = await connection.fetch(
             """
             SELECT app_id, conversion_id
@@ -364,17 +407,19 @@ class Store:
         rows = await connection.fetch(
             """
             SELECT asked.place - 1, found.*
-            FROM unnest($1::bytea[], $2::bigint[], $3::integer[])
-                WITH ORDINALITY AS asked (match_key, time_us, heads, place)
+            FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[])
+                WITH ORDINALITY AS asked (match_key, time_us, heads, app_id, place)
+            JOIN retentions USING (app_id)
             CROSS JOIN LATERAL (
                 (
                     SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
                            completed_view, is_valid
                     FROM engagements
                     WHERE match_key = asked.match_key
-                      AND time_us >= asked.time_us - $5 AND time_us < asked.time_us
-                      AND position < (SELECT $4::text::bigint[])[asked.heads * 64 + lane + 1]
-                    ORDER BY time_us DESC, engagement_id DESC LIMIT $6
+                      AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
+                      AND retention_days BETWEEN least_days AND most_days
+                      AND position < (SELECT $5::text::bigint[])[asked.heads * 64 + lane + 1]
+                    ORDER BY time_us DESC, engagement_id DESC LIMIT $7
                 )
                 UNION ALL
                 (
@@ -382,15 +427,17 @@ class Store:
                            completed_view, is_valid
                     FROM engagements
                     WHERE match_key = asked.match_key
-                      AND time_us >= asked.time_us AND time_us <= asked.time_us + $5
-                      AND position < (SELECT $4::text::bigint[])[asked.heads * 64 + lane + 1]
-                    ORDER BY time_us, engagement_id LIMIT $6
+                      AND time_us >= asked.time_us AND time_us <= asked.time_us + $6
+                      AND retention_days BETWEEN least_days AND most_days
+                      AND position < (SELECT $5::text::bigint[])[asked.heads * 64 + lane + 1]
+                    ORDER BY time_us, engagement_id LIMIT $7
                 )
             ) AS found
             """,
             [key.match_key for key in asked],
             [key.time_us for key in asked],
             [key.heads for key in asked],
+            [key.app_id for key in asked],
             _one_array(heads),
             span_us,
             most,
@@ -481,6 +528,7 @@ class Store:
                 SELECT FROM network_clicks AS earlier
                 WHERE earlier.click_key = click.click_key
                   AND earlier.time_us > click.time_us - $6
+                  AND earlier.time_us <= click.time_us -- said for the choice of partitions, too
                   AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
                   AND earlier.position < (SELECT $5::text::bigint[])[click.heads * 64 + earlier.lane + 1]
                 LIMIT 1
@@ -492,11 +540,28 @@ class Store:
         )
         return {(row["click_key"], row["engagement_id"], row["heads"]) for row in rows}
 
-    async def find_records(self, connection: Connection, own_keys: Collection[bytes]) -> dict[bytes, bytes]:
-        """The records of engagements by own key."""
+    async def find_records(
+        self, connection: Connection, asked: Collection[tuple[bytes, int, str]], *, span_us: int
+    ) -> dict[bytes, bytes]:
+        """The records of engagements (own key, time of what it won, app id), one or more, by own key.
+
+        What it won came at most `span_us` after it; 0: the time given is its own.
+        """
         rows = await connection.fetch(
-            "SELECT match_key, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
-            list(own_keys),
+            """
+            SELECT asked.match_key, found.record
+            FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS asked (match_key, time_us, app_id)
+            JOIN retentions USING (app_id)
+            CROSS JOIN LATERAL (
+                SELECT record FROM engagements
+                WHERE match_key = asked.match_key AND record IS NOT NULL
+                  AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us
+                  AND retention_days BETWEEN least_days AND most_days
+                LIMIT 1
+            ) AS found
+            """,
+            *_columns(asked),
+            span_us,
         )
         return {row["match_key"]: row["record"] for row in rows}
 
@@ -561,23 +626,34 @@ class Store:
             list(owners.values()),
         )
 
-    async def insert_round(self, connection: Connection, round_id: uuid.UUID, heads: Sequence[int]) -> None:
-        """Note where the log ended when a batch was decided."""
-        await connection.execute("INSERT INTO rounds (round_id, heads) VALUES ($1, $2)", round_id, list(heads))
+    async def insert_round(
+        self, connection: Connection, round_id: uuid.UUID, heads: Sequence[int], rows: Sequence[DecisionRow]
+    ) -> None:
+        """Note where the log ended when a batch was decided, for as long as any of its decisions, `rows`, is there."""
+        time_us, days = max(row.conversion_time_us for row in rows), max(row.retention_days for row in rows)
+        await self._periods.ensure([(time_us, days)])
+        await connection.execute(
+            "INSERT INTO rounds (round_id, heads, conversion_time_us, retention_days) VALUES ($1, $2, $3, $4)",
+            round_id,
+            list(heads),
+            time_us,
+            days,
+        )
 
     async def insert_decisions(self, connection: Connection, rows: Sequence[DecisionRow]) -> None:
         """Append decisions."""
+        await self._periods.ensure((row.conversion_time_us, row.retention_days) for row in rows)
         await connection.execute(
             """
             INSERT INTO decisions (
                 lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us,
-                tracker_id, engagement_id, decision, record, engagement, known_ids, claims, reattribution_id,
-                is_relayed
+                retention_days, tracker_id, engagement_id, decision, record, engagement, known_ids, claims,
+                reattribution_id, is_relayed
             )
             SELECT * FROM unnest(
                 $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::uuid[],
-                $8::smallint[], $9::bigint[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::bytea[],
-                $15::jsonb[], $16::bytea[], $17::text[], $18::boolean[]
+                $8::smallint[], $9::bigint[], $10::smallint[], $11::text[], $12::text[], $13::bytea[], $14::bytea[],
+                $15::bytea[], $16::jsonb[], $17::bytea[], $18::text[], $19::boolean[]
             )
             """,
             *_columns(rows),

@@ -14,8 +14,10 @@ import uvloop
 from libs.config import ConfigError, load
 from libs.db import open_pool
 from libs.log import configure_logging
+from libs.periods import Periods
 from libs.server import Face, ServerConfig, serve
 from libs.vault import Vault
+from libs.worker import keep_running
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
@@ -75,7 +77,7 @@ async def main(config: Config) -> None:
                     add=lambda server: postback_pb2_grpc.add_PostbackServiceServicer_to_server(deliveries, server),
                 ),
             ],
-            tasks=[catalog.run, worker.run],
+            tasks=[catalog.run, lambda: keep_running("retention", Periods(pool).run), worker.run],
         )
 
 

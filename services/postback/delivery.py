@@ -9,6 +9,9 @@ from services.postback.macros import Values
 from services.postback.model import Configuration, NewDelivery
 from services.postback.selection import once_a_day
 
+RETENTION_DAYS = 400
+"""Of an app of which nothing else is said."""
+
 # Never changes: with another namespace, conversions handed over again would be told again.
 _NAMESPACE = UUID("6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55")
 
@@ -33,6 +36,7 @@ def new_delivery(
         event_name=decision.event_name,
         device_id=decision.device_id,
         conversion_time=decision.conversion_time.ToDatetime(UTC),
+        retention_days=conversion.names.retention_days or RETENTION_DAYS,
         conversion=conversion.SerializeToString(),
         delay_s=configuration.delay_s,
         once_a_day=bool(decision.device_id) and once_a_day(configuration),

@@ -63,6 +63,7 @@ class NewDelivery:
     event_name: str
     device_id: str
     conversion_time: datetime
+    retention_days: int
     conversion: bytes
     delay_s: float
     once_a_day: bool
@@ -89,6 +90,8 @@ class Claimed:
     claim_id: UUID
     delivery_id: UUID
     configuration_id: str
+    conversion_time: datetime
+    retention_days: int
     conversion: bytes
     number: int
     """Of the attempt to be made, in this run: 1, 2, …"""

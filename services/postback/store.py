@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from libs.db import Connection, Pool, in_transaction
+from libs.periods import Periods
 from reengage.postback.v1 import postback_pb2
 from services.postback.model import Asked, Claimed, NetworkAnswer, NewDelivery, Settled, State, Status
 
@@ -69,7 +70,7 @@ class Store:
     """The queries, each in a transaction of its own."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self._pool, self._periods = pool, Periods(pool)
 
     # Configurations
 
@@ -155,12 +156,19 @@ class Store:
             wanted.sort(key=lambda delivery: delivery.delivery_id.int)
             done: str = await connection.execute(
                 "INSERT INTO deliveries (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, "
-                "device_id, conversion, due_time, awaits_decision) "
+                "device_id, conversion, due_time, awaits_decision, conversion_time, retention_days) "
                 "SELECT delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, "
-                "conversion, now() + delay_s * interval '1 second', awaits_decision "
+                "conversion, now() + delay_s * interval '1 second', awaits_decision, conversion_time, retention_days "
                 "FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], "
-                "$8::bytea[], $9::float8[], $10::bool[]) AS new (delivery_id, configuration_id, app_id, network_id, "
-                "conversion_id, event_name, device_id, conversion, delay_s, awaits_decision) "
+                "$8::bytea[], $9::float8[], $10::bool[], $11::timestamptz[], $12::smallint[]) AS new (delivery_id, "
+                "configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion, delay_s, "
+                "awaits_decision, conversion_time, retention_days) "
+                # Made when the app's retention was another one, it lies elsewhere; of each by itself, in its month.
+                "WHERE NOT EXISTS ("
+                "  SELECT FROM deliveries AS made "
+                "  WHERE made.delivery_id = new.delivery_id AND made.configuration_id = new.configuration_id "
+                "    AND made.conversion_time = new.conversion_time OFFSET 0"
+                ") "
                 "ON CONFLICT DO NOTHING",
                 [new.delivery_id for new in wanted],
                 [new.configuration_id for new in wanted],
@@ -172,9 +180,13 @@ class Store:
                 [new.conversion for new in wanted],
                 [new.delay_s for new in wanted],
                 [new.awaits_decision for new in wanted],
+                [new.conversion_time for new in wanted],
+                [new.retention_days for new in wanted],
             )
             return int(done.rpartition(" ")[2])
 
+        # Before, as both take a connection: were it inside, all could be held by those who wait for another.
+        await self._periods.ensure(_period(new) for new in deliveries)
         return await in_transaction(self._pool, work) if deliveries else 0
 
     async def decide(self, deliveries: Sequence[NewDelivery]) -> set[UUID]:
@@ -186,10 +198,11 @@ class Store:
         async def work(connection: Connection) -> set[UUID]:
             rows = await connection.fetch(
                 "WITH awaiting AS ("
-                "  SELECT delivery.delivery_id, delivery.configuration_id, decided.conversion "
-                "  FROM unnest($1::uuid[], $2::text[], $3::bytea[]) "
-                "       AS decided (delivery_id, configuration_id, conversion) "
-                "  JOIN deliveries AS delivery USING (delivery_id, configuration_id) "
+                "  SELECT delivery.delivery_id, delivery.configuration_id, conversion_time, retention_days, "
+                "         decided.conversion "
+                "  FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[]) "
+                "       AS decided (delivery_id, configuration_id, conversion_time, conversion) "
+                "  JOIN deliveries AS delivery USING (delivery_id, configuration_id, conversion_time) "
                 "  WHERE delivery.awaits_decision "
                 # In the order that settling takes them in.
                 "  ORDER BY delivery.delivery_id FOR UPDATE OF delivery"
@@ -197,9 +210,12 @@ class Store:
                 "UPDATE deliveries AS delivery SET conversion = awaiting.conversion, awaits_decision = false "
                 "FROM awaiting WHERE delivery.delivery_id = awaiting.delivery_id "
                 "  AND delivery.configuration_id = awaiting.configuration_id "
+                "  AND delivery.conversion_time = awaiting.conversion_time "
+                "  AND delivery.retention_days = awaiting.retention_days "
                 "RETURNING delivery.delivery_id, delivery.network_claim IS NOT NULL AS has_claim",
                 [one.delivery_id for one in deliveries],
                 [one.configuration_id for one in deliveries],
+                [one.conversion_time for one in deliveries],
                 [one.conversion for one in deliveries],
             )
             return {row["delivery_id"] for row in rows if row["has_claim"]}
@@ -326,8 +342,8 @@ class Store:
                 SELECT due.*
                 FROM unnest($1::text[], $2::int[], $3::float8[]) AS asked (configuration_id, room, lease_s)
                 CROSS JOIN LATERAL (
-                    SELECT delivery_id, configuration_id, replay_count, attempt_count, claim_id, claim_time, due_time,
-                           asked.lease_s
+                    SELECT delivery_id, configuration_id, conversion_time, retention_days, replay_count, attempt_count,
+                           claim_id, claim_time, due_time, asked.lease_s
                     FROM deliveries
                     -- As the partial index says; one configuration's backlog is not read for another.
                     WHERE configuration_id = asked.configuration_id AND state = 'PENDING' AND {kind}
@@ -338,8 +354,12 @@ class Store:
                 ) AS due
                 LIMIT $4
             ), interrupted AS (
-                INSERT INTO attempts (delivery_id, configuration_id, replay_count, number, start_time, verdict, attempt)
-                SELECT delivery_id, configuration_id, replay_count, attempt_count, claim_time, 'INTERRUPTED', ''
+                INSERT INTO attempts (
+                    delivery_id, configuration_id, conversion_time, retention_days, replay_count, number, start_time,
+                    verdict, attempt
+                )
+                SELECT delivery_id, configuration_id, conversion_time, retention_days, replay_count, attempt_count,
+                       claim_time, 'INTERRUPTED', ''
                 FROM picked WHERE claim_id IS NOT NULL
                 ON CONFLICT DO NOTHING
             )
@@ -348,8 +368,11 @@ class Store:
                 due_time = now() + picked.lease_s * interval '1 second'
             FROM picked
             WHERE delivery.delivery_id = picked.delivery_id AND delivery.configuration_id = picked.configuration_id
-            RETURNING delivery.delivery_id, delivery.configuration_id, delivery.conversion, delivery.attempt_count,
-                      delivery.failure_count, delivery.replay_count, delivery.claim_time,
+              AND delivery.conversion_time = picked.conversion_time
+              AND delivery.retention_days = picked.retention_days
+            RETURNING delivery.delivery_id, delivery.configuration_id, delivery.conversion_time,
+                      delivery.retention_days, delivery.conversion, delivery.attempt_count, delivery.failure_count,
+                      delivery.replay_count, delivery.claim_time,
                       extract(epoch FROM now() - picked.due_time)::float8 AS waited_s
             """,
             [one.configuration_id for one in asked],
@@ -363,6 +386,8 @@ class Store:
                 claim_id=claim_id,
                 delivery_id=row["delivery_id"],
                 configuration_id=row["configuration_id"],
+                conversion_time=row["conversion_time"],
+                retention_days=row["retention_days"],
                 conversion=row["conversion"],
                 number=row["attempt_count"],
                 failure_count=row["failure_count"],
@@ -392,10 +417,14 @@ class Store:
                 "    claim_id = NULL, claim_time = NULL, "
                 # The first one stays: a decision may rest on it.
                 "    network_claim = coalesce(delivery.network_claim, settled.network_claim) "
-                "FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::float8[], $6::bytea[]) "
-                "     AS settled (delivery_id, configuration_id, claim_id, state, wait_s, network_claim) "
+                "FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::float8[], $6::bytea[], "
+                "            $7::timestamptz[], $8::smallint[]) "
+                "     AS settled (delivery_id, configuration_id, claim_id, state, wait_s, network_claim, "
+                "                 conversion_time, retention_days) "
                 "WHERE delivery.delivery_id = settled.delivery_id "
                 "  AND delivery.configuration_id = settled.configuration_id "
+                "  AND delivery.conversion_time = settled.conversion_time "
+                "  AND delivery.retention_days = settled.retention_days "
                 # The fence: a lease that ended is another's.
                 "  AND delivery.claim_id = settled.claim_id "
                 "RETURNING delivery.delivery_id, delivery.awaits_decision",
@@ -405,6 +434,8 @@ class Store:
                 [one.state for one in batch],
                 [one.wait_s for one in batch],
                 [one.network_claim for one in batch],
+                [one.claimed.conversion_time for one in batch],
+                [one.claimed.retention_days for one in batch],
             )
             settled = {row["delivery_id"] for row in rows}
             lost = [one for one in batch if one.claimed.delivery_id not in settled]
@@ -412,11 +443,12 @@ class Store:
             kept = [one for one in batch if one.claimed.delivery_id in there]
             await connection.execute(
                 "INSERT INTO attempts "
-                "(delivery_id, configuration_id, replay_count, number, start_time, verdict, attempt) "
+                "(delivery_id, configuration_id, replay_count, number, start_time, verdict, attempt, conversion_time, "
+                "retention_days) "
                 "SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::timestamptz[], $6::text[], "
-                "$7::bytea[]) "
+                "$7::bytea[], $8::timestamptz[], $9::smallint[]) "
                 # Given up for interrupted by another, but here is what really became of it.
-                "ON CONFLICT (delivery_id, configuration_id, replay_count, number) "
+                "ON CONFLICT (delivery_id, configuration_id, replay_count, number, conversion_time, retention_days) "
                 "DO UPDATE SET verdict = excluded.verdict, attempt = excluded.attempt",
                 [one.claimed.delivery_id for one in kept],
                 [one.claimed.configuration_id for one in kept],
@@ -425,6 +457,8 @@ class Store:
                 [one.claimed.claim_time for one in kept],
                 [one.verdict for one in kept],
                 [one.attempt for one in kept],
+                [one.claimed.conversion_time for one in kept],
+                [one.claimed.retention_days for one in kept],
             )
             if pausing:
                 await connection.execute(
@@ -520,11 +554,13 @@ class Store:
                 SET state = 'PENDING', due_time = now(), end_time = NULL, attempt_count = 0, failure_count = 0,
                     replay_count = delivery.replay_count + 1
                 FROM (
-                    SELECT delivery_id, configuration_id FROM deliveries
+                    SELECT delivery_id, configuration_id, conversion_time, retention_days FROM deliveries
                     WHERE {which} AND state <> 'PENDING' AND state = ANY($1::text[])
                     ORDER BY create_time, delivery_id LIMIT $2 FOR UPDATE
                 ) AS ended
                 WHERE delivery.delivery_id = ended.delivery_id AND delivery.configuration_id = ended.configuration_id
+                  AND delivery.conversion_time = ended.conversion_time
+                  AND delivery.retention_days = ended.retention_days
                 """,
                 list(states),
                 limit,
@@ -543,6 +579,10 @@ async def _next_revision(connection: Connection) -> int:
         "UPDATE configuration_revision SET revision = revision + 1 RETURNING revision"
     )
     return revision
+
+
+def _period(new: NewDelivery) -> tuple[int, int]:
+    return int(new.conversion_time.timestamp()) * 1_000_000, new.retention_days
 
 
 async def _locked(batch: Sequence[Settled], connection: Connection) -> set[UUID]:

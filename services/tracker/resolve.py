@@ -85,6 +85,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
         allow_reengagement_impressions=True,
         max_record_age=Duration(seconds=31 * _DAY),
         max_record_lead=Duration(seconds=24 * _HOUR),
+        retention=Duration(seconds=400 * _DAY),
     )
     layers: list[Layer] = [(APP, settings), (BUILT_IN, built_in)]
     found = [
@@ -99,6 +100,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
             ("max_record_age", "", "duration"),
             ("max_record_lead", "", "duration"),
             ("records_per_second", "", "number"),
+            ("retention", "", "duration"),
         )
     ]
     if settings.HasField("install_reprocessing_window"):

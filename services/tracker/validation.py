@@ -109,6 +109,7 @@ _WINDOWS = {  # B2, D8
 _REPROCESSING = Range(low_s=_DAY, high_s=365 * _DAY, text="1 to 365 days")
 _RECORD_AGE = Range(low_s=_HOUR, high_s=31 * _DAY, text="1 hour to 31 days")
 _RECORD_LEAD = Range(low_s=0, high_s=_DAY, text="0 to 24 hours")
+_RETENTION_DAYS = (60, 90, 180, 400, 760)
 _MTR = Range(low_s=0, high_s=365 * _DAY, text="0 to 365 days")
 
 
@@ -179,6 +180,7 @@ def check_app(app: App, violations: Violations) -> None:
     _check_duration("app.settings", settings, "max_record_age", _RECORD_AGE, violations)
     _check_duration("app.settings", settings, "max_record_lead", _RECORD_LEAD, violations)
     _check_not_negative("app.settings.records_per_second", settings.records_per_second, violations)
+    _check_days("app.settings", settings, "retention", _RETENTION_DAYS, violations)
 
 
 def check_network(network: Network, violations: Violations) -> None:
@@ -420,9 +422,9 @@ def _check_self_attributing(tracker: Tracker, network: Network, violations: Viol
         violations.add("tracker.windows", "NOT_ALLOWED", "a self-attributing network's tracker overrides no windows")
     # B4
     engagement_windows = days(network.post_engagement_windows) or _ENGAGEMENT_DAYS
-    engagement_days = _check_days("post_engagement_window", tracker, engagement_windows, violations)
+    engagement_days = _check_days("tracker", tracker, "post_engagement_window", engagement_windows, violations)
     view_windows = days(network.post_view_windows) or _VIEW_DAYS
-    view_days = _check_days("post_view_window", tracker, view_windows, violations)
+    view_days = _check_days("tracker", tracker, "post_view_window", view_windows, violations)
     if (view_days or 0) > (engagement_days or _DEFAULT_ENGAGEMENT_WINDOW_DAYS):
         violations.add("tracker.post_view_window", "OUT_OF_RANGE", "must not be above the post-engagement window")
 
@@ -474,15 +476,17 @@ def _check_duration(path: str, message: Message, name: str, allowed: Range, viol
         violations.add(f"{path}.{name}", "OUT_OF_RANGE", f"must be {allowed.text}, in whole seconds")
 
 
-def _check_days(name: str, tracker: Tracker, allowed: tuple[int, ...], violations: Violations) -> float | None:
-    """The window in days, None when it is not set or wrong."""
-    if not tracker.HasField(name):  # type: ignore[arg-type]  # the names are Tracker's own
+def _check_days(
+    path: str, message: Message, name: str, allowed: tuple[int, ...], violations: Violations
+) -> float | None:
+    """The duration in days, None when it is not set or wrong."""
+    if not message.HasField(name):
         return None
-    duration: Duration = getattr(tracker, name)
+    duration: Duration = getattr(message, name)
     given = duration.seconds / _DAY
     if duration.nanos or given not in allowed:
         text = " or ".join(filter(None, (", ".join(map(str, allowed[:-1])), str(allowed[-1]))))
-        violations.add(f"tracker.{name}", "OUT_OF_RANGE", f"must be {text} days")
+        violations.add(f"{path}.{name}", "OUT_OF_RANGE", f"must be {text} days")
         return None
     return given
 

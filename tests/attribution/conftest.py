@@ -34,7 +34,7 @@ from services.attribution.offering import Offers
 from services.attribution.pace import Pace
 from services.attribution.reattribution import Reattributions
 from services.attribution.service import Attribution
-from services.attribution.store import Store
+from services.attribution.store import PLANNER, Store
 from services.attribution.watching import Watching
 from services.attribution.what_if import WhatIfs
 from services.attribution.worker import Job, Worker, WorkerConfig
@@ -276,7 +276,8 @@ def start_world(tmp_path: Path) -> StartWorld:
             targets: dict[str, str] = {}
 
             async def pool_of(service: str) -> Pool:
-                opened = open_pool(database.dsn(service), schema=service, application_name="test")
+                planner = PLANNER if service == "attribution" else {}
+                opened = open_pool(database.dsn(service), schema=service, application_name="test", settings=planner)
                 return await stack.enter_async_context(opened)
 
             async def serve(name: str, face: Face) -> grpc.aio.Channel:

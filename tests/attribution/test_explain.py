@@ -135,10 +135,10 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
         """
         INSERT INTO decisions (
             lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, decision,
-            record, reattribution_id
+            record, reattribution_id, retention_days
         )
         SELECT lane, sequence + 1, app_id, conversion_id, 2, round_id, device_id, $1, conversion_time_us, $2, record,
-            'fix-7'
+            'fix-7', retention_days
         FROM decisions
         """,
         newer.outcome,

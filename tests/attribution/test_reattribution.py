@@ -28,7 +28,7 @@ from services.attribution.reattribution import Reattributions, Reattributor
 from services.attribution.replay import Period
 from services.attribution.rules import AppRules
 from services.attribution.settings import Settings
-from services.attribution.store import Store
+from services.attribution.store import PLANNER, Store
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,
@@ -59,7 +59,9 @@ CANCELLED = attribution_pb2.Reattribution.STATE_CANCELLED
 
 @pytest.fixture
 async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(database.dsn("attribution"), schema="attribution", application_name="test") as opened:
+    async with open_pool(
+        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
+    ) as opened:
         yield opened
 
 

@@ -14,7 +14,7 @@ from services.attribution.answers import says
 from services.attribution.replay import FIRST_DEVICE, Period, Replay, Replayed, estimate
 from services.attribution.rules import App, AppRules, ModeledLevel
 from services.attribution.scenario import Scenario
-from services.attribution.store import Store
+from services.attribution.store import PLANNER, Store
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.conftest import Database
@@ -27,7 +27,9 @@ many_stories = settings(
 
 @pytest.fixture
 async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(database.dsn("attribution"), schema="attribution", application_name="test") as opened:
+    async with open_pool(
+        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
+    ) as opened:
         yield opened
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ from prometheus_client import REGISTRY
 
 from libs.db import Connection, Pool
 from libs.lanes import LANES, lane_of
+from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import candidates as candidates_module
 from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
+from services.attribution.model import DAY_US
 from services.attribution.replay import FIRST_DEVICE, Period, find_conversions, find_devices, find_wins
 from services.attribution.store import AskedKey, Store, heads_text
 from tests.attribution.conftest import (
@@ -270,33 +273,41 @@ class _Explaining:
         self.plan = ""
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
-        self.plan = "\n".join(row[0] for row in await self._pool.fetch(f"EXPLAIN {sql}", *values))
+        explain = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)"
+        self.plan = "\n".join(row[0] for row in await self._pool.fetch(f"{explain} {sql}", *values))
         return []
+
+    def used(self, table: str) -> set[str]:
+        """The partitions of a table that were read, or the indexes they were read by."""
+        scans = re.findall(rf"(?<!Heap )Scan (?:Backward )?(?:using (\S+) )?on ({table}_\S+) .*actual", self.plan)
+        return {index or partition for index, partition in scans}
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "analyzed"])
 async def test_plans_of_hot_queries(world: World, database: Database, analyzed: bool) -> None:
     """One lane, in which one of two apps has nearly all decisions."""
+    await Periods(world.pool).ensure((month * 31 * DAY_US, days) for month in range(6) for days in (60, 400))
+    await world.pool.execute("INSERT INTO retentions VALUES ('few', 400, 400), ('many', 400, 400)")
     await world.pool.execute(
         """
         INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
-                               conversion_time_us, engagement_id, decision, record)
+                               conversion_time_us, retention_days, engagement_id, decision, record)
         SELECT 0, n, CASE WHEN n < 5 THEN 'few' ELSE 'many' END, n::text, 1, gen_random_uuid(), gen_random_uuid(), 6,
-               n, n::text, '', ''
+               n, 400, n::text, '', ''
         FROM generate_series(1, 20000) AS n
         """
     )
     await world.pool.execute(
         """
         INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
-                                 ip, click_id, completed_view, is_valid)
-        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true FROM generate_series(1, 20000) AS n
+                                 ip, click_id, completed_view, is_valid, retention_days)
+        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true, 400 FROM generate_series(1, 20000) AS n
         """
     )
     await world.pool.execute(
         """
-        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position)
-        SELECT 'same', n, n::text, 0, n FROM generate_series(1, 20000) AS n
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
+        SELECT 'same', n, n::text, 0, n, 400 FROM generate_series(1, 20000) AS n
         """
     )
     if analyzed:
@@ -309,29 +320,32 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     await store.list_decisions(
         0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
     )
-    assert "Index Scan Backward using decisions_by_app" in explaining.plan
-    asked = [AskedKey(b"address", 500, 0), AskedKey(b"x", 7, 1)]
+    assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
+    asked = [AskedKey(b"address", 500, "many", 0), AskedKey(b"x", 7, "few", 1)]
     await store.find_engagements(connection, asked, [heads], span_us=1000, most=200)
-    assert explaining.plan.count("using engagements_pkey") == 2
-    assert "Sort" not in explaining.plan
-    await store.find_repeats(connection, [(b"same", 500, "500", 0), (b"x", 7, "7", 0)], [heads], within_us=1000)
-    assert "using network_clicks_pkey" in explaining.plan
+    assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
+    assert "->  Sort (" not in explaining.plan, "not all that lies behind an address is read"
+    clicks = [(b"same", 500, "500", 0), (b"x", 7, "7", 0)]
+    await store.find_repeats(connection, clicks, [heads], within_us=1000)
+    assert "network_clicks_197001_400_pkey" in explaining.used("network_clicks")
+    assert len(explaining.used("network_clicks")) == 2, "of one month those of both retentions"
+    await store.find_records(connection, [(b"address", 500, "many")], span_us=1000)
+    assert explaining.used("engagements") == {"engagements_197001_400_pkey"}
     await store.already_decided(connection, [(0, "700"), (0, "new")])
-    assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
+    assert "decisions_197001_400_pkey" in explaining.used("decisions")
+    await store.read_outbox({0: range(700, 710)}, 10)
+    assert "decisions_197001_400_lane_sequence_idx" in explaining.used("decisions")
     await store.count_wins(connection, [(0, "700")])
-    assert "using decisions_by_engagement" in explaining.plan
-    assert explaining.plan.count("using decisions_lane_conversion_id_app_id_version_key") == 1
+    assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
 
     period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40))
     await find_devices(connection, period, FIRST_DEVICE, 1000)
-    assert "using decisions_by_device" in explaining.plan
-    assert "Sort" not in explaining.plan, "however many there are, a page is read"
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    assert "->  Sort (" not in explaining.plan, "however many there are, a page is read"
     await find_conversions(connection, period, [uuid.uuid4(), uuid.uuid4()])
-    assert "using decisions_by_device" in explaining.plan
-    assert "using decisions_lane_conversion_id_app_id_version_key" in explaining.plan
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
     await find_wins(connection, period, ["700"])
-    assert "using decisions_by_engagement" in explaining.plan
-    assert explaining.plan.count("using decisions_lane_conversion_id_app_id_version_key") == 2
+    assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
 
 
 async def test_whatever_ingest_takes_is_decided(world: World) -> None:

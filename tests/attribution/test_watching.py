@@ -21,6 +21,7 @@ from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution import watching
 from services.attribution.pace import Pace
+from services.attribution.store import PLANNER
 from services.attribution.watching import Wanted, Watching
 from tests.attribution.conftest import (
     APP,
@@ -284,13 +285,18 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
     connection = await asyncpg.connect(database.admin_dsn)
     await connection.execute("SET search_path = attribution; SET plan_cache_mode = force_generic_plan")
     await connection.execute(
+        "SELECT make_period('1970-01-01', 400::smallint), make_period('1970-02-01', 400::smallint)"
+    )
+    # As on the service's own connections.
+    await connection.execute("; ".join(f"SET {name} = {value}" for name, value in PLANNER.items()))
+    await connection.execute(
         """
         INSERT INTO decisions (
             lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, decision,
-            record
+            record, retention_days
         )
         SELECT n % 64, n / 64, CASE WHEN n % 6400 = 7 THEN 'rare' ELSE 'common' END, n::text, 1, gen_random_uuid(),
-            gen_random_uuid(), 1, n, 'x', 'x'
+            gen_random_uuid(), 1, n, 'x', 'x', 400
         FROM generate_series(0, 63999) AS n;
         ANALYZE decisions
         """
@@ -307,8 +313,8 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
         explain = f"EXPLAIN EXECUTE look_{name} ('{{7}}', '{{0}}', '{{1000}}', 16, NULL{values})"
         plans[name] = "\n".join(row[0] for row in await connection.fetch(explain))
     await connection.close()
-    assert "using decisions_pkey on decisions" in plans["all"]
-    assert "using decisions_by_app on decisions" in plans["app"]
+    assert "using decisions_197001_400_lane_sequence_idx on decisions" in plans["all"]
+    assert "using decisions_197001_400_lane_app_id_sequence_idx on decisions" in plans["app"]
     assert not any("Seq Scan on decisions" in plan for plan in plans.values())
 
 

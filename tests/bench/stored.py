@@ -16,13 +16,23 @@ from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Connection, Pool, in_transaction, open_pool
 from libs.lanes import LANES, lane_of
 from libs.migrations import prepare
+from libs.periods import Periods
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.decider import Batch, decide_batch
-from services.attribution.model import TrackerType
+from services.attribution.model import DAY_US, TrackerType
 from services.attribution.ownership import OwnedLanes
 from services.attribution.records import Logged, index_rows
-from services.attribution.rules import App, AppRules, EventDefinition, Network, Platform, Tracker, compile_rules
-from services.attribution.store import Store
+from services.attribution.rules import (
+    RETENTION_DAYS,
+    App,
+    AppRules,
+    EventDefinition,
+    Network,
+    Platform,
+    Tracker,
+    compile_rules,
+)
+from services.attribution.store import PLANNER, Store
 from tests.bench.row import Row
 
 APP = "bench"
@@ -43,12 +53,12 @@ async def bench(*, stored: int = LARGE, conversions: int = 5_000) -> list[Row]:
             await prepare(postgres.admin_dsn(), schema="attribution", directory=MIGRATIONS)
             dsn = postgres.dsn("attribution")
             admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "attribution"})
-            async with open_pool(dsn, schema="attribution", application_name="bench") as pool:
+            async with open_pool(dsn, schema="attribution", application_name="bench", settings=PLANNER) as pool:
                 bench_of = _Bench(pool)
                 await bench_of.own()
                 one_device = await bench_of.one_device()
-                few = await bench_of.events_per_second(conversions, await _grow(admin, SMALL))
-                many = await bench_of.events_per_second(conversions, await _grow(admin, stored))
+                few = await bench_of.events_per_second(conversions, await _grow(admin, pool, SMALL))
+                many = await bench_of.events_per_second(conversions, await _grow(admin, pool, stored))
             await admin.close()
     return [
         Row(
@@ -177,9 +187,11 @@ class _Bench:
         return record
 
 
-async def _grow(admin: "asyncpg.Connection[asyncpg.Record]", stored: int) -> int:
+async def _grow(admin: "asyncpg.Connection[asyncpg.Record]", pool: Pool, stored: int) -> int:
     """Have `stored` engagements of other devices, each under its own key, a device's and an address's."""
     have = int(await admin.fetchval("SELECT count(*) FROM engagements WHERE record IS NOT NULL"))
+    now_us = int(time.time()) * 1_000_000
+    await Periods(pool).ensure((now_us - day * DAY_US, RETENTION_DAYS) for day in range(32))
     while have < stored:
         count = min(_SEED_ROWS, stored - have)
         # Sorted by key: each insert then goes on where the one before it was, in the index as well.
@@ -187,13 +199,13 @@ async def _grow(admin: "asyncpg.Connection[asyncpg.Record]", stored: int) -> int
             """
             INSERT INTO engagements (
                 match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys, ip, user_agent,
-                click_id, completed_view, is_valid, record
+                click_id, completed_view, is_valid, record, retention_days
             )
             SELECT decode(md5(concat(key, n)), 'hex'),
                    (extract(epoch FROM now()) * 1000000)::bigint - n % 2500000 * 1000000,
                    concat('seed-', n), n % 64, n, n % 7 > 0, 're', decode(md5(concat('device', n)), 'hex'),
                    '203.0.113.7', concat('pixel 8', chr(9), 'android', chr(9), '14', chr(9), '0'), '', false, true,
-                   CASE key WHEN 'own' THEN decode(repeat(md5(n::text), 6), 'hex') END
+                   CASE key WHEN 'own' THEN decode(repeat(md5(n::text), 6), 'hex') END, 400
             FROM generate_series($1::bigint, $2::bigint - 1) AS n, unnest(ARRAY['own', 'device', 'ip']) AS key
             ORDER BY 1
             """,

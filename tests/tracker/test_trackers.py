@@ -447,6 +447,7 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
     assert found["allow_reengagement_impressions"] == ("BUILT_IN", True)
     assert found["limit_ad_tracking_fallback"] == ("BUILT_IN", False)
     assert found["install_reprocessing_window"] == ("BUILT_IN", "NEVER")
+    assert found["retention"] == ("BUILT_IN", f"{400 * DAY}s")
     assert found["events[Purchase].min_time_to_reengagement"] == ("EVENT", "0s")
     assert found["events[Login].min_time_to_reengagement"] == ("BUILT_IN", f"{DAY}s")
     assert found["events[Login].reengagement_period"] == ("BUILT_IN", {"unlimited": True})

@@ -138,13 +138,17 @@ GOOD: dict[str, Message] = {
         sandbox=True,
     ),
     "shortest settings": app_settings(
-        install_reprocessing_window=seconds(DAY), max_record_age=seconds(HOUR), max_record_lead=seconds(0)
+        install_reprocessing_window=seconds(DAY),
+        max_record_age=seconds(HOUR),
+        max_record_lead=seconds(0),
+        retention=seconds(60 * DAY),
     ),
     "longest settings": app_settings(
         install_reprocessing_window=seconds(365 * DAY),
         max_record_age=seconds(31 * DAY),
         max_record_lead=seconds(DAY),
         records_per_second=2**31 - 1,
+        retention=seconds(760 * DAY),
     ),
     "network name of 128": network(network_id="new", name="x" * 128),
     "redact": link_settings(granular_data_policy=NetworkSettings.GRANULAR_DATA_POLICY_REDACT),
@@ -199,6 +203,7 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
                 max_record_age=seconds(HOUR - 1),
                 max_record_lead=seconds(-1),
                 records_per_second=-1,
+                retention=seconds(61 * DAY),
             ),
         ),
         {
@@ -218,6 +223,7 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
             ("app.settings.max_record_age", OUT_OF_RANGE),
             ("app.settings.max_record_lead", OUT_OF_RANGE),
             ("app.settings.records_per_second", OUT_OF_RANGE),
+            ("app.settings.retention", OUT_OF_RANGE),
         },
     ),
     "settings beyond": (

@@ -484,6 +484,7 @@ class Names(_message.Message):
     PLATFORM_FIELD_NUMBER: _builtins.int
     INSTALL_TIME_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
+    RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     tracker: _builtins.str
     """The tracker's name."""
     campaign: _builtins.str
@@ -502,6 +503,8 @@ class Names(_message.Message):
     """The app is a sandbox: sent only to hosts that REENGAGE_ALLOWED_HOSTS of the service names. To any other host nothing
     is sent, and the delivery ends REFUSED with the verdict SANDBOX.
     """
+    retention_days: _builtins.int
+    """For how many days the app's deliveries are kept; they go by whole months, so at most a month later. 0: 400."""
     @_builtins.property
     def install_time(self) -> _timestamp_pb2.Timestamp:
         """When the device's install happened, if known."""
@@ -518,10 +521,11 @@ class Names(_message.Message):
         platform: _builtins.str = ...,
         install_time: _timestamp_pb2.Timestamp | None = ...,
         sandbox: _builtins.bool = ...,
+        retention_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["install_time", b"install_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "campaign", b"campaign", "install_time", b"install_time", "network", b"network", "platform", b"platform", "sandbox", b"sandbox", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "campaign", b"campaign", "install_time", b"install_time", "network", b"network", "platform", b"platform", "retention_days", b"retention_days", "sandbox", b"sandbox", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

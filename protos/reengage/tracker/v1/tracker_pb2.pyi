@@ -353,6 +353,7 @@ class AppSettings(_message.Message):
     MAX_RECORD_AGE_FIELD_NUMBER: _builtins.int
     MAX_RECORD_LEAD_FIELD_NUMBER: _builtins.int
     RECORDS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     device_attribution: Global___AppSettings.DeviceAttribution.ValueType
     """Optional."""
     modeled_level: Global___AppSettings.ModeledLevel.ValueType
@@ -383,6 +384,12 @@ class AppSettings(_message.Message):
     def max_record_lead(self) -> _duration_pb2.Duration:
         """Optional. How far ahead a record may be dated: 0 to 24 hours. Default: 24 hours."""
 
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """Optional. How long engagements, decisions and deliveries are kept: 60, 90, 180, 400 or 760 days. They go by
+        whole months, so at most a month later. A change is for what is received from then on. Default: 400 days.
+        """
+
     def __init__(
         self,
         *,
@@ -397,10 +404,11 @@ class AppSettings(_message.Message):
         max_record_age: _duration_pb2.Duration | None = ...,
         max_record_lead: _duration_pb2.Duration | None = ...,
         records_per_second: _builtins.int = ...,
+        retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "install_reprocessing_window", b"install_reprocessing_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "install_reprocessing_window", b"install_reprocessing_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "device_attribution", b"device_attribution", "install_reprocessing_window", b"install_reprocessing_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "device_attribution", b"device_attribution", "install_reprocessing_window", b"install_reprocessing_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["allow_reengagement_impressions"]  # noqa: Y015
     _WhichOneofArgType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions"]  # noqa: Y015

@@ -1,0 +1,84 @@
+"""Tables kept by period: what is past its time goes with its whole partition, never by a DELETE.
+
+A schema that keeps tables so has them PARTITION BY RANGE of the time in microseconds, by month, and each month by LIST
+(retention_days); and two functions that run as its owner, as its service may not change tables: `make_period(month,
+days)` gives each of its tables a partition, `drop_partition(name)` takes one away. A partition is called after its
+table, month and days: `decisions_202611_400`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache, partial
+
+import structlog
+from prometheus_client import Counter
+
+from libs.db import Connection, Pool, in_transaction
+
+BETWEEN_ROUNDS_S = 600.0
+_DAY_US = 86_400_000_000
+_EPOCH = date(1970, 1, 1)
+
+_made = Counter("periods_made_total", "Months and retentions that tables were given partitions for.")
+_dropped = Counter("partitions_dropped_total", "Partitions dropped as past their time.", ["table"])
+_log = structlog.get_logger()
+
+
+class Periods:
+    """The periods that the tables of one schema have partitions for."""
+
+    def __init__(self, pool: Pool, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self._pool, self._now_us = pool, now_us
+        self._made: set[tuple[date, int]] = set()
+
+    async def ensure(self, rows: Iterable[tuple[int, int]]) -> None:
+        """Make the partitions that rows (time in microseconds, days they are kept) need and that are not there.
+
+        Over a connection of its own, so that they are there for good, whatever becomes of the caller's transaction.
+        """
+        by_day = {(time_us // _DAY_US, days) for time_us, days in rows}
+        for month, days in sorted({(_month(day), days) for day, days in by_day} - self._made):
+            if await self._pool.fetchval("SELECT make_period($1, $2)", month, days):
+                _made.inc()
+            # Of what is past, another process may drop the partitions any moment: for that it is asked every time.
+            if not self._is_past(month, days):
+                self._made.add((month, days))
+
+    async def drop_past(self) -> None:
+        """Drop every partition of which nothing is to be kept any more."""
+        rows = await self._pool.fetch(
+            """
+            SELECT relname FROM pg_class
+            WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND relispartition
+            ORDER BY relname
+            """
+        )
+        for (name,) in rows:
+            table, month, days = name.rsplit("_", 2)
+            if self._is_past(date(int(month[:4]), int(month[4:]), 1), int(days)):
+                await in_transaction(self._pool, partial(_drop, name))
+                _dropped.labels(table).inc()
+                _log.info("partition.dropped", table=table, month=month, days=int(days))
+
+    async def run(self) -> None:
+        """Drop what is past every ten minutes, until cancelled."""
+        while True:
+            await self.drop_past()
+            await asyncio.sleep(BETWEEN_ROUNDS_S)
+
+    def _is_past(self, month: date, days: int) -> bool:
+        next_month = (month + timedelta(days=31)).replace(day=1)
+        return next_month + timedelta(days=days) <= datetime.fromtimestamp(self._now_us() / 1e6, UTC).date()
+
+
+@lru_cache(maxsize=4096)
+def _month(day: int) -> date:
+    """The month of a day since 1970, as its first."""
+    return (_EPOCH + timedelta(days=day)).replace(day=1)
+
+
+async def _drop(name: str, connection: Connection) -> None:
+    # Those who use the table wait for its lock, so it is waited for but a moment, and tried again.
+    await connection.execute("SELECT drop_partition($1)", name)

@@ -1,0 +1,91 @@
+-- Deliveries and attempts are kept by period, by month and in that by the retention of their app, so that what is past
+-- goes with its whole partition (docs/decisions/0008).
+-- squawk-ignore-file renaming-table, ban-drop-table
+
+-- Gives each of these tables a partition of conversions that happened in a month and are kept for so many days; answers
+-- whether one was missing.
+CREATE FUNCTION make_period(month date, days smallint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    whole text;
+    part text;
+    is_new boolean := false;
+BEGIN
+    -- Two that miss the same one: the second finds it made.
+    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
+    FOREACH whole IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
+        -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
+        part := whole || to_char(month, '_YYYYMM');
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY LIST (retention_days)', part, whole);
+            EXECUTE format(
+                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', whole, part,
+                month::timestamp AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC'
+            );
+        END IF;
+        whole := part;
+        part := format('%s_%s', whole, days);
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format(
+                -- A queue of which most rows are done: dead versions must not wait for a fifth of all rows.
+                'CREATE TABLE %I (LIKE %I INCLUDING ALL) WITH (autovacuum_vacuum_scale_factor = 0.02)', part, whole
+            );
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)', whole, part, days);
+            is_new := true;
+        END IF;
+    END LOOP;
+    RETURN is_new;
+END
+$$;
+
+-- Drops a partition, and its month with the last one. All who use the table wait for that, so it waits for them but a
+-- moment, and then fails.
+CREATE FUNCTION drop_partition(part text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $$
+DECLARE
+    whole regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass(part));
+BEGIN
+    -- No partition of the month is made while it goes.
+    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
+    EXECUTE format('DROP TABLE IF EXISTS %I', part);
+    IF whole IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = whole) THEN
+        EXECUTE format('DROP TABLE %s', whole);
+    END IF;
+END
+$$;
+
+ALTER TABLE deliveries RENAME TO deliveries_before;
+ALTER TABLE attempts RENAME TO attempts_before;
+
+CREATE TABLE deliveries (
+    LIKE deliveries_before INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    conversion_time timestamptz NOT NULL,
+    retention_days smallint NOT NULL
+) PARTITION BY RANGE (conversion_time);
+CREATE TABLE attempts (
+    LIKE attempts_before INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    conversion_time timestamptz NOT NULL,
+    retention_days smallint NOT NULL
+) PARTITION BY RANGE (conversion_time);
+
+-- What is there is kept for 400 days from when it was made: when it was converted, no column says.
+SELECT make_period(month, 400::smallint) FROM (
+    SELECT date_trunc('month', create_time AT TIME ZONE 'UTC')::date AS month FROM deliveries_before GROUP BY month
+) AS months;
+INSERT INTO deliveries SELECT *, create_time, 400 FROM deliveries_before;
+INSERT INTO attempts
+SELECT attempt.*, delivery.create_time, 400
+FROM attempts_before AS attempt INNER JOIN deliveries_before AS delivery USING (delivery_id, configuration_id);
+DROP TABLE deliveries_before, attempts_before;
+
+-- Their id alone makes deliveries unique; who makes one looks for it in every retention first.
+ALTER TABLE deliveries ADD PRIMARY KEY (delivery_id, configuration_id, conversion_time, retention_days);
+ALTER TABLE attempts
+ADD PRIMARY KEY (delivery_id, configuration_id, replay_count, number, conversion_time, retention_days);
+-- First tries and retries apart, so that neither is read past to find the other.
+CREATE INDEX deliveries_first_due ON deliveries (configuration_id, due_time)
+WHERE state = 'PENDING' AND attempt_count = 0;
+CREATE INDEX deliveries_retry_due ON deliveries (configuration_id, due_time)
+WHERE state = 'PENDING' AND attempt_count > 0;
+CREATE INDEX deliveries_of_app ON deliveries (app_id, create_time DESC, delivery_id DESC);
+CREATE INDEX deliveries_of_conversion ON deliveries (app_id, conversion_id);

@@ -1,0 +1,221 @@
+"""What is past its time goes by whole partitions, app by app, and nobody has to wait for it."""
+
+import asyncio
+import shutil
+from collections.abc import Collection
+from datetime import date
+from pathlib import Path
+
+import asyncpg
+import grpc
+import pytest
+
+from deploy.local.embedded import EmbeddedPostgres
+from libs.db import Pool
+from libs.migrations import prepare
+from libs.periods import Periods
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution.model import DAY_US
+from tests.attribution.conftest import APP, World, click, device, event, install
+from tests.conftest import SERVICES, Database
+
+BRIEF, LONG = "brief", "long"
+LONG_AGO = date(2025, 1, 1)
+
+
+async def partitions(pool: Pool, *tables: str) -> set[str]:
+    """The partitions that hold rows of these tables, or of all."""
+    rows = await pool.fetch(
+        "SELECT part.relname, whole.relname FROM pg_inherits JOIN pg_class AS part ON part.oid = inhrelid "
+        "JOIN pg_class AS whole ON whole.oid = inhparent "
+        "WHERE part.relkind = 'r' AND part.relnamespace = current_schema()::regnamespace"
+    )
+    return {name for name, _ in rows if not tables or name.startswith(tuple(f"{table}_2" for table in tables))}
+
+
+async def publish_apps(world: World) -> None:
+    """Two apps, kept for 60 days and for 760."""
+    revision = 0
+    for app_id, days in ((BRIEF, 60), (LONG, 760)):
+        app = tracker_pb2.App(app_id=app_id, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app.settings.retention.FromSeconds(days * 86_400)
+        revision = await world.feed.publish(tracker_pb2.Resource(app=app))
+    await world.settings.reached(revision)
+
+
+async def send_of(world: World, app_id: str, *record_ids: str) -> None:
+    for number, record_id in enumerate(record_ids):
+        record = event(number, device(number), record_id=record_id)
+        record.app_id = app_id
+        taken = False
+        while not taken:  # ingest follows the settings by itself
+            answer = await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[record]))
+            taken = not answer.results[0].violations
+
+
+async def decision(world: World, app_id: str, conversion_id: str) -> attribution_pb2.Decision:
+    request = attribution_pb2.GetDecisionRequest(app_id=app_id, conversion_id=conversion_id)
+    return (await world.attribution.GetDecision(request)).decision
+
+
+async def until_decided(world: World, app_ids: Collection[str], count: int) -> None:
+    statement = "SELECT count(*) FROM decisions WHERE app_id = ANY($1)"
+    while await world.pool.fetchval(statement, list(app_ids)) < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_each_app_keeps_what_it_said_and_loses_whole_partitions(world: World) -> None:
+    await publish_apps(world)
+    async with world.worker():
+        await world.send(click(-60, device(1), record_id="k1"))
+        await world.send(install(-120, device(1), record_id="i1"))
+        for app_id in (BRIEF, LONG):
+            await send_of(world, app_id, "e1", "e2")
+        await world.decided("i1")
+        await until_decided(world, [BRIEF, LONG], 4)
+    now_us = await world.pool.fetchval("SELECT max(conversion_time_us) FROM decisions")
+    before = await partitions(world.pool)
+    assert {name.rpartition("_")[2] for name in before} == {"60", "400", "760"}
+
+    await Periods(world.pool, lambda: now_us + 59 * DAY_US).drop_past()
+    assert await partitions(world.pool) == before, "nothing is 60 days old"
+    await Periods(world.pool, lambda: now_us + (60 + 31 + 1) * DAY_US).drop_past()
+
+    assert await partitions(world.pool) == {name for name in before if not name.endswith("_60")}
+    with pytest.raises(grpc.aio.AioRpcError) as gone:
+        await decision(world, BRIEF, "e1")
+    assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (await decision(world, LONG, "e1")).conversion_id == "e1"
+    assert (await decision(world, APP, "i1")).conversion_id == "i1"
+    rounds = "SELECT count(*) FROM decisions WHERE NOT EXISTS (SELECT FROM rounds WHERE round_id = decisions.round_id)"
+    assert await world.pool.fetchval(rounds) == 0, "each decision that is left can be made again"
+
+    await Periods(world.pool, lambda: now_us + 1000 * DAY_US).drop_past()
+    assert await partitions(world.pool) == set()
+    months = "SELECT count(*) FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE relkind = 'p' AND relname ~ '_2'"
+    assert await world.pool.fetchval(months) == 0, "a month goes with the last of it"
+
+
+async def test_a_change_of_retention_is_for_what_comes_then(world: World) -> None:
+    await publish_apps(world)
+    async with world.worker():
+        await send_of(world, BRIEF, "e1")
+        await until_decided(world, [BRIEF], 1)
+        app = tracker_pb2.App(app_id=BRIEF, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        await send_of(world, BRIEF, "e2")
+        await until_decided(world, [BRIEF], 2)
+    rows = await world.pool.fetch("SELECT conversion_id, retention_days FROM decisions ORDER BY conversion_id")
+    assert [tuple(row) for row in rows] == [("e1", 60), ("e2", 400)]
+
+
+async def test_engagements_are_found_in_every_retention_their_app_had(world: World) -> None:
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"))
+        app = tracker_pb2.App(app_id=APP, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app.settings.retention.FromSeconds(90 * 86_400)
+        while not await world.pool.fetchval("SELECT count(*) FROM engagements"):
+            await asyncio.sleep(0.01)
+        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        await world.send(click(10, device(1), record_id="k2"))
+        await world.send(event(20, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+    assert [(one.engagement_id, one.verdict) for one in e1.candidates] == [("k1", "LOST_TO_MORE_RECENT"), ("k2", "WON")]
+
+
+async def test_dropping_under_load_loses_nothing_else(world: World) -> None:
+    """Partitions of long ago go while conversions are being decided."""
+    months = [date(LONG_AGO.year, month, 1) for month in range(1, 13)]
+    for month in months:
+        await world.pool.execute("SELECT make_period($1, 60::smallint)", month)
+    await world.pool.execute(
+        "INSERT INTO network_clicks SELECT 'key', $1, n::text, 0, 0, 60 FROM generate_series(1, 5000) AS n",
+        1_736_000_000_000_000,
+    )
+    ids: list[str] = []
+
+    async def load() -> None:
+        for batch in range(30):
+            clicks = (click(batch, device(n), record_id=f"k{batch}-{n}") for n in range(20))
+            events = (event(batch + 1, device(n), record_id=f"e{batch}-{n}") for n in range(20))
+            ids.extend(await world.send(*clicks, *events))
+
+    async with world.worker():
+        await world.decided(*await world.send(event(0, device(0), record_id="first")))
+        loading = asyncio.ensure_future(load())
+        dropping = asyncio.ensure_future(Periods(world.pool).drop_past())
+        await asyncio.gather(loading, dropping)
+        await world.decided(*(record_id for record_id in ids if record_id.startswith("e")))
+    assert not {name for name in await partitions(world.pool) if name.endswith("_60")}
+    assert await world.pool.fetchval("SELECT count(DISTINCT conversion_id) FROM decisions") == 601
+    assert await world.pool.fetchval("SELECT count(*) FROM decisions") == 601
+    assert await world.pool.fetchval("SELECT count(*) FROM engagements WHERE record IS NOT NULL") == 600
+
+
+async def test_whoever_reads_holds_up_the_drop_and_not_the_others(world: World) -> None:
+    await world.pool.execute("SELECT make_period($1, 60::smallint)", LONG_AGO)
+    async with world.pool.acquire() as reader:
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.fetchval("SELECT count(*) FROM decisions")
+        dropping = asyncio.ensure_future(Periods(world.pool).drop_past())
+        while not await reader.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            for _ in range(20):
+                await world.pool.fetchval("SELECT count(*) FROM decisions")
+        assert not dropping.done()
+        await transaction.rollback()
+    await dropping
+    assert await partitions(world.pool) == set()
+
+
+async def test_a_period_is_made_once_and_again_when_it_was_dropped(world: World) -> None:
+    now_us = 1_767_225_600_000_000  # 2026-01-01
+    long_ago = Periods(world.pool, lambda: now_us)
+    await asyncio.gather(*(Periods(world.pool).ensure([(now_us, 60), (now_us, 400)]) for _ in range(8)))
+    assert await partitions(world.pool, "decisions") == {"decisions_202601_60", "decisions_202601_400"}
+    await long_ago.ensure([(0, 60)])
+    await Periods(world.pool, lambda: now_us).drop_past()
+    assert not {name for name in await partitions(world.pool) if "_197001_" in name}
+    await long_ago.ensure([(0, 60)])
+    names = "SELECT count(*) FROM pg_class WHERE relname = 'decisions_197001_60'"
+    assert await world.pool.fetchval(names) == 1, "what is past is not taken for there"
+
+
+async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    """The migration copies every row."""
+    files = sorted((SERVICES / "attribution" / "migrations").glob("*.sql"))
+    for file in files[:6]:
+        shutil.copy(file, tmp_path)
+    database = Database(postgres=postgres, name="before_periods")
+    await postgres.create_database(database.name)
+    await prepare(database.admin_dsn, schema="attribution", directory=tmp_path)
+    connection = await asyncpg.connect(database.admin_dsn, server_settings={"search_path": "attribution"})
+    await connection.execute(
+        """
+        INSERT INTO rounds (round_id, heads)
+        SELECT md5(n::text)::uuid, array_fill(n::bigint, ARRAY[64]) FROM generate_series(1, 9) AS n;
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
+                               conversion_time_us, decision, record)
+        SELECT 0, n, 'app', n::text, 1, md5((n % 9 + 1)::text)::uuid, gen_random_uuid(), 6,
+               1767225600000000 + n * 3600000000, '', '' FROM generate_series(0, 1999) AS n;
+        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
+                                 ip, click_id, completed_view, is_valid)
+        SELECT 'key', 1767225600000000 - 1 + n, n::text, 0, n, true, '', '', '', '', false, true
+        FROM generate_series(0, 1) AS n;
+        INSERT INTO devices (device_id, app_id, ids, history, create_time_us)
+        SELECT gen_random_uuid(), 'app', '{}', '{}', 0
+        """
+    )
+    await prepare(database.admin_dsn, schema="attribution", directory=files[0].parent)
+    counts = [
+        await connection.fetchval(f"SELECT count(*) FROM {table}")
+        for table in ("decisions", "rounds", "engagements", "decisions_202603_400", "engagements_202512_400")
+    ]
+    assert counts == [2000, 9, 2, 2000 - (31 + 28) * 24, 1]
+    retentions = await connection.fetch("SELECT * FROM retentions")
+    assert [tuple(row) for row in retentions] == [("app", 400, 400)]
+    await connection.close()
