@@ -1,5 +1,5 @@
 -- What grows with the traffic is kept by period, by month and in that by the retention of its app, so that what is past
--- goes with its whole partition (docs/decisions/0008). A repeat of a row has its time and retention: unique keys hold them.
+-- goes with its whole partition (docs/decisions/0011). A repeat of a row has its time and retention: unique keys hold them.
 -- squawk-ignore-file renaming-table, ban-drop-table
 
 -- Gives each of these tables a partition of what happened in a month and is kept for so many days; answers whether one
