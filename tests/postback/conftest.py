@@ -180,9 +180,10 @@ async def running(
     lookup: Lookup | None = None,
     jitter: Callable[[], float] = lambda: 0.0,
     keys: str = KEY,
+    works: bool = True,
     **bounds: int,
 ) -> AsyncIterator[Running]:
-    """A service with its worker. Without jitter, retries are due at once."""
+    """A service with its worker, unless it must not work. Without jitter, retries are due at once."""
     guard, vault = Guard(allowed), Vault(keys)
     async with (
         open_pool(database.dsn("postback"), schema="postback", application_name="postback") as pool,
@@ -209,7 +210,8 @@ async def running(
         server, _ = build_server(ServerConfig(listen=""), faces)
         server.add_insecure_port(f"unix:{socket}")
         await server.start()
-        tasks = [asyncio.create_task(catalog.run()), asyncio.create_task(worker.run())]
+        bodies = [catalog.run, worker.run] if works else [catalog.run]
+        tasks = [asyncio.create_task(body()) for body in bodies]
         try:
             async with open_channel(f"unix:{socket}") as channel:
                 yield Running(

@@ -492,19 +492,16 @@ async def test_errors(service: Running, call: Call, code: grpc.StatusCode, field
 
 
 async def waiting(service: Running, count: int) -> str:
-    """A paused configuration with this many deliveries that are due: only the test claims them."""
-    # Nobody listens: a test that leaves it live would see failures, not deliveries.
+    """A configuration with this many deliveries that are due."""
     configuration = await service.configure(template=postback_pb2.Template(url="http://127.0.0.1:80/"))
-    await update(service, configuration.configuration_id, delivery_delay=Duration(seconds=600))
     await service.enqueue(*(purchase(f"c{n}") for n in range(count)))
-    await update(service, configuration.configuration_id, status=postback_pb2.Configuration.STATUS_PAUSED)
-    await service.due_now()
     return configuration.configuration_id
 
 
 @pytest.fixture
 async def idle(database: Database, tmp_path: Path) -> Any:
-    async with running(database, tmp_path / "idle.sock", allowed="127.0.0.1") as one:
+    """Only the test claims what is due."""
+    async with running(database, tmp_path / "idle.sock", allowed="127.0.0.1", works=False) as one:
         yield one
 
 
