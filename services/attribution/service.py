@@ -169,8 +169,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         if request.device_id and not usable_ids({"": request.device_id}):
             violations.add("device_id", "INVALID_ID", "all zero, a macro or a name is no id of a device")
         violations.check()
-        if request.app_id not in self._settings.current.apps:
-            raise NotFound("APP_NOT_FOUND", "there is no such app")
+        # Of whatever app: what was refused for naming one that there is not is kept, too.
         erasure = await self._erasures.begin(request.app_id, request.device_id)
         return attribution_pb2.ForgetDeviceResponse(erasure=erasure.message())
 

@@ -66,16 +66,16 @@ async def working(world: World, **jobs: Job) -> AsyncIterator[None]:
         yield
 
 
-async def begin(world: World, device_id: str) -> str:
-    request = attribution_pb2.ForgetDeviceRequest(app_id=APP, device_id=device_id)
+async def begin(world: World, device_id: str, app_id: str = APP) -> str:
+    request = attribution_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
     erasure = (await world.attribution.ForgetDevice(request)).erasure
     assert erasure.state == attribution_pb2.Erasure.STATE_RUNNING
     return erasure.erasure_id
 
 
-async def proof(world: World, erasure_id: str) -> attribution_pb2.Erasure:
+async def proof(world: World, erasure_id: str, app_id: str = APP) -> attribution_pb2.Erasure:
     """The erasure, once it is done."""
-    request = attribution_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id)
+    request = attribution_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     while (erasure := (await world.attribution.GetErasure(request)).erasure).state != DONE:
         await asyncio.sleep(0.01)
     return erasure
@@ -584,10 +584,18 @@ async def test_what_is_no_device_is_named(world: World, app_id: str, device_id: 
     assert [(v.field, v.reason) for v in from_rpc_error(wrong.value).violations] == expected
 
 
-async def test_unknown_apps_and_erasures_are_not_found(world: World) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as app:
-        await world.attribution.ForgetDevice(attribution_pb2.ForgetDeviceRequest(app_id="typo", device_id=ADID))
-    assert (app.value.code(), from_rpc_error(app.value).reason) == (grpc.StatusCode.NOT_FOUND, "APP_NOT_FOUND")
+async def test_what_was_refused_of_an_app_that_there_is_not_is_forgotten_too(world: World, database: Database) -> None:
+    mistyped = event(0, ADID, record_id="r1")
+    mistyped.app_id = "typo"
+    async with working(world):
+        await refuse(world, mistyped)
+        assert "ingest.rejected.refusal" in places(await all_rows(database.admin_dsn), traces("typo", ADID))
+        erasure = await proof(world, await begin(world, ADID, app_id="typo"), app_id="typo")
+    assert dict(erasure.erased_counts) == {"ingest.rejected": 1}
+    assert places(await all_rows(database.admin_dsn), traces("typo", ADID)) == set()
+
+
+async def test_unknown_erasures_are_not_found(world: World) -> None:
     for erasure_id in ("no uuid", str(uuid.uuid4())):
         with pytest.raises(grpc.aio.AioRpcError) as erasure:
             await world.attribution.GetErasure(attribution_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id))

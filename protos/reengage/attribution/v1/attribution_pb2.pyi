@@ -1633,7 +1633,7 @@ class ForgetDeviceRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. It need not be an app that there is: records that name a wrong one are refused, and kept for a time."""
     device_id: _builtins.str
     """Required. Any id of the device, of whatever kind, raw, or hashed if it never came raw; or our own id of it.
     Devices that turned out to be the same go with it, and so does every other id they were known by.

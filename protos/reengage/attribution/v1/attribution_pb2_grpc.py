@@ -224,10 +224,10 @@ class AttributionServiceServicer:
     def ForgetDevice(self, request, context):
         """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
         that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-        starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
-        answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+        starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
+        ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
+        in the background and survives crashes: seconds, on a long log minutes.
         Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
-        Errors: NOT_FOUND `APP_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

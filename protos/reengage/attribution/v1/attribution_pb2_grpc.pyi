@@ -72,10 +72,10 @@ class AttributionServiceStub:
     ForgetDevice: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ForgetDeviceRequest, _attribution_pb2.ForgetDeviceResponse]
     """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
     that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-    starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
-    answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+    starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
+    ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
+    in the background and survives crashes: seconds, on a long log minutes.
     Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
-    Errors: NOT_FOUND `APP_NOT_FOUND`.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetErasureRequest, _attribution_pb2.GetErasureResponse]
     """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
@@ -216,10 +216,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]:
         """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
         that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-        starts anew, also one that was received before and is sent again. What stays is a proof row without identifiers. It
-        answers at once; the work is done in the background and survives crashes: seconds, on a long log minutes.
+        starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
+        ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
+        in the background and survives crashes: seconds, on a long log minutes.
         Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
-        Errors: NOT_FOUND `APP_NOT_FOUND`.
         """
 
     @_abc_1.abstractmethod
