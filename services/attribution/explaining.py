@@ -9,9 +9,11 @@ from google.protobuf import timestamp_pb2
 
 from libs.db import Pool
 from libs.errors import NotFound, Unavailable
+from libs.interceptors import remaining_s
 from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.postback.v1 import postback_pb2
 from services.attribution import sentences
 from services.attribution.matching import own_key
 from services.attribution.sentences import Attributed, Replaced
@@ -19,6 +21,8 @@ from services.attribution.sentences import Attributed, Replaced
 Explanation = attribution_pb2.ExplainDecisionResponse
 
 MOST_WON = 1_000
+_LOOK_UP_S = 2.0
+"""How long ingest has to answer: well within the caller's own deadline, who is to learn what it is that hangs."""
 _ATTRIBUTING = (
     attribution_pb2.OUTCOME_ATTRIBUTED,
     attribution_pb2.OUTCOME_ORGANIC,
@@ -70,7 +74,7 @@ class Explanations:
             state=Explanation.STATE_DECIDED,
             decision=decision,
             summary=sentences.summary(decision, latest=latest, replaced=replaced),
-            sentences=sentences.sentences(decision),
+            sentences=sentences.sentences(decision, not_claiming=newest.not_claiming),
             won_conversion_ids=await _won(self._pool, lane, decision.app_id, decision.conversion_id),
             receive_time=decision.receive_time,
             reattribution_id=newest.reattribution_id,
@@ -109,8 +113,9 @@ class Explanations:
                 )
 
     async def _look_up(self, app_id: str, record_id: str) -> ingest_pb2.LookUpRecordResponse:
+        request = ingest_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id)
         try:
-            return await self._ingest.LookUpRecord(ingest_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id))
+            return await self._ingest.LookUpRecord(request, timeout=remaining_s(_LOOK_UP_S))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise NotFound("CONVERSION_NOT_FOUND", "nothing is known of this record (any more)") from None
@@ -160,6 +165,8 @@ def _waiting_for_claims(waiting: "_Waiting") -> Explanation:
 class _Version(NamedTuple):
     decision: attribution_pb2.Decision
     reattribution_id: str
+    not_claiming: list[str]
+    """The networks that were asked for claims and had none."""
 
 
 class _Waiting(NamedTuple):
@@ -176,7 +183,7 @@ async def _newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: st
     """The newest version of a decision and, if there is one, the version before it."""
     rows = await pool.fetch(
         """
-        SELECT decision, reattribution_id FROM decisions
+        SELECT decision, reattribution_id, claims FROM decisions
         WHERE lane = $1 AND conversion_id = $2 AND app_id = $3
         ORDER BY version DESC LIMIT 2
         """,
@@ -184,7 +191,14 @@ async def _newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: st
         conversion_id,
         app_id,
     )
-    return [_Version(attribution_pb2.Decision.FromString(row[0]), row[1] or "") for row in rows]
+    return [
+        _Version(attribution_pb2.Decision.FromString(row[0]), row[1] or "", _not_claiming(row[2])) for row in rows
+    ]
+
+
+def _not_claiming(stored: bytes | None) -> list[str]:
+    said = postback_pb2.ConversionClaims.FromString(stored or b"")
+    return [each.network_id for each in said.answers if each.state == postback_pb2.ClaimAnswer.STATE_NOT_CLAIMED]
 
 
 async def _waiting(pool: Pool, lane: int, app_id: str, conversion_id: str) -> _Waiting | None:

@@ -294,6 +294,13 @@ async def test_what_nobody_knows_is_not_found(world: World) -> None:
     assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
 
 
+async def test_an_ingest_that_hangs_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.attribution.explaining._LOOK_UP_S", 0.1)
+    async with world.log_pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE")
+        assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
+
+
 @pytest.mark.parametrize(
     ("fields", "wrong"),
     [
