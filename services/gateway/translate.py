@@ -171,7 +171,7 @@ def _add_what_ingest_would_say(body: Body, record: ingest_pb2.Record, find_app: 
     has_device = any(is_usable(name, value) for name, value in record.device_ids.items())
     missing = [
         (record.app_id, "kochava_app_id", "which app it belongs to"),
-        (has_device, "device_ids", "at least one usable device id"),
+        (has_device, "device_ids", _no_device(body.root) or "at least one usable device id"),
         (ip_address or kind in _NEED_NO_IP_ADDRESS, "origination_ip", "the device's IP address"),
         (event.event_name or kind != "event", "event_name", "what happened"),
         (record.session.state or kind != "session", "state", "start or stop"),
@@ -197,8 +197,19 @@ def in_senders_words(root: Mapping[str, Any], violations: Iterable[Violation]) -
     """Violations that name fields of a record, renamed to where the sender wrote them."""
     body = Body(root)
     return [
-        Violation(field=_senders_path(body, v.field), reason=v.reason, description=v.description) for v in violations
+        Violation(
+            field=_senders_path(body, v.field),
+            reason=v.reason,
+            description=((v.field, v.reason) == ("device_ids", "REQUIRED") and _no_device(root)) or v.description,
+        )
+        for v in violations
     ]
+
+
+def _no_device(root: Mapping[str, Any]) -> str:
+    """Why no id is left of those that the sender gave; empty when he gave none that could have counted."""
+    is_dropped = any(name.startswith("idfa") and is_usable(name, value) for name, value in _device_ids(Body(root)))
+    return "an idfa counts from iOS 14 on only with app_tracking_transparency.att" if is_dropped else ""
 
 
 def nul_fields(value: Any, path: str = "") -> Iterator[str]:

@@ -353,6 +353,30 @@ def test_what_ingest_finds_is_said_in_the_senders_words(value: dict[str, Any], f
     assert [violation.field for violation in found] == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [
+        ({"idfa": "A"}, "an idfa counts from iOS 14 on only with app_tracking_transparency.att"),
+        ({"idfa_sha1": "A"}, "an idfa counts from iOS 14 on only with app_tracking_transparency.att"),
+        ({"idfa": "00000000-0000-0000-0000-000000000000"}, "at least one usable device id"),
+        ({}, "at least one usable device id"),
+    ],
+)
+@pytest.mark.parametrize("usertime", ["", "x"])
+def test_an_idfa_that_does_not_count_is_why_there_is_no_id(ids: dict[str, str], wanted: str, usertime: str) -> None:
+    """Whoever refuses: ingest, or the gateway for something else that is wrong."""
+    value = body(root={"kochava_device_id": ""}, device_ua=IOS_17, device_ids=ids, usertime=usertime)
+    if usertime:
+        with pytest.raises(InvalidArgument) as caught:
+            translate(value)
+        found = list(caught.value.violations)
+    else:
+        assert not translate(value).device_ids
+        said = Violation(field="device_ids", reason="REQUIRED", description="at least one usable device id")
+        found = in_senders_words(value, [said])
+    assert [(v.reason, v.description) for v in found if v.field == "data.device_ids"] == [("REQUIRED", wanted)]
+
+
 def test_what_is_found_already_is_named_with_the_rest() -> None:
     found = [Violation(field="data.origination_ip", reason="INVALID_TEXT", description="d")]
     with pytest.raises(InvalidArgument) as caught:
