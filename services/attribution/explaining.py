@@ -191,9 +191,7 @@ async def _newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: st
         conversion_id,
         app_id,
     )
-    return [
-        _Version(attribution_pb2.Decision.FromString(row[0]), row[1] or "", _not_claiming(row[2])) for row in rows
-    ]
+    return [_Version(attribution_pb2.Decision.FromString(row[0]), row[1] or "", _not_claiming(row[2])) for row in rows]
 
 
 def _not_claiming(stored: bytes | None) -> list[str]:

@@ -1,6 +1,6 @@
 """What became of a record, and why, as a person would tell it. Times are UTC, to the second."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -85,13 +85,15 @@ def summary(
     return " ".join(parts)
 
 
-def sentences(decision: attribution_pb2.Decision) -> Iterator[str]:
-    """One sentence a candidate, in their order, then one for each claim that did not come (E4)."""
+def sentences(decision: attribution_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
+    """One sentence a candidate, in their order, then one for each network that claims nothing or did not say (E4)."""
     winner = next((each for each in decision.candidates if each.verdict == "WON"), None)
     for candidate in decision.candidates:
         yield f"{_who(candidate)} {_fate(candidate, winner)}."
+    for network_id in not_claiming:
+        yield f"{network_id} was asked and claims nothing."
     for network_id in decision.claims_unavailable:
-        yield f"{network_id} did not say in time whether it claims the conversion, which was decided without it."
+        yield f"{network_id} was asked and gave no usable answer in time: this was decided without one."
 
 
 def waiting_summary(
@@ -300,7 +302,8 @@ def _received(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) 
 
 
 def _list(words: Sequence[str]) -> str:
-    return " and ".join(words)
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _at(time: timestamp_pb2.Timestamp) -> str:

@@ -24,6 +24,7 @@ from tests.attribution.conftest import (
     device,
     event,
     install,
+    not_claimed,
     pending,
     record,
     unavailable,
@@ -193,35 +194,36 @@ async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
 
 async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) -> None:
     """And who waits behind it; once decided, who answered and who did not."""
-    await world.received.trigger(("_install", "x"), ("_install", "y"))
-    await world.received.answer("i1", pending("x"), unavailable("y"))
+    await world.received.trigger(("_install", "x"), ("_install", "y"), ("_install", "z"))
+    await world.received.answer("i1", pending("x"), unavailable("y"), not_claimed("z"))
     async with world.worker(claim_wait_s=600):
         await world.send(install(0, device(1), record_id="i1"), event(5, device(1), record_id="e1"))
         async with asyncio.timeout(10):
             while await world.pool.fetchval("SELECT count(*) FROM waiting") < 2:
                 await asyncio.sleep(0.01)
         first, behind = await explain(world, "i1"), await explain(world, "e1")
-        await world.received.answer("i1", claimed("x", -60), unavailable("y"))
+        await world.received.answer("i1", claimed("x", -60), unavailable("y"), not_claimed("z"))
         await world.decided("i1", "e1")
         decided = await explain(world, "i1")
     assert first.state == behind.state == Explanation.STATE_WAITING_FOR_CLAIMS
-    assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x", "y"]
+    assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x", "y", "z"]
     until = timestamp_pb2.Timestamp(seconds=first.receive_time.seconds + 600).ToDatetime().strftime("%H:%M:%S UTC")
     assert timeless(first.summary) == (
-        "The install at T was received at T and waits for the answer of x and y, who may claim it; at T it is decided "
-        "at the latest."
+        "The install at T was received at T and waits for the answer of x, y and z, who may claim it; at T it is "
+        "decided at the latest."
     )
     assert f"{until} it is decided" in first.summary
     assert timeless(behind.summary) == (
-        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of x "
-        "and y."
+        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of "
+        "x, y and z."
     )
     assert timeless(decided.sentences[0]) == (
         "The click that x claims at T was refused: its network has no live tracker for it."
     )
-    assert decided.sentences[1] == (
-        "y did not say in time whether it claims the conversion, which was decided without it."
-    )
+    assert decided.sentences[1:] == [
+        "z was asked and claims nothing.",
+        "y was asked and gave no usable answer in time: this was decided without one.",
+    ]
 
 
 async def test_an_engagement_tells_what_it_won(world: World) -> None:
@@ -386,9 +388,10 @@ def test_what_is_said_of_claims() -> None:
     refused = candidate("GRANULAR_DATA_NOT_ALLOWED")
     refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", attribution_pb2.MATCH_KIND_CLAIM
     decision = attribution_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
-    assert list(sentences.sentences(decision)) == [
+    assert list(sentences.sentences(decision, not_claiming=["y-ios"])) == [
         "The click that n claims at 2027-01-15 08:00:00 UTC was refused: the user does not share granular data.",
-        "x-ios did not say in time whether it claims the conversion, which was decided without it.",
+        "y-ios was asked and claims nothing.",
+        "x-ios was asked and gave no usable answer in time: this was decided without one.",
     ]
 
 
