@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from reengage.tracker.v1 import tracker_pb2
 
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
-Start = Annotated[str, typer.Option("--from", metavar="TIME", help="Conversions then or later; 2026-03-01T00:00:00Z.")]
+Start = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="TIME", help="Required: conversions then or later; 2026-03-01T00:00:00Z, or the day."
+    ),
+]
 End = Annotated[str, typer.Option("--to", metavar="TIME", help="Conversions before that. Default: now.")]
 INTERRUPTED = 130
 WRONG = 2
@@ -66,8 +71,8 @@ def reattribute(
     ] = False,
     show: Annotated[str, typer.Option(metavar="ID", help="Instead: follow an earlier one.")] = "",
     cancel: Annotated[str, typer.Option(metavar="ID", help="Instead: stop one; what it has written stays.")] = "",
-    offered: Annotated[str, typer.Option(metavar="ID", help="Instead: list the postbacks one offers.")] = "",
-    send: Annotated[str, typer.Option(metavar="ID", help="Instead: send the postbacks one offers.")] = "",
+    offered: Annotated[str, typer.Option(metavar="ID", help="Instead: list the postbacks that one calls for.")] = "",
+    send: Annotated[str, typer.Option(metavar="ID", help="Instead: send those of them not sent yet.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
     target: Target = "",
 ) -> None:
@@ -263,7 +268,7 @@ async def _offered(app_id: str, name: str, as_json: bool, target: str) -> None:
         request.page_token = answer.next_page_token
         if not request.page_token:
             break
-    _print_json(found) if as_json else print_offered(name, found)
+    _print_json(found) if as_json else print_offered(app_id, name, found)
 
 
 async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
@@ -273,7 +278,12 @@ async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
     request = attribution_pb2.SendOfferedPostbacksRequest(app_id=app_id, reattribution_id=name)
     answer = await calls.ask("attribution/SendOfferedPostbacks", request, target=target)
     assert isinstance(answer, attribution_pb2.SendOfferedPostbacksResponse)
-    _print_json([answer]) if as_json else typer.echo(f"{answer.created_count:,} postbacks are on their way.")
+    if as_json:
+        _print_json([answer])
+    elif answer.created_count:
+        typer.echo(f"{answer.created_count:,} postbacks are on their way.")
+    else:
+        typer.echo(f"{name} has no postback left to send.")
 
 
 def _print_job(job: "attribution_pb2.Reattribution", as_json: bool) -> None:

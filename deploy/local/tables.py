@@ -1,6 +1,7 @@
 """What was decided and delivered, as tables for people."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -16,6 +17,7 @@ from reengage.postback.v1 import postback_pb2
 
 # A file or a pipe has no width: wide enough for a table of candidates.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+_SHORT = 16
 
 
 def table(title: str, *headings: str, numbers: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
@@ -50,9 +52,21 @@ def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
         console.print(f"\n[cyan]{state}[/]")
         console.print(escape(answer.summary))
     for sentence in answer.sentences:
-        console.print(f"  • {escape(sentence)}", soft_wrap=True)
+        _print_point(sentence)
     if answer.won_conversion_ids:
         console.print(f"  [dim]{'won':<18}[/]{escape(', '.join(answer.won_conversion_ids))}", soft_wrap=True)
+
+
+def _print_point(sentence: str) -> None:
+    """A bullet, and the sentence beside it; a file or a pipe gets it as one line."""
+    if not console.is_terminal:
+        console.print(f"  • {escape(sentence)}", soft_wrap=True)
+        return
+    beside = Table.grid()
+    beside.add_column(width=len("  • "))
+    beside.add_column(overflow="fold")
+    beside.add_row("  •", escape(sentence))
+    console.print(beside)
 
 
 def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
@@ -87,7 +101,7 @@ def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
     for candidate in decision.candidates:
         colour = "green" if candidate.verdict == "WON" else "yellow" if candidate.verdict.startswith("LOST") else "red"
         rows.add_row(
-            f"…{escape(candidate.engagement_id[-8:])}",
+            escape(_short(candidate.engagement_id)),
             f"[{colour}]{escape(candidate.verdict)}[/]",
             escape(candidate.tracker_id),
             _match(candidate.matched_by),
@@ -102,9 +116,11 @@ def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
 def print_fact(fact: attribution_pb2.Fact) -> None:
     """A decision as it is made, or taken back, in a line."""
     decision = fact.decision
-    sign = "[green]+[/]" if fact.sign > 0 else "[red]-[/]"
+    time = _time(decision.decide_time)
+    # One is taken back when the next line is made, not at its own time.
+    begin = f"{time} [green]+[/]" if fact.sign > 0 else f"{'':{len(time)}} [red]-[/]"
     parts = [
-        f"{_time(decision.decide_time)} {sign} [bold]{_outcome(decision.outcome)}[/]",
+        f"{begin} [bold]{_outcome(decision.outcome)}[/]",
         f"{escape(decision.app_id)} {escape(decision.event_name)} {escape(decision.conversion_id)}",
     ]
     if decision.version > 1:
@@ -123,7 +139,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
     rows = table(
         f"Deliveries of {escape(app_id)}, newest first",
         "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "took",
-        numbers=["attempts"], whole=["delivery", "configuration", "conversion"],
+        numbers=["attempts"], whole=["delivery", "configuration", "conversion", "made"],
     )  # fmt: skip
     for delivery in deliveries:
         rows.add_row(
@@ -151,10 +167,11 @@ def print_delivery(delivery: postback_pb2.Delivery) -> None:
             f"status {attempt.status_code or 'none'}  [cyan]{escape(attempt.verdict)}[/]"
             f"{'  another try follows' if attempt.will_retry else ''}"
         )
-        console.print(f"  {attempt.method} {escape(attempt.url)}")
+        # No break that is not theirs: they are there to be copied.
+        console.print(f"  {attempt.method} {escape(attempt.url)}", soft_wrap=True)
         for part in (attempt.request_body, attempt.response_body):
             if part:
-                console.print(f"  [dim]{escape(part)}[/]")
+                console.print(f"  [dim]{escape(part)}[/]", soft_wrap=True)
 
 
 def print_totals(totals: Iterable[attribution_pb2.CreditTotal]) -> None:
@@ -165,7 +182,7 @@ def print_totals(totals: Iterable[attribution_pb2.CreditTotal]) -> None:
         numbers = [getattr(side, column) for column in columns for side in (total.before, total.after)]
         for key in {(total.network_id, ""), (total.network_id, total.tracker_id)}:
             counts[key] = list(map(sum, zip(counts.get(key, [0] * 6), numbers, strict=True)))
-    headings = ("installs", "reengagements", "credited events")
+    headings = ("installs", "reengagements", "other events")  # some of which are credited to nobody
     rows = table("", "credited to", *headings, numbers=headings, whole=["credited to"])
     for (network_id, tracker_id), numbers in sorted(counts.items()):
         name = f"  {escape(tracker_id)}" if tracker_id else f"[bold]{escape(network_id) or 'nobody'}[/]"
@@ -192,17 +209,24 @@ def print_changed(changed: Iterable[attribution_pb2.ChangedDecision]) -> None:
         print_whole(rows)
 
 
-def print_offered(name: str, offered: Iterable[attribution_pb2.OfferedPostback]) -> None:
-    """The postbacks that a re-attribution would change, a line each."""
+def print_offered(app_id: str, name: str, offered: Iterable[attribution_pb2.OfferedPostback]) -> None:
+    """The postbacks that a re-attribution would change, a line each, and what can be done about them."""
+    counts = Counter[attribution_pb2.OfferedPostback.Effect.ValueType]()
     headings = ("configuration", "network", "conversion", "effect")
     rows = table(f"Postbacks of {escape(name)}", *headings, whole=headings)
     for each in offered:
         effect = _word(attribution_pb2.OfferedPostback.Effect.Name(each.effect), "EFFECT_")
         rows.add_row(escape(each.configuration_id), escape(each.network_id), escape(each.conversion_id), effect)
-    if rows.row_count:
-        print_whole(rows)
-    else:
-        console.print(f"{escape(name)} changes no postback")
+        counts[each.effect] += 1
+    if not counts:
+        console.print(f"{escape(name)} has no postback left to offer.")
+        return
+    print_whole(rows)
+    to_send = counts[attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT]
+    sent = counts[attribution_pb2.OfferedPostback.EFFECT_WAS_SENT]
+    console.print(f"{to_send:,} would be sent; {sent:,} were sent and cannot be taken back.")
+    if to_send:
+        console.print(f"To send: reengage reattribute {escape(app_id)} --send {escape(name)}", soft_wrap=True)
 
 
 def state_name(state: postback_pb2.Delivery.State.ValueType) -> str:
@@ -235,6 +259,12 @@ def _credit(decision: attribution_pb2.Decision) -> str:
     if decision.reason:
         parts.append(f"[dim]{escape(decision.reason)}[/]")
     return " ".join(part for part in parts if part)
+
+
+def _short(engagement_id: str) -> str:
+    """The end of an id, which tells it from others beside it; all of one that is short or that of a claim."""
+    is_whole = len(engagement_id) <= _SHORT or engagement_id.startswith("claim:")
+    return engagement_id if is_whole else f"…{engagement_id[-8:]}"
 
 
 def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:

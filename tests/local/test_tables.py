@@ -23,11 +23,23 @@ def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPat
         event_name="Purchase",
         state=postback_pb2.Delivery.STATE_DELIVERED,
         attempt_count=1,
+        create_time={"seconds": 1_800_000_000},
     )
     with console.capture() as shown:
         tables.print_deliveries("shop-android", [delivery])
     words = shown.get().split()
     assert {DELIVERY_ID, CONVERSION_ID, delivery.configuration_id} <= set(words)
+    assert "2027-01-15 08:00:00" in shown.get()
+
+
+def test_what_was_sent_and_answered_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(highlight=False, width=40)
+    monkeypatch.setattr(tables, "console", console)
+    url, body, answer = "https://x.example/postback?" + "a=1&" * 30, "sent " * 20 + ".", "answered " * 20 + "."
+    attempt = postback_pb2.Attempt(method="POST", url=url, request_body=body, response_body=answer)
+    with console.capture() as shown:
+        tables.print_delivery(postback_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
+    assert [line.strip() for line in shown.get().splitlines()[-3:]] == [f"POST {url}", body, answer]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +84,58 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
     assert "-1 min 30 s" in shown.get()
 
 
+@pytest.mark.parametrize(
+    ("engagement_id", "text"),
+    [
+        ("k1", "k1"),
+        ("click-of-monday-1", "…monday-1"),
+        ("claim:a-network-of-long-name", "claim:a-network-of-long-name"),
+    ],
+)
+def test_an_id_is_shortened_only_where_it_is_long_and_nobodys_name(
+    engagement_id: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    candidate = attribution_pb2.Candidate(engagement_id=engagement_id, verdict="BLOCKLISTED")
+    with console.capture() as shown:
+        tables.print_explanation(
+            attribution_pb2.ExplainDecisionResponse(decision=attribution_pb2.Decision(candidates=[candidate]))
+        )
+    assert shown.get().splitlines()[-1].split()[0] == text
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "lines"),
+    [(True, ["  • Click k1 lost to", "    click k2, which", "    was more recent."]), (False, [])],
+)
+def test_a_sentence_hangs_from_its_bullet_on_a_terminal(
+    is_terminal: bool, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(highlight=False, width=22, force_terminal=is_terminal, color_system=None)
+    monkeypatch.setattr(tables, "console", console)
+    sentence = "Click k1 lost to click k2, which was more recent."
+    with console.capture() as shown:
+        tables.print_explanation(attribution_pb2.ExplainDecisionResponse(sentences=[sentence]))
+    told = [line.rstrip() for line in shown.get().splitlines()]
+    assert told[-len(lines or [sentence]) :] == (lines or [f"  • {sentence}"])
+
+
+def test_what_is_offered_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    offered = attribution_pb2.OfferedPostback
+    effects = (offered.EFFECT_WAS_SENT, offered.EFFECT_WOULD_BE_SENT, offered.EFFECT_WAS_SENT)
+    with console.capture() as shown:
+        tables.print_offered("shop", "r6", [offered(conversion_id="e1", effect=effect) for effect in effects])
+        tables.print_offered("shop", "r6", [])
+    assert shown.get().splitlines()[-3:] == [
+        "1 would be sent; 2 were sent and cannot be taken back.",
+        "To send: reengage reattribute shop --send r6",
+        "r6 has no postback left to offer.",
+    ]
+
+
 def test_totals_of_parts_add_up_by_tracker_and_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
@@ -86,7 +150,7 @@ def test_totals_of_parts_add_up_by_tracker_and_by_network(monkeypatch: pytest.Mo
         tables.print_totals(totals)
     rows = [" ".join(line.split()) for line in shown.get().splitlines() if line.strip()]
     assert rows == [
-        "credited to installs reengagements credited events",
+        "credited to installs reengagements other events",
         "nobody 1 → 0 0 0 → 4",
         "acme 3 → 0 0 0 → 6",
         "a 2 → 0 0 0 → 3",
