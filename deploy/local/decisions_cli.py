@@ -13,7 +13,9 @@ def explain(
     app_id: str,
     record_id: Annotated[str, typer.Argument(help="Of a conversion, or of anything else that was sent.")] = "",
     device: Annotated[str, typer.Option(help="Instead: any id of a device; with --at.")] = "",
-    at: Annotated[str, typer.Option(metavar="TIME", help="The conversion nearest to it; 2026-03-01T12:00:00Z.")] = "",
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="The conversion nearest to it; 2026-03-01T12:00:00Z, or the day.")
+    ] = "",
     as_json: Json = False,
     target: Target = "",
 ) -> None:
@@ -42,7 +44,9 @@ def watch(
     app: Annotated[str, typer.Option(help="Only of this app.")] = "",
     network: Annotated[str, typer.Option(help="Only credited to this network.")] = "",
     tracker: Annotated[str, typer.Option(help="Only credited to this tracker.")] = "",
-    since: Annotated[str, typer.Option(metavar="TIME", help="Decided then or later; 2026-03-01T12:00:00Z.")] = "",
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Decided then or later; 2026-03-01T12:00:00Z, or the day.")
+    ] = "",
     from_now: Annotated[bool, typer.Option("--from-now", help="Only what is decided from now on.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     target: Target = "",

@@ -312,7 +312,7 @@ def read_time(text: str) -> Timestamp:
         time = datetime.fromisoformat(text)
         made.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise MisfitError("should be a time, as 2026-03-01T00:00:00Z") from None
+        raise MisfitError("should be a time, as 2026-03-01T00:00:00Z or 2026-03-01") from None
     return made
 
 

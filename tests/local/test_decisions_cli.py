@@ -96,6 +96,14 @@ async def test_explain_by_device_and_time() -> None:
     assert (request.device_id, request.time.ToJsonString()) == ("d1", "2026-03-01T12:00:00Z")
 
 
+@pytest.mark.parametrize("text", ["2026-03-01", "2026-03-01T00:00", "2026-03-01 02:00+02:00", "2026-03-01T00:00:00Z"])
+async def test_a_time_takes_many_forms(text: str) -> None:
+    scripted = Scripted()  # type: ignore[abstract]
+    code, _ = await run(scripted, "explain", "shop", "--device", "d1", "--at", text)
+    assert code == 0
+    assert [request.time.ToJsonString() for request in scripted.explained] == ["2026-03-01T00:00:00Z"]
+
+
 async def test_what_is_not_decided_is_explained_without_a_table() -> None:
     code, output = await run(Scripted(REFUSED), "explain", "shop", "e1")  # type: ignore[abstract]
     assert code == 0
@@ -143,6 +151,7 @@ async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c() -> None:
             if form:
                 assert [json.loads(line)["sign"] for line in lines] == [1, -1, 1]
             else:
-                assert [line.split()[2:7] for line in lines] == [
+                assert [line[20:].split()[:5] for line in lines] == [
                     [sign, "REENGAGED", "shop", "Purchase", f"e{number}"] for number, sign in enumerate("+-+", start=1)
                 ]
+                assert [bool(line[:20].strip()) for line in lines] == [True, False, True], "of what was, no time"
