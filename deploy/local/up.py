@@ -1,6 +1,7 @@
 """`reengage up`: the suite with the sample app, until told to stop."""
 
 import asyncio
+import os
 import secrets
 import time
 
@@ -41,7 +42,12 @@ async def load_sample(suite: Suite) -> int:
         open_channel(ports.address("tracker"), key=suite.admin_key) as tracker,
         open_channel(ports.address("postback")) as postback,
     ):
-        return await settings.load(tracker, postback, f"http://{ports.address('network')}")
+        return await settings.load(
+            tracker,
+            postback,
+            f"http://{ports.address('network')}",
+            allowed_hosts=os.environ.get("REENGAGE_ALLOWED_HOSTS", ""),
+        )
 
 
 def told(console: Console) -> Announce:

@@ -1,8 +1,18 @@
 """The sample's traffic is what its stories make."""
 
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import grpc
+import pytest
+
+from deploy.local.sample import settings
 from deploy.local.sample.generate import EXPECTED, TRAFFIC, generate
+from libs.client import open_channel
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from tests.conftest import Database
+from tests.postback.process import PostbackProcess
 
 
 def test_the_files_are_those_that_the_stories_make() -> None:
@@ -23,3 +33,48 @@ def test_what_is_sent_is_taken_refused_or_a_repeat() -> None:
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
     sent, logged, refused = (sum(expected[name].values()) for name in ("sent", "logged", "refused"))
     assert sent - logged - refused > 40  # repeats
+
+
+@pytest.fixture
+async def postback(database: Database, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """A running postback that may send to this machine."""
+    process = PostbackProcess(dsn=database.dsn("postback"), log=tmp_path / "log", allowed_hosts="127.0.0.1")
+    await process.start()
+    async with open_channel(process.target) as channel:
+        stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
+        await stub.ListConfigurations(postback_pb2.ListConfigurationsRequest(app_id="a"), wait_for_ready=True)
+        yield channel
+    await process.stop()
+
+
+async def test_its_postbacks_follow_the_local_network_and_others_stay(
+    tracker_target: str, postback: grpc.aio.Channel
+) -> None:
+    """Pointed at a server of one's own: at another path, or at one that REENGAGE_ALLOWED_HOSTS names."""
+    stub = postback_pb2_grpc.PostbackConfigServiceStub(postback)
+
+    async def urls() -> list[str]:
+        listed = [
+            await stub.GetConfiguration(postback_pb2.GetConfigurationRequest(configuration_id=each))
+            for each in ("acme-ios-install", "bravo-ios-install", "bravo-ios-purchase", "x-ios-subscribe")
+        ]
+        found = [each.configuration for each in listed]
+        return [(each.template.url or each.x.base_url).partition("?")[0] for each in found]
+
+    async def point(configuration_id: str, url: str) -> None:
+        changed = postback_pb2.Configuration(configuration_id=configuration_id, template={"url": url})
+        request = postback_pb2.UpdateConfigurationRequest(configuration=changed)
+        request.update_mask.paths.append("template.url")
+        await stub.UpdateConfiguration(request)
+
+    async with open_channel(tracker_target, key="admin") as tracker:
+        await settings.load(tracker, postback, "http://127.0.0.1:8090")
+        await point("bravo-ios-install", "http://127.0.0.1:9911/mine?click={click_id}")
+        await point("bravo-ios-purchase", "http://127.0.0.1:9911/postbacks/bravo?click={click_id}")
+        await settings.load(tracker, postback, "http://127.0.0.1:8091", allowed_hosts="127.0.0.1:9911")
+    assert await urls() == [
+        "http://127.0.0.1:8091/postbacks/acme",
+        "http://127.0.0.1:9911/mine",
+        "http://127.0.0.1:9911/postbacks/bravo",
+        "http://127.0.0.1:8091/x",
+    ]

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from yarl import URL
 
 from deploy.local.x_network import SECRETS
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
@@ -28,9 +29,12 @@ from reengage.tracker.v1.tracker_pb2 import (
     Window,
     Windows,
 )
+from services.postback.guard import Guard
 
 IOS, ANDROID = "shop-ios", "shop-android"
 MINUTE, HOUR, DAY = 60, 3600, 86400
+
+_ARCHIVED = postback_pb2.Configuration.STATUS_ARCHIVED
 
 # What may be there already, in a form that someone wanted otherwise.
 _LEFT_ALONE = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION)
@@ -270,8 +274,13 @@ def configuration(postback: Postback, endpoint: str) -> postback_pb2.Configurati
     )
 
 
-async def load(tracker_channel: grpc.aio.Channel, postback_channel: grpc.aio.Channel, endpoint: str) -> int:
-    """Creates what is missing of the sample, its postbacks going to `endpoint`; returns the settings' revision."""
+async def load(
+    tracker_channel: grpc.aio.Channel, postback_channel: grpc.aio.Channel, endpoint: str, *, allowed_hosts: str = ""
+) -> int:
+    """Creates what is missing of the sample, its postbacks going to `endpoint`; returns the settings' revision.
+
+    `allowed_hosts` is what someone has opened for servers of his own: what he has pointed there stays.
+    """
     tracker = tracker_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
     postback = postback_pb2_grpc.PostbackConfigServiceStub(postback_channel)
     calls: list[tuple[Any, Message]] = [
@@ -302,7 +311,7 @@ async def load(tracker_channel: grpc.aio.Channel, postback_channel: grpc.aio.Cha
     for settings in NETWORK_SETTINGS:
         await _set_windows(tracker, settings)
     for wanted in POSTBACKS:
-        await _point(postback, wanted, endpoint)
+        await _point(postback, wanted, endpoint, Guard(allowed_hosts))
     async for part in tracker.GetSnapshot(tracker_pb2.GetSnapshotRequest()):
         return part.revision
     return 0
@@ -317,19 +326,22 @@ async def _set_windows(tracker: tracker_pb2_grpc.TrackerConfigServiceStub, setti
         )
 
 
-async def _point(postback: postback_pb2_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str) -> None:
+async def _point(
+    postback: postback_pb2_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, opened: Guard
+) -> None:
     """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
     asked = postback_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
     place, field = ("x", "base_url") if wanted.claims else ("template", "url")
     url, was = (getattr(getattr(one, place), field) for one in (configuration(wanted, endpoint), stored))
-    if (
-        was.startswith("http://127.0.0.1:")
-        and was != url
-        and stored.status != postback_pb2.Configuration.STATUS_ARCHIVED
-    ):
+    if was != url and _is_ours(URL(was), URL(url), opened) and stored.status != _ARCHIVED:
         setattr(getattr(stored, place), field, url)
         mask = FieldMask(paths=[f"{place}.{field}"])
         await postback.UpdateConfiguration(
             postback_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=mask)
         )
+
+
+def _is_ours(was: URL, now: URL, opened: Guard) -> bool:
+    """Whether it is the sample's own endpoint, on whatever port it had, and not a server that someone has opened."""
+    return (was.scheme, was.host, was.path) == (now.scheme, now.host, now.path) and not opened.allows_host(was)
