@@ -14,11 +14,12 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
 INTERRUPTED = 130
 _LOOK_S = 0.3
+_DEVICE = "Any id of the device, of whatever kind: raw, or hashed if it never came raw."
 
 
 def forget(
     app_id: str,
-    device_id: Annotated[str, typer.Argument(help="Any id of the device, of whatever kind.")] = "",
+    device_id: Annotated[str, typer.Argument(help=_DEVICE)] = "",
     proof: Annotated[str, typer.Option(metavar="ERASURE_ID", help="Instead: show an earlier erasure.")] = "",
     as_json: Json = False,
     target: Target = "",
@@ -95,7 +96,7 @@ def _print(erasure: "attribution_pb2.Erasure") -> None:
     if erasure.erased_counts:
         print_whole(rows)
     elif is_done:
-        typer.echo("Nothing was there.")
+        typer.echo(f"Nothing was there under this id of app {erasure.app_id}.")
 
 
 def _fail(message: str, *, code: int = 1) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`reengage explain` and `reengage watch`, as they are typed."""
+"""`reengage explain`, `watch` and others that ask attribution, as they are typed."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ REFUSED = Explanation(
 
 
 class Scripted(attribution_pb2_grpc.AttributionServiceServicer):
-    """Explains what it was given; streams three facts, and breaks off after the first."""
+    """Explains what it was given; streams three facts, breaks off after the first; knows no device, offers nothing."""
 
     def __init__(self, answer: attribution_pb2.ExplainDecisionResponse = EXPLAINED) -> None:
         self.answer = answer
@@ -48,6 +48,17 @@ class Scripted(attribution_pb2_grpc.AttributionServiceServicer):
     ) -> attribution_pb2.ExplainDecisionResponse:
         self.explained.append(request)
         return self.answer
+
+    async def ForgetDevice(
+        self, request: attribution_pb2.ForgetDeviceRequest, context: Any
+    ) -> attribution_pb2.ForgetDeviceResponse:
+        done = attribution_pb2.Erasure(app_id=request.app_id, state=attribution_pb2.Erasure.STATE_DONE)
+        return attribution_pb2.ForgetDeviceResponse(erasure=done)
+
+    async def SendOfferedPostbacks(
+        self, request: attribution_pb2.SendOfferedPostbacksRequest, context: Any
+    ) -> attribution_pb2.SendOfferedPostbacksResponse:
+        return attribution_pb2.SendOfferedPostbacksResponse()
 
     async def WatchDecisions(
         self, request: attribution_pb2.WatchDecisionsRequest, context: Any
@@ -80,7 +91,7 @@ async def run(scripted: Scripted, *arguments: str) -> tuple[int, str]:
 
 
 async def test_explain_by_record() -> None:
-    scripted = Scripted()  # type: ignore[abstract]  # two methods are all that is called
+    scripted = Scripted()  # type: ignore[abstract]  # only these methods are called
     code, output = await run(scripted, "explain", "shop", "e1")
     assert code == 0
     assert [request.conversion_id for request in scripted.explained] == ["e1"]
@@ -108,6 +119,18 @@ async def test_what_is_not_decided_is_explained_without_a_table() -> None:
     code, output = await run(Scripted(REFUSED), "explain", "shop", "e1")  # type: ignore[abstract]
     assert code == 0
     assert output.split("\n")[1:4] == ["REFUSED", "It was refused [so].", "  • event_name is missing."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["forget", "shop", "typo"], "Nothing was there under this id of app shop."),
+        (["reattribute", "shop", "--send", "r6"], "r6 has no postback left to send."),
+    ],
+)
+async def test_what_was_in_vain_is_said_so(arguments: list[str], said: str) -> None:
+    code, output = await run(Scripted(), *arguments)  # type: ignore[abstract]
+    assert (code, output.splitlines()[-1]) == (0, said)
 
 
 @pytest.mark.parametrize(
