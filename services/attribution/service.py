@@ -152,6 +152,8 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         place = read_token(request.resume_token, wanted, violations)
         start_us = _time_us(violations, "start_time", request.start_time)
         violations.check()
+        if request.app_id and request.app_id not in self._settings.current.apps:
+            raise NotFound("APP_NOT_FOUND", "there is no such app")
         if request.HasField("start_time"):
             place = await self._watching.at(wanted, start_us)
         elif request.from_now:

@@ -271,6 +271,17 @@ async def test_a_start_that_is_none_is_refused(world: World, fields: dict[str, A
     assert (await failure(watch(world, 1, **fields)))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
 
 
+async def test_an_app_that_there_is_not_is_not_found(world: World) -> None:
+    assert (await failure(watch(world, 1, app_id="shopp")))[:2] == (grpc.StatusCode.NOT_FOUND, "APP_NOT_FOUND")
+
+
+async def test_an_archived_app_can_be_watched(world: World) -> None:
+    await decide(world, *views(1))
+    archived = tracker_pb2.App(app_id=APP, status=tracker_pb2.STATUS_ARCHIVED)
+    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=archived)))
+    assert (await watch(world, 1, app_id=APP))[0] == [(1, "v1", 1)]
+
+
 async def test_a_token_of_other_filters_or_another_database_is_refused(world: World) -> None:
     await decide(world, *views(1))
     _, token = await watch(world, 1, network_id="")

@@ -155,8 +155,8 @@ class AttributionServiceServicer:
         the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
         The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
         while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a
-        database that has gone back to a backup.
+        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
+        INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

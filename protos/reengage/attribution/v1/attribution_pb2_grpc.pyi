@@ -39,8 +39,8 @@ class AttributionServiceStub:
     the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
     The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
     while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-    Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a
-    database that has gone back to a backup.
+    Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
+    INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
     """
     WhatIf: _aio.UnaryStreamMultiCallable[_attribution_pb2.WhatIfRequest, _attribution_pb2.WhatIfResponse]
     """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
@@ -135,8 +135,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
         The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
         while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-        Errors: RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a
-        database that has gone back to a backup.
+        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
+        INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
         """
 
     @_abc_1.abstractmethod
