@@ -322,6 +322,7 @@ async def test_a_reattribution_writes_versions_and_moves_the_device(world: World
         started = await world.attribution.Reattribute(reattribution())
         assert started.reattribution.estimated_total_count == 4
         job = await ended(world)
+        again = [part async for part in world.attribution.WhatIf(what_if())]
         e1, e2 = await world.decided("e1", "e2")
         listed = await world.attribution.ListDecisions(attribution_pb2.ListDecisionsRequest(app_id=APP))
         shown = await world.attribution.GetDeviceAttribution(
@@ -332,6 +333,7 @@ async def test_a_reattribution_writes_versions_and_moves_the_device(world: World
         while "e3" not in world.received.conversions:  # which comes after all others
             await asyncio.sleep(0.01)
     assert (job.state, job.conversion_count, job.changed_count) == (DONE, 4, 2)
+    assert [(part.estimated_total_count, part.conversion_count) for part in again] == [(4, 4)], "not each version"
     assert (e1.version, e1.tracker_id, e1.engagement_id) == (2, OTHER_RE_TRACKER, "k2")
     assert (e2.version, e2.tracker_id, e2.reason) == (2, OTHER_RE_TRACKER, "EVENT_NOT_SELECTED")
     assert [(d.conversion_id, d.version) for d in listed.decisions if d.conversion_id == "e1"] == [("e1", 2), ("e1", 1)]

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from services.attribution import candidates as candidates_module
 from services.attribution import decider as decider_module
 from services.attribution import worker as worker_module
 from services.attribution.model import DAY_US
-from services.attribution.replay import FIRST_DEVICE, Period, find_conversions, find_devices, find_wins
+from services.attribution.replay import FIRST_DEVICE, Period, estimate, find_conversions, find_devices, find_wins
 from services.attribution.store import AskedKey, Store, heads_text
 from tests.attribution.conftest import (
     APP,
@@ -277,6 +278,10 @@ class _Explaining:
         self.plan = "\n".join(row[0] for row in await self._pool.fetch(f"{explain} {sql}", *values))
         return []
 
+    async def fetchrow(self, sql: str, *values: Any) -> dict[str, int]:
+        await self.fetch(sql, *values)
+        return defaultdict(int)
+
     def used(self, table: str) -> set[str]:
         """The partitions of a table that were read, or the indexes they were read by."""
         scans = re.findall(rf"(?<!Heap )Scan (?:Backward )?(?:using (\S+) )?on ({table}_\S+) .*actual", self.plan)
@@ -342,6 +347,9 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     await find_devices(connection, period, FIRST_DEVICE, 1000)
     assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
     assert "->  Sort (" not in explaining.plan, "however many there are, a page is read"
+    await estimate(connection, period)
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    assert "->  Sort (" not in explaining.plan, "nor more than are counted"
     await find_conversions(connection, period, [uuid.uuid4(), uuid.uuid4()])
     assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
     await find_wins(connection, period, ["700"])
