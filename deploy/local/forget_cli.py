@@ -14,12 +14,13 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
 INTERRUPTED = 130
 _LOOK_S = 0.3
-_DEVICE = "Any id of the device, of whatever kind: raw, or hashed if it never came raw."
 
 
 def forget(
     app_id: str,
-    device_id: Annotated[str, typer.Argument(help=_DEVICE)] = "",
+    device_id: Annotated[
+        str, typer.Argument(help="Any id of the device, of whatever kind: raw, or hashed if it never came raw.")
+    ] = "",
     proof: Annotated[str, typer.Option(metavar="ERASURE_ID", help="Instead: show an earlier erasure.")] = "",
     as_json: Json = False,
     target: Target = "",

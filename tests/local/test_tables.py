@@ -1,6 +1,7 @@
 """Tables for people: ids that can be copied, and lengths of time that are the same in the table and in the prose."""
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from deploy.local import tables
@@ -23,7 +24,7 @@ def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPat
         event_name="Purchase",
         state=postback_pb2.Delivery.STATE_DELIVERED,
         attempt_count=1,
-        create_time={"seconds": 1_800_000_000},
+        create_time=Timestamp(seconds=1_800_000_000),
     )
     with console.capture() as shown:
         tables.print_deliveries("shop-android", [delivery])
