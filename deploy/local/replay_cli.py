@@ -144,10 +144,13 @@ async def _what_if(
 async def _parts(
     request: "attribution_pb2.WhatIfRequest", target: str
 ) -> "AsyncIterator[attribution_pb2.WhatIfResponse]":
-    """The answer; broken off, it goes on where it was."""
+    """The answer; broken off, it goes on where it was. Raises CallError when nobody is there to begin with."""
     from deploy.local import calls
     from reengage.attribution.v1 import attribution_pb2
 
+    # Who has never answered is not waited for, and the answer's first part may take long.
+    named = attribution_pb2.ListReattributionsRequest(app_id=request.app_id, page_size=1)
+    await calls.ask("attribution/ListReattributions", named, target=target)
     service, method = calls.find_method("attribution/WhatIf")
     is_last = False
     while not is_last:
@@ -158,7 +161,7 @@ async def _parts(
                 is_last = not part.resume_token
                 yield part
         except calls.CallError as error:
-            if not (request.resume_token and calls.is_away(error)):
+            if not calls.is_away(error):
                 raise
             await asyncio.sleep(calls.RETRY_S)
 
