@@ -10,6 +10,7 @@ from libs.errors import Violations
 from libs.snapshots import Resources
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
+from services.attribution.changes import check_change
 from services.attribution.model import TrackerType, WindowKind
 from services.attribution.rules import (
     DEFAULT_MTR_US,
@@ -132,7 +133,8 @@ def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Re
     """The rules of a known app as they would be with these resources in place of those of the same id, or added.
 
     A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every
-    resource that is of another app, that is on a network that is not there, or that decisions do not read.
+    resource that is of another app, that is on a network that is not there, or that decisions do not read, and every
+    field that holds what tracker would not take.
     """
     held = settings.sources[app_id]
     sources = replace(
@@ -153,6 +155,7 @@ def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Re
         resource = getattr(change, kind)
         if kind != "network" and resource.app_id != app_id:
             violations.add(f"{field}.app_id", "OTHER_APP", f"must be {app_id}")
+        check_change(field, resource, violations)
         sources = _with(sources, resource)
         if kind in ("tracker", "network_settings"):
             on_networks[f"{field}.network_id"] = resource.network_id

@@ -298,6 +298,36 @@ async def test_what_if_names_every_wrong_field(world: World) -> None:
     assert await refusal(world.attribution.WhatIf(what_if(app_id="nobody"))) == ("APP_NOT_FOUND", [])
 
 
+async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None:
+    wrong_event = tracker_pb2.EventDefinition(app_id=APP, event_name="Order\0")
+    wrong_event.min_time_to_reengagement.FromSeconds(-5)
+    wrong_event.reengagement_period.FromSeconds(315_576_000_000)
+    wrong = tracker_resource("t" * 257, network_id="acme", events=["Order", "\0"], max_conversions_per_engagement=-1)
+    wrong.tracker.windows.click_device.duration.FromSeconds(31 * 86_400)
+    wrong.tracker.windows.impression_ip.unlimited = True
+    wrong.tracker.create_time.seconds = 1 << 60
+    app = tracker_pb2.App(app_id=APP)
+    app.settings.windows.event_association.duration.FromSeconds(59)
+    app.settings.retention.FromSeconds(0)
+    changes = (tracker_pb2.Resource(event_definition=wrong_event), wrong, tracker_pb2.Resource(app=app))
+    assert await refusal(world.attribution.WhatIf(what_if(*changes))) == (
+        "INVALID_ARGUMENT",
+        [
+            ("changes[0].event_definition.event_name", "INVALID_TEXT"),
+            ("changes[0].event_definition.min_time_to_reengagement", "OUT_OF_RANGE"),
+            ("changes[0].event_definition.reengagement_period", "OUT_OF_RANGE"),
+            ("changes[1].tracker.tracker_id", "TOO_LONG"),
+            ("changes[1].tracker.events[1]", "INVALID_TEXT"),
+            ("changes[1].tracker.windows.click_device.duration", "OUT_OF_RANGE"),
+            ("changes[1].tracker.windows.impression_ip.unlimited", "NOT_ALLOWED"),
+            ("changes[1].tracker.max_conversions_per_engagement", "OUT_OF_RANGE"),
+            ("changes[1].tracker.create_time", "INVALID_TIME"),
+            ("changes[2].app.settings.windows.event_association.duration", "OUT_OF_RANGE"),
+            ("changes[2].app.settings.retention", "OUT_OF_RANGE"),
+        ],
+    )
+
+
 async def test_so_many_what_ifs_at_once_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.attribution.what_if._MOST_AT_ONCE", 1)
     async with world.pool.acquire() as connection, connection.transaction():

@@ -66,6 +66,7 @@ app_ids, names = st.sampled_from(("a", "b")), st.sampled_from(("", "Spring", "Su
 network_ids = st.sampled_from(("n", "san"))
 statuses = st.sampled_from((STATUS_LIVE, STATUS_ARCHIVED))
 durations = st.none() | st.sampled_from((60, 3600)).map(lambda seconds: Duration(seconds=seconds))
+days = st.none() | st.sampled_from((1, 14)).map(lambda number: Duration(seconds=number * 86_400))
 limits = st.none() | st.just(Window(disabled=True)) | durations.map(lambda duration: Window(duration=duration))
 windows = st.none() | st.builds(Windows, click_device=limits, click_modeled=limits, impression_ip=limits)
 any_edit = st.one_of(
@@ -89,7 +90,7 @@ any_edit = st.one_of(
         tracker_id=st.sampled_from(("t1", "t2", "t12")), app_id=app_ids, network_id=network_ids, name=names,
         campaign_id=st.sampled_from(("c", "gone")), segment_id=st.sampled_from(("", "s")), status=statuses,
         type=st.sampled_from((Tracker.TYPE_ACQUISITION, Tracker.TYPE_REENGAGEMENT)),
-        events=st.sampled_from(([], ["Purchase"])), windows=windows, post_engagement_window=durations,
+        events=st.sampled_from(([], ["Purchase"])), windows=windows, post_engagement_window=days,
         default_tracker=st.booleans(), create_time=st.sampled_from((1, 2)).map(lambda at: Timestamp(seconds=at)),
     ),
 )  # fmt: skip
