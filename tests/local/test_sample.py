@@ -62,7 +62,7 @@ async def test_its_postbacks_follow_the_local_network_and_others_stay(
         return [(each.template.url or each.x.base_url).partition("?")[0] for each in found]
 
     async def point(configuration_id: str, url: str) -> None:
-        changed = postback_pb2.Configuration(configuration_id=configuration_id, template={"url": url})
+        changed = postback_pb2.Configuration(configuration_id=configuration_id, template=postback_pb2.Template(url=url))
         request = postback_pb2.UpdateConfigurationRequest(configuration=changed)
         request.update_mask.paths.append("template.url")
         await stub.UpdateConfiguration(request)
