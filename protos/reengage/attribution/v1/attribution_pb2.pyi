@@ -969,8 +969,8 @@ class WhatIfRequest(_message.Message):
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_tracker_pb2.Resource]:
         """Optional. Settings that replace those of the same id, or are added to them: the whole resource each, of this app, with
-        app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000.
-        Left out: the settings as they are.
+        app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000. The ranges
+        of what decisions read are tracker's. Left out: the settings as they are.
         """
 
     def __init__(
