@@ -39,12 +39,13 @@ class Periods:
         Over a connection of its own, so that they are there for good, whatever becomes of the caller's transaction.
         """
         by_day = {(time_us // _DAY_US, days) for time_us, days in rows}
-        for month, days in sorted({(_month(day), days) for day, days in by_day} - self._made):
+        # Of what is past by now another process may drop the partitions any moment: for that it is asked every time.
+        for month, days in sorted({(_month(day), days) for day, days in by_day}):
+            if (month, days) in self._made and not self._is_past(month, days):
+                continue
             if await self._pool.fetchval("SELECT make_period($1, $2)", month, days):
                 _made.inc()
-            # Of what is past, another process may drop the partitions any moment: for that it is asked every time.
-            if not self._is_past(month, days):
-                self._made.add((month, days))
+            self._made.add((month, days))
 
     async def drop_past(self) -> None:
         """Drop every partition of which nothing is to be kept any more."""

@@ -185,6 +185,18 @@ async def test_a_period_is_made_once_and_again_when_it_was_dropped(world: World)
     assert await world.pool.fetchval(names) == 1, "what is past is not taken for there"
 
 
+async def test_a_period_that_has_become_past_is_not_taken_for_there(world: World) -> None:
+    """An app that comes to a retention that others have may have older rows than theirs: re-attributed conversions."""
+    january_us = now_us = 1_767_225_600_000_000
+    periods = Periods(world.pool, lambda: now_us)
+    await periods.ensure([(january_us, 60)])
+    now_us += 120 * DAY_US
+    await Periods(world.pool, lambda: now_us).drop_past()
+    assert await partitions(world.pool) == set()
+    await periods.ensure([(january_us, 60)])
+    assert await partitions(world.pool, "decisions") == {"decisions_202601_60"}
+
+
 async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     """The migration copies every row."""
     files = sorted((SERVICES / "attribution" / "migrations").glob("*.sql"))
@@ -210,12 +222,23 @@ async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_pa
         SELECT gen_random_uuid(), 'app', '{}', '{}', 0
         """
     )
+    for app_id, record_id in (("no-device-yet", "k"), ("long-id", "k" * 200)):
+        record = ingest_pb2.Record(record_id=record_id, app_id=app_id)
+        await connection.execute(
+            """
+            INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
+                                     device_keys, ip, click_id, completed_view, is_valid, record)
+            VALUES ($1, 1767225600000000, 'k', 0, 0, true, '', '', '', '', false, true, $2)
+            """,
+            app_id.encode(),
+            record.SerializeToString(),
+        )
     await prepare(database.admin_dsn, schema="attribution", directory=files[0].parent)
     counts = [
         await connection.fetchval(f"SELECT count(*) FROM {table}")
         for table in ("decisions", "rounds", "engagements", "decisions_202603_400", "engagements_202512_400")
     ]
-    assert counts == [2000, 9, 2, 2000 - (31 + 28) * 24, 1]
-    retentions = await connection.fetch("SELECT * FROM retentions")
-    assert [tuple(row) for row in retentions] == [("app", 400, 400)]
+    assert counts == [2000, 9, 4, 2000 - (31 + 28) * 24, 1]
+    retentions = await connection.fetch("SELECT * FROM retentions ORDER BY app_id")
+    assert [tuple(row) for row in retentions] == [(each, 400, 400) for each in ("app", "long-id", "no-device-yet")]
     await connection.close()

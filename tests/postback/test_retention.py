@@ -84,10 +84,24 @@ async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_pa
         SELECT delivery_id, configuration_id, 0, 1, now(), 'DELIVERED', '' FROM deliveries
         """
     )
+    told = purchase("told" * 50)
+    told.decision.version = 300
+    told.decision.conversion_time.FromNanoseconds(1_767_225_599_999_999_999)
+    await connection.execute(
+        """
+        INSERT INTO deliveries (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id,
+                                conversion, due_time, create_time)
+        VALUES (gen_random_uuid(), 'c', 'a', 'n', 'told', 'e', 'd', $1, now(), '2026-01-02Z')
+        """,
+        told.SerializeToString(),
+    )
     await prepare(dsn, schema="postback", directory=files[0].parent)
+    told_time = await connection.fetchval("SELECT conversion_time FROM deliveries WHERE conversion_id = 'told'")
+    assert told_time == told.decision.conversion_time.ToDatetime(UTC), "a repeat of it is known for one"
     for table, count in (
-        ("deliveries", 59),
+        ("deliveries", 60),
         ("attempts", 59),
+        ("deliveries_202512_400", 1),
         ("deliveries_202601_400", 31),
         ("attempts_202602_400", 28),
     ):

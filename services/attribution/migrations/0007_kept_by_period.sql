@@ -91,8 +91,22 @@ SELECT round_id, heads, decide_time, max(conversion_time_us), 400
 FROM rounds_before INNER JOIN decisions_before USING (round_id)
 GROUP BY round_id, heads, decide_time;
 INSERT INTO decisions SELECT *, 400 FROM decisions_before;
--- Which apps the engagements are of, they do not say: every app has devices.
-INSERT INTO retentions SELECT DISTINCT app_id, 400, 400 FROM devices;
+-- Which apps the engagements are of, only their records say: in the second field, behind a first that may be longer than
+-- 127 bytes. Not every app has devices yet.
+INSERT INTO retentions
+SELECT app_id, 400, 400 FROM (
+    SELECT app_id FROM devices
+    UNION
+    SELECT convert_from(substring(record FROM field + 3 FOR get_byte(record, field + 1)), 'UTF8')
+    FROM engagements_before
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN get_byte(record, 1) < 128 THEN 2 + get_byte(record, 1)
+            ELSE 3 + get_byte(record, 1) - 128 + 128 * get_byte(record, 2)
+        END AS field
+    ) AS place
+    WHERE record IS NOT NULL
+) AS apps;
 DROP TABLE engagements_before, network_clicks_before, rounds_before, decisions_before;
 
 ALTER TABLE engagements ADD PRIMARY KEY (match_key, time_us, engagement_id, retention_days);

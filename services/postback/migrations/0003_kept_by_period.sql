@@ -57,6 +57,50 @@ $$;
 ALTER TABLE deliveries RENAME TO deliveries_before;
 ALTER TABLE attempts RENAME TO attempts_before;
 
+-- When a serialised message Conversion happened: of its decision (field 1) field 5, a Timestamp. NULL if it does not say.
+CREATE FUNCTION conversion_time_of(conversion bytea) RETURNS timestamptz
+LANGUAGE plpgsql AS $$
+DECLARE
+    at integer := 0; -- the byte to be read next
+    tags integer [] := '{}'; -- of the messages it lies in
+    tag integer;
+    number bigint;
+    shift integer;
+    seconds bigint := 0;
+    nanos bigint := 0;
+    stop integer := octet_length(conversion);
+BEGIN
+    WHILE at < stop LOOP
+        tag := get_byte(conversion, at);
+        number := 0;
+        shift := 0;
+        LOOP
+            at := at + 1;
+            number := number | ((get_byte(conversion, at) & 127)::bigint << shift);
+            shift := shift + 7;
+            EXIT WHEN get_byte(conversion, at) < 128;
+        END LOOP;
+        at := at + 1;
+        IF (tags = '{}' AND tag = 10) OR (tags = '{10}' AND tag = 42) THEN
+            tags := tags || tag;
+            stop := at + number;
+        ELSIF tags = '{10,42}' AND tag = 8 THEN
+            seconds := number;
+        ELSIF tags = '{10,42}' AND tag = 16 THEN
+            nanos := number;
+        ELSIF tag & 7 = 2 THEN
+            at := at + number;
+        ELSIF tags = '{}' OR tag & 7 <> 0 THEN
+            RETURN NULL;
+        END IF;
+    END LOOP;
+    RETURN CASE WHEN tags = '{10,42}'
+        THEN 'epoch'::timestamptz + seconds * interval '1 second' + nanos / 1000 * interval '1 microsecond' END;
+EXCEPTION WHEN data_exception THEN -- it is no such message
+    RETURN NULL;
+END
+$$;
+
 CREATE TABLE deliveries (
     LIKE deliveries_before INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
     conversion_time timestamptz NOT NULL,
@@ -68,15 +112,21 @@ CREATE TABLE attempts (
     retention_days smallint NOT NULL
 ) PARTITION BY RANGE (conversion_time);
 
--- What is there is kept for 400 days from when it was made: when it was converted, no column says.
+-- What is there is kept for 400 days. The conversion says when it happened: its repeats are told by that.
+CREATE TABLE happened AS
+SELECT delivery_id, configuration_id, coalesce(conversion_time_of(conversion), create_time) AS conversion_time
+FROM deliveries_before;
 SELECT make_period(month, 400::smallint) FROM (
-    SELECT date_trunc('month', create_time AT TIME ZONE 'UTC')::date AS month FROM deliveries_before GROUP BY month
+    SELECT date_trunc('month', conversion_time AT TIME ZONE 'UTC')::date AS month FROM happened GROUP BY month
 ) AS months;
-INSERT INTO deliveries SELECT *, create_time, 400 FROM deliveries_before;
+INSERT INTO deliveries
+SELECT delivery.*, happened.conversion_time, 400
+FROM deliveries_before AS delivery INNER JOIN happened USING (delivery_id, configuration_id);
 INSERT INTO attempts
-SELECT attempt.*, delivery.create_time, 400
-FROM attempts_before AS attempt INNER JOIN deliveries_before AS delivery USING (delivery_id, configuration_id);
-DROP TABLE deliveries_before, attempts_before;
+SELECT attempt.*, happened.conversion_time, 400
+FROM attempts_before AS attempt INNER JOIN happened USING (delivery_id, configuration_id);
+DROP TABLE deliveries_before, attempts_before, happened;
+DROP FUNCTION conversion_time_of;
 
 -- Their id alone makes deliveries unique; who makes one looks for it in every retention first.
 ALTER TABLE deliveries ADD PRIMARY KEY (delivery_id, configuration_id, conversion_time, retention_days);
