@@ -127,7 +127,8 @@ class Waiting:
         """These wait from now on, unless the transaction that said so has failed."""
         if rows:
             self.app_ids |= {row.app_id for row in rows}
-            self._begun += rows
+            # What was answered, and waits again behind another install, is not asked about again: the answer stays.
+            self._begun += [row for row in rows if row.claims is None]
             self.changed.set()
 
     def take(self) -> list[WaitingRow]:

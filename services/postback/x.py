@@ -196,7 +196,7 @@ def _read(body: str) -> list[postback_pb2.Claim]:
     try:
         data = json.loads(body)["data"]
         return [_claim(data, data[name]) for name in _ATTRIBUTIONS if data.get(name) is not None]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("not an answer of X's") from None
 
 

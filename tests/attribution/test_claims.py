@@ -334,6 +334,33 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
     assert (i2.tracker_id, e1.tracker_id, e1.reason) == (X_RE, X_RE, "MTR_NOT_MET")
 
 
+async def test_what_was_answered_is_not_asked_again_behind_another_install(world: World) -> None:
+    """Else postback that is away at that moment would make a claim unavailable that was heard."""
+    app = tracker_pb2.App(app_id=APP, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+    app.settings.install_reprocessing_window.FromSeconds(24 * HOUR)
+    await world.feed.publish(tracker_pb2.Resource(app=app))
+    await world.received.trigger(("_install", "x"), PURCHASES_OF_X)
+    for each in ("i1", "i2"):
+        await world.received.answer(each, pending("x"))
+    await world.received.answer("e1", claimed("x", -60))
+    async with world.worker():
+        await world.send(install(-24 * HOUR, device(1), record_id="i1"))
+        await world.send(install(0, device(1), record_id="i2"), event(60, device(1), record_id="e1"))
+        while not await world.pool.fetchval("SELECT count(*) FROM waiting WHERE claims IS NOT NULL"):
+            await asyncio.sleep(0.01)
+        await world.received.answer("e1", unavailable("x"))
+        asked = world.received.asked["e1"]
+        await world.received.answer("i1", not_claimed("x"))
+        while world.received.asked["i2"] < 2:  # by then, e1 would have been as well
+            await asyncio.sleep(0.01)
+        await world.received.answer("i2", not_claimed("x"))
+        await world.decided("e1")
+    assert world.received.asked["e1"] == asked
+    stored = await _stored_claims(world, "e1")
+    assert stored is not None
+    assert [each.state for each in stored.answers] == [CLAIMED]
+
+
 async def test_the_first_session_asks_and_fires_once(world: World) -> None:
     start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
     await world.received.trigger(("SessionBegin", "x"))

@@ -304,6 +304,7 @@ def test_claims(body: str, expected: postback_pb2.Claim | None) -> None:
         answer([]),
         answer(attribution("TAP")),
         answer(attribution(time="yesterday")),
+        answer(attribution(time="0001-01-01T00:00:00+14:00")),
         answer(attribution(engagement_time=NOON_MS)),
         answer({"engagement_type": "CLICK"}),
         answer(attribution(promoted_properties={"campaign_name": 1})),
