@@ -178,8 +178,9 @@ class DeliveryWorker:
     def _begin(self, claimed: Claimed) -> None:
         configuration = self._catalog.get(claimed.configuration_id)
         assert configuration is not None, "only known configurations are asked for"
-        if configuration.deliveries_per_second:
-            self._buckets[claimed.configuration_id].tokens -= 1
+        # A limit that was set while this was being claimed has no bucket yet.
+        if configuration.deliveries_per_second and (bucket := self._buckets.get(claimed.configuration_id)):
+            bucket.tokens -= 1
         _waited.observe(claimed.waited_s)
         task = asyncio.create_task(self._attempt(configuration, claimed))
         self._under_way.add(task)

@@ -388,6 +388,29 @@ async def test_a_rate_limit_acts(service: Running, endpoint: Endpoint) -> None:
     assert times[49] - times[0] >= (50 - 1 - 4) / 20 - 0.1
 
 
+async def test_a_rate_limit_may_come_while_deliveries_are_claimed(
+    service: Running, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = await service.configure(template=template(endpoint))
+    claim = service.store.claim
+
+    async def claim_while_it_changes(asked: list[Asked], *, limit: int, retries: bool) -> list[Claimed]:
+        claimed = await claim(asked, limit=limit, retries=retries)
+        if claimed:
+            configuration.deliveries_per_second = 20
+            await service.configs.UpdateConfiguration(
+                postback_pb2.UpdateConfigurationRequest(
+                    configuration=configuration, update_mask=FieldMask(paths=["deliveries_per_second"])
+                )
+            )
+        return claimed
+
+    monkeypatch.setattr(service.store, "claim", claim_while_it_changes)
+    await service.enqueue(purchase("c1"), purchase("c2"))
+    await until_ended(service, 2)
+    assert [one.attempt_count for one in await service.list()] == [1, 1]
+
+
 async def test_sessions_go_to_their_network_once_in_24_hours(service: Running, endpoint: Endpoint) -> None:
     await service.configure(
         template=template(endpoint),
