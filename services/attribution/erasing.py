@@ -40,7 +40,8 @@ _done = Counter("attribution_erasures_total", "Devices forgotten.")
 _age = Gauge("attribution_erasure_age_seconds", "How long ago the erasure was asked for that is at work.")
 
 CLAIMS_END_S = 10.0
-"""A request for claims that was under way at the cut has ended by then: it is given up earlier."""
+"""A request for claims that was under way at the cut has ended by then, and a call that hands over what was offered:
+both are given up earlier."""
 _LOOK_S = 0.5
 _WAIT_S = 0.1
 _BATCH = 1_000
@@ -120,6 +121,7 @@ class Eraser:
         async def cut(connection: Connection, sequences: Mapping[int, int]) -> None:
             below = await erasures.known_below(connection, erasure.lane, shared.positions)
             found = await _find(self._store, connection, erasure.app_id, asked.device_ids, below)
+            decided_again = await erasures.decided_again(connection, erasure.app_id, found.conversion_ids)
             rows = await erasures.erase_devices(connection, erasure.app_id, found.devices)
             erasure.count("attribution", rows)
             stripped: list[str] = []
@@ -127,8 +129,11 @@ class Eraser:
                 stripped = await _strip(connection, erasure, {each.engagement_id for each in found.engagements})
                 gone = await erasures.erase_engagements(connection, erasure.app_id, found.engagements)
                 erasure.count("attribution", gone)
+                decided_again |= await erasures.decided_again(connection, erasure.app_id, stripped)
+            # Whoever hands over what a re-attribution offers (offering.py) has perhaps read it before the cut.
+            may_be_called = decided_again or rows["waiting"] > 0
             erasure.work = Work(
-                device_ids=sorted(found.ids),
+                device_ids=sorted(filter(_is_one, found.ids)),
                 below=below,
                 lanes=list(range(LANES)),
                 record_ids=sorted(each.engagement_id for each in found.engagements if not each.device_keys),
@@ -136,7 +141,7 @@ class Eraser:
                 stripped_conversion_ids=stripped,
                 our_ids=sorted(map(str, found.devices)),
                 sequence=sequences[erasure.lane],
-                claims_end_us=self._now_us() + round(CLAIMS_END_S * 1e6) if rows["waiting"] else 0,
+                claims_end_us=self._now_us() + round(CLAIMS_END_S * 1e6) if may_be_called else 0,
             )
 
         await self._save(shared, erasure, cut)
@@ -282,6 +287,11 @@ def identity_keys(app_id: str, device_id: str) -> set[bytes]:
         if name := HASH_NAMES.get(len(form)):
             keys.update(key(app_id, f"{kind}_{name}", form) for kind in RAW_ID_KINDS)
     return keys
+
+
+def _is_one(device_id: str) -> bool:
+    """Whether ingest takes an id for one: of `- 0` or `: :` nothing is left, and a search for it is refused."""
+    return bool(normalise_id(normalise_id(device_id)).strip("0"))
 
 
 def _ids(content: bytes) -> set[str]:

@@ -276,6 +276,24 @@ async def engagements_under(
     return {StoredEngagement(*row) for row in rows}
 
 
+async def decided_again(connection: Connection, app_id: str, conversion_ids: Collection[str]) -> bool:
+    """Whether a re-attribution has made a version of one of these conversions."""
+    return bool(
+        await connection.fetchval(
+            """
+            SELECT EXISTS (
+                SELECT FROM unnest($1::text[]) AS asked (id)
+                JOIN decisions ON lane = $2 AND conversion_id = asked.id AND app_id = $3
+                WHERE reattribution_id IS NOT NULL
+            )
+            """,
+            list(conversion_ids),
+            lane_of(app_id),
+            app_id,
+        )
+    )
+
+
 async def decisions_holding(
     connection: Connection, app_id: str, engagement_ids: Collection[str]
 ) -> AsyncIterator[StoredWinner]:

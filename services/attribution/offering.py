@@ -1,11 +1,13 @@
 """The postbacks that a re-attribution offers: what its versions would change, and handing them over when asked to."""
 
+import time
 from collections.abc import AsyncIterator
 
 import grpc
 
 from libs.db import Pool
 from libs.errors import FailedPrecondition, Unavailable
+from libs.interceptors import remaining_s
 from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
@@ -15,6 +17,8 @@ from services.attribution.settings import Settings
 from services.attribution.store import OutboxRow
 
 _BATCH = 500
+_HAND_OVER_S = 8.0
+"""What was read is with postback by then, or given up: an erasure waits for that (erasing.py: CLAIMS_END_S)."""
 
 
 class Offers:
@@ -47,10 +51,12 @@ class Offers:
     async def _enqueue(
         self, rows: list[OutboxRow], *, validate_only: bool
     ) -> AsyncIterator[postback_pb2.EnqueueConversionsResponse]:
+        until = time.monotonic() + _HAND_OVER_S
         for some in in_calls(conversions_for_postback(rows, self._settings.current)):
             request = postback_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
+            left_s = max(0.0, until - time.monotonic())
             try:
-                yield await self._postback.EnqueueConversions(request)
+                yield await self._postback.EnqueueConversions(request, timeout=remaining_s(left_s))
             except grpc.aio.AioRpcError as error:
                 raise Unavailable("POSTBACK_UNAVAILABLE", "postback does not answer", retry_after_s=1.0) from error
 

@@ -118,4 +118,5 @@ def _parse(request: ingest_pb2.EraseRecordsRequest) -> dict[int, int]:
 
 
 def _normalise(device_id: str) -> str:
-    return device_id.strip().replace("-", "").replace(":", "").lower()
+    # Trimmed last: `- Person` as it was received and ` person` as it is asked for are one.
+    return device_id.replace("-", "").replace(":", "").strip().lower()

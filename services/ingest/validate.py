@@ -45,7 +45,7 @@ def is_usable(device_id: str) -> bool:
     if len(device_id) >= 32 and device_id[0] in _BEGINS_AN_ID:
         return True  # what most look like: longer than any stand-in, no bracket, not all zero
     text = device_id.strip()
-    if not text.strip("0-:"):
+    if not text.strip("0-: "):
         return False
     return not _MACRO.fullmatch(text) and text.lower() not in _STAND_INS
 

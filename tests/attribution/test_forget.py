@@ -1,6 +1,7 @@
 """ForgetDevice: nothing of a person is left in any table, nothing of others is touched, whatever crashes on the way."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
 import uuid
@@ -17,7 +18,7 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import erasing
+from services.attribution import erasing, offering
 from services.attribution.erasing import Eraser
 from services.attribution.erasures import Erasure, Erasures
 from services.attribution.matching import own_key
@@ -46,6 +47,7 @@ HOUR = 3600
 ADID, ANDROID_ID, CUSTOM = device(1), "a1b2c3d4e5f6", "Person-17"
 HASHED = hashlib.md5(b"somebody", usedforsecurity=False).hexdigest()
 DONE = attribution_pb2.Erasure.STATE_DONE
+DONE_AGAIN = attribution_pb2.Reattribution.STATE_DONE
 KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", "waiting", "log", "dedupe", "rejected")
 """Tables that hold what was received."""
 
@@ -448,6 +450,59 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
             await asyncio.sleep(0.01)
         assert time.time_ns() // 1000 >= claims_ends_us[0] > 0
         await proof(world, erasure_id)
+
+
+async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked for a re-attribution's postbacks was just handing them over: read before the cut, there after it."""
+    monkeypatch.setattr(erasing, "CLAIMS_END_S", 1.0)
+    monkeypatch.setattr(offering, "_HAND_OVER_S", 0.8)
+    reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
+    async with working(world, reattributor=reattributor.run):
+        await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
+        await world.decided("e1")
+        archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
+        archived.tracker.status = tracker_pb2.STATUS_ARCHIVED
+        await world.settings.reached(await world.feed.publish(archived))
+        again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1")
+        again.start_time.FromSeconds(0)
+        again.end_time.GetCurrentTime()
+        await world.attribution.Reattribute(again)
+        named = {"app_id": APP, "reattribution_id": "r1"}
+        get = attribution_pb2.GetReattributionRequest(**named)
+        while (await world.attribution.GetReattribution(get)).reattribution.state != DONE_AGAIN:
+            await asyncio.sleep(0.01)
+        begun, enqueue = asyncio.Event(), world.postback.EnqueueConversions
+
+        async def slow(request: Any, **more: Any) -> Any:
+            begun.set()
+            await asyncio.sleep(0.6)
+            return await enqueue(request, **more)
+
+        monkeypatch.setattr(world.postback, "EnqueueConversions", slow)
+        send = attribution_pb2.SendOfferedPostbacksRequest(**named)
+        sending = asyncio.ensure_future(world.attribution.SendOfferedPostbacks(send))
+        await begun.wait()
+        await forget(world, device(1))
+        await sending
+    assert not world.received.conversions
+
+
+@pytest.mark.parametrize("odd", ["- 0", ": :", "- Person"])
+async def test_an_id_that_is_hardly_one_holds_up_nobody(world: World, odd: str) -> None:
+    """What is left of it without dashes and colons begins with a space, or is nothing."""
+    async with working(world):
+        await world.send(event(0, {"custom": odd, "adid": ADID}, "View", record_id="v1"))
+        await world.decided("v1")
+        erasure = await forget(world, ADID)
+        assert erasure.erased_counts["ingest.log"] == 1
+        await world.send(click(0, {"custom": odd}, record_id="k1"))
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it may be refused as none
+            await forget(world, odd)
+        await forget(world, device(2))
+        left = await world.log_pool.fetchval("SELECT count(*) FROM log")
+    assert left == (0 if odd == "- Person" else 1), "what is no id names nobody"
 
 
 async def test_a_device_is_forgotten_while_all_is_decided_again(

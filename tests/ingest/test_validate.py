@@ -226,6 +226,8 @@ def test_event_data_may_not_carry_reserved_names(name: str) -> None:
         ("%{idfa}", False),
         ("[IDFA]", False),
         ("{a-very-long-macro-of-more-than-32-characters}", False),
+        ("- 0", False),
+        (": :", False),
         ("null", False),
         ("NULL", False),
         ("device_id=device_id", False),
