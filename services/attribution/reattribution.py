@@ -254,7 +254,8 @@ class _MovedOnError(Exception):
 
 
 async def _at_once() -> None:
-    """No turn for others: they wait for the transaction."""
+    """A turn and no rest: others wait for the transaction, but leases are to be renewed."""
+    await asyncio.sleep(0)
 
 
 def _in_steps(replayed: Iterable[Replayed]) -> Iterator[list[Replayed]]:

@@ -219,7 +219,7 @@ class Replay:
         done, again = [], []
         for family in families:
             await self._turn()
-            replayed = self._decide(family, inputs)
+            replayed = await self._decide(family, inputs)
             if replayed is None:
                 again.append(family)
             else:
@@ -228,7 +228,7 @@ class Replay:
             await self._ask(connection, again, inputs, is_wanted=self._can_be_eligible)
             for family in again:
                 await self._turn()
-                replayed = self._decide(family, inputs)
+                replayed = await self._decide(family, inputs)
                 assert replayed is not None, "every conversion that any history leaves winnable has its candidates"
                 done.append(replayed)
         return done
@@ -351,13 +351,14 @@ class Replay:
 
     # Deciding.
 
-    def _decide(self, family: _Family, inputs: _Inputs) -> Replayed | None:
+    async def _decide(self, family: _Family, inputs: _Inputs) -> Replayed | None:
         """Decides a family's conversions in order; None when one turns out to be winnable that has no candidates."""
         histories, wins = dict(family.histories), Counter[str]()
         own_ids = frozenset(stored.conversion_id for stored in family.conversions)
         replayed = Replayed(last_device_id=FIRST_DEVICE, conversion_ids=own_ids, histories=histories)
         merges = [merge_ for merge_ in family.merges if merge_.sequence is not None]
         for stored in family.conversions:
+            await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
             while merges and (merges[0].sequence or 0) <= stored.sequence:
                 _join(histories, merges.pop(0))
             before = histories.get(stored.device_id, _NOTHING)

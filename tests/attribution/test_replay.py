@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,3 +128,30 @@ def plain(decision: object) -> object:
     for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer"):
         copy.ClearField(field)  # type: ignore[attr-defined]
     return copy
+
+
+async def test_others_get_turns_while_one_device_is_decided(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many conversions it has: else the worker would lose its lanes over it, again and again."""
+    random = Random(1)
+    async with owning(pool) as lanes:
+        story = story_of(scenario(random), lanes, Store(pool))
+        await story.live(random)
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            turns += 1
+
+        asked = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
+        replaying = Replay(story.store, asked, story.rules, turn)
+        deciding: list[int] = []
+        decide_one = replaying._decide_one
+
+        def noted(*arguments: Any) -> Any:
+            deciding.append(turns)
+            return decide_one(*arguments)
+
+        monkeypatch.setattr(replaying, "_decide_one", noted)
+        await replaying.page(FIRST_DEVICE, 1000)
+    assert len(deciding) > 1
+    assert len(set(deciding)) == len(deciding), "a turn before each"
