@@ -331,7 +331,7 @@ async def _latest_attribution(
               WHERE version.lane = made.lane AND version.conversion_id = made.conversion_id
                 AND version.app_id = made.app_id
           ) < $5
-        ORDER BY conversion_time_us DESC LIMIT 1
+        ORDER BY conversion_time_us DESC, conversion_id COLLATE "C" DESC LIMIT 1 -- as a history has them
         """,
         lane,
         app_id,

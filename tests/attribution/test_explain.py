@@ -123,6 +123,22 @@ async def test_mtr_tells_when_it_ends_and_from_what(world: World) -> None:
     )
 
 
+async def test_of_attributions_at_one_time_mtr_counts_from_that_which_a_history_has_last(world: World) -> None:
+    first, second = {"adid": device(1)}, {"android_id": "b2"}
+    async with world.worker():
+        await world.send(install(0, first, record_id="i2"))
+        await world.decided("i2")
+        await world.send(install(0, second, record_id="i1"))
+        await world.decided("i1")
+        await world.send(event(10, {**first, **second}, "Login", record_id="v2"))
+        await world.send(click(20, second, record_id="k1"), event(30, second, record_id="e1"))
+        await world.decided("e1")
+        answers = [await explain(world, "e1")]
+        await world.pool.execute("UPDATE decisions SET sequence = -sequence WHERE conversion_id IN ('i1', 'i2')")
+        answers.append(await explain(world, "e1"))
+    assert all("latest attribution, install i2 at" in answer.summary for answer in answers)
+
+
 async def test_a_reattributed_conversion_tells_what_was_said_before(world: World) -> None:
     async with world.worker():
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
