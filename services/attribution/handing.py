@@ -16,21 +16,24 @@ _NOT_FOR_POSTBACK = frozenset(
 
 
 def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> list[postback_pb2.Conversion]:
-    """All but what can never be delivered, with the names that things have now."""
+    """All but what can never be delivered, with the names that things have now.
+
+    A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
+    """
     conversions = []
     for row in rows:
         decision = attribution_pb2.Decision.FromString(row.decision)
         if decision.outcome in _NOT_FOR_POSTBACK:
             continue
         names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
-        conversions.append(
-            postback_pb2.Conversion(
-                decision=decision,
-                record=ingest_pb2.Record.FromString(row.record),
-                engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
-                names=names,
-            )
+        conversion = postback_pb2.Conversion(
+            decision=decision,
+            record=ingest_pb2.Record.FromString(row.record),
+            engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
+            names=names,
         )
+        conversion.names.retention_days = row.retention_days
+        conversions.append(conversion)
     return conversions
 
 

@@ -99,6 +99,7 @@ class OutboxRow(NamedTuple):
     engagement: bytes | None
     device_id: uuid.UUID
     is_relayed: bool
+    retention_days: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -699,10 +700,12 @@ class Store:
         """The first decisions of these sequences, by lane, up to `limit` a lane."""
         rows = await self.pool.fetch(
             """
-            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id, d.is_relayed
+            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id, d.is_relayed,
+                   d.retention_days
             FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
             CROSS JOIN LATERAL (
-                SELECT lane, sequence, decision, record, engagement, device_id, is_relayed FROM decisions
+                SELECT lane, sequence, decision, record, engagement, device_id, is_relayed, retention_days
+                FROM decisions
                 WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
                 ORDER BY sequence LIMIT $4
             ) AS d

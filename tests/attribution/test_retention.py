@@ -242,3 +242,19 @@ async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_pa
     retentions = await connection.fetch("SELECT * FROM retentions ORDER BY app_id")
     assert [tuple(row) for row in retentions] == [(each, 400, 400) for each in ("app", "long-id", "no-device-yet")]
     await connection.close()
+
+
+async def test_a_delivery_is_kept_as_long_as_its_decision(world: World) -> None:
+    """Gone earlier, it would be made again by a re-attribution; the app's retention may have changed in between."""
+    await publish_apps(world)
+    world.received.failing = True
+    async with world.worker():
+        await send_of(world, BRIEF, "e1")
+        await until_decided(world, [BRIEF], 1)
+        app = tracker_pb2.App(app_id=BRIEF, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app.settings.retention.FromSeconds(760 * 86_400)
+        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        world.received.failing = False
+        while "e1" not in world.received.conversions:
+            await asyncio.sleep(0.01)
+    assert world.received.conversions["e1"].names.retention_days == 60
