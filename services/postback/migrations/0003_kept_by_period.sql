@@ -1,6 +1,6 @@
 -- Deliveries and attempts are kept by period, by month and in that by the retention of their app, so that what is past
 -- goes with its whole partition (docs/decisions/0011).
--- squawk-ignore-file renaming-table, ban-drop-table
+-- squawk-ignore-file renaming-table, ban-drop-table, ban-drop-function
 
 -- Gives each of these tables a partition of conversions that happened in a month and are kept for so many days; answers
 -- whether one was missing.
