@@ -14,6 +14,7 @@ from rich.table import Table
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
+from services.attribution.sentences import span
 
 # A file or a pipe has no width: wide enough for a table of candidates.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -106,8 +107,8 @@ def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
             escape(candidate.tracker_id),
             _match(candidate.matched_by),
             str(candidate.level or ""),
-            _span(candidate.lookback),
-            _span(candidate.window) if candidate.HasField("window") else "",
+            span(candidate.lookback),
+            span(candidate.window) if candidate.HasField("window") else "",
             _word(attribution_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
         )
     print_whole(rows)
@@ -128,7 +129,7 @@ def print_fact(fact: attribution_pb2.Fact) -> None:
     if decision.tracker_id:
         parts.append(f"to {escape(decision.tracker_id)} of {escape(decision.network_id)}")
     if decision.engagement_id:
-        parts.append(f"by {escape(decision.engagement_id)} {_span(decision.lookback)} before")
+        parts.append(f"by {escape(decision.engagement_id)} {span(decision.lookback)} before")
     if decision.reason:
         parts.append(f"[dim]{escape(decision.reason)}[/]")
     console.print("  ".join(parts), soft_wrap=True)
@@ -163,7 +164,7 @@ def print_delivery(delivery: postback_pb2.Delivery) -> None:
     print_deliveries(delivery.app_id, [delivery])
     for number, attempt in enumerate(delivery.attempts, start=1):
         console.print(
-            f"\n[bold]attempt {number}[/]  {_time(attempt.start_time)}  {_span(attempt.duration)}  "
+            f"\n[bold]attempt {number}[/]  {_time(attempt.start_time)}  {span(attempt.duration)}  "
             f"status {attempt.status_code or 'none'}  [cyan]{escape(attempt.verdict)}[/]"
             f"{'  another try follows' if attempt.will_retry else ''}"
         )
@@ -239,7 +240,7 @@ def _took(delivery: postback_pb2.Delivery) -> str:
         return ""
     took = Duration()
     took.FromNanoseconds(delivery.end_time.ToNanoseconds() - delivery.create_time.ToNanoseconds())
-    return _span(took)
+    return span(took)
 
 
 def _word(name: str, prefix: str) -> str:
@@ -273,16 +274,3 @@ def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:
 
 def _time(time: Timestamp) -> str:
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _span(duration: Duration) -> str:
-    """In its two largest units, as the sentences beside the table say it: 2 days 3 h, 5 min 1 s, 0.25 s."""
-    seconds = duration.seconds + duration.nanos / 1e9
-    if abs(seconds) < 1:
-        return f"{seconds:.3g} s"
-    left, parts = int(abs(seconds)), []
-    for unit, size in (("day", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
-    return ("-" if seconds < 0 else "") + " ".join(parts[:2])

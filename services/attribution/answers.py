@@ -22,7 +22,8 @@ _LAYERS = {name.removeprefix("LAYER_"): number for name, number in attribution_p
 
 _TYPE_OF = {number: AttributionType(name) for name, number in _TYPES.items() if number}
 _KIND_OF = {number: MatchKind(name) for name, number in _KINDS.items() if number}
-_ATTRIBUTING = frozenset(_OUTCOMES[outcome] for outcome in ATTRIBUTING)
+ATTRIBUTING_OUTCOMES = frozenset(_OUTCOMES[outcome] for outcome in ATTRIBUTING)
+"""Outcomes that make a device's source (D6), as the messages and the table have them."""
 
 
 def decision_message(conversion: Conversion, decision: Decision) -> attribution_pb2.Decision:
@@ -84,7 +85,7 @@ def attribution_of(message: attribution_pb2.Decision, *, redacted: bool) -> Attr
 
     `redacted` is what the message does not tell: that a claim won whose campaign is withheld (E2).
     """
-    if message.outcome not in _ATTRIBUTING:
+    if message.outcome not in ATTRIBUTING_OUTCOMES:
         return None
     is_install = message.event_name == INSTALL
     return Attribution(

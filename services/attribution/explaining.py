@@ -15,6 +15,7 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2
 from services.attribution import sentences
+from services.attribution.answers import ATTRIBUTING_OUTCOMES
 from services.attribution.matching import own_key
 from services.attribution.sentences import Attributed, Replaced
 
@@ -23,13 +24,6 @@ Explanation = attribution_pb2.ExplainDecisionResponse
 MOST_WON = 1_000
 _LOOK_UP_S = 2.0
 """How long ingest has to answer: well within the caller's own deadline, who is to learn what it is that hangs."""
-_ATTRIBUTING = (
-    attribution_pb2.OUTCOME_ATTRIBUTED,
-    attribution_pb2.OUTCOME_ORGANIC,
-    attribution_pb2.OUTCOME_REPROCESSED,
-    attribution_pb2.OUTCOME_REPROCESSED_ORGANIC,
-    attribution_pb2.OUTCOME_REENGAGED,
-)
 
 
 class Explanations:
@@ -336,7 +330,7 @@ async def _latest_attribution(
         lane,
         app_id,
         list(device_ids),
-        list(_ATTRIBUTING),
+        list(ATTRIBUTING_OUTCOMES),
         sequence,
     )
     if row is None:

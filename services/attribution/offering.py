@@ -65,7 +65,7 @@ async def _versions(pool: Pool, job: Job, after: int, limit: int) -> list[Outbox
     """The versions that a job made and that are the newest still, in their order."""
     rows = await pool.fetch(
         """
-        SELECT lane, sequence, decision, record, engagement, device_id, is_relayed, retention_days
+        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
         FROM decisions
         WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
           AND version = (

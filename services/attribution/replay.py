@@ -15,7 +15,7 @@ from libs.db import Connection
 from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from services.attribution.answers import attribution_of, decision_message, says
+from services.attribution.answers import ATTRIBUTING_OUTCOMES, attribution_of, decision_message, says
 from services.attribution.candidates import Question, find_candidates
 from services.attribution.decide import decide, eligibility
 from services.attribution.history import Attribution, DeviceHistory, merge
@@ -30,13 +30,6 @@ FIRST_DEVICE = uuid.UUID(int=0)
 
 _COUNTED = 10_000
 """Decisions of a period that are counted one by one, which gives 1 % when the rest is estimated."""
-_ATTRIBUTING = (
-    attribution_pb2.OUTCOME_ATTRIBUTED,
-    attribution_pb2.OUTCOME_ORGANIC,
-    attribution_pb2.OUTCOME_REPROCESSED,
-    attribution_pb2.OUTCOME_REPROCESSED_ORGANIC,
-    attribution_pb2.OUTCOME_REENGAGED,
-)
 _NOT_DECIDED = (attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED)
 _ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
 """Of conversions that could have been won; those that were have no reason."""
@@ -587,7 +580,7 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
         list(device_ids),
         period.start_us,
         period.end_us,
-        _ATTRIBUTING,
+        list(ATTRIBUTING_OUTCOMES),
         _NOT_DECIDED,
     )
     parse = attribution_pb2.Decision.FromString

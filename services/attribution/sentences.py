@@ -191,7 +191,7 @@ def _winner(decision: attribution_pb2.Decision) -> str:
     others = len(decision.candidates) - 1
     beside = f"; {others} other candidate{'s' if others > 1 else ''} did not win" if others else ""
     return (
-        f"{_name(won)} came {_span(won.lookback)} before it, inside its window of {_window(won)}, and was {_match(won)}"
+        f"{_name(won)} came {span(won.lookback)} before it, inside its window of {_window(won)}, and was {_match(won)}"
         f"{beside}"
     )
 
@@ -204,7 +204,7 @@ def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> st
     if decision.reason != "MTR_NOT_MET":
         return _REASONS.get(decision.reason, decision.reason)
     seconds = int(decision.custom_dimensions.get("mtr_rejected", "0"))
-    least = f"the minimum time to reengagement, {_span(duration_pb2.Duration(seconds=seconds))},"
+    least = f"the minimum time to reengagement, {span(duration_pb2.Duration(seconds=seconds))},"
     if latest is None:
         return f"{least} had not passed since the device's latest attribution"
     name = {"_install": "install"}.get(latest.event_name, latest.event_name)
@@ -231,7 +231,7 @@ def _who(candidate: attribution_pb2.Candidate) -> str:
 def _fate(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate | None) -> str:
     if winner is not None and candidate.verdict.startswith("LOST_TO_"):
         return _lost(candidate, winner)
-    lookback = f"{_span(candidate.lookback)} before the conversion"
+    lookback = f"{span(candidate.lookback)} before the conversion"
     match candidate.verdict:
         case "WON":
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
@@ -245,13 +245,13 @@ def _fate(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidat
         case "AFTER_CONVERSION":
             after = duration_pb2.Duration()
             after.FromNanoseconds(-candidate.lookback.ToNanoseconds())
-            return f"was refused: it came {_span(after)} after the conversion"
+            return f"was refused: it came {span(after)} after the conversion"
         case _:
             return f"was refused: {_REFUSALS.get(candidate.verdict, candidate.verdict)}"
 
 
 def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate) -> str:
-    lost = f"({_span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
+    lost = f"({span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
     match candidate.verdict:
         case "LOST_TO_HIGHER_LEVEL":
             return (
@@ -263,7 +263,7 @@ def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidat
         case _ if winner.engagement_time == candidate.engagement_time:
             return f"{lost} was as recent and has the lower id"
         case _:
-            return f"{lost} was more recent: {_span(winner.lookback)} before the conversion"
+            return f"{lost} was more recent: {span(winner.lookback)} before the conversion"
 
 
 def _name(candidate: attribution_pb2.Candidate) -> str:
@@ -282,7 +282,7 @@ def _match(candidate: attribution_pb2.Candidate) -> str:
 
 
 def _window(candidate: attribution_pb2.Candidate) -> str:
-    length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else _span(candidate.window)
+    length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else span(candidate.window)
     return f"{length} ({_LAYERS.get(candidate.window_layer, 'unknown')})"
 
 
@@ -315,7 +315,7 @@ def _at_us(time_us: int) -> str:
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _span(duration: duration_pb2.Duration) -> str:
+def span(duration: duration_pb2.Duration) -> str:
     """A length of time in its two largest units: 2 days 3 h, 5 min 1 s, 0.25 s."""
     seconds = duration.seconds + duration.nanos / 1e9
     if abs(seconds) < 1:

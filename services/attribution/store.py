@@ -97,7 +97,6 @@ class OutboxRow(NamedTuple):
     decision: bytes
     record: bytes
     engagement: bytes | None
-    device_id: uuid.UUID
     is_relayed: bool
     retention_days: int
 
@@ -700,11 +699,10 @@ class Store:
         """The first decisions of these sequences, by lane, up to `limit` a lane."""
         rows = await self.pool.fetch(
             """
-            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.device_id, d.is_relayed,
-                   d.retention_days
+            SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.is_relayed, d.retention_days
             FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
             CROSS JOIN LATERAL (
-                SELECT lane, sequence, decision, record, engagement, device_id, is_relayed, retention_days
+                SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
                 FROM decisions
                 WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
                 ORDER BY sequence LIMIT $4
