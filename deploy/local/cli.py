@@ -131,7 +131,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Runs scenarios through the real decision code, without a server. Exit code 2: a file does not fit."""
-    from services.attribution.simulate_cli import run
+    from services.attribution.simulator.command import run
 
     raise typer.Exit(run(path, check_expect=check, as_json=as_json))
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
-from services.attribution.sentences import span
+from services.attribution.queries.sentences import span
 
 # A file or a pipe has no width: wide enough for a table of candidates.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)

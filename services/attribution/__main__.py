@@ -21,18 +21,18 @@ from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from services.attribution.claims import Claims, ClaimTriggers
-from services.attribution.erasing import Eraser
-from services.attribution.explaining import Explanations
-from services.attribution.offering import Offers
-from services.attribution.pace import Pace
-from services.attribution.reattribution import Reattributions, Reattributor
+from services.attribution.jobs.claims import Claims, ClaimTriggers
+from services.attribution.jobs.erasing import Eraser
+from services.attribution.jobs.pace import Pace
+from services.attribution.jobs.reattribution import Reattributions, Reattributor
+from services.attribution.live.worker import Worker, WorkerConfig
+from services.attribution.queries.explaining import Explanations
+from services.attribution.queries.offering import Offers
+from services.attribution.queries.watching import Watching
+from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
-from services.attribution.settings import SettingsBuilder
-from services.attribution.store import PLANNER, Store
-from services.attribution.watching import Watching
-from services.attribution.what_if import WhatIfs
-from services.attribution.worker import Worker, WorkerConfig
+from services.attribution.storage.store import PLANNER, Store
+from services.attribution.wire.settings import SettingsBuilder
 
 SERVICE_NAME = attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name
 

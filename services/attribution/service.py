@@ -13,20 +13,20 @@ from libs.lanes import lane_of
 from libs.pages import decode_token, encode_token, page_size
 from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from services.attribution.answers import source_message
-from services.attribution.decide import credited_source
-from services.attribution.erasures import Erasures
-from services.attribution.explaining import Explanations
-from services.attribution.history import Attribution as HistoryEntry
-from services.attribution.matching import ID_KINDS, usable_ids
-from services.attribution.offering import Offers
-from services.attribution.reattribution import Job, Reattributions
-from services.attribution.records import identity_key
-from services.attribution.replay import Period
-from services.attribution.settings import Settings
-from services.attribution.store import Device, Store
-from services.attribution.watching import Wanted, Watching, read_token
-from services.attribution.what_if import WhatIfs
+from services.attribution.decision.decide import credited_source
+from services.attribution.decision.history import Attribution as HistoryEntry
+from services.attribution.decision.matching import ID_KINDS, usable_ids
+from services.attribution.jobs.reattribution import Job, Reattributions
+from services.attribution.queries.explaining import Explanations
+from services.attribution.queries.offering import Offers
+from services.attribution.queries.watching import Wanted, Watching, read_token
+from services.attribution.redecide.replay import Period
+from services.attribution.redecide.what_if import WhatIfs
+from services.attribution.storage.erasures import Erasures
+from services.attribution.storage.store import Device, Store
+from services.attribution.wire.decisions import source_message
+from services.attribution.wire.records import identity_key
+from services.attribution.wire.settings import Settings
 
 _MAX_ID = 256
 _MOST_CHANGES = 10_000

@@ -27,17 +27,17 @@ from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import settings as attribution_settings
-from services.attribution.claims import Claims, ClaimTriggers
-from services.attribution.explaining import Explanations
-from services.attribution.offering import Offers
-from services.attribution.pace import Pace
-from services.attribution.reattribution import Reattributions
+from services.attribution.jobs.claims import Claims, ClaimTriggers
+from services.attribution.jobs.pace import Pace
+from services.attribution.jobs.reattribution import Reattributions
+from services.attribution.live.worker import Job, Worker, WorkerConfig
+from services.attribution.queries.explaining import Explanations
+from services.attribution.queries.offering import Offers
+from services.attribution.queries.watching import Watching
+from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
-from services.attribution.store import PLANNER, Store
-from services.attribution.watching import Watching
-from services.attribution.what_if import WhatIfs
-from services.attribution.worker import Job, Worker, WorkerConfig
+from services.attribution.storage.store import PLANNER, Store
+from services.attribution.wire import settings as attribution_settings
 from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections

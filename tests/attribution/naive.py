@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from services.attribution.model import Claim, EngagementKind, TrackerType, WindowKind
-from services.attribution.rules import Network, Tracker
-from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.decision.model import Claim, EngagementKind, TrackerType, WindowKind
+from services.attribution.decision.rules import Network, Tracker
+from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

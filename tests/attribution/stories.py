@@ -11,15 +11,15 @@ from libs.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2
-from services.attribution.decider import Batch, decide_batch
-from services.attribution.matching import usable_ids
-from services.attribution.model import Claim, EngagementKind
-from services.attribution.ownership import OwnedLanes
-from services.attribution.records import Logged, index_rows
-from services.attribution.rules import AppRules, compile_rules
-from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
-from services.attribution.store import Store
-from services.attribution.waiting import WaitingRow
+from services.attribution.decision.matching import usable_ids
+from services.attribution.decision.model import Claim, EngagementKind
+from services.attribution.decision.rules import AppRules, compile_rules
+from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.ownership import OwnedLanes
+from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.storage.store import Store
+from services.attribution.storage.waiting import WaitingRow
+from services.attribution.wire.records import Logged, index_rows
 
 ALL_TIME = (0, 1 << 54)
 

@@ -11,7 +11,7 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from services.attribution.model import (
+from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
     MINUTE_US,
@@ -21,7 +21,7 @@ from services.attribution.model import (
     TrackerType,
     WindowKind,
 )
-from services.attribution.rules import (
+from services.attribution.decision.rules import (
     DISABLED,
     UNLIMITED,
     App,
@@ -33,7 +33,7 @@ from services.attribution.rules import (
     Platform,
     Tracker,
 )
-from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 
 START_US = 20_000 * DAY_US
 ONE, TWO = "cdda802e-fb9c-47ad-9866-0794d394c912", "1B2C078A-0000-4BA4-AE5B-76104861E7DC"

@@ -13,11 +13,11 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import claims
 from services.attribution.__main__ import Config
-from services.attribution.claims import ClaimTriggers
-from services.attribution.waiting import WaitingRow, in_turn
-from services.attribution.worker import Worker
+from services.attribution.jobs import claims
+from services.attribution.jobs.claims import ClaimTriggers
+from services.attribution.live.worker import Worker
+from services.attribution.storage.waiting import WaitingRow, in_turn
 from tests.attribution.conftest import (
     APP,
     World,

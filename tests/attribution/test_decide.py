@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 
-from services.attribution.decide import decide, eligibility
-from services.attribution.history import Attribution, DeviceHistory, identity_link_refusal, merge
-from services.attribution.model import (
+from services.attribution.decision.decide import decide, eligibility
+from services.attribution.decision.history import Attribution, DeviceHistory, identity_link_refusal, merge
+from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
     AttributionType,
@@ -26,7 +26,7 @@ from services.attribution.model import (
     Verdict,
     WindowKind,
 )
-from services.attribution.rules import (
+from services.attribution.decision.rules import (
     DISABLED,
     WATERFALL,
     App,

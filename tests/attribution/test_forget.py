@@ -18,13 +18,14 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import erasing, offering
-from services.attribution.erasing import Eraser
-from services.attribution.erasures import Erasure, Erasures
-from services.attribution.matching import own_key
-from services.attribution.reattribution import Reattributor
-from services.attribution.store import Store
-from services.attribution.worker import Job
+from services.attribution.decision.matching import own_key
+from services.attribution.jobs import erasing
+from services.attribution.jobs.erasing import Eraser
+from services.attribution.jobs.reattribution import Reattributor
+from services.attribution.live.worker import Job
+from services.attribution.queries import offering
+from services.attribution.storage.erasures import Erasure, Erasures
+from services.attribution.storage.store import Store
 from services.ingest import erasing as ingest_erasing
 from tests.attribution.conftest import (
     APP,

@@ -12,7 +12,7 @@ import pytest
 from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from services.attribution.worker import Worker
+from services.attribution.live.worker import Worker
 from tests.attribution.conftest import APP, World, click, device, event, install
 
 REENGAGED = attribution_pb2.OUTCOME_REENGAGED

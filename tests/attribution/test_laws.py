@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.attribution.decide import decide
-from services.attribution.history import DeviceHistory
-from services.attribution.model import (
+from services.attribution.decision.decide import decide
+from services.attribution.decision.history import DeviceHistory
+from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
     MINUTE_US,
@@ -23,7 +23,7 @@ from services.attribution.model import (
     Verdict,
     WindowKind,
 )
-from services.attribution.rules import (
+from services.attribution.decision.rules import (
     DISABLED,
     App,
     AppRules,
@@ -36,8 +36,8 @@ from services.attribution.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.scenario import ConversionRecord, EngagementRecord, Scenario
-from services.attribution.simulate import simulate
+from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.simulator.simulate import simulate
 
 # Two busy cores are no law.
 settings.register_profile("laws", deadline=None)

@@ -4,7 +4,7 @@ from hashlib import md5, sha1, sha256
 
 import pytest
 
-from services.attribution.matching import (
+from services.attribution.decision.matching import (
     HASH_LENGTHS,
     conversion_keys,
     device_key,
@@ -18,7 +18,7 @@ from services.attribution.matching import (
     raw_id_keys,
     usable_ids,
 )
-from services.attribution.model import (
+from services.attribution.decision.model import (
     DAY_US,
     Conversion,
     ConversionKind,
@@ -27,8 +27,8 @@ from services.attribution.model import (
     MatchKind,
     UserAgent,
 )
-from services.attribution.rules import App, ModeledLevel, Platform
-from services.attribution.useragent import parse_user_agent
+from services.attribution.decision.rules import App, ModeledLevel, Platform
+from services.attribution.decision.user_agents import parse_user_agent
 
 RAW = "6D92078A-8246-4BA4-AE5B-76104861E7DC"
 PLAIN = RAW.replace("-", "")

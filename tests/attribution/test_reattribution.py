@@ -20,15 +20,15 @@ from libs.lanes import LANES
 from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution.answers import says
-from services.attribution.history import DeviceHistory
-from services.attribution.ownership import OwnedLanes
-from services.attribution.pace import Pace
-from services.attribution.reattribution import Reattributions, Reattributor
-from services.attribution.replay import Period
-from services.attribution.rules import AppRules
-from services.attribution.settings import Settings
-from services.attribution.store import PLANNER, Store
+from services.attribution.decision.history import DeviceHistory
+from services.attribution.decision.rules import AppRules
+from services.attribution.jobs.pace import Pace
+from services.attribution.jobs.reattribution import Reattributions, Reattributor
+from services.attribution.live.ownership import OwnedLanes
+from services.attribution.redecide.replay import Period
+from services.attribution.storage.store import PLANNER, Store
+from services.attribution.wire.decisions import says
+from services.attribution.wire.settings import Settings
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,
@@ -243,7 +243,7 @@ async def test_what_if_of_a_part_of_the_time_leaves_the_rest_as_it_is(world: Wor
 
 
 async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.what_if._PAGE", 3)
+    monkeypatch.setattr("services.attribution.redecide.what_if._PAGE", 3)
     async with working(world):
         for number in range(10):
             await world.send(click(0, device(number), record_id=f"k{number}"))
@@ -263,7 +263,7 @@ async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.Mo
 
 
 async def test_a_part_that_would_be_too_large_comes_in_several(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.what_if._PART_BYTES", 1)
+    monkeypatch.setattr("services.attribution.redecide.what_if._PART_BYTES", 1)
     async with working(world):
         await a_story(world)
     parts = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
@@ -329,7 +329,7 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
 
 
 async def test_so_many_what_ifs_at_once_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.what_if._MOST_AT_ONCE", 1)
+    monkeypatch.setattr("services.attribution.redecide.what_if._MOST_AT_ONCE", 1)
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
         calls = [world.attribution.WhatIf(what_if()) for _ in range(2)]
@@ -479,7 +479,7 @@ async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World, monkeypa
     async def stop() -> None:
         await jobs.cancel(await jobs.get(APP, "r1"))
 
-    monkeypatch.setattr("services.attribution.reattribution._WRITTEN_AT_ONCE", 1)
+    monkeypatch.setattr("services.attribution.jobs.reattribution._WRITTEN_AT_ONCE", 1)
     job = Watched(world, stop)
     async with world.worker(jobs={"reattributor": job.run}):
         for number in range(5):

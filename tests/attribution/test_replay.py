@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libs.db import Pool, open_pool
-from services.attribution.answers import says
-from services.attribution.replay import FIRST_DEVICE, Period, Replay, Replayed, estimate
-from services.attribution.rules import App, AppRules, ModeledLevel
-from services.attribution.scenario import Scenario
-from services.attribution.store import PLANNER, Store
+from services.attribution.decision.rules import App, AppRules, ModeledLevel
+from services.attribution.redecide.replay import FIRST_DEVICE, Period, Replay, Replayed, estimate
+from services.attribution.simulator.scenario import Scenario
+from services.attribution.storage.store import PLANNER, Store
+from services.attribution.wire.decisions import says
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.conftest import Database

@@ -17,7 +17,7 @@ from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution.model import DAY_US
+from services.attribution.decision.model import DAY_US
 from tests.attribution.conftest import APP, World, click, device, event, install
 from tests.conftest import SERVICES, Database
 

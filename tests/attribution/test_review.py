@@ -20,12 +20,19 @@ from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import candidates as candidates_module
-from services.attribution import decider as decider_module
-from services.attribution import worker as worker_module
-from services.attribution.model import DAY_US
-from services.attribution.replay import FIRST_DEVICE, Period, estimate, find_conversions, find_devices, find_wins
-from services.attribution.store import AskedKey, Store, heads_text
+from services.attribution.decision.model import DAY_US
+from services.attribution.live import candidates as candidates_module
+from services.attribution.live import decider as decider_module
+from services.attribution.live import worker as worker_module
+from services.attribution.redecide.replay import (
+    FIRST_DEVICE,
+    Period,
+    estimate,
+    find_conversions,
+    find_devices,
+    find_wins,
+)
+from services.attribution.storage.store import AskedKey, Store, heads_text
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,

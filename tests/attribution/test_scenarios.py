@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.attribution.scenario import OUTPUT_KEYS, Problem, ScenarioError, read_scenario
-from services.attribution.simulate import check, simulate
-from services.attribution.simulate_cli import BROKEN, DIFFERS, HOLDS, run
+from services.attribution.simulator.command import BROKEN, DIFFERS, HOLDS, run
+from services.attribution.simulator.scenario import OUTPUT_KEYS, Problem, ScenarioError, read_scenario
+from services.attribution.simulator.simulate import check, simulate
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").iterdir())
 

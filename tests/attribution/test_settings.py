@@ -26,7 +26,7 @@ from reengage.tracker.v1.tracker_pb2 import (
     Window,
     Windows,
 )
-from services.attribution.settings import SettingsBuilder, build_settings, rules_with
+from services.attribution.wire.settings import SettingsBuilder, build_settings, rules_with
 
 Edit = tuple[str, tuple[str, ...], Message]
 

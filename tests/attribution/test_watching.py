@@ -19,10 +19,10 @@ from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
-from services.attribution import watching
-from services.attribution.pace import Pace
-from services.attribution.store import PLANNER
-from services.attribution.watching import Wanted, Watching
+from services.attribution.jobs.pace import Pace
+from services.attribution.queries import watching
+from services.attribution.queries.watching import Wanted, Watching
+from services.attribution.storage.store import PLANNER
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import yaml
 
-from services.attribution.decide import decide
-from services.attribution.history import DeviceHistory
-from services.attribution.matching import device_key
-from services.attribution.model import (
+from services.attribution.decision.decide import decide
+from services.attribution.decision.history import DeviceHistory
+from services.attribution.decision.matching import device_key
+from services.attribution.decision.model import (
     HOUR_US,
     MINUTE_US,
     SECOND_US,
@@ -25,9 +25,17 @@ from services.attribution.model import (
     TrackerType,
     Verdict,
 )
-from services.attribution.rules import App, AppRules, EventDefinition, Network, Platform, Tracker, compile_rules
-from services.attribution.scenario import collector_paused, read_scenario
-from services.attribution.simulate import simulate
+from services.attribution.decision.rules import (
+    App,
+    AppRules,
+    EventDefinition,
+    Network,
+    Platform,
+    Tracker,
+    compile_rules,
+)
+from services.attribution.simulator.scenario import collector_paused, read_scenario
+from services.attribution.simulator.simulate import simulate
 from tests.bench.row import Row
 
 DECISIONS_ASKED = 50_000

@@ -18,14 +18,22 @@ from libs.db import Connection, Pool, in_transaction, open_pool
 from libs.lanes import LANES, lane_of
 from libs.migrations import prepare
 from reengage.ingest.v1 import ingest_pb2
-from services.attribution.decider import Batch, decide_batch
-from services.attribution.model import TrackerType
-from services.attribution.ownership import OwnedLanes
-from services.attribution.pace import Pace
-from services.attribution.records import Logged, index_rows
-from services.attribution.replay import FIRST_DEVICE, Period, Replay
-from services.attribution.rules import App, AppRules, EventDefinition, Network, Platform, Tracker, compile_rules
-from services.attribution.store import IndexRows, Store
+from services.attribution.decision.model import TrackerType
+from services.attribution.decision.rules import (
+    App,
+    AppRules,
+    EventDefinition,
+    Network,
+    Platform,
+    Tracker,
+    compile_rules,
+)
+from services.attribution.jobs.pace import Pace
+from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.ownership import OwnedLanes
+from services.attribution.redecide.replay import FIRST_DEVICE, Period, Replay
+from services.attribution.storage.store import IndexRows, Store
+from services.attribution.wire.records import Logged, index_rows
 from tests.bench.load import APP, CLICKED, INSTALLED, Traffic
 from tests.bench.row import Row
 

@@ -18,11 +18,8 @@ from libs.lanes import LANES, lane_of
 from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.ingest.v1 import ingest_pb2
-from services.attribution.decider import Batch, decide_batch
-from services.attribution.model import DAY_US, TrackerType
-from services.attribution.ownership import OwnedLanes
-from services.attribution.records import Logged, index_rows
-from services.attribution.rules import (
+from services.attribution.decision.model import DAY_US, TrackerType
+from services.attribution.decision.rules import (
     RETENTION_DAYS,
     App,
     AppRules,
@@ -32,7 +29,10 @@ from services.attribution.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.store import PLANNER, Store
+from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.ownership import OwnedLanes
+from services.attribution.storage.store import PLANNER, Store
+from services.attribution.wire.records import Logged, index_rows
 from tests.bench.row import Row
 
 APP = "bench"

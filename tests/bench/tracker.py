@@ -19,7 +19,7 @@ from libs.migrations import prepare
 from libs.snapshots import Follower, Resources
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import PLATFORM_IOS, STATUS_LIVE, Tracker
-from services.attribution.settings import SettingsBuilder
+from services.attribution.wire.settings import SettingsBuilder
 from services.gateway.settings import Settings as GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
 from tests.bench.row import Row

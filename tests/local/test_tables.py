@@ -7,7 +7,7 @@ from rich.console import Console
 from deploy.local import tables
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2
-from services.attribution.sentences import sentences
+from services.attribution.queries.sentences import sentences
 
 DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
 CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"

@@ -16,9 +16,9 @@ from reengage.tracker.v1.tracker_pb2 import (
     Window,
     Windows,
 )
-from services.attribution.model import Layer, WindowKind
-from services.attribution.rules import DISABLED, UNLIMITED
-from services.attribution.settings import build_settings
+from services.attribution.decision.model import Layer, WindowKind
+from services.attribution.decision.rules import DISABLED, UNLIMITED
+from services.attribution.wire.settings import build_settings
 from services.tracker.resolve import resolve
 
 LAYERS = {

@@ -1,0 +1,423 @@
+"""Decides a conversion: who won it, who is credited with it, and what became of every candidate (sections B to G).
+
+Pure and total. The simulator, what-if, re-attribution and the live worker call the same two functions: `eligibility`
+before any candidate is fetched, `decide` with them.
+"""
+
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
+from typing import NamedTuple, assert_never
+
+from services.attribution.decision.history import SESSION_BEGIN, Attribution, DeviceHistory
+from services.attribution.decision.matching import match_kind
+from services.attribution.decision.model import (
+    DAY_US,
+    SECOND_US,
+    AttributionType,
+    Candidate,
+    Claim,
+    Conversion,
+    ConversionKind,
+    Decision,
+    Engagement,
+    EngagementKind,
+    MatchKind,
+    Outcome,
+    Reason,
+    TrackerType,
+    Verdict,
+    WindowKind,
+)
+from services.attribution.decision.rules import (
+    DISABLED,
+    AppRules,
+    DeviceAttribution,
+    GranularDataPolicy,
+    Platform,
+    TrackerRules,
+)
+
+CONSIDERED_US = 31 * DAY_US
+"""An engagement further than this from the conversion, on either side, is not considered at all."""
+
+_CLICK, _IMPRESSION = EngagementKind.CLICK, EngagementKind.IMPRESSION
+_BY_LESS_THAN_ID = (MatchKind.MODELED, MatchKind.IP)
+_WINDOW_OF = {
+    (_CLICK, MatchKind.CLICK_ID): WindowKind.CLICK_DEVICE,
+    (_CLICK, MatchKind.DEVICE_ID): WindowKind.CLICK_DEVICE,
+    (_CLICK, MatchKind.MODELED): WindowKind.CLICK_MODELED,
+    (_CLICK, MatchKind.IP): WindowKind.CLICK_IP,
+    (_CLICK, MatchKind.CLAIM): WindowKind.POST_ENGAGEMENT,
+    (_IMPRESSION, MatchKind.DEVICE_ID): WindowKind.IMPRESSION_DEVICE,
+    (_IMPRESSION, MatchKind.MODELED): WindowKind.IMPRESSION_MODELED,
+    (_IMPRESSION, MatchKind.IP): WindowKind.IMPRESSION_IP,
+    (_IMPRESSION, MatchKind.CLAIM): WindowKind.POST_VIEW,
+}
+"""The window that judges a candidate, and with it its level (C1). No impression is matched by click id."""
+
+
+def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
+    """Why nobody can win a conversion, whatever its candidates (the first of G2 that holds), None if it can be won."""
+    match conversion.kind:
+        case ConversionKind.INSTALL:
+            latest_install, window_us = history.latest_install, rules.app.install_reprocessing_window_us
+            if latest_install is None or (
+                window_us is not None and conversion.time_us - latest_install.time_us >= window_us
+            ):
+                return None
+            return Reason.DUPLICATE_INSTALL
+        case ConversionKind.EVENT:
+            return _event_eligibility(conversion.event_name, conversion.time_us, history, rules)
+        case _:
+            assert_never(conversion.kind)
+
+
+def _event_eligibility(name: str, time_us: int, history: DeviceHistory, rules: AppRules) -> Reason | None:
+    """D10, D1, D3, D4.
+
+    OURS: the MTR counts from the latest attribution even when a late record lies before it; the record is not eligible
+    then, so no order of arrival puts two reengagements inside one MTR.
+    """
+    first_install, latest = history.first_install, history.latest
+    if first_install is not None and time_us <= first_install.time_us:
+        return Reason.EVENT_BEFORE_INSTALL
+    if name not in rules.reengaging_events:
+        return Reason.EVENT_NOT_SELECTED
+    mtr_us = rules.mtr_us(name)
+    if mtr_us and latest is not None and time_us - latest.time_us < mtr_us:
+        return Reason.MTR_NOT_MET
+    if name == SESSION_BEGIN and history.session_reengaged_near(time_us):
+        return Reason.SESSION_ALREADY_REENGAGED
+    return None
+
+
+def decide(
+    conversion: Conversion,
+    history: DeviceHistory,
+    rules: AppRules,
+    *,
+    candidates: Iterable[Engagement],
+    wins: Mapping[str, int],
+    claims: Iterable[Claim] = (),
+    claims_unavailable: Iterable[str] = (),
+) -> Decision:
+    """Decides one conversion.
+
+    `history` is the device's before it. `candidates` are engagements of the app, each once, in any order and more than
+    needed if convenient: one that does not match or lies further than 31 days away is not considered. `wins` says how
+    many conversions an engagement, by its id, has already won (D5). `claims_unavailable` are the networks that never
+    answered (E4). The same values give the same decision, whatever their order (G5).
+    """
+    question = _ask(conversion, history, rules, wins, tuple(sorted(claims_unavailable)))
+    reason = eligibility(conversion, history, rules)
+    if reason is not None:
+        return _not_won(question, reason, ())
+    considered = [candidate for e in candidates if (candidate := _judge_engagement(e, question)) is not None]
+    considered += [_judge_claim(claim, question) for claim in sorted(claims)]
+    in_the_race = [candidate for candidate in considered if candidate.verdict is Verdict.WON]
+    if not in_the_race:
+        return _not_won(question, Reason.NO_WINNER if considered else Reason.NO_CANDIDATE, _by_id(considered))
+    completed_first = rules.app.prioritize_completed_view
+    winner = min(in_the_race, key=lambda c: (c.level, completed_first and not c.completed_view, c.lookback_us, c[0]))
+    return _won(question, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
+
+
+def judge(engagement: Engagement, conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Candidate | None:
+    """One engagement by itself: WON unless something but another candidate, or D5, refuses it; None if it is none."""
+    return _judge_engagement(engagement, _ask(conversion, history, rules, {}, ()))
+
+
+def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[str]:
+    """The live trackers that a conversion can be won by, as far as conversion and settings say (D1, F1, F2)."""
+    is_install = conversion.kind is ConversionKind.INSTALL
+    return frozenset(
+        tracker_id
+        for tracker_id, each in rules.trackers.items()
+        if each.tracker.live and (is_install or conversion.event_name in each.tracker.events)
+    )
+
+
+class _Question(NamedTuple):
+    """What is known and asked while one conversion is decided.
+
+    `selected_event` is what a winner's tracker must have selected, "" for an install, which asks for none (F2).
+    """
+
+    conversion: Conversion
+    history: DeviceHistory
+    rules: AppRules
+    wins: Mapping[str, int]
+    claims_unavailable: tuple[str, ...]
+    needed: TrackerType
+    selected_event: str
+    inclusive: bool
+
+
+def _ask(
+    conversion: Conversion,
+    history: DeviceHistory,
+    rules: AppRules,
+    wins: Mapping[str, int],
+    claims_unavailable: tuple[str, ...],
+) -> _Question:
+    """A first install asks for acquisition trackers (F1), an event (D2) and a reprocessed install (F2) for the others.
+
+    A4 says who is INCLUSIVE.
+    """
+    app = rules.app
+    is_event = conversion.kind is ConversionKind.EVENT
+    is_reengagement = is_event or history.first_install is not None
+    falls_back = (
+        app.limit_ad_tracking_fallback
+        and app.platform is Platform.IOS
+        and conversion.limit_ad_tracking
+        and not conversion.has_idfa
+    )
+    return _Question(
+        conversion,
+        history,
+        rules,
+        wins,
+        claims_unavailable,
+        TrackerType.REENGAGEMENT if is_reengagement else TrackerType.ACQUISITION,
+        conversion.event_name if is_event else "",
+        falls_back or app.device_attribution is DeviceAttribution.INCLUSIVE,
+    )
+
+
+def _judge_engagement(engagement: Engagement, question: _Question) -> Candidate | None:
+    """The first verdict of G2 that holds, WON while nothing refuses it; None if it is no candidate at all."""
+    conversion, rules = question.conversion, question.rules
+    lookback_us = conversion.time_us - engagement.time_us
+    if not -CONSIDERED_US <= lookback_us <= CONSIDERED_US:
+        return None
+    matched_by = match_kind(engagement, conversion, rules.app)
+    if matched_by is None:
+        return None
+    engagement_id, kind, tracker_id = engagement.engagement_id, engagement.kind, engagement.tracker_id
+    rules_of_tracker = rules.trackers.get(tracker_id)
+    if rules_of_tracker is None:  # OURS: a tracker that the settings do not hold can win as little as an archived one
+        verdict = Verdict.TRACKER_ARCHIVED
+        return Candidate(engagement_id, kind, engagement.time_us, tracker_id, "", verdict, matched_by, lookback_us)
+    tracker, network, windows = rules_of_tracker
+    window_kind = _WINDOW_OF[kind, matched_by]
+    window, level = windows[window_kind], rules.levels[window_kind]
+    if window_kind is WindowKind.CLICK_MODELED and 0 < lookback_us < windows[WindowKind.CLICK_EQUALIZER].us:
+        level = rules.levels[WindowKind.CLICK_EQUALIZER]  # C1: lifted, but judged by its modeled window all the same
+    verdict = (
+        _refusal_by_tracker(rules_of_tracker, kind, question)
+        or _refusal_of_engagement(engagement, matched_by, question.inclusive)
+        or _refusal_by_window(window.us, lookback_us)
+        or _refusal_by_limit(tracker.max_conversions_per_engagement, question.wins.get(engagement_id, 0))
+        or Verdict.WON
+    )
+    return Candidate(
+        engagement_id,
+        kind,
+        engagement.time_us,
+        tracker_id,
+        network.network_id,
+        verdict,
+        matched_by,
+        lookback_us,
+        level,
+        window_kind,
+        window.us,
+        window.layer,
+        engagement.completed_view,
+    )
+
+
+def _judge_claim(claim: Claim, question: _Question) -> Candidate:
+    """As `_judge_engagement`. OURS: each claim is an answer of its own, so D5 does not limit it."""
+    rules = question.rules
+    lookback_us = question.conversion.time_us - claim.time_us
+    claim_id, network_id = claim.candidate_id, claim.network_id
+    rules_of_tracker = rules.tracker_for_claim(network_id, claim.campaign_name, question.needed)
+    if rules_of_tracker is None:
+        verdict, matched_by = Verdict.NO_TRACKER_FOR_CLAIM, MatchKind.CLAIM
+        return Candidate(claim_id, claim.kind, claim.time_us, "", network_id, verdict, matched_by, lookback_us)
+    tracker, network, windows = rules_of_tracker
+    window_kind = _WINDOW_OF[claim.kind, MatchKind.CLAIM]
+    window = windows[window_kind]
+    verdict = (
+        _refusal_by_tracker(rules_of_tracker, claim.kind, question)
+        or _refusal_of_claim(claim, network.granular_data_policy, window.us)
+        or _refusal_by_window(window.us, lookback_us)
+        or Verdict.WON
+    )
+    return Candidate(
+        claim_id,
+        claim.kind,
+        claim.time_us,
+        tracker.tracker_id,
+        network_id,
+        verdict,
+        MatchKind.CLAIM,
+        lookback_us,
+        rules.levels[window_kind],
+        window_kind,
+        window.us,
+        window.layer,
+        redacted=not claim.granular_data_allowed,
+    )
+
+
+def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, question: _Question) -> Verdict | None:
+    """D1, D2, F1, F2, B5."""
+    tracker = rules_of_tracker.tracker
+    if not tracker.live:
+        return Verdict.TRACKER_ARCHIVED
+    if tracker.type is not question.needed:
+        return Verdict.WRONG_TRACKER_TYPE
+    if question.selected_event and question.selected_event not in tracker.events:
+        return Verdict.EVENT_NOT_SELECTED
+    if kind is _IMPRESSION and question.needed is TrackerType.REENGAGEMENT:
+        allowed = question.rules.app.allow_reengagement_impressions and rules_of_tracker.network.supports_impressions
+        return None if allowed else Verdict.IMPRESSIONS_NOT_ALLOWED
+    return None
+
+
+def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclusive: bool) -> Verdict | None:
+    """A4, A6, and clicks that failed their checks."""
+    if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
+        return Verdict.MATCH_KIND_NOT_ALLOWED
+    if engagement.duplicate:
+        return Verdict.DUPLICATE_CLICK
+    if not engagement.valid:
+        return Verdict.BLOCKLISTED
+    return None
+
+
+def _refusal_of_claim(claim: Claim, policy: GranularDataPolicy, window_us: int) -> Verdict | None:
+    """E2, B4."""
+    if not claim.granular_data_allowed and policy is GranularDataPolicy.REJECT:
+        return Verdict.GRANULAR_DATA_NOT_ALLOWED
+    if claim.kind is _IMPRESSION and window_us == DISABLED:
+        return Verdict.VIEW_WINDOW_ZERO
+    return None
+
+
+def _refusal_by_window(window_us: int, lookback_us: int) -> Verdict | None:
+    """B1, B2."""
+    if window_us == DISABLED:
+        return Verdict.WINDOW_DISABLED
+    if lookback_us <= 0:
+        return Verdict.AFTER_CONVERSION
+    if lookback_us >= window_us:
+        return Verdict.OUTSIDE_WINDOW
+    return None
+
+
+def _refusal_by_limit(limit: int, won: int) -> Verdict | None:
+    """D5."""
+    return Verdict.ENGAGEMENT_SPENT if limit and won >= limit else None
+
+
+def _against(winner: Candidate, candidate: Candidate, completed_first: bool) -> Candidate:
+    """The candidate with its last verdict: one that nothing refused has lost to the winner, unless it is it (C2)."""
+    if candidate is winner or candidate.verdict is not Verdict.WON:
+        return candidate
+    if candidate.level != winner.level:
+        return candidate._replace(verdict=Verdict.LOST_TO_HIGHER_LEVEL)
+    if completed_first and winner.completed_view and not candidate.completed_view:
+        return candidate._replace(verdict=Verdict.LOST_TO_COMPLETED_VIEW)
+    return candidate._replace(verdict=Verdict.LOST_TO_MORE_RECENT)
+
+
+def _won(question: _Question, winner: Candidate, judged: tuple[Candidate, ...]) -> Decision:
+    conversion, rules = question.conversion, question.rules
+    original = question.history.first_install if conversion.kind is ConversionKind.INSTALL else None
+    if conversion.kind is ConversionKind.EVENT:
+        outcome, attribution_type = Outcome.REENGAGED, AttributionType.REENGAGEMENT
+    elif original is None:
+        outcome, attribution_type = Outcome.ATTRIBUTED, AttributionType.INSTALL
+    else:
+        outcome, attribution_type = Outcome.REPROCESSED, AttributionType.REENGAGEMENT
+    tracker = rules.trackers[winner.tracker_id].tracker
+    return Decision(
+        conversion_id=conversion.conversion_id,
+        outcome=outcome,
+        attribution_type=attribution_type,
+        settings_revision=rules.revision,
+        install_known=_install_known(question),
+        tracker_id=winner.tracker_id,
+        network_id=winner.network_id,
+        campaign=None if winner.redacted else tracker.campaign,
+        segment=None if winner.redacted else tracker.segment,
+        redacted=winner.redacted,
+        engagement_id=winner.engagement_id,
+        matched_by=winner.matched_by,
+        level=winner.level,
+        lookback_us=winner.lookback_us,
+        window=winner.window,
+        window_us=winner.window_us,
+        window_layer=winner.window_layer,
+        reprocess_for=None if original is None else original.conversion_id,
+        candidates=judged,
+        claims_unavailable=question.claims_unavailable,
+    )
+
+
+def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...]) -> Decision:
+    conversion, rules = question.conversion, question.rules
+    source = original = None
+    if conversion.kind is ConversionKind.EVENT:
+        source = credited_source(conversion.time_us, question.history, rules)
+        outcome = Outcome.UNATTRIBUTED if source is None else Outcome.CREDITED
+    elif reason is Reason.DUPLICATE_INSTALL:
+        outcome = Outcome.DUPLICATE
+    else:
+        original = question.history.first_install
+        outcome = Outcome.ORGANIC if original is None else Outcome.REPROCESSED_ORGANIC
+    tracker = None if source is None or source.redacted else rules.trackers.get(source.tracker_id or "")
+    return Decision(
+        conversion_id=conversion.conversion_id,
+        outcome=outcome,
+        attribution_type=AttributionType.NONE if source is None else source.type,
+        settings_revision=rules.revision,
+        install_known=_install_known(question),
+        reason=reason,
+        tracker_id=None if source is None else source.tracker_id,
+        network_id=None if source is None else source.network_id,
+        campaign=None if tracker is None else tracker.tracker.campaign,
+        segment=None if tracker is None else tracker.tracker.segment,
+        redacted=source is not None and source.redacted,
+        reprocess_for=None if original is None else original.conversion_id,
+        custom_dimensions=_custom_dimensions(conversion, reason, rules),
+        candidates=judged,
+        claims_unavailable=question.claims_unavailable,
+    )
+
+
+def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
+    """The source an event at this time is credited to (D6, D8), None when there is none or it has run out.
+
+    OURS: exactly at its end a source has run out, as a window has (B1), and it leaves no older one behind it.
+    """
+    source = history.source_at(time_us)
+    if source is None or source.tracker_id is None:
+        return None
+    age_us = time_us - source.time_us
+    if source.event_name and age_us >= rules.reengagement_period_us(source.event_name):
+        return None
+    tracker = rules.trackers.get(source.tracker_id)
+    if tracker is not None and age_us >= tracker.windows[WindowKind.EVENT_ASSOCIATION].us:
+        return None
+    return source
+
+
+def _custom_dimensions(conversion: Conversion, reason: Reason, rules: AppRules) -> Mapping[str, str]:
+    """D3."""
+    if reason is Reason.MTR_NOT_MET:
+        return {"mtr_rejected": str(rules.mtr_us(conversion.event_name) // SECOND_US)}
+    return {}
+
+
+def _install_known(question: _Question) -> bool:
+    """D9. OURS: an install knows of itself."""
+    return question.conversion.kind is ConversionKind.INSTALL or question.history.first_install is not None
+
+
+def _by_id(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(sorted(candidates, key=itemgetter(0)))

@@ -1,0 +1,188 @@
+"""What a device has been credited to so far: the state that decisions read and extend.
+
+One small value a device. Attributions lie in time order (equal times: by conversion id), so a late record finds the
+source of its own time, and merging two devices is merging two lists.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any, NamedTuple, Self
+
+from services.attribution.decision.model import (
+    DAY_US,
+    AttributionType,
+    Conversion,
+    ConversionKind,
+    Decision,
+    MatchKind,
+    Outcome,
+    Reason,
+)
+
+SESSION_BEGIN = "SessionBegin"
+KEPT_US = 33 * DAY_US
+"""A record is at most 31 days late and 1 ahead (ingest), and D4 looks back 1 day more."""
+
+ATTRIBUTING = frozenset(
+    {Outcome.ATTRIBUTED, Outcome.ORGANIC, Outcome.REPROCESSED, Outcome.REPROCESSED_ORGANIC, Outcome.REENGAGED}
+)
+"""Outcomes that make a conversion its device's source (D6)."""
+
+
+class Attribution(NamedTuple):
+    """An install that was no duplicate, or a won event: from `time_us` on it is the device's source (D6).
+
+    Organic: type NONE and no tracker. `event_name` is "" for an install. `redacted`: its campaign is withheld (E2).
+    """
+
+    time_us: int
+    conversion_id: str
+    kind: ConversionKind
+    type: AttributionType
+    event_name: str = ""
+    tracker_id: str | None = None
+    network_id: str | None = None
+    engagement_id: str | None = None
+    matched_by: MatchKind | None = None
+    redacted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHistory:
+    """A device's attributions in time order, and the installs whose first session has begun ("" before any install)."""
+
+    attributions: tuple[Attribution, ...] = ()
+    sessions: frozenset[str] = frozenset()
+
+    @property
+    def latest(self) -> Attribution | None:
+        """The latest attribution: where the MTR clock starts (D3)."""
+        return self.attributions[-1] if self.attributions else None
+
+    @property
+    def first_install(self) -> Attribution | None:
+        """The install whose attribution the device shows for good (D7); of merged devices the older."""
+        return _first_install(self.attributions)
+
+    @property
+    def latest_install(self) -> Attribution | None:
+        """The install from which reprocessing is counted (F2)."""
+        return _first_install(reversed(self.attributions))
+
+    def source_at(self, time_us: int) -> Attribution | None:
+        """The latest attribution at or before a time (D6), None when there was none yet."""
+        return next((a for a in reversed(self.attributions) if a.time_us <= time_us), None)
+
+    def session_reengaged_near(self, time_us: int) -> bool:
+        """Whether SessionBegin reengaged the device less than 24 hours before or, if the record is late, after (D4)."""
+        for attribution in reversed(self.attributions):
+            if attribution.time_us <= time_us - DAY_US:
+                return False
+            if attribution.event_name == SESSION_BEGIN and attribution.time_us < time_us + DAY_US:
+                return True
+        return False
+
+    def after(self, conversion: Conversion, decision: Decision) -> "DeviceHistory":
+        """The history once a decision on a conversion of this device holds."""
+        if decision.outcome not in ATTRIBUTING:
+            return self
+        attribution = Attribution(
+            time_us=conversion.time_us,
+            conversion_id=conversion.conversion_id,
+            kind=conversion.kind,
+            type=decision.attribution_type,
+            event_name=conversion.event_name,
+            tracker_id=decision.tracker_id,
+            network_id=decision.network_id,
+            engagement_id=decision.engagement_id,
+            matched_by=decision.matched_by,
+            redacted=decision.redacted,
+        )
+        return self.including(attribution)
+
+    def including(self, attribution: Attribution) -> "DeviceHistory":
+        """The history with one attribution more."""
+        return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), sessions=self.sessions)
+
+    def begins_session(self, time_us: int) -> bool:
+        """Whether a session start at this time is the first of its install, and so fires the event SessionBegin.
+
+        "First" is by receipt. OURS: a device with no known install counts as one install.
+        """
+        return self._install_at(time_us) not in self.sessions
+
+    def after_session(self, time_us: int) -> "DeviceHistory":
+        """The history once a session start at this time was received."""
+        return replace(self, sessions=self.sessions | {self._install_at(time_us)})
+
+    def compacted(self, now_us: int) -> "DeviceHistory":
+        """Without what no rule can ask for any more, while records older than 31 days are refused.
+
+        Kept are the first and the latest install, all of the last 33 days, and the attribution in force before them.
+        """
+        horizon = now_us - KEPT_US
+        kept = {self.first_install, self.latest_install, self.source_at(horizon)}
+        return replace(self, attributions=tuple(a for a in self.attributions if a.time_us > horizon or a in kept))
+
+    def _install_at(self, time_us: int) -> str:
+        installs = (a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL and a.time_us <= time_us)
+        return next((install.conversion_id for install in installs), "")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able and compact; `from_json` gives the equal history back."""
+        return {
+            "attributions": [list(attribution) for attribution in self.attributions],
+            "sessions": sorted(self.sessions),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(
+            attributions=tuple(_attribution(*row) for row in value["attributions"]),
+            sessions=frozenset(value["sessions"]),
+        )
+
+
+def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
+    """The history of two devices that turn out to be one: both stay, and the older install is the first one (D7)."""
+    if a == b or not (b.attributions or b.sessions):
+        return a
+    by_id = {attribution.conversion_id: attribution for attribution in a.attributions + b.attributions}
+    return DeviceHistory(attributions=_in_order(tuple(by_id.values())), sessions=a.sessions | b.sessions)
+
+
+def identity_link_refusal(history: DeviceHistory | None) -> Reason | None:
+    """Why an identity link is refused (F3): nothing of its device, neither install nor other record, came before it.
+
+    `history` is None for a device that no record made known yet.
+    """
+    return Reason.DEVICE_NOT_KNOWN if history is None else None
+
+
+def _first_install(attributions: Iterable[Attribution]) -> Attribution | None:
+    install = ConversionKind.INSTALL
+    for attribution in attributions:
+        if attribution.kind is install:
+            return attribution
+    return None
+
+
+def _in_order(attributions: tuple[Attribution, ...]) -> tuple[Attribution, ...]:
+    return tuple(sorted(attributions, key=itemgetter(0, 1)))
+
+
+def _attribution(time_us: int, conversion_id: str, kind: str, type_: str, *rest: Any) -> Attribution:
+    event_name, tracker_id, network_id, engagement_id, matched_by, redacted = rest
+    return Attribution(
+        time_us,
+        conversion_id,
+        ConversionKind(kind),
+        AttributionType(type_),
+        event_name,
+        tracker_id,
+        network_id,
+        engagement_id,
+        MatchKind(matched_by) if matched_by else None,
+        redacted,
+    )

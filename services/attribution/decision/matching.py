@@ -1,0 +1,192 @@
+"""Which engagements belong to which device: usable ids, match keys, match kinds, duplicates (section A).
+
+A match key is a 16-byte digest of app, kind and value. An engagement is stored under its keys, a conversion looks its
+keys up; what is found that way is only fetched, `match_kind` says whether it matches.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from hashlib import blake2b, md5, sha1, sha256
+from ipaddress import IPv6Address, ip_address, ip_network
+from itertools import pairwise
+
+from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind
+from services.attribution.decision.rules import App, ModeledLevel
+
+DEVICE_ID_KINDS = ("idfa", "idfv", "adid", "android_id", "oaid", "custom", "kochava_device_id")
+"""A2."""
+RAW_ID_KINDS = (*DEVICE_ID_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
+"""Kinds of ids that ingest takes: those of A2 and a few more."""
+HASH_NAMES = {32: "md5", 40: "sha1", 64: "sha256"}
+ID_KINDS = (*RAW_ID_KINDS, *(f"{kind}_{name}" for kind in RAW_ID_KINDS for name in HASH_NAMES.values()))
+"""The raw ones, and each as a hash."""
+HASH_LENGTHS = frozenset(HASH_NAMES)
+"""Hex digits of an MD5, a SHA-1 and a SHA-256."""
+DUPLICATE_CLICK_US = 7 * DAY_US
+
+_HASHES = {32: md5, 40: sha1, 64: sha256}
+_MACRO = re.compile(
+    r"%?\{.*\}|\[.*\]|null|device_id=device_id|device_id|" + "|".join(DEVICE_ID_KINDS[:-2]), re.IGNORECASE
+)
+_HEX = re.compile(r"[0-9a-f]+")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def usable_ids(device: Mapping[str, str]) -> dict[str, str]:
+    """The device ids that are not absent (A2), trimmed. An id that is but a name, as in `device_id=device_id`, is."""
+    trimmed = {kind: value.strip() for kind, value in device.items()}
+    return {
+        kind: value for kind, value in trimmed.items() if normalise_id(value).strip("0") and not _MACRO.fullmatch(value)
+    }
+
+
+def normalise_id(value: str) -> str:
+    """An id or a hash as it is compared: trimmed, lower case, without `-` and `:` (A3)."""
+    return value.strip().replace("-", "").replace(":", "").lower()
+
+
+def hash_length(value: str) -> int | None:
+    """32, 40 or 64 when an engagement's device id may be a hash of that length (A3), else None.
+
+    A dashed UUID whose version and variant are in place is an id: without this every app would seem to send MD5.
+    """
+    normalised = normalise_id(value)
+    if len(normalised) in HASH_LENGTHS and _HEX.fullmatch(normalised) and not _UUID.fullmatch(value):
+        return len(normalised)
+    return None
+
+
+def normalise_ip(value: str) -> str:
+    """An IP address in its one spelling; IPv4 inside IPv6 is IPv4. Raises ValueError when it is none."""
+    address = ip_address(value.strip())
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)
+
+
+@lru_cache(maxsize=65_536)
+def ip_range(ip: str) -> str:
+    """The first three octets of a normalised address, of IPv6 the first 48 bits (A5)."""
+    return str(ip_network((ip, 48 if ":" in ip else 24), strict=False).network_address)
+
+
+def device_key(app_id: str, device_id: str) -> bytes:
+    """The key of a usable device id or hash, whatever its kind: senders mix the kinds up."""
+    return _key(app_id, "DEVICE", normalise_id(device_id))
+
+
+def own_key(app_id: str, engagement_id: str) -> bytes:
+    """The key of an engagement's own id, under which a conversion that gives a click id back finds the click."""
+    return _key(app_id, "CLICK_ID", engagement_id)
+
+
+def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
+    """The keys an engagement is stored under beside its own."""
+    return [*dict.fromkeys(engagement.device_keys), *_ip_keys(app, engagement.ip)]
+
+
+def possible_keys(app_id: str, engagement_id: str, device_keys: Iterable[bytes], ip: str) -> list[bytes]:
+    """Every key an engagement may be stored under, whatever the app's settings were when it was."""
+    ip_keys = [_key(app_id, "IP", ip), _key(app_id, "IP_RANGE", ip_range(ip))] if ip else []
+    return [own_key(app_id, engagement_id), *dict.fromkeys(device_keys), *ip_keys]
+
+
+def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
+    """The keys under which a conversion finds every engagement that may match it."""
+    click_keys = [own_key(app.app_id, conversion.click_id)] if conversion.click_id else []
+    return [*click_keys, *conversion.device_keys, *_ip_keys(app, conversion.ip)]
+
+
+def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> frozenset[bytes]:
+    """The keys of every form in which an engagement may carry a conversion's raw id (A3)."""
+    return frozenset(_key(app_id, "DEVICE", form) for form in id_forms(raw_id, hash_lengths))
+
+
+def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str]:
+    """Every form in which an engagement may carry a raw id (A3), normalised.
+
+    The id itself, and its hashes of the given lengths: of each spelling, and hashed twice with either case of the inner
+    hex. With all three lengths these are 85 for a UUID; give only the lengths that the app's engagements ever had.
+    """
+    forms = {normalise_id(raw_id)}
+    outer = [_HASHES[length] for length in hash_lengths]
+    if outer:
+        texts = _spellings(raw_id.strip())
+        inner = [digest(text.encode()).hexdigest() for text in texts for digest in _HASHES.values()]
+        texts += inner + [text.upper() for text in inner]
+        forms.update(digest(text.encode()).hexdigest() for digest in outer for text in texts)
+    return forms
+
+
+def match_kind(engagement: Engagement, conversion: Conversion, app: App) -> MatchKind | None:
+    """The strongest way in which an engagement matches (A1), allowed (A4) or not; None when it does not match at all.
+
+    Only a click is matched by CLICK_ID: impressions are never given back.
+    """
+    if conversion.click_id == engagement.engagement_id and engagement.kind is EngagementKind.CLICK:
+        return MatchKind.CLICK_ID
+    if engagement.device_keys and not conversion.device_keys.isdisjoint(engagement.device_keys):
+        return MatchKind.DEVICE_ID
+    if not engagement.ip or not conversion.ip:
+        return None
+    if engagement.ip == conversion.ip:
+        return MatchKind.MODELED if _is_modeled(engagement, conversion, app) else MatchKind.IP
+    if app.modeled_level is ModeledLevel.IP_RANGE and ip_range(engagement.ip) == ip_range(conversion.ip):
+        return MatchKind.MODELED
+    return None
+
+
+def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
+    """The ids of those that repeat a click (A6), whatever the order they are given in.
+
+    Of two with the same non-empty click id on the same tracker less than 7 days apart, the later is the duplicate.
+    OURS: at equal times the higher id is, and a duplicate's own repeat is one too.
+    """
+    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for engagement in engagements:
+        if engagement.click_id:
+            group = groups.setdefault((engagement.tracker_id, engagement.click_id), [])
+            group.append((engagement.time_us, engagement.engagement_id))
+    return frozenset(
+        later_id
+        for group in map(sorted, groups.values())
+        for (time_us, _), (later_us, later_id) in pairwise(group)
+        if later_us - time_us < DUPLICATE_CLICK_US
+    )
+
+
+def _is_modeled(engagement: Engagement, conversion: Conversion, app: App) -> bool:
+    """Given the same IP: also the same user agent, where the app asks for it (A5)."""
+    if app.modeled_level is not ModeledLevel.IP_AND_UA:
+        return True
+    ours, theirs = conversion.user_agent, engagement.user_agent
+    if ours is None or theirs is None:
+        return False
+    return ours[:3] == theirs[:3] if app.omit_os_minor else ours == theirs
+
+
+def _ip_keys(app: App, ip: str) -> list[bytes]:
+    """The address itself is a key at every modeled level, so that a change of it (B6) finds what is stored."""
+    if not ip:
+        return []
+    keys = [_key(app.app_id, "IP", ip)]
+    if app.modeled_level is ModeledLevel.IP_RANGE:
+        keys.append(_key(app.app_id, "IP_RANGE", ip_range(ip)))
+    return keys
+
+
+def _key(app_id: str, kind: str, value: str) -> bytes:
+    return blake2b(f"{app_id}\0{kind}\0{value}".encode(), digest_size=16).digest()
+
+
+def _spellings(raw_id: str) -> list[str]:
+    """The texts a sender may have hashed: with and without separators, each as given and in either case."""
+    plain = raw_id.replace("-", "").replace(":", "")
+    forms = [raw_id, plain]
+    if _HEX.fullmatch(plain.lower()):
+        if len(plain) == 32:
+            forms.append("-".join((plain[:8], plain[8:12], plain[12:16], plain[16:20], plain[20:])))
+        if len(plain) == 12:
+            forms.append(":".join(plain[at : at + 2] for at in range(0, 12, 2)))
+    return list(dict.fromkeys(text for form in forms for text in (form, form.lower(), form.upper())))

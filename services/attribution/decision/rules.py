@@ -1,0 +1,255 @@
+"""An app's settings, resolved once per revision: what every decision under that revision reads.
+
+`compile_rules` is called when settings change; `AppRules` answers in constant time what a decision asks.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from services.attribution.decision.model import DAY_US, Layer, TrackerType, WindowKind
+
+DISABLED = 0
+"""A window that matches nothing: no lookback is above 0 and below 0 (B1)."""
+UNLIMITED = 1 << 62
+RETENTION_DAYS = 400
+DEFAULT_MTR_US = DAY_US
+
+BUILT_IN_WINDOWS: Mapping[WindowKind, int] = {
+    WindowKind.CLICK_DEVICE: 30 * DAY_US,
+    WindowKind.CLICK_EQUALIZER: DISABLED,
+    WindowKind.CLICK_MODELED: 7 * DAY_US,
+    WindowKind.CLICK_IP: 7 * DAY_US,
+    WindowKind.IMPRESSION_DEVICE: DAY_US,
+    WindowKind.IMPRESSION_MODELED: DAY_US,
+    WindowKind.IMPRESSION_IP: DAY_US,
+    WindowKind.EVENT_ASSOCIATION: UNLIMITED,
+    WindowKind.POST_ENGAGEMENT: 14 * DAY_US,
+    WindowKind.POST_VIEW: DISABLED,
+}
+"""B2, and for claims B4."""
+_CLAIM_WINDOWS = (WindowKind.POST_ENGAGEMENT, WindowKind.POST_VIEW)
+
+Waterfall = tuple[frozenset[WindowKind], ...]
+
+WATERFALL: Waterfall = (
+    frozenset({WindowKind.CLICK_DEVICE, WindowKind.CLICK_EQUALIZER, WindowKind.POST_ENGAGEMENT}),
+    frozenset({WindowKind.CLICK_MODELED}),
+    frozenset({WindowKind.CLICK_IP}),
+    frozenset({WindowKind.IMPRESSION_DEVICE, WindowKind.POST_VIEW}),
+    frozenset({WindowKind.IMPRESSION_MODELED}),
+    frozenset({WindowKind.IMPRESSION_IP}),
+)
+"""C1: a level is the set of windows whose candidates compete on it; level 1 is the first."""
+
+
+class Platform(StrEnum):
+    IOS = "IOS"
+    ANDROID = "ANDROID"
+
+
+class DeviceAttribution(StrEnum):
+    """Whether an engagement with a device id may also match by less than that id (A4)."""
+
+    STANDARD = "STANDARD"
+    INCLUSIVE = "INCLUSIVE"
+
+
+class ModeledLevel(StrEnum):
+    """What a MODELED match compares (A5): the two coarser levels ignore the user agent."""
+
+    IP_AND_UA = "IP_AND_UA"
+    IP_ONLY = "IP_ONLY"
+    IP_RANGE = "IP_RANGE"
+
+
+class GranularDataPolicy(StrEnum):
+    """What becomes of a claim whose user asked not to share (E2)."""
+
+    REJECT = "REJECT"
+    REDACT = "REDACT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """An app and its switches. `windows` holds only what is set at this layer. No reprocessing window: None (F2)."""
+
+    app_id: str
+    platform: Platform
+    windows: Mapping[WindowKind, int] = field(default_factory=dict)
+    device_attribution: DeviceAttribution = DeviceAttribution.STANDARD
+    modeled_level: ModeledLevel = ModeledLevel.IP_AND_UA
+    omit_os_minor: bool = False
+    allow_reengagement_impressions: bool = True
+    prioritize_completed_view: bool = False
+    limit_ad_tracking_fallback: bool = False
+    install_reprocessing_window_us: int | None = None
+    retention_days: int = RETENTION_DAYS
+    waterfall: Waterfall = WATERFALL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network as the app uses it."""
+
+    network_id: str
+    self_attributing: bool = False
+    supports_impressions: bool = True
+    granular_data_policy: GranularDataPolicy = GranularDataPolicy.REJECT
+    windows: Mapping[WindowKind, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracker:
+    """A tracker of the app. `windows` may hold POST_ENGAGEMENT and POST_VIEW (B4). No limit of conversions: 0 (D5)."""
+
+    tracker_id: str
+    network_id: str
+    type: TrackerType
+    campaign: str = ""
+    segment: str = ""
+    events: frozenset[str] = frozenset()
+    windows: Mapping[WindowKind, int] = field(default_factory=dict)
+    live: bool = True
+    default_tracker: bool = False
+    max_conversions_per_engagement: int = 0
+    create_time_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventDefinition:
+    """How an event reengages. An MTR of 0 is off (D3)."""
+
+    event_name: str
+    mtr_us: int = DEFAULT_MTR_US
+    reengagement_period_us: int = UNLIMITED
+
+
+class Window(NamedTuple):
+    """A resolved window and the layer its value came from (B3)."""
+
+    us: int
+    layer: Layer
+
+
+class TrackerRules(NamedTuple):
+    """A tracker with its network, and every window resolved; `windows` is indexed by WindowKind."""
+
+    tracker: Tracker
+    network: Network
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimTrackers:
+    """The live trackers of one network and type, as E3 asks for them: by name, else the one for all the rest."""
+
+    by_name: tuple[TrackerRules, ...]
+    otherwise: TrackerRules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRules:
+    """Everything a decision on a conversion of one app needs to know of its settings. Made by `compile_rules`.
+
+    `levels` is indexed by WindowKind: the level a candidate judged by that window competes on (C1).
+    """
+
+    revision: int
+    app: App
+    trackers: Mapping[str, TrackerRules]
+    events: Mapping[str, EventDefinition]
+    reengaging_events: frozenset[str]
+    claim_trackers: Mapping[tuple[str, TrackerType], ClaimTrackers]
+    levels: tuple[int, ...]
+
+    def mtr_us(self, event_name: str) -> int:
+        """D3; an event nobody defined has the default."""
+        definition = self.events.get(event_name)
+        return DEFAULT_MTR_US if definition is None else definition.mtr_us
+
+    def reengagement_period_us(self, event_name: str) -> int:
+        """D6; an event nobody defined, and a reprocessed install, have no end."""
+        definition = self.events.get(event_name)
+        return UNLIMITED if definition is None else definition.reengagement_period_us
+
+    def tracker_for_claim(self, network_id: str, campaign_name: str, needed: TrackerType) -> TrackerRules | None:
+        """The tracker a claim is bucketed to (E3), None when the network has no live one of that type.
+
+        OURS: of several ids that the campaign name contains the longest is meant, so `t12` is never taken for `t1`.
+        """
+        trackers = self.claim_trackers.get((network_id, needed))
+        if trackers is None:
+            return None
+        return next((t for t in trackers.by_name if t.tracker.tracker_id in campaign_name), trackers.otherwise)
+
+
+def compile_rules(
+    *,
+    app: App,
+    networks: Iterable[Network],
+    trackers: Iterable[Tracker],
+    events: Iterable[EventDefinition],
+    revision: int = 0,
+) -> AppRules:
+    """Resolves an app's settings. `trackers` are those of this app, archived ones included; each names a given network.
+
+    Raises ValueError when the app's waterfall is not an order of all levels' windows.
+    """
+    level_of = {kind: level for level, kinds in enumerate(app.waterfall, start=1) for kind in kinds}
+    if level_of.keys() != frozenset().union(*WATERFALL):
+        raise ValueError(f"the waterfall of app {app.app_id} does not hold each window of the built-in one")
+    by_network = {network.network_id: (network, _windows_below(app, network)) for network in networks}
+    compiled = {tracker.tracker_id: _compile_tracker(*by_network[tracker.network_id], tracker) for tracker in trackers}
+    live = [rules for rules in compiled.values() if rules.tracker.live]
+    groups: dict[tuple[str, TrackerType], list[TrackerRules]] = {}
+    for rules in live:
+        groups.setdefault((rules.tracker.network_id, rules.tracker.type), []).append(rules)
+    return AppRules(
+        revision=revision,
+        app=app,
+        trackers=compiled,
+        events={event.event_name: event for event in events},
+        reengaging_events=frozenset(
+            name for rules in live if rules.tracker.type is TrackerType.REENGAGEMENT for name in rules.tracker.events
+        ),
+        claim_trackers={key: _claim_trackers(group) for key, group in groups.items()},
+        levels=tuple(level_of.get(kind, 0) for kind in WindowKind),
+    )
+
+
+def _compile_tracker(network: Network, below: tuple[Window, ...], tracker: Tracker) -> TrackerRules:
+    """B3. A SAN's tracker sets only the windows of its claims (B4). Trackers that set none share what is below them."""
+    if not tracker.windows:
+        return TrackerRules(tracker, network, below)
+    windows = list(below)
+    for kind, us in tracker.windows.items():
+        if kind in _CLAIM_WINDOWS or not network.self_attributing:
+            windows[kind] = Window(us, Layer.TRACKER)
+    return TrackerRules(tracker, network, tuple(windows))
+
+
+def _windows_below(app: App, network: Network) -> tuple[Window, ...]:
+    """B3 below the tracker, for every WindowKind: no layer here sets the windows of claims (B4)."""
+
+    def window(kind: WindowKind) -> Window:
+        if kind not in _CLAIM_WINDOWS:
+            if kind in network.windows:
+                return Window(network.windows[kind], Layer.NETWORK)
+            if kind in app.windows:
+                return Window(app.windows[kind], Layer.APP)
+        return Window(BUILT_IN_WINDOWS[kind], Layer.BUILT_IN)
+
+    return tuple(window(kind) for kind in WindowKind)
+
+
+def _claim_trackers(group: list[TrackerRules]) -> ClaimTrackers:
+    """E3: the default tracker, else the most recently set up (OURS: at equal times the higher id)."""
+    return ClaimTrackers(
+        by_name=tuple(sorted(group, key=lambda rules: (-len(rules.tracker.tracker_id), rules.tracker.tracker_id))),
+        otherwise=max(
+            group,
+            key=lambda rules: (rules.tracker.default_tracker, rules.tracker.create_time_us, rules.tracker.tracker_id),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Does the slow work beside the live way: claims, re-attribution, erasure."""

@@ -1,0 +1,396 @@
+"""Deciding stored conversions again for good (G4): jobs, the loop that works on them, and the postbacks they offer.
+
+A job goes through an app's devices in the order of their ids. Most come out as they were and cost live work nothing;
+the others are decided once more in the transaction that writes them: new versions, device histories and how far the job
+is, so that a crash loses nothing and does nothing twice.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from libs.db import Connection, Pool
+from libs.errors import AlreadyExists, FailedPrecondition, NotFound
+from libs.lanes import lane_of
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2
+from services.attribution.decision.decide import CONSIDERED_US
+from services.attribution.decision.history import DeviceHistory, merge
+from services.attribution.decision.matching import own_key
+from services.attribution.jobs.pace import Guest, Pace
+from services.attribution.live.decider import Batch
+from services.attribution.live.ownership import OwnedLanes
+from services.attribution.redecide.replay import FIRST_DEVICE, Changed, Period, Replay, Replayed, estimate
+from services.attribution.redecide.totals import Totals
+from services.attribution.storage.store import DecisionRow, Device, Store
+from services.attribution.wire.settings import Settings
+
+_log = structlog.get_logger()
+
+_PAGE = 1000
+_WRITTEN_AT_ONCE = 200
+"""Conversions decided again in one transaction: live work waits for it, some 20 ms."""
+_LOOK_S = 0.5
+_NO_ROUND = uuid.UUID(int=0)
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A re-attribution, as its row."""
+
+    app_id: str
+    reattribution_id: str
+    start_us: int
+    end_us: int
+    send_postbacks: bool
+    state: str
+    after_device: uuid.UUID | None
+    conversion_count: int
+    changed_count: int
+    estimated_total_count: int
+    totals: list[Any]
+    create_time: datetime
+    finish_time: datetime | None
+
+    @property
+    def period(self) -> Period:
+        """What is decided again."""
+        return Period(app_id=self.app_id, start_us=self.start_us, end_us=self.end_us)
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """By this they are listed: microseconds since the epoch and id."""
+        return (self.create_time - _EPOCH) // timedelta(microseconds=1), self.reattribution_id
+
+    def message(self) -> attribution_pb2.Reattribution:
+        """As the API shows it."""
+        message = attribution_pb2.Reattribution(
+            reattribution_id=self.reattribution_id,
+            app_id=self.app_id,
+            send_postbacks=self.send_postbacks,
+            state=attribution_pb2.Reattribution.State.Value(f"STATE_{self.state}"),
+            conversion_count=self.conversion_count,
+            estimated_total_count=self.estimated_total_count,
+            changed_count=self.changed_count,
+            totals=Totals.from_json(self.totals).messages(),
+        )
+        message.start_time.FromMicroseconds(self.start_us)
+        message.end_time.FromMicroseconds(self.end_us)
+        message.create_time.FromDatetime(self.create_time)
+        if self.finish_time is not None:
+            message.finish_time.FromDatetime(self.finish_time)
+        return message
+
+
+class Reattributions:
+    """Starts, shows and stops re-attributions."""
+
+    def __init__(self, pool: Pool, settings: Follower[Settings]) -> None:
+        self._pool, self._settings = pool, settings
+
+    async def start(self, period: Period, reattribution_id: str, *, send_postbacks: bool) -> Job:
+        """A new job, or the one that is there with this id. Raises NotFound, AlreadyExists, FailedPrecondition."""
+        if period.app_id not in self._settings.current.apps:
+            raise NotFound("APP_NOT_FOUND", "there is no such app")
+        async with self._pool.acquire() as connection:
+            total = await estimate(connection, period)
+        await _insert(self._pool, period, reattribution_id, send_postbacks, total)
+        job = await _find(self._pool, period.app_id, reattribution_id)
+        if job is None:
+            raise FailedPrecondition("REATTRIBUTION_RUNNING", "another one of this app runs; wait for it or cancel it")
+        if (job.period, job.send_postbacks) != (period, send_postbacks):
+            raise AlreadyExists("REATTRIBUTION_EXISTS", "another one has this id")
+        return job
+
+    async def get(self, app_id: str, reattribution_id: str) -> Job:
+        """Raises NotFound."""
+        job = await _find(self._pool, app_id, reattribution_id)
+        if job is None:
+            raise NotFound("REATTRIBUTION_NOT_FOUND", "this app has no such re-attribution")
+        return job
+
+    async def page(self, app_id: str, *, before: tuple[int, str] | None, limit: int) -> list[Job]:
+        """Newest first: those before a place."""
+        return await _list(self._pool, app_id, before, limit)
+
+    async def cancel(self, job: Job) -> Job:
+        """Stop one if it still runs."""
+        await _end(self._pool, job.app_id, job.reattribution_id, "CANCELLED")
+        return await self.get(job.app_id, job.reattribution_id)
+
+
+class Reattributor:
+    """Works on the jobs of the apps homed in the owned lanes; `run` is a job of the worker."""
+
+    def __init__(
+        self, store: Store, settings: Follower[Settings], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
+    ) -> None:
+        self._store, self._settings, self._pace, self._now_us, self._page = store, settings, pace, now_us, page
+
+    async def run(self, shared: OwnedLanes) -> None:
+        """Take the oldest job, a page at a time, until cancelled."""
+        while True:
+            job = await _oldest_running(self._store.pool, shared.lanes)
+            if job is None:
+                await asyncio.sleep(_LOOK_S)
+                continue
+            with self._pace.guest() as guest:
+                try:
+                    await self._work(shared, job, guest)
+                except _MovedOnError:  # it was cancelled, or somebody else has gone on with it
+                    continue
+
+    async def _work(self, shared: OwnedLanes, job: Job, guest: Guest) -> None:
+        """One page of a job."""
+        replay = Replay(self._store, job.period, self._settings.current.apps[job.app_id], guest.turn)
+        page = await replay.page(job.after_device or FIRST_DEVICE, self._page)
+        for some in _in_steps(page.replayed):
+            job = await self._step(shared, job, some)
+            await guest.turn()
+        if page.last_device_id is not None:
+            await _advance(self._store.pool, job, replace(job, after_device=page.last_device_id))
+            return
+        await _end(self._store.pool, job.app_id, job.reattribution_id, "DONE", after=job.after_device)
+        _log.info(
+            "reattribution.done",
+            app_id=job.app_id,
+            reattribution_id=job.reattribution_id,
+            conversions=job.conversion_count,
+            changed=job.changed_count,
+        )
+
+    async def _step(self, shared: OwnedLanes, job: Job, some: Sequence[Replayed]) -> Job:
+        """Take devices as done: those that come out as they were by a note, the others by writing them anew."""
+        unchanged = [replayed for replayed in some if not replayed.changed]
+        if len(unchanged) == len(some):
+            done = _done(job, some, some[-1].last_device_id)
+            await _advance(self._store.pool, job, done)
+            return done
+        device_ids = {device_id for each in some if each.changed for device_id in each.device_ids}
+        rules = self._settings.current.apps[job.app_id]
+        done = job
+
+        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
+            nonlocal done
+            # Once more: only here nobody else decides for these devices.
+            replayed = await Replay(self._store, job.period, rules, _at_once).devices(connection, device_ids)
+            lane, changed = job.period.lane, [changed for each in replayed for changed in each.changed]
+            rows = await self._rows(connection, job, changed, next_sequences[lane])
+            if rows:
+                await self._store.insert_decisions(connection, rows)
+            done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
+            await _advance(connection, job, done)
+            return Batch(
+                round_id=_NO_ROUND,
+                heads=(),
+                devices=await self._devices(connection, replayed),
+                next_sequences={**next_sequences, lane: next_sequences[lane] + len(rows)},
+            )
+
+        await shared.append(decide, lanes=[job.period.lane])
+        return done
+
+    async def _rows(
+        self, connection: Connection, job: Job, changed: Sequence[Changed], sequence: int
+    ) -> list[DecisionRow]:
+        """The new versions, with the engagement of each beside it; they keep the round, as what was considered."""
+        now_us = self._now_us()
+        messages = [each.message(now_us) for each in changed]
+        keys = [own_key(job.app_id, each.engagement_id) for each in changed]
+        asked = {(key, each.won_us, job.app_id) for key, each in zip(keys, changed, strict=True)}
+        records = await self._store.find_records(connection, asked, span_us=CONSIDERED_US) if asked else {}
+        return [
+            DecisionRow(
+                lane=job.period.lane,
+                sequence=sequence + number,
+                app_id=job.app_id,
+                conversion_id=message.conversion_id,
+                version=message.version,
+                round_id=each.stored.round_id,
+                device_id=each.stored.device_id,
+                outcome=message.outcome,
+                conversion_time_us=each.conversion.time_us,
+                retention_days=each.stored.retention_days,
+                tracker_id=message.tracker_id or None,
+                engagement_id=message.engagement_id or None,
+                decision=message.SerializeToString(),
+                record=each.stored.record or b"",
+                engagement=records.get(key),
+                known_ids=each.stored.known_ids,
+                claims=each.stored.claims,
+                reattribution_id=job.reattribution_id,
+                is_relayed=job.send_postbacks,
+            )
+            for number, (message, each, key) in enumerate(zip(messages, changed, keys, strict=True))
+        ]
+
+    async def _devices(self, connection: Connection, replayed: Iterable[Replayed]) -> list[Device]:
+        """The devices whose history is another one now. What was not read, as it is no longer stored, stays in it."""
+        read = {
+            device_id: (each.conversion_ids, history)
+            for each in replayed
+            for device_id, history in each.histories.items()
+        }
+        changed = []
+        for device_id, device in (await self._store.find_devices(connection, read)).items():
+            conversion_ids, history = read[device_id]
+            rest = tuple(a for a in device.history.attributions if a.conversion_id not in conversion_ids)
+            live = DeviceHistory(attributions=rest, sessions=device.history.sessions)
+            history = merge(live, history).compacted(self._now_us())
+            if history != device.history:
+                device.history = history
+                changed.append(device)
+        return changed
+
+
+class _MovedOnError(Exception):
+    """The job is not where it was: nothing was written."""
+
+
+async def _at_once() -> None:
+    """A turn and no rest: others wait for the transaction, but leases are to be renewed."""
+    await asyncio.sleep(0)
+
+
+def _in_steps(replayed: Iterable[Replayed]) -> Iterator[list[Replayed]]:
+    """Devices in parts, each with so many conversions of changed devices as one transaction may write."""
+    some: list[Replayed] = []
+    count = 0
+    for each in replayed:
+        more = len(each.credits) if each.changed else 0
+        if some and count + more > _WRITTEN_AT_ONCE:
+            yield some
+            some, count = [], 0
+        some.append(each)
+        count += more
+    if some:
+        yield some
+
+
+def _done(job: Job, replayed: Iterable[Replayed], last_device_id: uuid.UUID) -> Job:
+    """The job with these devices done."""
+    replayed = list(replayed)
+    totals = Totals.from_json(job.totals)
+    for each in replayed:
+        totals.add(each.credits)
+    return replace(
+        job,
+        after_device=last_device_id,
+        conversion_count=job.conversion_count + sum(len(each.credits) for each in replayed),
+        changed_count=job.changed_count + sum(len(each.changed) for each in replayed),
+        totals=totals.to_json(),
+    )
+
+
+# The table.
+
+_COLUMNS = """
+    app_id, reattribution_id, start_us, end_us, send_postbacks, state, after_device, conversion_count, changed_count,
+    estimated_total_count, totals, create_time, finish_time
+"""
+
+
+async def _insert(pool: Pool, period: Period, reattribution_id: str, send_postbacks: bool, total: int) -> None:
+    """Add a job, unless its id is taken or another one of the app runs."""
+    await pool.execute(
+        """
+        INSERT INTO reattributions (
+            lane, app_id, reattribution_id, start_us, end_us, send_postbacks, estimated_total_count
+        )
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        ON CONFLICT DO NOTHING
+        """,
+        period.lane,
+        period.app_id,
+        reattribution_id,
+        period.start_us,
+        period.end_us,
+        send_postbacks,
+        total,
+    )
+
+
+async def _find(pool: Pool, app_id: str, reattribution_id: str) -> Job | None:
+    row = await pool.fetchrow(
+        f"SELECT {_COLUMNS} FROM reattributions WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3",
+        lane_of(app_id),
+        app_id,
+        reattribution_id,
+    )
+    return None if row is None else Job(**row)
+
+
+async def _list(pool: Pool, app_id: str, before: tuple[int, str] | None, limit: int) -> list[Job]:
+    rows = await pool.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM reattributions
+        WHERE lane = $1 AND app_id = $2
+          AND ($3::bigint IS NULL OR (create_time, reattribution_id)
+               < ('epoch'::timestamptz + $3::bigint * interval '1 microsecond', $4::text))
+        ORDER BY create_time DESC, reattribution_id DESC LIMIT $5
+        """,
+        lane_of(app_id),
+        app_id,
+        None if before is None else before[0],
+        None if before is None else before[1],
+        limit,
+    )
+    return [Job(**row) for row in rows]
+
+
+async def _oldest_running(pool: Pool, lanes: Iterable[int]) -> Job | None:
+    row = await pool.fetchrow(
+        f"""
+        SELECT {_COLUMNS} FROM reattributions
+        WHERE lane = ANY($1) AND state = 'RUNNING'
+        ORDER BY create_time, app_id LIMIT 1
+        """,
+        list(lanes),
+    )
+    return None if row is None else Job(**row)
+
+
+async def _advance(connection: "Connection | Pool", job: Job, done: Job) -> None:
+    """Note how far a job is. Raises _MovedOnError when it is not where it was, or does not run any more."""
+    moved = await connection.fetchval(
+        """
+        UPDATE reattributions
+        SET after_device = $5, conversion_count = $6, changed_count = $7, totals = $8
+        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
+          AND after_device IS NOT DISTINCT FROM $4
+        RETURNING true
+        """,
+        job.period.lane,
+        job.app_id,
+        job.reattribution_id,
+        job.after_device,
+        done.after_device,
+        done.conversion_count,
+        done.changed_count,
+        done.totals,
+    )
+    if not moved:
+        raise _MovedOnError
+
+
+async def _end(pool: Pool, app_id: str, reattribution_id: str, state: str, *, after: uuid.UUID | None = None) -> None:
+    """End a job that runs; `after`: only if that is how far it is."""
+    await pool.execute(
+        """
+        UPDATE reattributions SET state = $4, finish_time = now(),
+            after_device = NULL -- of no use any more, and the device may be forgotten one day
+        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
+          AND ($5::uuid IS NULL OR after_device = $5)
+        """,
+        lane_of(app_id),
+        app_id,
+        reattribution_id,
+        state,
+        after,
+    )

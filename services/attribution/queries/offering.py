@@ -1,0 +1,83 @@
+"""The postbacks that a re-attribution offers: what its versions would change, and handing them over when asked to."""
+
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from libs.db import Pool
+from libs.errors import FailedPrecondition, Unavailable
+from libs.interceptors import remaining_s
+from libs.snapshots import Follower
+from reengage.attribution.v1 import attribution_pb2
+from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from services.attribution.jobs.reattribution import Job
+from services.attribution.live.handing import conversions_for_postback, in_calls
+from services.attribution.storage.store import OutboxRow
+from services.attribution.wire.settings import Settings
+
+_BATCH = 500
+_HAND_OVER_S = 8.0
+"""What was read is with postback by then, or given up: an erasure waits for that (erasing.py: CLAIMS_END_S)."""
+
+
+class Offers:
+    """Asks postback about the versions of a re-attribution, unless a later one has replaced them."""
+
+    def __init__(
+        self, pool: Pool, settings: Follower[Settings], postback: postback_pb2_grpc.PostbackServiceStub
+    ) -> None:
+        self._pool, self._settings, self._postback = pool, settings, postback
+
+    async def page(
+        self, job: Job, *, after: int, limit: int
+    ) -> tuple[list[attribution_pb2.OfferedPostback], int | None]:
+        """What the versions after a sequence, at most so many, would change; and the last of them if there are more."""
+        rows = await _versions(self._pool, job, after, limit)
+        offered = [each async for answer in self._enqueue(rows, validate_only=True) for each in answer.offered]
+        return offered, rows[-1].sequence if len(rows) == limit else None
+
+    async def send(self, job: Job) -> int:
+        """Hand all versions over; answers the deliveries made. Raises FailedPrecondition while the job runs."""
+        if job.state == "RUNNING":
+            raise FailedPrecondition("REATTRIBUTION_RUNNING", "it has not ended; wait for it or cancel it")
+        created, after = 0, -1
+        while rows := await _versions(self._pool, job, after, _BATCH):
+            async for answer in self._enqueue(rows, validate_only=False):
+                created += answer.created_count
+            after = rows[-1].sequence
+        return created
+
+    async def _enqueue(
+        self, rows: list[OutboxRow], *, validate_only: bool
+    ) -> AsyncIterator[postback_pb2.EnqueueConversionsResponse]:
+        until = time.monotonic() + _HAND_OVER_S
+        for some in in_calls(conversions_for_postback(rows, self._settings.current)):
+            request = postback_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
+            left_s = max(0.0, until - time.monotonic())
+            try:
+                yield await self._postback.EnqueueConversions(request, timeout=remaining_s(left_s))
+            except grpc.aio.AioRpcError as error:
+                raise Unavailable("POSTBACK_UNAVAILABLE", "postback does not answer", retry_after_s=1.0) from error
+
+
+async def _versions(pool: Pool, job: Job, after: int, limit: int) -> list[OutboxRow]:
+    """The versions that a job made and that are the newest still, in their order."""
+    rows = await pool.fetch(
+        """
+        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
+        FROM decisions
+        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
+          AND version = (
+              SELECT max(newest.version) FROM decisions AS newest
+              WHERE newest.lane = $1 AND newest.conversion_id = decisions.conversion_id AND newest.app_id = $2
+          )
+        ORDER BY sequence LIMIT $5
+        """,
+        job.period.lane,
+        job.app_id,
+        job.reattribution_id,
+        after,
+        limit,
+    )
+    return [OutboxRow(*row) for row in rows]

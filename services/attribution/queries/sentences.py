@@ -1,0 +1,328 @@
+"""What became of a record, and why, as a person would tell it. Times are UTC, to the second."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from reengage.attribution.v1 import attribution_pb2
+from reengage.ingest.v1 import ingest_pb2
+from services.attribution.decision.rules import UNLIMITED
+
+_REASONS = {
+    "DUPLICATE_INSTALL": "this device had installed the app before",
+    "EVENT_BEFORE_INSTALL": "it happened at or before the device's first known install",
+    "EVENT_NOT_SELECTED": "no live reengagement tracker of the app selects this event",
+    "SESSION_ALREADY_REENGAGED": "SessionBegin had reengaged this device within 24 hours",
+    "NO_CANDIDATE": "no click, impression or claim matched this device",
+    "NO_WINNER": "every candidate was refused",
+    "DEVICE_NOT_KNOWN": "nothing of this device was received before it",
+}
+
+_REFUSALS = {
+    "NO_TRACKER_FOR_CLAIM": "its network has no live tracker for it",
+    "TRACKER_ARCHIVED": "its tracker is archived or not known",
+    "WRONG_TRACKER_TYPE": "its tracker is of the other type",
+    "EVENT_NOT_SELECTED": "its tracker does not select this event",
+    "IMPRESSIONS_NOT_ALLOWED": "impressions do not take part in reengagement here",
+    "MATCH_KIND_NOT_ALLOWED": "it carried a device id of its own, so IP address and user agent do not count",
+    "DUPLICATE_CLICK": "it repeats an earlier click of the same click id",
+    "BLOCKLISTED": "it failed its check",
+    "GRANULAR_DATA_NOT_ALLOWED": "the user does not share granular data",
+    "VIEW_WINDOW_ZERO": "the tracker accepts no view claims",
+    "ENGAGEMENT_SPENT": "it has won as many conversions as its tracker allows",
+}
+
+_LAYERS = {
+    attribution_pb2.LAYER_TRACKER: "set on the tracker",
+    attribution_pb2.LAYER_NETWORK: "set for the network",
+    attribution_pb2.LAYER_APP: "set for the app",
+    attribution_pb2.LAYER_BUILT_IN: "built in",
+}
+
+_MATCHES = {
+    attribution_pb2.MATCH_KIND_CLICK_ID: "matched by its click id",
+    attribution_pb2.MATCH_KIND_DEVICE_ID: "matched by device id",
+    attribution_pb2.MATCH_KIND_MODELED: "modeled from IP address and user agent",
+    attribution_pb2.MATCH_KIND_IP: "matched by IP address alone",
+    attribution_pb2.MATCH_KIND_CLAIM: "claimed by its network",
+}
+
+_NAMES = {"_install": "The install", "_Deeplink": "The open by deep link", "_identity_link": "The identity link"}
+
+
+class Attributed(NamedTuple):
+    """The attribution at which the minimum time to reengagement of a conversion began."""
+
+    conversion_id: str
+    event_name: str
+    time_us: int
+
+
+class Replaced(NamedTuple):
+    """The version before the one explained, and the re-attribution that replaced it."""
+
+    decision: attribution_pb2.Decision
+    reattribution_id: str
+
+
+def summary(
+    decision: attribution_pb2.Decision, *, latest: Attributed | None = None, replaced: Replaced | None = None
+) -> str:
+    """What happened and why, in a few sentences. `latest` is asked for only when the reason is MTR_NOT_MET."""
+    parts = [_outcome(decision, _reason(decision, latest))]
+    is_event = decision.event_name not in ("_install", "_identity_link")
+    if is_event and decision.outcome != attribution_pb2.OUTCOME_REFUSED and not decision.install_known:
+        parts.append("No install of the device is known.")
+    if replaced is not None:
+        before = replaced.decision
+        parts.append(
+            f"This is version {decision.version}, made at {_at(decision.decide_time)} by the re-attribution "
+            f"{replaced.reattribution_id}; version {before.version} said {_short(before)}."
+        )
+    if decision.HasField("receive_time"):
+        parts.append(f"It was first received at {_at(decision.receive_time)}.")
+    return " ".join(parts)
+
+
+def sentences(decision: attribution_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
+    """One sentence a candidate, in their order, then one for each network that claims nothing or did not say (E4)."""
+    winner = next((each for each in decision.candidates if each.verdict == "WON"), None)
+    for candidate in decision.candidates:
+        yield f"{_who(candidate)} {_fate(candidate, winner)}."
+    for network_id in not_claiming:
+        yield f"{network_id} was asked and claims nothing."
+    for network_id in decision.claims_unavailable:
+        yield f"{network_id} was asked and gave no usable answer in time: this was decided without one."
+
+
+def waiting_summary(
+    record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp, network_ids: Sequence[str], until_us: int
+) -> str:
+    """Of a conversion that waits for claims (E1)."""
+    return (
+        f"{_received(record, receive_time)} and waits for the answer of {_list(network_ids)}, who may claim it; at "
+        f"{_at_us(until_us)} it is decided at the latest."
+    )
+
+
+def behind_summary(
+    record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp, first_id: str, network_ids: Sequence[str]
+) -> str:
+    """Of a conversion that must not be decided before another one of its device, which waits for claims."""
+    return (
+        f"{_received(record, receive_time)} and is decided after {first_id} of the same device, which waits for the "
+        f"answer of {_list(network_ids)}."
+    )
+
+
+def accepted_summary(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+    """Of a conversion that is about to be decided."""
+    return f"{_received(record, receive_time)} and is not decided yet; decisions follow receipt within seconds."
+
+
+def engagement_summary(record: ingest_pb2.Record, won_count: int) -> str:
+    """Of a click or an impression."""
+    kind = record.WhichOneof("kind")
+    tracker_id = record.impression.tracker_id if kind == "impression" else record.click.tracker_id
+    won = (
+        f"It has won {won_count} conversion{'s' if won_count > 1 else ''}" if won_count else "It has won no conversion"
+    )
+    name = "An impression" if kind == "impression" else "A click"
+    return f"{name} on tracker {tracker_id} at {_at(record.event_time)}, which may win conversions. {won}."
+
+
+def session_summary(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+    """Of a session that fired no event."""
+    if record.session.state == ingest_pb2.Session.STATE_STOP:
+        why = "the end of a session"
+    else:
+        why = "a session that was not the first of its install"
+    return f"{_received(record, receive_time)}: {why}, about which nothing is decided."
+
+
+def refused_summary(refusals: Sequence[ingest_pb2.RejectedRecord]) -> str:
+    """Of a record that was never accepted; the newest refusal comes first."""
+    newest = refusals[0]
+    fields = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in newest.violations)
+    before = f" So it was {len(refusals) - 1} time{'s' if len(refusals) > 2 else ''} before." if refusals[1:] else ""
+    return f"It was refused at {_at(newest.reject_time)} and not stored, for {fields}.{before}"
+
+
+def violation_sentences(violations: Sequence[ingest_pb2.FieldViolation]) -> Iterator[str]:
+    """One sentence a wrong field."""
+    for wrong in violations:
+        yield f"{wrong.field or 'The record'} was refused ({wrong.reason}): {wrong.description}."
+
+
+def _outcome(decision: attribution_pb2.Decision, reason: str) -> str:
+    what = f"{_NAMES.get(decision.event_name, decision.event_name)} at {_at(decision.conversion_time)}"
+    match decision.outcome:
+        case attribution_pb2.OUTCOME_ATTRIBUTED:
+            return f"{what} is credited to {_tracker(decision)}: {_winner(decision)}."
+        case attribution_pb2.OUTCOME_REENGAGED:
+            return f"{what} reengaged the device for {_tracker(decision)}: {_winner(decision)}."
+        case attribution_pb2.OUTCOME_REPROCESSED:
+            return f"{what}, {_anew(decision)}, is credited to {_tracker(decision)}: {_winner(decision)}."
+        case attribution_pb2.OUTCOME_CREDITED:
+            kind = attribution_pb2.AttributionType.Name(decision.attribution_type).removeprefix("ATTRIBUTION_TYPE_")
+            return (
+                f"{what} is credited to the device's current source, the {kind.lower()} of {_tracker(decision)}. "
+                f"It did not reengage: {reason}."
+            )
+        case attribution_pb2.OUTCOME_UNATTRIBUTED:
+            return f"{what} is credited to nobody, as the device had no attributed source then. Why: {reason}."
+        case attribution_pb2.OUTCOME_ORGANIC:
+            return f"{what} is organic: {reason}."
+        case attribution_pb2.OUTCOME_REPROCESSED_ORGANIC:
+            return f"{what}, {_anew(decision)}, is organic: {reason}."
+        case attribution_pb2.OUTCOME_DUPLICATE:
+            return f"{what} is a duplicate: {reason}."
+        case attribution_pb2.OUTCOME_LINKED:
+            return f"{what} tied its identities to the device."
+        case _:
+            return f"{what} had no effect: {reason}."
+
+
+def _winner(decision: attribution_pb2.Decision) -> str:
+    won = next((each for each in decision.candidates if each.verdict == "WON"), None)
+    if won is None:
+        return decision.engagement_id
+    others = len(decision.candidates) - 1
+    beside = f"; {others} other candidate{'s' if others > 1 else ''} did not win" if others else ""
+    return (
+        f"{_name(won)} came {span(won.lookback)} before it, inside its window of {_window(won)}, and was {_match(won)}"
+        f"{beside}"
+    )
+
+
+def _anew(decision: attribution_pb2.Decision) -> str:
+    return f"after so long a new one of the device first installed with {decision.reprocess_for}"
+
+
+def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> str:
+    if decision.reason != "MTR_NOT_MET":
+        return _REASONS.get(decision.reason, decision.reason)
+    seconds = int(decision.custom_dimensions.get("mtr_rejected", "0"))
+    least = f"the minimum time to reengagement, {span(duration_pb2.Duration(seconds=seconds))},"
+    if latest is None:
+        return f"{least} had not passed since the device's latest attribution"
+    name = {"_install": "install"}.get(latest.event_name, latest.event_name)
+    return (
+        f"{least} had not passed since the device's latest attribution, {name} {latest.conversion_id} at "
+        f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * 1_000_000)}"
+    )
+
+
+def _short(decision: attribution_pb2.Decision) -> str:
+    outcome = attribution_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
+    credited = f" to {_tracker(decision)}" if decision.tracker_id else ""
+    engagement = f" by {decision.engagement_id}" if decision.engagement_id else ""
+    reason = f" ({decision.reason})" if decision.reason else ""
+    return f"{outcome}{credited}{engagement}{reason}"
+
+
+def _who(candidate: attribution_pb2.Candidate) -> str:
+    name = _name(candidate)
+    on = f" on {_tracker(candidate)}" if candidate.tracker_id else ""
+    return f"{name[0].upper()}{name[1:]}{on} at {_at(candidate.engagement_time)}"
+
+
+def _fate(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate | None) -> str:
+    if winner is not None and candidate.verdict.startswith("LOST_TO_"):
+        return _lost(candidate, winner)
+    lookback = f"{span(candidate.lookback)} before the conversion"
+    match candidate.verdict:
+        case "WON":
+            return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
+        case "OUTSIDE_WINDOW":
+            return f"was refused: {lookback}, outside its window of {_window(candidate)}, {_match(candidate)}"
+        case "WINDOW_DISABLED":
+            layer = _LAYERS.get(candidate.window_layer, "unknown")
+            return f"was refused: {_match(candidate)}, for which the window is off ({layer})"
+        case "AFTER_CONVERSION" if candidate.lookback.ToNanoseconds() == 0:
+            return "was refused: it came at the same instant as the conversion, not before it"
+        case "AFTER_CONVERSION":
+            after = duration_pb2.Duration()
+            after.FromNanoseconds(-candidate.lookback.ToNanoseconds())
+            return f"was refused: it came {span(after)} after the conversion"
+        case _:
+            return f"was refused: {_REFUSALS.get(candidate.verdict, candidate.verdict)}"
+
+
+def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate) -> str:
+    lost = f"({span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
+    match candidate.verdict:
+        case "LOST_TO_HIGHER_LEVEL":
+            return (
+                f"{lost} is on level {winner.level} of the waterfall, this one on level {candidate.level}: that one "
+                f"was {_match(winner)}"
+            )
+        case "LOST_TO_COMPLETED_VIEW":
+            return f"{lost} was a completed view"
+        case _ if winner.engagement_time == candidate.engagement_time:
+            return f"{lost} was as recent and has the lower id"
+        case _:
+            return f"{lost} was more recent: {span(winner.lookback)} before the conversion"
+
+
+def _name(candidate: attribution_pb2.Candidate) -> str:
+    kind = candidate.engagement_kind.lower() or "engagement"
+    if candidate.matched_by == attribution_pb2.MATCH_KIND_CLAIM:
+        return f"the {kind} that {candidate.network_id} claims"
+    return f"{kind} {candidate.engagement_id}"
+
+
+def _tracker(credited: attribution_pb2.Decision | attribution_pb2.Candidate) -> str:
+    return f"tracker {credited.tracker_id} of {credited.network_id}"
+
+
+def _match(candidate: attribution_pb2.Candidate) -> str:
+    return _MATCHES.get(candidate.matched_by, "matched")
+
+
+def _window(candidate: attribution_pb2.Candidate) -> str:
+    length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else span(candidate.window)
+    return f"{length} ({_LAYERS.get(candidate.window_layer, 'unknown')})"
+
+
+def _received(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+    match record.WhichOneof("kind"):
+        case "install":
+            what = "The install"
+        case "event":
+            what = record.event.event_name
+        case "session":
+            what = "The session"
+        case "deep_link_open":
+            what = "The open by deep link"
+        case _:
+            what = "The identity link"
+    return f"{what} at {_at(record.event_time)} was received at {_at(receive_time)}"
+
+
+def _list(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _at(time: timestamp_pb2.Timestamp) -> str:
+    return _at_us(time.seconds * 1_000_000)
+
+
+def _at_us(time_us: int) -> str:
+    time = timestamp_pb2.Timestamp(seconds=time_us // 1_000_000)
+    return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def span(duration: duration_pb2.Duration) -> str:
+    """A length of time in its two largest units: 2 days 3 h, 5 min 1 s, 0.25 s."""
+    seconds = duration.seconds + duration.nanos / 1e9
+    if abs(seconds) < 1:
+        return f"{seconds:.3g} s"
+    left, parts = int(abs(seconds)), []
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
+    return ("-" if seconds < 0 else "") + " ".join(parts[:2])

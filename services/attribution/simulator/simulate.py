@@ -1,0 +1,197 @@
+"""Runs a scenario: the real decision code on a story, with no server and no database."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.attribution.decision.decide import decide
+from services.attribution.decision.history import DeviceHistory, merge
+from services.attribution.decision.matching import (
+    conversion_keys,
+    device_key,
+    duplicates,
+    engagement_keys,
+    hash_length,
+    normalise_id,
+    own_key,
+    raw_id_keys,
+    usable_ids,
+)
+from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement
+from services.attribution.decision.rules import AppRules, compile_rules
+from services.attribution.decision.user_agents import parse_user_agent
+from services.attribution.simulator.scenario import (
+    OUTPUT_KEYS,
+    ConversionRecord,
+    EngagementRecord,
+    Scenario,
+    collector_paused,
+)
+
+
+def simulate(scenario: Scenario) -> list[dict[str, Any]]:
+    """The output of a scenario: one object per conversion in the order of receipt, with the keys OUTPUT_KEYS."""
+    with collector_paused():
+        return list(simulate_one_by_one(scenario))
+
+
+def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """As `simulate`, each object as soon as its conversion is decided."""
+    rules = compile_rules(
+        app=scenario.app, networks=scenario.networks, trackers=scenario.trackers, events=scenario.events
+    )
+    story = _Story(rules)
+    for record in scenario.timeline:
+        if isinstance(record, EngagementRecord):
+            story.receive_engagement(record)
+        else:
+            yield _line(record, story.receive_conversion(record))
+
+
+def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the output differs from what is expected by conversion id, a readable line each; none when it holds.
+
+    A list must be equal, an object may be a subset.
+    """
+    lines = {line["id"]: line for line in output}
+    return [d for name, expected in expect.items() for d in _differences(name, expected, lines.get(name))]
+
+
+def _differences(place: str, expected: Any, actual: Any) -> list[str]:
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        return [d for key, value in expected.items() for d in _differences(f"{place}.{key}", value, actual.get(key))]
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        pairs = enumerate(zip(expected, actual, strict=True))
+        return [d for at, (value, other) in pairs for d in _differences(f"{place}[{at}]", value, other)]
+    if type(expected) is type(actual) and expected == actual:
+        return []
+    return [f"{place}: expected {_json(expected)}, got {_json(actual)}"]
+
+
+@dataclass(slots=True)
+class _Device:
+    """A device as the records so far made it known."""
+
+    ids: set[tuple[str, str]] = field(default_factory=set)
+    raw_ids: set[str] = field(default_factory=set)
+    history: DeviceHistory = field(default_factory=DeviceHistory)
+
+
+class _Story:
+    """What was received so far. It stands for the database of the live path, and decides nothing itself.
+
+    OURS: the ids of installs and events make a device known; a click that names two ids joins no devices, since anyone
+    can make a click.
+    """
+
+    def __init__(self, rules: AppRules) -> None:
+        self._rules = rules
+        self._engagements: dict[str, Engagement] = {}
+        self._ids_by_key: defaultdict[bytes, list[str]] = defaultdict(list)
+        self._ids_by_click_id: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        self._hash_lengths: set[int] = set()
+        self._wins: Counter[str] = Counter()
+        self._devices: dict[tuple[str, str], _Device] = {}
+
+    def receive_engagement(self, record: EngagementRecord) -> None:
+        app = self._rules.app
+        device_ids = usable_ids(record.device).values()
+        self._hash_lengths.update(length for value in device_ids if (length := hash_length(value)))
+        engagement = Engagement(
+            engagement_id=record.id,
+            kind=record.kind,
+            tracker_id=record.tracker,
+            time_us=record.time_us,
+            device_keys=tuple(device_key(app.app_id, value) for value in device_ids),
+            ip=record.ip,
+            user_agent=parse_user_agent(record.ua) if record.ua else None,
+            click_id=record.click_id,
+            completed_view=record.completed_view,
+        )
+        self._engagements[record.id] = engagement
+        for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
+            self._ids_by_key[key].append(record.id)
+        if record.click_id:
+            self._mark_duplicates(engagement)
+
+    def receive_conversion(self, record: ConversionRecord) -> Decision:
+        app = self._rules.app
+        device_ids = usable_ids(record.device)
+        device = self._device(device_ids)
+        conversion = Conversion(
+            conversion_id=record.id,
+            kind=ConversionKind.EVENT if record.name else ConversionKind.INSTALL,
+            time_us=record.time_us,
+            event_name=record.name,
+            device_keys=frozenset().union(
+                *(raw_id_keys(app.app_id, raw_id, self._hash_lengths) for raw_id in device.raw_ids)
+            ),
+            click_id=record.click,
+            ip=record.ip,
+            user_agent=parse_user_agent(record.ua) if record.ua else None,
+            limit_ad_tracking=record.limit_ad_tracking,
+            has_idfa="idfa" in device_ids,
+        )
+        keys = conversion_keys(app, conversion)
+        found = {engagement_id for key in keys for engagement_id in self._ids_by_key.get(key, ())}
+        decision = decide(
+            conversion,
+            device.history,
+            self._rules,
+            candidates=[self._engagements[engagement_id] for engagement_id in found],
+            wins=self._wins,
+            claims=record.claims,
+        )
+        device.history = device.history.after(conversion, decision)
+        if decision.engagement_id is not None:
+            self._wins[decision.engagement_id] += 1
+        return decision
+
+    def _mark_duplicates(self, engagement: Engagement) -> None:
+        ids = self._ids_by_click_id[engagement.tracker_id, engagement.click_id]
+        ids.append(engagement.engagement_id)
+        group = [self._engagements[engagement_id] for engagement_id in ids]
+        repeated = duplicates(group)
+        for member in group:
+            self._engagements[member.engagement_id] = replace(member, duplicate=member.engagement_id in repeated)
+
+    def _device(self, device_ids: Mapping[str, str]) -> _Device:
+        """The device of a record with these ids; devices that turn out to be one are joined."""
+        ids = {(kind, normalise_id(value)) for kind, value in device_ids.items()}
+        known = list({id(device): device for key in ids if (device := self._devices.get(key))}.values())
+        device = known[0] if known else _Device()
+        for other in known[1:]:
+            device.ids |= other.ids
+            device.raw_ids |= other.raw_ids
+            device.history = merge(device.history, other.history)
+        device.ids |= ids
+        device.raw_ids |= set(device_ids.values())
+        self._devices.update(dict.fromkeys(device.ids, device))
+        return device
+
+
+def _line(record: ConversionRecord, decision: Decision) -> dict[str, Any]:
+    lookback_us = decision.lookback_us
+    values = (
+        record.id,
+        "event" if record.name else "install",
+        decision.outcome.value,
+        decision.attribution_type.value,
+        decision.tracker_id,
+        decision.network_id,
+        decision.engagement_id,
+        None if decision.matched_by is None else decision.matched_by.value,
+        decision.level,
+        None if lookback_us is None else lookback_us // SECOND_US,
+        None if decision.reason is None else decision.reason.value,
+        decision.install_known,
+        dict(decision.custom_dimensions),
+        [{"engagement": c.engagement_id, "verdict": c.verdict.value} for c in decision.candidates],
+    )
+    return dict(zip(OUTPUT_KEYS, values, strict=True))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

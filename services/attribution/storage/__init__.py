@@ -1,0 +1,1 @@
+"""Holds every query on the attribution schema, a file for each family of tables."""

@@ -1,0 +1,330 @@
+"""Conversions that wait for claims of self-attributing networks (section E): who waits, whose turn it is, the table.
+
+Identities, merges and engagements of a record take effect when it is received; what waits is to be decided. Only the
+worker that owns an app's lane reads and writes its rows, in the transactions that also write decisions.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias
+
+from libs.db import Connection, Pool
+from reengage.ingest.v1 import ingest_pb2
+from services.attribution.wire.records import Logged
+
+Key: TypeAlias = tuple[str, str]
+"""App id and conversion id."""
+
+
+class WaitingRow(NamedTuple):
+    """A conversion that waits, as the table's columns.
+
+    Without `network_ids` it only waits for an earlier one of its device. `claims` are set once nothing more is to come.
+    """
+
+    lane: int
+    app_id: str
+    conversion_id: str
+    device_id: uuid.UUID
+    is_install: bool
+    log_lane: int
+    position: int
+    receive_time_us: int
+    settings_revision: int
+    record: bytes
+    network_ids: list[str]
+    deadline_us: int
+    claims: bytes | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.app_id, self.conversion_id
+
+    @property
+    def logged(self) -> Logged:
+        """The record as the log served it."""
+        entry = ingest_pb2.LogEntry(
+            lane=self.log_lane,
+            position=self.position,
+            app_lane=self.lane,
+            receive_time_us=self.receive_time_us,
+            record=self.record,
+        )
+        return Logged(entry, ingest_pb2.Record.FromString(self.record))
+
+
+class Unanswered(NamedTuple):
+    """A conversion that networks are to be asked about."""
+
+    lane: int
+    app_id: str
+    conversion_id: str
+    network_ids: list[str]
+    deadline_us: int
+
+
+class Asked(NamedTuple):
+    """What networks are told of a conversion."""
+
+    record: bytes
+    device_id: uuid.UUID
+    receive_time_us: int
+
+
+class Mark(NamedTuple):
+    """What a worker must have reached before it decides the conversions that waited when it took their lanes over."""
+
+    positions: Mapping[int, int]
+    settings_revision: int
+
+    def is_reached(self, heads: Sequence[int], settings_revision: int) -> bool:
+        """Whether engagements are indexed up to these conversions, and settings as new as theirs are in use."""
+        return settings_revision >= self.settings_revision and all(
+            position < heads[lane] for lane, position in self.positions.items()
+        )
+
+
+class Overview(NamedTuple):
+    """How many wait, of how many answers are to come, and the earliest deadline."""
+
+    waiting: int
+    unanswered: int
+    earliest_deadline_us: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Who is asked about the conversions of a batch (E1).
+
+    `networks` by app and event (`_install` for an install). No app but `app_ids` has conversions that are asked about,
+    or that wait already. `deadline_us` is that of those that begin to wait.
+    """
+
+    networks: Mapping[tuple[str, str], tuple[str, ...]]
+    app_ids: frozenset[str]
+    deadline_us: int
+
+
+NOBODY = Asking(networks={}, app_ids=frozenset(), deadline_us=0)
+
+
+class Waiting:
+    """What a worker knows without asking the database: which apps may have conversions waiting, and which began to.
+
+    `changed` is set when some began to.
+    """
+
+    def __init__(self, app_ids: Collection[str]) -> None:
+        self.app_ids = frozenset(app_ids)
+        self.changed = asyncio.Event()
+        self._begun: list[WaitingRow] = []
+
+    def begin(self, rows: Collection[WaitingRow]) -> None:
+        """These wait from now on, unless the transaction that said so has failed."""
+        if rows:
+            self.app_ids |= {row.app_id for row in rows}
+            # What was answered, and waits again behind another install, is not asked about again: the answer stays.
+            self._begun += [row for row in rows if row.claims is None]
+            self.changed.set()
+
+    def take(self) -> list[WaitingRow]:
+        """Those that began to wait since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
+
+
+def in_turn(rows: Iterable[WaitingRow]) -> list[WaitingRow]:
+    """Those of the rows, given in order of device and receipt, that can be decided now.
+
+    An install that cannot holds back all that its device sent later: they would be decided without it (source, MTR
+    clock). An event holds back those that wait for claims themselves, and no others.
+    """
+    found = []
+    for _, of_device in groupby(rows, key=attrgetter("device_id")):
+        is_event_ahead = False
+        for row in of_device:
+            if not row.network_ids or (row.claims is not None and not is_event_ahead):
+                found.append(row)
+            elif row.is_install:
+                break
+            else:
+                is_event_ahead = True
+    return found
+
+
+# The table.
+
+
+async def insert(connection: Connection, rows: Collection[WaitingRow]) -> None:
+    """Have conversions wait, one or more."""
+    await connection.execute(
+        """
+        INSERT INTO waiting (
+            lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us, settings_revision,
+            record, network_ids, deadline_us, claims
+        )
+        SELECT
+            lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us, settings_revision,
+            record, string_to_array(network_ids, ' '), deadline_us, claims
+        FROM unnest(
+            $1::smallint[], $2::text[], $3::text[], $4::uuid[], $5::boolean[], $6::smallint[], $7::bigint[],
+            $8::bigint[], $9::bigint[], $10::bytea[], $11::text[], $12::bigint[], $13::bytea[]
+        ) AS row (
+            lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us, settings_revision,
+            record, network_ids, deadline_us, claims
+        )
+        """,
+        # Joined, because unnest would take an array of arrays apart.
+        *_columns((*row[:10], " ".join(row.network_ids), *row[11:]) for row in rows),
+    )
+
+
+async def delete(connection: Connection, rows: Collection[WaitingRow]) -> None:
+    """Have these wait no longer."""
+    await connection.execute(
+        """
+        DELETE FROM waiting USING unnest($1::smallint[], $2::text[], $3::text[]) AS row (lane, app_id, conversion_id)
+        WHERE waiting.lane = row.lane AND waiting.conversion_id = row.conversion_id AND waiting.app_id = row.app_id
+        """,
+        [row.lane for row in rows],
+        [row.app_id for row in rows],
+        [row.conversion_id for row in rows],
+    )
+
+
+async def move(connection: Connection, merged: Mapping[tuple[int, uuid.UUID], uuid.UUID]) -> None:
+    """Give what waits of devices (lane, device id), at least one, to those that they turned out to be."""
+    await connection.execute(
+        """
+        UPDATE waiting SET device_id = moved.into_id
+        FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS moved (lane, device_id, into_id)
+        WHERE waiting.lane = moved.lane AND waiting.device_id = moved.device_id
+        """,
+        *_columns((lane, device_id, into_id) for (lane, device_id), into_id in merged.items()),
+    )
+
+
+async def already_waiting(connection: Connection, conversions: Collection[tuple[int, str]]) -> set[Key]:
+    """Those of the conversions (lane, conversion id), at least one, that wait."""
+    rows = await connection.fetch(
+        """
+        SELECT app_id, conversion_id FROM unnest($1::smallint[], $2::text[]) AS asked (lane, conversion_id)
+        JOIN waiting USING (lane, conversion_id)
+        """,
+        *_columns(conversions),
+    )
+    return {(row["app_id"], row["conversion_id"]) for row in rows}
+
+
+async def held_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> set[uuid.UUID]:
+    """Those of the devices (lane, device id) of which an install waits."""
+    if not devices:
+        return set()
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT device_id FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id)
+        JOIN waiting USING (lane, device_id) WHERE is_install
+        """,
+        *_columns(devices),
+    )
+    return {row["device_id"] for row in rows}
+
+
+async def answer(connection: Connection, answers: Mapping[tuple[int, str, str], bytes]) -> set[tuple[int, uuid.UUID]]:
+    """Store the answers about conversions (lane, app id, conversion id), at least one; (lane, device id) of each."""
+    rows = await connection.fetch(
+        """
+        UPDATE waiting SET claims = answer.claims
+        FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bytea[]) AS answer (lane, app_id, conversion_id, claims)
+        WHERE waiting.lane = answer.lane AND waiting.conversion_id = answer.conversion_id
+          AND waiting.app_id = answer.app_id
+        RETURNING waiting.lane, waiting.device_id
+        """,
+        *_columns((*key, claims) for key, claims in answers.items()),
+    )
+    return {(row["lane"], row["device_id"]) for row in rows}
+
+
+async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[WaitingRow]:
+    """All that waits of the devices (lane, device id), in order of device and receipt."""
+    if not devices:
+        return []
+    rows = await connection.fetch(
+        """
+        SELECT lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
+            settings_revision, record, network_ids, deadline_us, claims
+        FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id) JOIN waiting USING (lane, device_id)
+        ORDER BY device_id, receive_time_us, log_lane, position
+        """,
+        *_columns(devices),
+    )
+    return [WaitingRow(*row) for row in rows]
+
+
+async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Unanswered]:
+    """Conversions of these lanes that networks are to be asked about, those received first."""
+    rows = await pool.fetch(
+        """
+        SELECT lane, app_id, conversion_id, network_ids, deadline_us FROM waiting
+        WHERE lane = ANY($1) AND claims IS NULL AND cardinality(network_ids) > 0
+        ORDER BY receive_time_us LIMIT $2
+        """,
+        list(lanes),
+        limit,
+    )
+    return [Unanswered(*row) for row in rows]
+
+
+async def to_ask(pool: Pool, conversions: Collection[tuple[int, str, str]]) -> dict[Key, Asked]:
+    """What networks are told of conversions (lane, app id, conversion id), at least one; of those that still wait."""
+    rows = await pool.fetch(
+        """
+        SELECT app_id, conversion_id, record, device_id, receive_time_us
+        FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, conversion_id)
+        JOIN waiting USING (lane, conversion_id, app_id)
+        """,
+        *_columns(conversions),
+    )
+    return {(row["app_id"], row["conversion_id"]): Asked(*row[2:]) for row in rows}
+
+
+async def mark(pool: Pool, lanes: Collection[int]) -> Mark:
+    """That of all that waits in these lanes now."""
+    rows = await pool.fetch(
+        """
+        SELECT log_lane, max(position) AS position, max(settings_revision) AS settings_revision FROM waiting
+        WHERE lane = ANY($1) GROUP BY log_lane
+        """,
+        list(lanes),
+    )
+    return Mark(
+        {row["log_lane"]: row["position"] for row in rows}, max((row["settings_revision"] for row in rows), default=0)
+    )
+
+
+async def overview(pool: Pool, lanes: Collection[int]) -> Overview:
+    """How it stands with all that waits in these lanes."""
+    row = await pool.fetchrow(
+        """
+        SELECT count(*), count(*) FILTER (WHERE claims IS NULL AND cardinality(network_ids) > 0), min(deadline_us)
+        FROM waiting WHERE lane = ANY($1)
+        """,
+        list(lanes),
+    )
+    assert row is not None
+    return Overview(*row)
+
+
+async def app_ids_waiting(pool: Pool, lanes: Collection[int]) -> set[str]:
+    """The apps of which conversions wait in these lanes."""
+    rows = await pool.fetch("SELECT DISTINCT app_id FROM waiting WHERE lane = ANY($1)", list(lanes))
+    return {row["app_id"] for row in rows}
+
+
+def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
+    """Rows, at least one, turned into the columns that unnest takes."""
+    return [list(column) for column in zip(*rows, strict=True)]

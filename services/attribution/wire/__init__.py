@@ -1,0 +1,1 @@
+"""Translates protos into the words of the decisions, and back."""

@@ -1,0 +1,172 @@
+"""Decisions as messages of the API."""
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from reengage.attribution.v1 import attribution_pb2
+from services.attribution.decision.history import ATTRIBUTING, Attribution
+from services.attribution.decision.model import (
+    AttributionType,
+    Candidate,
+    Conversion,
+    ConversionKind,
+    Decision,
+    MatchKind,
+    Reason,
+)
+from services.attribution.wire.records import INSTALL
+
+_OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in attribution_pb2.Outcome.items()}
+_TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in attribution_pb2.AttributionType.items()}
+_KINDS = {name.removeprefix("MATCH_KIND_"): number for name, number in attribution_pb2.MatchKind.items()}
+_LAYERS = {name.removeprefix("LAYER_"): number for name, number in attribution_pb2.Layer.items()}
+
+_TYPE_OF = {number: AttributionType(name) for name, number in _TYPES.items() if number}
+_KIND_OF = {number: MatchKind(name) for name, number in _KINDS.items() if number}
+ATTRIBUTING_OUTCOMES = frozenset(_OUTCOMES[outcome] for outcome in ATTRIBUTING)
+"""Outcomes that make a device's source (D6), as the messages and the table have them."""
+
+
+def decision_message(conversion: Conversion, decision: Decision) -> attribution_pb2.Decision:
+    """The decision as a message, without what only the caller knows: app, version, event, device, other times."""
+    message = _message(conversion, decision.settings_revision, _OUTCOMES[decision.outcome])
+    message.attribution_type = _TYPES[decision.attribution_type]
+    message.install_known = decision.install_known
+    if decision.reason is not None:
+        message.reason = decision.reason
+    if decision.tracker_id is not None:
+        message.tracker_id = decision.tracker_id
+        message.network_id = decision.network_id or ""
+        message.campaign_id = decision.campaign or ""
+        message.segment_id = decision.segment or ""
+    if decision.engagement_id is not None and decision.matched_by is not None:
+        message.engagement_id = decision.engagement_id
+        message.matched_by = _KINDS[decision.matched_by]
+        message.level = decision.level or 0
+        message.lookback.CopyFrom(_duration(decision.lookback_us or 0))
+        if decision.window_us is not None and decision.window_layer is not None:
+            message.window.CopyFrom(_duration(decision.window_us))
+            message.window_layer = _LAYERS[decision.window_layer]
+    if decision.reprocess_for is not None:
+        message.reprocess_for = decision.reprocess_for
+    if decision.custom_dimensions:
+        message.custom_dimensions.update(decision.custom_dimensions)
+    if decision.candidates:
+        message.candidates.extend(_candidate(candidate) for candidate in decision.candidates)
+    if decision.claims_unavailable:
+        message.claims_unavailable.extend(decision.claims_unavailable)
+    return message
+
+
+def says(message: attribution_pb2.Decision, decision: Decision) -> bool:
+    """Whether a message tells what was decided: outcome, reason, credit, match and dimensions.
+
+    Not the version, the revision, times, and what became of those that lost.
+    """
+    return (
+        message.outcome == _OUTCOMES[decision.outcome]
+        and message.reason == (decision.reason or "")
+        and message.attribution_type == _TYPES[decision.attribution_type]
+        and message.tracker_id == (decision.tracker_id or "")
+        and message.network_id == (decision.network_id or "")
+        and message.campaign_id == (decision.campaign or "")
+        and message.segment_id == (decision.segment or "")
+        and message.engagement_id == (decision.engagement_id or "")
+        and message.matched_by == (0 if decision.matched_by is None else _KINDS[decision.matched_by])
+        and message.level == (decision.level or 0)
+        and message.install_known == decision.install_known
+        and message.reprocess_for == (decision.reprocess_for or "")
+        and dict(message.custom_dimensions) == decision.custom_dimensions
+        and tuple(message.claims_unavailable) == decision.claims_unavailable
+    )
+
+
+def attribution_of(message: attribution_pb2.Decision, *, redacted: bool) -> Attribution | None:
+    """What a decision made of its device's history (D6), None for one that made no source of it.
+
+    `redacted` is what the message does not tell: that a claim won whose campaign is withheld (E2).
+    """
+    if message.outcome not in ATTRIBUTING_OUTCOMES:
+        return None
+    is_install = message.event_name == INSTALL
+    return Attribution(
+        time_us=message.conversion_time.ToMicroseconds(),
+        conversion_id=message.conversion_id,
+        kind=ConversionKind.INSTALL if is_install else ConversionKind.EVENT,
+        type=_TYPE_OF[message.attribution_type],
+        event_name="" if is_install else message.event_name,
+        tracker_id=message.tracker_id or None,
+        network_id=message.network_id or None,
+        engagement_id=message.engagement_id or None,
+        matched_by=_KIND_OF.get(message.matched_by),
+        redacted=redacted,
+    )
+
+
+def linked_message(conversion: Conversion, revision: int) -> attribution_pb2.Decision:
+    """An identity link that was taken (F3)."""
+    return _message(conversion, revision, attribution_pb2.OUTCOME_LINKED)
+
+
+def refused_message(conversion: Conversion, revision: int, reason: Reason) -> attribution_pb2.Decision:
+    """A record without effect, and why."""
+    message = _message(conversion, revision, attribution_pb2.OUTCOME_REFUSED)
+    message.reason = reason
+    return message
+
+
+def source_message(source: Attribution, campaign_id: str) -> attribution_pb2.Source:
+    """An attribution of a device."""
+    is_install = source.kind is ConversionKind.INSTALL
+    return attribution_pb2.Source(
+        conversion_id=source.conversion_id,
+        since_time=_timestamp(source.time_us),
+        attribution_type=_TYPES[
+            AttributionType.INSTALL if is_install and source.type is AttributionType.NONE else source.type
+        ],
+        event_name="_install" if is_install else source.event_name,
+        tracker_id=source.tracker_id or "",
+        network_id=source.network_id or "",
+        campaign_id=campaign_id,
+        engagement_id=source.engagement_id or "",
+        matched_by=_KINDS[source.matched_by] if source.matched_by else attribution_pb2.MATCH_KIND_UNSPECIFIED,
+    )
+
+
+def _message(
+    conversion: Conversion, revision: int, outcome: attribution_pb2.Outcome.ValueType
+) -> attribution_pb2.Decision:
+    message = attribution_pb2.Decision(
+        conversion_id=conversion.conversion_id, outcome=outcome, settings_revision=revision
+    )
+    message.conversion_time.CopyFrom(_timestamp(conversion.time_us))
+    return message
+
+
+def _candidate(candidate: Candidate) -> attribution_pb2.Candidate:
+    message = attribution_pb2.Candidate(
+        engagement_id=candidate.engagement_id,
+        verdict=candidate.verdict,
+        engagement_kind=candidate.kind,
+        tracker_id=candidate.tracker_id,
+        network_id=candidate.network_id,
+        engagement_time=_timestamp(candidate.time_us),
+        matched_by=_KINDS[candidate.matched_by],
+        level=candidate.level,
+        lookback=_duration(candidate.lookback_us),
+    )
+    if candidate.window_layer is not None:
+        message.window_layer = _LAYERS[candidate.window_layer]
+        if candidate.window_us:
+            message.window.CopyFrom(_duration(candidate.window_us))
+    return message
+
+
+def _timestamp(time_us: int) -> timestamp_pb2.Timestamp:
+    return timestamp_pb2.Timestamp(seconds=time_us // 1_000_000, nanos=time_us % 1_000_000 * 1000)
+
+
+def _duration(us: int) -> duration_pb2.Duration:
+    """Seconds and nanoseconds have the same sign."""
+    seconds, rest = divmod(abs(us), 1_000_000)
+    sign = -1 if us < 0 else 1
+    return duration_pb2.Duration(seconds=sign * seconds, nanos=sign * rest * 1000)

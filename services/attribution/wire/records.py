@@ -1,0 +1,214 @@
+"""Reads the log's records as what attribution decides upon."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
+
+from reengage.ingest.v1 import ingest_pb2
+from reengage.postback.v1 import postback_pb2
+from services.attribution.decision.matching import (
+    device_key,
+    engagement_keys,
+    hash_length,
+    normalise_id,
+    normalise_ip,
+    own_key,
+)
+from services.attribution.decision.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind
+from services.attribution.decision.rules import AppRules
+from services.attribution.decision.user_agents import parse_user_agent
+from services.attribution.storage.store import EngagementRow, IndexRows, NetworkClick
+
+INSTALL = "_install"
+IDENTITY_LINK = "_identity_link"
+DEEP_LINK = "_Deeplink"
+SESSION_BEGIN = "SessionBegin"
+
+OPEN_AFTER_CLICK_US = 1_000_000
+"""OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
+a click at the same instant could never win (B1)."""
+
+
+class Logged(NamedTuple):
+    """A log entry and its record."""
+
+    entry: ingest_pb2.LogEntry
+    record: ingest_pb2.Record
+
+
+def parse(entries: Iterable[ingest_pb2.LogEntry]) -> list[Logged]:
+    """The entries with their records."""
+    return [Logged(entry, ingest_pb2.Record.FromString(entry.record)) for entry in entries]
+
+
+def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexRows:
+    """The rows of a batch's engagements; records of other kinds are passed over.
+
+    Every app named must be in `apps`. Rows come sorted by key: two workers that insert at once lock in the same order.
+    """
+    rows: list[EngagementRow] = []
+    clicks: list[NetworkClick] = []
+    lengths: set[tuple[str, int]] = set()
+    retentions: set[tuple[str, int]] = set()
+    for entry, record in logged:
+        engagement = engagement_of(record)
+        if engagement is None:
+            continue
+        app = apps[record.app_id].app
+        lengths.update(
+            (record.app_id, length) for value in record.device_ids.values() if (length := hash_length(value))
+        )
+        retentions.add((app.app_id, app.retention_days))
+        own = own_key(app.app_id, engagement.engagement_id)
+        user_agent = None if engagement.user_agent is None else "\t".join(engagement.user_agent)
+        device_keys = b"".join(engagement.device_keys)
+        is_click = engagement.kind is EngagementKind.CLICK
+        rows.extend(
+            EngagementRow(
+                match_key=key,
+                time_us=engagement.time_us,
+                engagement_id=engagement.engagement_id,
+                lane=entry.lane,
+                position=entry.position,
+                is_click=is_click,
+                tracker_id=engagement.tracker_id,
+                device_keys=device_keys,
+                ip=engagement.ip,
+                user_agent=user_agent,
+                click_id=engagement.click_id,
+                completed_view=engagement.completed_view,
+                is_valid=engagement.valid,
+                record=entry.record if key == own else None,
+                retention_days=app.retention_days,
+            )
+            for key in dict.fromkeys((own, *engagement_keys(app, engagement)))
+        )
+        if engagement.click_id:
+            click_key = network_click_key(engagement.tracker_id, engagement.click_id)
+            place = (engagement.engagement_id, entry.lane, entry.position)
+            clicks.append(NetworkClick(click_key, engagement.time_us, *place, app.retention_days))
+    rows.sort(key=lambda row: (row.match_key, row.time_us, row.engagement_id))
+    clicks.sort()
+    return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths, retentions=retentions)
+
+
+def engagement_of(record: ingest_pb2.Record) -> Engagement | None:
+    """The engagement a record is, None when it is none.
+
+    A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect).
+    """
+    time_us = event_time_us(record)
+    match record.WhichOneof("kind"):
+        case "click":
+            click = record.click
+            tracker_id, click_id, kind = click.tracker_id, click.click_id, EngagementKind.CLICK
+            completed_view, valid = False, not click.invalid
+        case "impression":
+            tracker_id, click_id, kind = record.impression.tracker_id, "", EngagementKind.IMPRESSION
+            completed_view, valid = record.impression.completed_view, True
+        case "deep_link_open":
+            opened = record.deep_link_open
+            if not opened.tracker_id or opened.click_record_id:
+                return None
+            tracker_id, click_id, kind = opened.tracker_id, "", EngagementKind.CLICK
+            completed_view, valid = False, True
+            time_us -= OPEN_AFTER_CLICK_US
+        case _:
+            return None
+    return Engagement(
+        engagement_id=record.record_id,
+        kind=kind,
+        tracker_id=tracker_id,
+        time_us=time_us,
+        device_keys=tuple(device_key(record.app_id, value) for value in record.device_ids.values()),
+        ip=normalise_ip(record.ip_address) if record.ip_address else "",
+        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        click_id=click_id,
+        completed_view=completed_view,
+        valid=valid,
+    )
+
+
+def conversion_of(record: ingest_pb2.Record, event_name: str | None) -> Conversion:
+    """The conversion a record is, given its name; without the keys of its device's ids."""
+    return Conversion(
+        conversion_id=record.record_id,
+        kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
+        time_us=event_time_us(record),
+        event_name="" if event_name is None or event_name == INSTALL else event_name,
+        click_id=click_id_of(record),
+        ip=normalise_ip(record.ip_address) if record.ip_address else "",
+        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        limit_ad_tracking=record.limit_ad_tracking,
+        has_idfa="idfa" in record.device_ids,
+    )
+
+
+def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
+    """What networks claim, and those that did not answer in time (E4), of a serialised ConversionClaims or none."""
+    claims: list[Claim] = []
+    unavailable: list[str] = []
+    for answer in postback_pb2.ConversionClaims.FromString(stored).answers if stored else ():
+        if answer.state == postback_pb2.ClaimAnswer.STATE_CLAIMED:
+            claim = answer.claim
+            claims.append(
+                Claim(
+                    network_id=answer.network_id,
+                    kind=EngagementKind.IMPRESSION if claim.is_view else EngagementKind.CLICK,
+                    time_us=claim.engagement_time.ToMicroseconds(),
+                    campaign_name=claim.campaign_name,
+                    granular_data_allowed=not claim.granular_data_forbidden,
+                )
+            )
+        elif answer.state == postback_pb2.ClaimAnswer.STATE_UNAVAILABLE:
+            unavailable.append(answer.network_id)
+    return claims, unavailable
+
+
+def event_name_of(record: ingest_pb2.Record) -> str | None:
+    """The name attribution decides a record under, None when there is nothing to decide."""
+    match record.WhichOneof("kind"):
+        case "install":
+            return INSTALL
+        case "event":
+            return record.event.event_name
+        case "session":
+            return SESSION_BEGIN if record.session.state == ingest_pb2.Session.STATE_START else None
+        case "deep_link_open":
+            return DEEP_LINK
+        case "identity_link":
+            return IDENTITY_LINK
+        case _:
+            return None
+
+
+def click_id_of(record: ingest_pb2.Record) -> str:
+    """Our click id that came back with a record, "" when none did."""
+    match record.WhichOneof("kind"):
+        case "install":
+            return record.install.click_record_id
+        case "event":
+            return record.event.click_record_id
+        case "deep_link_open":
+            return record.deep_link_open.click_record_id or (
+                record.record_id if record.deep_link_open.tracker_id else ""
+            )
+        case _:
+            return ""
+
+
+def event_time_us(record: ingest_pb2.Record) -> int:
+    """When it happened."""
+    return record.event_time.seconds * 1_000_000 + record.event_time.nanos // 1000
+
+
+@lru_cache(maxsize=65_536)
+def identity_key(app_id: str, kind: str, value: str) -> bytes:
+    """The key under which a device is known by an id. OURS: ids of different kinds are different ids, equal or not."""
+    return blake2b(f"{app_id}\0{kind}\0{normalise_id(value)}".encode(), digest_size=16).digest()
+
+
+def network_click_key(tracker_id: str, click_id: str) -> bytes:
+    """The key of a network's click id on a tracker (A6)."""
+    return blake2b(f"{tracker_id}\0{click_id}".encode(), digest_size=16).digest()

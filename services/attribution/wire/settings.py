@@ -1,0 +1,349 @@
+"""Builds the rules of every app from tracker's settings, once per revision: what did not change is not made again."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from google.protobuf.message import Message
+
+from libs.errors import Violations
+from libs.snapshots import Resources
+from reengage.postback.v1 import postback_pb2
+from reengage.tracker.v1 import tracker_pb2
+from services.attribution.decision.model import TrackerType, WindowKind
+from services.attribution.decision.rules import (
+    DEFAULT_MTR_US,
+    DISABLED,
+    RETENTION_DAYS,
+    UNLIMITED,
+    App,
+    AppRules,
+    DeviceAttribution,
+    EventDefinition,
+    GranularDataPolicy,
+    ModeledLevel,
+    Network,
+    Platform,
+    Tracker,
+    compile_rules,
+)
+from services.attribution.redecide.changes import check_change
+
+_WINDOWS = {
+    "click_device": WindowKind.CLICK_DEVICE,
+    "click_modeled": WindowKind.CLICK_MODELED,
+    "click_equalizer": WindowKind.CLICK_EQUALIZER,
+    "click_ip": WindowKind.CLICK_IP,
+    "impression_device": WindowKind.IMPRESSION_DEVICE,
+    "impression_modeled": WindowKind.IMPRESSION_MODELED,
+    "impression_ip": WindowKind.IMPRESSION_IP,
+    "event_association": WindowKind.EVENT_ASSOCIATION,
+}
+
+
+_CHANGEABLE = ("app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one revision: rules by app, what they were made of, and names, by tracker and by app."""
+
+    revision: int
+    apps: Mapping[str, AppRules]
+    sources: "Mapping[str, Sources]"
+    tracker_names: Mapping[str, postback_pb2.Names]
+    app_names: Mapping[str, postback_pb2.Names]
+
+
+class TrackerNames(Mapping[str, postback_pb2.Names]):
+    """What each tracker and all around it is called; put together when asked, as most trackers never are."""
+
+    def __init__(self, resources: Resources, app_names: Mapping[str, postback_pb2.Names]) -> None:
+        # Copies: `resources` changes with the next revision.
+        self._trackers = cast("dict[tuple[str, ...], tracker_pb2.Tracker]", dict(resources["tracker"]))
+        self._named: dict[str, dict[tuple[str, ...], Any]] = {
+            kind: dict(resources[kind]) for kind in ("campaign", "segment", "network")
+        }
+        self._app_names = app_names
+
+    def __getitem__(self, tracker_id: str) -> postback_pb2.Names:
+        tracker = self._trackers[tracker_id,]
+        names = postback_pb2.Names(
+            tracker=tracker.name,
+            campaign=self._name("campaign", tracker.campaign_id),
+            segment=self._name("segment", tracker.segment_id),
+            network=self._name("network", tracker.network_id),
+        )
+        names.MergeFrom(self._app_names[tracker.app_id])
+        return names
+
+    def __iter__(self) -> Iterator[str]:
+        return (tracker_id for (tracker_id,) in self._trackers)
+
+    def __len__(self) -> int:
+        return len(self._trackers)
+
+    def _name(self, kind: str, key: str) -> str:
+        found = self._named[kind].get((key,))
+        return found.name if found is not None else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """All that an app's rules are made of. Comparing is fast: a message that was not replaced is the same object."""
+
+    app: tracker_pb2.App
+    networks: dict[str, tracker_pb2.Network]
+    network_settings: dict[str, tracker_pb2.NetworkSettings]
+    trackers: dict[str, tracker_pb2.Tracker]
+    events: dict[str, tracker_pb2.EventDefinition]
+
+
+class SettingsBuilder:
+    """Builds all settings, and after a change again what changed; the `build` of one Follower.
+
+    The rules of an app whose settings are the same are kept, and so is the reading of a tracker that is the same.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Sources, AppRules]] = {}
+
+    def __call__(self, resources: Resources, revision: int) -> Settings:
+        """The rules of every app, archived ones too: what was accepted before is still decided."""
+        self._made = {
+            app_id: (sources, _rules(sources, revision, self._made.get(app_id)))
+            for app_id, sources in _sources(resources).items()
+        }
+        app_names = {app_id: _app_names(sources.app) for app_id, (sources, _) in self._made.items()}
+        return Settings(
+            revision=revision,
+            apps={app_id: rules for app_id, (_, rules) in self._made.items()},
+            sources={app_id: sources for app_id, (sources, _) in self._made.items()},
+            tracker_names=TrackerNames(resources, app_names),
+            app_names=app_names,
+        )
+
+
+def build_settings(resources: Resources, revision: int) -> Settings:
+    """All settings, built once and anew."""
+    return SettingsBuilder()(resources, revision)
+
+
+def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Resource]) -> AppRules:
+    """The rules of a known app as they would be with these resources in place of those of the same id, or added.
+
+    A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every
+    resource that is of another app, that is on a network that is not there, or that decisions do not read, and every
+    field that holds what tracker would not take.
+    """
+    held = settings.sources[app_id]
+    sources = replace(
+        held,
+        networks=dict(held.networks),
+        network_settings=dict(held.network_settings),
+        trackers=dict(held.trackers),
+        events=dict(held.events),
+    )
+    violations = Violations()
+    on_networks: dict[str, str] = {}
+    for number, change in enumerate(changes):
+        kind = change.WhichOneof("resource")
+        field = f"changes[{number}].{kind or 'resource'}"
+        if kind not in _CHANGEABLE:
+            violations.add(field, "NOT_ALLOWED", f"decisions read {', '.join(_CHANGEABLE)}, and nothing else")
+            continue
+        resource = getattr(change, kind)
+        if kind != "network" and resource.app_id != app_id:
+            violations.add(f"{field}.app_id", "OTHER_APP", f"must be {app_id}")
+        check_change(field, resource, violations)
+        sources = _with(sources, resource)
+        if kind in ("tracker", "network_settings"):
+            on_networks[f"{field}.network_id"] = resource.network_id
+    for field, network_id in on_networks.items():
+        if network_id not in sources.networks:
+            violations.add(field, "NOT_FOUND", "there is no such network")
+    violations.check()
+    return _rules(sources, settings.revision, (held, settings.apps[app_id]))
+
+
+def _with(sources: Sources, resource: Message) -> Sources:
+    """The sources, whose mappings are the caller's own, with a resource in its place."""
+    match resource:
+        case tracker_pb2.App():
+            return replace(sources, app=resource)
+        case tracker_pb2.Network():
+            sources.networks[resource.network_id] = resource
+        case tracker_pb2.NetworkSettings():
+            sources.network_settings[resource.network_id] = resource
+        case tracker_pb2.Tracker():
+            sources.trackers[resource.tracker_id] = _completed(resource, sources.trackers.get(resource.tracker_id))
+        case tracker_pb2.EventDefinition() if resource.status == tracker_pb2.STATUS_ARCHIVED:
+            sources.events.pop(resource.event_name, None)
+        case tracker_pb2.EventDefinition():
+            sources.events[resource.event_name] = resource
+        case _:  # campaigns and segments are but names to a decision
+            pass
+    return sources
+
+
+def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -> tracker_pb2.Tracker:
+    """The tracker with what tracker itself would have filled in."""
+    tracker = tracker_pb2.Tracker()
+    tracker.CopyFrom(given)
+    tracker.status = tracker.status or tracker_pb2.STATUS_LIVE
+    if before is not None and not tracker.HasField("create_time"):
+        tracker.create_time.CopyFrom(before.create_time)
+    elif not tracker.HasField("create_time"):
+        tracker.create_time.GetCurrentTime()
+    return tracker
+
+
+def _sources(resources: Resources) -> dict[str, Sources]:
+    networks = {n.network_id: n for n in cast("list[tracker_pb2.Network]", list(resources["network"].values()))}
+    by_app = {
+        app.app_id: Sources(app=app, networks=networks, network_settings={}, trackers={}, events={})
+        for app in cast("list[tracker_pb2.App]", list(resources["app"].values()))
+    }
+    for settings in cast("list[tracker_pb2.NetworkSettings]", list(resources["network_settings"].values())):
+        by_app[settings.app_id].network_settings[settings.network_id] = settings
+    for tracker in cast("list[tracker_pb2.Tracker]", list(resources["tracker"].values())):
+        by_app[tracker.app_id].trackers[tracker.tracker_id] = tracker
+    for event in cast("list[tracker_pb2.EventDefinition]", list(resources["event_definition"].values())):
+        if event.status == tracker_pb2.STATUS_LIVE:
+            by_app[event.app_id].events[event.event_name] = event
+    return by_app
+
+
+def _rules(sources: Sources, revision: int, before: tuple[Sources, AppRules] | None) -> AppRules:
+    """The app's rules; `before` is what they were made of and were at an earlier revision."""
+    made_of, rules = before or (None, None)
+    if rules is not None and made_of == sources:
+        return replace(rules, revision=revision)
+
+    def read(tracker: tracker_pb2.Tracker) -> Tracker:
+        if made_of and rules and made_of.trackers.get(tracker.tracker_id) is tracker:
+            return rules.trackers[tracker.tracker_id].tracker
+        return _tracker(tracker)
+
+    unset = tracker_pb2.NetworkSettings()
+    return compile_rules(
+        app=_app(sources.app),
+        networks=[
+            _network(network, sources.network_settings.get(network_id, unset))
+            for network_id, network in sources.networks.items()
+        ],
+        trackers=[read(tracker) for tracker in sources.trackers.values()],
+        events=[_event(event) for event in sources.events.values()],
+        revision=revision,
+    )
+
+
+def _windows(windows: tracker_pb2.Windows) -> dict[WindowKind, int]:
+    """The windows set at one layer, in microseconds."""
+    found = {}
+    for name, kind in _WINDOWS.items():
+        if not windows.HasField(name):  # type: ignore[arg-type]  # all names are fields
+            continue
+        window: tracker_pb2.Window = getattr(windows, name)
+        match window.WhichOneof("limit"):
+            case "duration":
+                found[kind] = window.duration.ToMicroseconds()
+            case "disabled":
+                found[kind] = DISABLED
+            case "unlimited":
+                found[kind] = UNLIMITED
+            case None:
+                pass  # nothing set: falls through to the next layer
+    return found
+
+
+def _app(app: tracker_pb2.App) -> App:
+    settings = app.settings
+    return App(
+        app_id=app.app_id,
+        platform=Platform.IOS if app.platform == tracker_pb2.PLATFORM_IOS else Platform.ANDROID,
+        windows=_windows(settings.windows),
+        device_attribution=(
+            DeviceAttribution.INCLUSIVE
+            if settings.device_attribution == tracker_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE
+            else DeviceAttribution.STANDARD
+        ),
+        modeled_level={
+            tracker_pb2.AppSettings.MODELED_LEVEL_IP_ONLY: ModeledLevel.IP_ONLY,
+            tracker_pb2.AppSettings.MODELED_LEVEL_IP_RANGE: ModeledLevel.IP_RANGE,
+        }.get(settings.modeled_level, ModeledLevel.IP_AND_UA),
+        omit_os_minor=settings.omit_os_minor,
+        allow_reengagement_impressions=(
+            not settings.HasField("allow_reengagement_impressions") or settings.allow_reengagement_impressions
+        ),
+        prioritize_completed_view=settings.prioritize_completed_view,
+        limit_ad_tracking_fallback=settings.limit_ad_tracking_fallback,
+        install_reprocessing_window_us=(
+            settings.install_reprocessing_window.ToMicroseconds()
+            if settings.HasField("install_reprocessing_window")
+            else None
+        ),
+        retention_days=_retention_days(app),
+    )
+
+
+def _network(network: tracker_pb2.Network, settings: tracker_pb2.NetworkSettings) -> Network:
+    redacts = settings.granular_data_policy == tracker_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
+    return Network(
+        network_id=network.network_id,
+        self_attributing=network.self_attributing,
+        supports_impressions=not network.HasField("supports_impressions") or network.supports_impressions,
+        granular_data_policy=GranularDataPolicy.REDACT if redacts else GranularDataPolicy.REJECT,
+        windows=_windows(settings.windows),
+    )
+
+
+def _tracker(tracker: tracker_pb2.Tracker) -> Tracker:
+    windows = _windows(tracker.windows) if tracker.HasField("windows") else {}
+    if tracker.HasField("post_engagement_window"):
+        windows[WindowKind.POST_ENGAGEMENT] = tracker.post_engagement_window.ToMicroseconds()
+    if tracker.HasField("post_view_window"):
+        windows[WindowKind.POST_VIEW] = tracker.post_view_window.ToMicroseconds()
+    is_reengagement = tracker.type == tracker_pb2.Tracker.TYPE_REENGAGEMENT
+    return Tracker(
+        tracker_id=tracker.tracker_id,
+        network_id=tracker.network_id,
+        type=TrackerType.REENGAGEMENT if is_reengagement else TrackerType.ACQUISITION,
+        campaign=tracker.campaign_id,
+        segment=tracker.segment_id,
+        events=frozenset(tracker.events),
+        windows=windows,
+        live=tracker.status == tracker_pb2.STATUS_LIVE,
+        default_tracker=tracker.default_tracker,
+        max_conversions_per_engagement=tracker.max_conversions_per_engagement,
+        create_time_us=tracker.create_time.ToMicroseconds(),
+    )
+
+
+def _event(event: tracker_pb2.EventDefinition) -> EventDefinition:
+    return EventDefinition(
+        event_name=event.event_name,
+        mtr_us=(
+            event.min_time_to_reengagement.ToMicroseconds()
+            if event.HasField("min_time_to_reengagement")
+            else DEFAULT_MTR_US
+        ),
+        reengagement_period_us=(
+            event.reengagement_period.ToMicroseconds() if event.HasField("reengagement_period") else UNLIMITED
+        ),
+    )
+
+
+def _app_names(app: tracker_pb2.App) -> postback_pb2.Names:
+    return postback_pb2.Names(
+        bundle_id=app.bundle_id,
+        store_app_id=app.store_app_id,
+        platform="IOS" if app.platform == tracker_pb2.PLATFORM_IOS else "ANDROID",
+        sandbox=app.sandbox,
+        retention_days=_retention_days(app),
+    )
+
+
+def _retention_days(app: tracker_pb2.App) -> int:
+    settings = app.settings
+    return settings.retention.ToTimedelta().days if settings.HasField("retention") else RETENTION_DAYS
