@@ -21,7 +21,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from libs.db import DATABASE_AWAY
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, to_status
-from libs.log import REQUEST_ID_KEY, current_request_id, new_request_id
+from libs.logs import REQUEST_ID_KEY, current_request_id, new_request_id
 
 REQUEST_ID_HEADER = "x-request-id"
 _MAX_REQUEST_ID = 64

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from libs.auth import Admission, Admit
-from libs.client import MAX_MESSAGE_BYTES
+from libs.channels import MAX_MESSAGE_BYTES
 from libs.interceptors import ServerInterceptor
 
 _log = structlog.get_logger()

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.log import configure_logging
+from libs.logs import configure_logging
 from libs.migrations import prepare
 
 SERVICES = Path(__file__).parent.parent / "services"

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from deploy.local.places import ADDRESSES, ADMIN_KEY
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import from_rpc_error
 
 PACKAGES = ("tracker", "ingest", "attribution", "postback")

@@ -24,8 +24,8 @@ from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from deploy.local.tables import console, print_explanation, state_name, table
 from deploy.local.up import load_sample, told
 from deploy.local.x_network import LocalX
-from libs.client import open_channel
-from libs.lanes import LANES
+from libs.channels import open_channel
+from libs.domain.lanes import LANES
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc

@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deploy.local.calls import CallError, describe_failure, key_of, target_of
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import from_rpc_error
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from services.tracker.kinds import Kind

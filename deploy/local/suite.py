@@ -22,7 +22,7 @@ from rich.markup import escape
 from deploy.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deploy.local.places import ADDRESSES, ROOT
 from deploy.local.processes import ServiceProcess, StartError
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.migrations import MigrationError, prepare
 
 HOST = "127.0.0.1"

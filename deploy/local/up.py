@@ -12,7 +12,7 @@ from deploy.local.network import LocalNetwork
 from deploy.local.places import DATA
 from deploy.local.sample import settings
 from deploy.local.suite import HOST, SERVICES, Announce, Ports, Suite, running_suite
-from libs.client import open_channel
+from libs.channels import open_channel
 
 COMMAND = ".venv/bin/reengage"
 USER_AGENT = "Mozilla/5.0 (Linux; Android 14; Pixel 8)"

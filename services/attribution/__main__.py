@@ -9,13 +9,13 @@ from functools import partial
 
 import uvloop
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.config import ConfigError, load
 from libs.db import open_pool
-from libs.log import configure_logging
+from libs.domain.snapshots import Follower
+from libs.logs import configure_logging
 from libs.periods import Periods
 from libs.server import Face, ServerConfig, serve
-from libs.snapshots import Follower
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc

@@ -8,10 +8,10 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
+from libs.domain.lanes import lane_of
+from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
-from libs.lanes import lane_of
 from libs.pages import decode_token, encode_token, page_size
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry

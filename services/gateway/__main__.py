@@ -8,16 +8,16 @@ from pathlib import Path
 
 import uvloop
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.config import load
-from libs.log import configure_logging
-from libs.snapshots import Follower
+from libs.domain.snapshots import Follower
+from libs.logs import configure_logging
 from reengage.attribution.v1 import attribution_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from services.gateway.addresses import ClientAddresses
 from services.gateway.app import Gateway
 from services.gateway.batches import Batches
-from services.gateway.log import EngagementLog, IngestLog
+from services.gateway.ingest_log import EngagementLog, IngestLog
 from services.gateway.rates import Rates
 from services.gateway.server import serve_http
 from services.gateway.settings import Settings

@@ -17,9 +17,9 @@ from libs.interceptors import REQUEST_ID_HEADER
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
 from services.gateway.addresses import ClientAddresses
+from services.gateway.asgi import MAX_QUERY_BYTES, Answer, Headers, Receive, Refused, Request, Scope, Send, json_answer
 from services.gateway.attribution import describe
 from services.gateway.batches import Batches, Outcome
-from services.gateway.http import MAX_QUERY_BYTES, Answer, Headers, Receive, Refused, Request, Scope, Send, json_answer
 from services.gateway.links import Visit, click_record, device_user_agent, impression_record, parse_query
 from services.gateway.model import App
 from services.gateway.rates import Rates

@@ -7,7 +7,7 @@ import prometheus_client
 import structlog
 
 from libs.errors import ServiceError
-from services.gateway.http import Refused
+from services.gateway.asgi import Refused
 
 _SAID_EVERY_S = 1.0
 

@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.http import Receive, Refused, Scope, Send
+from services.gateway.asgi import Receive, Refused, Scope, Send
 
 MAX_HEAD_BYTES = 64 * 1024
 REQUEST_TIMEOUT_S = 30.0

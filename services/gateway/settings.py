@@ -2,7 +2,7 @@
 
 from google.protobuf.message import Message
 
-from libs.snapshots import Resources
+from libs.domain.snapshots import Resources
 from reengage.tracker.v1 import tracker_pb2
 from services.gateway.model import App, Destination, Platform, Template, Tracker
 

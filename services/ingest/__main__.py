@@ -6,12 +6,12 @@ from functools import partial
 
 import uvloop
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.config import load
 from libs.db import open_pool
-from libs.log import configure_logging
+from libs.domain.snapshots import Follower
+from libs.logs import configure_logging
 from libs.server import Face, ServerConfig, serve
-from libs.snapshots import Follower
 from libs.worker import keep_running
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc

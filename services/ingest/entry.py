@@ -4,8 +4,8 @@ from hashlib import blake2b
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.lanes import lane_of
 from libs.errors import Violation
-from libs.lanes import lane_of
 from reengage.ingest.v1 import ingest_pb2
 from services.ingest.model import Entry, Settings, given_key, made_id
 from services.ingest.validate import DEVICE_ID_NAMES, is_usable, violations

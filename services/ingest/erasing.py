@@ -5,8 +5,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
+from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
-from libs.lanes import LANES, lane_of
 from reengage.ingest.v1 import ingest_pb2
 from services.ingest.model import LogRow, given_key, made_time_s
 from services.ingest.store import Store

@@ -1,6 +1,6 @@
 """What became of one record: found by its id in a log that has no index on ids."""
 
-from libs.lanes import lane_of
+from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import ingest_pb2
 from services.ingest.model import given_key, made_time_s
 from services.ingest.store import Store

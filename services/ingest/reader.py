@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from libs.lanes import LANES
+from libs.domain.lanes import LANES
 from services.ingest.model import LogPage
 from services.ingest.store import Store
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from libs.lanes import LANES
+from libs.domain.lanes import LANES
 from services.ingest.model import DAY_S, REPEAT_WINDOW_S
 from services.ingest.store import Store
 

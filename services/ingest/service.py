@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 from prometheus_client import Counter
 
+from libs.domain.lanes import LANES
+from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
-from libs.lanes import LANES
 from libs.pages import decode_token, encode_token, page_size
-from libs.snapshots import Follower
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from services.ingest.entry import admit
 from services.ingest.erasing import erase

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from libs.lanes import lane_of
-from libs.snapshots import Resources
+from libs.domain.lanes import lane_of
+from libs.domain.snapshots import Resources
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.ingest.model import DAY_S, App, Settings

@@ -13,7 +13,7 @@ import uvloop
 
 from libs.config import ConfigError, load
 from libs.db import open_pool
-from libs.log import configure_logging
+from libs.logs import configure_logging
 from libs.periods import Periods
 from libs.server import Face, ServerConfig, serve
 from libs.vault import Vault

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from libs.config import load
 from libs.db import open_pool
-from libs.log import configure_logging
+from libs.logs import configure_logging
 from libs.server import Face, ServerConfig, serve
 from libs.vault import Vault
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.db import Pool, open_pool
+from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc

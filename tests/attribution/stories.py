@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from libs.db import Connection, Pool, in_transaction
-from libs.lanes import LANES, lane_of
+from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2

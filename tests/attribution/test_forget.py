@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
-from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libs.lanes import lane_of
+from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from services.attribution.live.worker import Worker

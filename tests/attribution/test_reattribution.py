@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libs.db import Pool, open_pool
+from libs.domain.lanes import LANES
+from libs.domain.snapshots import Follower
 from libs.errors import from_rpc_error
-from libs.lanes import LANES
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution.decision.history import DeviceHistory

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from libs.db import Connection, Pool
-from libs.lanes import LANES, lane_of
+from libs.domain.lanes import LANES, lane_of
 from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libs.snapshots import Resources
+from libs.domain.snapshots import Resources
 from reengage.tracker.v1.tracker_pb2 import (
     STATUS_ARCHIVED,
     STATUS_LIVE,

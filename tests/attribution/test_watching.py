@@ -13,9 +13,9 @@ import asyncpg
 import grpc
 import pytest
 
-from libs.client import open_channel
+from libs.channels import open_channel
+from libs.domain.lanes import lane_of
 from libs.errors import ResourceExhausted, from_rpc_error
-from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
 from reengage.tracker.v1 import tracker_pb2

@@ -4,7 +4,7 @@ import sys
 
 import uvloop
 
-from services.gateway.http import Receive, Scope, Send
+from services.gateway.asgi import Receive, Scope, Send
 from services.gateway.server import serve_http
 
 

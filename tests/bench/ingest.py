@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.migrations import prepare
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from aiohttp import web
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 
 BATCH = 100

@@ -13,7 +13,7 @@ import grpc
 import psutil
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.migrations import prepare
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from tests.bench.row import Row

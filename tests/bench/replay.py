@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Connection, Pool, in_transaction, open_pool
-from libs.lanes import LANES, lane_of
+from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.decision.model import TrackerType

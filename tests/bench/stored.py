@@ -14,7 +14,7 @@ import asyncpg
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Connection, Pool, in_transaction, open_pool
-from libs.lanes import LANES, lane_of
+from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.ingest.v1 import ingest_pb2

@@ -14,9 +14,9 @@ from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.client import open_channel
+from libs.channels import open_channel
+from libs.domain.snapshots import Follower, Resources
 from libs.migrations import prepare
-from libs.snapshots import Follower, Resources
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import PLATFORM_IOS, STATUS_LIVE, Tracker
 from services.attribution.wire.settings import SettingsBuilder

@@ -14,7 +14,7 @@ import asyncpg
 import psutil
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from tests.bench.load import APP, CLICKED, INSTALLED

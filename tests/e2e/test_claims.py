@@ -16,7 +16,7 @@ from deploy.local.sample.settings import DAY, IOS
 from deploy.local.suite import HOST, free_ports, running_suite
 from deploy.local.up import load_sample
 from deploy.local.x_network import Conduct, LocalX, attribution, hashed
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.e2e.test_crash import _connect, _kill

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from deploy.local.suite import HOST, SERVICES, Ports, Suite, free_ports, running_suite
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.bench.load import APP, CLICKED

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc

@@ -17,7 +17,7 @@ from deploy.local.demo import _clients
 from deploy.local.network import LocalNetwork, fails_first, limits_first, refuses
 from deploy.local.sample.stories import LAST
 from deploy.local.suite import HOST, Suite, free_ports, running_suite
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 
 REENGAGE = Path(sys.executable).with_name("reengage")

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
 from tests.conftest import TEMPLATE

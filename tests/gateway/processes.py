@@ -15,7 +15,7 @@ import aiohttp
 import grpc
 from cryptography.fernet import Fernet
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from tests.ingest.process import IngestProcess
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import ResourceExhausted, ServiceError
 from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc

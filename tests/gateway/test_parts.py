@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import InvalidArgument, ResourceExhausted, Violation
 from reengage.ingest.v1 import ingest_pb2
 from services.gateway import refusals
+from services.gateway.asgi import Refused
 from services.gateway.batches import Batches, Outcome
-from services.gateway.http import Refused
-from services.gateway.log import EngagementLog, IngestLog
+from services.gateway.ingest_log import EngagementLog, IngestLog
 from services.gateway.model import App, Platform
 from services.gateway.rates import Rates
 from services.gateway.spool import Spool, SpoolFullError

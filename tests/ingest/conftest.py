@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.db import Pool, open_pool
+from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
-from libs.snapshots import Follower
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.tracker.v1 import tracker_pb2
 from services.ingest.__main__ import SERVICE_NAME

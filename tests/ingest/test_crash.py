@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.conftest import Database
 from tests.ingest.conftest import event, read_until_caught_up, settings_response

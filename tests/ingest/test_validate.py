@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.lanes import lane_of
+from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import ingest_pb2
 from services.ingest.entry import admit
 from services.ingest.model import App, Entry, Settings

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import NotFound, ResourceExhausted, Violations, from_rpc_error
-from libs.log import current_request_id
+from libs.logs import current_request_id
 from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deploy.local.cli import app
 from deploy.local.embedded import EmbeddedPostgres
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from tests.conftest import TEMPLATE
 from tests.gateway.processes import ServiceProcess, free_port

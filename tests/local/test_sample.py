@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local.sample import settings
 from deploy.local.sample.generate import EXPECTED, TRAFFIC, generate
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from tests.conftest import Database
 from tests.postback.process import PostbackProcess

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.abc import ResolveResult
 from cryptography.fernet import Fernet
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault

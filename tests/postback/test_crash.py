@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
-from libs.client import open_channel
+from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from tests.conftest import Database

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.fernet import Fernet
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.db import open_pool
 from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import message_factory
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.errors import from_rpc_error
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import ApiKey, Tracker, TrackerFilter

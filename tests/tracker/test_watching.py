@@ -16,9 +16,9 @@ import pytest
 from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from libs.client import open_channel
+from libs.channels import open_channel
 from libs.db import open_pool
-from libs.snapshots import Follower, Resources
+from libs.domain.snapshots import Follower, Resources
 from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
 from reengage.tracker.v1.tracker_pb2 import App, Resource, Tracker, WatchSnapshotResponse
 from services.tracker import watching

@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.db import Connection, Pool, in_transaction
-from libs.snapshots import Follower
+from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from libs.db import Connection
-from libs.lanes import LANES
+from libs.domain.lanes import LANES
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution.decision.matching import (

@@ -15,9 +15,9 @@ from typing import Any
 import structlog
 
 from libs.db import Connection, Pool
+from libs.domain.lanes import lane_of
+from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
-from libs.lanes import lane_of
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.history import DeviceHistory, merge

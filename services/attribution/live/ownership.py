@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from prometheus_client import Counter
 
 from libs.db import Connection, in_transaction
-from libs.lanes import LANES
+from libs.domain.lanes import LANES
 from reengage.attribution.v1 import attribution_pb2
 from services.attribution.live.decider import Batch, write_batch
 from services.attribution.storage.store import OwnedLane, Store

@@ -22,8 +22,8 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.db import Connection, in_transaction
-from libs.lanes import LANES
-from libs.snapshots import Follower
+from libs.domain.lanes import LANES
+from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc

@@ -8,9 +8,9 @@ import grpc
 from google.protobuf import timestamp_pb2
 
 from libs.db import Pool
+from libs.domain.lanes import lane_of
 from libs.errors import NotFound, Unavailable
 from libs.interceptors import remaining_s
-from libs.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import grpc
 
 from libs.db import Pool
+from libs.domain.snapshots import Follower
 from libs.errors import FailedPrecondition, Unavailable
 from libs.interceptors import remaining_s
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.attribution.jobs.reattribution import Job

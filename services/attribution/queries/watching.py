@@ -14,8 +14,8 @@ from typing import NamedTuple
 from prometheus_client import Gauge
 
 from libs.db import Pool
+from libs.domain.lanes import LANES, lane_of
 from libs.errors import InvalidArgument, ResourceExhausted, Violation, Violations
-from libs.lanes import LANES, lane_of
 from libs.pages import decode_token, encode_token
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2

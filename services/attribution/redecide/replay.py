@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection
-from libs.lanes import lane_of
+from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from services.attribution.decision.decide import decide, eligibility

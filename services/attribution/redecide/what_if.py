@@ -3,9 +3,9 @@
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
+from libs.domain.snapshots import Follower
 from libs.errors import NotFound, ResourceExhausted
 from libs.pages import encode_token
-from libs.snapshots import Follower
 from reengage.attribution.v1 import attribution_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution.jobs.pace import Pace

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool
-from libs.lanes import LANES, lane_of
+from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from services.attribution.decision.matching import possible_keys
 from services.attribution.wire.records import network_click_key

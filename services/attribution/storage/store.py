@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool
-from libs.lanes import LANES
+from libs.domain.lanes import LANES
 from libs.periods import Periods
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
+from libs.domain.snapshots import Resources
 from libs.errors import Violations
-from libs.snapshots import Resources
 from reengage.postback.v1 import postback_pb2
 from reengage.tracker.v1 import tracker_pb2
 from services.attribution.decision.model import TrackerType, WindowKind

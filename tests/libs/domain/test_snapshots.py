@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from libs.snapshots import Follower, Resources
+from libs.domain.snapshots import Follower, Resources
 from reengage.tracker.v1.tracker_pb2 import App, Resource, WatchSnapshotResponse
 
 BUILD_S = 0.05

@@ -1,0 +1,1 @@
+"""The rules that several services must read alike, each once."""
