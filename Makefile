@@ -30,8 +30,9 @@ bench: $(READY) ## the performance table; ARGS="--json FILE" for programs
 	@$(BIN)/reengage bench $(ARGS)
 
 protos: $(READY) ## regenerate the code beside the .proto files
-	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh \
-		--python_out=$(OUT) --grpc_python_out=$(OUT) --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,only_async:$(OUT)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh --python_out=$(OUT) --mypy_out=quiet:$(OUT)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh --services \
+		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet,only_async:$(OUT)
 
 lock: $(READY) ## rewrite requirements.lock, and the image's, from pyproject.toml; ARGS=--upgrade for newer releases
 	@$(BIN)/uv pip compile pyproject.toml --group local --group test --group check --universal --python-version 3.11 \

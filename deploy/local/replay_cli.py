@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from reengage.attribution.v1 import attribution_pb2
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import snapshot_pb2
 
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
 Start = Annotated[
@@ -166,12 +166,12 @@ async def _parts(
             await asyncio.sleep(calls.RETRY_S)
 
 
-async def _changes(app_id: str, text: str, keep: bool) -> "list[tracker_pb2.Resource]":
+async def _changes(app_id: str, text: str, keep: bool) -> "list[snapshot_pb2.Resource]":
     """What applying a settings file would leave of each resource that it changes."""
     from deploy.local.apply import Action, look, plan
     from deploy.local.settings_calls import connected
     from deploy.local.settings_file import read_settings_file
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import snapshot_pb2, status_pb2
     from services.tracker import masks
     from services.tracker.kinds import SAN_ACCOUNT
 
@@ -188,8 +188,8 @@ async def _changes(app_id: str, text: str, keep: bool) -> "list[tracker_pb2.Reso
         if step.action is Action.UPDATE:
             resource = masks.apply(held, resource, [field.path for field in step.fields])
         elif step.action is Action.ARCHIVE:
-            resource.status = tracker_pb2.STATUS_ARCHIVED
-        changes.append(tracker_pb2.Resource(**{step.kind.name: resource}))
+            resource.status = status_pb2.STATUS_ARCHIVED
+        changes.append(snapshot_pb2.Resource(**{step.kind.name: resource}))
     return changes
 
 

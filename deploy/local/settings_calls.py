@@ -10,7 +10,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from deploy.local.calls import CallError, describe_failure, key_of, target_of
 from libs.channels import open_channel
 from libs.errors import from_rpc_error
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from libs.messages import message_class
+from reengage.tracker.v1 import service_pb2_grpc
 from services.tracker.kinds import Kind
 
 _PLURALS = {"Agency": "Agencies", "NetworkSettings": "NetworkSettings"}
@@ -21,7 +22,7 @@ _TIMEOUT_S = 60.0  # thousands of trackers at once
 class Settings:
     """A running tracker. Its calls raise AioRpcError; `connected` turns that into words."""
 
-    def __init__(self, stub: "tracker_pb2_grpc.TrackerConfigServiceStub", address: str) -> None:
+    def __init__(self, stub: "service_pb2_grpc.TrackerConfigServiceStub", address: str) -> None:
         self.stub: Any = stub  # methods are found by the names of kinds
         self.address = address
 
@@ -69,7 +70,7 @@ class Settings:
         method = f"List{_PLURALS.get(name, f'{name}s')}"
         token = ""
         while True:
-            listed = getattr(tracker_pb2, f"{method}Request")(page_size=size, page_token=token, **request)
+            listed = message_class(f"reengage.tracker.v1.{method}Request")(page_size=size, page_token=token, **request)
             answer = await getattr(self.stub, method)(listed)
             yield getattr(answer, answer.DESCRIPTOR.fields_by_number[1].name)
             token = answer.next_page_token
@@ -78,7 +79,7 @@ class Settings:
 
     async def _call(self, verb: str, kind: Kind[Any], **request: Any) -> Any:
         method = f"{verb}{kind.message.DESCRIPTOR.name}"
-        return await getattr(self.stub, method)(getattr(tracker_pb2, f"{method}Request")(**request))
+        return await getattr(self.stub, method)(message_class(f"reengage.tracker.v1.{method}Request")(**request))
 
 
 @asynccontextmanager
@@ -87,6 +88,6 @@ async def connected(target: str) -> AsyncIterator[Settings]:
     address = target or target_of("tracker")
     async with open_channel(address, timeout_s=_TIMEOUT_S, key=key_of("tracker")) as channel:
         try:
-            yield Settings(tracker_pb2_grpc.TrackerConfigServiceStub(channel), address)
+            yield Settings(service_pb2_grpc.TrackerConfigServiceStub(channel), address)
         except grpc.aio.AioRpcError as error:
             raise CallError(describe_failure(error, "tracker", address)) from error

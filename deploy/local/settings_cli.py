@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from deploy.local.settings_calls import Settings
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import resolve_pb2, tracker_edit_pb2, tracker_pb2
     from services.tracker.kinds import Kind
 
 T = TypeVar("T")
@@ -87,16 +87,16 @@ def get_tracker(
     """Shows a tracker, or with --resolved the effective value of every setting."""
     from deploy.local.calls import to_json
     from deploy.local.settings_tables import print_resolved
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import resolve_pb2
     from services.tracker.kinds import TRACKER
 
     if not resolved:
         _get(TRACKER, as_json, target, tracker_id)
         return
 
-    async def work(settings: "Settings") -> "tracker_pb2.ResolveSettingsResponse":
-        request = tracker_pb2.ResolveSettingsRequest(tracker_id=tracker_id)
-        answer: tracker_pb2.ResolveSettingsResponse = await settings.stub.ResolveSettings(request)
+    async def work(settings: "Settings") -> "resolve_pb2.ResolveSettingsResponse":
+        request = resolve_pb2.ResolveSettingsRequest(tracker_id=tracker_id)
+        answer: resolve_pb2.ResolveSettingsResponse = await settings.stub.ResolveSettings(request)
         return answer
 
     answer = _with_tracker(target, work)
@@ -119,15 +119,15 @@ def create_tracker(
     """Creates a tracker, and, if they are given, the segment and the campaign it is to belong to."""
     from deploy.local.calls import to_json
     from deploy.local.settings_tables import print_resource
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import campaign_pb2, segment_pb2, tracker_pb2
     from services.tracker.kinds import TRACKER
 
     tracker, _ = _fill(TRACKER, fields)
     request = tracker_pb2.CreateTrackerRequest(tracker=tracker, draft_postbacks=draft_postbacks)
     if new_segment:
-        request.segment.CopyFrom(tracker_pb2.Segment(name=new_segment, campaign_id=campaign))
+        request.segment.CopyFrom(segment_pb2.Segment(name=new_segment, campaign_id=campaign))
     if new_campaign:
-        request.campaign.CopyFrom(tracker_pb2.Campaign(name=new_campaign, app_id=app))
+        request.campaign.CopyFrom(campaign_pb2.Campaign(name=new_campaign, app_id=app))
 
     async def work(settings: "Settings") -> "tracker_pb2.CreateTrackerResponse":
         answer: tracker_pb2.CreateTrackerResponse = await settings.stub.CreateTracker(request)
@@ -163,7 +163,7 @@ def edit_trackers(
     target: Target = "",
 ) -> None:
     """Changes fields of a tracker; of many trackers at once: all of them or none, after showing what would change."""
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import tracker_edit_pb2, tracker_pb2
     from services.tracker.kinds import TRACKER
 
     ids = [one for one in what if "=" not in one]
@@ -175,17 +175,17 @@ def edit_trackers(
         _edit(TRACKER, fields, as_json, target, ids[0])
         return
     tracker, paths = _fill(TRACKER, fields)
-    request = tracker_pb2.BulkEditTrackersRequest(app_id=app, tracker_ids=ids, tracker=tracker)
+    request = tracker_edit_pb2.BulkEditTrackersRequest(app_id=app, tracker_ids=ids, tracker=tracker)
     request.update_mask.paths.extend(paths)
     if app:
         request.filter.CopyFrom(chosen)
 
-    async def edit(settings: "Settings", dry_run: bool) -> "tracker_pb2.BulkEditTrackersResponse":
+    async def edit(settings: "Settings", dry_run: bool) -> "tracker_edit_pb2.BulkEditTrackersResponse":
         if not request.app_id:
             named = tracker_pb2.GetTrackerRequest(tracker_id=ids[0])
             request.app_id = (await settings.stub.GetTracker(named)).tracker.app_id
         request.dry_run = dry_run
-        answer: tracker_pb2.BulkEditTrackersResponse = await settings.stub.BulkEditTrackers(request)
+        answer: tracker_edit_pb2.BulkEditTrackersResponse = await settings.stub.BulkEditTrackers(request)
         return answer
 
     planned = _with_tracker(target, lambda settings: edit(settings, True))
@@ -208,9 +208,9 @@ def export_trackers(
     target: Target = "",
 ) -> None:
     """Writes an app's live trackers, or those that match every option, to a file that can be edited and imported."""
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import tracker_edit_pb2
 
-    request = tracker_pb2.ExportTrackersRequest(
+    request = tracker_edit_pb2.ExportTrackersRequest(
         app_id=app_id,
         filter=_filter(campaign, segment, network, agency, kind, event),
         format=_file_format(file_format, output),
@@ -236,16 +236,18 @@ def import_trackers(
 
     Trackers that the file does not name stay as they are; one whose id is new or missing is created.
     """
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import tracker_edit_pb2
 
     try:
         content = file.read_bytes()
     except OSError as error:
         _fail(f"{file}: {error.strerror}", code=WRONG)
-    request = tracker_pb2.ImportTrackersRequest(app_id=app_id, format=_file_format(file_format, file), content=content)
+    request = tracker_edit_pb2.ImportTrackersRequest(
+        app_id=app_id, format=_file_format(file_format, file), content=content
+    )
 
-    async def send(settings: "Settings") -> "tracker_pb2.ImportTrackersResponse":
-        answer: tracker_pb2.ImportTrackersResponse = await settings.stub.ImportTrackers(request)
+    async def send(settings: "Settings") -> "tracker_edit_pb2.ImportTrackersResponse":
+        answer: tracker_edit_pb2.ImportTrackersResponse = await settings.stub.ImportTrackers(request)
         return answer
 
     planned = _with_tracker(target, send)
@@ -480,7 +482,7 @@ def _get(kind: "Kind[Any]", as_json: bool, target: str, *key: str) -> None:
 
 def _agreed(
     title: str,
-    planned: "tracker_pb2.BulkEditTrackersResponse | tracker_pb2.ImportTrackersResponse",
+    planned: "tracker_edit_pb2.BulkEditTrackersResponse | tracker_edit_pb2.ImportTrackersResponse",
     yes: bool,
     plan_only: bool,
     as_json: bool,
@@ -519,15 +521,15 @@ def _write(output: Path | None, content: bytes) -> None:
         _fail(f"{output}: {error.strerror}")
 
 
-def _file_format(given: str, file: Path | None) -> "tracker_pb2.FileFormat.ValueType":
+def _file_format(given: str, file: Path | None) -> "tracker_edit_pb2.FileFormat.ValueType":
     """The format by its name, else by the name of the file, else CSV."""
-    from reengage.tracker.v1 import tracker_pb2
+    from reengage.tracker.v1 import tracker_edit_pb2
 
     name = given.lower() or (file.suffix.lower().lstrip(".") if file is not None else "")
     if given and name not in ("csv", "ndjson"):
         _fail(f"--format should be csv or ndjson, not {given}", code=WRONG)
     is_json = name in ("ndjson", "jsonl", "json")
-    return tracker_pb2.FILE_FORMAT_NDJSON if is_json else tracker_pb2.FILE_FORMAT_CSV
+    return tracker_edit_pb2.FILE_FORMAT_NDJSON if is_json else tracker_edit_pb2.FILE_FORMAT_CSV
 
 
 def _edit(kind: "Kind[Any]", assignments: list[str], as_json: bool, target: str, *key: str) -> None:

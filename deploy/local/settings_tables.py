@@ -10,15 +10,15 @@ from rich.markup import escape
 
 from deploy.local.fields import Difference, choice, leaves, text_of
 from deploy.local.tables import console, print_whole, table
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import change_pb2, resolve_pb2, tracker_edit_pb2, tracker_pb2
 from services.tracker.kinds import Kind
 
 Rows: TypeAlias = Iterable[tuple[str, str, Iterable[Difference]]]
 """Changes: what is done (`create`, `update` or `archive`), to what, and the fields that change."""
 _ACTIONS = {
-    tracker_pb2.Change.ACTION_CREATED: "create",
-    tracker_pb2.Change.ACTION_UPDATED: "update",
-    tracker_pb2.Change.ACTION_ARCHIVED: "archive",
+    change_pb2.Change.ACTION_CREATED: "create",
+    change_pb2.Change.ACTION_UPDATED: "update",
+    change_pb2.Change.ACTION_ARCHIVED: "archive",
 }
 _COLOURS = {"create": "green", "update": "yellow", "archive": "red"}
 
@@ -42,7 +42,7 @@ def changes_json(app_id: str, rows: Rows) -> str:
     return json.dumps({"app_id": app_id, "changes": changes}, indent=2, ensure_ascii=False)
 
 
-def tracker_rows(changes: Iterable[tracker_pb2.TrackerChange]) -> Rows:
+def tracker_rows(changes: Iterable[tracker_edit_pb2.TrackerChange]) -> Rows:
     """The changes that tracker answers."""
     return [
         (
@@ -83,14 +83,14 @@ def resources_json(kind: Kind[Any], resources: Iterable[Message]) -> str:
     return json.dumps({f"{kind.name}s": listed}, indent=2, ensure_ascii=False)
 
 
-def print_resolved(tracker_id: str, answer: tracker_pb2.ResolveSettingsResponse) -> None:
+def print_resolved(tracker_id: str, answer: resolve_pb2.ResolveSettingsResponse) -> None:
     """The effective value of each setting, the layer that it comes from, and the rule."""
     rows = table(f"What holds for {escape(tracker_id)}, revision {answer.revision}", "setting", "value", "from", "rule")
     for setting in answer.settings:
         limit = setting.WhichOneof("value")
         field = setting.DESCRIPTOR.fields_by_name[limit] if limit else None
         value = text_of(field, getattr(setting, field.name)) if field is not None else ""
-        layer = choice(tracker_pb2.ResolvedSetting.Layer.DESCRIPTOR, setting.layer).lower().replace("_", " ")
+        layer = choice(resolve_pb2.ResolvedSetting.Layer.DESCRIPTOR, setting.layer).lower().replace("_", " ")
         rows.add_row(escape(setting.name), escape(value), layer, setting.rule)
     console.print(rows)
 

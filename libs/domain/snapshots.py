@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 
 from libs.errors import Unavailable
 from libs.worker import keep_running
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import snapshot_pb2
 
 S = TypeVar("S")
 Resources = dict[str, dict[tuple[str, ...], Message]]
@@ -52,7 +52,7 @@ class Follower(Generic[S]):
 
     def __init__(
         self,
-        watch: Callable[[int], AsyncIterable[tracker_pb2.WatchSnapshotResponse]],
+        watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]],
         build: Callable[[Resources, int], S],
     ) -> None:
         self._watch, self._build = watch, build
@@ -89,7 +89,7 @@ class Follower(Generic[S]):
 
     async def _follow(self) -> None:
         responses = aiter(self._watch(self._received))
-        coming: asyncio.Task[tracker_pb2.WatchSnapshotResponse] | None = None
+        coming: asyncio.Task[snapshot_pb2.WatchSnapshotResponse] | None = None
         complete = self._received > 0  # else what is held, if anything, is half a snapshot
         try:
             while True:
@@ -137,7 +137,7 @@ class Follower(Generic[S]):
         async with self._changed:
             self._changed.notify_all()
 
-    def _apply(self, response: tracker_pb2.WatchSnapshotResponse) -> None:
+    def _apply(self, response: snapshot_pb2.WatchSnapshotResponse) -> None:
         if response.reset:
             for held in self._resources.values():
                 held.clear()
@@ -149,5 +149,5 @@ class Follower(Generic[S]):
             self._resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message
 
 
-async def _next(responses: AsyncIterator[tracker_pb2.WatchSnapshotResponse]) -> tracker_pb2.WatchSnapshotResponse:
+async def _next(responses: AsyncIterator[snapshot_pb2.WatchSnapshotResponse]) -> snapshot_pb2.WatchSnapshotResponse:
     return await anext(responses)

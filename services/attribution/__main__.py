@@ -20,7 +20,7 @@ from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.erasing import Eraser
 from services.attribution.jobs.pace import Pace
@@ -72,9 +72,9 @@ async def main() -> None:
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):
-        tracker = tracker_pb2_grpc.TrackerConfigServiceStub(to_tracker)
+        tracker = service_pb2_grpc.TrackerConfigServiceStub(to_tracker)
         settings = Follower(
-            lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), SettingsBuilder()
+            lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), SettingsBuilder()
         )
         store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
         postback = postback_pb2_grpc.PostbackServiceStub(to_postback)

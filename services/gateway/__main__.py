@@ -13,7 +13,7 @@ from libs.config import load
 from libs.domain.snapshots import Follower
 from libs.logs import configure_logging
 from reengage.attribution.v1 import attribution_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.app import Gateway
 from services.gateway.batches import Batches
@@ -57,8 +57,8 @@ async def main() -> None:
         open_channel(config.attribution_target, timeout_s=config.sender_patience_s) as attribution_channel,
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
     ):
-        tracker = tracker_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
-        settings = Follower(lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), Settings)
+        tracker = service_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
+        settings = Follower(lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), Settings)
         ingest = IngestLog(ingest_channel)
         engagement_log = EngagementLog(ingest, spool, patience_s=config.click_patience_s)
         records, engagements = Batches(ingest.try_to_store), Batches(engagement_log.keep)

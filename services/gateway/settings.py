@@ -3,7 +3,7 @@
 from google.protobuf.message import Message
 
 from libs.domain.snapshots import Resources
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.gateway.model import App, Destination, Platform, Template, Tracker
 
 _DESTINATIONS = {
@@ -32,7 +32,7 @@ class Settings:
             message = self._messages["app"].get((app_id,))
             if message is None:
                 return None  # not remembered: anyone can ask for any id
-            assert isinstance(message, tracker_pb2.App)
+            assert isinstance(message, app_pb2.App)
             app = self._apps[app_id] = _app(message)
         return app if app is not None and app.live else None
 
@@ -47,7 +47,7 @@ class Settings:
             return None
         assert isinstance(message, tracker_pb2.Tracker)
         app = self._messages["app"].get((message.app_id,))
-        tracker = _tracker(message, app) if isinstance(app, tracker_pb2.App) else None
+        tracker = _tracker(message, app) if isinstance(app, app_pb2.App) else None
         self._trackers[tracker_id] = tracker
         return tracker
 
@@ -67,17 +67,17 @@ class Settings:
         return (message is not None and str(getattr(message, "name", ""))) or resource_id
 
 
-def _app(message: tracker_pb2.App) -> App:
+def _app(message: app_pb2.App) -> App:
     return App(
         app_id=message.app_id,
-        platform=Platform.IOS if message.platform == tracker_pb2.PLATFORM_IOS else Platform.ANDROID,
+        platform=Platform.IOS if message.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID,
         url_schemes=frozenset(scheme.lower() for scheme in message.url_schemes),
         records_per_second=message.settings.records_per_second,
-        live=message.status != tracker_pb2.STATUS_ARCHIVED,
+        live=message.status != status_pb2.STATUS_ARCHIVED,
     )
 
 
-def _tracker(message: tracker_pb2.Tracker, app: tracker_pb2.App) -> Tracker:
+def _tracker(message: tracker_pb2.Tracker, app: app_pb2.App) -> Tracker:
     return Tracker(
         tracker_id=message.tracker_id,
         app=_app(app),

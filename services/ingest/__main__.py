@@ -14,7 +14,7 @@ from libs.logs import configure_logging
 from libs.server import Face, ServerConfig, serve
 from libs.worker import keep_running
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import event_definition_pb2, service_pb2_grpc, snapshot_pb2
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
 from services.ingest.retention import keep_purged
@@ -48,13 +48,15 @@ async def main() -> None:
         open_pool(config.dsn, schema="ingest", application_name="ingest", command_timeout_seconds=10) as pool,
         open_channel(config.tracker_target, key=config.service_key) as channel,
     ):
-        tracker = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+        tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
         settings = Follower(
-            lambda at: tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at)), build_settings
+            lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), build_settings
         )
 
         async def register(app_id: str, event_names: Collection[str]) -> None:
-            await tracker.RegisterEvents(tracker_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names))
+            await tracker.RegisterEvents(
+                event_definition_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names)
+            )
 
         store, growth = Store(pool), Growth()
         writer, rejections = Writer(store.append, growth.announce), Rejections(store.reject)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Resources
 from reengage.ingest.v1 import ingest_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.ingest.model import DAY_S, App, Settings
 
 _DEFAULT_AGE_S = 31 * DAY_S
@@ -22,7 +22,7 @@ def build_settings(resources: Resources, revision: int) -> Settings:
         apps={
             app.app_id: _app(app, event_names[app.app_id])
             for app in resources["app"].values()
-            if isinstance(app, tracker_pb2.App) and app.status != tracker_pb2.STATUS_ARCHIVED
+            if isinstance(app, app_pb2.App) and app.status != status_pb2.STATUS_ARCHIVED
         },
         app_of_tracker={
             tracker.tracker_id: tracker.app_id
@@ -33,7 +33,7 @@ def build_settings(resources: Resources, revision: int) -> Settings:
     )
 
 
-def _app(app: tracker_pb2.App, event_names: Iterable[str]) -> App:
+def _app(app: app_pb2.App, event_names: Iterable[str]) -> App:
     limits = app.settings
     age_s = limits.max_record_age.seconds if limits.HasField("max_record_age") else _DEFAULT_AGE_S
     lead_s = limits.max_record_lead.seconds if limits.HasField("max_record_lead") else _DEFAULT_LEAD_S

@@ -9,7 +9,7 @@ from libs.db import open_pool
 from libs.logs import configure_logging
 from libs.server import Face, ServerConfig, serve
 from libs.vault import Vault
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import service_pb2, service_pb2_grpc
 from services.tracker.keys import ApiKeys
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
@@ -48,8 +48,8 @@ async def main() -> None:
         )
         service = TrackerConfigService(settings, keys, store, revisions)
         face = Face(
-            name=tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].full_name,
-            add=lambda server: tracker_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
+            name=service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].full_name,
+            add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
             admit=keys.admit,
         )
         await serve(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face], tasks=[revisions.run])

@@ -3,11 +3,11 @@
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from reengage.tracker.v1.change_pb2 import Change
 
 from libs.errors import NotFound, PermissionDenied, Violations
 from libs.pages import decode_token, encode_token, page_size
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import Change
+from reengage.tracker.v1 import change_pb2
 from services.tracker import access, validation
 from services.tracker.diff import field_changes
 from services.tracker.kinds import APP, KINDS
@@ -21,7 +21,7 @@ class Audit:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings, self._store = settings, store
 
-    async def page(self, request: tracker_pb2.ListChangesRequest) -> tracker_pb2.ListChangesResponse:
+    async def page(self, request: change_pb2.ListChangesRequest) -> change_pb2.ListChangesResponse:
         """A page of changes, newest first. Keys of a narrower scope must name an app in it."""
         violations = Violations()
         size = page_size(request.page_size, violations)
@@ -38,7 +38,7 @@ class Audit:
             conditions.append(("kind <> {}", "api_key"))
         found = await self._store.changes(conditions, before=token, size=size + 1)
         last = found[size - 1] if len(found) > size else None
-        return tracker_pb2.ListChangesResponse(
+        return change_pb2.ListChangesResponse(
             changes=map(_shown, found[:size]),
             next_page_token=encode_token(last.revision, last.kind, "/".join(last.key)) if last is not None else "",
         )
@@ -55,7 +55,7 @@ class Audit:
         return work
 
 
-def _conditions(request: tracker_pb2.ListChangesRequest, violations: Violations) -> list[Condition]:
+def _conditions(request: change_pb2.ListChangesRequest, violations: Violations) -> list[Condition]:
     conditions: list[Condition] = []
     if request.app_id:
         validation.check_id("app_id", request.app_id, violations)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-
-from reengage.tracker.v1.tracker_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, STATUS_LIVE, Network, PostbackNeed
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
+from reengage.tracker.v1.network_pb2 import Network, PostbackNeed
+from reengage.tracker.v1.status_pb2 import STATUS_LIVE
 
 _DAY = 86400
 _PLATFORMS = {"ios": (PLATFORM_IOS, "iOS"), "android": (PLATFORM_ANDROID, "Android")}

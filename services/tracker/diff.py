@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from reengage.tracker.v1.tracker_pb2 import FieldChange
+from reengage.tracker.v1.change_pb2 import FieldChange
 from services.tracker.kinds import SET_BY_SERVICE
 
 _LEAVES = ("google.protobuf.Duration", "google.protobuf.Timestamp", "reengage.tracker.v1.Window")

@@ -9,23 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
+from reengage.tracker.v1.account_pb2 import Account
+from reengage.tracker.v1.agency_pb2 import Agency
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.app_pb2 import App
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.san_account_pb2 import SanAccount
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.snapshot_pb2 import Resource
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.errors import Violations
-from reengage.tracker.v1.tracker_pb2 import (
-    STATUS_ARCHIVED,
-    Account,
-    Agency,
-    ApiKey,
-    App,
-    Campaign,
-    EventDefinition,
-    Network,
-    NetworkSettings,
-    Resource,
-    SanAccount,
-    Segment,
-    Tracker,
-)
 from services.tracker import catalogue, validation
 from services.tracker.validation import Parents
 

@@ -5,18 +5,13 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-
-from reengage.tracker.v1.tracker_pb2 import (
-    App,
-    AppSettings,
-    EventDefinition,
-    Network,
-    NetworkSettings,
-    ResolvedSetting,
-    Tracker,
-    Window,
-    Windows,
-)
+from reengage.tracker.v1.app_pb2 import App, AppSettings
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
+from reengage.tracker.v1.tracker_pb2 import Tracker
+from reengage.tracker.v1.windows_pb2 import Window, Windows
 
 _HOUR, _DAY = 3600, 86400
 TRACKER, NETWORK_SETTINGS = ResolvedSetting.LAYER_TRACKER, ResolvedSetting.LAYER_NETWORK_SETTINGS

@@ -7,7 +7,25 @@ from typing import Any, TypeAlias
 import grpc
 
 from libs.errors import Violations
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import (
+    account_pb2,
+    agency_pb2,
+    api_key_pb2,
+    app_pb2,
+    campaign_pb2,
+    change_pb2,
+    event_definition_pb2,
+    network_pb2,
+    network_settings_pb2,
+    postback_draft_pb2,
+    resolve_pb2,
+    san_account_pb2,
+    segment_pb2,
+    service_pb2_grpc,
+    snapshot_pb2,
+    tracker_edit_pb2,
+    tracker_pb2,
+)
 from services.tracker.audit import Audit
 from services.tracker.keys import ApiKeys
 from services.tracker.kinds import (
@@ -32,7 +50,7 @@ from services.tracker.watching import watch
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
+class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     """Names the kind of resource that each method is about; `Settings` does the same for all of them."""
 
     def __init__(self, settings: Settings, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
@@ -40,211 +58,209 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
         self._trackers, self._audit = Trackers(settings, store), Audit(settings, store)
 
     async def CreateAccount(
-        self, request: tracker_pb2.CreateAccountRequest, context: Context
-    ) -> tracker_pb2.CreateAccountResponse:
+        self, request: account_pb2.CreateAccountRequest, context: Context
+    ) -> account_pb2.CreateAccountResponse:
         account = await self._settings.create(ACCOUNT, request.account, request.request_id)
-        return tracker_pb2.CreateAccountResponse(account=account)
+        return account_pb2.CreateAccountResponse(account=account)
 
     async def GetAccount(
-        self, request: tracker_pb2.GetAccountRequest, context: Context
-    ) -> tracker_pb2.GetAccountResponse:
-        return tracker_pb2.GetAccountResponse(account=await self._settings.get(ACCOUNT, request.account_id))
+        self, request: account_pb2.GetAccountRequest, context: Context
+    ) -> account_pb2.GetAccountResponse:
+        return account_pb2.GetAccountResponse(account=await self._settings.get(ACCOUNT, request.account_id))
 
     async def ListAccounts(
-        self, request: tracker_pb2.ListAccountsRequest, context: Context
-    ) -> tracker_pb2.ListAccountsResponse:
+        self, request: account_pb2.ListAccountsRequest, context: Context
+    ) -> account_pb2.ListAccountsResponse:
         accounts, next_page_token = await self._settings.page(ACCOUNT, request)
-        return tracker_pb2.ListAccountsResponse(accounts=accounts, next_page_token=next_page_token)
+        return account_pb2.ListAccountsResponse(accounts=accounts, next_page_token=next_page_token)
 
     async def UpdateAccount(
-        self, request: tracker_pb2.UpdateAccountRequest, context: Context
-    ) -> tracker_pb2.UpdateAccountResponse:
+        self, request: account_pb2.UpdateAccountRequest, context: Context
+    ) -> account_pb2.UpdateAccountResponse:
         account = await self._settings.update(ACCOUNT, request.account, request.update_mask)
-        return tracker_pb2.UpdateAccountResponse(account=account)
+        return account_pb2.UpdateAccountResponse(account=account)
 
     async def ArchiveAccount(
-        self, request: tracker_pb2.ArchiveAccountRequest, context: Context
-    ) -> tracker_pb2.ArchiveAccountResponse:
+        self, request: account_pb2.ArchiveAccountRequest, context: Context
+    ) -> account_pb2.ArchiveAccountResponse:
         account = await self._settings.archive(ACCOUNT, request.account_id, etag=request.etag)
-        return tracker_pb2.ArchiveAccountResponse(account=account)
+        return account_pb2.ArchiveAccountResponse(account=account)
 
-    async def CreateApp(self, request: tracker_pb2.CreateAppRequest, context: Context) -> tracker_pb2.CreateAppResponse:
+    async def CreateApp(self, request: app_pb2.CreateAppRequest, context: Context) -> app_pb2.CreateAppResponse:
         app = await self._settings.create(APP, request.app, request.request_id)
-        return tracker_pb2.CreateAppResponse(app=app)
+        return app_pb2.CreateAppResponse(app=app)
 
-    async def GetApp(self, request: tracker_pb2.GetAppRequest, context: Context) -> tracker_pb2.GetAppResponse:
-        return tracker_pb2.GetAppResponse(app=await self._settings.get(APP, request.app_id))
+    async def GetApp(self, request: app_pb2.GetAppRequest, context: Context) -> app_pb2.GetAppResponse:
+        return app_pb2.GetAppResponse(app=await self._settings.get(APP, request.app_id))
 
-    async def ListApps(self, request: tracker_pb2.ListAppsRequest, context: Context) -> tracker_pb2.ListAppsResponse:
+    async def ListApps(self, request: app_pb2.ListAppsRequest, context: Context) -> app_pb2.ListAppsResponse:
         apps, next_page_token = await self._settings.page(APP, request)
-        return tracker_pb2.ListAppsResponse(apps=apps, next_page_token=next_page_token)
+        return app_pb2.ListAppsResponse(apps=apps, next_page_token=next_page_token)
 
-    async def UpdateApp(self, request: tracker_pb2.UpdateAppRequest, context: Context) -> tracker_pb2.UpdateAppResponse:
+    async def UpdateApp(self, request: app_pb2.UpdateAppRequest, context: Context) -> app_pb2.UpdateAppResponse:
         app = await self._settings.update(APP, request.app, request.update_mask)
-        return tracker_pb2.UpdateAppResponse(app=app)
+        return app_pb2.UpdateAppResponse(app=app)
 
-    async def ArchiveApp(
-        self, request: tracker_pb2.ArchiveAppRequest, context: Context
-    ) -> tracker_pb2.ArchiveAppResponse:
-        return tracker_pb2.ArchiveAppResponse(app=await self._settings.archive(APP, request.app_id, etag=request.etag))
+    async def ArchiveApp(self, request: app_pb2.ArchiveAppRequest, context: Context) -> app_pb2.ArchiveAppResponse:
+        return app_pb2.ArchiveAppResponse(app=await self._settings.archive(APP, request.app_id, etag=request.etag))
 
     async def CreateNetwork(
-        self, request: tracker_pb2.CreateNetworkRequest, context: Context
-    ) -> tracker_pb2.CreateNetworkResponse:
+        self, request: network_pb2.CreateNetworkRequest, context: Context
+    ) -> network_pb2.CreateNetworkResponse:
         network = await self._settings.create(NETWORK, request.network, request.request_id)
-        return tracker_pb2.CreateNetworkResponse(network=network)
+        return network_pb2.CreateNetworkResponse(network=network)
 
     async def GetNetwork(
-        self, request: tracker_pb2.GetNetworkRequest, context: Context
-    ) -> tracker_pb2.GetNetworkResponse:
-        return tracker_pb2.GetNetworkResponse(network=await self._settings.get(NETWORK, request.network_id))
+        self, request: network_pb2.GetNetworkRequest, context: Context
+    ) -> network_pb2.GetNetworkResponse:
+        return network_pb2.GetNetworkResponse(network=await self._settings.get(NETWORK, request.network_id))
 
     async def ListNetworks(
-        self, request: tracker_pb2.ListNetworksRequest, context: Context
-    ) -> tracker_pb2.ListNetworksResponse:
+        self, request: network_pb2.ListNetworksRequest, context: Context
+    ) -> network_pb2.ListNetworksResponse:
         networks, next_page_token = await self._settings.page(NETWORK, request, built_in_too=not request.hide_unused)
-        return tracker_pb2.ListNetworksResponse(networks=networks, next_page_token=next_page_token)
+        return network_pb2.ListNetworksResponse(networks=networks, next_page_token=next_page_token)
 
     async def UpdateNetwork(
-        self, request: tracker_pb2.UpdateNetworkRequest, context: Context
-    ) -> tracker_pb2.UpdateNetworkResponse:
+        self, request: network_pb2.UpdateNetworkRequest, context: Context
+    ) -> network_pb2.UpdateNetworkResponse:
         network = await self._settings.update(NETWORK, request.network, request.update_mask)
-        return tracker_pb2.UpdateNetworkResponse(network=network)
+        return network_pb2.UpdateNetworkResponse(network=network)
 
     async def ArchiveNetwork(
-        self, request: tracker_pb2.ArchiveNetworkRequest, context: Context
-    ) -> tracker_pb2.ArchiveNetworkResponse:
-        return tracker_pb2.ArchiveNetworkResponse(
+        self, request: network_pb2.ArchiveNetworkRequest, context: Context
+    ) -> network_pb2.ArchiveNetworkResponse:
+        return network_pb2.ArchiveNetworkResponse(
             network=await self._settings.archive(NETWORK, request.network_id, etag=request.etag)
         )
 
     async def GetNetworkSettings(
-        self, request: tracker_pb2.GetNetworkSettingsRequest, context: Context
-    ) -> tracker_pb2.GetNetworkSettingsResponse:
+        self, request: network_settings_pb2.GetNetworkSettingsRequest, context: Context
+    ) -> network_settings_pb2.GetNetworkSettingsResponse:
         settings = await self._settings.get(NETWORK_SETTINGS, request.app_id, request.network_id)
-        return tracker_pb2.GetNetworkSettingsResponse(network_settings=settings)
+        return network_settings_pb2.GetNetworkSettingsResponse(network_settings=settings)
 
     async def UpdateNetworkSettings(
-        self, request: tracker_pb2.UpdateNetworkSettingsRequest, context: Context
-    ) -> tracker_pb2.UpdateNetworkSettingsResponse:
+        self, request: network_settings_pb2.UpdateNetworkSettingsRequest, context: Context
+    ) -> network_settings_pb2.UpdateNetworkSettingsResponse:
         settings = await self._settings.update(NETWORK_SETTINGS, request.network_settings, request.update_mask)
-        return tracker_pb2.UpdateNetworkSettingsResponse(network_settings=settings)
+        return network_settings_pb2.UpdateNetworkSettingsResponse(network_settings=settings)
 
     async def CreateAgency(
-        self, request: tracker_pb2.CreateAgencyRequest, context: Context
-    ) -> tracker_pb2.CreateAgencyResponse:
+        self, request: agency_pb2.CreateAgencyRequest, context: Context
+    ) -> agency_pb2.CreateAgencyResponse:
         agency = await self._settings.create(AGENCY, request.agency, request.request_id)
-        return tracker_pb2.CreateAgencyResponse(agency=agency)
+        return agency_pb2.CreateAgencyResponse(agency=agency)
 
-    async def GetAgency(self, request: tracker_pb2.GetAgencyRequest, context: Context) -> tracker_pb2.GetAgencyResponse:
-        return tracker_pb2.GetAgencyResponse(agency=await self._settings.get(AGENCY, request.agency_id))
+    async def GetAgency(self, request: agency_pb2.GetAgencyRequest, context: Context) -> agency_pb2.GetAgencyResponse:
+        return agency_pb2.GetAgencyResponse(agency=await self._settings.get(AGENCY, request.agency_id))
 
     async def ListAgencies(
-        self, request: tracker_pb2.ListAgenciesRequest, context: Context
-    ) -> tracker_pb2.ListAgenciesResponse:
+        self, request: agency_pb2.ListAgenciesRequest, context: Context
+    ) -> agency_pb2.ListAgenciesResponse:
         agencies, next_page_token = await self._settings.page(AGENCY, request)
-        return tracker_pb2.ListAgenciesResponse(agencies=agencies, next_page_token=next_page_token)
+        return agency_pb2.ListAgenciesResponse(agencies=agencies, next_page_token=next_page_token)
 
     async def UpdateAgency(
-        self, request: tracker_pb2.UpdateAgencyRequest, context: Context
-    ) -> tracker_pb2.UpdateAgencyResponse:
+        self, request: agency_pb2.UpdateAgencyRequest, context: Context
+    ) -> agency_pb2.UpdateAgencyResponse:
         agency = await self._settings.update(AGENCY, request.agency, request.update_mask)
-        return tracker_pb2.UpdateAgencyResponse(agency=agency)
+        return agency_pb2.UpdateAgencyResponse(agency=agency)
 
     async def ArchiveAgency(
-        self, request: tracker_pb2.ArchiveAgencyRequest, context: Context
-    ) -> tracker_pb2.ArchiveAgencyResponse:
+        self, request: agency_pb2.ArchiveAgencyRequest, context: Context
+    ) -> agency_pb2.ArchiveAgencyResponse:
         agency = await self._settings.archive(AGENCY, request.agency_id, etag=request.etag)
-        return tracker_pb2.ArchiveAgencyResponse(agency=agency)
+        return agency_pb2.ArchiveAgencyResponse(agency=agency)
 
     async def CreateSanAccount(
-        self, request: tracker_pb2.CreateSanAccountRequest, context: Context
-    ) -> tracker_pb2.CreateSanAccountResponse:
+        self, request: san_account_pb2.CreateSanAccountRequest, context: Context
+    ) -> san_account_pb2.CreateSanAccountResponse:
         san_account = await self._settings.create(SAN_ACCOUNT, request.san_account, request.request_id)
-        return tracker_pb2.CreateSanAccountResponse(san_account=san_account)
+        return san_account_pb2.CreateSanAccountResponse(san_account=san_account)
 
     async def GetSanAccount(
-        self, request: tracker_pb2.GetSanAccountRequest, context: Context
-    ) -> tracker_pb2.GetSanAccountResponse:
-        return tracker_pb2.GetSanAccountResponse(
+        self, request: san_account_pb2.GetSanAccountRequest, context: Context
+    ) -> san_account_pb2.GetSanAccountResponse:
+        return san_account_pb2.GetSanAccountResponse(
             san_account=await self._settings.get(SAN_ACCOUNT, request.san_account_id)
         )
 
     async def ListSanAccounts(
-        self, request: tracker_pb2.ListSanAccountsRequest, context: Context
-    ) -> tracker_pb2.ListSanAccountsResponse:
+        self, request: san_account_pb2.ListSanAccountsRequest, context: Context
+    ) -> san_account_pb2.ListSanAccountsResponse:
         san_accounts, next_page_token = await self._settings.page(SAN_ACCOUNT, request, app_id=request.app_id)
-        return tracker_pb2.ListSanAccountsResponse(san_accounts=san_accounts, next_page_token=next_page_token)
+        return san_account_pb2.ListSanAccountsResponse(san_accounts=san_accounts, next_page_token=next_page_token)
 
     async def UpdateSanAccount(
-        self, request: tracker_pb2.UpdateSanAccountRequest, context: Context
-    ) -> tracker_pb2.UpdateSanAccountResponse:
+        self, request: san_account_pb2.UpdateSanAccountRequest, context: Context
+    ) -> san_account_pb2.UpdateSanAccountResponse:
         san_account = await self._settings.update(SAN_ACCOUNT, request.san_account, request.update_mask)
-        return tracker_pb2.UpdateSanAccountResponse(san_account=san_account)
+        return san_account_pb2.UpdateSanAccountResponse(san_account=san_account)
 
     async def ArchiveSanAccount(
-        self, request: tracker_pb2.ArchiveSanAccountRequest, context: Context
-    ) -> tracker_pb2.ArchiveSanAccountResponse:
+        self, request: san_account_pb2.ArchiveSanAccountRequest, context: Context
+    ) -> san_account_pb2.ArchiveSanAccountResponse:
         san_account = await self._settings.archive(SAN_ACCOUNT, request.san_account_id, etag=request.etag)
-        return tracker_pb2.ArchiveSanAccountResponse(san_account=san_account)
+        return san_account_pb2.ArchiveSanAccountResponse(san_account=san_account)
 
     async def CreateCampaign(
-        self, request: tracker_pb2.CreateCampaignRequest, context: Context
-    ) -> tracker_pb2.CreateCampaignResponse:
+        self, request: campaign_pb2.CreateCampaignRequest, context: Context
+    ) -> campaign_pb2.CreateCampaignResponse:
         campaign = await self._settings.create(CAMPAIGN, request.campaign, request.request_id)
-        return tracker_pb2.CreateCampaignResponse(campaign=campaign)
+        return campaign_pb2.CreateCampaignResponse(campaign=campaign)
 
     async def GetCampaign(
-        self, request: tracker_pb2.GetCampaignRequest, context: Context
-    ) -> tracker_pb2.GetCampaignResponse:
-        return tracker_pb2.GetCampaignResponse(campaign=await self._settings.get(CAMPAIGN, request.campaign_id))
+        self, request: campaign_pb2.GetCampaignRequest, context: Context
+    ) -> campaign_pb2.GetCampaignResponse:
+        return campaign_pb2.GetCampaignResponse(campaign=await self._settings.get(CAMPAIGN, request.campaign_id))
 
     async def ListCampaigns(
-        self, request: tracker_pb2.ListCampaignsRequest, context: Context
-    ) -> tracker_pb2.ListCampaignsResponse:
+        self, request: campaign_pb2.ListCampaignsRequest, context: Context
+    ) -> campaign_pb2.ListCampaignsResponse:
         campaigns, next_page_token = await self._settings.page(CAMPAIGN, request, app_id=request.app_id)
-        return tracker_pb2.ListCampaignsResponse(campaigns=campaigns, next_page_token=next_page_token)
+        return campaign_pb2.ListCampaignsResponse(campaigns=campaigns, next_page_token=next_page_token)
 
     async def UpdateCampaign(
-        self, request: tracker_pb2.UpdateCampaignRequest, context: Context
-    ) -> tracker_pb2.UpdateCampaignResponse:
+        self, request: campaign_pb2.UpdateCampaignRequest, context: Context
+    ) -> campaign_pb2.UpdateCampaignResponse:
         campaign = await self._settings.update(CAMPAIGN, request.campaign, request.update_mask)
-        return tracker_pb2.UpdateCampaignResponse(campaign=campaign)
+        return campaign_pb2.UpdateCampaignResponse(campaign=campaign)
 
     async def ArchiveCampaign(
-        self, request: tracker_pb2.ArchiveCampaignRequest, context: Context
-    ) -> tracker_pb2.ArchiveCampaignResponse:
-        return tracker_pb2.ArchiveCampaignResponse(
+        self, request: campaign_pb2.ArchiveCampaignRequest, context: Context
+    ) -> campaign_pb2.ArchiveCampaignResponse:
+        return campaign_pb2.ArchiveCampaignResponse(
             campaign=await self._settings.archive(CAMPAIGN, request.campaign_id, etag=request.etag)
         )
 
     async def CreateSegment(
-        self, request: tracker_pb2.CreateSegmentRequest, context: Context
-    ) -> tracker_pb2.CreateSegmentResponse:
+        self, request: segment_pb2.CreateSegmentRequest, context: Context
+    ) -> segment_pb2.CreateSegmentResponse:
         segment = await self._settings.create(SEGMENT, request.segment, request.request_id)
-        return tracker_pb2.CreateSegmentResponse(segment=segment)
+        return segment_pb2.CreateSegmentResponse(segment=segment)
 
     async def GetSegment(
-        self, request: tracker_pb2.GetSegmentRequest, context: Context
-    ) -> tracker_pb2.GetSegmentResponse:
-        return tracker_pb2.GetSegmentResponse(segment=await self._settings.get(SEGMENT, request.segment_id))
+        self, request: segment_pb2.GetSegmentRequest, context: Context
+    ) -> segment_pb2.GetSegmentResponse:
+        return segment_pb2.GetSegmentResponse(segment=await self._settings.get(SEGMENT, request.segment_id))
 
     async def ListSegments(
-        self, request: tracker_pb2.ListSegmentsRequest, context: Context
-    ) -> tracker_pb2.ListSegmentsResponse:
+        self, request: segment_pb2.ListSegmentsRequest, context: Context
+    ) -> segment_pb2.ListSegmentsResponse:
         segments, next_page_token = await self._settings.page(SEGMENT, request, app_id=request.app_id)
-        return tracker_pb2.ListSegmentsResponse(segments=segments, next_page_token=next_page_token)
+        return segment_pb2.ListSegmentsResponse(segments=segments, next_page_token=next_page_token)
 
     async def UpdateSegment(
-        self, request: tracker_pb2.UpdateSegmentRequest, context: Context
-    ) -> tracker_pb2.UpdateSegmentResponse:
+        self, request: segment_pb2.UpdateSegmentRequest, context: Context
+    ) -> segment_pb2.UpdateSegmentResponse:
         segment = await self._settings.update(SEGMENT, request.segment, request.update_mask)
-        return tracker_pb2.UpdateSegmentResponse(segment=segment)
+        return segment_pb2.UpdateSegmentResponse(segment=segment)
 
     async def ArchiveSegment(
-        self, request: tracker_pb2.ArchiveSegmentRequest, context: Context
-    ) -> tracker_pb2.ArchiveSegmentResponse:
-        return tracker_pb2.ArchiveSegmentResponse(
+        self, request: segment_pb2.ArchiveSegmentRequest, context: Context
+    ) -> segment_pb2.ArchiveSegmentResponse:
+        return segment_pb2.ArchiveSegmentResponse(
             segment=await self._settings.archive(SEGMENT, request.segment_id, etag=request.etag)
         )
 
@@ -288,129 +304,131 @@ class TrackerConfigService(tracker_pb2_grpc.TrackerConfigServiceServicer):
         return tracker_pb2.CopyTrackerResponse(tracker=await self._trackers.copy(request))
 
     async def BulkEditTrackers(
-        self, request: tracker_pb2.BulkEditTrackersRequest, context: Context
-    ) -> tracker_pb2.BulkEditTrackersResponse:
+        self, request: tracker_edit_pb2.BulkEditTrackersRequest, context: Context
+    ) -> tracker_edit_pb2.BulkEditTrackersResponse:
         return await self._trackers.bulk_edit(request)
 
     async def ExportTrackers(
-        self, request: tracker_pb2.ExportTrackersRequest, context: Context
-    ) -> AsyncGenerator[tracker_pb2.ExportTrackersResponse, None]:
+        self, request: tracker_edit_pb2.ExportTrackersRequest, context: Context
+    ) -> AsyncGenerator[tracker_edit_pb2.ExportTrackersResponse, None]:
         async with aclosing(self._trackers.export(request)) as pieces:
             async for content in pieces:
-                yield tracker_pb2.ExportTrackersResponse(content=content)
+                yield tracker_edit_pb2.ExportTrackersResponse(content=content)
 
     async def ImportTrackers(
-        self, request: tracker_pb2.ImportTrackersRequest, context: Context
-    ) -> tracker_pb2.ImportTrackersResponse:
+        self, request: tracker_edit_pb2.ImportTrackersRequest, context: Context
+    ) -> tracker_edit_pb2.ImportTrackersResponse:
         return await self._trackers.import_file(request)
 
     async def DraftPostbacks(
-        self, request: tracker_pb2.DraftPostbacksRequest, context: Context
-    ) -> tracker_pb2.DraftPostbacksResponse:
-        return tracker_pb2.DraftPostbacksResponse(postback_drafts=await self._trackers.drafts(request.tracker_id))
+        self, request: postback_draft_pb2.DraftPostbacksRequest, context: Context
+    ) -> postback_draft_pb2.DraftPostbacksResponse:
+        return postback_draft_pb2.DraftPostbacksResponse(
+            postback_drafts=await self._trackers.drafts(request.tracker_id)
+        )
 
     async def ResolveSettings(
-        self, request: tracker_pb2.ResolveSettingsRequest, context: Context
-    ) -> tracker_pb2.ResolveSettingsResponse:
+        self, request: resolve_pb2.ResolveSettingsRequest, context: Context
+    ) -> resolve_pb2.ResolveSettingsResponse:
         settings, revision = await self._trackers.resolved(request.tracker_id)
-        return tracker_pb2.ResolveSettingsResponse(settings=settings, revision=revision)
+        return resolve_pb2.ResolveSettingsResponse(settings=settings, revision=revision)
 
     async def CreateEventDefinition(
-        self, request: tracker_pb2.CreateEventDefinitionRequest, context: Context
-    ) -> tracker_pb2.CreateEventDefinitionResponse:
+        self, request: event_definition_pb2.CreateEventDefinitionRequest, context: Context
+    ) -> event_definition_pb2.CreateEventDefinitionResponse:
         event_definition = await self._settings.create(EVENT_DEFINITION, request.event_definition, request.request_id)
-        return tracker_pb2.CreateEventDefinitionResponse(event_definition=event_definition)
+        return event_definition_pb2.CreateEventDefinitionResponse(event_definition=event_definition)
 
     async def GetEventDefinition(
-        self, request: tracker_pb2.GetEventDefinitionRequest, context: Context
-    ) -> tracker_pb2.GetEventDefinitionResponse:
-        return tracker_pb2.GetEventDefinitionResponse(
+        self, request: event_definition_pb2.GetEventDefinitionRequest, context: Context
+    ) -> event_definition_pb2.GetEventDefinitionResponse:
+        return event_definition_pb2.GetEventDefinitionResponse(
             event_definition=await self._settings.get(EVENT_DEFINITION, request.app_id, request.event_name)
         )
 
     async def ListEventDefinitions(
-        self, request: tracker_pb2.ListEventDefinitionsRequest, context: Context
-    ) -> tracker_pb2.ListEventDefinitionsResponse:
+        self, request: event_definition_pb2.ListEventDefinitionsRequest, context: Context
+    ) -> event_definition_pb2.ListEventDefinitionsResponse:
         event_definitions, next_page_token = await self._settings.page(EVENT_DEFINITION, request, app_id=request.app_id)
-        return tracker_pb2.ListEventDefinitionsResponse(
+        return event_definition_pb2.ListEventDefinitionsResponse(
             event_definitions=event_definitions, next_page_token=next_page_token
         )
 
     async def UpdateEventDefinition(
-        self, request: tracker_pb2.UpdateEventDefinitionRequest, context: Context
-    ) -> tracker_pb2.UpdateEventDefinitionResponse:
+        self, request: event_definition_pb2.UpdateEventDefinitionRequest, context: Context
+    ) -> event_definition_pb2.UpdateEventDefinitionResponse:
         event_definition = await self._settings.update(EVENT_DEFINITION, request.event_definition, request.update_mask)
-        return tracker_pb2.UpdateEventDefinitionResponse(event_definition=event_definition)
+        return event_definition_pb2.UpdateEventDefinitionResponse(event_definition=event_definition)
 
     async def ArchiveEventDefinition(
-        self, request: tracker_pb2.ArchiveEventDefinitionRequest, context: Context
-    ) -> tracker_pb2.ArchiveEventDefinitionResponse:
-        return tracker_pb2.ArchiveEventDefinitionResponse(
+        self, request: event_definition_pb2.ArchiveEventDefinitionRequest, context: Context
+    ) -> event_definition_pb2.ArchiveEventDefinitionResponse:
+        return event_definition_pb2.ArchiveEventDefinitionResponse(
             event_definition=await self._settings.archive(
                 EVENT_DEFINITION, request.app_id, request.event_name, etag=request.etag
             )
         )
 
     async def RegisterEvents(
-        self, request: tracker_pb2.RegisterEventsRequest, context: Context
-    ) -> tracker_pb2.RegisterEventsResponse:
+        self, request: event_definition_pb2.RegisterEventsRequest, context: Context
+    ) -> event_definition_pb2.RegisterEventsResponse:
         created = await self._settings.register_events(request.app_id, request.event_names)
-        return tracker_pb2.RegisterEventsResponse(created_count=created)
+        return event_definition_pb2.RegisterEventsResponse(created_count=created)
 
     async def CreateApiKey(
-        self, request: tracker_pb2.CreateApiKeyRequest, context: Context
-    ) -> tracker_pb2.CreateApiKeyResponse:
+        self, request: api_key_pb2.CreateApiKeyRequest, context: Context
+    ) -> api_key_pb2.CreateApiKeyResponse:
         api_key, key = await self._keys.create(request.api_key, request.request_id)
-        return tracker_pb2.CreateApiKeyResponse(api_key=api_key, key=key)
+        return api_key_pb2.CreateApiKeyResponse(api_key=api_key, key=key)
 
-    async def GetApiKey(self, request: tracker_pb2.GetApiKeyRequest, context: Context) -> tracker_pb2.GetApiKeyResponse:
-        return tracker_pb2.GetApiKeyResponse(api_key=await self._keys.get(request.api_key_id))
+    async def GetApiKey(self, request: api_key_pb2.GetApiKeyRequest, context: Context) -> api_key_pb2.GetApiKeyResponse:
+        return api_key_pb2.GetApiKeyResponse(api_key=await self._keys.get(request.api_key_id))
 
     async def ListApiKeys(
-        self, request: tracker_pb2.ListApiKeysRequest, context: Context
-    ) -> tracker_pb2.ListApiKeysResponse:
+        self, request: api_key_pb2.ListApiKeysRequest, context: Context
+    ) -> api_key_pb2.ListApiKeysResponse:
         api_keys, next_page_token = await self._settings.page(API_KEY, request)
-        return tracker_pb2.ListApiKeysResponse(
+        return api_key_pb2.ListApiKeysResponse(
             api_keys=await self._keys.with_use(api_keys), next_page_token=next_page_token
         )
 
     async def UpdateApiKey(
-        self, request: tracker_pb2.UpdateApiKeyRequest, context: Context
-    ) -> tracker_pb2.UpdateApiKeyResponse:
+        self, request: api_key_pb2.UpdateApiKeyRequest, context: Context
+    ) -> api_key_pb2.UpdateApiKeyResponse:
         api_key = await self._settings.update(API_KEY, request.api_key, request.update_mask)
-        return tracker_pb2.UpdateApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
+        return api_key_pb2.UpdateApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def ArchiveApiKey(
-        self, request: tracker_pb2.ArchiveApiKeyRequest, context: Context
-    ) -> tracker_pb2.ArchiveApiKeyResponse:
+        self, request: api_key_pb2.ArchiveApiKeyRequest, context: Context
+    ) -> api_key_pb2.ArchiveApiKeyResponse:
         api_key = await self._settings.archive(API_KEY, request.api_key_id, etag=request.etag)
-        return tracker_pb2.ArchiveApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
+        return api_key_pb2.ArchiveApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def RotateApiKey(
-        self, request: tracker_pb2.RotateApiKeyRequest, context: Context
-    ) -> tracker_pb2.RotateApiKeyResponse:
+        self, request: api_key_pb2.RotateApiKeyRequest, context: Context
+    ) -> api_key_pb2.RotateApiKeyResponse:
         overlap = request.overlap if request.HasField("overlap") else None
         api_key, key = await self._keys.rotate(request.api_key_id, overlap, request.request_id)
-        return tracker_pb2.RotateApiKeyResponse(api_key=api_key, key=key)
+        return api_key_pb2.RotateApiKeyResponse(api_key=api_key, key=key)
 
     async def ListChanges(
-        self, request: tracker_pb2.ListChangesRequest, context: Context
-    ) -> tracker_pb2.ListChangesResponse:
+        self, request: change_pb2.ListChangesRequest, context: Context
+    ) -> change_pb2.ListChangesResponse:
         return await self._audit.page(request)
 
     async def GetSnapshot(
-        self, request: tracker_pb2.GetSnapshotRequest, context: Context
-    ) -> AsyncGenerator[tracker_pb2.GetSnapshotResponse, None]:
+        self, request: snapshot_pb2.GetSnapshotRequest, context: Context
+    ) -> AsyncGenerator[snapshot_pb2.GetSnapshotResponse, None]:
         _check_revision(request.revision)
         await self._audit.check_reached(request.revision)
         whole = self._store.past(request.revision) if request.revision else self._store.snapshot()
         async with aclosing(whole) as parts:
             async for part in parts:
-                yield tracker_pb2.GetSnapshotResponse(revision=part.revision, resources=part.resources)
+                yield snapshot_pb2.GetSnapshotResponse(revision=part.revision, resources=part.resources)
 
     async def WatchSnapshot(
-        self, request: tracker_pb2.WatchSnapshotRequest, context: Context
-    ) -> AsyncGenerator[tracker_pb2.WatchSnapshotResponse, None]:
+        self, request: snapshot_pb2.WatchSnapshotRequest, context: Context
+    ) -> AsyncGenerator[snapshot_pb2.WatchSnapshotResponse, None]:
         _check_revision(request.revision)
         async with aclosing(watch(self._store, self._revisions, request.revision)) as responses:
             async for response in responses:

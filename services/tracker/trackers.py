@@ -6,19 +6,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from dataclasses import dataclass
 from typing import Any
 
+from reengage.tracker.v1.change_pb2 import Change as ChangeMessage
+from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
+from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_edit_pb2 import TrackerChange
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
+
 from libs.errors import Aborted, FailedPrecondition, InvalidArgument, ServiceError, Violation, Violations
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import (
-    STATUS_ARCHIVED,
-    PostbackDraft,
-    ResolvedSetting,
-    Tracker,
-    TrackerChange,
-    TrackerFilter,
-)
-from reengage.tracker.v1.tracker_pb2 import (
-    Change as ChangeMessage,
-)
+from reengage.tracker.v1 import status_pb2, tracker_edit_pb2, tracker_pb2
 from services.tracker import files, masks, validation
 from services.tracker.diff import field_changes
 from services.tracker.drafts import postback_drafts
@@ -143,7 +139,9 @@ class Trackers:
 
         return await self._settings.change(work)
 
-    async def bulk_edit(self, request: tracker_pb2.BulkEditTrackersRequest) -> tracker_pb2.BulkEditTrackersResponse:
+    async def bulk_edit(
+        self, request: tracker_edit_pb2.BulkEditTrackersRequest
+    ) -> tracker_edit_pb2.BulkEditTrackersResponse:
         """The fields of the mask in all of these trackers, or in none."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
@@ -178,13 +176,13 @@ class Trackers:
             return edits, len(found) - len(edits), change.revision
 
         edits, unchanged, revision = await self._changed_or_tried(work, dry_run=request.dry_run)
-        return tracker_pb2.BulkEditTrackersResponse(
+        return tracker_edit_pb2.BulkEditTrackersResponse(
             changes=_changes(sorted(edits, key=lambda edit: edit.after.tracker_id)),
             unchanged_count=unchanged,
             revision=revision - 1 if request.dry_run and edits else revision,
         )
 
-    async def export(self, request: tracker_pb2.ExportTrackersRequest) -> AsyncGenerator[bytes, None]:
+    async def export(self, request: tracker_edit_pb2.ExportTrackersRequest) -> AsyncGenerator[bytes, None]:
         """The file in pieces of whole lines."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
@@ -197,7 +195,9 @@ class Trackers:
             first = False
             after = page[-1].tracker_id if len(page) == _PAGE else ""
 
-    async def import_file(self, request: tracker_pb2.ImportTrackersRequest) -> tracker_pb2.ImportTrackersResponse:
+    async def import_file(
+        self, request: tracker_edit_pb2.ImportTrackersRequest
+    ) -> tracker_edit_pb2.ImportTrackersResponse:
         """What the file changes, after changing it if the etag is that of these changes."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
@@ -220,7 +220,7 @@ class Trackers:
             return edits, unchanged, change.revision
 
         edits, unchanged, revision = await self._changed_or_tried(work, dry_run=not request.etag)
-        return tracker_pb2.ImportTrackersResponse(
+        return tracker_edit_pb2.ImportTrackersResponse(
             changes=_changes(edits),
             unchanged_count=unchanged,
             etag=_etag_of(edits),
@@ -268,7 +268,7 @@ class Trackers:
         return await self._store.read(work)
 
     async def _chosen(
-        self, change: Change, request: tracker_pb2.BulkEditTrackersRequest, narrowed: Sequence[Condition]
+        self, change: Change, request: tracker_edit_pb2.BulkEditTrackersRequest, narrowed: Sequence[Condition]
     ) -> list[Tracker]:
         if request.HasField("filter"):
             found = await change.page(TRACKER, narrowed, after="", archived_too=False, size=MAX_TRACKERS + 1)
@@ -347,7 +347,7 @@ class Trackers:
             _fail("segment_id", "OTHER_APP", f"must be a segment of {app_id}")
         if row.tracker.status == STATUS_ARCHIVED:
             _fail("status", "NOT_FOUND", "there is no such tracker to archive")
-        tracker.status = tracker_pb2.STATUS_LIVE
+        tracker.status = status_pb2.STATUS_LIVE
         return tracker
 
     async def _apply(self, change: Change, edits: Sequence[Edit]) -> None:

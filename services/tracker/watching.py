@@ -4,7 +4,8 @@ import itertools
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 
-from reengage.tracker.v1.tracker_pb2 import Resource, WatchSnapshotResponse
+from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
+
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
 

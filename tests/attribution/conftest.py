@@ -26,7 +26,15 @@ from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    network_pb2,
+    snapshot_pb2,
+    status_pb2,
+    tracker_pb2,
+)
 from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions
@@ -57,10 +65,10 @@ class Feed:
 
     def __init__(self) -> None:
         self._revision = 0
-        self._resources: list[tracker_pb2.Resource] = []
+        self._resources: list[snapshot_pb2.Resource] = []
         self._changed = asyncio.Condition()
 
-    async def publish(self, *resources: tracker_pb2.Resource) -> int:
+    async def publish(self, *resources: snapshot_pb2.Resource) -> int:
         """Add or replace resources, as one revision."""
         async with self._changed:
             self._revision += 1
@@ -68,7 +76,7 @@ class Feed:
             self._changed.notify_all()
         return self._revision
 
-    async def watch(self, revision: int) -> AsyncIterator[tracker_pb2.WatchSnapshotResponse]:
+    async def watch(self, revision: int) -> AsyncIterator[snapshot_pb2.WatchSnapshotResponse]:
         """All settings with every revision: later entries of a resource replace earlier ones."""
         sent = -1
         while True:
@@ -76,7 +84,7 @@ class Feed:
                 while self._revision == sent:
                     await self._changed.wait()
             sent = self._revision
-            yield tracker_pb2.WatchSnapshotResponse(revision=sent, reset=True, resources=self._resources)
+            yield snapshot_pb2.WatchSnapshotResponse(revision=sent, reset=True, resources=self._resources)
 
 
 class Received(postback_pb2_grpc.PostbackServiceServicer):
@@ -375,32 +383,30 @@ async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def sample_settings() -> list[tracker_pb2.Resource]:
+def sample_settings() -> list[snapshot_pb2.Resource]:
     """One app, two networks, an acquisition tracker and two reengagement trackers for Purchase (MTR 1 h)."""
-    purchase = tracker_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=tracker_pb2.STATUS_LIVE)
+    purchase = event_definition_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=status_pb2.STATUS_LIVE)
     purchase.min_time_to_reengagement.FromSeconds(3600)
     return [
-        tracker_pb2.Resource(
-            app=tracker_pb2.App(
-                app_id=APP, name="Shop", platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE
-            )
+        snapshot_pb2.Resource(
+            app=app_pb2.App(app_id=APP, name="Shop", platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
         ),
         *(
-            tracker_pb2.Resource(network=tracker_pb2.Network(network_id=network_id, name=network_id.title()))
+            snapshot_pb2.Resource(network=network_pb2.Network(network_id=network_id, name=network_id.title()))
             for network_id in ("acme", "bolt")
         ),
-        tracker_pb2.Resource(campaign=tracker_pb2.Campaign(campaign_id="c1", app_id=APP, name="Spring")),
-        tracker_pb2.Resource(event_definition=purchase),
+        snapshot_pb2.Resource(campaign=campaign_pb2.Campaign(campaign_id="c1", app_id=APP, name="Spring")),
+        snapshot_pb2.Resource(event_definition=purchase),
         tracker_resource(UA_TRACKER, network_id="bolt"),
         tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"]),
         tracker_resource(OTHER_RE_TRACKER, network_id="bolt", events=["Purchase"]),
     ]
 
 
-def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: Any) -> tracker_pb2.Resource:
+def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: Any) -> snapshot_pb2.Resource:
     """A live tracker; with events it is of type REENGAGEMENT."""
     kinds = tracker_pb2.Tracker
-    return tracker_pb2.Resource(
+    return snapshot_pb2.Resource(
         tracker=tracker_pb2.Tracker(
             tracker_id=tracker_id,
             app_id=APP,
@@ -408,7 +414,7 @@ def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: A
             name=tracker_id.upper(),
             type=kinds.TYPE_REENGAGEMENT if events else kinds.TYPE_ACQUISITION,
             events=events,
-            status=tracker_pb2.STATUS_LIVE,
+            status=status_pb2.STATUS_LIVE,
             **fields,
         )
     )

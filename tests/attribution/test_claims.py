@@ -12,7 +12,7 @@ from libs.config import ConfigError
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
 from services.attribution.jobs import claims
 from services.attribution.jobs.claims import ClaimTriggers
@@ -46,7 +46,7 @@ async def world(world: World) -> World:
     """The sample app with two self-attributing networks, x and y, each with trackers of both types."""
     await world.feed.publish(
         *(
-            tracker_pb2.Resource(network=tracker_pb2.Network(network_id=network_id, self_attributing=True))
+            snapshot_pb2.Resource(network=network_pb2.Network(network_id=network_id, self_attributing=True))
             for network_id in ("x", "y")
         ),
         tracker_resource(X_UA, network_id="x"),
@@ -310,9 +310,9 @@ async def test_an_install_that_waits_holds_back_its_device(world: World) -> None
 
 async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_duplicate(world: World) -> None:
     """F2: it is reprocessed, if the window says so, and holds back what came after it in its turn."""
-    app = tracker_pb2.App(app_id=APP, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+    app = app_pb2.App(app_id=APP, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
     app.settings.install_reprocessing_window.FromSeconds(24 * HOUR)
-    await world.feed.publish(tracker_pb2.Resource(app=app))
+    await world.feed.publish(snapshot_pb2.Resource(app=app))
     await world.received.trigger(("_install", "x"), PURCHASES_OF_X)
     for each in ("i1", "i2", "e1"):
         await world.received.answer(each, pending("x"))
@@ -336,9 +336,9 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
 
 async def test_what_was_answered_is_not_asked_again_behind_another_install(world: World) -> None:
     """Else postback that is away at that moment would make a claim unavailable that was heard."""
-    app = tracker_pb2.App(app_id=APP, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+    app = app_pb2.App(app_id=APP, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
     app.settings.install_reprocessing_window.FromSeconds(24 * HOUR)
-    await world.feed.publish(tracker_pb2.Resource(app=app))
+    await world.feed.publish(snapshot_pb2.Resource(app=app))
     await world.received.trigger(("_install", "x"), PURCHASES_OF_X)
     for each in ("i1", "i2"):
         await world.received.answer(each, pending("x"))

@@ -17,7 +17,7 @@ from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.matching import own_key
 from services.attribution.jobs import erasing
 from services.attribution.jobs.erasing import Eraser
@@ -267,15 +267,15 @@ async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_deci
     world: World, database: Database
 ) -> None:
     """In an INCLUSIVE app a click that carries one device's id can win another's event by its address."""
-    app = tracker_pb2.App(
+    app = app_pb2.App(
         app_id=APP,
-        status=tracker_pb2.STATUS_LIVE,
-        settings=tracker_pb2.AppSettings(
-            device_attribution=tracker_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE,
-            modeled_level=tracker_pb2.AppSettings.MODELED_LEVEL_IP_RANGE,
+        status=status_pb2.STATUS_LIVE,
+        settings=app_pb2.AppSettings(
+            device_attribution=app_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE,
+            modeled_level=app_pb2.AppSettings.MODELED_LEVEL_IP_RANGE,
         ),
     )
-    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+    await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=app)))
     async with working(world):
         await world.send(click(0, ADID, record_id="k1"))
         await world.send(event(10, device(2), record_id="e1"), event(20, device(2), "View", record_id="v1"))
@@ -464,7 +464,7 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
         await world.decided("e1")
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
-        archived.tracker.status = tracker_pb2.STATUS_ARCHIVED
+        archived.tracker.status = status_pb2.STATUS_ARCHIVED
         await world.settings.reached(await world.feed.publish(archived))
         again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1")
         again.start_time.FromSeconds(0)
@@ -527,7 +527,7 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
             await world.send(event(10, device(number), record_id=f"e{number}", ip_address=f"192.0.2.{number}"))
         await world.decided("e1", "e2")
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
-        archived.tracker.status = tracker_pb2.STATUS_ARCHIVED
+        archived.tracker.status = status_pb2.STATUS_ARCHIVED
         await world.settings.reached(await world.feed.publish(archived))
         again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1", send_postbacks=True)
         again.start_time.FromSeconds(0)
@@ -617,8 +617,8 @@ async def test_a_device_of_very_many_ids_goes_in_several_searches(
 
 
 async def test_another_app_keeps_its_own(world: World, database: Database) -> None:
-    other = tracker_pb2.App(app_id="other", status=tracker_pb2.STATUS_LIVE)
-    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=other)))
+    other = app_pb2.App(app_id="other", status=status_pb2.STATUS_LIVE)
+    await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=other)))
     async with working(world):
         await world.send(event(0, ADID, "View", record_id="v1"))
         theirs = event(0, ADID, "View", record_id="v1")

@@ -19,7 +19,7 @@ from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import account_pb2, app_pb2, event_definition_pb2, network_settings_pb2, snapshot_pb2
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.pace import Pace
@@ -152,7 +152,7 @@ def counted(decisions: Any) -> int:
 # As it is called.
 
 
-def what_if(*changes: tracker_pb2.Resource, **fields: Any) -> attribution_pb2.WhatIfRequest:
+def what_if(*changes: snapshot_pb2.Resource, **fields: Any) -> attribution_pb2.WhatIfRequest:
     return attribution_pb2.WhatIfRequest(
         **{"app_id": APP, "start_time": LONG_AGO, "end_time": FAR, "changes": changes, **fields}
     )
@@ -276,8 +276,8 @@ async def test_what_if_names_every_wrong_field(world: World) -> None:
     foreign = tracker_resource("t9", network_id="acme")
     foreign.tracker.app_id = "other"
     stray = tracker_resource("t8", network_id="nowhere")
-    account = tracker_pb2.Resource(account=tracker_pb2.Account(account_id="a"))
-    assert await refusal(world.attribution.WhatIf(what_if(foreign, stray, account, tracker_pb2.Resource()))) == (
+    account = snapshot_pb2.Resource(account=account_pb2.Account(account_id="a"))
+    assert await refusal(world.attribution.WhatIf(what_if(foreign, stray, account, snapshot_pb2.Resource()))) == (
         "INVALID_ARGUMENT",
         [
             ("changes[0].tracker.app_id", "OTHER_APP"),
@@ -299,17 +299,17 @@ async def test_what_if_names_every_wrong_field(world: World) -> None:
 
 
 async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None:
-    wrong_event = tracker_pb2.EventDefinition(app_id=APP, event_name="Order\0")
+    wrong_event = event_definition_pb2.EventDefinition(app_id=APP, event_name="Order\0")
     wrong_event.min_time_to_reengagement.FromSeconds(-5)
     wrong_event.reengagement_period.FromSeconds(315_576_000_000)
     wrong = tracker_resource("t" * 257, network_id="acme", events=["Order", "\0"], max_conversions_per_engagement=-1)
     wrong.tracker.windows.click_device.duration.FromSeconds(31 * 86_400)
     wrong.tracker.windows.impression_ip.unlimited = True
     wrong.tracker.create_time.seconds = 1 << 60
-    app = tracker_pb2.App(app_id=APP)
+    app = app_pb2.App(app_id=APP)
     app.settings.windows.event_association.duration.FromSeconds(59)
     app.settings.retention.FromSeconds(0)
-    changes = (tracker_pb2.Resource(event_definition=wrong_event), wrong, tracker_pb2.Resource(app=app))
+    changes = (snapshot_pb2.Resource(event_definition=wrong_event), wrong, snapshot_pb2.Resource(app=app))
     assert await refusal(world.attribution.WhatIf(what_if(*changes))) == (
         "INVALID_ARGUMENT",
         [
@@ -508,9 +508,9 @@ async def test_a_lower_limit_leaves_a_click_to_those_that_won_it_first(world: Wo
 
 async def test_a_campaign_withheld_before_the_period_stays_withheld(world: World) -> None:
     """E2: what is credited to a claim whose user shares nothing granular names no campaign."""
-    policy = tracker_pb2.NetworkSettings(app_id=APP, network_id="acme")
-    policy.granular_data_policy = tracker_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
-    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(network_settings=policy)))
+    policy = network_settings_pb2.NetworkSettings(app_id=APP, network_id="acme")
+    policy.granular_data_policy = network_settings_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
+    await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(network_settings=policy)))
     await world.received.trigger(("Purchase", "acme"))
     await world.received.answer("e1", claimed("acme", HOUR - 60, granular_data_forbidden=True))
     async with working(world):
@@ -541,7 +541,7 @@ async def test_decisions_whose_engagements_are_gone_stay_as_they_are(world: Worl
 async def test_limits_of_an_engagement_count_newest_versions_only(world: World) -> None:
     """D5: a click whose conversion went to another in a re-attribution may win again."""
     limited = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
-    narrow = tracker_pb2.Resource()
+    narrow = snapshot_pb2.Resource()
     narrow.CopyFrom(limited)
     narrow.tracker.windows.click_device.duration.FromSeconds(600)
     one = device(1)

@@ -16,7 +16,7 @@ from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from tests.attribution.conftest import APP, World, click, device, event, install
 from tests.conftest import SERVICES, Database
@@ -39,9 +39,9 @@ async def publish_apps(world: World) -> None:
     """Two apps, kept for 60 days and for 760."""
     revision = 0
     for app_id, days in ((BRIEF, 60), (LONG, 760)):
-        app = tracker_pb2.App(app_id=app_id, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app = app_pb2.App(app_id=app_id, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
         app.settings.retention.FromSeconds(days * 86_400)
-        revision = await world.feed.publish(tracker_pb2.Resource(app=app))
+        revision = await world.feed.publish(snapshot_pb2.Resource(app=app))
     await world.settings.reached(revision)
 
 
@@ -103,8 +103,8 @@ async def test_a_change_of_retention_is_for_what_comes_then(world: World) -> Non
     async with world.worker():
         await send_of(world, BRIEF, "e1")
         await until_decided(world, [BRIEF], 1)
-        app = tracker_pb2.App(app_id=BRIEF, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
-        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        app = app_pb2.App(app_id=BRIEF, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
+        await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=app)))
         await send_of(world, BRIEF, "e2")
         await until_decided(world, [BRIEF], 2)
     rows = await world.pool.fetch("SELECT conversion_id, retention_days FROM decisions ORDER BY conversion_id")
@@ -114,11 +114,11 @@ async def test_a_change_of_retention_is_for_what_comes_then(world: World) -> Non
 async def test_engagements_are_found_in_every_retention_their_app_had(world: World) -> None:
     async with world.worker():
         await world.send(click(0, device(1), record_id="k1"))
-        app = tracker_pb2.App(app_id=APP, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app = app_pb2.App(app_id=APP, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
         app.settings.retention.FromSeconds(90 * 86_400)
         while not await world.pool.fetchval("SELECT count(*) FROM engagements"):
             await asyncio.sleep(0.01)
-        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=app)))
         await world.send(click(10, device(1), record_id="k2"))
         await world.send(event(20, device(1), record_id="e1"))
         (e1,) = await world.decided("e1")
@@ -251,9 +251,9 @@ async def test_a_delivery_is_kept_as_long_as_its_decision(world: World) -> None:
     async with world.worker():
         await send_of(world, BRIEF, "e1")
         await until_decided(world, [BRIEF], 1)
-        app = tracker_pb2.App(app_id=BRIEF, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+        app = app_pb2.App(app_id=BRIEF, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
         app.settings.retention.FromSeconds(760 * 86_400)
-        await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=app)))
+        await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=app)))
         world.received.failing = False
         while "e1" not in world.received.conversions:
             await asyncio.sleep(0.01)

@@ -19,7 +19,7 @@ from libs.domain.lanes import LANES, lane_of
 from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from services.attribution.live import candidates as candidates_module
 from services.attribution.live import decider as decider_module
@@ -161,9 +161,9 @@ async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
     other = next(f"app-{n}" for n in range(1000) if lane_of(f"app-{n}") == lane_of(APP))
     theirs = tracker_resource("theirs", network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
     theirs.tracker.app_id = other
-    app = tracker_pb2.App(app_id=other, platform=tracker_pb2.PLATFORM_ANDROID, status=tracker_pb2.STATUS_LIVE)
+    app = app_pb2.App(app_id=other, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
     ours = tracker_resource("ours", network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
-    await world.feed.publish(tracker_pb2.Resource(app=app), theirs, ours)
+    await world.feed.publish(snapshot_pb2.Resource(app=app), theirs, ours)
 
     def of_other(made: ingest_pb2.Record) -> ingest_pb2.Record:
         made.app_id = other

@@ -18,7 +18,7 @@ from libs.domain.lanes import lane_of
 from libs.errors import ResourceExhausted, from_rpc_error
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.queries import watching
 from services.attribution.queries.watching import Wanted, Watching
@@ -277,8 +277,8 @@ async def test_an_app_that_there_is_not_is_not_found(world: World) -> None:
 
 async def test_an_archived_app_can_be_watched(world: World) -> None:
     await decide(world, *views(1))
-    archived = tracker_pb2.App(app_id=APP, status=tracker_pb2.STATUS_ARCHIVED)
-    await world.settings.reached(await world.feed.publish(tracker_pb2.Resource(app=archived)))
+    archived = app_pb2.App(app_id=APP, status=status_pb2.STATUS_ARCHIVED)
+    await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=archived)))
     assert (await watch(world, 1, app_id=APP))[0] == [(1, "v1", 1)]
 
 
@@ -365,7 +365,7 @@ class Reader:
 @pytest.mark.timeout(180)
 async def test_nothing_is_lost_or_doubled_whoever_dies(world: World, database: Database) -> None:
     """Two services decide and are killed in turns; a reader goes on with the token it has, at whichever is there."""
-    settings = tracker_pb2.WatchSnapshotResponse(
+    settings = snapshot_pb2.WatchSnapshotResponse(
         revision=100, reset=True, resources=[*sample_settings(), *second_app_settings()]
     )
     sent: list[tuple[str, str]] = []
@@ -423,5 +423,5 @@ async def second_app(world: World) -> None:
     await world.feed.publish(*second_app_settings())
 
 
-def second_app_settings() -> list[tracker_pb2.Resource]:
-    return [tracker_pb2.Resource(app=tracker_pb2.App(app_id=OTHER_APP, status=tracker_pb2.STATUS_LIVE))]
+def second_app_settings() -> list[snapshot_pb2.Resource]:
+    return [snapshot_pb2.Resource(app=app_pb2.App(app_id=OTHER_APP, status=status_pb2.STATUS_LIVE))]

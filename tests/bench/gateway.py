@@ -12,7 +12,7 @@ import asyncpg
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.migrations import prepare
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2
 from tests.bench.row import Row
 from tests.gateway.processes import backend, create_tracker, free_port
 
@@ -29,7 +29,7 @@ async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
                 await prepare(postgres.admin_dsn(), schema=service, directory=SERVICES / service / "migrations")
             dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
             async with backend(dsns) as behind:
-                app = tracker_pb2.App(app_id="bench", name="Bench", platform=tracker_pb2.PLATFORM_ANDROID)
+                app = app_pb2.App(app_id="bench", name="Bench", platform=app_pb2.PLATFORM_ANDROID)
                 url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
                 await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
                 gateway = behind.gateway(Path(directory) / "spool")

@@ -14,7 +14,7 @@ from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from libs.migrations import prepare
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import snapshot_pb2, tracker_pb2
 from tests.bench.row import Row
 from tests.ingest.process import IngestProcess, serve_settings
 
@@ -27,7 +27,7 @@ MIGRATIONS = Path(__file__).parents[2] / "services" / "ingest" / "migrations"
 
 async def bench(*, records: int = 200_000) -> list[Row]:
     """Measures the row limit, RecordBatch of 100, ReadLog of all of it, and the row limit again."""
-    settings = tracker_pb2.WatchSnapshotResponse(revision=1, reset=True)
+    settings = snapshot_pb2.WatchSnapshotResponse(revision=1, reset=True)
     settings.resources.add().app.app_id = "bench"
     settings.resources.add().tracker.CopyFrom(tracker_pb2.Tracker(tracker_id="tr", app_id="bench"))
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:

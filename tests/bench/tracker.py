@@ -12,13 +12,24 @@ import asyncpg
 import psutil
 from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
+from reengage.tracker.v1.status_pb2 import STATUS_LIVE
+from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from libs.domain.snapshots import Follower, Resources
 from libs.migrations import prepare
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from reengage.tracker.v1.tracker_pb2 import PLATFORM_IOS, STATUS_LIVE, Tracker
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    network_pb2,
+    resolve_pb2,
+    segment_pb2,
+    service_pb2_grpc,
+    snapshot_pb2,
+    tracker_pb2,
+)
 from services.attribution.wire.settings import SettingsBuilder
 from services.gateway.settings import Settings as GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
@@ -29,7 +40,7 @@ TRACKERS = 100_000
 APPS = 100
 MIGRATIONS = Path(__file__).parents[2] / "services" / "tracker" / "migrations"
 ADMIN_KEY, SERVICE_KEY = "bench-admin", "bench-service"
-Stub = tracker_pb2_grpc.TrackerConfigServiceStub
+Stub = service_pb2_grpc.TrackerConfigServiceStub
 BUILDS: dict[str, Callable[[Resources, int], object]] = {
     "ingest": build_ingest,
     "gateway": GatewaySettings,
@@ -66,16 +77,16 @@ async def bench(*, trackers: int = TRACKERS) -> list[Row]:
 
 
 async def _create_apps(stub: Stub) -> None:
-    await stub.ListApps(tracker_pb2.ListAppsRequest(), wait_for_ready=True)
-    network = tracker_pb2.Network(network_id="net", name="Net", platform=PLATFORM_IOS)
-    await stub.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network))
+    await stub.ListApps(app_pb2.ListAppsRequest(), wait_for_ready=True)
+    network = network_pb2.Network(network_id="net", name="Net", platform=PLATFORM_IOS)
+    await stub.CreateNetwork(network_pb2.CreateNetworkRequest(network=network))
     for number in range(APPS):
-        app = tracker_pb2.App(app_id=f"app{number}", name=f"App {number}", platform=PLATFORM_IOS)
-        campaign = tracker_pb2.Campaign(campaign_id=f"c{number}", app_id=app.app_id, name="Campaign")
-        segment = tracker_pb2.Segment(segment_id=f"s{number}", campaign_id=f"c{number}", name="Segment")
-        await stub.CreateApp(tracker_pb2.CreateAppRequest(app=app))
-        await stub.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
-        await stub.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
+        app = app_pb2.App(app_id=f"app{number}", name=f"App {number}", platform=PLATFORM_IOS)
+        campaign = campaign_pb2.Campaign(campaign_id=f"c{number}", app_id=app.app_id, name="Campaign")
+        segment = segment_pb2.Segment(segment_id=f"s{number}", campaign_id=f"c{number}", name="Segment")
+        await stub.CreateApp(app_pb2.CreateAppRequest(app=app))
+        await stub.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=campaign))
+        await stub.CreateSegment(segment_pb2.CreateSegmentRequest(segment=segment))
 
 
 async def _create_trackers(dsn: str, number: int) -> None:
@@ -130,7 +141,7 @@ async def _list(stub: Stub, trackers: int) -> Row:
 
 async def _resolve(stub: Stub) -> Row:
     async def call(number: int) -> None:
-        await stub.ResolveSettings(tracker_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
+        await stub.ResolveSettings(resolve_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
 
     return Row(name="tracker: resolve settings", value=await _rate(call, calls=600), unit="calls/s")
 
@@ -148,8 +159,8 @@ async def _rate(call: Callable[[int], Awaitable[None]], *, calls: int, at_once: 
 
 
 async def _follow(admin: Stub, service: Stub, trackers: int) -> list[Row]:
-    def watch(revision: int) -> AsyncIterable[tracker_pb2.WatchSnapshotResponse]:
-        return service.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=revision))
+    def watch(revision: int) -> AsyncIterable[snapshot_pb2.WatchSnapshotResponse]:
+        return service.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision))
 
     held: list[Resources] = []
 
@@ -192,7 +203,7 @@ async def _latency(admin: Stub, follower: Follower[int]) -> list[Row]:
 
     async def load(number: int) -> None:
         while not stop.is_set():
-            await admin.ResolveSettings(tracker_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
+            await admin.ResolveSettings(resolve_pb2.ResolveSettingsRequest(tracker_id=f"t{number:06}"))
             await admin.ListTrackers(tracker_pb2.ListTrackersRequest(app_id=f"app{number}", page_size=100))
 
     loads = [asyncio.ensure_future(load(number)) for number in range(4)]

@@ -16,7 +16,15 @@ import psutil
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    network_pb2,
+    segment_pb2,
+    service_pb2_grpc,
+    tracker_pb2,
+)
 from tests.bench.load import APP, CLICKED, INSTALLED
 from tests.bench.row import Row
 
@@ -150,19 +158,19 @@ async def create_settings(suite: Suite) -> None:
     kinds = tracker_pb2.Tracker
     ports = suite.ports
     async with open_channel(ports.address("tracker"), key=suite.admin_key) as channel:
-        stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
-        android = tracker_pb2.PLATFORM_ANDROID
-        app = tracker_pb2.App(app_id=APP, name="Bench", platform=android)
-        await stub.CreateApp(tracker_pb2.CreateAppRequest(app=app))
-        network = tracker_pb2.Network(network_id="bench-net", name="Bench network", platform=android)
-        await stub.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network))
-        campaign = tracker_pb2.Campaign(campaign_id="bench-c", app_id=APP, name="Campaign")
-        await stub.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
-        segment = tracker_pb2.Segment(segment_id="bench-s", campaign_id="bench-c", name="Segment")
-        await stub.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
-        event = tracker_pb2.EventDefinition(app_id=APP, event_name="Purchase")
+        stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
+        android = app_pb2.PLATFORM_ANDROID
+        app = app_pb2.App(app_id=APP, name="Bench", platform=android)
+        await stub.CreateApp(app_pb2.CreateAppRequest(app=app))
+        network = network_pb2.Network(network_id="bench-net", name="Bench network", platform=android)
+        await stub.CreateNetwork(network_pb2.CreateNetworkRequest(network=network))
+        campaign = campaign_pb2.Campaign(campaign_id="bench-c", app_id=APP, name="Campaign")
+        await stub.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=campaign))
+        segment = segment_pb2.Segment(segment_id="bench-s", campaign_id="bench-c", name="Segment")
+        await stub.CreateSegment(segment_pb2.CreateSegmentRequest(segment=segment))
+        event = event_definition_pb2.EventDefinition(app_id=APP, event_name="Purchase")
         event.min_time_to_reengagement.FromSeconds(0)
-        await stub.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=event))
+        await stub.CreateEventDefinition(event_definition_pb2.CreateEventDefinitionRequest(event_definition=event))
         for tracker_id, tracker_type, events in (
             (CLICKED, kinds.TYPE_REENGAGEMENT, ["Purchase"]),
             (INSTALLED, kinds.TYPE_ACQUISITION, []),

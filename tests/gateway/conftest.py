@@ -14,7 +14,7 @@ import pytest_asyncio
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, network_pb2, tracker_pb2
 from tests.conftest import TEMPLATE
 from tests.gateway.processes import Backend, GatewayProcess, backend, create_tracker
 
@@ -97,21 +97,21 @@ async def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFac
 
 
 async def _configure(behind: Backend) -> None:
-    android = tracker_pb2.PLATFORM_ANDROID
-    shop = tracker_pb2.App(app_id="shop", name="Shop", platform=android, url_schemes=["shop"])
-    limited = tracker_pb2.App(app_id="limited", name="Limited", platform=android)
+    android = app_pb2.PLATFORM_ANDROID
+    shop = app_pb2.App(app_id="shop", name="Shop", platform=android, url_schemes=["shop"])
+    limited = app_pb2.App(app_id="limited", name="Limited", platform=android)
     limited.settings.records_per_second = 5
-    gone = tracker_pb2.App(app_id="gone", name="Gone", platform=android)
+    gone = app_pb2.App(app_id="gone", name="Gone", platform=android)
     play, settings = "https://play.google.com/store/apps/details?id=com.shop", behind.settings
     await create_tracker(settings, shop, tracker_id="plain", name="Plain", install_url=play)
     await create_tracker(settings, shop, tracker_id="deep", install_url=play, deep_link="shop://p/{sku}")
     await create_tracker(settings, shop, tracker_id="checked", install_url=play, click_validation_key=KEY)
     await create_tracker(settings, shop, tracker_id="old", install_url=play)
     await settings.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="old"))
-    handles = tracker_pb2.Network(network_id="handles", name="Handles", platform=android, handles_redirects=True)
-    await settings.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=handles))
+    handles = network_pb2.Network(network_id="handles", name="Handles", platform=android, handles_redirects=True)
+    await settings.CreateNetwork(network_pb2.CreateNetworkRequest(network=handles))
     nowhere = tracker_pb2.Tracker(tracker_id="nowhere", segment_id="se-shop", network_id="handles", name="Nowhere")
     await settings.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=nowhere))
     await create_tracker(settings, limited, tracker_id="limited-1", install_url=play)
     await create_tracker(settings, gone, tracker_id="gone-1", install_url=play)
-    await settings.ArchiveApp(tracker_pb2.ArchiveAppRequest(app_id="gone"))
+    await settings.ArchiveApp(app_pb2.ArchiveAppRequest(app_id="gone"))

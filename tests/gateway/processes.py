@@ -16,7 +16,7 @@ import grpc
 from cryptography.fernet import Fernet
 
 from libs.channels import open_channel
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import app_pb2, campaign_pb2, network_pb2, segment_pb2, service_pb2_grpc, tracker_pb2
 from tests.ingest.process import IngestProcess
 
 
@@ -87,7 +87,7 @@ class Backend:
 
     tracker: ServiceProcess
     ingest: IngestProcess
-    settings: tracker_pb2_grpc.TrackerConfigServiceStub
+    settings: service_pb2_grpc.TrackerConfigServiceStub
 
     def gateway(self, spool: Path, **environment: str) -> GatewayProcess:
         """A gateway before it, not started yet; of the attribution service there is none unless it is given."""
@@ -113,25 +113,25 @@ async def backend(dsns: Mapping[str, str]) -> AsyncIterator[Backend]:
         await ingest.start()
         stack.push_async_callback(ingest.stop)
         channel = await stack.enter_async_context(open_channel(tracker.target, key="admin"))
-        stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
-        await stub.ListApps(tracker_pb2.ListAppsRequest(), wait_for_ready=True)
+        stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
+        await stub.ListApps(app_pb2.ListAppsRequest(), wait_for_ready=True)
         yield Backend(tracker=tracker, ingest=ingest, settings=stub)
 
 
 async def create_tracker(
-    settings: tracker_pb2_grpc.TrackerConfigServiceStub, app: tracker_pb2.App, **tracker: object
+    settings: service_pb2_grpc.TrackerConfigServiceStub, app: app_pb2.App, **tracker: object
 ) -> tracker_pb2.Tracker:
     """A tracker with these fields, and what it belongs to: app, network, campaign and segment, made when missing."""
     app_id, platform = app.app_id, app.platform
-    name = tracker_pb2.Platform.Name(platform).removeprefix("PLATFORM_").lower()
-    network = tracker_pb2.Network(network_id=f"net-{name}", name=f"Net {name}", platform=platform)
-    campaign = tracker_pb2.Campaign(campaign_id=f"ca-{app_id}", app_id=app_id, name=f"Campaign of {app_id}")
-    segment = tracker_pb2.Segment(segment_id=f"se-{app_id}", campaign_id=campaign.campaign_id, name="Segment")
+    name = app_pb2.Platform.Name(platform).removeprefix("PLATFORM_").lower()
+    network = network_pb2.Network(network_id=f"net-{name}", name=f"Net {name}", platform=platform)
+    campaign = campaign_pb2.Campaign(campaign_id=f"ca-{app_id}", app_id=app_id, name=f"Campaign of {app_id}")
+    segment = segment_pb2.Segment(segment_id=f"se-{app_id}", campaign_id=campaign.campaign_id, name="Segment")
     try:
-        await settings.CreateApp(tracker_pb2.CreateAppRequest(app=app))
-        await settings.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network))
-        await settings.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
-        await settings.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
+        await settings.CreateApp(app_pb2.CreateAppRequest(app=app))
+        await settings.CreateNetwork(network_pb2.CreateNetworkRequest(network=network))
+        await settings.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=campaign))
+        await settings.CreateSegment(segment_pb2.CreateSegmentRequest(segment=segment))
     except grpc.aio.AioRpcError as error:
         raise AssertionError(error.details()) from error
     made = tracker_pb2.Tracker(segment_id=segment.segment_id, network_id=network.network_id, **tracker)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
 from services.ingest.__main__ import SERVICE_NAME
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
@@ -32,16 +32,16 @@ TRACKER, ARCHIVED_TRACKER, STRICT_TRACKER = "tr-1", "tr-old", "tr-strict"
 DEFINED_EVENTS = frozenset({"Login", "Old login"})
 
 
-def settings_response() -> tracker_pb2.WatchSnapshotResponse:
+def settings_response() -> snapshot_pb2.WatchSnapshotResponse:
     """Three apps (one with narrow limits of time, one archived), three trackers and two events (one each archived)."""
-    archived = tracker_pb2.STATUS_ARCHIVED
-    strict = tracker_pb2.AppSettings()
+    archived = status_pb2.STATUS_ARCHIVED
+    strict = app_pb2.AppSettings()
     strict.max_record_age.seconds = 3600
     strict.max_record_lead.seconds = 0
     apps = [
-        tracker_pb2.App(app_id=APP, sandbox=True),
-        tracker_pb2.App(app_id=STRICT_APP, settings=strict),
-        tracker_pb2.App(app_id=ARCHIVED_APP, status=archived),
+        app_pb2.App(app_id=APP, sandbox=True),
+        app_pb2.App(app_id=STRICT_APP, settings=strict),
+        app_pb2.App(app_id=ARCHIVED_APP, status=archived),
     ]
     trackers = [
         tracker_pb2.Tracker(tracker_id=TRACKER, app_id=APP),
@@ -49,19 +49,19 @@ def settings_response() -> tracker_pb2.WatchSnapshotResponse:
         tracker_pb2.Tracker(tracker_id=STRICT_TRACKER, app_id=STRICT_APP),
     ]
     events = [
-        tracker_pb2.EventDefinition(app_id=APP, event_name="Login"),
-        tracker_pb2.EventDefinition(app_id=APP, event_name="Old login", status=archived),
+        event_definition_pb2.EventDefinition(app_id=APP, event_name="Login"),
+        event_definition_pb2.EventDefinition(app_id=APP, event_name="Old login", status=archived),
     ]
-    return tracker_pb2.WatchSnapshotResponse(
+    return snapshot_pb2.WatchSnapshotResponse(
         revision=7,
         reset=True,
-        resources=[tracker_pb2.Resource(app=app) for app in apps]
-        + [tracker_pb2.Resource(tracker=tracker) for tracker in trackers]
-        + [tracker_pb2.Resource(event_definition=event) for event in events],
+        resources=[snapshot_pb2.Resource(app=app) for app in apps]
+        + [snapshot_pb2.Resource(tracker=tracker) for tracker in trackers]
+        + [snapshot_pb2.Resource(event_definition=event) for event in events],
     )
 
 
-async def watch(_revision: int) -> AsyncIterator[tracker_pb2.WatchSnapshotResponse]:
+async def watch(_revision: int) -> AsyncIterator[snapshot_pb2.WatchSnapshotResponse]:
     """Tracker's stream: everything once, then silence."""
     yield settings_response()
     await asyncio.Event().wait()
@@ -125,7 +125,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
         *,
         most_waiting: int = 20_000,
         write: bool = True,
-        watch: Callable[[int], AsyncIterable[tracker_pb2.WatchSnapshotResponse]] = watch,
+        watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]] = watch,
         register: Callable[[str, Collection[str]], Awaitable[object]] = register_nothing,
     ) -> AsyncIterator[Ingest]:
         async with AsyncExitStack() as stack:

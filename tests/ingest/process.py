@@ -12,26 +12,26 @@ from contextlib import asynccontextmanager
 import grpc
 
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 
 
 @asynccontextmanager
-async def serve_settings(settings: tracker_pb2.WatchSnapshotResponse) -> AsyncIterator[str]:
+async def serve_settings(settings: snapshot_pb2.WatchSnapshotResponse) -> AsyncIterator[str]:
     """A tracker that has these settings for ever; gives its target."""
 
-    class Tracker(tracker_pb2_grpc.TrackerConfigServiceServicer):
+    class Tracker(service_pb2_grpc.TrackerConfigServiceServicer):
         async def WatchSnapshot(
             self,
-            request: tracker_pb2.WatchSnapshotRequest,
+            request: snapshot_pb2.WatchSnapshotRequest,
             context: grpc.aio.ServicerContext[
-                tracker_pb2.WatchSnapshotRequest, AsyncIterator[tracker_pb2.WatchSnapshotResponse]
+                snapshot_pb2.WatchSnapshotRequest, AsyncIterator[snapshot_pb2.WatchSnapshotResponse]
             ],
-        ) -> AsyncIterator[tracker_pb2.WatchSnapshotResponse]:
+        ) -> AsyncIterator[snapshot_pb2.WatchSnapshotResponse]:
             yield settings
             await asyncio.Event().wait()
 
     server = grpc.aio.server()
-    tracker_pb2_grpc.add_TrackerConfigServiceServicer_to_server(Tracker(), server)  # type: ignore[abstract]
+    service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(Tracker(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 
 from libs.errors import Unavailable
 from reengage.ingest.v1 import ingest_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2
 from services.ingest.sightings import FORGET_S, MOST_NAMES, Sightings
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, StartIngest, click, event
@@ -138,21 +138,23 @@ async def test_tracker_itself_registers_them_and_then_they_are_known(
 ) -> None:
     calls: list[set[str]] = []
     async with running(database) as stub:
-        await stub.CreateApp(tracker_pb2.CreateAppRequest(app=app(app_id=APP)))
+        await stub.CreateApp(app_pb2.CreateAppRequest(app=app(app_id=APP)))
 
-        def watch(at: int) -> AsyncIterable[tracker_pb2.WatchSnapshotResponse]:
-            return stub.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=at))
+        def watch(at: int) -> AsyncIterable[snapshot_pb2.WatchSnapshotResponse]:
+            return stub.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at))
 
         async def register(app_id: str, event_names: Collection[str]) -> None:
             calls.append(set(event_names))
-            await stub.RegisterEvents(tracker_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names))
+            await stub.RegisterEvents(
+                event_definition_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names)
+            )
 
         # Tracker would refuse the second, and with it those it came with.
         events = [event("Level 1"), event("Level\n2"), event("x" * 128), event("Привет")]
         async with start_ingest(database, watch=watch, register=register) as ingest:
             assert [result.status for result in await ingest.send(*events)] == [ACCEPTED] * 4
             await ingest.sightings.hand_over()
-        listed = await stub.ListEventDefinitions(tracker_pb2.ListEventDefinitionsRequest(app_id=APP))
+        listed = await stub.ListEventDefinitions(event_definition_pb2.ListEventDefinitionsRequest(app_id=APP))
         names = {one.event_name for one in listed.event_definitions if one.registered}
         assert names == {"Level 1", "x" * 128, "Привет"}
         async with start_ingest(database, watch=watch, register=register) as another:

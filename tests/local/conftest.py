@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.local.cli import app
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
+from reengage.tracker.v1 import app_pb2, service_pb2_grpc
 from tests.conftest import TEMPLATE
 from tests.gateway.processes import ServiceProcess, free_port
 
@@ -43,8 +43,8 @@ async def tracker_target(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     )
     await process.start()
     async with open_channel(process.target, key="admin") as channel:
-        stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
-        await stub.ListApps(tracker_pb2.ListAppsRequest(), wait_for_ready=True)
+        stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
+        await stub.ListApps(app_pb2.ListAppsRequest(), wait_for_ready=True)
     yield process.target
     await process.stop()
 

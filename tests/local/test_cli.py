@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deploy.local.calls import CallError, find_method, parse_request
 from deploy.local.cli import app
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import app_pb2
 from tests.conftest import Database
 
 SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_reengagement.yaml"
@@ -92,7 +92,7 @@ def test_json_that_does_not_fit_is_told_what_it_should_be(text: str) -> None:
 def test_field_masks_are_written_as_the_protos_do_or_as_json_does(path: str) -> None:
     _, method = find_method("tracker/UpdateApp")
     request = parse_request(method, json.dumps({"app": {"app_id": "a"}, "update_mask": path}))
-    assert isinstance(request, tracker_pb2.UpdateAppRequest)
+    assert isinstance(request, app_pb2.UpdateAppRequest)
     assert request.update_mask.paths == ["settings.windows.click_device"]
 
 

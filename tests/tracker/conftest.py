@@ -14,7 +14,7 @@ from libs.channels import open_channel
 from libs.db import open_pool
 from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault
-from reengage.tracker.v1 import tracker_pb2_grpc
+from reengage.tracker.v1 import service_pb2_grpc
 from services.tracker.keys import ApiKeys
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
@@ -63,7 +63,7 @@ async def serving(database: Database) -> AsyncIterator[Served]:
         service = TrackerConfigService(settings, keys, store, revisions)
         face = Face(
             name=NAME,
-            add=lambda server: tracker_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
+            add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
             admit=keys.admit,
         )
         server, _ = build_server(ServerConfig(listen=""), [face])
@@ -82,7 +82,7 @@ async def serving(database: Database) -> AsyncIterator[Served]:
 async def running(database: Database) -> AsyncIterator[Stub]:
     """A tracker, and a client of it that may do everything."""
     async with serving(database) as served, open_channel(served.target, key=ADMIN_KEY) as channel:
-        yield tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+        yield service_pb2_grpc.TrackerConfigServiceStub(channel)
 
 
 @pytest.fixture

@@ -6,27 +6,22 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from reengage.tracker.v1.account_pb2 import Account
+from reengage.tracker.v1.agency_pb2 import Agency
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, App
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.san_account_pb2 import SanAccount
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.tracker_pb2 import Tracker
+from reengage.tracker.v1.windows_pb2 import Window, Windows
 
 from libs.errors import ErrorDetails, from_rpc_error
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from reengage.tracker.v1.tracker_pb2 import (
-    PLATFORM_ANDROID,
-    PLATFORM_IOS,
-    Account,
-    Agency,
-    ApiKey,
-    App,
-    Campaign,
-    EventDefinition,
-    Network,
-    SanAccount,
-    Segment,
-    Tracker,
-    Window,
-    Windows,
-)
+from reengage.tracker.v1 import app_pb2, campaign_pb2, network_pb2, segment_pb2, service_pb2_grpc, tracker_pb2
 
-Stub: TypeAlias = "tracker_pb2_grpc.TrackerConfigServiceStub"
+Stub: TypeAlias = "service_pb2_grpc.TrackerConfigServiceStub"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -119,11 +114,11 @@ def windows(**named: Window) -> Windows:
 async def create_parents(tracker: Stub, *, with_app: bool = True) -> None:
     """What trackers hang on: the iOS app, both networks, a campaign and its segment. Revisions 1 to 5."""
     if with_app:
-        await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=app()))
-    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=network()))
-    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=san()))
-    await tracker.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign()))
-    await tracker.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment()))
+        await tracker.CreateApp(app_pb2.CreateAppRequest(app=app()))
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=network()))
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=san()))
+    await tracker.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=campaign()))
+    await tracker.CreateSegment(segment_pb2.CreateSegmentRequest(segment=segment()))
 
 
 async def create_tracker(tracker: Stub, wanted: Tracker) -> Tracker:

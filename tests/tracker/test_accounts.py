@@ -8,19 +8,30 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
+from reengage.tracker.v1.change_pb2 import Change
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.san_account_pb2 import SanAccount
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_pb2 import Tracker
 
+from libs.messages import message_class
 from libs.pages import encode_token
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import (
-    PLATFORM_ANDROID,
-    PLATFORM_IOS,
-    STATUS_ARCHIVED,
-    ApiKey,
-    Change,
-    EventDefinition,
-    Network,
-    SanAccount,
-    Tracker,
+from reengage.tracker.v1 import (
+    account_pb2,
+    agency_pb2,
+    api_key_pb2,
+    app_pb2,
+    campaign_pb2,
+    change_pb2,
+    event_definition_pb2,
+    network_pb2,
+    san_account_pb2,
+    segment_pb2,
+    snapshot_pb2,
+    tracker_pb2,
 )
 from services.tracker import catalogue
 from tests.conftest import Database
@@ -31,13 +42,13 @@ from tests.tracker.test_roles import calling
 
 
 async def newest(stub: Stub) -> int:
-    return max([part.revision async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest())])
+    return max([part.revision async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest())])
 
 
 async def stored(stub: Stub, revision: int = 0) -> dict[str, Any]:
     """Every resource of a snapshot, by kind and id."""
     found = {}
-    async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest(revision=revision)):
+    async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest(revision=revision)):
         for resource in part.resources:
             kind = resource.WhichOneof("resource") or ""
             message = getattr(resource, kind)
@@ -59,12 +70,12 @@ def test_the_catalogue_has_what_was_asked_for() -> None:
 
 
 async def test_a_built_in_network_is_there_and_kept_from_its_first_use(tracker: Stub) -> None:
-    await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app()))
-    asked = tracker_pb2.GetNetworkRequest(network_id="moloco-ios")
+    await tracker.CreateApp(app_pb2.CreateAppRequest(app=samples.app()))
+    asked = network_pb2.GetNetworkRequest(network_id="moloco-ios")
     network = (await tracker.GetNetwork(asked)).network
     assert (network.built_in, network.revision, network.name) == (True, 0, "Moloco iOS")
-    await tracker.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=samples.campaign()))
-    await tracker.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=samples.segment()))
+    await tracker.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=samples.campaign()))
+    await tracker.CreateSegment(segment_pb2.CreateSegmentRequest(segment=samples.segment()))
     assert "network moloco-ios" not in await stored(tracker)
     made = await create_tracker(tracker, samples.acquisition(network_id="moloco-ios"))
     kept = (await tracker.GetNetwork(asked)).network
@@ -73,10 +84,10 @@ async def test_a_built_in_network_is_there_and_kept_from_its_first_use(tracker: 
 
 
 async def test_networks_are_listed_with_those_of_the_catalogue(tracker: Stub) -> None:
-    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=samples.network(network_id="moloco-web")))
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=samples.network(network_id="moloco-web")))
     ids, token = [], ""
     while True:
-        request = tracker_pb2.ListNetworksRequest(page_size=7, page_token=token)
+        request = network_pb2.ListNetworksRequest(page_size=7, page_token=token)
         page = await tracker.ListNetworks(request)
         ids += [network.network_id for network in page.networks]
         token = page.next_page_token
@@ -87,7 +98,7 @@ async def test_networks_are_listed_with_those_of_the_catalogue(tracker: Stub) ->
 
 async def test_creating_a_built_in_network_needs_its_id_only(tracker: Stub) -> None:
     wanted = Network(network_id="pinterest-ios", supports_impressions=False)
-    made = (await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=wanted))).network
+    made = (await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=wanted))).network
     assert (made.name, made.handles_redirects, made.platform) == ("Pinterest iOS", True, PLATFORM_IOS)
     assert not made.supports_impressions, "what is given goes before the catalogue's"
 
@@ -100,12 +111,12 @@ async def test_pinterest_needs_no_destination(tracker: Stub) -> None:
 
 
 async def test_an_accounts_own_network_serves_its_apps_only(tracker: Stub) -> None:
-    await tracker.CreateAccount(tracker_pb2.CreateAccountRequest(account=samples.account()))
+    await tracker.CreateAccount(account_pb2.CreateAccountRequest(account=samples.account()))
     await create_parents(tracker)
     theirs = samples.network(network_id="own", name="Own", account_id="owner")
-    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=theirs))
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=theirs))
     agency = samples.agency(account_id="owner")
-    await tracker.CreateAgency(tracker_pb2.CreateAgencyRequest(agency=agency))
+    await tracker.CreateAgency(agency_pb2.CreateAgencyRequest(agency=agency))
     made = create_tracker(tracker, samples.acquisition(network_id="own", agency_id="runners"))
     assert await wrong_fields(made) == {("tracker.network_id", "OTHER_ACCOUNT"), ("tracker.agency_id", "OTHER_ACCOUNT")}
 
@@ -116,7 +127,7 @@ async def test_windows_are_those_the_network_allows(tracker: Stub) -> None:
         network_id="strict", name="Strict", post_engagement_windows=[seconds(7 * DAY), seconds(28 * DAY)],
         post_view_windows=[seconds(0), seconds(DAY)],
     )  # fmt: skip
-    await tracker.CreateNetwork(tracker_pb2.CreateNetworkRequest(network=strict))
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=strict))
     for engagement, view in ((7, 0), (28, 1)):
         wanted = samples.san_reengagement(
             tracker_id=f"ok{engagement}", network_id="strict",
@@ -146,22 +157,21 @@ async def test_what_is_in_use_is_not_archived(
     tracker: Stub, kind: str, field: str, sample: Any, used: dict[str, Any]
 ) -> None:
     create, archive = getattr(tracker, f"Create{kind}"), getattr(tracker, f"Archive{kind}")
-    requests = vars(tracker_pb2)
     name = {"Account": "account", "Agency": "agency", "SanAccount": "san_account"}[kind]
     if kind == "Account":
-        await create(requests[f"Create{kind}Request"](**{name: sample}))
-        await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app(account_id="owner")))
+        await create(message_class(f"reengage.tracker.v1.Create{kind}Request")(**{name: sample}))
+        await tracker.CreateApp(app_pb2.CreateAppRequest(app=samples.app(account_id="owner")))
     else:
         await create_parents(tracker)
-        await create(requests[f"Create{kind}Request"](**{name: sample}))
+        await create(message_class(f"reengage.tracker.v1.Create{kind}Request")(**{name: sample}))
         await create_tracker(tracker, samples.san_reengagement(**used))
-    request = requests[f"Archive{kind}Request"](**{field: getattr(sample, field)})
+    request = message_class(f"reengage.tracker.v1.Archive{kind}Request")(**{field: getattr(sample, field)})
     details = await failure(archive(request))
     assert details.reason == "IN_USE"
     assert ("kodemo1" if kind == "Account" else "xre1") in details.message
     if used:
         await tracker.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="xre1"))
-    await tracker.ArchiveApp(tracker_pb2.ArchiveAppRequest(app_id="kodemo1"))
+    await tracker.ArchiveApp(app_pb2.ArchiveAppRequest(app_id="kodemo1"))
     assert getattr(await archive(request), name).status == STATUS_ARCHIVED
 
 
@@ -172,14 +182,14 @@ async def test_credentials_are_kept_encrypted_and_never_answered(tracker: Stub, 
     await create_parents(tracker)
     secret = "a very secret token"
     account = samples.san_account(credentials={"token": secret, "other": "second"})
-    made = (await tracker.CreateSanAccount(tracker_pb2.CreateSanAccountRequest(san_account=account))).san_account
+    made = (await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))).san_account
     assert (list(made.credential_names), dict(made.credentials), made.verified) == (["other", "token"], {}, False)
-    repeated = await tracker.CreateSanAccount(tracker_pb2.CreateSanAccountRequest(san_account=account))
+    repeated = await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))
     assert repeated.san_account == made
     other = samples.san_account(credentials={"token": "another", "other": "second"})
-    again = tracker.CreateSanAccount(tracker_pb2.CreateSanAccountRequest(san_account=other))
+    again = tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=other))
     assert await refusal(again) == ("ALREADY_EXISTS", "SAN_ACCOUNT_EXISTS")
-    listed = await tracker.ListSanAccounts(tracker_pb2.ListSanAccountsRequest(app_id="kodemo1"))
+    listed = await tracker.ListSanAccounts(san_account_pb2.ListSanAccountsRequest(app_id="kodemo1"))
     assert list(listed.san_accounts) == [made]
     assert (await stored(tracker))["san_account x1"] == made
     connection = await asyncpg.connect(database.dsn("tracker"), server_settings={"search_path": "tracker"})
@@ -195,7 +205,7 @@ async def test_credentials_are_kept_encrypted_and_never_answered(tracker: Stub, 
 async def test_new_credentials_must_be_verified_anew(tracker: Stub) -> None:
     """S1: accounts may be selected as long as they have been authenticated."""
     await create_parents(tracker)
-    await tracker.CreateSanAccount(tracker_pb2.CreateSanAccountRequest(san_account=samples.san_account()))
+    await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=samples.san_account()))
     wanted = samples.san_reengagement(san_account_ids=["x1", "nothing"])
     assert await wrong_fields(create_tracker(tracker, wanted)) == {
         ("tracker.san_account_ids[0]", "NOT_VERIFIED"),
@@ -203,7 +213,7 @@ async def test_new_credentials_must_be_verified_anew(tracker: Stub) -> None:
     }
 
     async def update(*paths: str, **fields: Any) -> SanAccount:
-        request = tracker_pb2.UpdateSanAccountRequest(
+        request = san_account_pb2.UpdateSanAccountRequest(
             san_account=SanAccount(san_account_id="x1", **fields), update_mask=FieldMask(paths=paths)
         )
         changed: SanAccount = (await tracker.UpdateSanAccount(request)).san_account
@@ -225,24 +235,32 @@ async def test_new_credentials_must_be_verified_anew(tracker: Stub) -> None:
 
 
 async def test_events_are_registered_on_first_sight(tracker: Stub) -> None:
-    await tracker.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app()))
-    await tracker.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=samples.event()))
-    seen = tracker_pb2.RegisterEventsRequest(app_id="kodemo1", event_names=["Purchase", "Login", "Login", "Level 2"])
+    await tracker.CreateApp(app_pb2.CreateAppRequest(app=samples.app()))
+    await tracker.CreateEventDefinition(
+        event_definition_pb2.CreateEventDefinitionRequest(event_definition=samples.event())
+    )
+    seen = event_definition_pb2.RegisterEventsRequest(
+        app_id="kodemo1", event_names=["Purchase", "Login", "Login", "Level 2"]
+    )
     assert (await tracker.RegisterEvents(seen)).created_count == 2
     before = await newest(tracker)
     assert (await tracker.RegisterEvents(seen)).created_count == 0
     assert await newest(tracker) == before
-    listed = await tracker.ListEventDefinitions(tracker_pb2.ListEventDefinitionsRequest(app_id="kodemo1"))
+    listed = await tracker.ListEventDefinitions(event_definition_pb2.ListEventDefinitionsRequest(app_id="kodemo1"))
     assert {one.event_name: one.registered for one in listed.event_definitions} == {
         "Level 2": True, "Login": True, "Purchase": False,
     }  # fmt: skip
     wanted = samples.event(event_name="Login", display_name="Signed in", revenue=True)
-    made = await tracker.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=wanted))
+    made = await tracker.CreateEventDefinition(
+        event_definition_pb2.CreateEventDefinitionRequest(event_definition=wanted)
+    )
     assert (made.event_definition.registered, made.event_definition.display_name) == (False, "Signed in")
-    assert await wrong_fields(tracker.RegisterEvents(tracker_pb2.RegisterEventsRequest(app_id="kodemo1"))) == {
+    assert await wrong_fields(tracker.RegisterEvents(event_definition_pb2.RegisterEventsRequest(app_id="kodemo1"))) == {
         ("event_names", "OUT_OF_RANGE")
     }
-    many = tracker_pb2.RegisterEventsRequest(app_id="kodemo1", event_names=[f"e{number}" for number in range(1001)])
+    many = event_definition_pb2.RegisterEventsRequest(
+        app_id="kodemo1", event_names=[f"e{number}" for number in range(1001)]
+    )
     assert await wrong_fields(tracker.RegisterEvents(many)) == {("event_names", "OUT_OF_RANGE")}
     del many.event_names[1000:]
     assert (await tracker.RegisterEvents(many)).created_count == 1000
@@ -252,7 +270,7 @@ async def test_a_disabled_event_is_no_longer_selected(tracker: Stub) -> None:
     await create_parents(tracker)
     await create_tracker(tracker, samples.reengagement())
     disabled = EventDefinition(app_id="kodemo1", event_name="Login", disabled=True)
-    await tracker.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=disabled))
+    await tracker.CreateEventDefinition(event_definition_pb2.CreateEventDefinitionRequest(event_definition=disabled))
     assert await wrong_fields(create_tracker(tracker, samples.reengagement(tracker_id="re2"))) == {
         ("tracker.events[1]", "DISABLED")
     }
@@ -266,7 +284,7 @@ async def test_a_disabled_event_is_no_longer_selected(tracker: Stub) -> None:
 
 
 async def create_key(admin: Stub, **fields: Any) -> tuple[ApiKey, str]:
-    made = await admin.CreateApiKey(tracker_pb2.CreateApiKeyRequest(api_key=samples.api_key(**fields)))
+    made = await admin.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=samples.api_key(**fields)))
     return made.api_key, made.key
 
 
@@ -274,14 +292,14 @@ async def answers(served: Served, key: str) -> str:
     """Why the key does not open, or nothing."""
     async with calling(served, key) as stub:
         try:
-            await stub.ListApps(tracker_pb2.ListAppsRequest())
+            await stub.ListApps(app_pb2.ListAppsRequest())
         except grpc.aio.AioRpcError as error:
             return str(error.details()).split(":", maxsplit=1)[0]
     return ""
 
 
 async def last_use(admin: Stub) -> Timestamp | None:
-    key = (await admin.GetApiKey(tracker_pb2.GetApiKeyRequest(api_key_id="ops"))).api_key
+    key = (await admin.GetApiKey(api_key_pb2.GetApiKeyRequest(api_key_id="ops"))).api_key
     return key.last_use_time if key.HasField("last_use_time") else None
 
 
@@ -298,7 +316,7 @@ async def test_a_key_is_shown_once_and_kept_as_a_hash(database: Database) -> Non
                 assert key not in str(rows)
         finally:
             await connection.close()
-        await admin.ArchiveApiKey(tracker_pb2.ArchiveApiKeyRequest(api_key_id="ops"))
+        await admin.ArchiveApiKey(api_key_pb2.ArchiveApiKeyRequest(api_key_id="ops"))
         assert await answers(served, key) == "API_KEY_INVALID"
 
 
@@ -323,9 +341,9 @@ async def test_the_last_use_is_noted_once_a_minute(database: Database) -> None:
 
 async def test_rotation_overlaps(database: Database) -> None:
     async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
-        await admin.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app()))
+        await admin.CreateApp(app_pb2.CreateAppRequest(app=samples.app()))
         made, old = await create_key(admin, app_id="kodemo1")
-        request = tracker_pb2.RotateApiKeyRequest(api_key_id="ops", overlap=seconds(3600), request_id="once")
+        request = api_key_pb2.RotateApiKeyRequest(api_key_id="ops", overlap=seconds(3600), request_id="once")
         rotated = await admin.RotateApiKey(request)
         assert (rotated.api_key.role, rotated.api_key.app_id) == (made.role, "kodemo1")
         assert rotated.api_key.api_key_id != "ops"
@@ -338,9 +356,9 @@ async def test_rotation_overlaps(database: Database) -> None:
         served.clock.now += timedelta(seconds=1)
         assert await answers(served, old) == "API_KEY_INVALID"
         assert await answers(served, rotated.key) == ""
-        over = admin.RotateApiKey(tracker_pb2.RotateApiKeyRequest(api_key_id="ops"))
+        over = admin.RotateApiKey(api_key_pb2.RotateApiKeyRequest(api_key_id="ops"))
         assert await refusal(over) == ("FAILED_PRECONDITION", "ARCHIVED")
-        long = tracker_pb2.RotateApiKeyRequest(api_key_id=rotated.api_key.api_key_id, overlap=seconds(30 * DAY + 1))
+        long = api_key_pb2.RotateApiKeyRequest(api_key_id=rotated.api_key.api_key_id, overlap=seconds(30 * DAY + 1))
         assert await wrong_fields(admin.RotateApiKey(long)) == {("overlap", "OUT_OF_RANGE")}
 
 
@@ -378,7 +396,7 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
         )
         changed = (await admin.UpdateTracker(update)).tracker
         archived = await admin.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="acq1"))
-        request = tracker_pb2.ListChangesRequest(app_id="kodemo1", kind="tracker", resource_id="acq1")
+        request = change_pb2.ListChangesRequest(app_id="kodemo1", kind="tracker", resource_id="acq1")
         [third, second, first] = (await admin.ListChanges(request)).changes
         assert [one.revision for one in (first, second, third)] == [
             made.revision, changed.revision, archived.tracker.revision,
@@ -393,7 +411,7 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
         ]
         assert {field.path: field.after for field in first.fields}["install_url"] == '"https://apps.example/demo"'
         assert first.change_time == made.create_time
-        by_editor = await admin.ListChanges(tracker_pb2.ListChangesRequest(actor="key:ops"))
+        by_editor = await admin.ListChanges(change_pb2.ListChangesRequest(actor="key:ops"))
         assert [one.kind for one in by_editor.changes] == [
             "tracker",
             "segment",
@@ -402,7 +420,7 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
             "network",
             "app",
         ]
-        wrong = tracker_pb2.ListChangesRequest(kind="colour", page_size=-1)
+        wrong = change_pb2.ListChangesRequest(kind="colour", page_size=-1)
         assert await wrong_fields(admin.ListChanges(wrong)) == {
             ("kind", "UNKNOWN_VALUE"), ("page_size", "OUT_OF_RANGE"),
         }  # fmt: skip
@@ -411,20 +429,20 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
 async def test_the_trail_pages_through_everything_newest_first(tracker: Stub) -> None:
     await create_parents(tracker)
     names = [f"e{number}" for number in range(5)]
-    await tracker.RegisterEvents(tracker_pb2.RegisterEventsRequest(app_id="kodemo1", event_names=names))
+    await tracker.RegisterEvents(event_definition_pb2.RegisterEventsRequest(app_id="kodemo1", event_names=names))
     whole = [
-        (one.revision, one.resource_id) for one in (await tracker.ListChanges(tracker_pb2.ListChangesRequest())).changes
+        (one.revision, one.resource_id) for one in (await tracker.ListChanges(change_pb2.ListChangesRequest())).changes
     ]
     paged, token = [], ""
     while True:
-        page = await tracker.ListChanges(tracker_pb2.ListChangesRequest(page_size=3, page_token=token))
+        page = await tracker.ListChanges(change_pb2.ListChangesRequest(page_size=3, page_token=token))
         paged += [(one.revision, one.resource_id) for one in page.changes]
         token = page.next_page_token
         if not token:
             break
     assert paged == whole
     for wrong in ("%", encode_token(2**63, "app", "x"), encode_token(1, "app", "null\x00")):
-        request = tracker_pb2.ListChangesRequest(page_token=wrong)
+        request = change_pb2.ListChangesRequest(page_token=wrong)
         assert await wrong_fields(tracker.ListChanges(request)) == {("page_token", "INVALID_TOKEN")}
     assert [revision for revision, _ in whole] == [6] * 5 + [5, 4, 3, 2, 1]
 

@@ -9,11 +9,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from libs.errors import from_rpc_error
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import service_pb2
 from tests.tracker import samples
 from tests.tracker.samples import Stub, create_parents, create_tracker
 
-METHODS = tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods
+METHODS = service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods
 KNOWN = {"resource_id": "kodemo1", "tracker_id": "acq1", "source_tracker_id": "acq1", "app_id": "kodemo1"}
 TEXTS = ["null\x00", "x" * 20_000, "é/\u202e", "a/b", "*", "-1", "' OR 1=1 --", '{"', ""]
 

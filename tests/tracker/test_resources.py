@@ -9,10 +9,13 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
+from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.errors import from_rpc_error
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import STATUS_ARCHIVED, STATUS_LIVE, NetworkSettings, Tracker
+from libs.messages import message_class
+from reengage.tracker.v1 import app_pb2, network_settings_pb2, snapshot_pb2
 from tests.tracker import samples
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, lasting, refusal, wrong_fields
 
@@ -54,7 +57,7 @@ class Calls:
         )
         if self.kind == "ApiKey":
             plural, listed = "ApiKeys", "api_keys"
-        request = getattr(tracker_pb2, f"List{plural}Request")(**narrowed | fields)
+        request = message_class(f"reengage.tracker.v1.List{plural}Request")(**narrowed | fields)
         response = await getattr(stub, f"List{plural}")(request)
         return list(getattr(response, listed)), response.next_page_token
 
@@ -62,7 +65,7 @@ class Calls:
         return {name: getattr(resource, name) for name in self.key}
 
     async def _call(self, stub: Stub, method: str, **fields: Any) -> Any:
-        response = await getattr(stub, method)(getattr(tracker_pb2, f"{method}Request")(**fields))
+        response = await getattr(stub, method)(message_class(f"reengage.tracker.v1.{method}Request")(**fields))
         return getattr(response, self.field)
 
 
@@ -167,7 +170,7 @@ async def create_parents_of(calls: Calls, stub: Stub) -> None:
 
 async def newest(stub: Stub) -> int:
     """The newest revision."""
-    parts: list[int] = [part.revision async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest())]
+    parts: list[int] = [part.revision async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest())]
     return max(parts)
 
 
@@ -500,7 +503,7 @@ async def test_an_archived_id_is_not_given_again(tracker: Stub) -> None:
 
 
 async def update_app(tracker: Stub, changes: dict[str, Any], *paths: str) -> Any:
-    return await APPS.update(tracker, tracker_pb2.App(app_id="kodemo1", **changes), paths)
+    return await APPS.update(tracker, app_pb2.App(app_id="kodemo1", **changes), paths)
 
 
 async def test_a_nested_path_changes_one_window(tracker: Stub) -> None:
@@ -616,14 +619,16 @@ async def test_an_update_is_checked_as_a_whole(tracker: Stub) -> None:
 
 
 async def settings_of(tracker: Stub, app_id: str = "kodemo1", network_id: str = "acme-ios") -> NetworkSettings:
-    request = tracker_pb2.GetNetworkSettingsRequest(app_id=app_id, network_id=network_id)
+    request = network_settings_pb2.GetNetworkSettingsRequest(app_id=app_id, network_id=network_id)
     settings: NetworkSettings = (await tracker.GetNetworkSettings(request)).network_settings
     return settings
 
 
 async def update_settings(tracker: Stub, *paths: str, **fields: Any) -> NetworkSettings:
     given = NetworkSettings(**{"app_id": "kodemo1", "network_id": "acme-ios"} | fields)
-    request = tracker_pb2.UpdateNetworkSettingsRequest(network_settings=given, update_mask=FieldMask(paths=paths))
+    request = network_settings_pb2.UpdateNetworkSettingsRequest(
+        network_settings=given, update_mask=FieldMask(paths=paths)
+    )
     settings: NetworkSettings = (await tracker.UpdateNetworkSettings(request)).network_settings
     return settings
 

@@ -8,11 +8,25 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.field_mask_pb2 import FieldMask
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
 
 from libs.channels import open_channel
 from libs.errors import from_rpc_error
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from reengage.tracker.v1.tracker_pb2 import ApiKey, Tracker, TrackerFilter
+from reengage.tracker.v1 import (
+    account_pb2,
+    agency_pb2,
+    api_key_pb2,
+    app_pb2,
+    campaign_pb2,
+    change_pb2,
+    network_pb2,
+    segment_pb2,
+    service_pb2,
+    service_pb2_grpc,
+    tracker_edit_pb2,
+    tracker_pb2,
+)
 from tests.conftest import Database
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY, SERVICE_KEY, Served, serving
@@ -98,19 +112,19 @@ ROLES: dict[str, dict[str, Any]] = {
 async def served(database: Database) -> AsyncIterator[Served]:
     """A tracker with an app of the account `owner`, its trackers, and an app of nobody's."""
     async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
-        await admin.CreateAccount(tracker_pb2.CreateAccountRequest(account=samples.account()))
-        await admin.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app(account_id="owner")))
-        await admin.CreateAgency(tracker_pb2.CreateAgencyRequest(agency=samples.agency()))
+        await admin.CreateAccount(account_pb2.CreateAccountRequest(account=samples.account()))
+        await admin.CreateApp(app_pb2.CreateAppRequest(app=samples.app(account_id="owner")))
+        await admin.CreateAgency(agency_pb2.CreateAgencyRequest(agency=samples.agency()))
         await create_parents(admin, with_app=False)
         await create_tracker(admin, samples.acquisition(agency_id="runners", click_validation_key="0123456789abcdef"))
         await create_tracker(admin, samples.acquisition(tracker_id="acq2", share_with_publisher=False))
         await create_tracker(admin, samples.san_reengagement(agency_id="runners"))
         other = samples.app(app_id="other", name="Other")
-        await admin.CreateApp(tracker_pb2.CreateAppRequest(app=other))
+        await admin.CreateApp(app_pb2.CreateAppRequest(app=other))
         campaign = samples.campaign(campaign_id="theirs", app_id="other")
-        await admin.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=campaign))
+        await admin.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=campaign))
         segment = samples.segment(segment_id="theirs-a", campaign_id="theirs")
-        await admin.CreateSegment(tracker_pb2.CreateSegmentRequest(segment=segment))
+        await admin.CreateSegment(segment_pb2.CreateSegmentRequest(segment=segment))
         await create_tracker(admin, samples.acquisition(tracker_id="t", segment_id="theirs-a", agency_id="runners"))
         yield served
 
@@ -118,21 +132,21 @@ async def served(database: Database) -> AsyncIterator[Served]:
 @asynccontextmanager
 async def calling(served: Served, key: str) -> AsyncIterator[Stub]:
     async with open_channel(served.target, key=key) as channel:
-        yield tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+        yield service_pb2_grpc.TrackerConfigServiceStub(channel)
 
 
 @asynccontextmanager
 async def holding(served: Served, **fields: Any) -> AsyncIterator[Stub]:
     """The caller who holds a new key of this role and scope."""
     async with calling(served, ADMIN_KEY) as admin:
-        made = await admin.CreateApiKey(tracker_pb2.CreateApiKeyRequest(api_key=ApiKey(name="Test", **fields)))
+        made = await admin.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=ApiKey(name="Test", **fields)))
     async with calling(served, made.key) as stub:
         yield stub
 
 
 async def reason_of(stub: Stub, method: str) -> str:
     """What an empty call of the method fails with; empty when it does not."""
-    described = tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods_by_name[method]
+    described = service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods_by_name[method]
     request = message_factory.GetMessageClass(described.input_type)()
     call = getattr(stub, method)(request, timeout=10)
     try:
@@ -147,7 +161,7 @@ async def reason_of(stub: Stub, method: str) -> str:
 
 
 async def test_every_rpc_with_every_role(served: Served) -> None:
-    methods = [method.name for method in tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods]
+    methods = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods]
     may = {line.split()[0]: set(line.split()[1:]) for line in MAY.strip().splitlines()}
     assert list(may) == methods, "the table has every RPC, in the order of the proto"
     found: dict[str, set[str]] = {method: set() for method in methods}
@@ -162,13 +176,11 @@ async def test_every_rpc_with_every_role(served: Served) -> None:
 
 
 async def test_without_a_key_nothing_is_answered(served: Served) -> None:
-    methods = [method.name for method in tracker_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods]
+    methods = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods]
     async with calling(served, "") as nobody, calling(served, "guessed") as guesser:
         assert {await reason_of(nobody, method) for method in methods} == {"API_KEY_REQUIRED"}
         assert {await reason_of(guesser, method) for method in methods} == {"API_KEY_INVALID"}
-        assert (await failure(guesser.ListApps(tracker_pb2.ListAppsRequest()))).code is (
-            grpc.StatusCode.UNAUTHENTICATED
-        )
+        assert (await failure(guesser.ListApps(app_pb2.ListAppsRequest()))).code is (grpc.StatusCode.UNAUTHENTICATED)
 
 
 async def test_the_services_own_key_is_one_of_a_service(served: Served) -> None:
@@ -188,7 +200,7 @@ async def tracker_of(stub: Stub, tracker_id: str) -> Tracker:
 
 
 async def exported(stub: Stub, app_id: str = "kodemo1") -> str:
-    call = stub.ExportTrackers(tracker_pb2.ExportTrackersRequest(app_id=app_id))
+    call = stub.ExportTrackers(tracker_edit_pb2.ExportTrackersRequest(app_id=app_id))
     return b"".join([piece.content async for piece in call]).decode()
 
 
@@ -204,9 +216,9 @@ async def test_a_publisher_reads_what_is_shared_with_it(served: Served) -> None:
         for hidden in ("acq2", "xre1", "t", "nothing"):
             assert await refusal(tracker_of(publisher, hidden)) == ("NOT_FOUND", "TRACKER_NOT_FOUND")
         assert await refusal(listed(publisher, "other")) == ("NOT_FOUND", "APP_NOT_FOUND")
-        networks = await publisher.ListNetworks(tracker_pb2.ListNetworksRequest())
+        networks = await publisher.ListNetworks(network_pb2.ListNetworksRequest())
         assert [network.network_id for network in networks.networks] == ["acme-ios"]
-        other = publisher.GetNetwork(tracker_pb2.GetNetworkRequest(network_id="x-ios"))
+        other = publisher.GetNetwork(network_pb2.GetNetworkRequest(network_id="x-ios"))
         assert await refusal(other) == ("NOT_FOUND", "NETWORK_NOT_FOUND")
 
 
@@ -230,7 +242,7 @@ async def test_an_agency_edits_what_it_runs(served: Served) -> None:
                 tracker=Tracker(tracker_id="acq1"), update_mask=FieldMask(paths=[path])
             )
             assert await refusal(agency.UpdateTracker(request)) == ("PERMISSION_DENIED", "FIELD_NOT_ALLOWED")
-        everything = tracker_pb2.BulkEditTrackersRequest(
+        everything = tracker_edit_pb2.BulkEditTrackersRequest(
             app_id="kodemo1",
             filter=TrackerFilter(),
             tracker=Tracker(max_conversions_per_engagement=3),
@@ -246,31 +258,31 @@ async def test_an_agency_edits_what_it_runs(served: Served) -> None:
 
 async def test_a_key_of_one_app_sees_that_app(served: Served) -> None:
     async with holding(served, role=ApiKey.ROLE_ADMIN, app_id="kodemo1") as owner:
-        apps = await owner.ListApps(tracker_pb2.ListAppsRequest())
+        apps = await owner.ListApps(app_pb2.ListAppsRequest())
         assert [app.app_id for app in apps.apps] == ["kodemo1"]
         assert await refusal(tracker_of(owner, "t")) == ("NOT_FOUND", "TRACKER_NOT_FOUND")
         assert await refusal(listed(owner, "other")) == ("NOT_FOUND", "APP_NOT_FOUND")
         foreign = samples.campaign(campaign_id="mine", app_id="other", name="Mine")
-        made = owner.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=foreign))
+        made = owner.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=foreign))
         assert await refusal(made) == ("NOT_FOUND", "APP_NOT_FOUND")
         under = owner.CreateSegment(
-            tracker_pb2.CreateSegmentRequest(segment=samples.segment(segment_id="mine", campaign_id="theirs"))
+            segment_pb2.CreateSegmentRequest(segment=samples.segment(segment_id="mine", campaign_id="theirs"))
         )
         assert await refusal(under) == ("NOT_FOUND", "CAMPAIGN_NOT_FOUND")
-        new_app = owner.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app(app_id="third", name="Third")))
+        new_app = owner.CreateApp(app_pb2.CreateAppRequest(app=samples.app(app_id="third", name="Third")))
         assert await refusal(new_app) == ("PERMISSION_DENIED", "SCOPE_NOT_ALLOWED")
-        shared = tracker_pb2.UpdateNetworkRequest(
+        shared = network_pb2.UpdateNetworkRequest(
             network=samples.network(name="Mine now"), update_mask=FieldMask(paths=["name"])
         )
         assert await refusal(owner.UpdateNetwork(shared)) == ("PERMISSION_DENIED", "SCOPE_NOT_ALLOWED")
         assert (await reason_of(owner, "GetSnapshot")) == "SCOPE_NOT_ALLOWED"
         assert (await reason_of(owner, "ListChanges")) == "SCOPE_NOT_ALLOWED"
-        changes = await owner.ListChanges(tracker_pb2.ListChangesRequest(app_id="kodemo1"))
+        changes = await owner.ListChanges(change_pb2.ListChangesRequest(app_id="kodemo1"))
         assert changes.changes
-        theirs = owner.ListChanges(tracker_pb2.ListChangesRequest(app_id="other"))
+        theirs = owner.ListChanges(change_pb2.ListChangesRequest(app_id="other"))
         assert await refusal(theirs) == ("NOT_FOUND", "APP_NOT_FOUND")
         wider = ApiKey(name="Wider", role=ApiKey.ROLE_ADMIN)
-        assert await refusal(owner.CreateApiKey(tracker_pb2.CreateApiKeyRequest(api_key=wider))) == (
+        assert await refusal(owner.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=wider))) == (
             "PERMISSION_DENIED",
             "SCOPE_NOT_ALLOWED",
         )
@@ -278,16 +290,16 @@ async def test_a_key_of_one_app_sees_that_app(served: Served) -> None:
 
 async def test_a_key_of_an_account_sees_its_apps(served: Served) -> None:
     async with holding(served, role=ApiKey.ROLE_ADMIN, account_id="owner") as owner:
-        apps = await owner.ListApps(tracker_pb2.ListAppsRequest())
+        apps = await owner.ListApps(app_pb2.ListAppsRequest())
         assert [app.app_id for app in apps.apps] == ["kodemo1"]
         assert await listed(owner) == ["acq1", "acq2", "xre1"]
         assert await refusal(tracker_of(owner, "t")) == ("NOT_FOUND", "TRACKER_NOT_FOUND")
         second = samples.app(app_id="second", name="Second", account_id="owner")
-        assert (await owner.CreateApp(tracker_pb2.CreateAppRequest(app=second))).app.account_id == "owner"
-        orphan = owner.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app(app_id="third", name="Third")))
+        assert (await owner.CreateApp(app_pb2.CreateAppRequest(app=second))).app.account_id == "owner"
+        orphan = owner.CreateApp(app_pb2.CreateAppRequest(app=samples.app(app_id="third", name="Third")))
         assert await refusal(orphan) == ("PERMISSION_DENIED", "SCOPE_NOT_ALLOWED")
         own = ApiKey(name="Narrow", role=ApiKey.ROLE_VIEWER, app_id="kodemo1")
-        made = await owner.CreateApiKey(tracker_pb2.CreateApiKeyRequest(api_key=own))
-        keys = await owner.ListApiKeys(tracker_pb2.ListApiKeysRequest())
+        made = await owner.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=own))
+        keys = await owner.ListApiKeys(api_key_pb2.ListApiKeysRequest())
         assert made.api_key.api_key_id in {key.api_key_id for key in keys.api_keys}
         assert {key.account_id or key.app_id for key in keys.api_keys} == {"owner", "kodemo1"}

@@ -9,21 +9,29 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.change_pb2 import Change
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_CSV, FILE_FORMAT_NDJSON
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrafficRules
 
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import (
-    FILE_FORMAT_CSV,
-    FILE_FORMAT_NDJSON,
-    STATUS_ARCHIVED,
-    Campaign,
-    Change,
-    EventDefinition,
-    NetworkSettings,
-    ResolvedSetting,
-    Segment,
-    Tracker,
-    TrackerFilter,
-    TrafficRules,
+from reengage.tracker.v1 import (
+    agency_pb2,
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    network_settings_pb2,
+    postback_draft_pb2,
+    resolve_pb2,
+    san_account_pb2,
+    segment_pb2,
+    snapshot_pb2,
+    tracker_edit_pb2,
+    tracker_pb2,
 )
 from tests.tracker import samples
 from tests.tracker.samples import (
@@ -41,7 +49,7 @@ from tests.tracker.samples import (
 
 
 async def newest(stub: Stub) -> int:
-    return max([part.revision async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest())])
+    return max([part.revision async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest())])
 
 
 async def get(stub: Stub, tracker_id: str) -> Tracker:
@@ -67,8 +75,8 @@ async def test_campaign_and_segment_are_created_on_the_fly(tracker: Stub) -> Non
     before = await newest(tracker)
     made = (await tracker.CreateTracker(with_parents(request_id="once"))).tracker
     assert made.revision == before + 1
-    campaign = (await tracker.GetCampaign(tracker_pb2.GetCampaignRequest(campaign_id=made.campaign_id))).campaign
-    segment = (await tracker.GetSegment(tracker_pb2.GetSegmentRequest(segment_id=made.segment_id))).segment
+    campaign = (await tracker.GetCampaign(campaign_pb2.GetCampaignRequest(campaign_id=made.campaign_id))).campaign
+    segment = (await tracker.GetSegment(segment_pb2.GetSegmentRequest(segment_id=made.segment_id))).segment
     assert (campaign.name, campaign.revision) == ("New campaign", made.revision)
     assert (segment.name, segment.campaign_id, segment.app_id) == ("New segment", campaign.campaign_id, "kodemo1")
     assert (await tracker.CreateTracker(with_parents(request_id="once"))).tracker == made
@@ -120,7 +128,7 @@ async def test_save_and_create_postback_answers_the_configurations_to_fill(track
     """S0, S1: Save & Create Postback leads to the partner's configuration."""
     await create_parents(tracker)
     await tracker.CreateEventDefinition(
-        tracker_pb2.CreateEventDefinitionRequest(event_definition=samples.event(revenue=True))
+        event_definition_pb2.CreateEventDefinitionRequest(event_definition=samples.event(revenue=True))
     )
     wanted = samples.san_reengagement(target_event="PURCHASE", post_view_window=seconds(DAY), bundle_id="com.x")
     response = await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted, draft_postbacks=True))
@@ -139,7 +147,7 @@ async def test_save_and_create_postback_answers_the_configurations_to_fill(track
     assert needs["consumer_secret"]
     assert "conversion_type" not in needs, "it is known"
     await create_tracker(tracker, samples.acquisition())
-    asked = tracker_pb2.DraftPostbacksRequest(tracker_id="acq1")
+    asked = postback_draft_pb2.DraftPostbacksRequest(tracker_id="acq1")
     assert [draft.trigger for draft in (await tracker.DraftPostbacks(asked)).postback_drafts] == ["_install"]
 
 
@@ -173,8 +181,8 @@ async def test_a_copy_differs_in_what_is_said(tracker: Stub) -> None:
 # Many at once
 
 
-def edit(*ids: str, paths: list[str], dry_run: bool = False, **fields: Any) -> tracker_pb2.BulkEditTrackersRequest:
-    return tracker_pb2.BulkEditTrackersRequest(
+def edit(*ids: str, paths: list[str], dry_run: bool = False, **fields: Any) -> tracker_edit_pb2.BulkEditTrackersRequest:
+    return tracker_edit_pb2.BulkEditTrackersRequest(
         app_id="kodemo1",
         tracker_ids=ids,
         tracker=Tracker(**fields),
@@ -234,21 +242,23 @@ async def test_bulk_edit_is_all_or_nothing_and_names_each_wrong_field(tracker: S
 
 
 async def exported(stub: Stub, file_format: Any, **narrowed: Any) -> bytes:
-    request = tracker_pb2.ExportTrackersRequest(app_id="kodemo1", format=file_format, filter=TrackerFilter(**narrowed))
+    request = tracker_edit_pb2.ExportTrackersRequest(
+        app_id="kodemo1", format=file_format, filter=TrackerFilter(**narrowed)
+    )
     return b"".join([piece.content async for piece in stub.ExportTrackers(request)])
 
 
 async def imported(stub: Stub, file_format: Any, content: bytes, etag: str = "") -> Any:
     return await stub.ImportTrackers(
-        tracker_pb2.ImportTrackersRequest(app_id="kodemo1", format=file_format, content=content, etag=etag)
+        tracker_edit_pb2.ImportTrackersRequest(app_id="kodemo1", format=file_format, content=content, etag=etag)
     )
 
 
 async def create_rich_trackers(stub: Stub) -> None:
     """Between them they set every field."""
-    await stub.CreateAgency(tracker_pb2.CreateAgencyRequest(agency=samples.agency()))
+    await stub.CreateAgency(agency_pb2.CreateAgencyRequest(agency=samples.agency()))
     account = samples.san_account(verified=True)
-    await stub.CreateSanAccount(tracker_pb2.CreateSanAccountRequest(san_account=account))
+    await stub.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))
     rules = TrafficRules(
         start_time=Timestamp(seconds=1_700_000_000), end_time=Timestamp(seconds=1_800_000_000),
         min_os_version="16", max_os_version="17.4", allowed_countries=["DE", "AT"],
@@ -407,7 +417,7 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
             "omit_os_minor": True,
         }
     )
-    await tracker.UpdateApp(tracker_pb2.UpdateAppRequest(app=app, update_mask=FieldMask(paths=["settings"])))
+    await tracker.UpdateApp(app_pb2.UpdateAppRequest(app=app, update_mask=FieldMask(paths=["settings"])))
     for network_id in ("acme-ios", "x-ios"):
         settings = NetworkSettings(
             app_id="kodemo1",
@@ -415,17 +425,17 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
             windows=samples.windows(click_modeled=lasting(3 * DAY), click_device=lasting(4 * DAY)),
         )
         await tracker.UpdateNetworkSettings(
-            tracker_pb2.UpdateNetworkSettingsRequest(
+            network_settings_pb2.UpdateNetworkSettingsRequest(
                 network_settings=settings, update_mask=FieldMask(paths=["windows"])
             )
         )
     event = EventDefinition(app_id="kodemo1", event_name="Purchase", min_time_to_reengagement=seconds(0))
-    await tracker.CreateEventDefinition(tracker_pb2.CreateEventDefinitionRequest(event_definition=event))
+    await tracker.CreateEventDefinition(event_definition_pb2.CreateEventDefinitionRequest(event_definition=event))
     await create_tracker(tracker, samples.reengagement(windows=samples.windows(click_device=lasting(5 * DAY))))
     await create_tracker(tracker, samples.san_reengagement())
 
     async def resolved(tracker_id: str) -> dict[str, tuple[str, Any]]:
-        response = await tracker.ResolveSettings(tracker_pb2.ResolveSettingsRequest(tracker_id=tracker_id))
+        response = await tracker.ResolveSettings(resolve_pb2.ResolveSettingsRequest(tracker_id=tracker_id))
         assert response.revision == await newest(tracker)
         found = {}
         for setting in response.settings:

@@ -8,17 +8,19 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from reengage.tracker.v1 import tracker_pb2
-from reengage.tracker.v1.tracker_pb2 import (
-    PLATFORM_ANDROID,
-    Network,
-    NetworkSettings,
-    PostbackNeed,
-    Tracker,
-    TrafficRules,
-    Window,
-    Windows,
+from libs.messages import message_class
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    network_settings_pb2,
+    segment_pb2,
 )
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID
+from reengage.tracker.v1.network_pb2 import Network, PostbackNeed
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
+from reengage.tracker.v1.windows_pb2 import Window, Windows
 from tests.tracker import samples
 from tests.tracker.samples import (
     DAY,
@@ -49,15 +51,15 @@ async def create(tracker: Stub, resource: Message) -> Any:
     """Create it, or, for a network's settings, make them."""
     if isinstance(resource, NetworkSettings):
         mask = FieldMask(paths=["windows", "granular_data_policy"])
-        request = tracker_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)
+        request = network_settings_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)
         return await tracker.UpdateNetworkSettings(request)
     kind = type(resource).__name__
     field = {"EventDefinition": "event_definition", "SanAccount": "san_account"}.get(kind, kind.lower())
-    request = getattr(tracker_pb2, f"Create{kind}Request")(**{field: resource})
-    return await getattr(tracker, f"Create{kind}")(request)
+    created = message_class(f"reengage.tracker.v1.Create{kind}Request")(**{field: resource})
+    return await getattr(tracker, f"Create{kind}")(created)
 
 
-def app_settings(**fields: Any) -> tracker_pb2.App:
+def app_settings(**fields: Any) -> app_pb2.App:
     return app(app_id="new", name="New", settings=fields)
 
 
@@ -189,15 +191,15 @@ INVALID_SCHEME, INVALID_TEXT, TOO_MANY = "INVALID_SCHEME", "INVALID_TEXT", "TOO_
 MISMATCH = "PLATFORM_MISMATCH"
 
 WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
-    "empty app": (tracker_pb2.App(), {("app.name", REQUIRED), ("app.platform", REQUIRED)}),
+    "empty app": (app_pb2.App(), {("app.name", REQUIRED), ("app.platform", REQUIRED)}),
     "everything at once": (
-        tracker_pb2.App(
+        app_pb2.App(
             app_id="a b",
             name="x" * 129,
             time_zone="Mars/Base",
             currency_code="usd",
             url_schemes=["Demo", "https", "demo", "demo", "1x", "javascript"],
-            settings=tracker_pb2.AppSettings(
+            settings=app_pb2.AppSettings(
                 windows=windows(click_ip=lasting(1), event_association=DISABLED),
                 install_reprocessing_window=seconds(DAY - 1),
                 max_record_age=seconds(HOUR - 1),
@@ -252,17 +254,17 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
     "control character": (app(name="De\nmo"), {("app.name", INVALID_TEXT)}),
     "empty network": (Network(), {("network.name", REQUIRED), ("network.platform", REQUIRED)}),
     "empty campaign": (
-        tracker_pb2.Campaign(),
+        campaign_pb2.Campaign(),
         {("campaign.app_id", REQUIRED), ("campaign.name", REQUIRED)},
     ),
     "campaign of what cannot be": (campaign(app_id="null\x00"), {("campaign.app_id", INVALID_ID)}),
     "empty segment": (
-        tracker_pb2.Segment(),
+        segment_pb2.Segment(),
         {("segment.campaign_id", REQUIRED), ("segment.name", REQUIRED)},
     ),
     "segment of what cannot be": (segment(campaign_id="/"), {("segment.campaign_id", INVALID_ID)}),
     "empty event": (
-        tracker_pb2.EventDefinition(),
+        event_definition_pb2.EventDefinition(),
         {("event_definition.app_id", REQUIRED), ("event_definition.event_name", REQUIRED)},
     ),
     "event beyond": (

@@ -15,12 +15,22 @@ import asyncpg
 import pytest
 from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
+from reengage.tracker.v1.app_pb2 import App
+from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
+from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.channels import open_channel
 from libs.db import open_pool
 from libs.domain.snapshots import Follower, Resources
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from reengage.tracker.v1.tracker_pb2 import App, Resource, Tracker, WatchSnapshotResponse
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    service_pb2_grpc,
+    snapshot_pb2,
+    status_pb2,
+    tracker_pb2,
+)
 from services.tracker import watching
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
@@ -35,7 +45,7 @@ Start = Callable[[], AbstractAsyncContextManager[Stub]]
 @asynccontextmanager
 async def watching_after(stub: Stub, revision: int) -> AsyncIterator[Callable[[], Any]]:
     """A WatchSnapshot call; what is given reads its next response."""
-    call = stub.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=revision))
+    call = stub.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision))
     try:
         yield call.read
     finally:
@@ -43,13 +53,13 @@ async def watching_after(stub: Stub, revision: int) -> AsyncIterator[Callable[[]
 
 
 async def rename_app(stub: Stub, name: str) -> App:
-    request = tracker_pb2.UpdateAppRequest(app=App(app_id="kodemo1", name=name), update_mask=FieldMask(paths=["name"]))
+    request = app_pb2.UpdateAppRequest(app=App(app_id="kodemo1", name=name), update_mask=FieldMask(paths=["name"]))
     app: App = (await stub.UpdateApp(request)).app
     return app
 
 
 async def create_app(stub: Stub) -> App:
-    app: App = (await stub.CreateApp(tracker_pb2.CreateAppRequest(app=samples.app()))).app
+    app: App = (await stub.CreateApp(app_pb2.CreateAppRequest(app=samples.app()))).app
     return app
 
 
@@ -63,21 +73,21 @@ def ids(resources: Any) -> list[str]:
     return found
 
 
-async def snapshot(stub: Stub) -> list[tracker_pb2.GetSnapshotResponse]:
-    return [part async for part in stub.GetSnapshot(tracker_pb2.GetSnapshotRequest())]
+async def snapshot(stub: Stub) -> list[snapshot_pb2.GetSnapshotResponse]:
+    return [part async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest())]
 
 
 # Snapshots
 
 
 async def test_an_empty_snapshot_is_one_part(tracker: Stub) -> None:
-    assert await snapshot(tracker) == [tracker_pb2.GetSnapshotResponse()]
+    assert await snapshot(tracker) == [snapshot_pb2.GetSnapshotResponse()]
 
 
 async def test_a_snapshot_has_everything_parents_first(tracker: Stub) -> None:
     await create_parents(tracker)
     event = await tracker.CreateEventDefinition(
-        tracker_pb2.CreateEventDefinitionRequest(event_definition=samples.event())
+        event_definition_pb2.CreateEventDefinitionRequest(event_definition=samples.event())
     )
     made = await create_tracker(tracker, samples.acquisition())
     archived = await tracker.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="acq1"))
@@ -104,7 +114,7 @@ async def many_trackers(database: Database, number: int) -> None:
         rows = [
             samples.acquisition(
                 tracker_id=f"t{index:06}", name=f"t{index:06}", campaign_id="spring", app_id="kodemo1",
-                type=Tracker.TYPE_ACQUISITION, revision=revision, status=tracker_pb2.STATUS_LIVE,
+                type=Tracker.TYPE_ACQUISITION, revision=revision, status=status_pb2.STATUS_LIVE,
             )
             for index in range(number)
         ]  # fmt: skip
@@ -248,7 +258,7 @@ async def test_a_heartbeat_comes_when_nothing_changes(database: Database, tracke
 
 
 async def test_a_negative_revision_is_refused(tracker: Stub) -> None:
-    call = tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=-1))
+    call = tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=-1))
     assert await wrong_fields(call.read()) == {("revision", "OUT_OF_RANGE")}
 
 
@@ -256,7 +266,7 @@ async def test_what_was_refused_is_never_seen(tracker: Stub) -> None:
     await create_parents(tracker)
     twin = samples.campaign(campaign_id="twin")
     assert (
-        await failure(tracker.CreateCampaign(tracker_pb2.CreateCampaignRequest(campaign=twin)))
+        await failure(tracker.CreateCampaign(campaign_pb2.CreateCampaignRequest(campaign=twin)))
     ).reason == "NAME_TAKEN"
     async with watching_after(tracker, 5) as read:
         assert await read() == WatchSnapshotResponse(revision=5)
@@ -376,7 +386,7 @@ async def test_a_follower_has_the_settings_and_keeps_up(tracker: Stub) -> None:
     await create_parents(tracker)
 
     def watch(revision: int) -> Any:
-        return tracker.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=revision))
+        return tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision))
 
     async with following(watch) as follower:
         await follower.ready()
@@ -394,11 +404,11 @@ async def test_a_follower_goes_on_over_a_restart_of_tracker(
     asked: list[int] = []
     listen = f"127.0.0.1:{free_port()}"
     async with open_channel(listen, key=ADMIN_KEY) as channel, start_tracker() as other:
-        stub: Stub = tracker_pb2_grpc.TrackerConfigServiceStub(channel)
+        stub: Stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
 
         def watch(revision: int) -> Any:
             asked.append(revision)
-            return stub.WatchSnapshot(tracker_pb2.WatchSnapshotRequest(revision=revision), wait_for_ready=True)
+            return stub.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision), wait_for_ready=True)
 
         await create_app(other)
         async with following(watch) as follower:

@@ -10,24 +10,28 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, App, AppSettings
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.tracker_pb2 import Tracker
+from reengage.tracker.v1.windows_pb2 import Window, Windows
 from yarl import URL
 
 from deploy.local.x_network import SECRETS
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
-from reengage.tracker.v1 import tracker_pb2, tracker_pb2_grpc
-from reengage.tracker.v1.tracker_pb2 import (
-    PLATFORM_ANDROID,
-    PLATFORM_IOS,
-    App,
-    AppSettings,
-    Campaign,
-    EventDefinition,
-    Network,
-    NetworkSettings,
-    Segment,
-    Tracker,
-    Window,
-    Windows,
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    event_definition_pb2,
+    network_pb2,
+    network_settings_pb2,
+    segment_pb2,
+    service_pb2_grpc,
+    snapshot_pb2,
+    tracker_pb2,
 )
 from services.postback.guard import Guard
 
@@ -281,15 +285,15 @@ async def load(
 
     `allowed_hosts` is what someone has opened for servers of his own: what he has pointed there stays.
     """
-    tracker = tracker_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
+    tracker = service_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
     postback = postback_pb2_grpc.PostbackConfigServiceStub(postback_channel)
     calls: list[tuple[Any, Message]] = [
-        *((tracker.CreateApp, tracker_pb2.CreateAppRequest(app=app)) for app in APPS),
-        *((tracker.CreateNetwork, tracker_pb2.CreateNetworkRequest(network=network)) for network in NETWORKS),
-        *((tracker.CreateCampaign, tracker_pb2.CreateCampaignRequest(campaign=campaign)) for campaign in CAMPAIGNS),
-        *((tracker.CreateSegment, tracker_pb2.CreateSegmentRequest(segment=segment)) for segment in SEGMENTS),
+        *((tracker.CreateApp, app_pb2.CreateAppRequest(app=app)) for app in APPS),
+        *((tracker.CreateNetwork, network_pb2.CreateNetworkRequest(network=network)) for network in NETWORKS),
+        *((tracker.CreateCampaign, campaign_pb2.CreateCampaignRequest(campaign=campaign)) for campaign in CAMPAIGNS),
+        *((tracker.CreateSegment, segment_pb2.CreateSegmentRequest(segment=segment)) for segment in SEGMENTS),
         *(
-            (tracker.CreateEventDefinition, tracker_pb2.CreateEventDefinitionRequest(event_definition=event))
+            (tracker.CreateEventDefinition, event_definition_pb2.CreateEventDefinitionRequest(event_definition=event))
             for event in EVENTS
         ),
         *((tracker.CreateTracker, tracker_pb2.CreateTrackerRequest(tracker=made)) for made in TRACKERS),
@@ -312,17 +316,17 @@ async def load(
         await _set_windows(tracker, settings)
     for wanted in POSTBACKS:
         await _point(postback, wanted, endpoint, Guard(allowed_hosts))
-    async for part in tracker.GetSnapshot(tracker_pb2.GetSnapshotRequest()):
+    async for part in tracker.GetSnapshot(snapshot_pb2.GetSnapshotRequest()):
         return part.revision
     return 0
 
 
-async def _set_windows(tracker: tracker_pb2_grpc.TrackerConfigServiceStub, settings: NetworkSettings) -> None:
-    asked = tracker_pb2.GetNetworkSettingsRequest(app_id=settings.app_id, network_id=settings.network_id)
+async def _set_windows(tracker: service_pb2_grpc.TrackerConfigServiceStub, settings: NetworkSettings) -> None:
+    asked = network_settings_pb2.GetNetworkSettingsRequest(app_id=settings.app_id, network_id=settings.network_id)
     if not (await tracker.GetNetworkSettings(asked)).network_settings.HasField("windows"):
         mask = FieldMask(paths=["windows"])
         await tracker.UpdateNetworkSettings(
-            tracker_pb2.UpdateNetworkSettingsRequest(network_settings=settings, update_mask=mask)
+            network_settings_pb2.UpdateNetworkSettingsRequest(network_settings=settings, update_mask=mask)
         )
 
 

@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violations
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import windows_pb2
 
 _MOST_CHARACTERS = 256
 _MINUTE, _DAY = 60, 86_400
@@ -48,7 +48,7 @@ def check_change(path: str, resource: Message, violations: Violations) -> None:
             _check_time(inner, value, violations)
         elif isinstance(value, Duration):
             _check_duration(inner, value, name, violations)
-        elif isinstance(value, tracker_pb2.Window):
+        elif isinstance(value, windows_pb2.Window):
             _check_window(inner, value, name, violations)
         else:
             check_change(inner, value, violations)
@@ -76,7 +76,7 @@ def _check_duration(path: str, duration: Duration, name: str, violations: Violat
         violations.add(path, "OUT_OF_RANGE", f"must be {low_s:,} to {high_s:,} s, in whole seconds")
 
 
-def _check_window(path: str, window: tracker_pb2.Window, name: str, violations: Violations) -> None:
+def _check_window(path: str, window: windows_pb2.Window, name: str, violations: Violations) -> None:
     limit = window.WhichOneof("limit")
     if limit == "duration":
         _check_duration(f"{path}.duration", window.duration, name, violations)

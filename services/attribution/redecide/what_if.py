@@ -7,7 +7,7 @@ from libs.domain.snapshots import Follower
 from libs.errors import NotFound, ResourceExhausted
 from libs.pages import encode_token
 from reengage.attribution.v1 import attribution_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import snapshot_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.redecide.replay import FIRST_DEVICE, Page, Period, Replay, estimate
 from services.attribution.redecide.totals import Totals
@@ -29,7 +29,7 @@ class WhatIfs:
         self._running = 0
 
     async def run(
-        self, period: Period, changes: Sequence[tracker_pb2.Resource], resume: tuple[uuid.UUID, int] | None
+        self, period: Period, changes: Sequence[snapshot_pb2.Resource], resume: tuple[uuid.UUID, int] | None
     ) -> AsyncGenerator[attribution_pb2.WhatIfResponse, None]:
         """The answer, part by part; `resume` is what the token of a part held: its last device, and the estimate.
 

@@ -9,7 +9,16 @@ from google.protobuf.message import Message
 from libs.domain.snapshots import Resources
 from libs.errors import Violations
 from reengage.postback.v1 import postback_pb2
-from reengage.tracker.v1 import tracker_pb2
+from reengage.tracker.v1 import (
+    app_pb2,
+    event_definition_pb2,
+    network_pb2,
+    network_settings_pb2,
+    snapshot_pb2,
+    status_pb2,
+    tracker_pb2,
+    windows_pb2,
+)
 from services.attribution.decision.model import TrackerType, WindowKind
 from services.attribution.decision.rules import (
     DEFAULT_MTR_US,
@@ -92,11 +101,11 @@ class TrackerNames(Mapping[str, postback_pb2.Names]):
 class Sources:
     """All that an app's rules are made of. Comparing is fast: a message that was not replaced is the same object."""
 
-    app: tracker_pb2.App
-    networks: dict[str, tracker_pb2.Network]
-    network_settings: dict[str, tracker_pb2.NetworkSettings]
+    app: app_pb2.App
+    networks: dict[str, network_pb2.Network]
+    network_settings: dict[str, network_settings_pb2.NetworkSettings]
     trackers: dict[str, tracker_pb2.Tracker]
-    events: dict[str, tracker_pb2.EventDefinition]
+    events: dict[str, event_definition_pb2.EventDefinition]
 
 
 class SettingsBuilder:
@@ -129,7 +138,7 @@ def build_settings(resources: Resources, revision: int) -> Settings:
     return SettingsBuilder()(resources, revision)
 
 
-def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Resource]) -> AppRules:
+def rules_with(settings: Settings, app_id: str, changes: Sequence[snapshot_pb2.Resource]) -> AppRules:
     """The rules of a known app as they would be with these resources in place of those of the same id, or added.
 
     A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every
@@ -169,17 +178,17 @@ def rules_with(settings: Settings, app_id: str, changes: Sequence[tracker_pb2.Re
 def _with(sources: Sources, resource: Message) -> Sources:
     """The sources, whose mappings are the caller's own, with a resource in its place."""
     match resource:
-        case tracker_pb2.App():
+        case app_pb2.App():
             return replace(sources, app=resource)
-        case tracker_pb2.Network():
+        case network_pb2.Network():
             sources.networks[resource.network_id] = resource
-        case tracker_pb2.NetworkSettings():
+        case network_settings_pb2.NetworkSettings():
             sources.network_settings[resource.network_id] = resource
         case tracker_pb2.Tracker():
             sources.trackers[resource.tracker_id] = _completed(resource, sources.trackers.get(resource.tracker_id))
-        case tracker_pb2.EventDefinition() if resource.status == tracker_pb2.STATUS_ARCHIVED:
+        case event_definition_pb2.EventDefinition() if resource.status == status_pb2.STATUS_ARCHIVED:
             sources.events.pop(resource.event_name, None)
-        case tracker_pb2.EventDefinition():
+        case event_definition_pb2.EventDefinition():
             sources.events[resource.event_name] = resource
         case _:  # campaigns and segments are but names to a decision
             pass
@@ -190,7 +199,7 @@ def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -
     """The tracker with what tracker itself would have filled in."""
     tracker = tracker_pb2.Tracker()
     tracker.CopyFrom(given)
-    tracker.status = tracker.status or tracker_pb2.STATUS_LIVE
+    tracker.status = tracker.status or status_pb2.STATUS_LIVE
     if before is not None and not tracker.HasField("create_time"):
         tracker.create_time.CopyFrom(before.create_time)
     elif not tracker.HasField("create_time"):
@@ -199,17 +208,17 @@ def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -
 
 
 def _sources(resources: Resources) -> dict[str, Sources]:
-    networks = {n.network_id: n for n in cast("list[tracker_pb2.Network]", list(resources["network"].values()))}
+    networks = {n.network_id: n for n in cast("list[network_pb2.Network]", list(resources["network"].values()))}
     by_app = {
         app.app_id: Sources(app=app, networks=networks, network_settings={}, trackers={}, events={})
-        for app in cast("list[tracker_pb2.App]", list(resources["app"].values()))
+        for app in cast("list[app_pb2.App]", list(resources["app"].values()))
     }
-    for settings in cast("list[tracker_pb2.NetworkSettings]", list(resources["network_settings"].values())):
+    for settings in cast("list[network_settings_pb2.NetworkSettings]", list(resources["network_settings"].values())):
         by_app[settings.app_id].network_settings[settings.network_id] = settings
     for tracker in cast("list[tracker_pb2.Tracker]", list(resources["tracker"].values())):
         by_app[tracker.app_id].trackers[tracker.tracker_id] = tracker
-    for event in cast("list[tracker_pb2.EventDefinition]", list(resources["event_definition"].values())):
-        if event.status == tracker_pb2.STATUS_LIVE:
+    for event in cast("list[event_definition_pb2.EventDefinition]", list(resources["event_definition"].values())):
+        if event.status == status_pb2.STATUS_LIVE:
             by_app[event.app_id].events[event.event_name] = event
     return by_app
 
@@ -225,7 +234,7 @@ def _rules(sources: Sources, revision: int, before: tuple[Sources, AppRules] | N
             return rules.trackers[tracker.tracker_id].tracker
         return _tracker(tracker)
 
-    unset = tracker_pb2.NetworkSettings()
+    unset = network_settings_pb2.NetworkSettings()
     return compile_rules(
         app=_app(sources.app),
         networks=[
@@ -238,13 +247,13 @@ def _rules(sources: Sources, revision: int, before: tuple[Sources, AppRules] | N
     )
 
 
-def _windows(windows: tracker_pb2.Windows) -> dict[WindowKind, int]:
+def _windows(windows: windows_pb2.Windows) -> dict[WindowKind, int]:
     """The windows set at one layer, in microseconds."""
     found = {}
     for name, kind in _WINDOWS.items():
         if not windows.HasField(name):  # type: ignore[arg-type]  # all names are fields
             continue
-        window: tracker_pb2.Window = getattr(windows, name)
+        window: windows_pb2.Window = getattr(windows, name)
         match window.WhichOneof("limit"):
             case "duration":
                 found[kind] = window.duration.ToMicroseconds()
@@ -257,20 +266,20 @@ def _windows(windows: tracker_pb2.Windows) -> dict[WindowKind, int]:
     return found
 
 
-def _app(app: tracker_pb2.App) -> App:
+def _app(app: app_pb2.App) -> App:
     settings = app.settings
     return App(
         app_id=app.app_id,
-        platform=Platform.IOS if app.platform == tracker_pb2.PLATFORM_IOS else Platform.ANDROID,
+        platform=Platform.IOS if app.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID,
         windows=_windows(settings.windows),
         device_attribution=(
             DeviceAttribution.INCLUSIVE
-            if settings.device_attribution == tracker_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE
+            if settings.device_attribution == app_pb2.AppSettings.DEVICE_ATTRIBUTION_INCLUSIVE
             else DeviceAttribution.STANDARD
         ),
         modeled_level={
-            tracker_pb2.AppSettings.MODELED_LEVEL_IP_ONLY: ModeledLevel.IP_ONLY,
-            tracker_pb2.AppSettings.MODELED_LEVEL_IP_RANGE: ModeledLevel.IP_RANGE,
+            app_pb2.AppSettings.MODELED_LEVEL_IP_ONLY: ModeledLevel.IP_ONLY,
+            app_pb2.AppSettings.MODELED_LEVEL_IP_RANGE: ModeledLevel.IP_RANGE,
         }.get(settings.modeled_level, ModeledLevel.IP_AND_UA),
         omit_os_minor=settings.omit_os_minor,
         allow_reengagement_impressions=(
@@ -287,8 +296,8 @@ def _app(app: tracker_pb2.App) -> App:
     )
 
 
-def _network(network: tracker_pb2.Network, settings: tracker_pb2.NetworkSettings) -> Network:
-    redacts = settings.granular_data_policy == tracker_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
+def _network(network: network_pb2.Network, settings: network_settings_pb2.NetworkSettings) -> Network:
+    redacts = settings.granular_data_policy == network_settings_pb2.NetworkSettings.GRANULAR_DATA_POLICY_REDACT
     return Network(
         network_id=network.network_id,
         self_attributing=network.self_attributing,
@@ -313,14 +322,14 @@ def _tracker(tracker: tracker_pb2.Tracker) -> Tracker:
         segment=tracker.segment_id,
         events=frozenset(tracker.events),
         windows=windows,
-        live=tracker.status == tracker_pb2.STATUS_LIVE,
+        live=tracker.status == status_pb2.STATUS_LIVE,
         default_tracker=tracker.default_tracker,
         max_conversions_per_engagement=tracker.max_conversions_per_engagement,
         create_time_us=tracker.create_time.ToMicroseconds(),
     )
 
 
-def _event(event: tracker_pb2.EventDefinition) -> EventDefinition:
+def _event(event: event_definition_pb2.EventDefinition) -> EventDefinition:
     return EventDefinition(
         event_name=event.event_name,
         mtr_us=(
@@ -334,16 +343,16 @@ def _event(event: tracker_pb2.EventDefinition) -> EventDefinition:
     )
 
 
-def _app_names(app: tracker_pb2.App) -> postback_pb2.Names:
+def _app_names(app: app_pb2.App) -> postback_pb2.Names:
     return postback_pb2.Names(
         bundle_id=app.bundle_id,
         store_app_id=app.store_app_id,
-        platform="IOS" if app.platform == tracker_pb2.PLATFORM_IOS else "ANDROID",
+        platform="IOS" if app.platform == app_pb2.PLATFORM_IOS else "ANDROID",
         sandbox=app.sandbox,
         retention_days=_retention_days(app),
     )
 
 
-def _retention_days(app: tracker_pb2.App) -> int:
+def _retention_days(app: app_pb2.App) -> int:
     settings = app.settings
     return settings.retention.ToTimedelta().days if settings.HasField("retention") else RETENTION_DAYS

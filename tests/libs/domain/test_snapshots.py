@@ -5,8 +5,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from reengage.tracker.v1.app_pb2 import App
+from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
+
 from libs.domain.snapshots import Follower, Resources
-from reengage.tracker.v1.tracker_pb2 import App, Resource, WatchSnapshotResponse
 
 BUILD_S = 0.05
 

@@ -11,7 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from reengage.ingest.v1 import ingest_pb2 as _ingest_pb2
-from reengage.tracker.v1 import tracker_pb2 as _tracker_pb2
+from reengage.tracker.v1 import snapshot_pb2 as _snapshot_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -967,7 +967,7 @@ class WhatIfRequest(_message.Message):
         """Required. Conversions that happened before this time."""
 
     @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_tracker_pb2.Resource]:
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.Resource]:
         """Optional. Settings that replace those of the same id, or are added to them: the whole resource each, of this app, with
         app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000. The ranges
         of what decisions read are tracker's. Left out: the settings as they are.
@@ -979,7 +979,7 @@ class WhatIfRequest(_message.Message):
         app_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
-        changes: _abc.Iterable[_tracker_pb2.Resource] | None = ...,
+        changes: _abc.Iterable[_snapshot_pb2.Resource] | None = ...,
         resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015

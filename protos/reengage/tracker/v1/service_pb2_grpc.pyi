@@ -5,6 +5,21 @@ Tracker: owns every setting. Other services hold a snapshot and follow its revis
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from reengage.tracker.v1 import account_pb2 as _account_pb2
+from reengage.tracker.v1 import agency_pb2 as _agency_pb2
+from reengage.tracker.v1 import api_key_pb2 as _api_key_pb2
+from reengage.tracker.v1 import app_pb2 as _app_pb2
+from reengage.tracker.v1 import campaign_pb2 as _campaign_pb2
+from reengage.tracker.v1 import change_pb2 as _change_pb2
+from reengage.tracker.v1 import event_definition_pb2 as _event_definition_pb2
+from reengage.tracker.v1 import network_pb2 as _network_pb2
+from reengage.tracker.v1 import network_settings_pb2 as _network_settings_pb2
+from reengage.tracker.v1 import postback_draft_pb2 as _postback_draft_pb2
+from reengage.tracker.v1 import resolve_pb2 as _resolve_pb2
+from reengage.tracker.v1 import san_account_pb2 as _san_account_pb2
+from reengage.tracker.v1 import segment_pb2 as _segment_pb2
+from reengage.tracker.v1 import snapshot_pb2 as _snapshot_pb2
+from reengage.tracker.v1 import tracker_edit_pb2 as _tracker_edit_pb2
 from reengage.tracker.v1 import tracker_pb2 as _tracker_pb2
 import abc as _abc_1
 
@@ -33,83 +48,83 @@ class TrackerConfigServiceStub:
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAccountRequest, _tracker_pb2.CreateAccountResponse]
+    CreateAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateAccountRequest, _account_pb2.CreateAccountResponse]
     """CreateAccount creates an account."""
-    GetAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAccountRequest, _tracker_pb2.GetAccountResponse]
+    GetAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]
     """GetAccount answers one account."""
-    ListAccounts: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListAccountsRequest, _tracker_pb2.ListAccountsResponse]
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_account_pb2.ListAccountsRequest, _account_pb2.ListAccountsResponse]
     """ListAccounts lists accounts by id."""
-    UpdateAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateAccountRequest, _tracker_pb2.UpdateAccountResponse]
+    UpdateAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.UpdateAccountRequest, _account_pb2.UpdateAccountResponse]
     """UpdateAccount changes the fields named in the mask."""
-    ArchiveAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveAccountRequest, _tracker_pb2.ArchiveAccountResponse]
+    ArchiveAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.ArchiveAccountRequest, _account_pb2.ArchiveAccountResponse]
     """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
-    CreateApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAppRequest, _tracker_pb2.CreateAppResponse]
+    CreateApp: _aio.UnaryUnaryMultiCallable[_app_pb2.CreateAppRequest, _app_pb2.CreateAppResponse]
     """CreateApp creates an app."""
-    GetApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAppRequest, _tracker_pb2.GetAppResponse]
+    GetApp: _aio.UnaryUnaryMultiCallable[_app_pb2.GetAppRequest, _app_pb2.GetAppResponse]
     """GetApp answers one app, archived ones too."""
-    ListApps: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListAppsRequest, _tracker_pb2.ListAppsResponse]
+    ListApps: _aio.UnaryUnaryMultiCallable[_app_pb2.ListAppsRequest, _app_pb2.ListAppsResponse]
     """ListApps lists apps by id."""
-    UpdateApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateAppRequest, _tracker_pb2.UpdateAppResponse]
+    UpdateApp: _aio.UnaryUnaryMultiCallable[_app_pb2.UpdateAppRequest, _app_pb2.UpdateAppResponse]
     """UpdateApp changes the fields named in the mask."""
-    ArchiveApp: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveAppRequest, _tracker_pb2.ArchiveAppResponse]
+    ArchiveApp: _aio.UnaryUnaryMultiCallable[_app_pb2.ArchiveAppRequest, _app_pb2.ArchiveAppResponse]
     """ArchiveApp archives an app: nothing of it is accepted or attributed any more."""
-    CreateNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateNetworkRequest, _tracker_pb2.CreateNetworkResponse]
+    CreateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]
     """CreateNetwork creates a network (media partner), one for each platform."""
-    GetNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetNetworkRequest, _tracker_pb2.GetNetworkResponse]
+    GetNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.GetNetworkRequest, _network_pb2.GetNetworkResponse]
     """GetNetwork answers one network."""
-    ListNetworks: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListNetworksRequest, _tracker_pb2.ListNetworksResponse]
+    ListNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]
     """ListNetworks lists networks by id, those of the built-in catalogue among them."""
-    UpdateNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateNetworkRequest, _tracker_pb2.UpdateNetworkResponse]
+    UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]
     """UpdateNetwork changes the fields named in the mask."""
-    ArchiveNetwork: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveNetworkRequest, _tracker_pb2.ArchiveNetworkResponse]
+    ArchiveNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.ArchiveNetworkRequest, _network_pb2.ArchiveNetworkResponse]
     """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it."""
-    GetNetworkSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetNetworkSettingsRequest, _tracker_pb2.GetNetworkSettingsResponse]
+    GetNetworkSettings: _aio.UnaryUnaryMultiCallable[_network_settings_pb2.GetNetworkSettingsRequest, _network_settings_pb2.GetNetworkSettingsResponse]
     """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
-    UpdateNetworkSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateNetworkSettingsRequest, _tracker_pb2.UpdateNetworkSettingsResponse]
+    UpdateNetworkSettings: _aio.UnaryUnaryMultiCallable[_network_settings_pb2.UpdateNetworkSettingsRequest, _network_settings_pb2.UpdateNetworkSettingsResponse]
     """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
     and network must be live, and of one platform.
     """
-    CreateAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateAgencyRequest, _tracker_pb2.CreateAgencyResponse]
+    CreateAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.CreateAgencyRequest, _agency_pb2.CreateAgencyResponse]
     """CreateAgency creates an agency."""
-    GetAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetAgencyRequest, _tracker_pb2.GetAgencyResponse]
+    GetAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.GetAgencyRequest, _agency_pb2.GetAgencyResponse]
     """GetAgency answers one agency."""
-    ListAgencies: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListAgenciesRequest, _tracker_pb2.ListAgenciesResponse]
+    ListAgencies: _aio.UnaryUnaryMultiCallable[_agency_pb2.ListAgenciesRequest, _agency_pb2.ListAgenciesResponse]
     """ListAgencies lists agencies by id."""
-    UpdateAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateAgencyRequest, _tracker_pb2.UpdateAgencyResponse]
+    UpdateAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.UpdateAgencyRequest, _agency_pb2.UpdateAgencyResponse]
     """UpdateAgency changes the fields named in the mask."""
-    ArchiveAgency: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveAgencyRequest, _tracker_pb2.ArchiveAgencyResponse]
+    ArchiveAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.ArchiveAgencyRequest, _agency_pb2.ArchiveAgencyResponse]
     """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
-    CreateSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateSanAccountRequest, _tracker_pb2.CreateSanAccountResponse]
+    CreateSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.CreateSanAccountRequest, _san_account_pb2.CreateSanAccountResponse]
     """CreateSanAccount creates an account with a self-attributing network."""
-    GetSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetSanAccountRequest, _tracker_pb2.GetSanAccountResponse]
+    GetSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.GetSanAccountRequest, _san_account_pb2.GetSanAccountResponse]
     """GetSanAccount answers an account with a self-attributing network."""
-    ListSanAccounts: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListSanAccountsRequest, _tracker_pb2.ListSanAccountsResponse]
+    ListSanAccounts: _aio.UnaryUnaryMultiCallable[_san_account_pb2.ListSanAccountsRequest, _san_account_pb2.ListSanAccountsResponse]
     """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
-    UpdateSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateSanAccountRequest, _tracker_pb2.UpdateSanAccountResponse]
+    UpdateSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.UpdateSanAccountRequest, _san_account_pb2.UpdateSanAccountResponse]
     """UpdateSanAccount changes the fields named in the mask."""
-    ArchiveSanAccount: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveSanAccountRequest, _tracker_pb2.ArchiveSanAccountResponse]
+    ArchiveSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.ArchiveSanAccountRequest, _san_account_pb2.ArchiveSanAccountResponse]
     """ArchiveSanAccount archives an account with a self-attributing network.
     FAILED_PRECONDITION `IN_USE` while live trackers name it.
     """
-    CreateCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateCampaignRequest, _tracker_pb2.CreateCampaignResponse]
+    CreateCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.CreateCampaignRequest, _campaign_pb2.CreateCampaignResponse]
     """CreateCampaign creates a campaign."""
-    GetCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetCampaignRequest, _tracker_pb2.GetCampaignResponse]
+    GetCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.GetCampaignRequest, _campaign_pb2.GetCampaignResponse]
     """GetCampaign answers one campaign."""
-    ListCampaigns: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListCampaignsRequest, _tracker_pb2.ListCampaignsResponse]
+    ListCampaigns: _aio.UnaryUnaryMultiCallable[_campaign_pb2.ListCampaignsRequest, _campaign_pb2.ListCampaignsResponse]
     """ListCampaigns lists an app's campaigns by id."""
-    UpdateCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateCampaignRequest, _tracker_pb2.UpdateCampaignResponse]
+    UpdateCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.UpdateCampaignRequest, _campaign_pb2.UpdateCampaignResponse]
     """UpdateCampaign changes the fields named in the mask."""
-    ArchiveCampaign: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveCampaignRequest, _tracker_pb2.ArchiveCampaignResponse]
+    ArchiveCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.ArchiveCampaignRequest, _campaign_pb2.ArchiveCampaignResponse]
     """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
-    CreateSegment: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateSegmentRequest, _tracker_pb2.CreateSegmentResponse]
+    CreateSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.CreateSegmentRequest, _segment_pb2.CreateSegmentResponse]
     """CreateSegment creates a segment of a campaign."""
-    GetSegment: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetSegmentRequest, _tracker_pb2.GetSegmentResponse]
+    GetSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.GetSegmentRequest, _segment_pb2.GetSegmentResponse]
     """GetSegment answers one segment."""
-    ListSegments: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListSegmentsRequest, _tracker_pb2.ListSegmentsResponse]
+    ListSegments: _aio.UnaryUnaryMultiCallable[_segment_pb2.ListSegmentsRequest, _segment_pb2.ListSegmentsResponse]
     """ListSegments lists an app's segments by id."""
-    UpdateSegment: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateSegmentRequest, _tracker_pb2.UpdateSegmentResponse]
+    UpdateSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.UpdateSegmentRequest, _segment_pb2.UpdateSegmentResponse]
     """UpdateSegment changes the fields named in the mask."""
-    ArchiveSegment: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveSegmentRequest, _tracker_pb2.ArchiveSegmentResponse]
+    ArchiveSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.ArchiveSegmentRequest, _segment_pb2.ArchiveSegmentResponse]
     """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
     CreateTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateTrackerRequest, _tracker_pb2.CreateTrackerResponse]
     """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
@@ -128,60 +143,60 @@ class TrackerConfigServiceStub:
     without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
     request_id.
     """
-    BulkEditTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.BulkEditTrackersRequest, _tracker_pb2.BulkEditTrackersResponse]
+    BulkEditTrackers: _aio.UnaryUnaryMultiCallable[_tracker_edit_pb2.BulkEditTrackersRequest, _tracker_edit_pb2.BulkEditTrackersResponse]
     """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
     named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
     """
-    ExportTrackers: _aio.UnaryStreamMultiCallable[_tracker_pb2.ExportTrackersRequest, _tracker_pb2.ExportTrackersResponse]
+    ExportTrackers: _aio.UnaryStreamMultiCallable[_tracker_edit_pb2.ExportTrackersRequest, _tracker_edit_pb2.ExportTrackersResponse]
     """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
-    ImportTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ImportTrackersRequest, _tracker_pb2.ImportTrackersResponse]
+    ImportTrackers: _aio.UnaryUnaryMultiCallable[_tracker_edit_pb2.ImportTrackersRequest, _tracker_edit_pb2.ImportTrackersResponse]
     """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
     etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
     not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
     STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
     to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
     """
-    DraftPostbacks: _aio.UnaryUnaryMultiCallable[_tracker_pb2.DraftPostbacksRequest, _tracker_pb2.DraftPostbacksResponse]
+    DraftPostbacks: _aio.UnaryUnaryMultiCallable[_postback_draft_pb2.DraftPostbacksRequest, _postback_draft_pb2.DraftPostbacksResponse]
     """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
-    ResolveSettings: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ResolveSettingsRequest, _tracker_pb2.ResolveSettingsResponse]
+    ResolveSettings: _aio.UnaryUnaryMultiCallable[_resolve_pb2.ResolveSettingsRequest, _resolve_pb2.ResolveSettingsResponse]
     """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
-    CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateEventDefinitionRequest, _tracker_pb2.CreateEventDefinitionResponse]
+    CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.CreateEventDefinitionRequest, _event_definition_pb2.CreateEventDefinitionResponse]
     """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
     without them has the defaults.
     """
-    GetEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetEventDefinitionRequest, _tracker_pb2.GetEventDefinitionResponse]
+    GetEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.GetEventDefinitionRequest, _event_definition_pb2.GetEventDefinitionResponse]
     """GetEventDefinition answers the settings of one event."""
-    ListEventDefinitions: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListEventDefinitionsRequest, _tracker_pb2.ListEventDefinitionsResponse]
+    ListEventDefinitions: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.ListEventDefinitionsRequest, _event_definition_pb2.ListEventDefinitionsResponse]
     """ListEventDefinitions lists an app's event definitions by name."""
-    UpdateEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateEventDefinitionRequest, _tracker_pb2.UpdateEventDefinitionResponse]
+    UpdateEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.UpdateEventDefinitionRequest, _event_definition_pb2.UpdateEventDefinitionResponse]
     """UpdateEventDefinition changes the fields named in the mask."""
-    ArchiveEventDefinition: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveEventDefinitionRequest, _tracker_pb2.ArchiveEventDefinitionResponse]
+    ArchiveEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.ArchiveEventDefinitionRequest, _event_definition_pb2.ArchiveEventDefinitionResponse]
     """ArchiveEventDefinition archives it: the event has the defaults again.
     FAILED_PRECONDITION `IN_USE` while live trackers select it.
     """
-    RegisterEvents: _aio.UnaryUnaryMultiCallable[_tracker_pb2.RegisterEventsRequest, _tracker_pb2.RegisterEventsResponse]
+    RegisterEvents: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.RegisterEventsRequest, _event_definition_pb2.RegisterEventsResponse]
     """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
-    CreateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateApiKeyRequest, _tracker_pb2.CreateApiKeyResponse]
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.CreateApiKeyRequest, _api_key_pb2.CreateApiKeyResponse]
     """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
-    GetApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetApiKeyRequest, _tracker_pb2.GetApiKeyResponse]
+    GetApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.GetApiKeyRequest, _api_key_pb2.GetApiKeyResponse]
     """GetApiKey answers one API key."""
-    ListApiKeys: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListApiKeysRequest, _tracker_pb2.ListApiKeysResponse]
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_pb2.ListApiKeysRequest, _api_key_pb2.ListApiKeysResponse]
     """ListApiKeys lists API keys by id."""
-    UpdateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateApiKeyRequest, _tracker_pb2.UpdateApiKeyResponse]
+    UpdateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.UpdateApiKeyRequest, _api_key_pb2.UpdateApiKeyResponse]
     """UpdateApiKey changes the fields named in the mask."""
-    ArchiveApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveApiKeyRequest, _tracker_pb2.ArchiveApiKeyResponse]
+    ArchiveApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.ArchiveApiKeyRequest, _api_key_pb2.ArchiveApiKeyResponse]
     """ArchiveApiKey revokes an API key."""
-    RotateApiKey: _aio.UnaryUnaryMultiCallable[_tracker_pb2.RotateApiKeyRequest, _tracker_pb2.RotateApiKeyResponse]
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.RotateApiKeyRequest, _api_key_pb2.RotateApiKeyResponse]
     """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
     overlap. Repeat-safe by request_id, as CreateApiKey.
     """
-    ListChanges: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListChangesRequest, _tracker_pb2.ListChangesResponse]
+    ListChanges: _aio.UnaryUnaryMultiCallable[_change_pb2.ListChangesRequest, _change_pb2.ListChangesResponse]
     """ListChanges answers who changed what, when, from what to what, newest first."""
-    GetSnapshot: _aio.UnaryStreamMultiCallable[_tracker_pb2.GetSnapshotRequest, _tracker_pb2.GetSnapshotResponse]
+    GetSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
     NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
     """
-    WatchSnapshot: _aio.UnaryStreamMultiCallable[_tracker_pb2.WatchSnapshotRequest, _tracker_pb2.WatchSnapshotResponse]
+    WatchSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.WatchSnapshotRequest, _snapshot_pb2.WatchSnapshotResponse]
     """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
     asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
     revision come in one response, those of revisions that follow each other may come together; responses come in the
@@ -212,137 +227,137 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateAccount(
         self,
-        request: _tracker_pb2.CreateAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateAccountRequest, _abc.Awaitable[_tracker_pb2.CreateAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateAccountResponse]:
+        request: _account_pb2.CreateAccountRequest,
+        context: _aio.ServicerContext[_account_pb2.CreateAccountRequest, _abc.Awaitable[_account_pb2.CreateAccountResponse]],
+    ) -> _abc.Awaitable[_account_pb2.CreateAccountResponse]:
         """CreateAccount creates an account."""
 
     @_abc_1.abstractmethod
     def GetAccount(
         self,
-        request: _tracker_pb2.GetAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetAccountRequest, _abc.Awaitable[_tracker_pb2.GetAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetAccountResponse]:
+        request: _account_pb2.GetAccountRequest,
+        context: _aio.ServicerContext[_account_pb2.GetAccountRequest, _abc.Awaitable[_account_pb2.GetAccountResponse]],
+    ) -> _abc.Awaitable[_account_pb2.GetAccountResponse]:
         """GetAccount answers one account."""
 
     @_abc_1.abstractmethod
     def ListAccounts(
         self,
-        request: _tracker_pb2.ListAccountsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListAccountsRequest, _abc.Awaitable[_tracker_pb2.ListAccountsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListAccountsResponse]:
+        request: _account_pb2.ListAccountsRequest,
+        context: _aio.ServicerContext[_account_pb2.ListAccountsRequest, _abc.Awaitable[_account_pb2.ListAccountsResponse]],
+    ) -> _abc.Awaitable[_account_pb2.ListAccountsResponse]:
         """ListAccounts lists accounts by id."""
 
     @_abc_1.abstractmethod
     def UpdateAccount(
         self,
-        request: _tracker_pb2.UpdateAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateAccountRequest, _abc.Awaitable[_tracker_pb2.UpdateAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateAccountResponse]:
+        request: _account_pb2.UpdateAccountRequest,
+        context: _aio.ServicerContext[_account_pb2.UpdateAccountRequest, _abc.Awaitable[_account_pb2.UpdateAccountResponse]],
+    ) -> _abc.Awaitable[_account_pb2.UpdateAccountResponse]:
         """UpdateAccount changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveAccount(
         self,
-        request: _tracker_pb2.ArchiveAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveAccountRequest, _abc.Awaitable[_tracker_pb2.ArchiveAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveAccountResponse]:
+        request: _account_pb2.ArchiveAccountRequest,
+        context: _aio.ServicerContext[_account_pb2.ArchiveAccountRequest, _abc.Awaitable[_account_pb2.ArchiveAccountResponse]],
+    ) -> _abc.Awaitable[_account_pb2.ArchiveAccountResponse]:
         """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
 
     @_abc_1.abstractmethod
     def CreateApp(
         self,
-        request: _tracker_pb2.CreateAppRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateAppRequest, _abc.Awaitable[_tracker_pb2.CreateAppResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateAppResponse]:
+        request: _app_pb2.CreateAppRequest,
+        context: _aio.ServicerContext[_app_pb2.CreateAppRequest, _abc.Awaitable[_app_pb2.CreateAppResponse]],
+    ) -> _abc.Awaitable[_app_pb2.CreateAppResponse]:
         """CreateApp creates an app."""
 
     @_abc_1.abstractmethod
     def GetApp(
         self,
-        request: _tracker_pb2.GetAppRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetAppRequest, _abc.Awaitable[_tracker_pb2.GetAppResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetAppResponse]:
+        request: _app_pb2.GetAppRequest,
+        context: _aio.ServicerContext[_app_pb2.GetAppRequest, _abc.Awaitable[_app_pb2.GetAppResponse]],
+    ) -> _abc.Awaitable[_app_pb2.GetAppResponse]:
         """GetApp answers one app, archived ones too."""
 
     @_abc_1.abstractmethod
     def ListApps(
         self,
-        request: _tracker_pb2.ListAppsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListAppsRequest, _abc.Awaitable[_tracker_pb2.ListAppsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListAppsResponse]:
+        request: _app_pb2.ListAppsRequest,
+        context: _aio.ServicerContext[_app_pb2.ListAppsRequest, _abc.Awaitable[_app_pb2.ListAppsResponse]],
+    ) -> _abc.Awaitable[_app_pb2.ListAppsResponse]:
         """ListApps lists apps by id."""
 
     @_abc_1.abstractmethod
     def UpdateApp(
         self,
-        request: _tracker_pb2.UpdateAppRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateAppRequest, _abc.Awaitable[_tracker_pb2.UpdateAppResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateAppResponse]:
+        request: _app_pb2.UpdateAppRequest,
+        context: _aio.ServicerContext[_app_pb2.UpdateAppRequest, _abc.Awaitable[_app_pb2.UpdateAppResponse]],
+    ) -> _abc.Awaitable[_app_pb2.UpdateAppResponse]:
         """UpdateApp changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveApp(
         self,
-        request: _tracker_pb2.ArchiveAppRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveAppRequest, _abc.Awaitable[_tracker_pb2.ArchiveAppResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveAppResponse]:
+        request: _app_pb2.ArchiveAppRequest,
+        context: _aio.ServicerContext[_app_pb2.ArchiveAppRequest, _abc.Awaitable[_app_pb2.ArchiveAppResponse]],
+    ) -> _abc.Awaitable[_app_pb2.ArchiveAppResponse]:
         """ArchiveApp archives an app: nothing of it is accepted or attributed any more."""
 
     @_abc_1.abstractmethod
     def CreateNetwork(
         self,
-        request: _tracker_pb2.CreateNetworkRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateNetworkRequest, _abc.Awaitable[_tracker_pb2.CreateNetworkResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateNetworkResponse]:
+        request: _network_pb2.CreateNetworkRequest,
+        context: _aio.ServicerContext[_network_pb2.CreateNetworkRequest, _abc.Awaitable[_network_pb2.CreateNetworkResponse]],
+    ) -> _abc.Awaitable[_network_pb2.CreateNetworkResponse]:
         """CreateNetwork creates a network (media partner), one for each platform."""
 
     @_abc_1.abstractmethod
     def GetNetwork(
         self,
-        request: _tracker_pb2.GetNetworkRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetNetworkRequest, _abc.Awaitable[_tracker_pb2.GetNetworkResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetNetworkResponse]:
+        request: _network_pb2.GetNetworkRequest,
+        context: _aio.ServicerContext[_network_pb2.GetNetworkRequest, _abc.Awaitable[_network_pb2.GetNetworkResponse]],
+    ) -> _abc.Awaitable[_network_pb2.GetNetworkResponse]:
         """GetNetwork answers one network."""
 
     @_abc_1.abstractmethod
     def ListNetworks(
         self,
-        request: _tracker_pb2.ListNetworksRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListNetworksRequest, _abc.Awaitable[_tracker_pb2.ListNetworksResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListNetworksResponse]:
+        request: _network_pb2.ListNetworksRequest,
+        context: _aio.ServicerContext[_network_pb2.ListNetworksRequest, _abc.Awaitable[_network_pb2.ListNetworksResponse]],
+    ) -> _abc.Awaitable[_network_pb2.ListNetworksResponse]:
         """ListNetworks lists networks by id, those of the built-in catalogue among them."""
 
     @_abc_1.abstractmethod
     def UpdateNetwork(
         self,
-        request: _tracker_pb2.UpdateNetworkRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateNetworkRequest, _abc.Awaitable[_tracker_pb2.UpdateNetworkResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateNetworkResponse]:
+        request: _network_pb2.UpdateNetworkRequest,
+        context: _aio.ServicerContext[_network_pb2.UpdateNetworkRequest, _abc.Awaitable[_network_pb2.UpdateNetworkResponse]],
+    ) -> _abc.Awaitable[_network_pb2.UpdateNetworkResponse]:
         """UpdateNetwork changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveNetwork(
         self,
-        request: _tracker_pb2.ArchiveNetworkRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveNetworkRequest, _abc.Awaitable[_tracker_pb2.ArchiveNetworkResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveNetworkResponse]:
+        request: _network_pb2.ArchiveNetworkRequest,
+        context: _aio.ServicerContext[_network_pb2.ArchiveNetworkRequest, _abc.Awaitable[_network_pb2.ArchiveNetworkResponse]],
+    ) -> _abc.Awaitable[_network_pb2.ArchiveNetworkResponse]:
         """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it."""
 
     @_abc_1.abstractmethod
     def GetNetworkSettings(
         self,
-        request: _tracker_pb2.GetNetworkSettingsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetNetworkSettingsRequest, _abc.Awaitable[_tracker_pb2.GetNetworkSettingsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetNetworkSettingsResponse]:
+        request: _network_settings_pb2.GetNetworkSettingsRequest,
+        context: _aio.ServicerContext[_network_settings_pb2.GetNetworkSettingsRequest, _abc.Awaitable[_network_settings_pb2.GetNetworkSettingsResponse]],
+    ) -> _abc.Awaitable[_network_settings_pb2.GetNetworkSettingsResponse]:
         """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
 
     @_abc_1.abstractmethod
     def UpdateNetworkSettings(
         self,
-        request: _tracker_pb2.UpdateNetworkSettingsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateNetworkSettingsRequest, _abc.Awaitable[_tracker_pb2.UpdateNetworkSettingsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateNetworkSettingsResponse]:
+        request: _network_settings_pb2.UpdateNetworkSettingsRequest,
+        context: _aio.ServicerContext[_network_settings_pb2.UpdateNetworkSettingsRequest, _abc.Awaitable[_network_settings_pb2.UpdateNetworkSettingsResponse]],
+    ) -> _abc.Awaitable[_network_settings_pb2.UpdateNetworkSettingsResponse]:
         """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
         and network must be live, and of one platform.
         """
@@ -350,81 +365,81 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateAgency(
         self,
-        request: _tracker_pb2.CreateAgencyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateAgencyRequest, _abc.Awaitable[_tracker_pb2.CreateAgencyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateAgencyResponse]:
+        request: _agency_pb2.CreateAgencyRequest,
+        context: _aio.ServicerContext[_agency_pb2.CreateAgencyRequest, _abc.Awaitable[_agency_pb2.CreateAgencyResponse]],
+    ) -> _abc.Awaitable[_agency_pb2.CreateAgencyResponse]:
         """CreateAgency creates an agency."""
 
     @_abc_1.abstractmethod
     def GetAgency(
         self,
-        request: _tracker_pb2.GetAgencyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetAgencyRequest, _abc.Awaitable[_tracker_pb2.GetAgencyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetAgencyResponse]:
+        request: _agency_pb2.GetAgencyRequest,
+        context: _aio.ServicerContext[_agency_pb2.GetAgencyRequest, _abc.Awaitable[_agency_pb2.GetAgencyResponse]],
+    ) -> _abc.Awaitable[_agency_pb2.GetAgencyResponse]:
         """GetAgency answers one agency."""
 
     @_abc_1.abstractmethod
     def ListAgencies(
         self,
-        request: _tracker_pb2.ListAgenciesRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListAgenciesRequest, _abc.Awaitable[_tracker_pb2.ListAgenciesResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListAgenciesResponse]:
+        request: _agency_pb2.ListAgenciesRequest,
+        context: _aio.ServicerContext[_agency_pb2.ListAgenciesRequest, _abc.Awaitable[_agency_pb2.ListAgenciesResponse]],
+    ) -> _abc.Awaitable[_agency_pb2.ListAgenciesResponse]:
         """ListAgencies lists agencies by id."""
 
     @_abc_1.abstractmethod
     def UpdateAgency(
         self,
-        request: _tracker_pb2.UpdateAgencyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateAgencyRequest, _abc.Awaitable[_tracker_pb2.UpdateAgencyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateAgencyResponse]:
+        request: _agency_pb2.UpdateAgencyRequest,
+        context: _aio.ServicerContext[_agency_pb2.UpdateAgencyRequest, _abc.Awaitable[_agency_pb2.UpdateAgencyResponse]],
+    ) -> _abc.Awaitable[_agency_pb2.UpdateAgencyResponse]:
         """UpdateAgency changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveAgency(
         self,
-        request: _tracker_pb2.ArchiveAgencyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveAgencyRequest, _abc.Awaitable[_tracker_pb2.ArchiveAgencyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveAgencyResponse]:
+        request: _agency_pb2.ArchiveAgencyRequest,
+        context: _aio.ServicerContext[_agency_pb2.ArchiveAgencyRequest, _abc.Awaitable[_agency_pb2.ArchiveAgencyResponse]],
+    ) -> _abc.Awaitable[_agency_pb2.ArchiveAgencyResponse]:
         """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
 
     @_abc_1.abstractmethod
     def CreateSanAccount(
         self,
-        request: _tracker_pb2.CreateSanAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateSanAccountRequest, _abc.Awaitable[_tracker_pb2.CreateSanAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateSanAccountResponse]:
+        request: _san_account_pb2.CreateSanAccountRequest,
+        context: _aio.ServicerContext[_san_account_pb2.CreateSanAccountRequest, _abc.Awaitable[_san_account_pb2.CreateSanAccountResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.CreateSanAccountResponse]:
         """CreateSanAccount creates an account with a self-attributing network."""
 
     @_abc_1.abstractmethod
     def GetSanAccount(
         self,
-        request: _tracker_pb2.GetSanAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetSanAccountRequest, _abc.Awaitable[_tracker_pb2.GetSanAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetSanAccountResponse]:
+        request: _san_account_pb2.GetSanAccountRequest,
+        context: _aio.ServicerContext[_san_account_pb2.GetSanAccountRequest, _abc.Awaitable[_san_account_pb2.GetSanAccountResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.GetSanAccountResponse]:
         """GetSanAccount answers an account with a self-attributing network."""
 
     @_abc_1.abstractmethod
     def ListSanAccounts(
         self,
-        request: _tracker_pb2.ListSanAccountsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListSanAccountsRequest, _abc.Awaitable[_tracker_pb2.ListSanAccountsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListSanAccountsResponse]:
+        request: _san_account_pb2.ListSanAccountsRequest,
+        context: _aio.ServicerContext[_san_account_pb2.ListSanAccountsRequest, _abc.Awaitable[_san_account_pb2.ListSanAccountsResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.ListSanAccountsResponse]:
         """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
 
     @_abc_1.abstractmethod
     def UpdateSanAccount(
         self,
-        request: _tracker_pb2.UpdateSanAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateSanAccountRequest, _abc.Awaitable[_tracker_pb2.UpdateSanAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateSanAccountResponse]:
+        request: _san_account_pb2.UpdateSanAccountRequest,
+        context: _aio.ServicerContext[_san_account_pb2.UpdateSanAccountRequest, _abc.Awaitable[_san_account_pb2.UpdateSanAccountResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.UpdateSanAccountResponse]:
         """UpdateSanAccount changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveSanAccount(
         self,
-        request: _tracker_pb2.ArchiveSanAccountRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveSanAccountRequest, _abc.Awaitable[_tracker_pb2.ArchiveSanAccountResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveSanAccountResponse]:
+        request: _san_account_pb2.ArchiveSanAccountRequest,
+        context: _aio.ServicerContext[_san_account_pb2.ArchiveSanAccountRequest, _abc.Awaitable[_san_account_pb2.ArchiveSanAccountResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.ArchiveSanAccountResponse]:
         """ArchiveSanAccount archives an account with a self-attributing network.
         FAILED_PRECONDITION `IN_USE` while live trackers name it.
         """
@@ -432,81 +447,81 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateCampaign(
         self,
-        request: _tracker_pb2.CreateCampaignRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateCampaignRequest, _abc.Awaitable[_tracker_pb2.CreateCampaignResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateCampaignResponse]:
+        request: _campaign_pb2.CreateCampaignRequest,
+        context: _aio.ServicerContext[_campaign_pb2.CreateCampaignRequest, _abc.Awaitable[_campaign_pb2.CreateCampaignResponse]],
+    ) -> _abc.Awaitable[_campaign_pb2.CreateCampaignResponse]:
         """CreateCampaign creates a campaign."""
 
     @_abc_1.abstractmethod
     def GetCampaign(
         self,
-        request: _tracker_pb2.GetCampaignRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetCampaignRequest, _abc.Awaitable[_tracker_pb2.GetCampaignResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetCampaignResponse]:
+        request: _campaign_pb2.GetCampaignRequest,
+        context: _aio.ServicerContext[_campaign_pb2.GetCampaignRequest, _abc.Awaitable[_campaign_pb2.GetCampaignResponse]],
+    ) -> _abc.Awaitable[_campaign_pb2.GetCampaignResponse]:
         """GetCampaign answers one campaign."""
 
     @_abc_1.abstractmethod
     def ListCampaigns(
         self,
-        request: _tracker_pb2.ListCampaignsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListCampaignsRequest, _abc.Awaitable[_tracker_pb2.ListCampaignsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListCampaignsResponse]:
+        request: _campaign_pb2.ListCampaignsRequest,
+        context: _aio.ServicerContext[_campaign_pb2.ListCampaignsRequest, _abc.Awaitable[_campaign_pb2.ListCampaignsResponse]],
+    ) -> _abc.Awaitable[_campaign_pb2.ListCampaignsResponse]:
         """ListCampaigns lists an app's campaigns by id."""
 
     @_abc_1.abstractmethod
     def UpdateCampaign(
         self,
-        request: _tracker_pb2.UpdateCampaignRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateCampaignRequest, _abc.Awaitable[_tracker_pb2.UpdateCampaignResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateCampaignResponse]:
+        request: _campaign_pb2.UpdateCampaignRequest,
+        context: _aio.ServicerContext[_campaign_pb2.UpdateCampaignRequest, _abc.Awaitable[_campaign_pb2.UpdateCampaignResponse]],
+    ) -> _abc.Awaitable[_campaign_pb2.UpdateCampaignResponse]:
         """UpdateCampaign changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveCampaign(
         self,
-        request: _tracker_pb2.ArchiveCampaignRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveCampaignRequest, _abc.Awaitable[_tracker_pb2.ArchiveCampaignResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveCampaignResponse]:
+        request: _campaign_pb2.ArchiveCampaignRequest,
+        context: _aio.ServicerContext[_campaign_pb2.ArchiveCampaignRequest, _abc.Awaitable[_campaign_pb2.ArchiveCampaignResponse]],
+    ) -> _abc.Awaitable[_campaign_pb2.ArchiveCampaignResponse]:
         """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
 
     @_abc_1.abstractmethod
     def CreateSegment(
         self,
-        request: _tracker_pb2.CreateSegmentRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateSegmentRequest, _abc.Awaitable[_tracker_pb2.CreateSegmentResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateSegmentResponse]:
+        request: _segment_pb2.CreateSegmentRequest,
+        context: _aio.ServicerContext[_segment_pb2.CreateSegmentRequest, _abc.Awaitable[_segment_pb2.CreateSegmentResponse]],
+    ) -> _abc.Awaitable[_segment_pb2.CreateSegmentResponse]:
         """CreateSegment creates a segment of a campaign."""
 
     @_abc_1.abstractmethod
     def GetSegment(
         self,
-        request: _tracker_pb2.GetSegmentRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetSegmentRequest, _abc.Awaitable[_tracker_pb2.GetSegmentResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetSegmentResponse]:
+        request: _segment_pb2.GetSegmentRequest,
+        context: _aio.ServicerContext[_segment_pb2.GetSegmentRequest, _abc.Awaitable[_segment_pb2.GetSegmentResponse]],
+    ) -> _abc.Awaitable[_segment_pb2.GetSegmentResponse]:
         """GetSegment answers one segment."""
 
     @_abc_1.abstractmethod
     def ListSegments(
         self,
-        request: _tracker_pb2.ListSegmentsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListSegmentsRequest, _abc.Awaitable[_tracker_pb2.ListSegmentsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListSegmentsResponse]:
+        request: _segment_pb2.ListSegmentsRequest,
+        context: _aio.ServicerContext[_segment_pb2.ListSegmentsRequest, _abc.Awaitable[_segment_pb2.ListSegmentsResponse]],
+    ) -> _abc.Awaitable[_segment_pb2.ListSegmentsResponse]:
         """ListSegments lists an app's segments by id."""
 
     @_abc_1.abstractmethod
     def UpdateSegment(
         self,
-        request: _tracker_pb2.UpdateSegmentRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateSegmentRequest, _abc.Awaitable[_tracker_pb2.UpdateSegmentResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateSegmentResponse]:
+        request: _segment_pb2.UpdateSegmentRequest,
+        context: _aio.ServicerContext[_segment_pb2.UpdateSegmentRequest, _abc.Awaitable[_segment_pb2.UpdateSegmentResponse]],
+    ) -> _abc.Awaitable[_segment_pb2.UpdateSegmentResponse]:
         """UpdateSegment changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveSegment(
         self,
-        request: _tracker_pb2.ArchiveSegmentRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveSegmentRequest, _abc.Awaitable[_tracker_pb2.ArchiveSegmentResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveSegmentResponse]:
+        request: _segment_pb2.ArchiveSegmentRequest,
+        context: _aio.ServicerContext[_segment_pb2.ArchiveSegmentRequest, _abc.Awaitable[_segment_pb2.ArchiveSegmentResponse]],
+    ) -> _abc.Awaitable[_segment_pb2.ArchiveSegmentResponse]:
         """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
 
     @_abc_1.abstractmethod
@@ -565,9 +580,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def BulkEditTrackers(
         self,
-        request: _tracker_pb2.BulkEditTrackersRequest,
-        context: _aio.ServicerContext[_tracker_pb2.BulkEditTrackersRequest, _abc.Awaitable[_tracker_pb2.BulkEditTrackersResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.BulkEditTrackersResponse]:
+        request: _tracker_edit_pb2.BulkEditTrackersRequest,
+        context: _aio.ServicerContext[_tracker_edit_pb2.BulkEditTrackersRequest, _abc.Awaitable[_tracker_edit_pb2.BulkEditTrackersResponse]],
+    ) -> _abc.Awaitable[_tracker_edit_pb2.BulkEditTrackersResponse]:
         """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
         named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
         """
@@ -575,17 +590,17 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ExportTrackers(
         self,
-        request: _tracker_pb2.ExportTrackersRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ExportTrackersRequest, _abc.AsyncIterator[_tracker_pb2.ExportTrackersResponse]],
-    ) -> _abc.AsyncIterator[_tracker_pb2.ExportTrackersResponse]:
+        request: _tracker_edit_pb2.ExportTrackersRequest,
+        context: _aio.ServicerContext[_tracker_edit_pb2.ExportTrackersRequest, _abc.AsyncIterator[_tracker_edit_pb2.ExportTrackersResponse]],
+    ) -> _abc.AsyncIterator[_tracker_edit_pb2.ExportTrackersResponse]:
         """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
 
     @_abc_1.abstractmethod
     def ImportTrackers(
         self,
-        request: _tracker_pb2.ImportTrackersRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ImportTrackersRequest, _abc.Awaitable[_tracker_pb2.ImportTrackersResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ImportTrackersResponse]:
+        request: _tracker_edit_pb2.ImportTrackersRequest,
+        context: _aio.ServicerContext[_tracker_edit_pb2.ImportTrackersRequest, _abc.Awaitable[_tracker_edit_pb2.ImportTrackersResponse]],
+    ) -> _abc.Awaitable[_tracker_edit_pb2.ImportTrackersResponse]:
         """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
         etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
         not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
@@ -596,25 +611,25 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def DraftPostbacks(
         self,
-        request: _tracker_pb2.DraftPostbacksRequest,
-        context: _aio.ServicerContext[_tracker_pb2.DraftPostbacksRequest, _abc.Awaitable[_tracker_pb2.DraftPostbacksResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.DraftPostbacksResponse]:
+        request: _postback_draft_pb2.DraftPostbacksRequest,
+        context: _aio.ServicerContext[_postback_draft_pb2.DraftPostbacksRequest, _abc.Awaitable[_postback_draft_pb2.DraftPostbacksResponse]],
+    ) -> _abc.Awaitable[_postback_draft_pb2.DraftPostbacksResponse]:
         """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
 
     @_abc_1.abstractmethod
     def ResolveSettings(
         self,
-        request: _tracker_pb2.ResolveSettingsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ResolveSettingsRequest, _abc.Awaitable[_tracker_pb2.ResolveSettingsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ResolveSettingsResponse]:
+        request: _resolve_pb2.ResolveSettingsRequest,
+        context: _aio.ServicerContext[_resolve_pb2.ResolveSettingsRequest, _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]],
+    ) -> _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]:
         """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
 
     @_abc_1.abstractmethod
     def CreateEventDefinition(
         self,
-        request: _tracker_pb2.CreateEventDefinitionRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateEventDefinitionResponse]:
+        request: _event_definition_pb2.CreateEventDefinitionRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.CreateEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.CreateEventDefinitionResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.CreateEventDefinitionResponse]:
         """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
         without them has the defaults.
         """
@@ -622,33 +637,33 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetEventDefinition(
         self,
-        request: _tracker_pb2.GetEventDefinitionRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.GetEventDefinitionResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetEventDefinitionResponse]:
+        request: _event_definition_pb2.GetEventDefinitionRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.GetEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.GetEventDefinitionResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.GetEventDefinitionResponse]:
         """GetEventDefinition answers the settings of one event."""
 
     @_abc_1.abstractmethod
     def ListEventDefinitions(
         self,
-        request: _tracker_pb2.ListEventDefinitionsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListEventDefinitionsRequest, _abc.Awaitable[_tracker_pb2.ListEventDefinitionsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListEventDefinitionsResponse]:
+        request: _event_definition_pb2.ListEventDefinitionsRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.ListEventDefinitionsRequest, _abc.Awaitable[_event_definition_pb2.ListEventDefinitionsResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.ListEventDefinitionsResponse]:
         """ListEventDefinitions lists an app's event definitions by name."""
 
     @_abc_1.abstractmethod
     def UpdateEventDefinition(
         self,
-        request: _tracker_pb2.UpdateEventDefinitionRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.UpdateEventDefinitionResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateEventDefinitionResponse]:
+        request: _event_definition_pb2.UpdateEventDefinitionRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.UpdateEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.UpdateEventDefinitionResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.UpdateEventDefinitionResponse]:
         """UpdateEventDefinition changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveEventDefinition(
         self,
-        request: _tracker_pb2.ArchiveEventDefinitionRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveEventDefinitionRequest, _abc.Awaitable[_tracker_pb2.ArchiveEventDefinitionResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveEventDefinitionResponse]:
+        request: _event_definition_pb2.ArchiveEventDefinitionRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.ArchiveEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.ArchiveEventDefinitionResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.ArchiveEventDefinitionResponse]:
         """ArchiveEventDefinition archives it: the event has the defaults again.
         FAILED_PRECONDITION `IN_USE` while live trackers select it.
         """
@@ -656,57 +671,57 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RegisterEvents(
         self,
-        request: _tracker_pb2.RegisterEventsRequest,
-        context: _aio.ServicerContext[_tracker_pb2.RegisterEventsRequest, _abc.Awaitable[_tracker_pb2.RegisterEventsResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.RegisterEventsResponse]:
+        request: _event_definition_pb2.RegisterEventsRequest,
+        context: _aio.ServicerContext[_event_definition_pb2.RegisterEventsRequest, _abc.Awaitable[_event_definition_pb2.RegisterEventsResponse]],
+    ) -> _abc.Awaitable[_event_definition_pb2.RegisterEventsResponse]:
         """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
 
     @_abc_1.abstractmethod
     def CreateApiKey(
         self,
-        request: _tracker_pb2.CreateApiKeyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.CreateApiKeyRequest, _abc.Awaitable[_tracker_pb2.CreateApiKeyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.CreateApiKeyResponse]:
+        request: _api_key_pb2.CreateApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_pb2.CreateApiKeyRequest, _abc.Awaitable[_api_key_pb2.CreateApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.CreateApiKeyResponse]:
         """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
 
     @_abc_1.abstractmethod
     def GetApiKey(
         self,
-        request: _tracker_pb2.GetApiKeyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetApiKeyRequest, _abc.Awaitable[_tracker_pb2.GetApiKeyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.GetApiKeyResponse]:
+        request: _api_key_pb2.GetApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_pb2.GetApiKeyRequest, _abc.Awaitable[_api_key_pb2.GetApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.GetApiKeyResponse]:
         """GetApiKey answers one API key."""
 
     @_abc_1.abstractmethod
     def ListApiKeys(
         self,
-        request: _tracker_pb2.ListApiKeysRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListApiKeysRequest, _abc.Awaitable[_tracker_pb2.ListApiKeysResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListApiKeysResponse]:
+        request: _api_key_pb2.ListApiKeysRequest,
+        context: _aio.ServicerContext[_api_key_pb2.ListApiKeysRequest, _abc.Awaitable[_api_key_pb2.ListApiKeysResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.ListApiKeysResponse]:
         """ListApiKeys lists API keys by id."""
 
     @_abc_1.abstractmethod
     def UpdateApiKey(
         self,
-        request: _tracker_pb2.UpdateApiKeyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.UpdateApiKeyRequest, _abc.Awaitable[_tracker_pb2.UpdateApiKeyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.UpdateApiKeyResponse]:
+        request: _api_key_pb2.UpdateApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_pb2.UpdateApiKeyRequest, _abc.Awaitable[_api_key_pb2.UpdateApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.UpdateApiKeyResponse]:
         """UpdateApiKey changes the fields named in the mask."""
 
     @_abc_1.abstractmethod
     def ArchiveApiKey(
         self,
-        request: _tracker_pb2.ArchiveApiKeyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ArchiveApiKeyRequest, _abc.Awaitable[_tracker_pb2.ArchiveApiKeyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ArchiveApiKeyResponse]:
+        request: _api_key_pb2.ArchiveApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_pb2.ArchiveApiKeyRequest, _abc.Awaitable[_api_key_pb2.ArchiveApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.ArchiveApiKeyResponse]:
         """ArchiveApiKey revokes an API key."""
 
     @_abc_1.abstractmethod
     def RotateApiKey(
         self,
-        request: _tracker_pb2.RotateApiKeyRequest,
-        context: _aio.ServicerContext[_tracker_pb2.RotateApiKeyRequest, _abc.Awaitable[_tracker_pb2.RotateApiKeyResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.RotateApiKeyResponse]:
+        request: _api_key_pb2.RotateApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_pb2.RotateApiKeyRequest, _abc.Awaitable[_api_key_pb2.RotateApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_pb2.RotateApiKeyResponse]:
         """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
         overlap. Repeat-safe by request_id, as CreateApiKey.
         """
@@ -714,17 +729,17 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListChanges(
         self,
-        request: _tracker_pb2.ListChangesRequest,
-        context: _aio.ServicerContext[_tracker_pb2.ListChangesRequest, _abc.Awaitable[_tracker_pb2.ListChangesResponse]],
-    ) -> _abc.Awaitable[_tracker_pb2.ListChangesResponse]:
+        request: _change_pb2.ListChangesRequest,
+        context: _aio.ServicerContext[_change_pb2.ListChangesRequest, _abc.Awaitable[_change_pb2.ListChangesResponse]],
+    ) -> _abc.Awaitable[_change_pb2.ListChangesResponse]:
         """ListChanges answers who changed what, when, from what to what, newest first."""
 
     @_abc_1.abstractmethod
     def GetSnapshot(
         self,
-        request: _tracker_pb2.GetSnapshotRequest,
-        context: _aio.ServicerContext[_tracker_pb2.GetSnapshotRequest, _abc.AsyncIterator[_tracker_pb2.GetSnapshotResponse]],
-    ) -> _abc.AsyncIterator[_tracker_pb2.GetSnapshotResponse]:
+        request: _snapshot_pb2.GetSnapshotRequest,
+        context: _aio.ServicerContext[_snapshot_pb2.GetSnapshotRequest, _abc.AsyncIterator[_snapshot_pb2.GetSnapshotResponse]],
+    ) -> _abc.AsyncIterator[_snapshot_pb2.GetSnapshotResponse]:
         """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
         NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
         """
@@ -732,9 +747,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WatchSnapshot(
         self,
-        request: _tracker_pb2.WatchSnapshotRequest,
-        context: _aio.ServicerContext[_tracker_pb2.WatchSnapshotRequest, _abc.AsyncIterator[_tracker_pb2.WatchSnapshotResponse]],
-    ) -> _abc.AsyncIterator[_tracker_pb2.WatchSnapshotResponse]:
+        request: _snapshot_pb2.WatchSnapshotRequest,
+        context: _aio.ServicerContext[_snapshot_pb2.WatchSnapshotRequest, _abc.AsyncIterator[_snapshot_pb2.WatchSnapshotResponse]],
+    ) -> _abc.AsyncIterator[_snapshot_pb2.WatchSnapshotResponse]:
         """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
         asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
         revision come in one response, those of revisions that follow each other may come together; responses come in the
