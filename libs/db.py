@@ -6,9 +6,9 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Literal, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -27,6 +27,8 @@ CONNECTION_LOST = (
     asyncpg.CannotConnectNowError,
 )
 ASKED_TO_RETRY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+TRANSIENT = (*ASKED_TO_RETRY, *CONNECTION_LOST)
+"""A transaction that failed so may well succeed when it is run again at once."""
 
 
 class DatabaseUnavailableError(Exception):
@@ -84,6 +86,38 @@ async def open_pool(
         await pool.close()
 
 
+async def transactions(
+    pool: Pool, *, isolation: Isolation = "read_committed", retry_seconds: float = 10
+) -> AsyncIterator["Attempt"]:
+    """Yields attempts at one transaction until one has committed.
+
+        rows: list[Record] = []
+        async for attempt in transactions(pool):
+            async with attempt as connection:
+                rows = await connection.fetch(...)
+        return rows
+
+    The block runs again, on a fresh connection, after a serialization failure, a deadlock, a lock timeout or a lost
+    connection, for up to `retry_seconds`; then the last error is raised. When the connection is lost while committing,
+    nobody knows whether it did: so the block must be safe to repeat. For the same reason nothing leaves it by `return`,
+    `break` or `continue`: that would take an attempt for done that is to be repeated. A test looks for such blocks.
+    """
+    give_up = time.monotonic() + retry_seconds
+    for pause in _pauses():
+        transaction = _transaction(pool, isolation)
+        try:
+            connection = await transaction.__aenter__()
+        except TRANSIENT:
+            if time.monotonic() + pause > give_up:
+                raise
+        else:
+            attempt = Attempt(transaction, connection, give_up - pause)
+            yield attempt
+            if attempt.committed:
+                return
+        await asyncio.sleep(pause)
+
+
 async def in_transaction(
     pool: Pool,
     work: Callable[[Connection], Awaitable[T]],
@@ -91,29 +125,65 @@ async def in_transaction(
     isolation: Isolation = "read_committed",
     retry_seconds: float = 10,
 ) -> T:
-    """Runs `work` in a transaction and answers what it returns.
+    """Goes away: use `transactions`."""
+    results: list[T] = []
+    async for attempt in transactions(pool, isolation=isolation, retry_seconds=retry_seconds):
+        async with attempt as connection:
+            results[:] = [await work(connection)]
+    return results[0]
 
-    `work` runs again, on a fresh connection, after a serialization failure, a deadlock, a lock timeout or a lost
-    connection, for up to `retry_seconds`; then the last error is raised. When the connection is lost while committing,
-    nobody knows whether it did: so `work` must be safe to repeat.
-    """
-    give_up = time.monotonic() + retry_seconds
-    for pause in _pauses():
+
+class Attempt:
+    """One attempt at a transaction, as `transactions` yields them: `async with attempt as connection`."""
+
+    def __init__(
+        self,
+        transaction: contextlib.AbstractAsyncContextManager[Connection],
+        connection: Connection,
+        repeat_until: float,
+    ) -> None:
+        self.committed = False
+        self._transaction, self._connection, self._repeat_until = transaction, connection, repeat_until
+
+    async def __aenter__(self) -> Connection:
+        """Returns the connection that the transaction has begun on."""
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Commits, or rolls back; True where the error is one after which `transactions` tries again."""
         try:
-            async with pool.acquire() as connection:
-                try:
-                    async with connection.transaction(isolation=isolation):
-                        return await work(connection)
-                except asyncpg.InterfaceError as error:
-                    # asyncpg says this of a connection that is gone, at the rollback for one, but also of misuse.
-                    if not _is_gone(connection):
-                        raise
-                    raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
-        except (*ASKED_TO_RETRY, *CONNECTION_LOST):
-            if time.monotonic() + pause > give_up:
+            await self._transaction.__aexit__(kind, error, traceback)
+        except TRANSIENT:  # the commit, or the rollback
+            if time.monotonic() > self._repeat_until:
                 raise
-        await asyncio.sleep(pause)
-    raise AssertionError("pauses do not end")
+            return True
+        self.committed = error is None
+        return isinstance(error, TRANSIENT) and time.monotonic() <= self._repeat_until
+
+
+@contextlib.asynccontextmanager
+async def _transaction(pool: Pool, isolation: Isolation) -> AsyncIterator[Connection]:
+    async with pool.acquire() as connection:
+        try:
+            async with connection.transaction(isolation=isolation):
+                yield connection
+        except asyncpg.InterfaceError as error:
+            # asyncpg says this of a connection that is gone, at the rollback for one, but also of misuse.
+            if not _is_gone(connection):
+                raise
+            raise asyncpg.ConnectionDoesNotExistError("the connection was lost") from error
+
+
+def rows_affected(tag: str) -> int:
+    """Returns how many rows a statement changed, from what `execute` returned for it."""
+    return int(tag.rpartition(" ")[2])
+
+
+def columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
+    """Returns rows as their columns, each an array for `unnest`; `count` empty ones where there are no rows."""
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
 
 
 async def _when_reachable(connect: Callable[[], Awaitable[Pool]], *, schema: str, wait_seconds: float) -> Pool:

@@ -106,8 +106,17 @@ class Violations:
         """Note a wrong field."""
         self.found.append(Violation(field=field, reason=reason, description=description))
 
+    def check_text(self, field: str, text: str, *, max_characters: int, required: bool = False) -> None:
+        """Notes a text that is missing though required, too long, or holds NUL, which PostgreSQL cannot keep."""
+        if required and not text:
+            self.add(field, "REQUIRED", "must be set")
+        if "\0" in text:
+            self.add(field, "INVALID_TEXT", "must not contain NUL")
+        if len(text) > max_characters:
+            self.add(field, "TOO_LONG", f"at most {max_characters:,} characters")
+
     def check(self) -> None:
-        """Raise `InvalidArgument` if any was noted."""
+        """Raises `InvalidArgument` if any was noted."""
         if self.found:
             raise InvalidArgument(self.found)
 

@@ -1,26 +1,50 @@
 """Serving: the one place that knows signals, health, reflection, metrics and the order of a graceful stop."""
 
 import asyncio
+import gc
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, Self, TypeVar
 
 import grpc
 import structlog
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from libs.auth import Admission, Admit
 from libs.channels import MAX_MESSAGE_BYTES
+from libs.config import load
 from libs.interceptors import ServerInterceptor
+from libs.logs import configure_logging
+from libs.worker import keep_running
 
 _log = structlog.get_logger()
 
 
+C = TypeVar("C", bound="ServiceConfig")
+S = TypeVar("S")
+
+
+class ServiceConfig(Protocol):
+    """Fields that the configuration of every service has."""
+
+    @property
+    def log_level(self) -> str:
+        """The lowest level that is logged."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Where and how to serve. Times in seconds; `grace_s + drain_s` must stay below Kubernetes' grace period (30 s)."""
+    """Where and how to serve gRPC. `grace_s + drain_s`, in seconds, must stay below Kubernetes' grace period (30 s).
+
+    `listen` is `host:port`; a `metrics_port` of 0 serves no metrics.
+    """
 
     listen: str
     metrics_port: int = 0
@@ -41,57 +65,142 @@ class Face:
     add: Callable[[grpc.aio.Server], None]
     admit: Admit | None = None
 
+    @classmethod
+    def of(
+        cls,
+        descriptor: ServiceDescriptor,
+        add: Callable[[S, grpc.aio.Server], None],
+        servicer: S,
+        *,
+        admit: Admit | None = None,
+    ) -> Self:
+        """Returns the face of a servicer; `add` is the generated `add_…Servicer_to_server`."""
+        return cls(name=descriptor.full_name, add=partial(add, servicer), admit=admit)
 
-async def serve(
-    config: ServerConfig,
-    faces: Sequence[Face],
-    *,
-    tasks: Sequence[Callable[[], Awaitable[None]]] = (),
-    ready: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then stop with nothing lost.
 
-    `tasks` run beside the server for as long as it does; one that ends or fails ends the process, so that whoever
-    supervises it starts it anew. Health is SERVING once `ready` returned (for example: settings have arrived).
-    Stop: NOT_SERVING, `drain_s` for balancers to notice, no new calls, watches end, `grace_s` for the other calls under
-    way, then the tasks are cancelled; the caller closes what it opened.
+class Server(Protocol):
+    """The listener of a service."""
+
+    async def start(self) -> None:
+        """Begins to listen. Raises OSError when the port cannot be had."""
+
+    async def announce(self) -> None:
+        """Tells balancers that the service is ready."""
+
+    async def stop(self, *, drain: bool) -> None:
+        """Tells balancers that it is not, with `drain` gives them time to notice, and ends once calls have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service that is wired and ready to run.
+
+    `loops` run beside the server for as long as it does, each under the name it is logged and counted by: one that
+    fails begins anew (`libs.worker.keep_running`). Health is SERVING once `ready` has returned, for example when
+    settings have arrived.
     """
+
+    server: Server
+    loops: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    ready: Callable[[], Awaitable[object]] | None = None
+
+
+def run(name: str, config: type[C], wire: Callable[[C], AbstractAsyncContextManager[Service]]) -> None:
+    """Runs a service until SIGTERM or SIGINT, then stops it with nothing lost: the main of every service.
+
+    `wire` opens what the service needs, and closes it at the end. Raises ConfigError, which ends the process with one
+    sentence, where the environment does not fit.
+    """
+    loaded = load(config)
+    configure_logging(name, loaded.log_level)
+    uvloop.run(_run(wire(loaded)))
+
+
+async def _run(wired: AbstractAsyncContextManager[Service]) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    starting = asyncio.current_task()
+
+    def ask_to_stop() -> None:
+        stop.set()
+        if starting is not None:
+            starting.cancel()  # a start may wait for a database for long
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if config.metrics_port:
-        host = config.listen.rpartition(":")[0].strip("[]")
-        start_http_server(config.metrics_port, addr=host)  # where the service itself is heard, no wider
-    interceptor = ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)
-    server, checks = build_server(config, faces, interceptor)
-    port = server.add_insecure_port(config.listen)
-    if port == 0:
-        raise OSError(f"cannot listen on {config.listen}: is the port taken?")
-    await server.start()
-    running = [asyncio.ensure_future(task()) for task in tasks]
-    waiting = asyncio.ensure_future(stop.wait())
-    becoming_ready = asyncio.ensure_future(_announce(checks, faces, ready, port))
+        asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
     try:
-        done, _ = await asyncio.wait([waiting, *running, becoming_ready], return_when=asyncio.FIRST_COMPLETED)
-        while done == {becoming_ready} and becoming_ready.exception() is None:
-            done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
-        _log.info("server.stopping")
-        await checks.enter_graceful_shutdown()
-        if stop.is_set():
-            await asyncio.sleep(config.drain_s)
-        stopped = asyncio.ensure_future(server.stop(config.grace_s))
-        interceptor.end_watches()
+        async with wired as service:
+            starting = None
+            # What was loaded so far never goes: the collector need not look through it again and again.
+            gc.freeze()
+            await supervise(service, stop)
+    except asyncio.CancelledError:
+        if starting is None:
+            raise
+
+
+async def supervise(service: Service, stop: asyncio.Event) -> None:
+    """Runs a wired service until `stop` is set.
+
+    The order at the end: NOT_SERVING, time for balancers to notice, no new calls, watches end, time for the other
+    calls under way, then the loops are cancelled; whoever opened what they use closes it after that.
+    """
+    await service.server.start()
+    async with asyncio.TaskGroup() as tasks:
+        loops = [tasks.create_task(keep_running(name, loop), name=name) for name, loop in service.loops.items()]
+        becoming_ready = tasks.create_task(_become_ready(service))
+        try:
+            await stop.wait()
+        finally:
+            _log.info("server.stopping")
+            becoming_ready.cancel()
+            await service.server.stop(drain=stop.is_set())
+            for loop in loops:
+                loop.cancel()
+    _log.info("server.stopped")
+
+
+async def _become_ready(service: Service) -> None:
+    if service.ready is not None:
+        await service.ready()
+    await service.server.announce()
+
+
+class GrpcServer:
+    """Serves gRPC, with health, reflection and metrics."""
+
+    def __init__(self, config: ServerConfig, faces: Sequence[Face]) -> None:
+        self._config = config
+        self._names = ["", *(face.name for face in faces)]
+        self._interceptor = ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)
+        self._server, self._checks = build_server(config, faces, self._interceptor)
+        self._port = 0
+
+    async def start(self) -> None:
+        """Begins to listen, NOT_SERVING. Raises OSError when the port cannot be had."""
+        for name in self._names:
+            await self._checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._config.metrics_port:
+            host = self._config.listen.rpartition(":")[0].strip("[]")
+            start_http_server(self._config.metrics_port, addr=host)  # where the service itself is heard, no wider
+        self._port = self._server.add_insecure_port(self._config.listen)
+        if self._port == 0:
+            raise OSError(f"cannot listen on {self._config.listen}: is the port taken?")
+        await self._server.start()
+
+    async def announce(self) -> None:
+        """Sets health to SERVING."""
+        for name in self._names:
+            await self._checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("server.started", port=self._port)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Sets health to NOT_SERVING, waits `drain_s` if told to, ends watches, and waits `grace_s` for other calls."""
+        await self._checks.enter_graceful_shutdown()
+        if drain:
+            await asyncio.sleep(self._config.drain_s)
+        stopped = asyncio.ensure_future(self._server.stop(self._config.grace_s))
+        self._interceptor.end_watches()
         await stopped
-        for ended in done - {waiting}:
-            ended.result()  # raises what ended it
-            if ended is not becoming_ready:
-                raise RuntimeError("a background task ended by itself")
-    finally:
-        for pending in (waiting, becoming_ready, *running):
-            pending.cancel()
-        await asyncio.gather(waiting, becoming_ready, *running, return_exceptions=True)
-        _log.info("server.stopped")
 
 
 def build_server(
@@ -121,19 +230,3 @@ def build_server(
     names = [face.name for face in faces]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server, checks
-
-
-async def _announce(
-    checks: health.aio.HealthServicer,
-    faces: Sequence[Face],
-    ready: Callable[[], Awaitable[None]] | None,
-    port: int,
-) -> None:
-    names = ["", *(face.name for face in faces)]
-    for name in names:
-        await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-    if ready is not None:
-        await ready()
-    for name in names:
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    _log.info("server.started", port=port)

@@ -4,12 +4,13 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
+from pkgutil import iter_modules
 
 import grpc
 from google.protobuf import json_format, message_factory
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from deploy.local.places import ADDRESSES, ADMIN_KEY
@@ -34,8 +35,7 @@ def find_method(name: str) -> tuple[str, MethodDescriptor]:
     wanted_service, _, wanted_method = name.lstrip("/").rpartition("/")
     methods: list[tuple[str, MethodDescriptor]] = []
     for package in PACKAGES:
-        file = import_module(f"reengage.{package}.v1.{package}_pb2").DESCRIPTOR
-        for service in file.services_by_name.values():
+        for service in _services(package):
             if wanted_service in (package, service.name, service.full_name):
                 methods.extend((package, method) for method in service.methods)
     if not methods:
@@ -44,6 +44,14 @@ def find_method(name: str) -> tuple[str, MethodDescriptor]:
         if method.name == wanted_method:
             return package, method
     raise CallError(f"{wanted_service} has no method {wanted_method!r}; it has {', '.join(m.name for _, m in methods)}")
+
+
+def _services(package: str) -> Iterator[ServiceDescriptor]:
+    """Yields the gRPC services of a package: each of its files that has gRPC code defines some."""
+    for module in iter_modules(import_module(f"reengage.{package}.v1").__path__):
+        if module.name.endswith("_pb2_grpc"):
+            file = import_module(f"reengage.{package}.v1.{module.name.removesuffix('_grpc')}").DESCRIPTOR
+            yield from file.services_by_name.values()
 
 
 def target_of(service: str) -> str:

@@ -9,13 +9,14 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Generic, TypeVar
 
+import grpc
 import structlog
 from google.protobuf.message import Message
 from prometheus_client import Gauge
 
 from libs.errors import Unavailable
 from libs.worker import keep_running
-from reengage.tracker.v1 import snapshot_pb2
+from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 
 S = TypeVar("S")
 Resources = dict[str, dict[tuple[str, ...], Message]]
@@ -147,6 +148,12 @@ class Follower(Generic[S]):
                 continue  # of no use to followers, or newer than this build
             message = getattr(resource, kind)
             self._resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message
+
+
+def follow_tracker(channel: grpc.aio.Channel, build: Callable[[Resources, int], S]) -> Follower[S]:
+    """Returns a follower of the tracker behind a channel."""
+    tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
+    return Follower(lambda revision: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision)), build)
 
 
 async def _next(responses: AsyncIterator[snapshot_pb2.WatchSnapshotResponse]) -> snapshot_pb2.WatchSnapshotResponse:

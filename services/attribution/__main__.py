@@ -1,26 +1,21 @@
 """Starts the attribution service: the API and one worker."""
 
-import gc
 import socket
-import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
-
-import uvloop
 
 from libs.channels import open_channel
-from libs.config import ConfigError, load
+from libs.config import ConfigError
 from libs.db import open_pool
-from libs.domain.snapshots import Follower
-from libs.logs import configure_logging
+from libs.domain.snapshots import follow_tracker
 from libs.periods import Periods
-from libs.server import Face, ServerConfig, serve
-from libs.worker import keep_running
+from libs.server import Face, GrpcServer, ServerConfig, Service, run
+from libs.time import now_us
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
 from reengage.postback.v1 import postback_pb2_grpc
-from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.erasing import Eraser
 from services.attribution.jobs.pace import Pace
@@ -34,14 +29,12 @@ from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.settings import SettingsBuilder
 
-SERVICE_NAME = attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What attribution reads from the environment."""
 
-    dsn: str
+    dsn: str = field(repr=False)
     listen: str = "127.0.0.1:7103"
     metrics_port: int = 7203
     log_level: str = "info"
@@ -58,31 +51,23 @@ class Config:
             raise ConfigError("REENGAGE_CLAIM_WAIT_S must be 1 to 600")
 
 
-def _now_us() -> int:
-    return time.time_ns() // 1000
-
-
-async def main() -> None:
-    """Serve until told to stop."""
-    config = load(Config)
-    configure_logging("attribution", config.log_level)
+@asynccontextmanager
+async def wire(config: Config) -> AsyncIterator[Service]:
+    """Opens what attribution needs."""
     async with (
         open_pool(config.dsn, schema="attribution", application_name="attribution", settings=PLANNER) as pool,
         open_channel(config.tracker_target, key=config.service_key) as to_tracker,
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):
-        tracker = service_pb2_grpc.TrackerConfigServiceStub(to_tracker)
-        settings = Follower(
-            lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), SettingsBuilder()
-        )
+        settings = follow_tracker(to_tracker, SettingsBuilder())
         store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
         postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         pace = Pace()
-        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=_now_us)
-        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=_now_us)
-        reattributor = Reattributor(store, settings, pace, _now_us)
+        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
+        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=now_us)
+        reattributor = Reattributor(store, settings, pace, now_us)
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
             store=store,
@@ -92,7 +77,7 @@ async def main() -> None:
             triggers=triggers,
             pace=pace,
             jobs={"claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
-            now_us=_now_us,
+            now_us=now_us,
         )
         watching = Watching(pool, pace)
         service = Attribution(
@@ -100,30 +85,28 @@ async def main() -> None:
             settings,
             explanations=Explanations(pool, ingest),
             watching=watching,
-            what_ifs=WhatIfs(store, settings, pace, _now_us),
+            what_ifs=WhatIfs(store, settings, pace, now_us),
             reattributions=Reattributions(pool, settings),
             offers=Offers(pool, settings, postback),
-            now_us=_now_us,
+            now_us=now_us,
         )
-        gc.freeze()  # what was loaded so far never goes: the collector need not look through it again and again
-        await serve(
-            ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
-            [
-                Face(
-                    name=SERVICE_NAME,
-                    add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, service),
-                )
-            ],
-            tasks=[
-                settings.run,
-                triggers.run,
-                worker.run,
-                watching.run,
-                lambda: keep_running("retention", Periods(pool).run),
-            ],
+        face = Face.of(
+            attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"],
+            attribution_pb2_grpc.add_AttributionServiceServicer_to_server,
+            service,
+        )
+        yield Service(
+            server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
+            loops={
+                "settings": settings.run,
+                "claim_triggers": triggers.run,
+                "ownership": worker.run,
+                "watching": watching.run,
+                "retention": Periods(pool).run,
+            },
             ready=settings.ready,
         )
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    run("attribution", Config, wire)

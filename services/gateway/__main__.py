@@ -1,25 +1,22 @@
 """Starts the gateway."""
 
-import asyncio
 import gc
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvloop
-
 from libs.channels import open_channel
-from libs.config import load
-from libs.domain.snapshots import Follower
-from libs.logs import configure_logging
+from libs.domain.snapshots import follow_tracker
+from libs.server import Service, run
 from reengage.attribution.v1 import attribution_pb2_grpc
-from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.app import Gateway
 from services.gateway.batches import Batches
 from services.gateway.ingest_log import EngagementLog, IngestLog
 from services.gateway.rates import Rates
-from services.gateway.server import serve_http
+from services.gateway.server import HttpServer
 from services.gateway.settings import Settings
 from services.gateway.spool import Spool
 
@@ -46,10 +43,9 @@ class Config:
     grace_s: float = 20.0
 
 
-async def main() -> None:
-    """Serve until told to stop."""
-    config = load(Config)
-    configure_logging("gateway", config.log_level)
+@asynccontextmanager
+async def wire(config: Config) -> AsyncIterator[Service]:
+    """Opens what the gateway needs."""
     addresses = ClientAddresses(filter(None, (proxy.strip() for proxy in config.trusted_proxies.split(","))))
     async with (
         open_channel(config.tracker_target, key=config.service_key) as tracker_channel,
@@ -57,8 +53,7 @@ async def main() -> None:
         open_channel(config.attribution_target, timeout_s=config.sender_patience_s) as attribution_channel,
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
     ):
-        tracker = service_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
-        settings = Follower(lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), Settings)
+        settings = follow_tracker(tracker_channel, Settings)
         ingest = IngestLog(ingest_channel)
         engagement_log = EngagementLog(ingest, spool, patience_s=config.click_patience_s)
         records, engagements = Batches(ingest.try_to_store), Batches(engagement_log.keep)
@@ -71,18 +66,16 @@ async def main() -> None:
             rates=Rates(time.monotonic),
         )
         # Requests leave no cycles behind; looking for some all the time costs a tenth of the throughput.
-        gc.freeze()
         gc.set_threshold(100_000, 50, 100)
-        following = [asyncio.ensure_future(settings.run()), asyncio.ensure_future(engagement_log.replay())]
         try:
-            await serve_http(gateway, config.listen, drain_s=config.drain_s, grace_s=config.grace_s)
+            yield Service(
+                server=HttpServer(gateway, config.listen, drain_s=config.drain_s, grace_s=config.grace_s),
+                loops={"settings": settings.run, "replay": engagement_log.replay},
+            )
         finally:
             await records.close()
             await engagements.close()
-            for task in following:
-                task.cancel()
-            await asyncio.gather(*following, return_exceptions=True)
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    run("gateway", Config, wire)

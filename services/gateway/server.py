@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -35,39 +34,46 @@ class Application(Protocol):
         """Answer one request."""
 
 
-async def serve_http(app: Application, listen: str, *, drain_s: float, grace_s: float) -> None:
-    """Serve until SIGTERM or SIGINT: then not ready for `drain_s`, no new connections, `grace_s` for what is under way.
-
-    `listen` is `host:port`. Raises OSError when the port cannot be had.
+class HttpServer:
+    """Serves an application over HTTP; when told to stop, it is not ready for `drain_s` before it takes no more
+    connections, and gives `grace_s` to what is under way. `listen` is `host:port`.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    sock = _listen(listen)
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,  # whom to believe is decided in addresses.py
-        limit_concurrency=_MAX_CONNECTIONS,
-        timeout_graceful_shutdown=int(grace_s),
-    )
-    server = _Server(config)
-    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-    stopping = asyncio.ensure_future(stop.wait())
-    _log.info("http.started", port=sock.getsockname()[1])
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    _log.info("http.stopping")
-    app.stopping = True
-    await asyncio.sleep(drain_s if stop.is_set() else 0)
-    server.should_exit = True
-    await serving
+
+    def __init__(self, app: Application, listen: str, *, drain_s: float, grace_s: float) -> None:
+        self._app, self._listen, self._drain_s, self._grace_s = app, listen, drain_s, grace_s
+
+    async def start(self) -> None:
+        """Begins to listen. Raises OSError when the port cannot be had."""
+        sock = _listen(self._listen)
+        self._server = _Server(
+            uvicorn.Config(
+                self._app,
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,  # whom to believe is decided in addresses.py
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=int(self._grace_s),
+            )
+        )
+        self._serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
+        self._port = sock.getsockname()[1]
+
+    async def announce(self) -> None:
+        """Nothing: the application itself says when it is ready."""
+        _log.info("http.started", port=self._port)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Ends once what was under way has ended."""
+        _log.info("http.stopping")
+        self._app.stopping = True
+        await asyncio.sleep(self._drain_s if drain else 0)
+        self._server.should_exit = True
+        await self._serving
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -131,7 +137,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `serve_http`."""
+        """Leaves signals to `libs.server`."""
         yield
 
 

@@ -1,20 +1,16 @@
 """Starts the ingest service."""
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
-
-import uvloop
 
 from libs.channels import open_channel
-from libs.config import load
 from libs.db import open_pool
-from libs.domain.snapshots import Follower
-from libs.logs import configure_logging
-from libs.server import Face, ServerConfig, serve
-from libs.worker import keep_running
+from libs.domain.snapshots import follow_tracker
+from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.tracker.v1 import event_definition_pb2, service_pb2_grpc, snapshot_pb2
+from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
+from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
 from services.ingest.retention import keep_purged
@@ -24,14 +20,12 @@ from services.ingest.sightings import Sightings
 from services.ingest.store import Store
 from services.ingest.writer import Writer
 
-SERVICE_NAME = ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """REENGAGE_*."""
 
-    dsn: str
+    dsn: str = field(repr=False)
     listen: str = "127.0.0.1:7102"
     metrics_port: int = 7202
     log_level: str = "info"
@@ -40,23 +34,17 @@ class Config:
     log_retention_days: int = 35
 
 
-async def main() -> None:
-    """Serve until told to stop."""
-    config = load(Config)
-    configure_logging("ingest", config.log_level)
+@asynccontextmanager
+async def wire(config: Config) -> AsyncIterator[Service]:
+    """Opens what ingest needs."""
     async with (
         open_pool(config.dsn, schema="ingest", application_name="ingest", command_timeout_seconds=10) as pool,
-        open_channel(config.tracker_target, key=config.service_key) as channel,
+        open_channel(config.tracker_target, key=config.service_key) as to_tracker,
     ):
-        tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
-        settings = Follower(
-            lambda at: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=at)), build_settings
-        )
+        settings, tracker = follow_tracker(to_tracker, build_settings), TrackerConfigServiceStub(to_tracker)
 
         async def register(app_id: str, event_names: Collection[str]) -> None:
-            await tracker.RegisterEvents(
-                event_definition_pb2.RegisterEventsRequest(app_id=app_id, event_names=event_names)
-            )
+            await tracker.RegisterEvents(RegisterEventsRequest(app_id=app_id, event_names=event_names))
 
         store, growth = Store(pool), Growth()
         writer, rejections = Writer(store.append, growth.announce), Rejections(store.reject)
@@ -64,19 +52,23 @@ async def main() -> None:
         service = IngestService(
             settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
         )
-        await serve(
-            ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
-            [Face(name=SERVICE_NAME, add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, service))],
-            tasks=[
-                settings.run,
-                writer.run,
-                lambda: keep_running("rejections", rejections.run),
-                lambda: keep_running("sightings", sightings.run),
-                lambda: keep_running("retention", lambda: keep_purged(store, log_days=config.log_retention_days)),
-            ],
+        face = Face.of(
+            ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
+            ingest_pb2_grpc.add_IngestServiceServicer_to_server,
+            service,
+        )
+        yield Service(
+            server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
+            loops={
+                "settings": settings.run,
+                "writer": writer.run,
+                "rejections": rejections.run,
+                "sightings": sightings.run,
+                "retention": lambda: keep_purged(store, log_days=config.log_retention_days),
+            },
             ready=settings.ready,
         )
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    run("ingest", Config, wire)

@@ -4,20 +4,16 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-import uvloop
-
-from libs.config import ConfigError, load
+from libs.config import ConfigError
 from libs.db import open_pool
-from libs.logs import configure_logging
 from libs.periods import Periods
-from libs.server import Face, ServerConfig, serve
+from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.vault import Vault
-from libs.worker import keep_running
 from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
@@ -45,8 +41,9 @@ class Config:
     log_level: str = "info"
 
 
-async def main(config: Config) -> None:
-    """Serve until told to stop."""
+@asynccontextmanager
+async def wire(config: Config) -> AsyncIterator[Service]:
+    """Opens what postback needs."""
     # Names are looked up in threads: a name server that hangs takes one for as long as it does.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64, "names"))
     with _one_sentence():
@@ -65,19 +62,17 @@ async def main(config: Config) -> None:
         claims = Claims(store, catalog, endings)
         deliveries = PostbackService(store=store, catalog=catalog, claims=claims, wake=worker.wake)
         names = postback_pb2.DESCRIPTOR.services_by_name
-        await serve(
-            ServerConfig(listen=config.listen, metrics_port=config.metrics_port),
-            [
-                Face(
-                    name=names["PostbackConfigService"].full_name,
-                    add=lambda server: postback_pb2_grpc.add_PostbackConfigServiceServicer_to_server(settings, server),
-                ),
-                Face(
-                    name=names["PostbackService"].full_name,
-                    add=lambda server: postback_pb2_grpc.add_PostbackServiceServicer_to_server(deliveries, server),
-                ),
-            ],
-            tasks=[catalog.run, lambda: keep_running("retention", Periods(pool).run), worker.run],
+        faces = [
+            Face.of(
+                names["PostbackConfigService"],
+                postback_pb2_grpc.add_PostbackConfigServiceServicer_to_server,
+                settings,
+            ),
+            Face.of(names["PostbackService"], postback_pb2_grpc.add_PostbackServiceServicer_to_server, deliveries),
+        ]
+        yield Service(
+            server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), faces),
+            loops={"configurations": catalog.run, "retention": Periods(pool).run, "deliver": worker.run},
         )
 
 
@@ -95,6 +90,4 @@ def _one_sentence() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    CONFIG = load(Config)
-    configure_logging("postback", CONFIG.log_level)
-    uvloop.run(main(CONFIG))
+    run("postback", Config, wire)

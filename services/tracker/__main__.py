@@ -1,13 +1,12 @@
 """Starts tracker."""
 
-import asyncio
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from libs.config import load
 from libs.db import open_pool
-from libs.logs import configure_logging
-from libs.server import Face, ServerConfig, serve
+from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2, service_pb2_grpc
 from services.tracker.keys import ApiKeys
@@ -31,10 +30,9 @@ class Config:
     log_level: str = "info"
 
 
-async def main() -> None:
-    """Serve until told to stop."""
-    config = load(Config)
-    configure_logging("tracker", config.log_level)
+@asynccontextmanager
+async def wire(config: Config) -> AsyncIterator[Service]:
+    """Opens what tracker needs."""
     async with open_pool(config.dsn, schema="tracker", application_name="tracker") as pool:
         store = Store(pool)
         revisions = Revisions(store.revision)
@@ -46,13 +44,15 @@ async def main() -> None:
             service_key=config.service_key,
             new_key=lambda: f"rk_{secrets.token_urlsafe(32)}",
         )
-        service = TrackerConfigService(settings, keys, store, revisions)
-        face = Face(
-            name=service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].full_name,
-            add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
+        face = Face.of(
+            service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"],
+            service_pb2_grpc.add_TrackerConfigServiceServicer_to_server,
+            TrackerConfigService(settings, keys, store, revisions),
             admit=keys.admit,
         )
-        await serve(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face], tasks=[revisions.run])
+        server = GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face])
+        yield Service(server=server, loops={"revisions": revisions.run})
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    run("tracker", Config, wire)

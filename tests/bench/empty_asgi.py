@@ -1,11 +1,20 @@
 """An empty ASGI application on the gateway's own server: what HTTP in Python can do at most. Arguments: listen."""
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-import uvloop
-
+from libs.server import Service, run
 from services.gateway.asgi import Receive, Scope, Send
-from services.gateway.server import serve_http
+from services.gateway.server import HttpServer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Nothing that matters."""
+
+    log_level: str = "warning"
 
 
 class Empty:
@@ -20,5 +29,11 @@ class Empty:
         await send({"type": "http.response.body", "body": b""})
 
 
+@asynccontextmanager
+async def wire(_: Config) -> AsyncIterator[Service]:
+    """Opens nothing."""
+    yield Service(server=HttpServer(Empty(), sys.argv[1], drain_s=0, grace_s=1))
+
+
 if __name__ == "__main__":
-    uvloop.run(serve_http(Empty(), sys.argv[1], drain_s=0, grace_s=1))
+    run("empty", Config, wire)

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +16,6 @@ from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
-from services.ingest.__main__ import SERVICE_NAME
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
 from services.ingest.service import IngestService
@@ -139,8 +137,12 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             service = IngestService(
                 settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
             )
-            add = partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, service)
-            server, _ = build_server(ServerConfig(listen=""), [Face(name=SERVICE_NAME, add=add)])
+            face = Face.of(
+                ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
+                ingest_pb2_grpc.add_IngestServiceServicer_to_server,
+                service,
+            )
+            server, _ = build_server(ServerConfig(listen=""), [face])
             address = f"unix:{tmp_path / f'ingest{next(numbers)}.sock'}"
             server.add_insecure_port(address)
             await server.start()

@@ -1,12 +1,14 @@
+import ast
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from pathlib import Path
 
 import asyncpg
 import pytest
 
-from libs.db import Connection, DatabaseUnavailableError, Pool, in_transaction, open_pool
+from libs.db import DatabaseUnavailableError, Pool, open_pool, transactions
 from tests.conftest import Database
 
 
@@ -78,67 +80,111 @@ async def test_pool_waits_for_a_database_that_starts_later(durable_database: Dat
 
 async def test_deadlock_and_serialization_failures_are_retried(pool: Pool) -> None:
     both_hold_one = asyncio.Barrier(2)
-    runs = 0
+    runs = itertools.count(1)
 
-    async def increment(ids: tuple[int, int], connection: Connection) -> None:
-        nonlocal runs
-        runs += 1
-        await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[0])
-        if runs <= 2:
-            await both_hold_one.wait()
-        await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[1])
+    async def increment(*ids: int) -> None:
+        async for attempt in transactions(pool):
+            async with attempt as connection:
+                run = next(runs)
+                await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[0])
+                if run <= 2:
+                    await both_hold_one.wait()
+                await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[1])
 
-    await asyncio.gather(*(in_transaction(pool, partial(increment, ids)) for ids in [(1, 2), (2, 1)]))
-    assert runs == 3
+    await asyncio.gather(increment(1, 2), increment(2, 1))
+    assert next(runs) == 4
     assert [row["n"] for row in await pool.fetch("SELECT n FROM counter ORDER BY id")] == [2, 2]
 
-    async def read_then_write(connection: Connection) -> None:
-        n = await connection.fetchval("SELECT n FROM counter WHERE id = 1")
-        await connection.execute("UPDATE counter SET n = $1 WHERE id = 1", n + 1)
+    async def read_then_write() -> None:
+        async for attempt in transactions(pool, isolation="serializable"):
+            async with attempt as connection:
+                n = await connection.fetchval("SELECT n FROM counter WHERE id = 1")
+                await connection.execute("UPDATE counter SET n = $1 WHERE id = 1", n + 1)
 
-    await asyncio.gather(*(in_transaction(pool, read_then_write, isolation="serializable") for _ in range(5)))
+    await asyncio.gather(*(read_then_write() for _ in range(5)))
     assert await pool.fetchval("SELECT n FROM counter WHERE id = 1") == 7
 
 
 @pytest.mark.parametrize("lose_it", ["terminate", "close"])
 async def test_lost_connection_is_retried(pool: Pool, lose_it: str) -> None:
+    runs = n = 0
+    async for attempt in transactions(pool):
+        async with attempt as connection:
+            runs += 1
+            await connection.execute("UPDATE counter SET n = n + 1 WHERE id = 1")
+            if runs == 1 and lose_it == "close":
+                connection.terminate()
+            if runs == 1 and lose_it == "terminate":
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            n = await connection.fetchval("SELECT n FROM counter WHERE id = 1")
+    assert (runs, n) == (2, 1)
+
+
+async def test_a_connection_lost_while_committing_is_retried(pool: Pool) -> None:
     runs = 0
-
-    async def work(connection: Connection) -> int:
-        nonlocal runs
-        runs += 1
-        await connection.execute("UPDATE counter SET n = n + 1 WHERE id = 1")
-        if runs == 1 and lose_it == "close":
-            connection.terminate()
-        if runs == 1 and lose_it == "terminate":
-            await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        return int(await connection.fetchval("SELECT n FROM counter WHERE id = 1"))
-
-    assert await in_transaction(pool, work) == 1
+    async for attempt in transactions(pool):
+        async with attempt as connection:
+            runs += 1
+            await connection.execute("UPDATE counter SET n = n + 1 WHERE id = 1")
+            if runs == 1:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+                await pool.execute("SELECT pg_terminate_backend($1, 10000)", pid)
     assert runs == 2
+    assert await pool.fetchval("SELECT n FROM counter WHERE id = 1") == 1
 
 
 async def test_retries_end(pool: Pool) -> None:
-    async def fail(connection: Connection) -> None:
-        await connection.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = 'serialization_failure'; END $$")
+    async def fail() -> None:
+        async for attempt in transactions(pool, retry_seconds=0.05):
+            async with attempt as connection:
+                await connection.execute(
+                    "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = 'serialization_failure'; END $$"
+                )
 
     with pytest.raises(asyncpg.SerializationError):
-        await in_transaction(pool, fail, retry_seconds=0.05)
+        await fail()
 
 
 async def test_other_errors_are_not_retried(pool: Pool) -> None:
-    runs = 0
+    runs = itertools.count(1)
 
-    async def work(connection: Connection) -> None:
-        nonlocal runs
-        runs += 1
-        await connection.execute("INSERT INTO counter (id, n) VALUES (9, 9)")
-        await connection.execute("INSERT INTO counter (id, n) VALUES (1, 1)")
+    async def insert_twice() -> None:
+        async for attempt in transactions(pool):
+            async with attempt as connection:
+                next(runs)
+                await connection.execute("INSERT INTO counter (id, n) VALUES (9, 9)")
+                await connection.execute("INSERT INTO counter (id, n) VALUES (1, 1)")
 
     with pytest.raises(asyncpg.UniqueViolationError):
-        await in_transaction(pool, work)
-    assert runs == 1
+        await insert_twice()
+    assert next(runs) == 2
     assert await pool.fetchval("SELECT count(*) FROM counter WHERE id = 9") == 0
+
+
+def test_no_attempt_is_left_early() -> None:
+    root = Path(__file__).parents[2]
+    left = [
+        f"{path.relative_to(root)}:{leaving.lineno}"
+        for folder in ("libs", "services", "deploy", "tests")
+        for path in sorted((root / folder).rglob("*.py"))
+        for loop in ast.walk(ast.parse(path.read_text()))
+        if isinstance(loop, ast.AsyncFor) and ast.unparse(loop.iter).startswith("transactions(")
+        for leaving in _leaving(loop.body)
+    ]
+    assert left == []
+
+
+def _leaving(body: Sequence[ast.AST]) -> Iterator[ast.stmt]:
+    """Yields what would leave a block early, but not what only ends something within it."""
+    for node in body:
+        if isinstance(node, ast.Return | ast.Break | ast.Continue):
+            yield node
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        else:
+            inner = _leaving(list(ast.iter_child_nodes(node)))
+            is_loop = isinstance(node, ast.For | ast.AsyncFor | ast.While)
+            yield from (each for each in inner if isinstance(each, ast.Return) or not is_loop)
 
 
 @pytest.mark.crash
@@ -147,12 +193,12 @@ async def test_transaction_survives_a_crash_of_the_database(durable_database: Da
         await pool.execute("CREATE TABLE kept (n int)")
         await pool.execute("INSERT INTO kept SELECT generate_series(1, 1000)")
         restarting: list[asyncio.Task[None]] = []
-
-        async def work(connection: Connection) -> int:
-            if not restarting:
-                await durable_database.postgres.kill()
-                restarting.append(asyncio.create_task(durable_database.postgres.start()))
-            return int(await connection.fetchval("SELECT count(*) FROM kept"))
-
-        assert await in_transaction(pool, work, retry_seconds=30) == 1000
+        kept = 0
+        async for attempt in transactions(pool, retry_seconds=30):
+            async with attempt as connection:
+                if not restarting:
+                    await durable_database.postgres.kill()
+                    restarting.append(asyncio.create_task(durable_database.postgres.start()))
+                kept = await connection.fetchval("SELECT count(*) FROM kept")
+        assert kept == 1000
         await restarting[0]

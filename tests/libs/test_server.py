@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from libs.channels import open_channel
 from libs.errors import NotFound, ResourceExhausted, Violations, from_rpc_error
 from libs.logs import current_request_id
-from libs.server import Face, ServerConfig, build_server
+from libs.server import Face, ServerConfig, Service, build_server, supervise
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 
 NAME = "reengage.attribution.v1.AttributionService"
@@ -164,3 +164,65 @@ async def test_health_can_be_watched() -> None:
         response = await watch.read()
         assert response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watch.cancel()
+
+
+class Steps:
+    """A listener that notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.announced = asyncio.Event()
+
+    async def start(self) -> None:
+        self.taken.append("start")
+
+    async def announce(self) -> None:
+        self.taken.append("announce")
+        self.announced.set()
+
+    async def stop(self, *, drain: bool) -> None:
+        self.taken.append(f"stop, drain {drain}")
+
+
+async def test_a_service_starts_and_stops_in_order() -> None:
+    steps, stop, is_ready = Steps(), asyncio.Event(), asyncio.Event()
+
+    async def loop() -> None:
+        steps.taken.append("loop")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.taken.append("loop ends")
+
+    running = asyncio.create_task(supervise(Service(server=steps, loops={"one": loop}, ready=is_ready.wait), stop))
+    await asyncio.sleep(0.01)
+    assert steps.taken == ["start", "loop"], "not announced before it is ready"
+    is_ready.set()
+    await steps.announced.wait()
+    stop.set()
+    await running
+    assert steps.taken == ["start", "loop", "announce", "stop, drain True", "loop ends"]
+
+
+async def test_a_service_that_never_becomes_ready_stops() -> None:
+    steps, stop = Steps(), asyncio.Event()
+    running = asyncio.create_task(supervise(Service(server=steps, ready=asyncio.Event().wait), stop))
+    await asyncio.sleep(0.01)
+    stop.set()
+    await running
+    assert steps.taken == ["start", "stop, drain True"]
+
+
+async def test_a_failing_loop_begins_anew_and_stops_nothing() -> None:
+    steps, stop, runs = Steps(), asyncio.Event(), 0
+
+    async def loop() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ValueError("once")
+        stop.set()
+        await asyncio.Event().wait()
+
+    await supervise(Service(server=steps, loops={"failing": loop}), stop)
+    assert runs == 2
