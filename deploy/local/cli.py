@@ -149,23 +149,23 @@ def deliveries(
     """Lists an app's postbacks, newest first, or shows one with every attempt."""
     from deploy.local.calls import to_json
     from deploy.local.tables import print_deliveries, print_delivery
-    from reengage.postback.v1 import postback_pb2
+    from reengage.postback.v1 import delivery_pb2
 
     if delivery_id:
-        answer = _ask("PostbackService/GetDelivery", postback_pb2.GetDeliveryRequest(delivery_id=delivery_id), target)
-        assert isinstance(answer, postback_pb2.GetDeliveryResponse)
+        answer = _ask("PostbackService/GetDelivery", delivery_pb2.GetDeliveryRequest(delivery_id=delivery_id), target)
+        assert isinstance(answer, delivery_pb2.GetDeliveryResponse)
         if answer.delivery.app_id != app_id:
             _fail(f"delivery {delivery_id} belongs to app {answer.delivery.app_id}")
         typer.echo(to_json(answer, indent=2)) if as_json else print_delivery(answer.delivery)
         return
     listed = _ask(
         "PostbackService/ListDeliveries",
-        postback_pb2.ListDeliveriesRequest(
+        delivery_pb2.ListDeliveriesRequest(
             app_id=app_id, conversion_id=conversion, configuration_id=configuration, page_size=limit
         ),
         target,
     )
-    assert isinstance(listed, postback_pb2.ListDeliveriesResponse)
+    assert isinstance(listed, delivery_pb2.ListDeliveriesResponse)
     typer.echo(to_json(listed, indent=2)) if as_json else print_deliveries(app_id, listed.deliveries)
 
 

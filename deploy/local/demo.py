@@ -28,7 +28,8 @@ from libs.channels import open_channel
 from libs.domain.lanes import LANES
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import delivery_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 
 LONGEST_S = 120.0
 """However slow the machine: by then it has ended, or failed."""
@@ -91,7 +92,7 @@ async def _clients(ports: Ports) -> "AsyncIterator[_Demo]":
             session,
             ingest_pb2_grpc.IngestServiceStub(ingest),
             attribution_pb2_grpc.AttributionServiceStub(attribution),
-            postback_pb2_grpc.PostbackServiceStub(postback),
+            postback_grpc.PostbackServiceStub(postback),
         )
 
 
@@ -102,7 +103,7 @@ class _Demo:
         session: aiohttp.ClientSession,
         ingest: ingest_pb2_grpc.IngestServiceStub,
         attribution: attribution_pb2_grpc.AttributionServiceStub,
-        postback: postback_pb2_grpc.PostbackServiceStub,
+        postback: postback_grpc.PostbackServiceStub,
     ) -> None:
         self._ports, self._session = ports, session
         self._ingest, self._attribution, self._postback = ingest, attribution, postback
@@ -171,7 +172,7 @@ class _Demo:
 
         async def all_ended() -> bool:
             deliveries = [delivery for app_id in LAST for delivery in await self._deliveries(app_id)]
-            pending = sum(delivery.state == postback_pb2.Delivery.STATE_PENDING for delivery in deliveries)
+            pending = sum(delivery.state == delivery_pb2.Delivery.STATE_PENDING for delivery in deliveries)
             progress.update(delivered, completed=len(deliveries) - pending)
             return pending == 0
 
@@ -223,9 +224,9 @@ class _Demo:
                     break
         return found
 
-    async def _deliveries(self, app_id: str, conversion_id: str = "") -> list[postback_pb2.Delivery]:
-        found: list[postback_pb2.Delivery] = []
-        request = postback_pb2.ListDeliveriesRequest(app_id=app_id, conversion_id=conversion_id, page_size=1000)
+    async def _deliveries(self, app_id: str, conversion_id: str = "") -> list[delivery_pb2.Delivery]:
+        found: list[delivery_pb2.Delivery] = []
+        request = delivery_pb2.ListDeliveriesRequest(app_id=app_id, conversion_id=conversion_id, page_size=1000)
         while True:
             page = await self._postback.ListDeliveries(request)
             found.extend(page.deliveries)

@@ -18,6 +18,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from reengage.tracker.v1.windows_pb2 import Window
 
 SECRET = frozenset({"click_validation_key", "credentials"})

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import span
 
 # A file or a pipe has no width: wide enough for a table of candidates.
@@ -135,7 +135,7 @@ def print_fact(fact: attribution_pb2.Fact) -> None:
     console.print("  ".join(parts), soft_wrap=True)
 
 
-def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -> None:
+def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -> None:
     """Deliveries, a line each."""
     rows = table(
         f"Deliveries of {escape(app_id)}, newest first",
@@ -159,7 +159,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[postback_pb2.Delivery]) -
         console.print(f"No deliveries of {escape(app_id)}")
 
 
-def print_delivery(delivery: postback_pb2.Delivery) -> None:
+def print_delivery(delivery: delivery_pb2.Delivery) -> None:
     """One delivery with every attempt."""
     print_deliveries(delivery.app_id, [delivery])
     for number, attempt in enumerate(delivery.attempts, start=1):
@@ -230,12 +230,12 @@ def print_offered(app_id: str, name: str, offered: Iterable[attribution_pb2.Offe
         console.print(f"To send: reengage reattribute {escape(app_id)} --send {escape(name)}", soft_wrap=True)
 
 
-def state_name(state: postback_pb2.Delivery.State.ValueType) -> str:
+def state_name(state: delivery_pb2.Delivery.State.ValueType) -> str:
     """DELIVERED, PENDING, …"""
-    return _word(postback_pb2.Delivery.State.Name(state), "STATE_")
+    return _word(delivery_pb2.Delivery.State.Name(state), "STATE_")
 
 
-def _took(delivery: postback_pb2.Delivery) -> str:
+def _took(delivery: delivery_pb2.Delivery) -> str:
     if not delivery.HasField("end_time"):
         return ""
     took = Duration()

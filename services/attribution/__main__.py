@@ -15,7 +15,7 @@ from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.time import now_us
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2_grpc
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.erasing import Eraser
 from services.attribution.jobs.pace import Pace
@@ -62,7 +62,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
     ):
         settings = follow_tracker(to_tracker, SettingsBuilder())
         store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
-        postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
+        postback = postback_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         pace = Pace()
         claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)

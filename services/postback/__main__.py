@@ -14,7 +14,7 @@ from libs.db import open_pool
 from libs.periods import Periods
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.vault import Vault
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import service_pb2, service_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
 from services.postback.claims import Claims, Endings
@@ -61,14 +61,14 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         settings = PostbackConfigService(store=store, catalog=catalog, vault=vault, guard=guard)
         claims = Claims(store, catalog, endings)
         deliveries = PostbackService(store=store, catalog=catalog, claims=claims, wake=worker.wake)
-        names = postback_pb2.DESCRIPTOR.services_by_name
+        names = service_pb2.DESCRIPTOR.services_by_name
         faces = [
             Face.of(
                 names["PostbackConfigService"],
-                postback_pb2_grpc.add_PostbackConfigServiceServicer_to_server,
+                service_pb2_grpc.add_PostbackConfigServiceServicer_to_server,
                 settings,
             ),
-            Face.of(names["PostbackService"], postback_pb2_grpc.add_PostbackServiceServicer_to_server, deliveries),
+            Face.of(names["PostbackService"], service_pb2_grpc.add_PostbackServiceServicer_to_server, deliveries),
         ]
         yield Service(
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), faces),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2
 from services.postback.macros import Values
 from services.postback.retry import Answer, Verdict
 
@@ -64,11 +64,11 @@ class Adapter(Protocol):
     def judge(self, answer: Answer) -> Verdict:
         """The verdict on an answer."""
 
-    def claim(self, body: str) -> postback_pb2.Claim | None:
+    def claim(self, body: str) -> claim_pb2.Claim | None:
         """The claim in the body of an answer that was judged a success; None when there is none."""
 
 
-def best_claim(claims: Iterable[postback_pb2.Claim]) -> postback_pb2.Claim | None:
+def best_claim(claims: Iterable[claim_pb2.Claim]) -> claim_pb2.Claim | None:
     """Of several claims of one network the one that ranks highest in the waterfall: clicks first, then the newest."""
     return min(
         claims,

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import Counter
 
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapter import best_claim
 from services.postback.catalog import Catalog
 from services.postback.delivery import delivery_id
@@ -20,7 +20,7 @@ POLL_S = 0.25
 """Another process may be the one that hears the answer."""
 RECHECK_S = 5.0
 
-ClaimAnswer = postback_pb2.ClaimAnswer
+ClaimAnswer = claim_pb2.ClaimAnswer
 
 # Of several configurations of one network the first of these is its answer: one claim is enough, and while one may
 # still come, its network has not answered.
@@ -87,13 +87,13 @@ class Claims:
         self._store, self._catalog, self._endings = store, catalog, endings
 
     async def answers(
-        self, conversions: Sequence[postback_pb2.Conversion], wait_s: float
-    ) -> list[postback_pb2.ConversionClaims]:
+        self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
+    ) -> list[claim_pb2.ConversionClaims]:
         """The answers of every network asked about each conversion, as far as they come within `wait_s`."""
         asked = [list(self._asked(conversion)) for conversion in conversions]
         known = await self._known([one for those in asked for _, one in those], wait_s)
         return [
-            postback_pb2.ConversionClaims(
+            claim_pb2.ConversionClaims(
                 app_id=conversion.decision.app_id,
                 conversion_id=conversion.decision.conversion_id,
                 answers=_by_network(
@@ -103,16 +103,16 @@ class Claims:
             for conversion, those in zip(conversions, asked, strict=True)
         ]
 
-    async def triggers(self) -> AsyncGenerator[postback_pb2.WatchClaimTriggersResponse, None]:
+    async def triggers(self) -> AsyncGenerator[claim_pb2.WatchClaimTriggersResponse, None]:
         """What claims are to be asked for, now and whenever that changes, without end."""
         told = None
         while True:
             change = self._catalog.next_change()  # before reading, so that none comes between
             triggers = self._catalog.claim_triggers()
             if triggers != told:
-                yield postback_pb2.WatchClaimTriggersResponse(
+                yield claim_pb2.WatchClaimTriggersResponse(
                     triggers=[
-                        postback_pb2.ClaimTrigger(app_id=app_id, event_name=trigger, network_id=network_id)
+                        claim_pb2.ClaimTrigger(app_id=app_id, event_name=trigger, network_id=network_id)
                         for app_id, trigger, network_id in triggers
                     ]
                 )
@@ -120,7 +120,7 @@ class Claims:
             with suppress(TimeoutError):
                 await asyncio.wait_for(change.wait(), RECHECK_S)
 
-    def _asked(self, conversion: postback_pb2.Conversion) -> Iterator[tuple[str, tuple[str, UUID]]]:
+    def _asked(self, conversion: conversion_pb2.Conversion) -> Iterator[tuple[str, tuple[str, UUID]]]:
         """Each request there may be, by network: its configuration, paused and archived ones too, and its delivery."""
         decision = conversion.decision
         for one in self._catalog.triggered(decision.app_id, decision.event_name):
@@ -158,20 +158,20 @@ def _is_pending(answer: NetworkAnswer | None) -> bool:
     return answer is not None and answer.state is State.PENDING and answer.network_claim is None
 
 
-def _by_network(answers: Iterable[tuple[str, NetworkAnswer]]) -> list[postback_pb2.ClaimAnswer]:
+def _by_network(answers: Iterable[tuple[str, NetworkAnswer]]) -> list[claim_pb2.ClaimAnswer]:
     by_network: dict[str, list[NetworkAnswer]] = {}
     for network_id, answer in answers:
         by_network.setdefault(network_id, []).append(answer)
     return [_best(network_id, by_network[network_id]) for network_id in sorted(by_network)]
 
 
-def _best(network_id: str, answers: Sequence[NetworkAnswer]) -> postback_pb2.ClaimAnswer:
+def _best(network_id: str, answers: Sequence[NetworkAnswer]) -> claim_pb2.ClaimAnswer:
     state = min(map(_state, answers), key=_BEST_FIRST.index)
-    claims = [postback_pb2.Claim.FromString(one.network_claim) for one in answers if one.network_claim is not None]
+    claims = [claim_pb2.Claim.FromString(one.network_claim) for one in answers if one.network_claim is not None]
     return ClaimAnswer(network_id=network_id, state=state, claim=best_claim(claims))
 
 
-def _state(answer: NetworkAnswer) -> postback_pb2.ClaimAnswer.State.ValueType:
+def _state(answer: NetworkAnswer) -> claim_pb2.ClaimAnswer.State.ValueType:
     if answer.network_claim is not None:
         return ClaimAnswer.STATE_CLAIMED
     match answer.state:

@@ -10,7 +10,7 @@ from yarl import URL
 
 from libs.errors import Violations
 from libs.vault import Vault
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import configuration_pb2
 from services.postback import x
 from services.postback.adapter import Adapter
 from services.postback.guard import Guard
@@ -23,16 +23,16 @@ DELAYS_S = (0, 30, 60, 120, 180, 300, 600)
 OUTPUT_ONLY = ("secret_names", "create_time", "update_time")
 _COLUMNS = ("configuration_id", "app_id", "status", "secrets", *OUTPUT_ONLY)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_WRITABLE_STATUS = (postback_pb2.Configuration.STATUS_LIVE, postback_pb2.Configuration.STATUS_PAUSED)
+_WRITABLE_STATUS = (configuration_pb2.Configuration.STATUS_LIVE, configuration_pb2.Configuration.STATUS_PAUSED)
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def complete(message: postback_pb2.Configuration) -> None:
+def complete(message: configuration_pb2.Configuration) -> None:
     """Fill in the defaults of what is left out."""
-    message.status = message.status or postback_pb2.Configuration.STATUS_LIVE
-    message.delivery_method = message.delivery_method or postback_pb2.Configuration.DELIVERY_METHOD_ALL
+    message.status = message.status or configuration_pb2.Configuration.STATUS_LIVE
+    message.delivery_method = message.delivery_method or configuration_pb2.Configuration.DELIVERY_METHOD_ALL
     if message.HasField("template"):
-        message.template.method = message.template.method or postback_pb2.Template.METHOD_GET
+        message.template.method = message.template.method or configuration_pb2.Template.METHOD_GET
     if message.HasField("x"):
         x.complete(message.x)
     if not message.HasField("retry_attempts"):
@@ -44,7 +44,7 @@ def complete(message: postback_pb2.Configuration) -> None:
         message.ClearField(name)  # type: ignore[arg-type]
 
 
-_RULES: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool], str, str], ...] = (
+_RULES: tuple[tuple[str, Callable[[configuration_pb2.Configuration], bool], str, str], ...] = (
     (
         "configuration_id",
         lambda m: bool(_ID.fullmatch(m.configuration_id)),
@@ -62,7 +62,7 @@ _RULES: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool], str, str]
     ("status", lambda m: m.status in _WRITABLE_STATUS, "NOT_ALLOWED", "LIVE or PAUSED; ArchiveConfiguration archives"),
     (
         "delivery_method",
-        lambda m: m.delivery_method in postback_pb2.Configuration.DeliveryMethod.values(),
+        lambda m: m.delivery_method in configuration_pb2.Configuration.DeliveryMethod.values(),
         "UNKNOWN",
         "must be a value of DeliveryMethod",
     ),
@@ -85,7 +85,7 @@ _RULES: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool], str, str]
     ),
     (
         "template.method",
-        lambda m: m.template.method in postback_pb2.Template.Method.values(),
+        lambda m: m.template.method in configuration_pb2.Template.Method.values(),
         "UNKNOWN",
         "must be a value of Method",
     ),
@@ -100,14 +100,14 @@ _RULES: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool], str, str]
 
 
 # A claim is asked for before it is known who won.
-_ASKED_AT_ONCE: tuple[tuple[str, Callable[[postback_pb2.Configuration], bool]], ...] = (
+_ASKED_AT_ONCE: tuple[tuple[str, Callable[[configuration_pb2.Configuration], bool]], ...] = (
     ("delivery_delay", lambda m: not m.delivery_delay.ToNanoseconds()),
-    ("delivery_method", lambda m: m.delivery_method == postback_pb2.Configuration.DELIVERY_METHOD_ALL),
+    ("delivery_method", lambda m: m.delivery_method == configuration_pb2.Configuration.DELIVERY_METHOD_ALL),
     ("clicks_only", lambda m: not m.clicks_only),
 )
 
 
-def check(message: postback_pb2.Configuration, guard: Guard) -> None:
+def check(message: configuration_pb2.Configuration, guard: Guard) -> None:
     """Raise InvalidArgument with every wrong field of a completed configuration."""
     violations = Violations()
     for field, holds, reason, description in _RULES:
@@ -125,38 +125,38 @@ def check(message: postback_pb2.Configuration, guard: Guard) -> None:
     violations.check()
 
 
-def to_stored(message: postback_pb2.Configuration, vault: Vault) -> tuple[Status, dict[str, Any], bytes]:
+def to_stored(message: configuration_pb2.Configuration, vault: Vault) -> tuple[Status, dict[str, Any], bytes]:
     """What of a completed configuration is stored beside its id and app: status, settings, sealed secrets."""
-    rest = postback_pb2.Configuration()
+    rest = configuration_pb2.Configuration()
     rest.CopyFrom(message)
     for name in _COLUMNS:
         rest.ClearField(name)  # type: ignore[arg-type]
-    status = Status(postback_pb2.Configuration.Status.Name(message.status).removeprefix("STATUS_"))
+    status = Status(configuration_pb2.Configuration.Status.Name(message.status).removeprefix("STATUS_"))
     return status, MessageToDict(rest, preserving_proto_field_name=True), vault.seal(dict(message.secrets))
 
 
-def from_stored(stored: StoredConfiguration, vault: Vault) -> postback_pb2.Configuration:
+def from_stored(stored: StoredConfiguration, vault: Vault) -> configuration_pb2.Configuration:
     """The whole configuration, secrets included: never to be answered as it is, see `public`."""
     # A newer release may have stored fields that this one does not know.
-    message = ParseDict(stored.settings, postback_pb2.Configuration(), ignore_unknown_fields=True)
+    message = ParseDict(stored.settings, configuration_pb2.Configuration(), ignore_unknown_fields=True)
     message.configuration_id, message.app_id = stored.configuration_id, stored.app_id
-    message.status = postback_pb2.Configuration.Status.Value(f"STATUS_{stored.status}")
+    message.status = configuration_pb2.Configuration.Status.Value(f"STATUS_{stored.status}")
     message.secrets.update(vault.open(stored.secrets))
     message.create_time.FromDatetime(stored.create_time)
     message.update_time.FromDatetime(stored.update_time)
     return message
 
 
-def public(message: postback_pb2.Configuration) -> postback_pb2.Configuration:
+def public(message: configuration_pb2.Configuration) -> configuration_pb2.Configuration:
     """The configuration as callers see it: of its secrets the names."""
-    shown = postback_pb2.Configuration()
+    shown = configuration_pb2.Configuration()
     shown.CopyFrom(message)
     shown.secret_names[:] = sorted(message.secrets)
     shown.secrets.clear()
     return shown
 
 
-def compiled(message: postback_pb2.Configuration) -> Configuration:
+def compiled(message: configuration_pb2.Configuration) -> Configuration:
     """What sending conversions needs of a configuration that was checked."""
     adapter = _adapter(message, Violations())
     assert adapter is not None, "a configuration without an adapter is refused"
@@ -165,11 +165,11 @@ def compiled(message: postback_pb2.Configuration) -> Configuration:
         app_id=message.app_id,
         network_id=message.network_id,
         trigger=message.trigger,
-        status=Status(postback_pb2.Configuration.Status.Name(message.status).removeprefix("STATUS_")),
+        status=Status(configuration_pb2.Configuration.Status.Name(message.status).removeprefix("STATUS_")),
         adapter=adapter,
         delay_s=float(message.delivery_delay.seconds),
         retry_attempts=message.retry_attempts,
-        network_only=message.delivery_method == postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        network_only=message.delivery_method == configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
         clicks_only=message.clicks_only,
         respect_data_controlled=message.respect_data_controlled,
         is_revenue=message.is_revenue,
@@ -179,14 +179,14 @@ def compiled(message: postback_pb2.Configuration) -> Configuration:
     )
 
 
-def _adapter(message: postback_pb2.Configuration, violations: Violations) -> Adapter | None:
+def _adapter(message: configuration_pb2.Configuration, violations: Violations) -> Adapter | None:
     def report(field: str, reason: str, description: str) -> None:
         violations.add(f"configuration.{field}", reason, description)
 
     match message.WhichOneof("adapter"):
         case "template":
             return parse(
-                post=message.template.method == postback_pb2.Template.METHOD_POST,
+                post=message.template.method == configuration_pb2.Template.METHOD_POST,
                 url=message.template.url,
                 headers=message.template.headers,
                 body=message.template.body,
@@ -201,13 +201,13 @@ def _adapter(message: postback_pb2.Configuration, violations: Violations) -> Ada
             return None
 
 
-def _check_secrets(message: postback_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
+def _check_secrets(message: configuration_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
     field = f"configuration.{message.WhichOneof('adapter')}"
     for name in sorted(adapter.secret_names - message.secrets.keys()):
         violations.add(field, "UNKNOWN_SECRET", f"secret.{name}: there is no secret of this name")
 
 
-def _check_claims(message: postback_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
+def _check_claims(message: configuration_pb2.Configuration, adapter: Adapter, violations: Violations) -> None:
     if adapter.is_claim_capable:
         for field, is_default in _ASKED_AT_ONCE:
             if not is_default(message):

@@ -3,7 +3,7 @@
 from datetime import UTC
 from uuid import UUID, uuid5
 
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.adapter import Request, Stamp
 from services.postback.macros import Values
 from services.postback.model import Configuration, NewDelivery
@@ -23,7 +23,7 @@ def delivery_id(configuration_id: str, app_id: str, conversion_id: str) -> UUID:
 
 
 def new_delivery(
-    conversion: postback_pb2.Conversion, configuration: Configuration, *, awaits_decision: bool = False
+    conversion: conversion_pb2.Conversion, configuration: Configuration, *, awaits_decision: bool = False
 ) -> NewDelivery:
     """The delivery of a conversion to a configuration; `awaits_decision` of a claim asked for before it is decided."""
     decision = conversion.decision
@@ -45,7 +45,7 @@ def new_delivery(
 
 
 def requests(
-    configuration: Configuration, conversion: postback_pb2.Conversion, delivery_id: UUID, stamp: Stamp
+    configuration: Configuration, conversion: conversion_pb2.Conversion, delivery_id: UUID, stamp: Stamp
 ) -> tuple[Request, Request]:
     """The request of a delivery, and the same with its secrets masked, to be kept and shown.
 

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 
 SECRET_PREFIX = "secret."  # noqa: S105  # a prefix of names
 MASK = "_masked_"
@@ -41,7 +41,7 @@ _MATCH_KINDS = {
 class Values:
     """The values of one delivery's macros. `is_revenue` off withholds every amount and its currency."""
 
-    def __init__(self, conversion: postback_pb2.Conversion, *, delivery_id: str, is_revenue: bool) -> None:
+    def __init__(self, conversion: conversion_pb2.Conversion, *, delivery_id: str, is_revenue: bool) -> None:
         self.decision, self.record, self.names = conversion.decision, conversion.record, conversion.names
         self.engagement = conversion.engagement
         self.delivery_id, self.is_revenue = delivery_id, is_revenue

@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.macros import INSTALL
 from services.postback.model import Configuration
 
@@ -14,7 +14,7 @@ _CLICK_TIME = Timestamp(seconds=1_767_267_296)
 _INSTALL_TIME = Timestamp(seconds=1_766_664_000)
 
 
-def sample_conversion(configuration: Configuration) -> postback_pb2.Conversion:
+def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion:
     """A reengagement (or an install, as the configuration's trigger says) won by a click on its network."""
     install = configuration.trigger == INSTALL
     record = ingest_pb2.Record(
@@ -72,13 +72,13 @@ def sample_conversion(configuration: Configuration) -> postback_pb2.Conversion:
             custom_parameters={f"cp_{n}": f"parameter {n}" for n in range(10)},
         ),
     )
-    return postback_pb2.Conversion(
+    return conversion_pb2.Conversion(
         decision=decision,
         record=record,
         engagement=ingest_pb2.Record(
             record_id="sample-click", app_id=configuration.app_id, event_time=_CLICK_TIME, click=click
         ),
-        names=postback_pb2.Names(
+        names=conversion_pb2.Names(
             tracker="Sample tracker",
             campaign="Sample campaign",
             segment="Sample segment",

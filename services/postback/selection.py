@@ -1,7 +1,7 @@
 """Which configurations want a conversion."""
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration, Status
 
 SESSION_BEGIN = "SessionBegin"
@@ -22,12 +22,12 @@ _CREDITED = frozenset(
 )
 
 
-def wants(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+def wants(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     """Whether a configuration of the conversion's app and event wants it sent: it is live, and the conversion fits."""
     return configuration.status is Status.LIVE and fits(configuration, conversion)
 
 
-def wants_claim(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+def wants_claim(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     """Whether a configuration of the conversion's app and event asks for a claim, before it is decided (E1)."""
     return (
         configuration.adapter.is_claim_capable
@@ -36,7 +36,7 @@ def wants_claim(configuration: Configuration, conversion: postback_pb2.Conversio
     )
 
 
-def fits(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+def fits(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     """Whether a decided conversion is one of those that a configuration of its app and event is for.
 
     Duplicate installs, identity links and refused records are never sent. NETWORK_ONLY wants what its network won or is
@@ -60,11 +60,11 @@ def once_a_day(configuration: Configuration) -> bool:
     return configuration.network_only and configuration.trigger == SESSION_BEGIN
 
 
-def _is_withheld(configuration: Configuration, conversion: postback_pb2.Conversion) -> bool:
+def _is_withheld(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     return configuration.respect_data_controlled and conversion.record.data_controlled
 
 
-def _by_click(conversion: postback_pb2.Conversion) -> bool:
+def _by_click(conversion: conversion_pb2.Conversion) -> bool:
     for candidate in conversion.decision.candidates:
         if candidate.verdict == "WON":
             return candidate.engagement_kind == "CLICK"

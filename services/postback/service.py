@@ -14,7 +14,7 @@ from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgum
 from libs.pages import decode_token, encode_token, page_size
 from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
 from services.postback.claims import Claims, note_late
@@ -39,22 +39,22 @@ MOST_REPLAYED = 10_000
 CLAIM_WAIT_S, LONGEST_CLAIM_WAIT_S = 1.0, 10.0
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_STATES = {postback_pb2.Delivery.State.Value(f"STATE_{state}"): state for state in State}
+_STATES = {delivery_pb2.Delivery.State.Value(f"STATE_{state}"): state for state in State}
 _IMMUTABLE = ("configuration_id", "app_id", "network_id", "trigger")
 
 _created = Counter("postback_deliveries_created_total", "Deliveries made of conversions.")
 _handed_over = Counter("postback_conversions_total", "Conversions handed over, repeats too.")
 
 
-class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
+class PostbackConfigService(service_pb2_grpc.PostbackConfigServiceServicer):
     """Keeps configurations; what each method does says postback.proto."""
 
     def __init__(self, *, store: Store, catalog: Catalog, vault: Vault, guard: Guard) -> None:
         self._store, self._catalog, self._vault, self._guard = store, catalog, vault, guard
 
     async def CreateConfiguration(
-        self, request: postback_pb2.CreateConfigurationRequest, context: Any
-    ) -> postback_pb2.CreateConfigurationResponse:
+        self, request: configuration_pb2.CreateConfigurationRequest, context: Any
+    ) -> configuration_pb2.CreateConfigurationResponse:
         wanted = request.configuration
         wanted.configuration_id = wanted.configuration_id or uuid4().hex
         complete(wanted)
@@ -81,17 +81,17 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
                 configuration_id=wanted.configuration_id,
             )
         await self._catalog.refresh()
-        return postback_pb2.CreateConfigurationResponse(configuration=public(message))
+        return configuration_pb2.CreateConfigurationResponse(configuration=public(message))
 
     async def GetConfiguration(
-        self, request: postback_pb2.GetConfigurationRequest, context: Any
-    ) -> postback_pb2.GetConfigurationResponse:
+        self, request: configuration_pb2.GetConfigurationRequest, context: Any
+    ) -> configuration_pb2.GetConfigurationResponse:
         stored = await self._stored(request.configuration_id)
-        return postback_pb2.GetConfigurationResponse(configuration=public(from_stored(stored, self._vault)))
+        return configuration_pb2.GetConfigurationResponse(configuration=public(from_stored(stored, self._vault)))
 
     async def ListConfigurations(
-        self, request: postback_pb2.ListConfigurationsRequest, context: Any
-    ) -> postback_pb2.ListConfigurationsResponse:
+        self, request: configuration_pb2.ListConfigurationsRequest, context: Any
+    ) -> configuration_pb2.ListConfigurationsResponse:
         violations = Violations()
         size = page_size(request.page_size, violations)
         after = decode_token(request.page_token, (str,), violations)
@@ -104,14 +104,14 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
             archived=request.show_archived,
         )
         page = found[:size]
-        return postback_pb2.ListConfigurationsResponse(
+        return configuration_pb2.ListConfigurationsResponse(
             configurations=[public(from_stored(stored, self._vault)) for stored in page],
             next_page_token=encode_token(page[-1].configuration_id) if len(found) > size else "",
         )
 
     async def UpdateConfiguration(
-        self, request: postback_pb2.UpdateConfigurationRequest, context: Any
-    ) -> postback_pb2.UpdateConfigurationResponse:
+        self, request: configuration_pb2.UpdateConfigurationRequest, context: Any
+    ) -> configuration_pb2.UpdateConfigurationResponse:
         _check_mask(request)
         stored = await self._stored(request.configuration.configuration_id)
         if stored.status is Status.ARCHIVED:
@@ -122,20 +122,22 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
         )
         complete(wanted)
         check(wanted, self._guard)
-        return postback_pb2.UpdateConfigurationResponse(configuration=await self._write(stored, wanted))
+        return configuration_pb2.UpdateConfigurationResponse(configuration=await self._write(stored, wanted))
 
     async def ArchiveConfiguration(
-        self, request: postback_pb2.ArchiveConfigurationRequest, context: Any
-    ) -> postback_pb2.ArchiveConfigurationResponse:
+        self, request: configuration_pb2.ArchiveConfigurationRequest, context: Any
+    ) -> configuration_pb2.ArchiveConfigurationResponse:
         stored = await self._stored(request.configuration_id)
         wanted = from_stored(stored, self._vault)
         if stored.status is Status.ARCHIVED:
-            return postback_pb2.ArchiveConfigurationResponse(configuration=public(wanted))
-        wanted.status = postback_pb2.Configuration.STATUS_ARCHIVED
+            return configuration_pb2.ArchiveConfigurationResponse(configuration=public(wanted))
+        wanted.status = configuration_pb2.Configuration.STATUS_ARCHIVED
         complete(wanted)
-        return postback_pb2.ArchiveConfigurationResponse(configuration=await self._write(stored, wanted))
+        return configuration_pb2.ArchiveConfigurationResponse(configuration=await self._write(stored, wanted))
 
-    async def Preview(self, request: postback_pb2.PreviewRequest, context: Any) -> postback_pb2.PreviewResponse:
+    async def Preview(
+        self, request: configuration_pb2.PreviewRequest, context: Any
+    ) -> configuration_pb2.PreviewResponse:
         stored = await self._stored(request.configuration_id)
         configuration = compiled(from_stored(stored, self._vault))
         conversion = request.conversion if request.HasField("conversion") else sample_conversion(configuration)
@@ -146,7 +148,7 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
             delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
             _UNSENT,
         )
-        return postback_pb2.PreviewResponse(
+        return configuration_pb2.PreviewResponse(
             method=shown.method,
             url=shown.url,
             headers=shown.headers,
@@ -160,8 +162,8 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
         return stored
 
     async def _write(
-        self, before: StoredConfiguration, wanted: postback_pb2.Configuration
-    ) -> postback_pb2.Configuration:
+        self, before: StoredConfiguration, wanted: configuration_pb2.Configuration
+    ) -> configuration_pb2.Configuration:
         status, settings, secrets = to_stored(wanted, self._vault)
         if not await self._store.update_configuration(before, status=status, settings=settings, secrets=secrets):
             raise Aborted("CONFIGURATION_CHANGED", "it was changed meanwhile; repeat")
@@ -169,27 +171,27 @@ class PostbackConfigService(postback_pb2_grpc.PostbackConfigServiceServicer):
         return public(from_stored(await self._stored(before.configuration_id), self._vault))
 
 
-class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
+class PostbackService(service_pb2_grpc.PostbackServiceServicer):
     """Takes conversions; what each method does says postback.proto. `wake` is called when deliveries may be due."""
 
     def __init__(self, *, store: Store, catalog: Catalog, claims: Claims, wake: Callable[[], None]) -> None:
         self._store, self._catalog, self._claims, self._wake = store, catalog, claims, wake
 
     async def EnqueueConversions(
-        self, request: postback_pb2.EnqueueConversionsRequest, context: Any
-    ) -> postback_pb2.EnqueueConversionsResponse:
+        self, request: conversion_pb2.EnqueueConversionsRequest, context: Any
+    ) -> conversion_pb2.EnqueueConversionsResponse:
         _check_batch(request.conversions)
         if request.validate_only:
-            return postback_pb2.EnqueueConversionsResponse(offered=await self._offered(request.conversions))
+            return conversion_pb2.EnqueueConversionsResponse(offered=await self._offered(request.conversions))
         triggered = list(self._triggered(request.conversions))
         count = await self._enqueue([new_delivery(one, it) for one, it in triggered if wants(it, one)])
         await self._decide([(one, it) for one, it in triggered if it.adapter.is_claim_capable])
         _handed_over.inc(len(request.conversions))
-        return postback_pb2.EnqueueConversionsResponse(created_count=count)
+        return conversion_pb2.EnqueueConversionsResponse(created_count=count)
 
     async def RequestClaims(
-        self, request: postback_pb2.RequestClaimsRequest, context: Any
-    ) -> postback_pb2.RequestClaimsResponse:
+        self, request: claim_pb2.RequestClaimsRequest, context: Any
+    ) -> claim_pb2.RequestClaimsResponse:
         wait_s = request.wait.ToNanoseconds() / 1e9 if request.HasField("wait") else CLAIM_WAIT_S
         _check_batch(request.conversions)
         violations = Violations()
@@ -202,18 +204,18 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
             await self._catalog.refresh()
             wanted = self._claims_wanted(request.conversions)
         await self._enqueue(wanted)
-        return postback_pb2.RequestClaimsResponse(conversions=await self._claims.answers(request.conversions, wait_s))
+        return claim_pb2.RequestClaimsResponse(conversions=await self._claims.answers(request.conversions, wait_s))
 
     async def WatchClaimTriggers(
-        self, request: postback_pb2.WatchClaimTriggersRequest, context: Any
-    ) -> AsyncGenerator[postback_pb2.WatchClaimTriggersResponse, None]:
+        self, request: claim_pb2.WatchClaimTriggersRequest, context: Any
+    ) -> AsyncGenerator[claim_pb2.WatchClaimTriggersResponse, None]:
         async with aclosing(self._claims.triggers()) as responses:
             async for response in responses:
                 yield response
 
     async def EraseConversions(
-        self, request: postback_pb2.EraseConversionsRequest, context: Any
-    ) -> postback_pb2.EraseConversionsResponse:
+        self, request: conversion_pb2.EraseConversionsRequest, context: Any
+    ) -> conversion_pb2.EraseConversionsResponse:
         violations = Violations()
         _require(violations, "app_id", request.app_id)
         for name in ("conversion_ids", "device_ids", "stripped_conversion_ids"):
@@ -227,22 +229,22 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
         counts = await self._store.erase(
             app_id=request.app_id, conversion_ids=request.conversion_ids, device_ids=request.device_ids
         )
-        return postback_pb2.EraseConversionsResponse(erased_counts=counts)
+        return conversion_pb2.EraseConversionsResponse(erased_counts=counts)
 
     async def GetDelivery(
-        self, request: postback_pb2.GetDeliveryRequest, context: Any
-    ) -> postback_pb2.GetDeliveryResponse:
+        self, request: delivery_pb2.GetDeliveryRequest, context: Any
+    ) -> delivery_pb2.GetDeliveryResponse:
         found = await self._store.get_delivery(_delivery_id(request.delivery_id))
         if found is None:
             raise _no_delivery(request.delivery_id)
         stored, attempts = found
         message = _delivery(stored)
         message.attempts.extend(map(_attempt, attempts))
-        return postback_pb2.GetDeliveryResponse(delivery=message)
+        return delivery_pb2.GetDeliveryResponse(delivery=message)
 
     async def ListDeliveries(
-        self, request: postback_pb2.ListDeliveriesRequest, context: Any
-    ) -> postback_pb2.ListDeliveriesResponse:
+        self, request: delivery_pb2.ListDeliveriesRequest, context: Any
+    ) -> delivery_pb2.ListDeliveriesResponse:
         violations = Violations()
         size = page_size(request.page_size, violations)
         key = decode_token(request.page_token, (int, str), violations)
@@ -266,9 +268,9 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
             token = encode_token(
                 (page[-1].create_time - _EPOCH) // timedelta(microseconds=1), str(page[-1].delivery_id)
             )
-        return postback_pb2.ListDeliveriesResponse(deliveries=map(_delivery, page), next_page_token=token)
+        return delivery_pb2.ListDeliveriesResponse(deliveries=map(_delivery, page), next_page_token=token)
 
-    async def Replay(self, request: postback_pb2.ReplayRequest, context: Any) -> postback_pb2.ReplayResponse:
+    async def Replay(self, request: delivery_pb2.ReplayRequest, context: Any) -> delivery_pb2.ReplayResponse:
         violations = Violations()
         if not 1 <= len(request.request_id) <= 64:
             violations.add("request_id", "REQUIRED" if not request.request_id else "TOO_LONG", "1 to 64 characters")
@@ -292,17 +294,17 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
             limit=MOST_REPLAYED,
         )
         self._wake()
-        return postback_pb2.ReplayResponse(replayed_count=count)
+        return delivery_pb2.ReplayResponse(replayed_count=count)
 
     def _triggered(
-        self, conversions: Iterable[postback_pb2.Conversion]
-    ) -> Iterator[tuple[postback_pb2.Conversion, Configuration]]:
+        self, conversions: Iterable[conversion_pb2.Conversion]
+    ) -> Iterator[tuple[conversion_pb2.Conversion, Configuration]]:
         """Each conversion with each configuration of its app and event."""
         for one in conversions:
             for configuration in self._catalog.triggered(one.decision.app_id, one.decision.event_name):
                 yield one, configuration
 
-    def _claims_wanted(self, conversions: Iterable[postback_pb2.Conversion]) -> list[NewDelivery]:
+    def _claims_wanted(self, conversions: Iterable[conversion_pb2.Conversion]) -> list[NewDelivery]:
         return [
             new_delivery(one, it, awaits_decision=True)
             for one, it in self._triggered(conversions)
@@ -316,7 +318,7 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
             self._wake()
         return count
 
-    async def _decide(self, asked: Sequence[tuple[postback_pb2.Conversion, Configuration]]) -> None:
+    async def _decide(self, asked: Sequence[tuple[conversion_pb2.Conversion, Configuration]]) -> None:
         """Requests for claims were made with conversions that had not been decided; now they have been."""
         deliveries = [new_delivery(one, it) for one, it in asked]
         claimed = await self._store.decide(deliveries)
@@ -324,7 +326,7 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
             if delivery.delivery_id in claimed and it.network_id in one.decision.claims_unavailable:
                 note_late(delivery.delivery_id, delivery.configuration_id)
 
-    async def _offered(self, conversions: Sequence[postback_pb2.Conversion]) -> list[attribution_pb2.OfferedPostback]:
+    async def _offered(self, conversions: Sequence[conversion_pb2.Conversion]) -> list[attribution_pb2.OfferedPostback]:
         told = await self._store.told([(one.decision.app_id, one.decision.conversion_id) for one in conversions])
         sessions = [(one, it) for one, it in self._triggered(conversions) if once_a_day(it) and wants(it, one)]
         held = await self._store.held([new_delivery(one, it) for one, it in sessions])
@@ -351,25 +353,25 @@ class PostbackService(postback_pb2_grpc.PostbackServiceServicer):
         return offered
 
 
-def _check_mask(request: postback_pb2.UpdateConfigurationRequest) -> None:
+def _check_mask(request: configuration_pb2.UpdateConfigurationRequest) -> None:
     violations = Violations()
     if not request.update_mask.paths:
         violations.add("update_mask", "REQUIRED", "must name the fields to change")
     for path in request.update_mask.paths:
         if path.partition(".")[0] in (*_IMMUTABLE, *OUTPUT_ONLY):
             violations.add("update_mask", "IMMUTABLE", f"{path} cannot be changed")
-        elif not FieldMask(paths=[path]).IsValidForDescriptor(postback_pb2.Configuration.DESCRIPTOR):
+        elif not FieldMask(paths=[path]).IsValidForDescriptor(configuration_pb2.Configuration.DESCRIPTOR):
             violations.add("update_mask", "UNKNOWN_FIELD", f"{path} is no field of a configuration")
     violations.check()
 
 
-def _is_whole(conversion: postback_pb2.Conversion) -> bool:
+def _is_whole(conversion: conversion_pb2.Conversion) -> bool:
     decision = conversion.decision
     ids = (decision.app_id, decision.event_name, decision.conversion_id)
     return all(ids) and not any("\0" in text for text in ids) and conversion.HasField("record")
 
 
-def _check_batch(conversions: Sequence[postback_pb2.Conversion]) -> None:
+def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
     if len(conversions) > MOST_CONVERSIONS:
         too_many = Violation(field="conversions", reason="BATCH_TOO_LARGE", description=f"at most {MOST_CONVERSIONS}")
         raise InvalidArgument([too_many], "BATCH_TOO_LARGE")
@@ -397,7 +399,7 @@ def _without_nul(violations: Violations, field: str, text: str) -> None:
         violations.add(field, "INVALID_TEXT", "must not hold NUL")
 
 
-def _states(violations: Violations, states: Iterable[postback_pb2.Delivery.State.ValueType]) -> set[State]:
+def _states(violations: Violations, states: Iterable[delivery_pb2.Delivery.State.ValueType]) -> set[State]:
     found = set()
     for state in states:
         if state not in _STATES:
@@ -418,16 +420,16 @@ def _no_delivery(text: str) -> NotFound:
     return NotFound("DELIVERY_NOT_FOUND", "no such delivery", delivery_id=text)
 
 
-def _delivery(stored: StoredDelivery) -> postback_pb2.Delivery:
+def _delivery(stored: StoredDelivery) -> delivery_pb2.Delivery:
     next_time = stored.due_time if stored.state is State.PENDING else None
-    return postback_pb2.Delivery(
+    return delivery_pb2.Delivery(
         delivery_id=str(stored.delivery_id),
         configuration_id=stored.configuration_id,
         app_id=stored.app_id,
         network_id=stored.network_id,
         conversion_id=stored.conversion_id,
         event_name=stored.event_name,
-        state=postback_pb2.Delivery.State.Value(f"STATE_{stored.state}"),
+        state=delivery_pb2.Delivery.State.Value(f"STATE_{stored.state}"),
         attempt_count=stored.attempt_count,
         replay_count=stored.replay_count,
         create_time=_timestamp(stored.create_time),
@@ -436,10 +438,10 @@ def _delivery(stored: StoredDelivery) -> postback_pb2.Delivery:
     )
 
 
-def _attempt(stored: StoredAttempt) -> postback_pb2.Attempt:
+def _attempt(stored: StoredAttempt) -> delivery_pb2.Attempt:
     if stored.attempt:
-        return postback_pb2.Attempt.FromString(stored.attempt)
-    return postback_pb2.Attempt(
+        return delivery_pb2.Attempt.FromString(stored.attempt)
+    return delivery_pb2.Attempt(
         start_time=_timestamp(stored.start_time),
         verdict=stored.verdict,
         will_retry=True,

@@ -10,7 +10,7 @@ import asyncpg
 
 from libs.db import Connection, Pool, in_transaction
 from libs.periods import Periods
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Asked, Claimed, NetworkAnswer, NewDelivery, Settled, State, Status
 
 
@@ -312,7 +312,7 @@ class Store:
                 [app_id] * len(conversion_ids),
                 list(conversion_ids),
             )
-            stripped = [postback_pb2.Conversion.FromString(row["conversion"]) for row in rows]
+            stripped = [conversion_pb2.Conversion.FromString(row["conversion"]) for row in rows]
             for conversion in stripped:
                 conversion.ClearField("engagement")
             await connection.execute(

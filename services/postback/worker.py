@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.worker import keep_running
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2, delivery_pb2
 from services.postback import retry
 from services.postback.adapter import NotRenderableError, Request, Stamp
 from services.postback.catalog import Catalog
@@ -203,7 +203,7 @@ class DeliveryWorker:
             if claimed.number - 1 - claimed.failure_count > retry.MOST_INTERRUPTIONS:
                 verdict = retry.Verdict(word="INTERRUPTED", next=retry.Next.GIVE_UP)
             else:
-                conversion = postback_pb2.Conversion.FromString(claimed.conversion)
+                conversion = conversion_pb2.Conversion.FromString(claimed.conversion)
                 request, shown = requests(configuration, conversion, claimed.delivery_id, self._stamp())
                 answer = await self._sender.send(
                     request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
@@ -228,7 +228,7 @@ class DeliveryWorker:
         shown: Request,
         answer: Answer,
         verdict: retry.Verdict,
-        network_claim: postback_pb2.Claim | None,
+        network_claim: claim_pb2.Claim | None,
         took_s: float,
     ) -> Settled:
         state, wait_s = State.DELIVERED, 0.0
@@ -245,7 +245,7 @@ class DeliveryWorker:
             )
             state, wait_s = (State.EXHAUSTED, 0.0) if again_s is None else (State.PENDING, again_s)
         hide = _scrubber(configuration.secrets)
-        attempt = postback_pb2.Attempt(
+        attempt = delivery_pb2.Attempt(
             method=shown.method,
             url=shown.url,
             request_headers=shown.headers,

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from oauthlib.oauth1 import Client
 
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2, configuration_pb2
 from services.postback.adapter import NotRenderableError, Report, Request, Stamp, best_claim
 from services.postback.macros import MACROS, MASK, Values
 from services.postback.retry import Answer, Next, Verdict, judge
@@ -37,10 +37,10 @@ DEVICE_IDS = {"IOS": "idfa", "ANDROID": "adid"}
 """The one id of each platform that X knows a device by."""
 
 _DAY_S = 86_400
-_LETTER_CASES: dict[postback_pb2.X.LetterCase.ValueType, Callable[[str], str]] = {
-    postback_pb2.X.LETTER_CASE_LOWER: str.lower,
-    postback_pb2.X.LETTER_CASE_UPPER: str.upper,
-    postback_pb2.X.LETTER_CASE_AS_IS: str,
+_LETTER_CASES: dict[configuration_pb2.X.LetterCase.ValueType, Callable[[str], str]] = {
+    configuration_pb2.X.LETTER_CASE_LOWER: str.lower,
+    configuration_pb2.X.LETTER_CASE_UPPER: str.upper,
+    configuration_pb2.X.LETTER_CASE_AS_IS: str,
 }
 _ATTRIBUTIONS = ("twitter_attribution", "tpn_attribution")
 _GRANULAR = "is_granular_data_sharing_allowed"
@@ -56,8 +56,8 @@ class X:
     conversion_type: str
     click_window_days: int
     view_window_days: int
-    letter_case: postback_pb2.X.LetterCase.ValueType
-    encoding: postback_pb2.X.Encoding.ValueType
+    letter_case: configuration_pb2.X.LetterCase.ValueType
+    encoding: configuration_pb2.X.Encoding.ValueType
     base_url: str
 
     @property
@@ -102,7 +102,7 @@ class X:
                 return Verdict(word="BODY_MISMATCH", next=Next.GIVE_UP)
         return verdict
 
-    def claim(self, body: str) -> postback_pb2.Claim | None:
+    def claim(self, body: str) -> claim_pb2.Claim | None:
         """X's claim; should it make two, the better one."""
         return best_claim(_read(body))
 
@@ -132,7 +132,7 @@ class X:
     def _hashed(self, device_id: str, key: str) -> str:
         cased = _LETTER_CASES[self.letter_case](device_id)
         digest = hmac.digest(key.encode(), cased.encode(), "sha256")
-        return b64encode(digest).decode() if self.encoding == postback_pb2.X.ENCODING_BASE64 else digest.hex()
+        return b64encode(digest).decode() if self.encoding == configuration_pb2.X.ENCODING_BASE64 else digest.hex()
 
 
 def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str, str], stamp: Stamp) -> str:
@@ -149,17 +149,17 @@ def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str
     return headers["Authorization"]
 
 
-def complete(message: postback_pb2.X) -> None:
+def complete(message: configuration_pb2.X) -> None:
     """Fill in the defaults of what is left out."""
     if not message.HasField("click_window"):
         message.click_window.FromSeconds(14 * _DAY_S)
     message.view_through_window.SetInParent()
-    message.letter_case = message.letter_case or postback_pb2.X.LETTER_CASE_LOWER
-    message.encoding = message.encoding or postback_pb2.X.ENCODING_HEX
+    message.letter_case = message.letter_case or configuration_pb2.X.LETTER_CASE_LOWER
+    message.encoding = message.encoding or configuration_pb2.X.ENCODING_HEX
     message.base_url = message.base_url or BASE_URL
 
 
-def parse(message: postback_pb2.X, report: Report) -> X:
+def parse(message: configuration_pb2.X, report: Report) -> X:
     """The adapter that a completed message asks for; `report`s every wrong field of it."""
     click_days, view_days = (
         window.ToNanoseconds() / 1e9 / _DAY_S for window in (message.click_window, message.view_through_window)
@@ -174,9 +174,9 @@ def parse(message: postback_pb2.X, report: Report) -> X:
         report("x.view_through_window", "NOT_ALLOWED", "0, 1, 7, 14 or 30 days")
     elif view_days > click_days:
         report("x.view_through_window", "NOT_ALLOWED", "at most click_window")
-    if message.letter_case not in postback_pb2.X.LetterCase.values():
+    if message.letter_case not in configuration_pb2.X.LetterCase.values():
         report("x.letter_case", "UNKNOWN", "must be a value of LetterCase")
-    if message.encoding not in postback_pb2.X.Encoding.values():
+    if message.encoding not in configuration_pb2.X.Encoding.values():
         report("x.encoding", "UNKNOWN", "must be a value of Encoding")
     if len(message.base_url) > 1024 or not _BASE_URL.fullmatch(message.base_url):
         report("x.base_url", "INVALID_URL", "http(s)://host, and a path if need be: at most 1,024 characters")
@@ -191,7 +191,7 @@ def parse(message: postback_pb2.X, report: Report) -> X:
     )
 
 
-def _read(body: str) -> list[postback_pb2.Claim]:
+def _read(body: str) -> list[claim_pb2.Claim]:
     """The claims of an answer. Raises ValueError when it is none of X's."""
     try:
         data = json.loads(body)["data"]
@@ -200,11 +200,11 @@ def _read(body: str) -> list[postback_pb2.Claim]:
         raise ValueError("not an answer of X's") from None
 
 
-def _claim(data: Mapping[str, Any], attribution: Mapping[str, Any]) -> postback_pb2.Claim:
+def _claim(data: Mapping[str, Any], attribution: Mapping[str, Any]) -> claim_pb2.Claim:
     promoted = attribution.get("promoted_properties") or {}
     if attribution["engagement_type"] not in ("CLICK", "VIEW"):
         raise ValueError("neither a click nor a view")
-    claim = postback_pb2.Claim(
+    claim = claim_pb2.Claim(
         is_view=attribution["engagement_type"] == "VIEW",
         campaign_name=promoted.get("campaign_name") or "",
         granular_data_forbidden=any(place.get(_GRANULAR) is False for place in (data, attribution, promoted)),

@@ -4,9 +4,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from reengage.tracker.v1.api_key_pb2 import ApiKey
-
 from libs.errors import PermissionDenied
+from reengage.tracker.v1.api_key_pb2 import ApiKey
 
 ADMIN, EDITOR, VIEWER = ApiKey.ROLE_ADMIN, ApiKey.ROLE_EDITOR, ApiKey.ROLE_VIEWER
 NETWORK, AGENCY, SERVICE = ApiKey.ROLE_NETWORK, ApiKey.ROLE_AGENCY, ApiKey.ROLE_SERVICE

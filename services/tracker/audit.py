@@ -3,11 +3,11 @@
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from reengage.tracker.v1.change_pb2 import Change
 
 from libs.errors import NotFound, PermissionDenied, Violations
 from libs.pages import decode_token, encode_token, page_size
 from reengage.tracker.v1 import change_pb2
+from reengage.tracker.v1.change_pb2 import Change
 from services.tracker import access, validation
 from services.tracker.diff import field_changes
 from services.tracker.kinds import APP, KINDS

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+
 from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
 from reengage.tracker.v1.network_pb2 import Network, PostbackNeed
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE

@@ -10,11 +10,11 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+
+from libs.errors import Violations
 from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_NDJSON, FileFormat
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-
-from libs.errors import Violations
 
 _LEFT_OUT = ("create_time", "revision", "etag")
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
-from reengage.tracker.v1.api_key_pb2 import ApiKey
 
 from libs.errors import FailedPrecondition, Unauthenticated, Violations
+from reengage.tracker.v1.api_key_pb2 import ApiKey
 from services.tracker import access, validation
 from services.tracker.access import Caller
 from services.tracker.kinds import API_KEY, SET_BY_SERVICE

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
+
+from libs.errors import Violations
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -22,8 +24,6 @@ from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker
-
-from libs.errors import Violations
 from services.tracker import catalogue, validation
 from services.tracker.validation import Parents
 

@@ -5,13 +5,13 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from reengage.tracker.v1.event_definition_pb2 import EventDefinition
-from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
-from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ServiceError, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.vault import Vault
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
+from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker import access, masks, validation
 from services.tracker.kinds import (
     APP,

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import asyncpg
 from google.protobuf.message import Message
+
+from libs.db import Connection, Isolation, Pool, in_transaction
+from libs.errors import AlreadyExists
 from reengage.tracker.v1.api_key_pb2 import ApiKey
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.tracker_pb2 import Tracker
-
-from libs.db import Connection, Isolation, Pool, in_transaction
-from libs.errors import AlreadyExists
 from services.tracker.kinds import (
     ACCOUNT,
     AGENCY,

@@ -6,15 +6,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from dataclasses import dataclass
 from typing import Any
 
+from libs.errors import Aborted, FailedPrecondition, InvalidArgument, ServiceError, Violation, Violations
+from reengage.tracker.v1 import status_pb2, tracker_edit_pb2, tracker_pb2
 from reengage.tracker.v1.change_pb2 import Change as ChangeMessage
 from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
 from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_edit_pb2 import TrackerChange
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
-
-from libs.errors import Aborted, FailedPrecondition, InvalidArgument, ServiceError, Violation, Violations
-from reengage.tracker.v1 import status_pb2, tracker_edit_pb2, tracker_pb2
 from services.tracker import files, masks, validation
 from services.tracker.diff import field_changes
 from services.tracker.drafts import postback_drafts

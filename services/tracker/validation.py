@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.errors import Violations
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -28,8 +30,6 @@ from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-
-from libs.errors import Violations
 
 MAX_RESOURCE_BYTES = 16_000
 """Of a serialized resource, so that 1,000 of them fit into one message."""

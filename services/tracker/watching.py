@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
-
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
 

@@ -25,7 +25,8 @@ from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -87,7 +88,7 @@ class Feed:
             yield snapshot_pb2.WatchSnapshotResponse(revision=sent, reset=True, resources=self._resources)
 
 
-class Received(postback_pb2_grpc.PostbackServiceServicer):
+class Received(postback_grpc.PostbackServiceServicer):
     """A postback service that keeps what it is handed, once each, and can be told to fail.
 
     Networks answer about a conversion what they were told to, and no claim otherwise; who is told nothing but `pending`
@@ -95,48 +96,48 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
     """
 
     def __init__(self) -> None:
-        self.conversions: dict[str, postback_pb2.Conversion] = {}
+        self.conversions: dict[str, conversion_pb2.Conversion] = {}
         self.calls = 0
         self.failing = False
         self.hanging = False
         self.erased: list[str] = []
         self.stripped: set[str] = set()
         self.asked: Counter[str] = Counter()
-        self.asked_about: dict[str, postback_pb2.Conversion] = {}
-        self._triggers: list[postback_pb2.ClaimTrigger] = []
-        self._answers: dict[str, list[postback_pb2.ClaimAnswer]] = {}
+        self.asked_about: dict[str, conversion_pb2.Conversion] = {}
+        self._triggers: list[claim_pb2.ClaimTrigger] = []
+        self._answers: dict[str, list[claim_pb2.ClaimAnswer]] = {}
         self._changed = asyncio.Condition()
 
     async def trigger(self, *triggers: tuple[str, str], app_id: str = APP) -> None:
         """Have claims requested for these events (event name, network), and no others."""
         async with self._changed:
             self._triggers = [
-                postback_pb2.ClaimTrigger(app_id=app_id, event_name=event_name, network_id=network_id)
+                claim_pb2.ClaimTrigger(app_id=app_id, event_name=event_name, network_id=network_id)
                 for event_name, network_id in triggers
             ]
             self._changed.notify_all()
 
-    async def answer(self, conversion_id: str, *answers: postback_pb2.ClaimAnswer) -> None:
+    async def answer(self, conversion_id: str, *answers: claim_pb2.ClaimAnswer) -> None:
         """Have networks answer this about a conversion from now on."""
         async with self._changed:
             self._answers[conversion_id] = list(answers)
             self._changed.notify_all()
 
     async def WatchClaimTriggers(
-        self, request: postback_pb2.WatchClaimTriggersRequest, context: Any
-    ) -> AsyncIterator[postback_pb2.WatchClaimTriggersResponse]:
+        self, request: claim_pb2.WatchClaimTriggersRequest, context: Any
+    ) -> AsyncIterator[claim_pb2.WatchClaimTriggersResponse]:
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
         while True:
             sent = self._triggers
-            yield postback_pb2.WatchClaimTriggersResponse(triggers=sent)
+            yield claim_pb2.WatchClaimTriggersResponse(triggers=sent)
             async with self._changed:
                 while self._triggers is sent:
                     await self._changed.wait()
 
     async def RequestClaims(
-        self, request: postback_pb2.RequestClaimsRequest, context: Any
-    ) -> postback_pb2.RequestClaimsResponse:
+        self, request: claim_pb2.RequestClaimsRequest, context: Any
+    ) -> claim_pb2.RequestClaimsResponse:
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
         if self.hanging:
@@ -150,16 +151,16 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(request.wait.ToMilliseconds() / 1000):
                     await self._changed.wait_for(lambda: not any(map(self._is_pending, decisions)))
-        return postback_pb2.RequestClaimsResponse(
+        return claim_pb2.RequestClaimsResponse(
             conversions=[
-                postback_pb2.ConversionClaims(
+                claim_pb2.ConversionClaims(
                     app_id=each.app_id, conversion_id=each.conversion_id, answers=self._said(each)
                 )
                 for each in decisions
             ]
         )
 
-    def _said(self, decision: attribution_pb2.Decision) -> list[postback_pb2.ClaimAnswer]:
+    def _said(self, decision: attribution_pb2.Decision) -> list[claim_pb2.ClaimAnswer]:
         return self._answers.get(
             decision.conversion_id,
             [
@@ -170,22 +171,22 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
         )
 
     def _is_pending(self, decision: attribution_pb2.Decision) -> bool:
-        return any(answer.state == postback_pb2.ClaimAnswer.STATE_PENDING for answer in self._said(decision))
+        return any(answer.state == claim_pb2.ClaimAnswer.STATE_PENDING for answer in self._said(decision))
 
     async def EnqueueConversions(
-        self, request: postback_pb2.EnqueueConversionsRequest, context: Any
-    ) -> postback_pb2.EnqueueConversionsResponse:
+        self, request: conversion_pb2.EnqueueConversionsRequest, context: Any
+    ) -> conversion_pb2.EnqueueConversionsResponse:
         self.calls += 1
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
         if request.validate_only:
-            return postback_pb2.EnqueueConversionsResponse(offered=map(self._offered, request.conversions))
+            return conversion_pb2.EnqueueConversionsResponse(offered=map(self._offered, request.conversions))
         before = len(self.conversions)
         for conversion in request.conversions:
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
-        return postback_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
+        return conversion_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
 
-    def _offered(self, conversion: postback_pb2.Conversion) -> attribution_pb2.OfferedPostback:
+    def _offered(self, conversion: conversion_pb2.Conversion) -> attribution_pb2.OfferedPostback:
         effects = attribution_pb2.OfferedPostback
         was_sent = conversion.decision.conversion_id in self.conversions
         return attribution_pb2.OfferedPostback(
@@ -194,14 +195,14 @@ class Received(postback_pb2_grpc.PostbackServiceServicer):
         )
 
     async def EraseConversions(
-        self, request: postback_pb2.EraseConversionsRequest, context: Any
-    ) -> postback_pb2.EraseConversionsResponse:
+        self, request: conversion_pb2.EraseConversionsRequest, context: Any
+    ) -> conversion_pb2.EraseConversionsResponse:
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
         self.erased += request.conversion_ids
         self.stripped.update(request.stripped_conversion_ids)
         count = sum(self.conversions.pop(each, None) is not None for each in request.conversion_ids)
-        return postback_pb2.EraseConversionsResponse(erased_counts={"deliveries": count})
+        return conversion_pb2.EraseConversionsResponse(erased_counts={"deliveries": count})
 
 
 @dataclass(kw_only=True)
@@ -215,7 +216,7 @@ class World:
     pool: Pool
     log_pool: Pool
     settings: Follower[attribution_settings.Settings]
-    postback: postback_pb2_grpc.PostbackServiceStub
+    postback: postback_grpc.PostbackServiceStub
     pace: Pace
     targets: Mapping[str, str]
     """Where ingest and postback are, for a process of its own."""
@@ -333,10 +334,10 @@ def start_world(tmp_path: Path) -> StartWorld:
                 "postback",
                 Face(
                     name="reengage.postback.v1.PostbackService",
-                    add=partial(postback_pb2_grpc.add_PostbackServiceServicer_to_server, received),
+                    add=partial(postback_grpc.add_PostbackServiceServicer_to_server, received),
                 ),
             )
-            postback = postback_pb2_grpc.PostbackServiceStub(to_postback)
+            postback = postback_grpc.PostbackServiceStub(to_postback)
             api = Attribution(
                 Store(pool),
                 settings,
@@ -442,25 +443,25 @@ def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fie
     return record(at_s, device, event=ingest_pb2.Event(event_name=name, **fields.pop("event", {})), **fields)
 
 
-def claimed(network_id: str, at_s: int, **claim: Any) -> postback_pb2.ClaimAnswer:
+def claimed(network_id: str, at_s: int, **claim: Any) -> claim_pb2.ClaimAnswer:
     """A network's claim that the user engaged `at_s` seconds after a day ago."""
-    answer = postback_pb2.ClaimAnswer(
-        network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_CLAIMED, claim=postback_pb2.Claim(**claim)
+    answer = claim_pb2.ClaimAnswer(
+        network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_CLAIMED, claim=claim_pb2.Claim(**claim)
     )
     answer.claim.engagement_time.FromSeconds(_DAY_AGO_S + at_s)
     return answer
 
 
-def not_claimed(network_id: str) -> postback_pb2.ClaimAnswer:
-    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_NOT_CLAIMED)
+def not_claimed(network_id: str) -> claim_pb2.ClaimAnswer:
+    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_NOT_CLAIMED)
 
 
-def pending(network_id: str) -> postback_pb2.ClaimAnswer:
-    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_PENDING)
+def pending(network_id: str) -> claim_pb2.ClaimAnswer:
+    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_PENDING)
 
 
-def unavailable(network_id: str) -> postback_pb2.ClaimAnswer:
-    return postback_pb2.ClaimAnswer(network_id=network_id, state=postback_pb2.ClaimAnswer.STATE_UNAVAILABLE)
+def unavailable(network_id: str) -> claim_pb2.ClaimAnswer:
+    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_UNAVAILABLE)
 
 
 def device(number: int) -> str:

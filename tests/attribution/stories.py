@@ -10,7 +10,7 @@ from libs.db import Connection, Pool, in_transaction
 from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import usable_ids
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
@@ -177,10 +177,10 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> ingest_
 
 
 def _claims(claims: Iterable[Claim]) -> bytes:
-    states = postback_pb2.ClaimAnswer
+    states = claim_pb2.ClaimAnswer
     answers = []
     for claim in claims:
-        said = postback_pb2.Claim(
+        said = claim_pb2.Claim(
             is_view=claim.kind is EngagementKind.IMPRESSION,
             campaign_name=claim.campaign_name,
             granular_data_forbidden=not claim.granular_data_allowed,
@@ -188,7 +188,7 @@ def _claims(claims: Iterable[Claim]) -> bytes:
         said.engagement_time.FromMicroseconds(claim.time_us)
         answers.append(states(network_id=claim.network_id, state=states.STATE_CLAIMED, claim=said))
     answers.append(states(network_id="silent", state=states.STATE_UNAVAILABLE))
-    return postback_pb2.ConversionClaims(answers=answers).SerializeToString()
+    return claim_pb2.ConversionClaims(answers=answers).SerializeToString()
 
 
 def _waited(logged: Logged, claims: bytes) -> WaitingRow:

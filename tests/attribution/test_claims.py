@@ -11,7 +11,7 @@ import pytest
 from libs.config import ConfigError
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
 from services.attribution.jobs import claims
@@ -36,7 +36,7 @@ from tests.attribution.conftest import (
 HOUR = 3600
 REENGAGED, CREDITED = attribution_pb2.OUTCOME_REENGAGED, attribution_pb2.OUTCOME_CREDITED
 ATTRIBUTED, DUPLICATE = attribution_pb2.OUTCOME_ATTRIBUTED, attribution_pb2.OUTCOME_DUPLICATE
-CLAIMED, UNAVAILABLE = postback_pb2.ClaimAnswer.STATE_CLAIMED, postback_pb2.ClaimAnswer.STATE_UNAVAILABLE
+CLAIMED, UNAVAILABLE = claim_pb2.ClaimAnswer.STATE_CLAIMED, claim_pb2.ClaimAnswer.STATE_UNAVAILABLE
 PURCHASES_OF_X = ("Purchase", "x")
 X_RE, X_UA = "x-re", "x-ua"
 
@@ -67,9 +67,9 @@ async def _is_decided(world: World, conversion_id: str) -> bool:
     return await call.code() is grpc.StatusCode.OK
 
 
-async def _stored_claims(world: World, conversion_id: str) -> postback_pb2.ConversionClaims | None:
+async def _stored_claims(world: World, conversion_id: str) -> claim_pb2.ConversionClaims | None:
     stored = await world.pool.fetchval("SELECT claims FROM decisions WHERE conversion_id = $1", conversion_id)
-    return None if stored is None else postback_pb2.ConversionClaims.FromString(stored)
+    return None if stored is None else claim_pb2.ConversionClaims.FromString(stored)
 
 
 # What claims do to decisions.
@@ -126,7 +126,7 @@ async def test_nobody_is_asked_about_other_events(world: World) -> None:
     ],
 )
 async def test_claims_compete_and_the_next_best_wins_where_they_are_refused(
-    world: World, answers: list[postback_pb2.ClaimAnswer], winner: str, verdicts: dict[str, str]
+    world: World, answers: list[claim_pb2.ClaimAnswer], winner: str, verdicts: dict[str, str]
 ) -> None:
     await world.received.trigger(PURCHASES_OF_X, ("Purchase", "y"))
     await world.received.answer("e1", *answers)

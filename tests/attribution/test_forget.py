@@ -16,7 +16,8 @@ from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.matching import own_key
 from services.attribution.jobs import erasing
@@ -333,7 +334,7 @@ async def test_what_was_received_before_the_call_goes_however_late_it_is_taken(
 class SlowPostback:
     """A way to postback on which conversions take their time."""
 
-    def __init__(self, stub: postback_pb2_grpc.PostbackServiceStub) -> None:
+    def __init__(self, stub: postback_grpc.PostbackServiceStub) -> None:
         self._stub = stub
         self.begun, self.let_go = asyncio.Event(), asyncio.Event()
 
@@ -341,8 +342,8 @@ class SlowPostback:
         return getattr(self._stub, method)
 
     async def EnqueueConversions(
-        self, request: postback_pb2.EnqueueConversionsRequest
-    ) -> postback_pb2.EnqueueConversionsResponse:
+        self, request: conversion_pb2.EnqueueConversionsRequest
+    ) -> conversion_pb2.EnqueueConversionsResponse:
         self.begun.set()
         await self.let_go.wait()
         return await self._stub.EnqueueConversions(request)

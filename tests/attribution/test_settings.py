@@ -9,6 +9,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from libs.domain.snapshots import Resources
 from reengage.tracker.v1.app_pb2 import App, AppSettings
 from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
@@ -19,8 +21,6 @@ from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-
-from libs.domain.snapshots import Resources
 from services.attribution.wire.settings import SettingsBuilder, build_settings, rules_with
 
 Edit = tuple[str, tuple[str, ...], Message]

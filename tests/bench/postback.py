@@ -15,7 +15,8 @@ import psutil
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from libs.migrations import prepare
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2, conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.row import Row
 from tests.postback.conftest import purchase
 from tests.postback.process import PostbackProcess
@@ -56,7 +57,7 @@ async def bench(*, deliveries: int = 6_000, conversions: int = 100_000, steady_s
             try:
                 async with open_channel(process.target) as channel:
                     await _configure(channel, host)
-                    stub = postback_pb2_grpc.PostbackServiceStub(channel)
+                    stub = postback_grpc.PostbackServiceStub(channel)
                     requests = await _request_limit(f"http://{host}/", deliveries)
                     rows = await _row_limit(admin, deliveries * 5)
                     unwanted = await _take(stub, conversions, "Unwanted")
@@ -92,20 +93,20 @@ async def bench(*, deliveries: int = 6_000, conversions: int = 100_000, steady_s
 
 
 async def _configure(channel: grpc.aio.Channel, host: str) -> None:
-    stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
+    stub = postback_grpc.PostbackConfigServiceStub(channel)
     for trigger, delay_s in (("Purchase", 0), ("Delayed", 600)):
-        configuration = postback_pb2.Configuration(
+        configuration = configuration_pb2.Configuration(
             app_id="app",
             network_id="network",
             trigger=trigger,
-            template=postback_pb2.Template(
+            template=configuration_pb2.Template(
                 url=f"http://{host}/postback?click={{click_id}}&event={{event_name}}&time={{event_timestamp}}&"
                 "revenue={revenue}&currency={currency}&type={attribution_type}&id={delivery_id}"
             ),
             is_revenue=True,
         )
         configuration.delivery_delay.FromSeconds(delay_s)
-        request = postback_pb2.CreateConfigurationRequest(configuration=configuration)
+        request = configuration_pb2.CreateConfigurationRequest(configuration=configuration)
         await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
@@ -143,13 +144,13 @@ async def _row_limit(admin: "asyncpg.Connection[asyncpg.Record]", rows: int) -> 
     return rows // LIMIT_ROWS * LIMIT_ROWS / elapsed
 
 
-def _request(name: str, first: int, event_name: str, count: int = BATCH) -> postback_pb2.EnqueueConversionsRequest:
-    return postback_pb2.EnqueueConversionsRequest(
+def _request(name: str, first: int, event_name: str, count: int = BATCH) -> conversion_pb2.EnqueueConversionsRequest:
+    return conversion_pb2.EnqueueConversionsRequest(
         conversions=[purchase(f"{name}-{first + n}", event_name=event_name) for n in range(count)]
     )
 
 
-async def _take(stub: postback_pb2_grpc.PostbackServiceStub, conversions: int, event_name: str) -> float:
+async def _take(stub: postback_grpc.PostbackServiceStub, conversions: int, event_name: str) -> float:
     """Conversions/s. The requests are built beforehand: their making is the caller's cost."""
     requests = iter([_request(event_name, first, event_name) for first in range(0, conversions, BATCH)])
 
@@ -163,7 +164,7 @@ async def _take(stub: postback_pb2_grpc.PostbackServiceStub, conversions: int, e
 
 
 async def _send(
-    stub: postback_pb2_grpc.PostbackServiceStub, admin: "asyncpg.Connection[asyncpg.Record]", deliveries: int
+    stub: postback_grpc.PostbackServiceStub, admin: "asyncpg.Connection[asyncpg.Record]", deliveries: int
 ) -> float:
     began = time.perf_counter()
     await _take(stub, deliveries, "Purchase")
@@ -172,7 +173,7 @@ async def _send(
 
 
 async def _steady(
-    stub: postback_pb2_grpc.PostbackServiceStub,
+    stub: postback_grpc.PostbackServiceStub,
     admin: "asyncpg.Connection[asyncpg.Record]",
     process: PostbackProcess,
     seconds: int,

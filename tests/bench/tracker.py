@@ -12,9 +12,6 @@ import asyncpg
 import psutil
 from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
-from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
-from reengage.tracker.v1.status_pb2 import STATUS_LIVE
-from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
@@ -30,6 +27,9 @@ from reengage.tracker.v1 import (
     snapshot_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
+from reengage.tracker.v1.status_pb2 import STATUS_LIVE
+from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.attribution.wire.settings import SettingsBuilder
 from services.gateway.settings import Settings as GatewaySettings
 from services.ingest.settings import build_settings as build_ingest

@@ -15,7 +15,8 @@ import psutil
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -185,18 +186,18 @@ async def create_settings(suite: Suite) -> None:
             )
             await stub.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracker))
     async with open_channel(ports.address("postback")) as channel:
-        configuration = postback_pb2.Configuration(
+        configuration = configuration_pb2.Configuration(
             configuration_id="bench-postback",
             app_id=APP,
             network_id="bench-net",
             trigger="Purchase",
-            delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
-            template=postback_pb2.Template(
+            delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+            template=configuration_pb2.Template(
                 url=f"http://{HOST}:{ports.network}/postback?event={{event_name}}&click={{click_id}}&sent={{sent}}"
             ),
         )
-        config = postback_pb2_grpc.PostbackConfigServiceStub(channel)
-        await config.CreateConfiguration(postback_pb2.CreateConfigurationRequest(configuration=configuration))
+        config = postback_grpc.PostbackConfigServiceStub(channel)
+        await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))
 
 
 if __name__ == "__main__":

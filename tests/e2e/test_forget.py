@@ -21,7 +21,8 @@ from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.load import APP, CLICKED, INSTALLED
 from tests.bench.whole import create_settings
 from tests.traces import all_rows, places, traces
@@ -169,18 +170,18 @@ async def _settings(suite: Suite) -> None:
     await create_settings(suite)
     ports = suite.ports
     async with open_channel(ports.address("postback")) as channel:
-        configuration = postback_pb2.Configuration(
+        configuration = configuration_pb2.Configuration(
             configuration_id="named",
             app_id=APP,
             network_id="bench-net",
             trigger="Purchase",
-            delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_ALL,
-            template=postback_pb2.Template(
+            delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_ALL,
+            template=configuration_pb2.Template(
                 url=f"http://{HOST}:{ports.network}/postback?sent={{sent}}&adid={{adid}}&click={{click_id}}"
             ),
         )
-        config = postback_pb2_grpc.PostbackConfigServiceStub(channel)
-        await config.CreateConfiguration(postback_pb2.CreateConfigurationRequest(configuration=configuration))
+        config = postback_grpc.PostbackConfigServiceStub(channel)
+        await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))
 
 
 async def _reengage(*arguments: str) -> str:

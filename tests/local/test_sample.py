@@ -10,7 +10,8 @@ import pytest
 from deploy.local.sample import settings
 from deploy.local.sample.generate import EXPECTED, TRAFFIC, generate
 from libs.channels import open_channel
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.conftest import Database
 from tests.postback.process import PostbackProcess
 
@@ -41,8 +42,8 @@ async def postback(database: Database, tmp_path: Path) -> AsyncIterator[grpc.aio
     process = PostbackProcess(dsn=database.dsn("postback"), log=tmp_path / "log", allowed_hosts="127.0.0.1")
     await process.start()
     async with open_channel(process.target) as channel:
-        stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
-        await stub.ListConfigurations(postback_pb2.ListConfigurationsRequest(app_id="a"), wait_for_ready=True)
+        stub = postback_grpc.PostbackConfigServiceStub(channel)
+        await stub.ListConfigurations(configuration_pb2.ListConfigurationsRequest(app_id="a"), wait_for_ready=True)
         yield channel
     await process.stop()
 
@@ -51,19 +52,21 @@ async def test_its_postbacks_follow_the_local_network_and_others_stay(
     tracker_target: str, postback: grpc.aio.Channel
 ) -> None:
     """Pointed at a server of one's own: at another path, or at one that REENGAGE_ALLOWED_HOSTS names."""
-    stub = postback_pb2_grpc.PostbackConfigServiceStub(postback)
+    stub = postback_grpc.PostbackConfigServiceStub(postback)
 
     async def urls() -> list[str]:
         listed = [
-            await stub.GetConfiguration(postback_pb2.GetConfigurationRequest(configuration_id=each))
+            await stub.GetConfiguration(configuration_pb2.GetConfigurationRequest(configuration_id=each))
             for each in ("acme-ios-install", "bravo-ios-install", "bravo-ios-purchase", "x-ios-subscribe")
         ]
         found = [each.configuration for each in listed]
         return [(each.template.url or each.x.base_url).partition("?")[0] for each in found]
 
     async def point(configuration_id: str, url: str) -> None:
-        changed = postback_pb2.Configuration(configuration_id=configuration_id, template=postback_pb2.Template(url=url))
-        request = postback_pb2.UpdateConfigurationRequest(configuration=changed)
+        changed = configuration_pb2.Configuration(
+            configuration_id=configuration_id, template=configuration_pb2.Template(url=url)
+        )
+        request = configuration_pb2.UpdateConfigurationRequest(configuration=changed)
         request.update_mask.paths.append("template.url")
         await stub.UpdateConfiguration(request)
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from deploy.local import tables
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import sentences
 
 DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
@@ -17,12 +17,12 @@ CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"
 def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(highlight=False, width=width)
     monkeypatch.setattr(tables, "console", console)
-    delivery = postback_pb2.Delivery(
+    delivery = delivery_pb2.Delivery(
         delivery_id=DELIVERY_ID,
         configuration_id="acme-android-purchases-of-returning-users",
         conversion_id=CONVERSION_ID,
         event_name="Purchase",
-        state=postback_pb2.Delivery.STATE_DELIVERED,
+        state=delivery_pb2.Delivery.STATE_DELIVERED,
         attempt_count=1,
         create_time=Timestamp(seconds=1_800_000_000),
     )
@@ -37,9 +37,9 @@ def test_what_was_sent_and_answered_can_be_copied(monkeypatch: pytest.MonkeyPatc
     console = Console(highlight=False, width=40)
     monkeypatch.setattr(tables, "console", console)
     url, body, answer = "https://x.example/postback?" + "a=1&" * 30, "sent " * 20 + ".", "answered " * 20 + "."
-    attempt = postback_pb2.Attempt(method="POST", url=url, request_body=body, response_body=answer)
+    attempt = delivery_pb2.Attempt(method="POST", url=url, request_body=body, response_body=answer)
     with console.capture() as shown:
-        tables.print_delivery(postback_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
+        tables.print_delivery(delivery_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
     assert [line.strip() for line in shown.get().splitlines()[-3:]] == [f"POST {url}", body, answer]
 
 

@@ -21,7 +21,7 @@ from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
 from services.postback.claims import Claims, Endings
@@ -132,31 +132,31 @@ def answering(*answers: list[str]) -> tuple[Lookup, list[str]]:
 class Running:
     """A running service and what a test may ask it."""
 
-    configs: postback_pb2_grpc.PostbackConfigServiceStub
-    deliveries: postback_pb2_grpc.PostbackServiceStub
+    configs: service_pb2_grpc.PostbackConfigServiceStub
+    deliveries: service_pb2_grpc.PostbackServiceStub
     pool: Pool
     store: Store
     catalog: Catalog
 
-    async def configure(self, **fields: Any) -> postback_pb2.Configuration:
+    async def configure(self, **fields: Any) -> configuration_pb2.Configuration:
         """A configuration for `Purchase` of app `app`, unless told otherwise."""
         given: dict[str, Any] = {"app_id": "app", "network_id": "network", "trigger": "Purchase", **fields}
-        request = postback_pb2.CreateConfigurationRequest(configuration=postback_pb2.Configuration(**given))
+        request = configuration_pb2.CreateConfigurationRequest(configuration=configuration_pb2.Configuration(**given))
         return (await self.configs.CreateConfiguration(request)).configuration
 
-    async def enqueue(self, *conversions: postback_pb2.Conversion) -> int:
-        request = postback_pb2.EnqueueConversionsRequest(conversions=conversions)
+    async def enqueue(self, *conversions: conversion_pb2.Conversion) -> int:
+        request = conversion_pb2.EnqueueConversionsRequest(conversions=conversions)
         return (await self.deliveries.EnqueueConversions(request)).created_count
 
-    async def list(self, **filters: Any) -> list[postback_pb2.Delivery]:
-        request = postback_pb2.ListDeliveriesRequest(**{"app_id": "app", "page_size": 1000, **filters})
+    async def list(self, **filters: Any) -> list[delivery_pb2.Delivery]:
+        request = delivery_pb2.ListDeliveriesRequest(**{"app_id": "app", "page_size": 1000, **filters})
         return list((await self.deliveries.ListDeliveries(request)).deliveries)
 
-    async def get(self, delivery_id: str) -> postback_pb2.Delivery:
-        request = postback_pb2.GetDeliveryRequest(delivery_id=delivery_id)
+    async def get(self, delivery_id: str) -> delivery_pb2.Delivery:
+        request = delivery_pb2.GetDeliveryRequest(delivery_id=delivery_id)
         return (await self.deliveries.GetDelivery(request)).delivery
 
-    async def only(self) -> postback_pb2.Delivery:
+    async def only(self) -> delivery_pb2.Delivery:
         """The one delivery there is, with its attempts."""
         (delivery,) = await self.list()
         return await self.get(delivery.delivery_id)
@@ -200,11 +200,11 @@ async def running(
         faces = [
             Face(
                 name="configs",
-                add=lambda server: postback_pb2_grpc.add_PostbackConfigServiceServicer_to_server(configs, server),
+                add=lambda server: service_pb2_grpc.add_PostbackConfigServiceServicer_to_server(configs, server),
             ),
             Face(
                 name="deliveries",
-                add=lambda server: postback_pb2_grpc.add_PostbackServiceServicer_to_server(deliveries, server),
+                add=lambda server: service_pb2_grpc.add_PostbackServiceServicer_to_server(deliveries, server),
             ),
         ]
         server, _ = build_server(ServerConfig(listen=""), faces)
@@ -215,8 +215,8 @@ async def running(
         try:
             async with open_channel(f"unix:{socket}") as channel:
                 yield Running(
-                    configs=postback_pb2_grpc.PostbackConfigServiceStub(channel),
-                    deliveries=postback_pb2_grpc.PostbackServiceStub(channel),
+                    configs=service_pb2_grpc.PostbackConfigServiceStub(channel),
+                    deliveries=service_pb2_grpc.PostbackServiceStub(channel),
                     pool=pool,
                     store=store,
                     catalog=catalog,
@@ -235,7 +235,7 @@ async def service(database: Database, endpoint: Endpoint, tmp_path: Path) -> Asy
         yield one
 
 
-def purchase(conversion_id: str = "c1", **decision: Any) -> postback_pb2.Conversion:
+def purchase(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conversion:
     """A purchase that a click on a tracker of `network` reengaged."""
     fields: dict[str, Any] = {
         "app_id": "app",
@@ -249,7 +249,7 @@ def purchase(conversion_id: str = "c1", **decision: Any) -> postback_pb2.Convers
         "tracker_id": "tracker",
         **decision,
     }
-    conversion = postback_pb2.Conversion(
+    conversion = conversion_pb2.Conversion(
         decision=attribution_pb2.Decision(**fields),
         record=ingest_pb2.Record(
             record_id=fields["conversion_id"],
@@ -274,12 +274,12 @@ async def until(fact: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) 
             await asyncio.sleep(0.02)
 
 
-async def until_ended(service: Running, count: int = 1) -> list[postback_pb2.Delivery]:
+async def until_ended(service: Running, count: int = 1) -> list[delivery_pb2.Delivery]:
     """Wait until `count` deliveries of app `app` have ended, and answer all there are."""
 
     async def ended() -> bool:
         those = await service.list()
-        return sum(one.state != postback_pb2.Delivery.STATE_PENDING for one in those) >= count
+        return sum(one.state != delivery_pb2.Delivery.STATE_PENDING for one in those) >= count
 
     await until(ended)
     return await service.list()

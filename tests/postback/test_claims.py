@@ -19,12 +19,12 @@ from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, 
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, Running, purchase, running, until, until_ended
 
-ClaimAnswer = postback_pb2.ClaimAnswer
-Delivery = postback_pb2.Delivery
+ClaimAnswer = claim_pb2.ClaimAnswer
+Delivery = delivery_pb2.Delivery
 IDFA = "6D92078A-8246-4BA4-AE5B-76104861E7DC"
 HASHED = hashed(IDFA)
 YESTERDAY = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
@@ -41,11 +41,11 @@ def x(endpoint: Endpoint) -> LocalX:
 
 def fields(endpoint: Endpoint, **changes: Any) -> dict[str, Any]:
     """Of a configuration of the X adapter for `Purchase` of app `app`."""
-    adapter = postback_pb2.X(app_id="333903271", conversion_type="PURCHASE", base_url=endpoint.url(""))
+    adapter = configuration_pb2.X(app_id="333903271", conversion_type="PURCHASE", base_url=endpoint.url(""))
     return {"configuration_id": "k", "network_id": "x-ios", "x": adapter, "secrets": SECRETS, **changes}
 
 
-def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app") -> postback_pb2.Conversion:
+def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app") -> conversion_pb2.Conversion:
     """A purchase as attribution asks about it."""
     conversion = purchase(conversion_id, app_id=app_id)
     decision = conversion.decision
@@ -57,7 +57,7 @@ def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app
     return conversion
 
 
-def decided(conversion_id: str = "c1", **decision: Any) -> postback_pb2.Conversion:
+def decided(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conversion:
     """The same when it has been decided."""
     conversion = purchase(conversion_id, **decision)
     conversion.record.device_ids["idfa"] = IDFA
@@ -66,15 +66,15 @@ def decided(conversion_id: str = "c1", **decision: Any) -> postback_pb2.Conversi
 
 
 async def ask(
-    service: Running, *conversions: postback_pb2.Conversion, wait_s: float | None = 10
-) -> list[postback_pb2.ConversionClaims]:
-    request = postback_pb2.RequestClaimsRequest(conversions=conversions)
+    service: Running, *conversions: conversion_pb2.Conversion, wait_s: float | None = 10
+) -> list[claim_pb2.ConversionClaims]:
+    request = claim_pb2.RequestClaimsRequest(conversions=conversions)
     if wait_s is not None:
         request.wait.FromMilliseconds(int(wait_s * 1000))
     return list((await service.deliveries.RequestClaims(request)).conversions)
 
 
-async def answer(service: Running, wait_s: float = 10) -> postback_pb2.ClaimAnswer:
+async def answer(service: Running, wait_s: float = 10) -> claim_pb2.ClaimAnswer:
     """The one network's answer to the one conversion."""
     ((only,),) = [claims.answers for claims in await ask(service, undecided(), wait_s=wait_s)]
     return only
@@ -230,7 +230,7 @@ async def test_of_several_configurations_of_a_network_the_best_answer_counts(
     async def best(*paths: str) -> tuple[ClaimAnswer.State.ValueType, str]:
         app_id = "+".join(paths)
         for path in paths:
-            adapter = postback_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url(path))
+            adapter = configuration_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url(path))
             changed = fields(endpoint, x=adapter, app_id=app_id, configuration_id=f"{app_id}.{path}".replace("/", ""))
             changed["configuration_id"] = changed["configuration_id"].replace("+", ".")
             await service.configure(**changed)
@@ -249,7 +249,7 @@ async def test_only_live_configurations_that_may_be_told_are_asked(
     service: Running, endpoint: Endpoint, x: LocalX
 ) -> None:
     await service.configure(**fields(endpoint, respect_data_controlled=True))
-    paused = postback_pb2.Configuration.STATUS_PAUSED
+    paused = configuration_pb2.Configuration.STATUS_PAUSED
     await service.configure(**fields(endpoint, configuration_id="paused", network_id="other", status=paused))
     controlled = undecided("controlled")
     controlled.record.data_controlled = True
@@ -308,9 +308,9 @@ async def test_a_claim_that_comes_when_it_was_decided_is_kept_counted_and_no_ans
     assert late() == before + 1
     stored = await service.pool.fetchrow("SELECT conversion, network_claim FROM deliveries")
     assert stored is not None
-    assert postback_pb2.Claim.FromString(stored["network_claim"]).campaign_name == "Summer"
+    assert claim_pb2.Claim.FromString(stored["network_claim"]).campaign_name == "Summer"
     # What is replayed later is the conversion as it was decided.
-    assert postback_pb2.Conversion.FromString(stored["conversion"]).decision.claims_unavailable == ["x-ios"]
+    assert conversion_pb2.Conversion.FromString(stored["conversion"]).decision.claims_unavailable == ["x-ios"]
 
 
 async def test_a_claim_that_came_after_the_asker_s_wait_is_late(
@@ -339,7 +339,7 @@ async def test_a_claim_that_was_heard_is_not_late_and_stays_what_it_was(
     assert late() == before
     x.conducts[HASHED] = Conduct()
     delivery = await service.only()
-    await service.deliveries.Replay(postback_pb2.ReplayRequest(delivery_id=delivery.delivery_id, request_id="r"))
+    await service.deliveries.Replay(delivery_pb2.ReplayRequest(delivery_id=delivery.delivery_id, request_id="r"))
     await until_ended(service)
     assert len(x.received) == 2
     assert (await answer(service)).claim.campaign_name == "Summer"
@@ -369,7 +369,7 @@ async def test_whoever_watches_knows_what_to_ask_about(database: Database, tmp_p
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
     ):
         streams = [
-            aiter(each.deliveries.WatchClaimTriggers(postback_pb2.WatchClaimTriggersRequest())) for each in (one, two)
+            aiter(each.deliveries.WatchClaimTriggers(claim_pb2.WatchClaimTriggersRequest())) for each in (one, two)
         ]
 
         async def told() -> list[tuple[str, str, str]]:
@@ -385,7 +385,7 @@ async def test_whoever_watches_knows_what_to_ask_about(database: Database, tmp_p
         await two.configure(**fields(endpoint, configuration_id="install", trigger="_install", app_id="a"))
         assert await told() == [("a", "_install", "x-ios"), ("app", "Purchase", "x-ios")]
         for configuration_id in ("k", "again"):
-            archive = postback_pb2.ArchiveConfigurationRequest(configuration_id=configuration_id)
+            archive = configuration_pb2.ArchiveConfigurationRequest(configuration_id=configuration_id)
             await two.configs.ArchiveConfiguration(archive)
         assert await told() == [("a", "_install", "x-ios")]
 
@@ -402,7 +402,7 @@ async def test_a_wait_has_bounds(service: Running, wait_s: float) -> None:
 
 async def test_what_is_asked_about_must_be_whole(service: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(service, undecided(), postback_pb2.Conversion(record=ingest_pb2.Record()))
+        await ask(service, undecided(), conversion_pb2.Conversion(record=ingest_pb2.Record()))
     assert [found.field for found in from_rpc_error(caught.value).violations] == [
         f"conversions[1].decision.{name}" for name in ("app_id", "event_name", "conversion_id")
     ]
@@ -412,7 +412,7 @@ async def test_what_is_asked_about_must_be_whole(service: Running) -> None:
 
 
 async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service: Running, endpoint: Endpoint) -> None:
-    adapter = postback_pb2.X(
+    adapter = configuration_pb2.X(
         conversion_type="BUY",
         click_window=Duration(seconds=7 * 86_400),
         view_through_window=Duration(seconds=14 * 86_400),
@@ -426,7 +426,7 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
         secrets={"token": "t"},
         clicks_only=True,
         delivery_delay=Duration(seconds=30),
-        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
     )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await service.configure(**wrong)
@@ -454,7 +454,7 @@ async def test_windows(service: Running, endpoint: Endpoint, name: str, allowed:
     """The view-through window within a click window of 14 days."""
 
     async def takes(days: int) -> bool:
-        adapter = postback_pb2.X(app_id="1", conversion_type="PURCHASE")
+        adapter = configuration_pb2.X(app_id="1", conversion_type="PURCHASE")
         getattr(adapter, name).FromSeconds(days * 86_400)
         try:
             created = await service.configure(**fields(endpoint, x=adapter, configuration_id=f"k{days}"))
@@ -471,7 +471,7 @@ async def test_an_x_configuration_s_defaults_address_and_preview(service: Runnin
     assert (created.x.click_window.seconds, created.x.view_through_window.seconds) == (14 * 86_400, 0)
     assert created.x.base_url == "https://ads-api.x.com"
     assert sorted(created.secret_names) == sorted(SECRETS)
-    preview = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k"))
+    preview = await service.configs.Preview(configuration_pb2.PreviewRequest(configuration_id="k"))
     assert preview.method == "POST"
     assert preview.url.startswith("https://ads-api.x.com/12/conversion_event?app_id=1&conversion_time=2026-01-01T")
     assert preview.headers["Authorization"] == "OAuth _masked_"
@@ -485,8 +485,8 @@ async def test_an_x_configuration_s_defaults_address_and_preview(service: Runnin
 # Offered postbacks and erasing
 
 
-async def offered(service: Running, *conversions: postback_pb2.Conversion) -> list[tuple[str, str, str]]:
-    request = postback_pb2.EnqueueConversionsRequest(conversions=conversions, validate_only=True)
+async def offered(service: Running, *conversions: conversion_pb2.Conversion) -> list[tuple[str, str, str]]:
+    request = conversion_pb2.EnqueueConversionsRequest(conversions=conversions, validate_only=True)
     response = await service.deliveries.EnqueueConversions(request)
     assert response.created_count == 0
     effects = attribution_pb2.OfferedPostback.Effect
@@ -497,7 +497,7 @@ async def offered(service: Running, *conversions: postback_pb2.Conversion) -> li
 
 
 async def test_a_new_version_offers_what_it_changes(service: Running, endpoint: Endpoint, x: LocalX) -> None:
-    only = postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY
+    only = configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY
     for network_id in ("one", "two"):
         await service.configure(
             configuration_id=network_id,
@@ -523,7 +523,7 @@ async def test_a_new_version_offers_what_it_changes(service: Running, endpoint: 
     assert await offered(service, *after) == [("c1", "one", "WAS_SENT"), ("c1", "two", "WOULD_BE_SENT")]
     # An archived one sends no more, but what it sent it sent.
     for configuration_id in ("one", "two", "all"):
-        archive = postback_pb2.ArchiveConfigurationRequest(configuration_id=configuration_id)
+        archive = configuration_pb2.ArchiveConfigurationRequest(configuration_id=configuration_id)
         await service.configs.ArchiveConfiguration(archive)
     assert await offered(service, *after) == [("c1", "one", "WAS_SENT")]
 
@@ -533,10 +533,10 @@ async def test_a_session_that_would_be_held_back_is_not_offered(service: Running
         configuration_id="sessions",
         template={"url": endpoint.url("/x")},
         trigger="SessionBegin",
-        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
     )
 
-    def session(hours: float, device_id: str = "d") -> postback_pb2.Conversion:
+    def session(hours: float, device_id: str = "d") -> conversion_pb2.Conversion:
         stamp = Timestamp(seconds=1_767_200_000 + int(hours * 3600))
         return purchase(f"{device_id}{hours}", event_name="SessionBegin", device_id=device_id, conversion_time=stamp)
 
@@ -546,7 +546,7 @@ async def test_a_session_that_would_be_held_back_is_not_offered(service: Running
 
 
 async def erase(service: Running, **what: Any) -> dict[str, int]:
-    request = postback_pb2.EraseConversionsRequest(**{"app_id": "app", **what})
+    request = conversion_pb2.EraseConversionsRequest(**{"app_id": "app", **what})
     return dict((await service.deliveries.EraseConversions(request)).erased_counts)
 
 
@@ -556,7 +556,7 @@ async def test_of_what_is_erased_nothing_stays(service: Running, endpoint: Endpo
     await service.configure(
         template={"url": endpoint.url("/x")},
         trigger="SessionBegin",
-        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
     )
     session = purchase("session", event_name="SessionBegin", device_id="d1")
     others_session = purchase("other session", event_name="SessionBegin", device_id="d2")
@@ -587,7 +587,7 @@ async def test_of_a_stripped_conversion_only_the_engagement_goes(service: Runnin
     )
     assert {one.conversion_id: one for one in await service.list()} == before
     rows = await service.pool.fetch("SELECT conversion_id, conversion FROM deliveries")
-    kept = {row["conversion_id"]: postback_pb2.Conversion.FromString(row["conversion"]) for row in rows}
+    kept = {row["conversion_id"]: conversion_pb2.Conversion.FromString(row["conversion"]) for row in rows}
     assert purchase("c1").HasField("engagement")
     assert not kept["c1"].HasField("engagement")
     assert kept["c1"].record == purchase("c1").record

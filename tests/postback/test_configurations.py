@@ -14,14 +14,14 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from libs.errors import from_rpc_error
 from libs.vault import Vault
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import configuration_pb2
 from services.postback.catalog import POLL_S
 from services.postback.macros import MACROS
 from tests.conftest import Database
 from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until, until_ended
 
-Configuration = postback_pb2.Configuration
-TEMPLATE = postback_pb2.Template(url="https://partner.example/{click_id}")
+Configuration = configuration_pb2.Configuration
+TEMPLATE = configuration_pb2.Template(url="https://partner.example/{click_id}")
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
@@ -33,14 +33,14 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
 
 
 async def update(service: Running, paths: list[str], **fields: Any) -> Configuration:
-    request = postback_pb2.UpdateConfigurationRequest(
+    request = configuration_pb2.UpdateConfigurationRequest(
         configuration=Configuration(**fields), update_mask=FieldMask(paths=paths)
     )
     return (await service.configs.UpdateConfiguration(request)).configuration
 
 
 async def get(service: Running, configuration_id: str) -> Configuration:
-    request = postback_pb2.GetConfigurationRequest(configuration_id=configuration_id)
+    request = configuration_pb2.GetConfigurationRequest(configuration_id=configuration_id)
     return (await service.configs.GetConfiguration(request)).configuration
 
 
@@ -49,7 +49,7 @@ async def test_defaults(service: Running) -> None:
     assert created.configuration_id
     assert created.status == Configuration.STATUS_LIVE
     assert created.delivery_method == Configuration.DELIVERY_METHOD_ALL
-    assert created.template.method == postback_pb2.Template.METHOD_GET
+    assert created.template.method == configuration_pb2.Template.METHOD_GET
     assert created.retry_attempts == 3
     assert created.attempt_timeout.ToSeconds() == 5
     assert created.delivery_delay.ToSeconds() == 0
@@ -75,7 +75,7 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
             network_id="",
             trigger="x" * 129,
             status=Configuration.STATUS_ARCHIVED,
-            template=postback_pb2.Template(url="https://{network}/{secret.none}", headers={"Host": "x"}, body="x"),
+            template=configuration_pb2.Template(url="https://{network}/{secret.none}", headers={"Host": "x"}, body="x"),
             delivery_delay=Duration(seconds=31),
             retry_attempts=11,
             attempt_timeout=Duration(nanos=999_999_999),
@@ -109,7 +109,7 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
 )
 async def test_forbidden_addresses_are_refused_at_once_with_the_remedy(service: Running, url: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.configure(template=postback_pb2.Template(url=url))
+        await service.configure(template=configuration_pb2.Template(url=url))
     (found,) = from_rpc_error(caught.value).violations
     assert (found.field, found.reason) == ("configuration.template.url", "ADDRESS_FORBIDDEN")
     assert "REENGAGE_ALLOWED_HOSTS" in found.description
@@ -118,7 +118,7 @@ async def test_forbidden_addresses_are_refused_at_once_with_the_remedy(service: 
 @pytest.mark.parametrize("url", ["", "https://a.example:x/", "ftp://a.example/"])
 async def test_a_wrong_url_is_named_once(service: Running, url: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.configure(template=postback_pb2.Template(url=url))
+        await service.configure(template=configuration_pb2.Template(url=url))
     (found,) = from_rpc_error(caught.value).violations
     assert (found.field, found.reason) == ("configuration.template.url", "INVALID_URL" if url else "REQUIRED")
 
@@ -147,7 +147,7 @@ async def test_update_changes_what_the_mask_names(service: Running) -> None:
         service,
         ["template.url", "retry_attempts", "is_revenue"],
         configuration_id="k",
-        template=postback_pb2.Template(url="https://other.example/"),
+        template=configuration_pb2.Template(url="https://other.example/"),
         clicks_only=True,
     )
     assert changed.template.url == "https://other.example/"
@@ -172,10 +172,10 @@ async def test_updates_that_are_refused(service: Running) -> None:
     assert fields == {"configuration.adapter REQUIRED"}
     code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="none"))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "CONFIGURATION_NOT_FOUND")
-    archive = postback_pb2.ArchiveConfigurationRequest(configuration_id="k")
+    archive = configuration_pb2.ArchiveConfigurationRequest(configuration_id="k")
     archived = await service.configs.ArchiveConfiguration(archive)
     assert archived.configuration.status == Configuration.STATUS_ARCHIVED
-    assert await service.configs.ArchiveConfiguration(archive) == postback_pb2.ArchiveConfigurationResponse(
+    assert await service.configs.ArchiveConfiguration(archive) == configuration_pb2.ArchiveConfigurationResponse(
         configuration=archived.configuration
     )
     code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="k"))
@@ -186,10 +186,10 @@ async def test_lists_by_id_without_the_archived(service: Running) -> None:
     for name in "dbeac":
         await service.configure(configuration_id=name, template=TEMPLATE)
     await service.configure(configuration_id="z", app_id="other", template=TEMPLATE)
-    await service.configs.ArchiveConfiguration(postback_pb2.ArchiveConfigurationRequest(configuration_id="c"))
+    await service.configs.ArchiveConfiguration(configuration_pb2.ArchiveConfigurationRequest(configuration_id="c"))
 
     async def pages(**fields: Any) -> list[list[str]]:
-        request = postback_pb2.ListConfigurationsRequest(app_id="app", page_size=2, **fields)
+        request = configuration_pb2.ListConfigurationsRequest(app_id="app", page_size=2, **fields)
         found = []
         while True:
             page = await service.configs.ListConfigurations(request)
@@ -207,19 +207,19 @@ async def test_preview_fills_every_macro_of_a_sample(service: Running) -> None:
     body = json.dumps({name: f"{{{name}}}" for name in [*filled, *(f"cp_{n}" for n in range(10))]})
     await service.configure(
         configuration_id="k",
-        template=postback_pb2.Template(
-            method=postback_pb2.Template.METHOD_POST, url="https://a.example/{nothing}?t={secret.token}", body=body
+        template=configuration_pb2.Template(
+            method=configuration_pb2.Template.METHOD_POST, url="https://a.example/{nothing}?t={secret.token}", body=body
         ),
         is_revenue=True,
         secrets={"token": "very secret"},
     )
-    request = postback_pb2.PreviewRequest(configuration_id="k")
+    request = configuration_pb2.PreviewRequest(configuration_id="k")
     preview = await service.configs.Preview(request)
     assert (preview.method, preview.url) == ("POST", "https://a.example/?t=_masked_")
     assert list(preview.unmatched_macros) == ["nothing"]
     assert all(json.loads(preview.body).values())
     assert preview.headers["Idempotency-Key"] == json.loads(preview.body)["delivery_id"]
-    given = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k", conversion=purchase()))
+    given = await service.configs.Preview(configuration_pb2.PreviewRequest(configuration_id="k", conversion=purchase()))
     assert json.loads(given.body)["click_id"] == "their click"
     assert await service.list() == []
 
@@ -229,7 +229,7 @@ async def test_other_processes_hear_of_changes(database: Database, tmp_path: Pat
         running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
     ):
-        await one.configure(configuration_id="k", template=postback_pb2.Template(url=endpoint.url("/x")))
+        await one.configure(configuration_id="k", template=configuration_pb2.Template(url=endpoint.url("/x")))
 
         async def known() -> bool:
             return two.catalog.get("k") is not None
@@ -255,8 +255,8 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
     endpoint.answers["/x"] = echo
     await service.configure(
         configuration_id="k",
-        template=postback_pb2.Template(
-            method=postback_pb2.Template.METHOD_POST,
+        template=configuration_pb2.Template(
+            method=configuration_pb2.Template.METHOD_POST,
             url=endpoint.url("/x?t={secret.token}"),
             headers={"Authorization": "Bearer {secret.token}"},
             body='{"t": "{secret.token}"}',
@@ -275,8 +275,8 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
     delivery = await service.only()
     assert delivery.attempts[0].url == endpoint.url("/x?t=_masked_")
     assert delivery.attempts[0].response_body.startswith('/x?t=_masked_ Bearer _masked_ {"t": "_masked_"}xxx')
-    listed = await service.configs.ListConfigurations(postback_pb2.ListConfigurationsRequest(app_id="app"))
-    preview = await service.configs.Preview(postback_pb2.PreviewRequest(configuration_id="k"))
+    listed = await service.configs.ListConfigurations(configuration_pb2.ListConfigurationsRequest(app_id="app"))
+    preview = await service.configs.Preview(configuration_pb2.PreviewRequest(configuration_id="k"))
     shown = [str(configuration), str(delivery), str(listed), str(preview), await dump(database)]
     for place in shown:
         assert not [form for form in forms if form in place.replace("\\'", "'")]
@@ -296,7 +296,7 @@ async def dump(database: Database) -> str:
 
 
 async def test_secrets_are_replaced_as_one_and_kept_otherwise(service: Running) -> None:
-    template = postback_pb2.Template(url="https://a.example/?a={secret.a}")
+    template = configuration_pb2.Template(url="https://a.example/?a={secret.a}")
     await service.configure(configuration_id="k", template=template, secrets={"a": "1", "b": "2"})
     changed = await update(service, ["clicks_only"], configuration_id="k", clicks_only=True)
     assert list(changed.secret_names) == ["a", "b"]
@@ -307,7 +307,7 @@ async def test_secrets_are_replaced_as_one_and_kept_otherwise(service: Running) 
 
 
 async def test_keys_are_rotated(database: Database, tmp_path: Path, service: Running) -> None:
-    template = postback_pb2.Template(url="https://a.example/?a={secret.a}")
+    template = configuration_pb2.Template(url="https://a.example/?a={secret.a}")
     await service.configure(configuration_id="k", template=template, secrets={"a": "1"})
     new = Fernet.generate_key().decode()
     async with running(database, tmp_path / "new.sock", keys=f"{new},{KEY}") as rotated:

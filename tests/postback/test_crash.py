@@ -14,7 +14,7 @@ from aiohttp import web
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, service_pb2_grpc
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, purchase, until
 from tests.postback.process import PostbackProcess
@@ -34,23 +34,23 @@ async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path
 
 
 async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int = 0) -> None:
-    stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
-    configuration = postback_pb2.Configuration(
+    stub = service_pb2_grpc.PostbackConfigServiceStub(channel)
+    configuration = configuration_pb2.Configuration(
         configuration_id=f"k{number}",
         app_id="app",
         network_id="network",
         trigger="Purchase",
-        template=postback_pb2.Template(url=endpoint.url(f"/{number}?t={{secret.token}}")),
+        template=configuration_pb2.Template(url=endpoint.url(f"/{number}?t={{secret.token}}")),
         secrets={"token": SECRET},
     )
-    request = postback_pb2.CreateConfigurationRequest(configuration=configuration)
+    request = configuration_pb2.CreateConfigurationRequest(configuration=configuration)
     await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
 async def enqueue(channel: grpc.aio.Channel, batch: int) -> None:
     """Hand a batch over until it is taken, as attribution's relay does."""
-    stub = postback_pb2_grpc.PostbackServiceStub(channel)
-    request = postback_pb2.EnqueueConversionsRequest(
+    stub = service_pb2_grpc.PostbackServiceStub(channel)
+    request = conversion_pb2.EnqueueConversionsRequest(
         conversions=[purchase(f"c{batch}-{number}") for number in range(BATCH)]
     )
     while True:
@@ -121,12 +121,12 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
     }
     x = LocalX(claiming)
     endpoint.answers[PATH] = x.handle
-    request = postback_pb2.RequestClaimsRequest(conversions=map(claim_of, devices))
+    request = claim_pb2.RequestClaimsRequest(conversions=map(claim_of, devices))
     request.wait.FromSeconds(1)
     connection = await asyncpg.connect(durable_database.admin_dsn)
     async with open_channel(process.target) as channel:
         await configure_x(channel, endpoint)
-        stub = postback_pb2_grpc.PostbackServiceStub(channel)
+        stub = service_pb2_grpc.PostbackServiceStub(channel)
         asking = asyncio.ensure_future(stub.RequestClaims(request, wait_for_ready=True, timeout=10))
 
         async def under_way() -> bool:
@@ -141,9 +141,9 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
         while True:
             response = await stub.RequestClaims(request, wait_for_ready=True, timeout=10)
             answers = [answer for claims in response.conversions for answer in claims.answers]
-            if postback_pb2.ClaimAnswer.STATE_PENDING not in {answer.state for answer in answers}:
+            if claim_pb2.ClaimAnswer.STATE_PENDING not in {answer.state for answer in answers}:
                 break
-    assert {answer.state for answer in answers} == {postback_pb2.ClaimAnswer.STATE_CLAIMED}
+    assert {answer.state for answer in answers} == {claim_pb2.ClaimAnswer.STATE_CLAIMED}
     assert [answer.claim.campaign_name for answer in answers] == devices
     told = await connection.fetchval("SELECT count(*) FROM postback.attempts WHERE verdict = 'INTERRUPTED'")
     rows = await connection.fetchrow("SELECT count(*) AS count, sum(attempt_count) AS begun FROM postback.deliveries")
@@ -157,20 +157,20 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
 
 
 async def configure_x(channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
-    stub = postback_pb2_grpc.PostbackConfigServiceStub(channel)
-    configuration = postback_pb2.Configuration(
+    stub = service_pb2_grpc.PostbackConfigServiceStub(channel)
+    configuration = configuration_pb2.Configuration(
         configuration_id="x",
         app_id="app",
         network_id="x-ios",
         trigger="Purchase",
-        x=postback_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url("")),
+        x=configuration_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url("")),
         secrets=SECRETS,
     )
-    request = postback_pb2.CreateConfigurationRequest(configuration=configuration)
+    request = configuration_pb2.CreateConfigurationRequest(configuration=configuration)
     await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
-def claim_of(device: str) -> postback_pb2.Conversion:
+def claim_of(device: str) -> conversion_pb2.Conversion:
     conversion = purchase(device, outcome=attribution_pb2.OUTCOME_UNSPECIFIED)
     conversion.record.device_ids["idfa"] = device
     conversion.names.platform = "IOS"

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
 from services.postback.claims import Endings
 from services.postback.guard import Guard
 from services.postback.model import Asked, Claimed, Settled, State
@@ -37,11 +37,11 @@ from tests.postback.conftest import (
     until_ended,
 )
 
-Delivery = postback_pb2.Delivery
+Delivery = delivery_pb2.Delivery
 
 
-def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> postback_pb2.Template:
-    return postback_pb2.Template(url=endpoint.url(path), **fields)
+def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> configuration_pb2.Template:
+    return configuration_pb2.Template(url=endpoint.url(path), **fields)
 
 
 def answer(status: int, text: str = "", **headers: str) -> Answer:
@@ -77,7 +77,7 @@ async def never_end_the_body(request: web.Request) -> web.StreamResponse:
         await response.write(b"x" * 100_000)
 
 
-def attempted(delivery: postback_pb2.Delivery) -> list[tuple[str, int, bool]]:
+def attempted(delivery: delivery_pb2.Delivery) -> list[tuple[str, int, bool]]:
     return [(attempt.verdict, attempt.status_code, attempt.will_retry) for attempt in delivery.attempts]
 
 
@@ -98,7 +98,7 @@ async def test_every_configuration_that_wants_it_is_told(service: Running, endpo
     await service.configure(
         template=template(endpoint, "/other"),
         network_id="other",
-        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
     )
     await service.configure(template=template(endpoint, "/event"), trigger="Other")
     await service.configure(template=template(endpoint, "/app"), app_id="other")
@@ -112,7 +112,7 @@ async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: En
     await service.configure(
         template=template(
             endpoint,
-            method=postback_pb2.Template.METHOD_POST,
+            method=configuration_pb2.Template.METHOD_POST,
             headers={"X-Event": "{event_name}"},
             body='{"revenue": {revenue}, "currency": "{currency}"}',
         ),
@@ -171,7 +171,7 @@ async def test_endpoints_that_misbehave(
 async def test_a_name_that_leads_to_this_machine_is_not_connected_to(database: Database, tmp_path: Path) -> None:
     lookup, _ = answering(["127.0.0.1"])
     async with running(database, tmp_path / "sock", lookup=lookup) as service:
-        await service.configure(template=postback_pb2.Template(url="http://partner.example:8080/"))
+        await service.configure(template=configuration_pb2.Template(url="http://partner.example:8080/"))
         await service.enqueue(purchase())
         (delivery,) = await until_ended(service)
         assert delivery.state == Delivery.STATE_REFUSED
@@ -188,7 +188,7 @@ async def test_nothing_of_a_sandbox_app_reaches_a_host_that_the_allow_list_does_
     async with running(database, tmp_path / "sock", allowed=endpoint.host, lookup=lookup) as service:
         listed = await service.configure(template=template(endpoint, "/listed"))
         other = await service.configure(
-            template=postback_pb2.Template(url=f"http://partner.example:{endpoint.port}/other"), network_id="other"
+            template=configuration_pb2.Template(url=f"http://partner.example:{endpoint.port}/other"), network_id="other"
         )
         sandbox = purchase("sandbox")
         sandbox.names.sandbox = True
@@ -258,9 +258,9 @@ async def test_a_delay_is_kept(service: Running, endpoint: Endpoint) -> None:
     assert len(endpoint.at("/late")) == 1
 
 
-async def update(service: Running, configuration_id: str, **fields: Any) -> postback_pb2.Configuration:
-    request = postback_pb2.UpdateConfigurationRequest(
-        configuration=postback_pb2.Configuration(configuration_id=configuration_id, **fields),
+async def update(service: Running, configuration_id: str, **fields: Any) -> configuration_pb2.Configuration:
+    request = configuration_pb2.UpdateConfigurationRequest(
+        configuration=configuration_pb2.Configuration(configuration_id=configuration_id, **fields),
         update_mask=FieldMask(paths=list(fields)),
     )
     return (await service.configs.UpdateConfiguration(request)).configuration
@@ -275,9 +275,9 @@ async def test_gone_pauses_the_configuration_and_what_waits_goes_on_later(servic
     assert gone.state == Delivery.STATE_REFUSED
 
     async def paused() -> bool:
-        request = postback_pb2.GetConfigurationRequest(configuration_id=identity)
+        request = configuration_pb2.GetConfigurationRequest(configuration_id=identity)
         found = (await service.configs.GetConfiguration(request)).configuration
-        return found.status == postback_pb2.Configuration.STATUS_PAUSED
+        return found.status == configuration_pb2.Configuration.STATUS_PAUSED
 
     await until(paused)
     assert await service.enqueue(purchase("c2")) == 0
@@ -292,7 +292,7 @@ async def test_gone_pauses_the_configuration_and_what_waits_goes_on_later(servic
     assert len(endpoint.at("/x")) == 1
 
     endpoint.answers.clear()
-    await update(service, identity, status=postback_pb2.Configuration.STATUS_LIVE)
+    await update(service, identity, status=configuration_pb2.Configuration.STATUS_LIVE)
     ended = await until_ended(service, 2)
     assert {one.configuration_id for one in ended} == {identity, other.configuration_id}
     assert {one.state for one in ended} == {Delivery.STATE_DELIVERED}
@@ -304,7 +304,7 @@ async def test_archived_makes_no_new_deliveries_and_ends_the_old_ones_with_new_v
     configuration = await service.configure(template=template(endpoint, "/old"), delivery_delay=Duration(seconds=30))
     await service.enqueue(purchase("c1"))
     await update(service, configuration.configuration_id, template=template(endpoint, "/new"))
-    request = postback_pb2.ArchiveConfigurationRequest(configuration_id=configuration.configuration_id)
+    request = configuration_pb2.ArchiveConfigurationRequest(configuration_id=configuration.configuration_id)
     await service.configs.ArchiveConfiguration(request)
     assert await service.enqueue(purchase("c2")) == 0
     await service.due_now()
@@ -319,7 +319,7 @@ async def test_replay_keeps_the_id_and_begins_a_new_run(service: Running, endpoi
     (exhausted,) = await until_ended(service)
     assert exhausted.state == Delivery.STATE_EXHAUSTED
     endpoint.answers.clear()
-    request = postback_pb2.ReplayRequest(delivery_id=exhausted.delivery_id, request_id="r1")
+    request = delivery_pb2.ReplayRequest(delivery_id=exhausted.delivery_id, request_id="r1")
     assert (await service.deliveries.Replay(request)).replayed_count == 1
     (replayed,) = await until_ended(service)
     assert (replayed.state, replayed.replay_count, replayed.attempt_count) == (Delivery.STATE_DELIVERED, 1, 1)
@@ -347,10 +347,10 @@ async def test_replay_of_all_that_match(service: Running, endpoint: Endpoint) ->
     await service.enqueue(purchase("c1"), purchase("c2"))
     await until_ended(service, 6)
     endpoint.answers.clear()
-    request = postback_pb2.ReplayRequest(app_id="app", configuration_id=bad.configuration_id, request_id="r1")
+    request = delivery_pb2.ReplayRequest(app_id="app", configuration_id=bad.configuration_id, request_id="r1")
     assert (await service.deliveries.Replay(request)).replayed_count == 2
     await until_ended(service, 6)
-    request = postback_pb2.ReplayRequest(app_id="app", request_id="r2")
+    request = delivery_pb2.ReplayRequest(app_id="app", request_id="r2")
     assert (await service.deliveries.Replay(request)).replayed_count == 2
     await until_ended(service, 6)
     assert {one.replay_count for one in await service.list(configuration_id=worse.configuration_id)} == {1}
@@ -399,7 +399,7 @@ async def test_a_rate_limit_may_come_while_deliveries_are_claimed(
         if claimed:
             configuration.deliveries_per_second = 20
             await service.configs.UpdateConfiguration(
-                postback_pb2.UpdateConfigurationRequest(
+                configuration_pb2.UpdateConfigurationRequest(
                     configuration=configuration, update_mask=FieldMask(paths=["deliveries_per_second"])
                 )
             )
@@ -415,10 +415,10 @@ async def test_sessions_go_to_their_network_once_in_24_hours(service: Running, e
     await service.configure(
         template=template(endpoint),
         trigger="SessionBegin",
-        delivery_method=postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
+        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
     )
 
-    def session(conversion_id: str, hours: float, device: str = "d") -> postback_pb2.Conversion:
+    def session(conversion_id: str, hours: float, device: str = "d") -> conversion_pb2.Conversion:
         stamp = Timestamp(seconds=1_767_200_000 + int(hours * 3600))
         return purchase(conversion_id, event_name="SessionBegin", device_id=device, conversion_time=stamp)
 
@@ -432,7 +432,7 @@ async def test_sessions_go_to_their_network_once_in_24_hours(service: Running, e
 
 
 async def test_what_is_handed_over_must_be_whole(service: Running) -> None:
-    nothing = postback_pb2.EnqueueConversionsRequest()
+    nothing = conversion_pb2.EnqueueConversionsRequest()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await service.deliveries.EnqueueConversions(nothing)
     assert [found.field for found in from_rpc_error(caught.value).violations] == ["conversions"]
@@ -452,8 +452,8 @@ async def test_lists_are_paged_newest_first_and_filtered(service: Running, endpo
     await service.configure(template=template(endpoint), delivery_delay=Duration(seconds=600))
     for batch in range(3):
         await service.enqueue(*(purchase(f"c{batch}-{n}") for n in range(5)))
-    seen: list[postback_pb2.Delivery] = []
-    request = postback_pb2.ListDeliveriesRequest(app_id="app", page_size=4)
+    seen: list[delivery_pb2.Delivery] = []
+    request = delivery_pb2.ListDeliveriesRequest(app_id="app", page_size=4)
     while True:
         page = await service.deliveries.ListDeliveries(request)
         seen += page.deliveries
@@ -484,14 +484,14 @@ Call = Callable[[Running], Awaitable[Any]]
         ),
         pytest.param(
             lambda s: s.deliveries.Replay(
-                postback_pb2.ReplayRequest(delivery_id="6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55", request_id="r")
+                delivery_pb2.ReplayRequest(delivery_id="6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55", request_id="r")
             ),
             grpc.StatusCode.NOT_FOUND,
             [],
             id="replay an unknown one",
         ),
         pytest.param(
-            lambda s: s.deliveries.Replay(postback_pb2.ReplayRequest()),
+            lambda s: s.deliveries.Replay(delivery_pb2.ReplayRequest()),
             grpc.StatusCode.INVALID_ARGUMENT,
             ["request_id", "delivery_id"],
             id="replay nothing",
@@ -516,7 +516,7 @@ async def test_errors(service: Running, call: Call, code: grpc.StatusCode, field
 
 async def waiting(service: Running, count: int) -> str:
     """A configuration with this many deliveries that are due."""
-    configuration = await service.configure(template=postback_pb2.Template(url="http://127.0.0.1:80/"))
+    configuration = await service.configure(template=configuration_pb2.Template(url="http://127.0.0.1:80/"))
     await service.enqueue(*(purchase(f"c{n}") for n in range(count)))
     return configuration.configuration_id
 
@@ -536,7 +536,7 @@ async def claim(
 
 
 def settled(claimed: Claimed, state: State = State.DELIVERED) -> Settled:
-    attempt = postback_pb2.Attempt(verdict="TEST").SerializeToString()
+    attempt = delivery_pb2.Attempt(verdict="TEST").SerializeToString()
     return Settled(
         claimed=claimed, state=state, wait_s=0.0, verdict="TEST", attempt=attempt, pauses_configuration=False
     )
@@ -586,7 +586,7 @@ def busy(service: Running, sender: Sender) -> DeliveryWorker:
 async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
     idle: Running, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., Awaitable[Any]]
 ) -> None:
-    await idle.configure(template=postback_pb2.Template(url="http://127.0.0.1:80/"))
+    await idle.configure(template=configuration_pb2.Template(url="http://127.0.0.1:80/"))
     claiming, stopping = asyncio.Event(), asyncio.Event()
 
     async def claim(*_: Any, **__: Any) -> list[Claimed]:

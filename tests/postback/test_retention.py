@@ -11,14 +11,14 @@ import pytest
 from deploy.local.embedded import EmbeddedPostgres
 from libs.migrations import prepare
 from libs.periods import Periods
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from tests.conftest import SERVICES
 from tests.postback.conftest import Endpoint, Running, purchase, until_ended
 
 DAY_US = 86_400_000_000
 
 
-def kept_for(days: int, conversion_id: str) -> postback_pb2.Conversion:
+def kept_for(days: int, conversion_id: str) -> conversion_pb2.Conversion:
     conversion = purchase(conversion_id)
     conversion.names.retention_days = days
     return conversion
@@ -33,7 +33,7 @@ async def partitions(service: Running) -> set[str]:
 
 
 async def test_each_retention_goes_in_its_time(service: Running, endpoint: Endpoint) -> None:
-    await service.configure(template=postback_pb2.Template(url=endpoint.url("/")))
+    await service.configure(template=configuration_pb2.Template(url=endpoint.url("/")))
     await service.enqueue(kept_for(60, "brief"), kept_for(0, "default"))
     ended = {one.conversion_id: one.delivery_id for one in await until_ended(service, 2)}
     (first, *_) = (await service.get(ended["brief"])).attempts
@@ -57,7 +57,7 @@ async def test_each_retention_goes_in_its_time(service: Running, endpoint: Endpo
 
 
 async def test_a_change_of_retention_makes_no_second_delivery(service: Running, endpoint: Endpoint) -> None:
-    await service.configure(template=postback_pb2.Template(url=endpoint.url("/")))
+    await service.configure(template=configuration_pb2.Template(url=endpoint.url("/")))
     assert await service.enqueue(kept_for(400, "c1")) == 1
     assert await service.enqueue(kept_for(60, "c1"), kept_for(60, "c2")) == 1
     await until_ended(service, 2)

@@ -7,7 +7,7 @@ import pytest
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration, Status
 from services.postback.selection import once_a_day, wants
 from services.postback.template import Template
@@ -94,7 +94,7 @@ def test_clicks_only(candidate: str, engagement: ingest_pb2.Record | None, wante
 @pytest.mark.parametrize("controlled", [True, False])
 @pytest.mark.parametrize("respected", [True, False])
 def test_data_controlled(controlled: bool, respected: bool) -> None:
-    conversion: postback_pb2.Conversion = purchase()
+    conversion: conversion_pb2.Conversion = purchase()
     conversion.record.data_controlled = controlled
     assert wants(replace(ALL, respect_data_controlled=respected), conversion) == (not (controlled and respected))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from services.postback.adapter import Request
 from services.postback.macros import MACROS, Values, is_known
 from services.postback.template import Template, parse, render
@@ -151,7 +151,7 @@ def test_what_is_refused(fields: dict[str, Any], wrong: set[tuple[str, str]]) ->
     assert set(parsed(**fields)[1]) == wrong
 
 
-def full_conversion() -> postback_pb2.Conversion:
+def full_conversion() -> conversion_pb2.Conversion:
     conversion = purchase(
         event_name="Buy",
         campaign_id="campaign",
@@ -188,7 +188,7 @@ def full_conversion() -> postback_pb2.Conversion:
         )
     )
     conversion.names.MergeFrom(
-        postback_pb2.Names(
+        conversion_pb2.Names(
             tracker="T",
             campaign="C",
             segment="S",
@@ -274,7 +274,7 @@ def test_the_table_names_every_macro() -> None:
 
 def test_the_contract_names_every_macro() -> None:
     """The comment of message Template is the list that people look macros up in."""
-    proto = Path(postback_pb2.__file__).with_name("postback.proto").read_text()
+    proto = Path(configuration_pb2.__file__).with_name("configuration.proto").read_text()
     comment = proto[proto.index("// Template is the template adapter") : proto.index("message Template")]
     listed = set(re.findall(r"\{(\w+)\}", comment)) - {"macro", "name"}
     assert listed == {*MACROS, "cp_0", "cp_9"}

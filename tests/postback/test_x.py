@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.local.x_network import SECRETS, sign
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2
 from services.postback import x
 from services.postback.adapter import NotRenderableError, Request, Stamp
 from services.postback.macros import MASK, Values
@@ -34,7 +34,7 @@ IDFA = "6D92078A-8246-4BA4-AE5B-76104861e7dc"
 
 
 def adapter(**fields: Any) -> x.X:
-    message = postback_pb2.X(**{"app_id": "333903271", "conversion_type": "PURCHASE", **fields})
+    message = configuration_pb2.X(**{"app_id": "333903271", "conversion_type": "PURCHASE", **fields})
     x.complete(message)
     problems: list[tuple[str, str]] = []
     made = x.parse(message, lambda field, reason, _: problems.append((field, reason)))
@@ -42,7 +42,7 @@ def adapter(**fields: Any) -> x.X:
     return made
 
 
-def conversion(*, platform: str = "IOS", **record: Any) -> postback_pb2.Conversion:
+def conversion(*, platform: str = "IOS", **record: Any) -> conversion_pb2.Conversion:
     made = purchase()
     made.decision.conversion_time.CopyFrom(Timestamp(seconds=1_366_095_600, nanos=123_456_789))
     made.record.MergeFrom(ingest_pb2.Record(**{"device_ids": {"idfa": IDFA}, **record}))
@@ -50,7 +50,7 @@ def conversion(*, platform: str = "IOS", **record: Any) -> postback_pb2.Conversi
     return made
 
 
-def rendered(one: x.X, given: postback_pb2.Conversion, *, is_revenue: bool = False) -> tuple[Request, Request]:
+def rendered(one: x.X, given: conversion_pb2.Conversion, *, is_revenue: bool = False) -> tuple[Request, Request]:
     values = Values(given, delivery_id="d", is_revenue=is_revenue)
     return one.requests(values, {**SECRETS, "device_id_key": "key"}, Stamp(nonce="nonce", time_s=1_767_270_896))
 
@@ -162,8 +162,8 @@ def test_what_is_not_there_is_left_out(quantity: str) -> None:
 )
 def test_device_ids_are_hashed_as_x_wants_them(letter_case: str, encoding: str, hashed: str) -> None:
     one = adapter(
-        letter_case=postback_pb2.X.LetterCase.Value(f"LETTER_CASE_{letter_case}"),
-        encoding=postback_pb2.X.Encoding.Value(f"ENCODING_{encoding}"),
+        letter_case=configuration_pb2.X.LetterCase.Value(f"LETTER_CASE_{letter_case}"),
+        encoding=configuration_pb2.X.Encoding.Value(f"ENCODING_{encoding}"),
     )
     request, _ = rendered(one, conversion())
     assert dict(parse_qsl(urlsplit(request.url).query))["hashed_device_id"] == hashed
@@ -244,7 +244,7 @@ def attribution(kind: str = "CLICK", time: str = "2026-01-01T12:00:00.500Z", **f
 def claim(
     is_view: bool = False, millis: int = 1_767_268_800_500, campaign: str = "Summer", forbidden: bool = False
 ) -> Any:
-    made = postback_pb2.Claim(is_view=is_view, campaign_name=campaign, granular_data_forbidden=forbidden)
+    made = claim_pb2.Claim(is_view=is_view, campaign_name=campaign, granular_data_forbidden=forbidden)
     made.engagement_time.FromMilliseconds(millis)
     return made
 
@@ -282,7 +282,7 @@ EARLIER, EARLIER_MS = "2025-12-31T12:00:00.500Z", NOON_MS + 500 - 86_400_000
         pytest.param(answer(attribution(**YES), **YES), claim(), id="allowed"),
     ],
 )
-def test_claims(body: str, expected: postback_pb2.Claim | None) -> None:
+def test_claims(body: str, expected: claim_pb2.Claim | None) -> None:
     one = adapter()
     verdict = one.judge(Answer(status_code=200, body=body))
     assert (verdict.word, verdict.next) == ("DELIVERED", Next.DONE)

@@ -6,6 +6,9 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+
+from libs.errors import ErrorDetails, from_rpc_error
+from reengage.tracker.v1 import app_pb2, campaign_pb2, network_pb2, segment_pb2, service_pb2_grpc, tracker_pb2
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -17,9 +20,6 @@ from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-
-from libs.errors import ErrorDetails, from_rpc_error
-from reengage.tracker.v1 import app_pb2, campaign_pb2, network_pb2, segment_pb2, service_pb2_grpc, tracker_pb2
 
 Stub: TypeAlias = "service_pb2_grpc.TrackerConfigServiceStub"
 MINUTE, HOUR, DAY = 60, 3600, 86400

@@ -8,14 +8,6 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from reengage.tracker.v1.api_key_pb2 import ApiKey
-from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
-from reengage.tracker.v1.change_pb2 import Change
-from reengage.tracker.v1.event_definition_pb2 import EventDefinition
-from reengage.tracker.v1.network_pb2 import Network
-from reengage.tracker.v1.san_account_pb2 import SanAccount
-from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
-from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.messages import message_class
 from libs.pages import encode_token
@@ -33,6 +25,14 @@ from reengage.tracker.v1 import (
     snapshot_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
+from reengage.tracker.v1.change_pb2 import Change
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.san_account_pb2 import SanAccount
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker import catalogue
 from tests.conftest import Database
 from tests.tracker import samples

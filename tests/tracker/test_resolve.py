@@ -3,6 +3,7 @@
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from reengage.tracker.v1.app_pb2 import App, AppSettings
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -11,7 +12,6 @@ from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-
 from services.attribution.decision.model import Layer, WindowKind
 from services.attribution.decision.rules import DISABLED, UNLIMITED
 from services.attribution.wire.settings import build_settings

@@ -9,13 +9,13 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
-from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
-from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.errors import from_rpc_error
 from libs.messages import message_class
 from reengage.tracker.v1 import app_pb2, network_settings_pb2, snapshot_pb2
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
+from reengage.tracker.v1.tracker_pb2 import Tracker
 from tests.tracker import samples
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, lasting, refusal, wrong_fields
 

@@ -8,8 +8,6 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.field_mask_pb2 import FieldMask
-from reengage.tracker.v1.api_key_pb2 import ApiKey
-from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
 
 from libs.channels import open_channel
 from libs.errors import from_rpc_error
@@ -27,6 +25,8 @@ from reengage.tracker.v1 import (
     tracker_edit_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.api_key_pb2 import ApiKey
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
 from tests.conftest import Database
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY, SERVICE_KEY, Served, serving

@@ -9,15 +9,6 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from reengage.tracker.v1.campaign_pb2 import Campaign
-from reengage.tracker.v1.change_pb2 import Change
-from reengage.tracker.v1.event_definition_pb2 import EventDefinition
-from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
-from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
-from reengage.tracker.v1.segment_pb2 import Segment
-from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
-from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_CSV, FILE_FORMAT_NDJSON
-from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrafficRules
 
 from reengage.tracker.v1 import (
     agency_pb2,
@@ -33,6 +24,15 @@ from reengage.tracker.v1 import (
     tracker_edit_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.change_pb2 import Change
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
+from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_CSV, FILE_FORMAT_NDJSON
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrafficRules
 from tests.tracker import samples
 from tests.tracker.samples import (
     DAY,

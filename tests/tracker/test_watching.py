@@ -15,9 +15,6 @@ import asyncpg
 import pytest
 from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
-from reengage.tracker.v1.app_pb2 import App
-from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
-from reengage.tracker.v1.tracker_pb2 import Tracker
 
 from libs.channels import open_channel
 from libs.db import open_pool
@@ -31,6 +28,9 @@ from reengage.tracker.v1 import (
     status_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.app_pb2 import App
+from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
+from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker import watching
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store

@@ -10,18 +10,11 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, App, AppSettings
-from reengage.tracker.v1.campaign_pb2 import Campaign
-from reengage.tracker.v1.event_definition_pb2 import EventDefinition
-from reengage.tracker.v1.network_pb2 import Network
-from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
-from reengage.tracker.v1.segment_pb2 import Segment
-from reengage.tracker.v1.tracker_pb2 import Tracker
-from reengage.tracker.v1.windows_pb2 import Window, Windows
 from yarl import URL
 
 from deploy.local.x_network import SECRETS
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import configuration_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -33,12 +26,20 @@ from reengage.tracker.v1 import (
     snapshot_pb2,
     tracker_pb2,
 )
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, App, AppSettings
+from reengage.tracker.v1.campaign_pb2 import Campaign
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.segment_pb2 import Segment
+from reengage.tracker.v1.tracker_pb2 import Tracker
+from reengage.tracker.v1.windows_pb2 import Window, Windows
 from services.postback.guard import Guard
 
 IOS, ANDROID = "shop-ios", "shop-android"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
-_ARCHIVED = postback_pb2.Configuration.STATUS_ARCHIVED
+_ARCHIVED = configuration_pb2.Configuration.STATUS_ARCHIVED
 
 # What may be there already, in a form that someone wanted otherwise.
 _LEFT_ALONE = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION)
@@ -237,23 +238,25 @@ POSTBACKS = (
 )
 
 
-def configuration(postback: Postback, endpoint: str) -> postback_pb2.Configuration:
+def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Configuration:
     """The configuration that sends to `<endpoint>/postbacks/<path>`, or asks `<endpoint>/<path>`."""
     if postback.claims:
-        return postback_pb2.Configuration(
+        return configuration_pb2.Configuration(
             configuration_id=postback.configuration_id,
             app_id=postback.app_id,
             network_id=postback.network_id,
             trigger=postback.trigger,
-            x=postback_pb2.X(app_id="1234567890", conversion_type="PURCHASE", base_url=f"{endpoint}/{postback.path}"),
+            x=configuration_pb2.X(
+                app_id="1234567890", conversion_type="PURCHASE", base_url=f"{endpoint}/{postback.path}"
+            ),
             # Somebody waits for the answer: rather none than a late one.
             attempt_timeout=Duration(seconds=1),
             retry_attempts=1,
             secrets=SECRETS,
         )
-    template = postback_pb2.Template(url=f"{endpoint}/postbacks/{postback.path}")
+    template = configuration_pb2.Template(url=f"{endpoint}/postbacks/{postback.path}")
     if postback.post:
-        template.method = postback_pb2.Template.METHOD_POST
+        template.method = configuration_pb2.Template.METHOD_POST
         template.headers["Content-Type"] = "application/json"
         template.body = (
             '{"event": "{event_name}", "type": "{attribution_type}", "click_id": "{click_id}",'
@@ -264,10 +267,10 @@ def configuration(postback: Postback, endpoint: str) -> postback_pb2.Configurati
         template.url += (
             "?event={event_name}&type={attribution_type}&click={click_id}&campaign={campaign}&value={revenue}{currency}"
         )
-    method = postback_pb2.Configuration.DELIVERY_METHOD_ALL
+    method = configuration_pb2.Configuration.DELIVERY_METHOD_ALL
     if postback.network_only:
-        method = postback_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY
-    return postback_pb2.Configuration(
+        method = configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY
+    return configuration_pb2.Configuration(
         configuration_id=postback.configuration_id,
         app_id=postback.app_id,
         network_id=postback.network_id,
@@ -286,7 +289,7 @@ async def load(
     `allowed_hosts` is what someone has opened for servers of his own: what he has pointed there stays.
     """
     tracker = service_pb2_grpc.TrackerConfigServiceStub(tracker_channel)
-    postback = postback_pb2_grpc.PostbackConfigServiceStub(postback_channel)
+    postback = postback_grpc.PostbackConfigServiceStub(postback_channel)
     calls: list[tuple[Any, Message]] = [
         *((tracker.CreateApp, app_pb2.CreateAppRequest(app=app)) for app in APPS),
         *((tracker.CreateNetwork, network_pb2.CreateNetworkRequest(network=network)) for network in NETWORKS),
@@ -301,7 +304,7 @@ async def load(
         *(
             (
                 postback.CreateConfiguration,
-                postback_pb2.CreateConfigurationRequest(configuration=configuration(wanted, endpoint)),
+                configuration_pb2.CreateConfigurationRequest(configuration=configuration(wanted, endpoint)),
             )
             for wanted in POSTBACKS
         ),
@@ -331,10 +334,10 @@ async def _set_windows(tracker: service_pb2_grpc.TrackerConfigServiceStub, setti
 
 
 async def _point(
-    postback: postback_pb2_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, opened: Guard
+    postback: postback_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, opened: Guard
 ) -> None:
     """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
-    asked = postback_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
+    asked = configuration_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
     place, field = ("x", "base_url") if wanted.claims else ("template", "url")
     url, was = (getattr(getattr(one, place), field) for one in (configuration(wanted, endpoint), stored))
@@ -342,7 +345,7 @@ async def _point(
         setattr(getattr(stored, place), field, url)
         mask = FieldMask(paths=[f"{place}.{field}"])
         await postback.UpdateConfiguration(
-            postback_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=mask)
+            configuration_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=mask)
         )
 
 

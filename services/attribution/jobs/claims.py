@@ -22,7 +22,8 @@ from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
 from services.attribution.live.ownership import OwnedLanes
@@ -55,7 +56,7 @@ _MOST_HELD = 20_000
 _LOOK_S = 5.0
 _LOOK_SOON_S = 0.05
 _ALARM_S = 10.0
-_STATES = {number: name.removeprefix("STATE_") for name, number in postback_pb2.ClaimAnswer.State.items()}
+_STATES = {number: name.removeprefix("STATE_") for name, number in claim_pb2.ClaimAnswer.State.items()}
 
 
 class ClaimTriggers:
@@ -64,7 +65,7 @@ class ClaimTriggers:
     `wait_s`: so long a conversion waits for its claims at most, counted from when it was first taken up.
     """
 
-    def __init__(self, pool: Pool, postback: postback_pb2_grpc.PostbackServiceStub, *, wait_s: float) -> None:
+    def __init__(self, pool: Pool, postback: postback_grpc.PostbackServiceStub, *, wait_s: float) -> None:
         self._pool, self._postback, self._wait_us = pool, postback, round(wait_s * 1e6)
         self._networks: Mapping[tuple[str, str], tuple[str, ...]] = {}
         self._app_ids: frozenset[str] = frozenset()
@@ -90,7 +91,7 @@ class ClaimTriggers:
         if not self._loaded.is_set():
             self._use(await _stored_triggers(self._pool))
             self._loaded.set()
-        call = self._postback.WatchClaimTriggers(postback_pb2.WatchClaimTriggersRequest())
+        call = self._postback.WatchClaimTriggers(claim_pb2.WatchClaimTriggersRequest())
         try:
             async for response in call:
                 triggers = {(each.app_id, each.event_name, each.network_id) for each in response.triggers}
@@ -147,7 +148,7 @@ class _Question:
     network_ids: tuple[str, ...]
     deadline_us: int
     was_asked: bool = False
-    said: postback_pb2.ConversionClaims | None = None
+    said: claim_pb2.ConversionClaims | None = None
 
     @property
     def key(self) -> Key:
@@ -158,12 +159,12 @@ class _Question:
         return self.lane, self.app_id, self.conversion_id
 
     def is_answered(self) -> bool:
-        pending = postback_pb2.ClaimAnswer.STATE_PENDING
+        pending = claim_pb2.ClaimAnswer.STATE_PENDING
         return self.said is not None and all(answer.state != pending for answer in self.said.answers)
 
-    def claims(self) -> postback_pb2.ConversionClaims:
+    def claims(self) -> claim_pb2.ConversionClaims:
         """What it is decided with: who has not answered is UNAVAILABLE (E4)."""
-        states = postback_pb2.ClaimAnswer
+        states = claim_pb2.ClaimAnswer
         if self.said is None:
             answers = [states(network_id=each, state=states.STATE_UNAVAILABLE) for each in self.network_ids]
         else:
@@ -173,7 +174,7 @@ class _Question:
                 else answer
                 for answer in self.said.answers
             ]
-        return postback_pb2.ConversionClaims(app_id=self.app_id, conversion_id=self.conversion_id, answers=answers)
+        return claim_pb2.ConversionClaims(app_id=self.app_id, conversion_id=self.conversion_id, answers=answers)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -264,7 +265,7 @@ class Claims:
         store: Store,
         settings: Follower[Settings],
         triggers: ClaimTriggers,
-        postback: postback_pb2_grpc.PostbackServiceStub,
+        postback: postback_grpc.PostbackServiceStub,
         pace: Pace,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
@@ -330,10 +331,10 @@ class Claims:
         questions.returned(some, found.keys())
 
     async def _request(
-        self, conversions: Sequence[postback_pb2.Conversion], wait_s: float
-    ) -> dict[Key, postback_pb2.ConversionClaims]:
+        self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
+    ) -> dict[Key, claim_pb2.ConversionClaims]:
         """What networks have said; nothing while postback is away."""
-        request = postback_pb2.RequestClaimsRequest(conversions=conversions, wait=_duration(wait_s))
+        request = claim_pb2.RequestClaimsRequest(conversions=conversions, wait=_duration(wait_s))
         try:
             response = await self._postback.RequestClaims(request, timeout=wait_s + _CALL_GRACE_S)
         except grpc.aio.AioRpcError as error:
@@ -342,7 +343,7 @@ class Claims:
             return {}
         return {(claims.app_id, claims.conversion_id): claims for claims in response.conversions}
 
-    def _conversion(self, question: _Question, asked: waiting.Asked) -> postback_pb2.Conversion:
+    def _conversion(self, question: _Question, asked: waiting.Asked) -> conversion_pb2.Conversion:
         record = ingest_pb2.Record.FromString(asked.record)
         decision = attribution_pb2.Decision(
             app_id=question.app_id,
@@ -352,7 +353,7 @@ class Claims:
             conversion_time=record.event_time,
         )
         decision.receive_time.FromMicroseconds(asked.receive_time_us)
-        return postback_pb2.Conversion(
+        return conversion_pb2.Conversion(
             decision=decision, record=record, names=self._settings.current.app_names.get(question.app_id)
         )
 

@@ -18,7 +18,8 @@ from prometheus_client import Counter, Gauge
 from libs.db import Connection
 from libs.domain.lanes import LANES
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.decision.matching import (
     HASH_NAMES,
     ID_KINDS,
@@ -60,7 +61,7 @@ class Eraser:
         *,
         store: Store,
         ingest: ingest_pb2_grpc.IngestServiceStub,
-        postback: postback_pb2_grpc.PostbackServiceStub,
+        postback: postback_grpc.PostbackServiceStub,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._store, self._ingest, self._postback, self._now_us = store, ingest, postback, now_us
@@ -168,7 +169,7 @@ class Eraser:
         await self._until_handed_over(erasure.lane, work)
         while work.conversion_ids or work.our_ids or work.stripped_conversion_ids:
             response = await self._postback.EraseConversions(
-                postback_pb2.EraseConversionsRequest(
+                conversion_pb2.EraseConversionsRequest(
                     app_id=erasure.app_id,
                     conversion_ids=work.conversion_ids[:_BATCH],
                     device_ids=work.our_ids[:_BATCH],

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.attribution.storage.store import OutboxRow
 from services.attribution.wire.settings import Settings
 
@@ -15,7 +15,7 @@ _NOT_FOR_POSTBACK = frozenset(
 )
 
 
-def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> list[postback_pb2.Conversion]:
+def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> list[conversion_pb2.Conversion]:
     """All but what can never be delivered, with the names that things have now.
 
     A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
@@ -26,7 +26,7 @@ def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> l
         if decision.outcome in _NOT_FOR_POSTBACK:
             continue
         names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
-        conversion = postback_pb2.Conversion(
+        conversion = conversion_pb2.Conversion(
             decision=decision,
             record=ingest_pb2.Record.FromString(row.record),
             engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
@@ -37,9 +37,9 @@ def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> l
     return conversions
 
 
-def in_calls(conversions: Iterable[postback_pb2.Conversion]) -> Iterator[list[postback_pb2.Conversion]]:
+def in_calls(conversions: Iterable[conversion_pb2.Conversion]) -> Iterator[list[conversion_pb2.Conversion]]:
     """The conversions, in their order, in parts that each fit into a message."""
-    some: list[postback_pb2.Conversion] = []
+    some: list[conversion_pb2.Conversion] = []
     size = 0
     for conversion in conversions:
         bytes_more = conversion.ByteSize()

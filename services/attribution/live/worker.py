@@ -26,7 +26,8 @@ from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import ClaimTriggers
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
@@ -99,7 +100,7 @@ class Worker:
         store: Store,
         settings: Follower[Settings],
         ingest: ingest_pb2_grpc.IngestServiceStub,
-        postback: postback_pb2_grpc.PostbackServiceStub,
+        postback: postback_grpc.PostbackServiceStub,
         triggers: ClaimTriggers,
         pace: Pace,
         jobs: Mapping[str, Job] = MappingProxyType({}),
@@ -296,7 +297,7 @@ class Worker:
             relayed = (row for row in rows if row.is_relayed)
             conversions = conversions_for_postback(relayed, self._settings.current)
             for some in in_calls(conversions):
-                await self._postback.EnqueueConversions(postback_pb2.EnqueueConversionsRequest(conversions=some))
+                await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest(conversions=some))
             found = collections.Counter(row.lane for row in rows)
             last = {row.lane: row.sequence for row in rows}  # rows of a lane come in order
             # Where fewer were found than asked for, there are no more: the rest was erased.

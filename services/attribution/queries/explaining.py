@@ -13,7 +13,7 @@ from libs.errors import NotFound, Unavailable
 from libs.interceptors import remaining_s
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import own_key
 from services.attribution.queries import sentences
 from services.attribution.queries.sentences import Attributed, Replaced
@@ -189,8 +189,8 @@ async def _newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: st
 
 
 def _not_claiming(stored: bytes | None) -> list[str]:
-    said = postback_pb2.ConversionClaims.FromString(stored or b"")
-    return [each.network_id for each in said.answers if each.state == postback_pb2.ClaimAnswer.STATE_NOT_CLAIMED]
+    said = claim_pb2.ConversionClaims.FromString(stored or b"")
+    return [each.network_id for each in said.answers if each.state == claim_pb2.ClaimAnswer.STATE_NOT_CLAIMED]
 
 
 async def _waiting(pool: Pool, lane: int, app_id: str, conversion_id: str) -> _Waiting | None:

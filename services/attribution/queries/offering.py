@@ -10,7 +10,8 @@ from libs.domain.snapshots import Follower
 from libs.errors import FailedPrecondition, Unavailable
 from libs.interceptors import remaining_s
 from reengage.attribution.v1 import attribution_pb2
-from reengage.postback.v1 import postback_pb2, postback_pb2_grpc
+from reengage.postback.v1 import conversion_pb2
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.reattribution import Job
 from services.attribution.live.handing import conversions_for_postback, in_calls
 from services.attribution.storage.store import OutboxRow
@@ -24,9 +25,7 @@ _HAND_OVER_S = 8.0
 class Offers:
     """Asks postback about the versions of a re-attribution, unless a later one has replaced them."""
 
-    def __init__(
-        self, pool: Pool, settings: Follower[Settings], postback: postback_pb2_grpc.PostbackServiceStub
-    ) -> None:
+    def __init__(self, pool: Pool, settings: Follower[Settings], postback: postback_grpc.PostbackServiceStub) -> None:
         self._pool, self._settings, self._postback = pool, settings, postback
 
     async def page(
@@ -50,10 +49,10 @@ class Offers:
 
     async def _enqueue(
         self, rows: list[OutboxRow], *, validate_only: bool
-    ) -> AsyncIterator[postback_pb2.EnqueueConversionsResponse]:
+    ) -> AsyncIterator[conversion_pb2.EnqueueConversionsResponse]:
         until = time.monotonic() + _HAND_OVER_S
         for some in in_calls(conversions_for_postback(rows, self._settings.current)):
-            request = postback_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
+            request = conversion_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
             left_s = max(0.0, until - time.monotonic())
             try:
                 yield await self._postback.EnqueueConversions(request, timeout=remaining_s(left_s))

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from reengage.ingest.v1 import ingest_pb2
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
     device_key,
     engagement_keys,
@@ -149,8 +149,8 @@ def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
     """What networks claim, and those that did not answer in time (E4), of a serialised ConversionClaims or none."""
     claims: list[Claim] = []
     unavailable: list[str] = []
-    for answer in postback_pb2.ConversionClaims.FromString(stored).answers if stored else ():
-        if answer.state == postback_pb2.ClaimAnswer.STATE_CLAIMED:
+    for answer in claim_pb2.ConversionClaims.FromString(stored).answers if stored else ():
+        if answer.state == claim_pb2.ClaimAnswer.STATE_CLAIMED:
             claim = answer.claim
             claims.append(
                 Claim(
@@ -161,7 +161,7 @@ def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
                     granular_data_allowed=not claim.granular_data_forbidden,
                 )
             )
-        elif answer.state == postback_pb2.ClaimAnswer.STATE_UNAVAILABLE:
+        elif answer.state == claim_pb2.ClaimAnswer.STATE_UNAVAILABLE:
             unavailable.append(answer.network_id)
     return claims, unavailable
 

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from libs.domain.snapshots import Resources
 from libs.errors import Violations
-from reengage.postback.v1 import postback_pb2
+from reengage.postback.v1 import conversion_pb2
 from reengage.tracker.v1 import (
     app_pb2,
     event_definition_pb2,
@@ -60,14 +60,14 @@ class Settings:
     revision: int
     apps: Mapping[str, AppRules]
     sources: "Mapping[str, Sources]"
-    tracker_names: Mapping[str, postback_pb2.Names]
-    app_names: Mapping[str, postback_pb2.Names]
+    tracker_names: Mapping[str, conversion_pb2.Names]
+    app_names: Mapping[str, conversion_pb2.Names]
 
 
-class TrackerNames(Mapping[str, postback_pb2.Names]):
+class TrackerNames(Mapping[str, conversion_pb2.Names]):
     """What each tracker and all around it is called; put together when asked, as most trackers never are."""
 
-    def __init__(self, resources: Resources, app_names: Mapping[str, postback_pb2.Names]) -> None:
+    def __init__(self, resources: Resources, app_names: Mapping[str, conversion_pb2.Names]) -> None:
         # Copies: `resources` changes with the next revision.
         self._trackers = cast("dict[tuple[str, ...], tracker_pb2.Tracker]", dict(resources["tracker"]))
         self._named: dict[str, dict[tuple[str, ...], Any]] = {
@@ -75,9 +75,9 @@ class TrackerNames(Mapping[str, postback_pb2.Names]):
         }
         self._app_names = app_names
 
-    def __getitem__(self, tracker_id: str) -> postback_pb2.Names:
+    def __getitem__(self, tracker_id: str) -> conversion_pb2.Names:
         tracker = self._trackers[tracker_id,]
-        names = postback_pb2.Names(
+        names = conversion_pb2.Names(
             tracker=tracker.name,
             campaign=self._name("campaign", tracker.campaign_id),
             segment=self._name("segment", tracker.segment_id),
@@ -343,8 +343,8 @@ def _event(event: event_definition_pb2.EventDefinition) -> EventDefinition:
     )
 
 
-def _app_names(app: app_pb2.App) -> postback_pb2.Names:
-    return postback_pb2.Names(
+def _app_names(app: app_pb2.App) -> conversion_pb2.Names:
+    return conversion_pb2.Names(
         bundle_id=app.bundle_id,
         store_app_id=app.store_app_id,
         platform="IOS" if app.platform == app_pb2.PLATFORM_IOS else "ANDROID",

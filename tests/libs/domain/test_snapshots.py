@@ -5,10 +5,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from libs.domain.snapshots import Follower, Resources
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
-
-from libs.domain.snapshots import Follower, Resources
 
 BUILD_S = 0.05
 

@@ -3,7 +3,10 @@
 import grpc
 import warnings
 
-from reengage.postback.v1 import postback_pb2 as reengage_dot_postback_dot_v1_dot_postback__pb2
+from reengage.postback.v1 import claim_pb2 as reengage_dot_postback_dot_v1_dot_claim__pb2
+from reengage.postback.v1 import configuration_pb2 as reengage_dot_postback_dot_v1_dot_configuration__pb2
+from reengage.postback.v1 import conversion_pb2 as reengage_dot_postback_dot_v1_dot_conversion__pb2
+from reengage.postback.v1 import delivery_pb2 as reengage_dot_postback_dot_v1_dot_delivery__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +21,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in reengage/postback/v1/postback_pb2_grpc.py depends on'
+        + ' but the generated code in reengage/postback/v1/service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -40,33 +43,33 @@ class PostbackConfigServiceStub:
         """
         self.CreateConfiguration = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/CreateConfiguration',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationResponse.FromString,
                 _registered_method=True)
         self.GetConfiguration = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/GetConfiguration',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationResponse.FromString,
                 _registered_method=True)
         self.ListConfigurations = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/ListConfigurations',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsResponse.FromString,
                 _registered_method=True)
         self.UpdateConfiguration = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/UpdateConfiguration',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationResponse.FromString,
                 _registered_method=True)
         self.ArchiveConfiguration = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/ArchiveConfiguration',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationResponse.FromString,
                 _registered_method=True)
         self.Preview = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/Preview',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewResponse.FromString,
                 _registered_method=True)
 
 
@@ -125,33 +128,33 @@ def add_PostbackConfigServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'CreateConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateConfiguration,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationResponse.SerializeToString,
             ),
             'GetConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConfiguration,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationResponse.SerializeToString,
             ),
             'ListConfigurations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConfigurations,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsResponse.SerializeToString,
             ),
             'UpdateConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateConfiguration,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationResponse.SerializeToString,
             ),
             'ArchiveConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.ArchiveConfiguration,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationResponse.SerializeToString,
             ),
             'Preview': grpc.unary_unary_rpc_method_handler(
                     servicer.Preview,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,8 +186,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/CreateConfiguration',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.CreateConfigurationResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -210,8 +213,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/GetConfiguration',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.GetConfigurationResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.GetConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -237,8 +240,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/ListConfigurations',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ListConfigurationsResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.ListConfigurationsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -264,8 +267,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/UpdateConfiguration',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.UpdateConfigurationResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.UpdateConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -291,8 +294,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/ArchiveConfiguration',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ArchiveConfigurationResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.ArchiveConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -318,8 +321,8 @@ class PostbackConfigService:
             request,
             target,
             '/reengage.postback.v1.PostbackConfigService/Preview',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.PreviewResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_configuration__pb2.PreviewResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -344,38 +347,38 @@ class PostbackServiceStub:
         """
         self.EnqueueConversions = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/EnqueueConversions',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsResponse.FromString,
                 _registered_method=True)
         self.RequestClaims = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/RequestClaims',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsResponse.FromString,
                 _registered_method=True)
         self.WatchClaimTriggers = channel.unary_stream(
                 '/reengage.postback.v1.PostbackService/WatchClaimTriggers',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersResponse.FromString,
                 _registered_method=True)
         self.EraseConversions = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/EraseConversions',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsResponse.FromString,
                 _registered_method=True)
         self.GetDelivery = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/GetDelivery',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryResponse.FromString,
                 _registered_method=True)
         self.ListDeliveries = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/ListDeliveries',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesResponse.FromString,
                 _registered_method=True)
         self.Replay = channel.unary_unary(
                 '/reengage.postback.v1.PostbackService/Replay',
-                request_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayResponse.FromString,
+                request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.FromString,
                 _registered_method=True)
 
 
@@ -448,38 +451,38 @@ def add_PostbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'EnqueueConversions': grpc.unary_unary_rpc_method_handler(
                     servicer.EnqueueConversions,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsResponse.SerializeToString,
             ),
             'RequestClaims': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestClaims,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsResponse.SerializeToString,
             ),
             'WatchClaimTriggers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchClaimTriggers,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersResponse.SerializeToString,
             ),
             'EraseConversions': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseConversions,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsResponse.SerializeToString,
             ),
             'GetDelivery': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDelivery,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryResponse.SerializeToString,
             ),
             'ListDeliveries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeliveries,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesResponse.SerializeToString,
             ),
             'Replay': grpc.unary_unary_rpc_method_handler(
                     servicer.Replay,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayResponse.SerializeToString,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -509,8 +512,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/EnqueueConversions',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.EnqueueConversionsResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_conversion__pb2.EnqueueConversionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -536,8 +539,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/RequestClaims',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.RequestClaimsResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_claim__pb2.RequestClaimsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -563,8 +566,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/WatchClaimTriggers',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.WatchClaimTriggersResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_claim__pb2.WatchClaimTriggersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -590,8 +593,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/EraseConversions',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.EraseConversionsResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_conversion__pb2.EraseConversionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -617,8 +620,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/GetDelivery',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.GetDeliveryResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.GetDeliveryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -644,8 +647,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/ListDeliveries',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ListDeliveriesResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -671,8 +674,8 @@ class PostbackService:
             request,
             target,
             '/reengage.postback.v1.PostbackService/Replay',
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_postback__pb2.ReplayResponse.FromString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.FromString,
             options,
             channel_credentials,
             insecure,

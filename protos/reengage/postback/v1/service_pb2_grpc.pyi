@@ -5,7 +5,10 @@ Postback: tells networks about conversions, until they have heard or all tries a
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from reengage.postback.v1 import postback_pb2 as _postback_pb2
+from reengage.postback.v1 import claim_pb2 as _claim_pb2
+from reengage.postback.v1 import configuration_pb2 as _configuration_pb2
+from reengage.postback.v1 import conversion_pb2 as _conversion_pb2
+from reengage.postback.v1 import delivery_pb2 as _delivery_pb2
 import abc as _abc_1
 
 
@@ -20,19 +23,19 @@ class PostbackConfigServiceStub:
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.CreateConfigurationRequest, _postback_pb2.CreateConfigurationResponse]
+    CreateConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.CreateConfigurationRequest, _configuration_pb2.CreateConfigurationResponse]
     """CreateConfiguration creates a configuration."""
-    GetConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.GetConfigurationRequest, _postback_pb2.GetConfigurationResponse]
+    GetConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.GetConfigurationRequest, _configuration_pb2.GetConfigurationResponse]
     """GetConfiguration answers one configuration."""
-    ListConfigurations: _aio.UnaryUnaryMultiCallable[_postback_pb2.ListConfigurationsRequest, _postback_pb2.ListConfigurationsResponse]
+    ListConfigurations: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ListConfigurationsRequest, _configuration_pb2.ListConfigurationsResponse]
     """ListConfigurations lists an app's configurations by id."""
-    UpdateConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.UpdateConfigurationRequest, _postback_pb2.UpdateConfigurationResponse]
+    UpdateConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.UpdateConfigurationRequest, _configuration_pb2.UpdateConfigurationResponse]
     """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
     Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
     """
-    ArchiveConfiguration: _aio.UnaryUnaryMultiCallable[_postback_pb2.ArchiveConfigurationRequest, _postback_pb2.ArchiveConfigurationResponse]
+    ArchiveConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ArchiveConfigurationRequest, _configuration_pb2.ArchiveConfigurationResponse]
     """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
-    Preview: _aio.UnaryUnaryMultiCallable[_postback_pb2.PreviewRequest, _postback_pb2.PreviewResponse]
+    Preview: _aio.UnaryUnaryMultiCallable[_configuration_pb2.PreviewRequest, _configuration_pb2.PreviewResponse]
     """Preview renders a configuration on a conversion and sends nothing. Secrets are masked."""
 
 class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -45,33 +48,33 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CreateConfiguration(
         self,
-        request: _postback_pb2.CreateConfigurationRequest,
-        context: _aio.ServicerContext[_postback_pb2.CreateConfigurationRequest, _abc.Awaitable[_postback_pb2.CreateConfigurationResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.CreateConfigurationResponse]:
+        request: _configuration_pb2.CreateConfigurationRequest,
+        context: _aio.ServicerContext[_configuration_pb2.CreateConfigurationRequest, _abc.Awaitable[_configuration_pb2.CreateConfigurationResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.CreateConfigurationResponse]:
         """CreateConfiguration creates a configuration."""
 
     @_abc_1.abstractmethod
     def GetConfiguration(
         self,
-        request: _postback_pb2.GetConfigurationRequest,
-        context: _aio.ServicerContext[_postback_pb2.GetConfigurationRequest, _abc.Awaitable[_postback_pb2.GetConfigurationResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.GetConfigurationResponse]:
+        request: _configuration_pb2.GetConfigurationRequest,
+        context: _aio.ServicerContext[_configuration_pb2.GetConfigurationRequest, _abc.Awaitable[_configuration_pb2.GetConfigurationResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.GetConfigurationResponse]:
         """GetConfiguration answers one configuration."""
 
     @_abc_1.abstractmethod
     def ListConfigurations(
         self,
-        request: _postback_pb2.ListConfigurationsRequest,
-        context: _aio.ServicerContext[_postback_pb2.ListConfigurationsRequest, _abc.Awaitable[_postback_pb2.ListConfigurationsResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.ListConfigurationsResponse]:
+        request: _configuration_pb2.ListConfigurationsRequest,
+        context: _aio.ServicerContext[_configuration_pb2.ListConfigurationsRequest, _abc.Awaitable[_configuration_pb2.ListConfigurationsResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.ListConfigurationsResponse]:
         """ListConfigurations lists an app's configurations by id."""
 
     @_abc_1.abstractmethod
     def UpdateConfiguration(
         self,
-        request: _postback_pb2.UpdateConfigurationRequest,
-        context: _aio.ServicerContext[_postback_pb2.UpdateConfigurationRequest, _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.UpdateConfigurationResponse]:
+        request: _configuration_pb2.UpdateConfigurationRequest,
+        context: _aio.ServicerContext[_configuration_pb2.UpdateConfigurationRequest, _abc.Awaitable[_configuration_pb2.UpdateConfigurationResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.UpdateConfigurationResponse]:
         """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
         Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
         """
@@ -79,17 +82,17 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ArchiveConfiguration(
         self,
-        request: _postback_pb2.ArchiveConfigurationRequest,
-        context: _aio.ServicerContext[_postback_pb2.ArchiveConfigurationRequest, _abc.Awaitable[_postback_pb2.ArchiveConfigurationResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.ArchiveConfigurationResponse]:
+        request: _configuration_pb2.ArchiveConfigurationRequest,
+        context: _aio.ServicerContext[_configuration_pb2.ArchiveConfigurationRequest, _abc.Awaitable[_configuration_pb2.ArchiveConfigurationResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.ArchiveConfigurationResponse]:
         """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
 
     @_abc_1.abstractmethod
     def Preview(
         self,
-        request: _postback_pb2.PreviewRequest,
-        context: _aio.ServicerContext[_postback_pb2.PreviewRequest, _abc.Awaitable[_postback_pb2.PreviewResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.PreviewResponse]:
+        request: _configuration_pb2.PreviewRequest,
+        context: _aio.ServicerContext[_configuration_pb2.PreviewRequest, _abc.Awaitable[_configuration_pb2.PreviewResponse]],
+    ) -> _abc.Awaitable[_configuration_pb2.PreviewResponse]:
         """Preview renders a configuration on a conversion and sends nothing. Secrets are masked."""
 
 def add_PostbackConfigServiceServicer_to_server(servicer: PostbackConfigServiceServicer, server: _aio.Server) -> None: ...
@@ -100,12 +103,12 @@ class PostbackServiceStub:
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    EnqueueConversions: _aio.UnaryUnaryMultiCallable[_postback_pb2.EnqueueConversionsRequest, _postback_pb2.EnqueueConversionsResponse]
+    EnqueueConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EnqueueConversionsRequest, _conversion_pb2.EnqueueConversionsResponse]
     """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
     (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
-    RequestClaims: _aio.UnaryUnaryMultiCallable[_postback_pb2.RequestClaimsRequest, _postback_pb2.RequestClaimsResponse]
+    RequestClaims: _aio.UnaryUnaryMultiCallable[_claim_pb2.RequestClaimsRequest, _claim_pb2.RequestClaimsResponse]
     """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
     for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
     also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
@@ -113,17 +116,17 @@ class PostbackServiceStub:
     A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
     Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
-    WatchClaimTriggers: _aio.UnaryStreamMultiCallable[_postback_pb2.WatchClaimTriggersRequest, _postback_pb2.WatchClaimTriggersResponse]
+    WatchClaimTriggers: _aio.UnaryStreamMultiCallable[_claim_pb2.WatchClaimTriggersRequest, _claim_pb2.WatchClaimTriggersResponse]
     """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
-    EraseConversions: _aio.UnaryUnaryMultiCallable[_postback_pb2.EraseConversionsRequest, _postback_pb2.EraseConversionsResponse]
+    EraseConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EraseConversionsRequest, _conversion_pb2.EraseConversionsResponse]
     """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
     Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
     """
-    GetDelivery: _aio.UnaryUnaryMultiCallable[_postback_pb2.GetDeliveryRequest, _postback_pb2.GetDeliveryResponse]
+    GetDelivery: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetDeliveryRequest, _delivery_pb2.GetDeliveryResponse]
     """GetDelivery answers a delivery with every attempt."""
-    ListDeliveries: _aio.UnaryUnaryMultiCallable[_postback_pb2.ListDeliveriesRequest, _postback_pb2.ListDeliveriesResponse]
+    ListDeliveries: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveriesRequest, _delivery_pb2.ListDeliveriesResponse]
     """ListDeliveries lists an app's deliveries, newest first."""
-    Replay: _aio.UnaryUnaryMultiCallable[_postback_pb2.ReplayRequest, _postback_pb2.ReplayResponse]
+    Replay: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ReplayRequest, _delivery_pb2.ReplayResponse]
     """Replay sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an app
     that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
     request_id: the same one within a day starts nothing new.
@@ -137,9 +140,9 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def EnqueueConversions(
         self,
-        request: _postback_pb2.EnqueueConversionsRequest,
-        context: _aio.ServicerContext[_postback_pb2.EnqueueConversionsRequest, _abc.Awaitable[_postback_pb2.EnqueueConversionsResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.EnqueueConversionsResponse]:
+        request: _conversion_pb2.EnqueueConversionsRequest,
+        context: _aio.ServicerContext[_conversion_pb2.EnqueueConversionsRequest, _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]],
+    ) -> _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]:
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
         (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
@@ -148,9 +151,9 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RequestClaims(
         self,
-        request: _postback_pb2.RequestClaimsRequest,
-        context: _aio.ServicerContext[_postback_pb2.RequestClaimsRequest, _abc.Awaitable[_postback_pb2.RequestClaimsResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.RequestClaimsResponse]:
+        request: _claim_pb2.RequestClaimsRequest,
+        context: _aio.ServicerContext[_claim_pb2.RequestClaimsRequest, _abc.Awaitable[_claim_pb2.RequestClaimsResponse]],
+    ) -> _abc.Awaitable[_claim_pb2.RequestClaimsResponse]:
         """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
         for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
         also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
@@ -162,17 +165,17 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WatchClaimTriggers(
         self,
-        request: _postback_pb2.WatchClaimTriggersRequest,
-        context: _aio.ServicerContext[_postback_pb2.WatchClaimTriggersRequest, _abc.AsyncIterator[_postback_pb2.WatchClaimTriggersResponse]],
-    ) -> _abc.AsyncIterator[_postback_pb2.WatchClaimTriggersResponse]:
+        request: _claim_pb2.WatchClaimTriggersRequest,
+        context: _aio.ServicerContext[_claim_pb2.WatchClaimTriggersRequest, _abc.AsyncIterator[_claim_pb2.WatchClaimTriggersResponse]],
+    ) -> _abc.AsyncIterator[_claim_pb2.WatchClaimTriggersResponse]:
         """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
 
     @_abc_1.abstractmethod
     def EraseConversions(
         self,
-        request: _postback_pb2.EraseConversionsRequest,
-        context: _aio.ServicerContext[_postback_pb2.EraseConversionsRequest, _abc.Awaitable[_postback_pb2.EraseConversionsResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.EraseConversionsResponse]:
+        request: _conversion_pb2.EraseConversionsRequest,
+        context: _aio.ServicerContext[_conversion_pb2.EraseConversionsRequest, _abc.Awaitable[_conversion_pb2.EraseConversionsResponse]],
+    ) -> _abc.Awaitable[_conversion_pb2.EraseConversionsResponse]:
         """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
         Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
         """
@@ -180,25 +183,25 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetDelivery(
         self,
-        request: _postback_pb2.GetDeliveryRequest,
-        context: _aio.ServicerContext[_postback_pb2.GetDeliveryRequest, _abc.Awaitable[_postback_pb2.GetDeliveryResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.GetDeliveryResponse]:
+        request: _delivery_pb2.GetDeliveryRequest,
+        context: _aio.ServicerContext[_delivery_pb2.GetDeliveryRequest, _abc.Awaitable[_delivery_pb2.GetDeliveryResponse]],
+    ) -> _abc.Awaitable[_delivery_pb2.GetDeliveryResponse]:
         """GetDelivery answers a delivery with every attempt."""
 
     @_abc_1.abstractmethod
     def ListDeliveries(
         self,
-        request: _postback_pb2.ListDeliveriesRequest,
-        context: _aio.ServicerContext[_postback_pb2.ListDeliveriesRequest, _abc.Awaitable[_postback_pb2.ListDeliveriesResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.ListDeliveriesResponse]:
+        request: _delivery_pb2.ListDeliveriesRequest,
+        context: _aio.ServicerContext[_delivery_pb2.ListDeliveriesRequest, _abc.Awaitable[_delivery_pb2.ListDeliveriesResponse]],
+    ) -> _abc.Awaitable[_delivery_pb2.ListDeliveriesResponse]:
         """ListDeliveries lists an app's deliveries, newest first."""
 
     @_abc_1.abstractmethod
     def Replay(
         self,
-        request: _postback_pb2.ReplayRequest,
-        context: _aio.ServicerContext[_postback_pb2.ReplayRequest, _abc.Awaitable[_postback_pb2.ReplayResponse]],
-    ) -> _abc.Awaitable[_postback_pb2.ReplayResponse]:
+        request: _delivery_pb2.ReplayRequest,
+        context: _aio.ServicerContext[_delivery_pb2.ReplayRequest, _abc.Awaitable[_delivery_pb2.ReplayResponse]],
+    ) -> _abc.Awaitable[_delivery_pb2.ReplayResponse]:
         """Replay sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an app
         that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
         request_id: the same one within a day starts nothing new.
