@@ -27,7 +27,7 @@ from services.attribution.queries.watching import Watching
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store
-from services.attribution.wire.settings import SettingsBuilder
+from services.attribution.wire.rulebook import RulebookBuilder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):
-        settings = follow_tracker(to_tracker, SettingsBuilder())
+        settings = follow_tracker(to_tracker, RulebookBuilder())
         store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
         postback = postback_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)

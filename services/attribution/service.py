@@ -26,7 +26,7 @@ from services.attribution.storage.erasures import Erasures
 from services.attribution.storage.store import Device, Store
 from services.attribution.wire.decisions import source_message
 from services.attribution.wire.records import identity_key
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _MAX_ID = 256
 _MOST_CHANGES = 10_000
@@ -39,7 +39,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
     def __init__(
         self,
         store: Store,
-        settings: Follower[Settings],
+        settings: Follower[Rulebook],
         *,
         explanations: Explanations,
         watching: Watching,

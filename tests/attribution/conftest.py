@@ -46,7 +46,7 @@ from services.attribution.queries.watching import Watching
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store
-from services.attribution.wire import settings as attribution_settings
+from services.attribution.wire import rulebook
 from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
@@ -215,7 +215,7 @@ class World:
     received: Received
     pool: Pool
     log_pool: Pool
-    settings: Follower[attribution_settings.Settings]
+    settings: Follower[rulebook.Rulebook]
     postback: postback_grpc.PostbackServiceStub
     pace: Pace
     targets: Mapping[str, str]
@@ -318,7 +318,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                 growth=growth,
             )
             pool = await pool_of("attribution")
-            settings = Follower(feed.watch, attribution_settings.SettingsBuilder())
+            settings = Follower(feed.watch, rulebook.RulebookBuilder())
             pace = Pace()
             watching = Watching(pool, pace)
             await background(log_settings.run, settings.run, writer.run, rejections.run, watching.run)

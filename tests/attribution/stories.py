@@ -15,10 +15,10 @@ from services.attribution.decision.matching import usable_ids
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.live.decider import Batch, decide_batch
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.storage.pending import WaitingRow
 from services.attribution.storage.store import Store
-from services.attribution.storage.waiting import WaitingRow
 from services.attribution.wire.records import Logged, index_rows
 
 ALL_TIME = (0, 1 << 54)

@@ -17,7 +17,7 @@ from services.attribution.__main__ import Config
 from services.attribution.jobs import claims
 from services.attribution.jobs.claims import ClaimTriggers
 from services.attribution.live.worker import Worker
-from services.attribution.storage.waiting import WaitingRow, in_turn
+from services.attribution.storage.pending import WaitingRow, in_turn
 from tests.attribution.conftest import (
     APP,
     World,

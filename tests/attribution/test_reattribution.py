@@ -24,11 +24,11 @@ from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import Period
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.decisions import says
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,
@@ -68,10 +68,10 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
 # Through the store, with random stories.
 
 
-def settings_of(rules: AppRules) -> "Follower[Settings]":
+def settings_of(rules: AppRules) -> "Follower[Rulebook]":
     """These rules as the settings that are in use."""
     current = SimpleNamespace(apps={rules.app.app_id: rules})
-    return cast("Follower[Settings]", SimpleNamespace(current=current))
+    return cast("Follower[Rulebook]", SimpleNamespace(current=current))
 
 
 async def reattribute(story: Story, rules: AppRules, *, random: Random, crashes: bool) -> attribution_pb2.Reattribution:

@@ -30,7 +30,7 @@ from services.attribution.decision.rules import (
 )
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import FIRST_DEVICE, Period, Replay
 from services.attribution.storage.store import IndexRows, Store
 from services.attribution.wire.records import Logged, index_rows

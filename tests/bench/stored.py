@@ -30,7 +30,7 @@ from services.attribution.decision.rules import (
     compile_rules,
 )
 from services.attribution.live.decider import Batch, decide_batch
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.row import Row

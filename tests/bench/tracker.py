@@ -30,7 +30,7 @@ from reengage.tracker.v1 import (
 from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
-from services.attribution.wire.settings import SettingsBuilder
+from services.attribution.wire.rulebook import RulebookBuilder
 from services.gateway.settings import Settings as GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
 from tests.bench.row import Row
@@ -44,7 +44,7 @@ Stub = service_pb2_grpc.TrackerConfigServiceStub
 BUILDS: dict[str, Callable[[Resources, int], object]] = {
     "ingest": build_ingest,
     "gateway": GatewaySettings,
-    "attribution": SettingsBuilder(),
+    "attribution": RulebookBuilder(),
 }
 
 

@@ -14,7 +14,7 @@ from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
 from services.attribution.decision.model import Layer, WindowKind
 from services.attribution.decision.rules import DISABLED, UNLIMITED
-from services.attribution.wire.settings import build_settings
+from services.attribution.wire.rulebook import build_rulebook
 from services.tracker.resolve import resolve
 
 LAYERS = {
@@ -75,7 +75,7 @@ def test_both_readings_agree(
     definition = EventDefinition(
         app_id="a", event_name="E", min_time_to_reengagement=event[0], reengagement_period=event[1], status=STATUS_LIVE
     )
-    rules = build_settings(
+    rules = build_rulebook(
         {
             "app": {("a",): app},
             "network": {("n",): network},

@@ -26,12 +26,12 @@ from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
-from services.attribution.live.ownership import OwnedLanes
-from services.attribution.storage import waiting
+from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage import pending as waiting
+from services.attribution.storage.pending import Asking, Key, WaitingRow
 from services.attribution.storage.store import Store
-from services.attribution.storage.waiting import Asking, Key, WaitingRow
 from services.attribution.wire.records import event_name_of
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
 
@@ -263,7 +263,7 @@ class Claims:
         self,
         *,
         store: Store,
-        settings: Follower[Settings],
+        settings: Follower[Rulebook],
         triggers: ClaimTriggers,
         postback: postback_grpc.PostbackServiceStub,
         pace: Pace,

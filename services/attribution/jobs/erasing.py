@@ -30,7 +30,7 @@ from services.attribution.decision.matching import (
     own_key,
 )
 from services.attribution.live.decider import Batch
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage import erasures
 from services.attribution.storage.erasures import Erasure, Erasures, StoredEngagement, Work
 from services.attribution.storage.store import Store

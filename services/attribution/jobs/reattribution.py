@@ -24,11 +24,11 @@ from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import own_key
 from services.attribution.jobs.pace import Guest, Pace
 from services.attribution.live.decider import Batch
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import FIRST_DEVICE, Changed, Period, Replay, Replayed, estimate
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage.store import DecisionRow, Device, Store
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Job:
 class Reattributions:
     """Starts, shows and stops re-attributions."""
 
-    def __init__(self, pool: Pool, settings: Follower[Settings]) -> None:
+    def __init__(self, pool: Pool, settings: Follower[Rulebook]) -> None:
         self._pool, self._settings = pool, settings
 
     async def start(self, period: Period, reattribution_id: str, *, send_postbacks: bool) -> Job:
@@ -129,7 +129,7 @@ class Reattributor:
     """Works on the jobs of the apps homed in the owned lanes; `run` is a job of the worker."""
 
     def __init__(
-        self, store: Store, settings: Follower[Settings], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
+        self, store: Store, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
     ) -> None:
         self._store, self._settings, self._pace, self._now_us, self._page = store, settings, pace, now_us, page
 

@@ -18,9 +18,9 @@ from services.attribution.decision.matching import own_key
 from services.attribution.decision.model import Conversion, Engagement, Reason
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import Question, find_candidates
-from services.attribution.storage import waiting
+from services.attribution.storage import pending as waiting
+from services.attribution.storage.pending import NOBODY, Asking, Key, WaitingRow
 from services.attribution.storage.store import DecisionRow, Device, Store, heads_text
-from services.attribution.storage.waiting import NOBODY, Asking, Key, WaitingRow
 from services.attribution.wire.decisions import decision_message, linked_message, refused_message
 from services.attribution.wire.records import (
     INSTALL,

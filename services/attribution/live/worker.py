@@ -31,12 +31,12 @@ from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import ClaimTriggers
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
-from services.attribution.live.handing import conversions_for_postback, in_calls
-from services.attribution.live.ownership import OwnedLanes
+from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.live.relay import conversions_for_postback, in_calls
+from services.attribution.storage.pending import app_ids_waiting
 from services.attribution.storage.store import IndexRows, LanesLostError, Store
-from services.attribution.storage.waiting import app_ids_waiting
 from services.attribution.wire.records import Logged, index_rows, parse
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ class Worker:
         config: WorkerConfig,
         *,
         store: Store,
-        settings: Follower[Settings],
+        settings: Follower[Rulebook],
         ingest: ingest_pb2_grpc.IngestServiceStub,
         postback: postback_grpc.PostbackServiceStub,
         triggers: ClaimTriggers,
@@ -308,7 +308,7 @@ class Worker:
 
     # The log and the settings.
 
-    async def _settings_for(self, logged: Sequence[Logged]) -> Settings:
+    async def _settings_for(self, logged: Sequence[Logged]) -> Rulebook:
         """Settings at least as new as those the records were accepted under, so that what they name is known."""
         if logged:
             async with asyncio.timeout(_SETTINGS_WAIT_S):

@@ -13,9 +13,9 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.reattribution import Job
-from services.attribution.live.handing import conversions_for_postback, in_calls
+from services.attribution.live.relay import conversions_for_postback, in_calls
 from services.attribution.storage.store import OutboxRow
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _BATCH = 500
 _HAND_OVER_S = 8.0
@@ -25,7 +25,7 @@ _HAND_OVER_S = 8.0
 class Offers:
     """Asks postback about the versions of a re-attribution, unless a later one has replaced them."""
 
-    def __init__(self, pool: Pool, settings: Follower[Settings], postback: postback_grpc.PostbackServiceStub) -> None:
+    def __init__(self, pool: Pool, settings: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub) -> None:
         self._pool, self._settings, self._postback = pool, settings, postback
 
     async def page(

@@ -12,7 +12,7 @@ from services.attribution.jobs.pace import Pace
 from services.attribution.redecide.replay import FIRST_DEVICE, Page, Period, Replay, estimate
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage.store import Store
-from services.attribution.wire.settings import Settings, rules_with
+from services.attribution.wire.rulebook import Rulebook, rules_with
 
 _MOST_AT_ONCE = 2
 """They share the process and its connections with live work."""
@@ -24,7 +24,7 @@ _PART_BYTES = 1_000_000
 class WhatIfs:
     """Decides stored conversions again under changed settings, a few callers at a time."""
 
-    def __init__(self, store: Store, settings: Follower[Settings], pace: Pace, now_us: Callable[[], int]) -> None:
+    def __init__(self, store: Store, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int]) -> None:
         self._store, self._settings, self._pace, self._now_us = store, settings, pace, now_us
         self._running = 0
 

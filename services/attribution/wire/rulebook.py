@@ -54,7 +54,7 @@ _CHANGEABLE = ("app", "network", "network_settings", "campaign", "segment", "tra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Rulebook:
     """All settings of one revision: rules by app, what they were made of, and names, by tracker and by app."""
 
     revision: int
@@ -108,7 +108,7 @@ class Sources:
     events: dict[str, event_definition_pb2.EventDefinition]
 
 
-class SettingsBuilder:
+class RulebookBuilder:
     """Builds all settings, and after a change again what changed; the `build` of one Follower.
 
     The rules of an app whose settings are the same are kept, and so is the reading of a tracker that is the same.
@@ -117,14 +117,14 @@ class SettingsBuilder:
     def __init__(self) -> None:
         self._made: dict[str, tuple[Sources, AppRules]] = {}
 
-    def __call__(self, resources: Resources, revision: int) -> Settings:
+    def __call__(self, resources: Resources, revision: int) -> Rulebook:
         """The rules of every app, archived ones too: what was accepted before is still decided."""
         self._made = {
             app_id: (sources, _rules(sources, revision, self._made.get(app_id)))
             for app_id, sources in _sources(resources).items()
         }
         app_names = {app_id: _app_names(sources.app) for app_id, (sources, _) in self._made.items()}
-        return Settings(
+        return Rulebook(
             revision=revision,
             apps={app_id: rules for app_id, (_, rules) in self._made.items()},
             sources={app_id: sources for app_id, (sources, _) in self._made.items()},
@@ -133,12 +133,12 @@ class SettingsBuilder:
         )
 
 
-def build_settings(resources: Resources, revision: int) -> Settings:
+def build_rulebook(resources: Resources, revision: int) -> Rulebook:
     """All settings, built once and anew."""
-    return SettingsBuilder()(resources, revision)
+    return RulebookBuilder()(resources, revision)
 
 
-def rules_with(settings: Settings, app_id: str, changes: Sequence[snapshot_pb2.Resource]) -> AppRules:
+def rules_with(settings: Rulebook, app_id: str, changes: Sequence[snapshot_pb2.Resource]) -> AppRules:
     """The rules of a known app as they would be with these resources in place of those of the same id, or added.
 
     A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every

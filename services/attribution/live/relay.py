@@ -6,7 +6,7 @@ from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import ingest_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.attribution.storage.store import OutboxRow
-from services.attribution.wire.settings import Settings
+from services.attribution.wire.rulebook import Rulebook
 
 _CALL_BYTES = 8_000_000
 """Half of what a message may have. A single conversion has less than that."""
@@ -15,7 +15,7 @@ _NOT_FOR_POSTBACK = frozenset(
 )
 
 
-def conversions_for_postback(rows: Iterable[OutboxRow], settings: Settings) -> list[conversion_pb2.Conversion]:
+def conversions_for_postback(rows: Iterable[OutboxRow], settings: Rulebook) -> list[conversion_pb2.Conversion]:
     """All but what can never be delivered, with the names that things have now.
 
     A delivery is kept as long as its decision: were it gone before, a later version would have it made again.

@@ -21,14 +21,14 @@ from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-from services.attribution.wire.settings import SettingsBuilder, build_settings, rules_with
+from services.attribution.wire.rulebook import RulebookBuilder, build_rulebook, rules_with
 
 Edit = tuple[str, tuple[str, ...], Message]
 
 
 @pytest.mark.parametrize("sandbox", [False, True])
 def test_what_is_handed_to_postback_says_whether_the_app_is_a_sandbox(sandbox: bool) -> None:
-    settings = build_settings(
+    settings = build_rulebook(
         resources(
             ("app", ("app",), App(app_id="app", sandbox=sandbox)),
             ("tracker", ("t",), Tracker(tracker_id="t", app_id="app", network_id="n", name="T")),
@@ -98,11 +98,11 @@ at_first: tuple[Edit, ...] = (
 @settings(max_examples=150, deadline=None)
 @given(revisions=st.lists(st.lists(any_edit, max_size=4), min_size=1, max_size=8))
 def test_settings_built_again_are_those_built_anew(revisions: list[list[Edit]]) -> None:
-    build, held = SettingsBuilder(), resources(*at_first)
+    build, held = RulebookBuilder(), resources(*at_first)
     for revision, changed in enumerate(revisions):
         for kind, key, message in changed:
             held[kind][key] = message
-        again, anew = build(held, revision), build_settings(held, revision)
+        again, anew = build(held, revision), build_rulebook(held, revision)
         assert replace(again, tracker_names=dict(again.tracker_names)) == replace(
             anew, tracker_names=dict(anew.tracker_names)
         )
@@ -112,7 +112,7 @@ def test_a_change_leaves_other_apps_trackers_and_settings_handed_out_before_alon
     def tracker(tracker_id: str, app_id: str, name: str = "") -> Edit:
         return "tracker", (tracker_id,), Tracker(tracker_id=tracker_id, app_id=app_id, network_id="n", name=name)
 
-    build, held = SettingsBuilder(), resources(*at_first, tracker("t1", "a"), tracker("t2", "a"), tracker("t3", "b"))
+    build, held = RulebookBuilder(), resources(*at_first, tracker("t1", "a"), tracker("t2", "a"), tracker("t3", "b"))
     before = build(held, 1)
     held["tracker"]["t1",] = tracker("t1", "a", "New")[2]
     held["campaign"]["c",] = Campaign(campaign_id="c", name="Spring")
@@ -128,18 +128,18 @@ def test_a_change_leaves_other_apps_trackers_and_settings_handed_out_before_alon
 @given(first=st.lists(any_edit, max_size=8), changed=st.lists(any_edit, max_size=4))
 def test_rules_with_changes_are_those_of_the_changed_settings(first: list[Edit], changed: list[Edit]) -> None:
     held = resources(*at_first, *first)
-    before = build_settings(held, 7)
+    before = build_rulebook(held, 7)
     changed = [edit for edit in changed if edit[0] == "network" or getattr(edit[2], "app_id", "") == "a"]
     found = rules_with(before, "a", [Resource(**{kind: message}) for kind, _, message in changed])  # type: ignore[arg-type]
-    assert before == build_settings(held, 7), "what is in use stays as it is"
+    assert before == build_rulebook(held, 7), "what is in use stays as it is"
     for kind, key, message in changed:
         held[kind][key] = message
-    assert found == build_settings(held, 7).apps["a"]
+    assert found == build_rulebook(held, 7).apps["a"]
 
 
 def test_a_tracker_that_is_added_is_live_and_set_up_now_and_one_that_is_changed_when_it_was() -> None:
     first = Tracker(tracker_id="t1", app_id="a", network_id="n", create_time=Timestamp(seconds=5), status=STATUS_LIVE)
-    before = build_settings(resources(*at_first, ("tracker", ("t1",), first)), 7)
+    before = build_rulebook(resources(*at_first, ("tracker", ("t1",), first)), 7)
     changes = [Tracker(tracker_id=each, app_id="a", network_id="n", name="New") for each in ("t1", "t2")]
     found = rules_with(before, "a", [Resource(tracker=tracker) for tracker in changes]).trackers
     assert [found[each].tracker.live for each in ("t1", "t2")] == [True, True]
