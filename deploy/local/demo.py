@@ -27,7 +27,8 @@ from deploy.local.x_network import LocalX
 from libs.channels import open_channel
 from libs.domain.lanes import LANES
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import delivery_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 
@@ -90,7 +91,7 @@ async def _clients(ports: Ports) -> "AsyncIterator[_Demo]":
         yield _Demo(
             ports,
             session,
-            ingest_pb2_grpc.IngestServiceStub(ingest),
+            IngestServiceStub(ingest),
             attribution_pb2_grpc.AttributionServiceStub(attribution),
             postback_grpc.PostbackServiceStub(postback),
         )
@@ -101,7 +102,7 @@ class _Demo:
         self,
         ports: Ports,
         session: aiohttp.ClientSession,
-        ingest: ingest_pb2_grpc.IngestServiceStub,
+        ingest: IngestServiceStub,
         attribution: attribution_pb2_grpc.AttributionServiceStub,
         postback: postback_grpc.PostbackServiceStub,
     ) -> None:
@@ -200,13 +201,13 @@ class _Demo:
 
     async def _logged(self) -> Counter[str]:
         """What the log holds, by kind of record."""
-        request = ingest_pb2.ReadLogRequest()
-        getattr(request, "from").extend(ingest_pb2.LanePosition(lane=lane) for lane in range(LANES))
+        request = log_pb2.ReadLogRequest()
+        getattr(request, "from").extend(log_pb2.LanePosition(lane=lane) for lane in range(LANES))
         counts: Counter[str] = Counter()
         call = self._ingest.ReadLog(request)
         async for response in call:
             for entry in response.entries:
-                counts[ingest_pb2.Record.FromString(entry.record).WhichOneof("kind") or "none"] += 1
+                counts[record_pb2.Record.FromString(entry.record).WhichOneof("kind") or "none"] += 1
             if response.caught_up:
                 break
         call.cancel()

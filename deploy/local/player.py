@@ -15,7 +15,8 @@ from google.protobuf.json_format import ParseDict
 from yarl import URL
 
 from deploy.local.x_network import Conduct, LocalX
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 
 Json = dict[str, Any]
 AT_ONCE = 16
@@ -51,7 +52,7 @@ class Player:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        ingest: ingest_pb2_grpc.IngestServiceStub,
+        ingest: IngestServiceStub,
         x: LocalX,
         gateway_url: str,
         now_s: int,
@@ -101,10 +102,10 @@ class Player:
         elif "post" in line:
             await self._post(line)
         elif "batch" in line:
-            request = ingest_pb2.RecordBatchRequest(records=map(_record, line["batch"]))
+            request = record_batch_pb2.RecordBatchRequest(records=map(_record, line["batch"]))
             self._take("RecordBatch", (await self._ingest.RecordBatch(request)).results)
         else:
-            requests = [ingest_pb2.RecordStreamRequest(records=map(_record, part)) for part in line["stream"]]
+            requests = [record_batch_pb2.RecordStreamRequest(records=map(_record, part)) for part in line["stream"]]
             async for response in self._ingest.RecordStream(iter(requests)):
                 self._take("RecordStream", response.results)
 
@@ -140,11 +141,11 @@ class Player:
     def _take(self, way: str, results: "Any") -> None:
         self.answers.spoken[f"gRPC {way}"] += len(results)
         for result in results:
-            if result.status == ingest_pb2.RecordResult.STATUS_REJECTED:
+            if result.status == record_batch_pb2.RecordResult.STATUS_REJECTED:
                 self.answers.refuse([violation.reason for violation in result.violations])
             else:
                 self.answers.taken += 1
 
 
-def _record(value: Json) -> ingest_pb2.Record:
-    return ParseDict(value, ingest_pb2.Record())
+def _record(value: Json) -> record_pb2.Record:
+    return ParseDict(value, record_pb2.Record())

@@ -14,7 +14,7 @@ from libs.periods import Periods
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.time import now_us
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2_grpc
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.erasing import Eraser
@@ -61,7 +61,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         open_channel(config.postback_target) as to_postback,
     ):
         settings = follow_tracker(to_tracker, RulebookBuilder())
-        store, ingest = Store(pool), ingest_pb2_grpc.IngestServiceStub(to_ingest)
+        store, ingest = Store(pool), IngestServiceStub(to_ingest)
         postback = postback_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         pace = Pace()

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_late
 from libs.errors import InvalidArgument, ServiceError, Unavailable, Violation, from_rpc_error
 from libs.interceptors import REQUEST_ID_HEADER
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.asgi import MAX_QUERY_BYTES, Answer, Headers, Receive, Refused, Request, Scope, Send, json_answer
 from services.gateway.attribution import describe
@@ -30,7 +30,7 @@ from services.gateway.translate import UNKNOWN_APP, in_senders_words, is_too_dee
 
 MAX_RECORDS = 1_000
 _MAX_DEPTH = 16
-_REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
+_REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
 _SUCCESS: Answer = (200, [(b"content-type", b"application/json")], b'{"success":1}')
 _TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 _NO_STORE = (b"cache-control", b"no-store")
@@ -290,7 +290,7 @@ class Gateway:
             await self._keep(record, request, headers)
         return status, headers, body
 
-    async def _keep(self, record: ingest_pb2.Record, request: Request, headers: Headers) -> None:
+    async def _keep(self, record: record_pb2.Record, request: Request, headers: Headers) -> None:
         """Keep an engagement before its answer goes out. The visitor goes on even if it is lost, but never silently."""
         try:
             outcome = await self._engagements.add(record.SerializeToString(), request.request_id)
@@ -402,13 +402,13 @@ def _translated(value: Any, settings: Settings, *, may_hold_nul: bool) -> bytes:
         raise Refused.by(error) from None
 
 
-def _result(outcome: Outcome) -> ingest_pb2.RecordResult:
+def _result(outcome: Outcome) -> record_batch_pb2.RecordResult:
     if isinstance(outcome, ServiceError):
         raise outcome
     return outcome
 
 
-def _refusal(value: Mapping[str, Any], result: ingest_pb2.RecordResult) -> Refused | None:
+def _refusal(value: Mapping[str, Any], result: record_batch_pb2.RecordResult) -> Refused | None:
     """What ingest refused a record with, in its sender's words; None for one that is stored."""
     if result.status != _REJECTED:
         return None

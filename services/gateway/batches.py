@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from libs.errors import ResourceExhausted, ServiceError
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2
 
-Outcome: TypeAlias = ingest_pb2.RecordResult | ServiceError
+Outcome: TypeAlias = record_batch_pb2.RecordResult | ServiceError
 """What became of a record: ingest's answer, or why there is none."""
 Send: TypeAlias = Callable[[Sequence[bytes], str], Awaitable[Sequence[Outcome]]]
 """Sends serialised records under a request id; answers one outcome a record and never raises."""

@@ -11,13 +11,13 @@ from prometheus_client import Counter, Gauge
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, from_rpc_error
 from libs.interceptors import REQUEST_ID_HEADER
 from libs.worker import keep_running
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2
 from services.gateway.batches import Outcome
 from services.gateway.spool import Spool, SpoolFullError
 
-_RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ingest_pb2.RecordBatchResponse]"
+_RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, record_batch_pb2.RecordBatchResponse]"
 _METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
-_REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
+_REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
 _LOUDLY_EVERY_S = 5.0
 _REPLAY_PATIENCE_S = 10.0
 
@@ -35,12 +35,12 @@ class IngestLog:
         # A generated stub would copy each record into the request; the bytes of a request are those of its records,
         # each behind its tag and length.
         self._record_batch: _RecordBatch = channel.unary_unary(
-            _METHOD, response_deserializer=ingest_pb2.RecordBatchResponse.FromString
+            _METHOD, response_deserializer=record_batch_pb2.RecordBatchResponse.FromString
         )
 
     async def store(
         self, records: Sequence[bytes], request_id: str, timeout_s: float | None = None
-    ) -> Sequence[ingest_pb2.RecordResult]:
+    ) -> Sequence[record_batch_pb2.RecordResult]:
         """One result a record, in order. Raises `Unavailable` or `ResourceExhausted` with a time to retry after."""
         request = b"".join(b"\n" + _varint(len(record)) + record for record in records)
         try:
@@ -86,7 +86,7 @@ class EngagementLog:
         except (SpoolFullError, OSError) as error:
             return self._lose(len(records), error)
         _spooled.inc(len(records))
-        return [ingest_pb2.RecordResult(status=ingest_pb2.RecordResult.STATUS_ACCEPTED)] * len(records)
+        return [record_batch_pb2.RecordResult(status=record_batch_pb2.RecordResult.STATUS_ACCEPTED)] * len(records)
 
     async def replay(self) -> None:
         """Send on what the spool holds, until cancelled."""
@@ -107,7 +107,7 @@ class EngagementLog:
         return [Unavailable("ENGAGEMENT_LOST", "ingest is away and the spool takes no more")] * count
 
 
-def _count_refused(results: Sequence[ingest_pb2.RecordResult]) -> None:
+def _count_refused(results: Sequence[record_batch_pb2.RecordResult]) -> None:
     refused = sum(result.status == _REJECTED for result in results)
     if refused:
         _refused.inc(refused)

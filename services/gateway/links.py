@@ -8,7 +8,7 @@ from urllib.parse import unquote_plus
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.gateway.model import DEVICE_IDS, HASH_METHODS, Platform, Tracker
 
 MAX_CUSTOM_PARAMETERS = 64
@@ -78,7 +78,7 @@ def is_usable(name: str, value: str) -> bool:
 
 def click_record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, click_id: str, invalid: bool
-) -> ingest_pb2.Record:
+) -> record_pb2.Record:
     """The record of a click. `click_id` becomes its record id: it is what the redirect hands on as `ko_click_id`.
 
     A ping later than 12 hours is invalid as well: kept, never a candidate.
@@ -97,7 +97,7 @@ def click_record(
 
 def impression_record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, record_id: str
-) -> ingest_pb2.Record:
+) -> record_pb2.Record:
     """The record of a view. `event` says whether a video was seen to its end."""
     record = _record(tracker, parameters, visit, record_id, _time_s(parameters, visit))
     impression = record.impression
@@ -127,10 +127,10 @@ def device_user_agent(parameters: Mapping[str, str], visit: Visit) -> str:
 
 def _record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, record_id: str, time_s: float
-) -> ingest_pb2.Record:
+) -> record_pb2.Record:
     ip_address = parameters.get("ip_address", visit.ip_address)
     whole_s = int(time_s)
-    record = ingest_pb2.Record(
+    record = record_pb2.Record(
         record_id=record_id,
         app_id=tracker.app.app_id,
         event_time=Timestamp(seconds=whole_s, nanos=int((time_s - whole_s) * 1e9)),
@@ -160,7 +160,7 @@ def _name_of_device_id(tracker: Tracker, parameters: Mapping[str, str], device_i
     return f"{name}_{method}" if method and f"{name}_{method}" in DEVICE_IDS else name
 
 
-def _describe_ad(ad: ingest_pb2.AdDetails, parameters: Mapping[str, str]) -> None:
+def _describe_ad(ad: record_pb2.AdDetails, parameters: Mapping[str, str]) -> None:
     for key in parameters.keys() & _AD:
         setattr(ad, key, parameters[key])
     custom = parameters.keys() - _OURS

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violation, Violations
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.gateway.links import epoch_s, is_ip_address, is_usable
 from services.gateway.model import CLICK_ID_KEY, DEVICE_IDS, HASH_METHODS
 
@@ -130,7 +130,7 @@ class Body:
 
 def translate(
     root: Mapping[str, Any], find_app: Callable[[str], object | None], wrong: Iterable[Violation] = ()
-) -> ingest_pb2.Record:
+) -> record_pb2.Record:
     """The record in one JSON object, as far as a record can say it: what is missing or out of bounds, ingest says.
 
     Raises `InvalidArgument` when something cannot be said in a record or `wrong` names what is found already; then it
@@ -139,7 +139,7 @@ def translate(
     """
     body = Body(root)
     body.violations.found.extend(wrong)
-    record = ingest_pb2.Record(
+    record = record_pb2.Record(
         record_id=body.text("record_id"),
         app_id=body.text("kochava_app_id"),
         ip_address=body.text("origination_ip"),
@@ -165,7 +165,7 @@ def translate(
     return record
 
 
-def _add_what_ingest_would_say(body: Body, record: ingest_pb2.Record, find_app: Callable[[str], object | None]) -> None:
+def _add_what_ingest_would_say(body: Body, record: record_pb2.Record, find_app: Callable[[str], object | None]) -> None:
     named = {violation.field for violation in body.violations.found}
     event, ip_address, kind = record.event, record.ip_address, record.WhichOneof("kind")
     has_device = any(is_usable(name, value) for name, value in record.device_ids.items())
@@ -320,20 +320,20 @@ def _take_time(body: Body, into: Timestamp, path: str, value: Any) -> None:
     into.nanos = round((seconds - into.seconds) * 1000) * 1_000_000 % 1_000_000_000
 
 
-def _take_usertime(body: Body, record: ingest_pb2.Record, given: Any) -> None:
+def _take_usertime(body: Body, record: record_pb2.Record, given: Any) -> None:
     if given != "":
         _take_time(body, record.event_time, body.path("usertime"), given)
 
 
-def _take_limit_tracking(body: Body, record: ingest_pb2.Record, given: Any) -> None:
+def _take_limit_tracking(body: Body, record: record_pb2.Record, given: Any) -> None:
     record.limit_ad_tracking = body.as_flag(body.path("device_limit_tracking"), given)
 
 
-def _take_data_controlled(body: Body, record: ingest_pb2.Record, given: Any) -> None:
+def _take_data_controlled(body: Body, record: record_pb2.Record, given: Any) -> None:
     record.data_controlled = body.as_flag(body.path("data_controlled"), given)
 
 
-def _take_consent(body: Body, record: ingest_pb2.Record, given: Any) -> None:
+def _take_consent(body: Body, record: record_pb2.Record, given: Any) -> None:
     path, into = body.path("gdpr_privacy_consent"), record.privacy_consent
     if not isinstance(given, dict):
         if given not in _ABSENT:
@@ -350,7 +350,7 @@ def _take_consent(body: Body, record: ingest_pb2.Record, given: Any) -> None:
             setattr(into, name, body.as_flag(f"{path}.{name}", given[name]))
 
 
-def _take_transparency(body: Body, record: ingest_pb2.Record, given: Any) -> None:
+def _take_transparency(body: Body, record: record_pb2.Record, given: Any) -> None:
     path, into = body.path("app_tracking_transparency"), record.tracking_transparency
     if not isinstance(given, dict):
         if given not in _ABSENT:
@@ -369,7 +369,7 @@ def _take_transparency(body: Body, record: ingest_pb2.Record, given: Any) -> Non
         _take_time(body, into.answer_time, f"{path}.att_time", given["att_time"])
 
 
-def _drop_untracked_idfa(record: ingest_pb2.Record) -> None:
+def _drop_untracked_idfa(record: record_pb2.Record) -> None:
     if record.tracking_transparency.authorized or not _needs_transparency(record.user_agent):
         return
     for name in [name for name in record.device_ids if name.startswith("idfa")]:
@@ -384,7 +384,7 @@ def _needs_transparency(user_agent: str) -> bool:
     return False
 
 
-def _take_install(body: Body, record: ingest_pb2.Record) -> None:
+def _take_install(body: Body, record: record_pb2.Record) -> None:
     install = record.install
     install.SetInParent()
     given = body.get("install_referrer")
@@ -398,7 +398,7 @@ def _take_install(body: Body, record: ingest_pb2.Record) -> None:
     install.click_record_id = _parameter(referrer, CLICK_ID_KEY)
 
 
-def _take_event(body: Body, record: ingest_pb2.Record) -> None:
+def _take_event(body: Body, record: record_pb2.Record) -> None:
     name = body.text("event_name")
     if name == DEEP_LINK_EVENT:
         _take_deep_link(body, record)
@@ -422,7 +422,7 @@ def _take_event(body: Body, record: ingest_pb2.Record) -> None:
         _take_revenue(body, given, path, event)
 
 
-def _take_revenue(body: Body, given: Mapping[str, Any], path: str, event: ingest_pb2.Event) -> None:
+def _take_revenue(body: Body, given: Mapping[str, Any], path: str, event: record_pb2.Event) -> None:
     for key in ("sum", "price", "revenue"):
         value = given.get(key)
         if value is None or value == "":
@@ -451,7 +451,7 @@ def _micros(value: Any) -> int | None:
     return round(amount * 1_000_000) if amount.is_finite() and abs(amount) < _MAX_AMOUNT else None
 
 
-def _take_deep_link(body: Body, record: ingest_pb2.Record) -> None:
+def _take_deep_link(body: Body, record: record_pb2.Record) -> None:
     opened = record.deep_link_open
     opened.SetInParent()
     given, path = body.object("event_data"), body.path("event_data")
@@ -465,16 +465,16 @@ def _take_deep_link(body: Body, record: ingest_pb2.Record) -> None:
     opened.tracker_id = _parameter(uri, "campaign_id") or _tracker_in_path(uri)
 
 
-def _take_session(body: Body, record: ingest_pb2.Record) -> None:
+def _take_session(body: Body, record: record_pb2.Record) -> None:
     record.session.SetInParent()
-    record.session.state = _STATES.get(body.text("state").lower(), ingest_pb2.Session.STATE_UNSPECIFIED)
+    record.session.state = _STATES.get(body.text("state").lower(), record_pb2.Session.STATE_UNSPECIFIED)
 
 
-def _take_update(_: Body, record: ingest_pb2.Record) -> None:
+def _take_update(_: Body, record: record_pb2.Record) -> None:
     record.event.event_name = UPDATE_EVENT
 
 
-def _take_identity_link(body: Body, record: ingest_pb2.Record) -> None:
+def _take_identity_link(body: Body, record: record_pb2.Record) -> None:
     identities = record.identity_link.identities
     record.identity_link.SetInParent()
     nested = body.object("identity_link")
@@ -509,15 +509,15 @@ def _tracker_in_path(uri: str) -> str:
     return unquote(path[3:].partition("/")[0])[:64] if path.startswith("/c/") else ""
 
 
-_STATES = {"start": ingest_pb2.Session.STATE_START, "stop": ingest_pb2.Session.STATE_STOP}
-_ACTIONS: dict[str, Callable[[Body, ingest_pb2.Record], None]] = {
+_STATES = {"start": record_pb2.Session.STATE_START, "stop": record_pb2.Session.STATE_STOP}
+_ACTIONS: dict[str, Callable[[Body, record_pb2.Record], None]] = {
     "install": _take_install,
     "event": _take_event,
     "session": _take_session,
     "update": _take_update,
     "identityLink": _take_identity_link,
 }
-_OPTIONAL: tuple[tuple[str, Callable[[Body, ingest_pb2.Record, Any], None]], ...] = (
+_OPTIONAL: tuple[tuple[str, Callable[[Body, record_pb2.Record, Any], None]], ...] = (
     ("usertime", _take_usertime),
     ("device_limit_tracking", _take_limit_tracking),
     ("data_controlled", _take_data_controlled),

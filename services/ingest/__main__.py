@@ -8,7 +8,8 @@ from libs.channels import open_channel
 from libs.db import open_pool
 from libs.domain.snapshots import follow_tracker
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import service_pb2
+from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_server
 from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.ingest.reader import Growth
@@ -53,8 +54,8 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
         )
         face = Face.of(
-            ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
-            ingest_pb2_grpc.add_IngestServiceServicer_to_server,
+            service_pb2.DESCRIPTOR.services_by_name["IngestService"],
+            add_IngestServiceServicer_to_server,
             service,
         )
         yield Service(

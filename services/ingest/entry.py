@@ -6,14 +6,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.lanes import lane_of
 from libs.errors import Violation
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.ingest.model import Entry, Settings, given_key, made_id
 from services.ingest.validate import DEVICE_ID_NAMES, is_usable, violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
 
 
-def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry | list[Violation]:
+def admit(record: record_pb2.Record, settings: Settings, now_us: int) -> Entry | list[Violation]:
     """The entry of a record that came at `now_us`, or every wrong field of it.
 
     The key is a digest of app and record_id when the sender gave one, whatever else the record says; otherwise of all
@@ -42,10 +42,10 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
     # A serialised message followed by another is their merge: so what is missing is added at the end.
     content += settings.stamp
     if not given_id:
-        content += ingest_pb2.Record(record_id=record_id).SerializeToString()
+        content += record_pb2.Record(record_id=record_id).SerializeToString()
     if not record.HasField("event_time"):
         now = Timestamp(seconds=now_s, nanos=fraction_us * 1000)
-        content += ingest_pb2.Record(event_time=now).SerializeToString()
+        content += record_pb2.Record(event_time=now).SerializeToString()
     # An engagement without an id stays with its address; without that, it goes anywhere.
     device = (_best(usable).strip().lower() if usable else record.ip_address) or record_id
     return Entry(
@@ -60,13 +60,13 @@ def admit(record: ingest_pb2.Record, settings: Settings, now_us: int) -> Entry |
     )
 
 
-def _is_engagement(record: ingest_pb2.Record, kind: str | None) -> bool | None:
+def _is_engagement(record: record_pb2.Record, kind: str | None) -> bool | None:
     if kind == "deep_link_open" and record.deep_link_open.tracker_id and not record.deep_link_open.click_record_id:
         return None
     return kind in _ENGAGEMENTS
 
 
-def _device_ids(record: ingest_pb2.Record) -> dict[str, str]:
+def _device_ids(record: record_pb2.Record) -> dict[str, str]:
     ids = record.device_ids
     return {name: ids[name] for name in ids}  # half the time of dict(ids)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_erasure_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import LogRow, given_key, made_time_s
 from services.ingest.store import Store
 
@@ -22,8 +22,8 @@ _MOST_IDS = 100_000
 
 
 async def erase(
-    store: Store, request: ingest_pb2.EraseRecordsRequest
-) -> AsyncIterator[ingest_pb2.EraseRecordsResponse]:
+    store: Store, request: record_erasure_pb2.EraseRecordsRequest
+) -> AsyncIterator[record_erasure_pb2.EraseRecordsResponse]:
     """Erase what `request` names; answers after every lane. Raises InvalidArgument with every wrong field."""
     below = _parse(request)
     settled = time.monotonic() + SETTLING_S
@@ -39,28 +39,28 @@ async def erase(
         if place == len(below):
             await asyncio.sleep(settled - time.monotonic())
             erased += await _erase_refusals(store, wanted)
-        yield ingest_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
+        yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
 
 
 class _Wanted:
     """What is to be erased."""
 
-    def __init__(self, request: ingest_pb2.EraseRecordsRequest) -> None:
+    def __init__(self, request: record_erasure_pb2.EraseRecordsRequest) -> None:
         self.app_id, self.app_lane = request.app_id, lane_of(request.app_id)
         self._device_ids = frozenset(map(_normalise, request.device_ids))
         self._record_ids = frozenset(request.record_ids)
 
-    def entry(self, row: LogRow) -> tuple[LogRow, ingest_pb2.Record] | None:
+    def entry(self, row: LogRow) -> tuple[LogRow, record_pb2.Record] | None:
         """The entry with its record, if it is wanted."""
-        record = ingest_pb2.Record.FromString(row.record)
+        record = record_pb2.Record.FromString(row.record)
         return (row, record) if record.app_id == self.app_id and self.has(record) else None  # apps share lanes
 
-    def has(self, record: ingest_pb2.Record) -> bool:
+    def has(self, record: record_pb2.Record) -> bool:
         ids = record.device_ids
         return record.record_id in self._record_ids or any(_normalise(ids[name]) in self._device_ids for name in ids)
 
 
-async def _erase_entries(store: Store, lane: int, found: list[tuple[LogRow, ingest_pb2.Record]]) -> Counter[str]:
+async def _erase_entries(store: Store, lane: int, found: list[tuple[LogRow, record_pb2.Record]]) -> Counter[str]:
     if not found:
         return Counter()
     keys = [each for row, record in found for each in _keys(row, record)]
@@ -68,7 +68,7 @@ async def _erase_entries(store: Store, lane: int, found: list[tuple[LogRow, inge
     return Counter(log=entries, dedupe=repeats)
 
 
-def _keys(row: LogRow, record: ingest_pb2.Record) -> list[tuple[bytes, bytes, int]]:
+def _keys(row: LogRow, record: record_pb2.Record) -> list[tuple[bytes, bytes, int]]:
     """The ranges of keys its repeats may be recognised by: whoever made its id, and an id that ingest made has most of
     its key in it."""
     receive_time_s = row.receive_time_us // 1_000_000
@@ -85,14 +85,16 @@ async def _erase_refusals(store: Store, wanted: _Wanted) -> Counter[str]:
     before = (2**63 - 1, 0)
     while refusals := await store.list_rejected(wanted.app_id, before=before, size=_REFUSALS):
         began = time.monotonic()
-        found = [each for each in refusals if wanted.has(ingest_pb2.RejectedRecord.FromString(each.refusal).record)]
+        found = [
+            each for each in refusals if wanted.has(rejected_record_pb2.RejectedRecord.FromString(each.refusal).record)
+        ]
         erased["rejected"] += await store.erase_rejected(wanted.app_id, found) if found else 0
         before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
         await asyncio.sleep(PAUSES * (time.monotonic() - began))
     return +erased
 
 
-def _parse(request: ingest_pb2.EraseRecordsRequest) -> dict[int, int]:
+def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> dict[int, int]:
     """The position below which to erase, by lane."""
     found = Violations()
     if not request.app_id or "\0" in request.app_id:

@@ -1,7 +1,7 @@
 """What became of one record: found by its id in a log that has no index on ids."""
 
 from libs.domain.lanes import lane_of
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_lookup_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import given_key, made_time_s
 from services.ingest.store import Store
 
@@ -13,11 +13,11 @@ BEFORE_S, AFTER_S = 5, 30
 database, some moments later: a group waits and, at worst, is tried again."""
 
 
-async def look_up(store: Store, app_id: str, record_id: str) -> ingest_pb2.LookUpRecordResponse:
+async def look_up(store: Store, app_id: str, record_id: str) -> record_lookup_pb2.LookUpRecordResponse:
     """What is known of a record by the id that its sender gave it, or ingest; an empty answer when nothing is."""
-    response = ingest_pb2.LookUpRecordResponse(
+    response = record_lookup_pb2.LookUpRecordResponse(
         rejected=[
-            ingest_pb2.RejectedRecord.FromString(refusal)
+            rejected_record_pb2.RejectedRecord.FromString(refusal)
             for refusal in await store.refusals_of(app_id, record_id, size=MOST_REFUSALS)
         ]
     )
@@ -29,12 +29,12 @@ async def look_up(store: Store, app_id: str, record_id: str) -> ingest_pb2.LookU
         return response
     for row in await store.find_records(
         lane_of(app_id),
-        ingest_pb2.Record(record_id=record_id).SerializeToString(),
+        record_pb2.Record(record_id=record_id).SerializeToString(),
         since_us=(search_time_s - BEFORE_S) * 1_000_000,
         until_us=(search_time_s + AFTER_S) * 1_000_000,
         most=MOST_ENTRIES,
     ):
-        record = ingest_pb2.Record.FromString(row.record)
+        record = record_pb2.Record.FromString(row.record)
         if (record.app_id, record.record_id) == (app_id, record_id):
             response.record.CopyFrom(record)
             response.place.lane, response.place.position = row.lane, row.position

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from prometheus_client import Counter
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import Refusal
 from services.ingest.validate import MAX_ID
 
@@ -25,12 +25,14 @@ class Rejections:
         self._keep = keep
         self._waiting: deque[Refusal] = deque()
 
-    def add(self, record: ingest_pb2.Record, violations: Sequence[ingest_pb2.FieldViolation], now_us: int) -> None:
+    def add(
+        self, record: record_pb2.Record, violations: Sequence[record_batch_pb2.FieldViolation], now_us: int
+    ) -> None:
         """Note a refused record."""
         if len(self._waiting) >= MOST_WAITING:
             _dropped.inc()
             return
-        refusal = ingest_pb2.RejectedRecord(record=record, violations=violations)
+        refusal = rejected_record_pb2.RejectedRecord(record=record, violations=violations)
         refusal.reject_time.FromMicroseconds(now_us)
         if refusal.ByteSize() > LARGEST_BYTES:
             # Too large to keep: enough of it to find it again.

@@ -12,7 +12,15 @@ from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import (
+    log_pb2,
+    record_batch_pb2,
+    record_erasure_pb2,
+    record_lookup_pb2,
+    record_pb2,
+    rejected_record_pb2,
+)
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
 from services.ingest.entry import admit
 from services.ingest.erasing import erase
 from services.ingest.lookup import look_up
@@ -35,18 +43,18 @@ _ENTRY_OVERHEAD_BYTES = 32
 _records = Counter("ingest_records_total", "Records answered, by what became of them.", ["status"])
 _accepted, _repeated, _rejected = (_records.labels(status) for status in ("accepted", "repeated", "rejected"))
 _SELECTIONS = {
-    ingest_pb2.ReadLogRequest.SELECTION_UNSPECIFIED: None,
-    ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS: True,
-    ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS: False,
+    log_pb2.ReadLogRequest.SELECTION_UNSPECIFIED: None,
+    log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS: True,
+    log_pb2.ReadLogRequest.SELECTION_CONVERSIONS: False,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Checked = list[ingest_pb2.RecordResult | None]
+Checked = list[record_batch_pb2.RecordResult | None]
 """Results of a request: of refused records at once, None for those handed to the writer."""
 
 
-class IngestService(ingest_pb2_grpc.IngestServiceServicer):
-    """See ingest.proto. `now_us` is the time of receipt, microseconds since 1970."""
+class IngestService(IngestServiceServicer):
+    """See service.proto. `now_us` is the time of receipt, microseconds since 1970."""
 
     def __init__(
         self,
@@ -64,28 +72,28 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._erasing = asyncio.Lock()
 
     async def RecordBatch(
-        self, request: ingest_pb2.RecordBatchRequest, context: Context
-    ) -> ingest_pb2.RecordBatchResponse:
+        self, request: record_batch_pb2.RecordBatchRequest, context: Context
+    ) -> record_batch_pb2.RecordBatchResponse:
         results, entries = self._check(request.records)
         outcomes = await self._writer.submit(entries) if entries else []
-        return ingest_pb2.RecordBatchResponse(results=_merge(results, outcomes))
+        return record_batch_pb2.RecordBatchResponse(results=_merge(results, outcomes))
 
     async def RecordStream(
-        self, request_iterator: AsyncIterator[ingest_pb2.RecordStreamRequest], context: Context
-    ) -> AsyncIterator[ingest_pb2.RecordStreamResponse]:
+        self, request_iterator: AsyncIterator[record_batch_pb2.RecordStreamRequest], context: Context
+    ) -> AsyncIterator[record_batch_pb2.RecordStreamResponse]:
         under_way: asyncio.Queue[tuple[Checked, Answer | None] | None] = asyncio.Queue(PIPELINED_REQUESTS)
         receiving = asyncio.create_task(self._receive(request_iterator, under_way))
         try:
             while (item := await _next_of(under_way, receiving)) is not None:
                 results, answer = item
                 outcomes = await answer if answer is not None else []
-                yield ingest_pb2.RecordStreamResponse(results=_merge(results, outcomes))
+                yield record_batch_pb2.RecordStreamResponse(results=_merge(results, outcomes))
         finally:
             receiving.cancel()
 
     async def ReadLog(
-        self, request: ingest_pb2.ReadLogRequest, context: Context
-    ) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+        self, request: log_pb2.ReadLogRequest, context: Context
+    ) -> AsyncIterator[log_pb2.ReadLogResponse]:
         start = _parse_read_log(request)
         max_entries = request.max_entries or 2_000
         pages = follow(
@@ -101,8 +109,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 yield response
 
     async def ListRejected(
-        self, request: ingest_pb2.ListRejectedRequest, context: Context
-    ) -> ingest_pb2.ListRejectedResponse:
+        self, request: rejected_record_pb2.ListRejectedRequest, context: Context
+    ) -> rejected_record_pb2.ListRejectedResponse:
         found = Violations()
         if not request.app_id or "\0" in request.app_id:
             found.add("app_id", "REQUIRED", "the app whose refused records to list")
@@ -111,14 +119,14 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         found.check()
         before = (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0)
         rows = await self._store.list_rejected(request.app_id, before=before, size=size)
-        return ingest_pb2.ListRejectedResponse(
-            rejected=[ingest_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
+        return rejected_record_pb2.ListRejectedResponse(
+            rejected=[rejected_record_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
             next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if len(rows) == size else "",
         )
 
     async def LookUpRecord(
-        self, request: ingest_pb2.LookUpRecordRequest, context: Context
-    ) -> ingest_pb2.LookUpRecordResponse:
+        self, request: record_lookup_pb2.LookUpRecordRequest, context: Context
+    ) -> record_lookup_pb2.LookUpRecordResponse:
         found = Violations()
         for field in ("app_id", "record_id"):
             value = getattr(request, field)
@@ -131,15 +139,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         return response
 
     async def EraseRecords(
-        self, request: ingest_pb2.EraseRecordsRequest, context: Context
-    ) -> AsyncIterator[ingest_pb2.EraseRecordsResponse]:
+        self, request: record_erasure_pb2.EraseRecordsRequest, context: Context
+    ) -> AsyncIterator[record_erasure_pb2.EraseRecordsResponse]:
         async with self._erasing:
             async for response in erase(self._store, request):
                 yield response
 
     async def _receive(
         self,
-        requests: AsyncIterator[ingest_pb2.RecordStreamRequest],
+        requests: AsyncIterator[record_batch_pb2.RecordStreamRequest],
         under_way: "asyncio.Queue[tuple[Checked, Answer | None] | None]",
     ) -> None:
         async for request in requests:
@@ -148,7 +156,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             await under_way.put((results, self._writer.submit(entries) if entries else None))
         await under_way.put(None)
 
-    def _check(self, records: Sequence[ingest_pb2.Record]) -> tuple[Checked, list[Entry]]:
+    def _check(self, records: Sequence[record_pb2.Record]) -> tuple[Checked, list[Entry]]:
         """Results of the records that are refused, None for the others, whose entries follow. Never waits."""
         if not records:
             raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="at least one record")])
@@ -186,24 +194,24 @@ async def _next_of(
     return await getting
 
 
-def _refused(found: Sequence[Violation]) -> ingest_pb2.RecordResult:
-    return ingest_pb2.RecordResult(
-        status=ingest_pb2.RecordResult.STATUS_REJECTED,
+def _refused(found: Sequence[Violation]) -> record_batch_pb2.RecordResult:
+    return record_batch_pb2.RecordResult(
+        status=record_batch_pb2.RecordResult.STATUS_REJECTED,
         violations=[
-            ingest_pb2.FieldViolation(field=v.field, reason=v.reason, description=v.description) for v in found
+            record_batch_pb2.FieldViolation(field=v.field, reason=v.reason, description=v.description) for v in found
         ],
     )
 
 
-def _merge(results: Checked, outcomes: Sequence[Outcome]) -> list[ingest_pb2.RecordResult]:
-    accepted, repeated = ingest_pb2.RecordResult.STATUS_ACCEPTED, ingest_pb2.RecordResult.STATUS_REPEATED
+def _merge(results: Checked, outcomes: Sequence[Outcome]) -> list[record_batch_pb2.RecordResult]:
+    accepted, repeated = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
     stored = iter(outcomes)
     merged = []
     for result in results:
         if result is None:
             is_repeat, record_id = next(stored)
             status = repeated if is_repeat else accepted
-            merged.append(ingest_pb2.RecordResult(status=status, record_id=record_id))
+            merged.append(record_batch_pb2.RecordResult(status=status, record_id=record_id))
         else:
             merged.append(result)
     repeats = sum(outcome.repeated for outcome in outcomes)
@@ -212,7 +220,7 @@ def _merge(results: Checked, outcomes: Sequence[Outcome]) -> list[ingest_pb2.Rec
     return merged
 
 
-def _parse_read_log(request: ingest_pb2.ReadLogRequest) -> dict[int, int]:
+def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
     """The first position wanted, by lane."""
     found = Violations()
     start: dict[int, int] = {}
@@ -237,19 +245,19 @@ def _parse_read_log(request: ingest_pb2.ReadLogRequest) -> dict[int, int]:
     return start
 
 
-def _responses(page: LogPage, max_entries: int) -> Iterator[ingest_pb2.ReadLogResponse]:
+def _responses(page: LogPage, max_entries: int) -> Iterator[log_pb2.ReadLogResponse]:
     """The page as responses of bounded size; the last of them may say that the reader has caught up."""
-    entries: list[ingest_pb2.LogEntry] = []
+    entries: list[log_pb2.LogEntry] = []
     size = 0
     for lane, position, app_lane, receive_time_us, record in page.rows:
         bytes_more = len(record) + _ENTRY_OVERHEAD_BYTES
         if entries and (len(entries) == max_entries or size + bytes_more > RESPONSE_BYTES):
-            yield ingest_pb2.ReadLogResponse(entries=entries, heads=page.heads)
+            yield log_pb2.ReadLogResponse(entries=entries, heads=page.heads)
             entries, size = [], 0
         entries.append(
-            ingest_pb2.LogEntry(
+            log_pb2.LogEntry(
                 lane=lane, position=position, app_lane=app_lane, receive_time_us=receive_time_us, record=record
             )
         )
         size += bytes_more
-    yield ingest_pb2.ReadLogResponse(entries=entries, heads=page.heads, caught_up=page.caught_up)
+    yield log_pb2.ReadLogResponse(entries=entries, heads=page.heads, caught_up=page.caught_up)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Resources
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.ingest.model import DAY_S, App, Settings
 
@@ -29,7 +29,7 @@ def build_settings(resources: Resources, revision: int) -> Settings:
             for tracker in resources["tracker"].values()
             if isinstance(tracker, tracker_pb2.Tracker)
         },
-        stamp=ingest_pb2.Record(settings_revision=revision).SerializeToString(),
+        stamp=record_pb2.Record(settings_revision=revision).SerializeToString(),
     )
 
 

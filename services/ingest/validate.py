@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import Violation
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.ingest.model import Settings
 
 MAX_ID = 256
@@ -51,7 +51,7 @@ def is_usable(device_id: str) -> bool:
 
 
 def violations(
-    record: ingest_pb2.Record,
+    record: record_pb2.Record,
     settings: Settings,
     now_us: int,
     *,
@@ -136,7 +136,7 @@ class _Found:
         elif app_id in self.settings.apps and self.settings.app_of_tracker.get(tracker_id) != app_id:
             self.add(field, "UNKNOWN_TRACKER", "the app has no such tracker")
 
-    def ad(self, field: str, ad: ingest_pb2.AdDetails) -> None:
+    def ad(self, field: str, ad: record_pb2.AdDetails) -> None:
         self.identifier(f"{field}.site_id", ad.site_id)
         self.identifier(f"{field}.sub_site_id", ad.sub_site_id)
         self.identifier(f"{field}.creative_id", ad.creative_id)
@@ -145,7 +145,7 @@ class _Found:
         self.pairs(f"{field}.custom_parameters", ad.custom_parameters)
 
 
-def _check_app_and_time(record: ingest_pb2.Record, found: _Found, now_us: int) -> None:
+def _check_app_and_time(record: record_pb2.Record, found: _Found, now_us: int) -> None:
     app_id = record.app_id
     app = found.settings.apps.get(app_id)
     if not app_id:
@@ -169,7 +169,7 @@ def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
             found.identifier(f"device_ids.{name}", value)
 
 
-def _check_surroundings(record: ingest_pb2.Record, found: _Found, kind: str | None) -> None:
+def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | None) -> None:
     ip_address = record.ip_address
     if ip_address:
         if not _is_ip_address(ip_address):
@@ -181,7 +181,7 @@ def _check_surroundings(record: ingest_pb2.Record, found: _Found, kind: str | No
         found.text("app_version", record.app_version)
 
 
-def _check_privacy(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_privacy(record: record_pb2.Record, found: _Found) -> None:
     if record.HasField("tracking_transparency"):
         transparency = record.tracking_transparency
         if transparency.detail not in TRANSPARENCY_DETAILS:
@@ -193,7 +193,7 @@ def _check_privacy(record: ingest_pb2.Record, found: _Found) -> None:
         found.text("privacy_consent.tc_string", record.privacy_consent.tc_string)
 
 
-def _check_click(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_click(record: record_pb2.Record, found: _Found) -> None:
     click = record.click
     found.tracker("click.tracker_id", click.tracker_id, record.app_id)
     if not found.is_short(click):
@@ -201,7 +201,7 @@ def _check_click(record: ingest_pb2.Record, found: _Found) -> None:
         found.ad("click.ad", click.ad)
 
 
-def _check_impression(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_impression(record: record_pb2.Record, found: _Found) -> None:
     impression = record.impression
     found.tracker("impression.tracker_id", impression.tracker_id, record.app_id)
     if not found.is_short(impression):
@@ -209,14 +209,14 @@ def _check_impression(record: ingest_pb2.Record, found: _Found) -> None:
         found.ad("impression.ad", impression.ad)
 
 
-def _check_install(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_install(record: record_pb2.Record, found: _Found) -> None:
     install = record.install
     if not found.is_short(install):
         found.identifier("install.click_record_id", install.click_record_id)
         found.text("install.referrer", install.referrer)
 
 
-def _check_event(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_event(record: record_pb2.Record, found: _Found) -> None:
     event = record.event
     event_name = event.event_name
     found.required("event.event_name", event_name, "what happened")
@@ -233,12 +233,12 @@ def _check_event(record: ingest_pb2.Record, found: _Found) -> None:
         found.identifier("event.click_record_id", event.click_record_id)
 
 
-def _check_session(record: ingest_pb2.Record, found: _Found) -> None:
-    if record.session.state not in (ingest_pb2.Session.STATE_START, ingest_pb2.Session.STATE_STOP):
+def _check_session(record: record_pb2.Record, found: _Found) -> None:
+    if record.session.state not in (record_pb2.Session.STATE_START, record_pb2.Session.STATE_STOP):
         found.add("session.state", "REQUIRED", "STATE_START or STATE_STOP")
 
 
-def _check_deep_link_open(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_deep_link_open(record: record_pb2.Record, found: _Found) -> None:
     link = record.deep_link_open
     found.required("deep_link_open.uri", link.uri, "the link that opened the app")
     found.text("deep_link_open.uri", link.uri)
@@ -247,14 +247,14 @@ def _check_deep_link_open(record: ingest_pb2.Record, found: _Found) -> None:
     found.identifier("deep_link_open.tracker_id", link.tracker_id)
 
 
-def _check_identity_link(record: ingest_pb2.Record, found: _Found) -> None:
+def _check_identity_link(record: record_pb2.Record, found: _Found) -> None:
     identities = record.identity_link.identities
     if not identities:
         found.add("identity_link.identities", "REQUIRED", "at least one name and value")
     found.pairs("identity_link.identities", identities)
 
 
-_CHECKS: dict[str, Callable[[ingest_pb2.Record, _Found], None]] = {
+_CHECKS: dict[str, Callable[[record_pb2.Record, _Found], None]] = {
     "click": _check_click,
     "impression": _check_impression,
     "install": _check_install,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 
 SECRET_PREFIX = "secret."  # noqa: S105  # a prefix of names
@@ -115,7 +115,7 @@ def _os_version(values: Values) -> str:
 def _att_status(values: Values) -> str:
     if not values.record.HasField("tracking_transparency"):
         return ""
-    state: ingest_pb2.TrackingTransparency = values.record.tracking_transparency
+    state: record_pb2.TrackingTransparency = values.record.tracking_transparency
     return state.detail or ("authorized" if state.authorized else "denied")
 
 

@@ -4,7 +4,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.macros import INSTALL
 from services.postback.model import Configuration
@@ -17,7 +17,7 @@ _INSTALL_TIME = Timestamp(seconds=1_766_664_000)
 def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion:
     """A reengagement (or an install, as the configuration's trigger says) won by a click on its network."""
     install = configuration.trigger == INSTALL
-    record = ingest_pb2.Record(
+    record = record_pb2.Record(
         record_id="sample-conversion",
         app_id=configuration.app_id,
         event_time=_EVENT_TIME,
@@ -32,15 +32,15 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
         ip_address="203.0.113.7",
         user_agent="Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36",
         limit_ad_tracking=True,
-        tracking_transparency=ingest_pb2.TrackingTransparency(authorized=True, detail="authorized"),
+        tracking_transparency=record_pb2.TrackingTransparency(authorized=True, detail="authorized"),
         app_version="3.2.1",
-        install=ingest_pb2.Install() if install else None,
+        install=record_pb2.Install() if install else None,
         event=None
         if install
-        else ingest_pb2.Event(
+        else record_pb2.Event(
             event_name=configuration.trigger,
             event_data={"quantity": "2", "country": "DE"},
-            revenue=ingest_pb2.Money(amount_micros=9_990_000, currency_code="EUR"),
+            revenue=record_pb2.Money(amount_micros=9_990_000, currency_code="EUR"),
         ),
     )
     decision = attribution_pb2.Decision(
@@ -62,10 +62,10 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
         matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
         lookback=Duration(seconds=3600),
     )
-    click = ingest_pb2.Click(
+    click = record_pb2.Click(
         tracker_id="sample-tracker",
         click_id="network-click-1",
-        ad=ingest_pb2.AdDetails(
+        ad=record_pb2.AdDetails(
             site_id="site-1",
             sub_site_id="sub-site-1",
             creative_id="creative-1",
@@ -75,7 +75,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
     return conversion_pb2.Conversion(
         decision=decision,
         record=record,
-        engagement=ingest_pb2.Record(
+        engagement=record_pb2.Record(
             record_id="sample-click", app_id=configuration.app_id, event_time=_CLICK_TIME, click=click
         ),
         names=conversion_pb2.Names(

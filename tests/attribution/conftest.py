@@ -24,7 +24,8 @@ from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import (
@@ -210,7 +211,7 @@ class World:
     """Everything a test touches."""
 
     feed: Feed
-    ingest: ingest_pb2_grpc.IngestServiceStub
+    ingest: IngestServiceStub
     attribution: attribution_pb2_grpc.AttributionServiceStub
     received: Received
     pool: Pool
@@ -222,9 +223,9 @@ class World:
     """Where ingest and postback are, for a process of its own."""
     numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
-    async def send(self, *records: ingest_pb2.Record) -> list[str]:
+    async def send(self, *records: record_pb2.Record) -> list[str]:
         """Send records, all of which must be taken; answers their ids."""
-        response = await self.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+        response = await self.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))
         assert not [v for result in response.results for v in result.violations]
         return [result.record_id for result in response.results]
 
@@ -232,7 +233,7 @@ class World:
     async def worker(
         self,
         lease_s: float = 5.0,
-        ingest: ingest_pb2_grpc.IngestServiceStub | None = None,
+        ingest: IngestServiceStub | None = None,
         jobs: Mapping[str, Job] = MappingProxyType({}),
         claim_wait_s: float = 15.0,
     ) -> AsyncIterator[Worker]:
@@ -327,7 +328,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                 "ingest",
                 Face(
                     name="reengage.ingest.v1.IngestService",
-                    add=partial(ingest_pb2_grpc.add_IngestServiceServicer_to_server, log),
+                    add=partial(add_IngestServiceServicer_to_server, log),
                 ),
             )
             to_postback = await serve(
@@ -341,7 +342,7 @@ def start_world(tmp_path: Path) -> StartWorld:
             api = Attribution(
                 Store(pool),
                 settings,
-                explanations=Explanations(pool, ingest_pb2_grpc.IngestServiceStub(to_ingest)),
+                explanations=Explanations(pool, IngestServiceStub(to_ingest)),
                 watching=watching,
                 what_ifs=WhatIfs(Store(pool), settings, pace, lambda: time.time_ns() // 1000),
                 reattributions=Reattributions(pool, settings),
@@ -357,7 +358,7 @@ def start_world(tmp_path: Path) -> StartWorld:
             )
             yield World(
                 feed=feed,
-                ingest=ingest_pb2_grpc.IngestServiceStub(to_ingest),
+                ingest=IngestServiceStub(to_ingest),
                 attribution=attribution_pb2_grpc.AttributionServiceStub(to_attribution),
                 received=received,
                 pool=pool,
@@ -421,26 +422,26 @@ def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: A
     )
 
 
-def record(at_s: int, device: str | dict[str, str] = "", **fields: Any) -> ingest_pb2.Record:
+def record(at_s: int, device: str | dict[str, str] = "", **fields: Any) -> record_pb2.Record:
     """A record that happened `at_s` seconds after a day ago; a device given as text is an adid."""
     ids = device if isinstance(device, dict) else {"adid": device} if device else {}
-    made = ingest_pb2.Record(app_id=APP, device_ids=ids, **{"ip_address": "192.0.2.7", **fields})
+    made = record_pb2.Record(app_id=APP, device_ids=ids, **{"ip_address": "192.0.2.7", **fields})
     made.event_time.FromSeconds(_DAY_AGO_S + at_s)
     return made
 
 
 def click(
     at_s: int, device: str | dict[str, str] = "", tracker_id: str = RE_TRACKER, **fields: Any
-) -> ingest_pb2.Record:
-    return record(at_s, device, click=ingest_pb2.Click(tracker_id=tracker_id, **fields.pop("click", {})), **fields)
+) -> record_pb2.Record:
+    return record(at_s, device, click=record_pb2.Click(tracker_id=tracker_id, **fields.pop("click", {})), **fields)
 
 
-def install(at_s: int, device: str | dict[str, str], **fields: Any) -> ingest_pb2.Record:
-    return record(at_s, device, install=ingest_pb2.Install(**fields.pop("install", {})), **fields)
+def install(at_s: int, device: str | dict[str, str], **fields: Any) -> record_pb2.Record:
+    return record(at_s, device, install=record_pb2.Install(**fields.pop("install", {})), **fields)
 
 
-def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fields: Any) -> ingest_pb2.Record:
-    return record(at_s, device, event=ingest_pb2.Event(event_name=name, **fields.pop("event", {})), **fields)
+def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fields: Any) -> record_pb2.Record:
+    return record(at_s, device, event=record_pb2.Event(event_name=name, **fields.pop("event", {})), **fields)
 
 
 def claimed(network_id: str, at_s: int, **claim: Any) -> claim_pb2.ClaimAnswer:

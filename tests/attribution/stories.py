@@ -9,7 +9,7 @@ from random import Random
 from libs.db import Connection, Pool, in_transaction
 from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import usable_ids
 from services.attribution.decision.model import Claim, EngagementKind
@@ -136,7 +136,7 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, store: Store) -> Story:
     }
     logged = []
     for number, record in enumerate(records):
-        entry = ingest_pb2.LogEntry(
+        entry = log_pb2.LogEntry(
             lane=number % LANES,
             position=number,
             app_lane=lane_of(app_id),
@@ -147,12 +147,12 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, store: Store) -> Story:
     return Story(store=store, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
 
 
-def event_of(record: ingest_pb2.Record) -> str | None:
+def event_of(record: record_pb2.Record) -> str | None:
     return record.WhichOneof("kind") if record.WhichOneof("kind") in ("install", "event") else None
 
 
-def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> ingest_pb2.Record:
-    made = ingest_pb2.Record(
+def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_pb2.Record:
+    made = record_pb2.Record(
         record_id=record.id,
         app_id=app_id,
         device_ids=usable_ids(record.device),
@@ -162,17 +162,17 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> ingest_
     made.event_time.FromMicroseconds(record.time_us)
     if isinstance(record, EngagementRecord):
         if record.kind is EngagementKind.CLICK:
-            made.click.CopyFrom(ingest_pb2.Click(tracker_id=record.tracker, click_id=record.click_id))
+            made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=record.click_id))
         else:
             made.impression.CopyFrom(
-                ingest_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view)
+                record_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view)
             )
         return made
     made.limit_ad_tracking = record.limit_ad_tracking
     if record.name:
-        made.event.CopyFrom(ingest_pb2.Event(event_name=record.name, click_record_id=record.click))
+        made.event.CopyFrom(record_pb2.Event(event_name=record.name, click_record_id=record.click))
     else:
-        made.install.CopyFrom(ingest_pb2.Install(click_record_id=record.click))
+        made.install.CopyFrom(record_pb2.Install(click_record_id=record.click))
     return made
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from libs.config import ConfigError
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
@@ -280,7 +281,7 @@ async def test_an_install_that_waits_holds_back_its_device(world: World) -> None
     async with world.worker():
         await world.send(install(0, device(1), record_id="i1"))
         await _asked(world, "i1")
-        link = ingest_pb2.IdentityLink(identities={"email": "x"})
+        link = record_pb2.IdentityLink(identities={"email": "x"})
         await world.send(
             event(1, device(1), "View", record_id="v1"),
             event(2, device(1), record_id="e1"),
@@ -362,7 +363,7 @@ async def test_what_was_answered_is_not_asked_again_behind_another_install(world
 
 
 async def test_the_first_session_asks_and_fires_once(world: World) -> None:
-    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
     await world.received.trigger(("SessionBegin", "x"))
     await world.received.answer("s1", pending("x"))
     async with world.worker():
@@ -379,7 +380,7 @@ async def test_the_first_session_asks_and_fires_once(world: World) -> None:
 
 
 async def test_a_session_behind_an_install_that_waits_asks_in_its_turn(world: World) -> None:
-    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
     await world.received.trigger(("_install", "x"), ("SessionBegin", "x"))
     await world.received.answer("i1", pending("x"))
     async with world.worker():
@@ -571,20 +572,20 @@ async def test_lanes_that_move_take_what_waits_with_them(world: World) -> None:
 class _LateLog:
     """An ingest of which a worker hears no conversions before the gate is open."""
 
-    def __init__(self, stub: ingest_pb2_grpc.IngestServiceStub) -> None:
+    def __init__(self, stub: IngestServiceStub) -> None:
         self._stub = stub
         self.gate = asyncio.Event()
 
-    def ReadLog(self, request: ingest_pb2.ReadLogRequest) -> Any:
+    def ReadLog(self, request: log_pb2.ReadLogRequest) -> Any:
         call = self._stub.ReadLog(request)
-        return call if request.selection == ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS else _Late(call, self.gate)
+        return call if request.selection == log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS else _Late(call, self.gate)
 
 
 class _Late:
     def __init__(self, call: Any, gate: asyncio.Event) -> None:
         self._call, self._gate = call, gate
 
-    async def __aiter__(self) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+    async def __aiter__(self) -> AsyncIterator[log_pb2.ReadLogResponse]:
         async for response in self._call:
             await self._gate.wait()
             yield response

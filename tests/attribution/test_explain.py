@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.attribution.queries import sentences
 from tests.attribution.conftest import (
     APP,
@@ -51,7 +51,7 @@ def timeless(text: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "T", text)
 
 
-def text_at(record_: ingest_pb2.Record, plus_s: int = 0) -> str:
+def text_at(record_: record_pb2.Record, plus_s: int = 0) -> str:
     time = timestamp_pb2.Timestamp(seconds=record_.event_time.seconds + plus_s)
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
 
@@ -179,7 +179,7 @@ async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
         event(400, {**first, **second, **third}, "View", record_id="all400"),
         event(500, first, "View", record_id="a500"),
     ]
-    link = record(350, first, identity_link=ingest_pb2.IdentityLink(identities={"email": "x"}), record_id="l350")
+    link = record(350, first, identity_link=record_pb2.IdentityLink(identities={"email": "x"}), record_id="l350")
     async with world.worker():
         for each in (*sent, link):
             await world.send(each)
@@ -243,7 +243,7 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
 
 
 async def test_an_engagement_tells_what_it_won(world: World) -> None:
-    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    opened = record_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
     async with world.worker():
         await world.send(click(0, device(1), record_id="k1"), click(0, device(2), record_id="k2"))
         await world.send(event(10, device(1), record_id="e1"), event(2 * HOUR, device(1), record_id="e2"))
@@ -259,8 +259,8 @@ async def test_an_engagement_tells_what_it_won(world: World) -> None:
 
 
 async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
-    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
-    stop = ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
+    stop = record_pb2.Session(state=record_pb2.Session.STATE_STOP)
     await world.send(event(0, device(1), record_id="e0"), click(0, device(1), record_id="k0"))
     waiting, clicked = await explain(world, "e0"), await explain(world, "k0")
     assert (waiting.state, clicked.state) == (Explanation.STATE_WAITING, Explanation.STATE_NOT_A_CONVERSION)
@@ -285,7 +285,7 @@ async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
 async def test_a_refused_record_tells_every_violation(world: World) -> None:
     wrong = event(0, device(1), "_install", record_id="r1", ip_address="")
     for _ in range(3):
-        await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[wrong]))
+        await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[wrong]))
     async with asyncio.timeout(10):  # they are written by and by
         while await world.log_pool.fetchval("SELECT count(*) FROM rejected") < 3:
             await asyncio.sleep(0.01)

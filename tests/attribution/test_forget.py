@@ -15,7 +15,7 @@ import pytest
 from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
@@ -103,7 +103,7 @@ async def others_come(world: World) -> None:
             install(60, other, record_id=f"o-i-{number}"),
             click(HOUR, other, record_id=f"o-k2-{number}"),
             event(2 * HOUR, other, record_id=f"o-e-{number}"),
-            record(3 * HOUR, other, impression=ingest_pb2.Impression(tracker_id=RE_TRACKER), record_id=f"o-m-{number}"),
+            record(3 * HOUR, other, impression=record_pb2.Impression(tracker_id=RE_TRACKER), record_id=f"o-m-{number}"),
             record(4 * HOUR, device(number + 100), identity_link=_link("o"), record_id=f"o-l-{number}"),
         )
     await world.send(click(10, record_id="o-by-ip"))
@@ -115,8 +115,8 @@ async def others_come(world: World) -> None:
 
 async def the_person_comes(world: World) -> list[str]:
     """Everything that can be received of one; answers the conversions that are decided."""
-    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
-    stop = ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
+    stop = record_pb2.Session(state=record_pb2.Session.STATE_STOP)
     await world.send(record(0, ADID, identity_link=_link("too early"), record_id="p-l0"))
     await world.send(
         click(0, ADID, UA_TRACKER, record_id="p-k1", click={"click_id": "net-p"}),
@@ -124,7 +124,7 @@ async def the_person_comes(world: World) -> list[str]:
         click(2, sha1(hashlib.md5(ADID.encode(), usedforsecurity=False).hexdigest()), record_id="p-k3"),
         click(3, {"adid": ADID.upper(), "oaid": "another-id-of-the-click"}, record_id="p-k4", ip_address="2001:db8::7"),
         click(4, {}, record_id="p-web"),
-        record(5, {"adid_md5": HASHED}, impression=ingest_pb2.Impression(tracker_id=RE_TRACKER), record_id="p-m1"),
+        record(5, {"adid_md5": HASHED}, impression=record_pb2.Impression(tracker_id=RE_TRACKER), record_id="p-m1"),
     )
     await world.send(install(60, ADID, record_id="p-i1", install={"click_record_id": "p-web"}))
     await world.send(
@@ -140,7 +140,7 @@ async def the_person_comes(world: World) -> list[str]:
     )
     await world.send(click(HOUR, {"custom": CUSTOM}, record_id="p-k5"))
     await world.send(event(2 * HOUR, ADID, record_id="p-e1"))
-    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    opened = record_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
     await world.send(record(3 * HOUR, ADID, deep_link_open=opened, record_id="p-o1"))
     await refuse(world, event(0, ADID, "_install", record_id="p-refused"))
     decided = ["p-l0", "p-i1", "p-s1", "p-l1", "p-v1", "p-v2", "p-v3", "p-v4", "p-e1", "p-o1"]
@@ -156,13 +156,13 @@ async def the_person_comes(world: World) -> list[str]:
     return decided
 
 
-def _link(name: str) -> ingest_pb2.IdentityLink:
-    return ingest_pb2.IdentityLink(identities={"email": name})
+def _link(name: str) -> record_pb2.IdentityLink:
+    return record_pb2.IdentityLink(identities={"email": name})
 
 
-async def refuse(world: World, refused: ingest_pb2.Record) -> None:
+async def refuse(world: World, refused: record_pb2.Record) -> None:
     """Send a record that is refused, and wait until it is listed."""
-    await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[refused]))
+    await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[refused]))
     while not await world.log_pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = $1", refused.record_id):
         await asyncio.sleep(0.01)
 
@@ -399,7 +399,7 @@ async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(wor
         await world.send(event(0, ADID, "View", record_id="last"))
         await world.decided("last")
         rows = await all_rows(database.admin_dsn)
-    logged = {ingest_pb2.Record.FromString(row["record"]).record_id for row in rows["ingest.log"]}
+    logged = {record_pb2.Record.FromString(row["record"]).record_id for row in rows["ingest.log"]}
     decided = {row["conversion_id"] for row in rows["attribution.decisions"]}
     indexed = {row["engagement_id"] for row in rows["attribution.engagements"]}
     assert decided | indexed == logged
@@ -624,7 +624,11 @@ async def test_another_app_keeps_its_own(world: World, database: Database) -> No
         await world.send(event(0, ADID, "View", record_id="v1"))
         theirs = event(0, ADID, "View", record_id="v1")
         theirs.app_id = "other"
-        while (await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[theirs]))).results[0].violations:
+        while (
+            (await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[theirs])))
+            .results[0]
+            .violations
+        ):
             await asyncio.sleep(0.01)
         while await world.pool.fetchval("SELECT count(*) FROM decisions") < 2:
             await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -42,9 +42,9 @@ async def decisions(world: World) -> dict[str, list[bytes]]:
     return found
 
 
-def link(at_s: int, who: dict[str, str], **fields: Any) -> ingest_pb2.Record:
+def link(at_s: int, who: dict[str, str], **fields: Any) -> record_pb2.Record:
     identities = fields.pop("identities", {"email": "a@example.com"})
-    return record(at_s, who, identity_link=ingest_pb2.IdentityLink(identities=identities), **fields)
+    return record(at_s, who, identity_link=record_pb2.IdentityLink(identities=identities), **fields)
 
 
 @pytest.mark.parametrize("known_first", ["the older install's", "the younger install's"])
@@ -95,7 +95,7 @@ async def test_a_reengagement_leaves_the_installs_own_attribution(world: World) 
     assert (after.install.tracker_id, after.current.tracker_id) == (UA_TRACKER, RE_TRACKER)
 
 
-def meetings(seed: int) -> list[ingest_pb2.Record]:
+def meetings(seed: int) -> list[record_pb2.Record]:
     """Traffic of 12 people with 4 ids each, in an order in which devices meet in chains and late."""
     pick = random.Random(seed)
     records = []
@@ -181,7 +181,7 @@ async def test_devices_that_meet_lose_and_double_nothing_however_records_come(
     assert results[2] == results[0]
 
 
-async def _send_slowly(world: World, records: list[ingest_pb2.Record]) -> None:
+async def _send_slowly(world: World, records: list[record_pb2.Record]) -> None:
     for start in range(0, len(records), 5):
         await world.send(*records[start : start + 5])
         await asyncio.sleep(0)

@@ -11,7 +11,8 @@ import pytest
 
 from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.attribution.live.worker import Worker
 from tests.attribution.conftest import APP, World, click, device, event, install
 
@@ -21,14 +22,14 @@ REENGAGED = attribution_pb2.OUTCOME_REENGAGED
 class SlowLog:
     """An ingest whose engagements reach a worker only while the gate is open; all else passes at once."""
 
-    def __init__(self, stub: ingest_pb2_grpc.IngestServiceStub) -> None:
+    def __init__(self, stub: IngestServiceStub) -> None:
         self._stub = stub
         self.gate = asyncio.Event()
         self.held_back = asyncio.Event()
 
-    def ReadLog(self, request: ingest_pb2.ReadLogRequest) -> Any:
+    def ReadLog(self, request: log_pb2.ReadLogRequest) -> Any:
         call = self._stub.ReadLog(request)
-        if request.selection != ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS:
+        if request.selection != log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS:
             return call
         return _Held(call, self)
 
@@ -37,7 +38,7 @@ class _Held:
     def __init__(self, call: Any, log: SlowLog) -> None:
         self._call, self._log = call, log
 
-    async def __aiter__(self) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+    async def __aiter__(self) -> AsyncIterator[log_pb2.ReadLogResponse]:
         async for response in self._call:
             if response.entries:
                 self._log.held_back.set()

@@ -15,7 +15,7 @@ from libs.db import Pool
 from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from tests.attribution.conftest import APP, World, click, device, event, install
@@ -51,7 +51,7 @@ async def send_of(world: World, app_id: str, *record_ids: str) -> None:
         record.app_id = app_id
         taken = False
         while not taken:  # ingest follows the settings by itself
-            answer = await world.ingest.RecordBatch(ingest_pb2.RecordBatchRequest(records=[record]))
+            answer = await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[record]))
             taken = not answer.results[0].violations
 
 
@@ -223,7 +223,7 @@ async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_pa
         """
     )
     for app_id, record_id in (("no-device-yet", "k"), ("long-id", "k" * 200)):
-        record = ingest_pb2.Record(record_id=record_id, app_id=app_id)
+        record = record_pb2.Record(record_id=record_id, app_id=app_id)
         await connection.execute(
             """
             INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id,

@@ -18,7 +18,7 @@ from libs.db import Connection, Pool
 from libs.domain.lanes import LANES, lane_of
 from libs.periods import Periods
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from services.attribution.live import candidates as candidates_module
@@ -165,12 +165,12 @@ async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
     ours = tracker_resource("ours", network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
     await world.feed.publish(snapshot_pb2.Resource(app=app), theirs, ours)
 
-    def of_other(made: ingest_pb2.Record) -> ingest_pb2.Record:
+    def of_other(made: record_pb2.Record) -> record_pb2.Record:
         made.app_id = other
         return made
 
     async with world.worker():
-        known = ingest_pb2.RecordBatchRequest(records=[of_other(click(0, device(1), "theirs", record_id="k1"))])
+        known = record_batch_pb2.RecordBatchRequest(records=[of_other(click(0, device(1), "theirs", record_id="k1"))])
         while (await world.ingest.RecordBatch(known)).results[0].violations:
             await asyncio.sleep(0.01)  # until ingest has heard of the app
         await world.send(of_other(event(5, device(1), record_id="e1")))
@@ -374,15 +374,15 @@ async def test_whatever_ingest_takes_is_decided(world: World) -> None:
     def text() -> str:
         return numbers.choice(texts)
 
-    def weird() -> ingest_pb2.Record:
+    def weird() -> record_pb2.Record:
         kinds: list[dict[str, Any]] = [
-            {"click": ingest_pb2.Click(tracker_id=RE_TRACKER, click_id=text())},
-            {"impression": ingest_pb2.Impression(tracker_id=RE_TRACKER, impression_id=text())},
-            {"install": ingest_pb2.Install(click_record_id=text(), referrer=text())},
-            {"event": ingest_pb2.Event(event_name=numbers.choice(["Purchase", text()]), click_record_id=text())},
-            {"session": ingest_pb2.Session(state=numbers.choice([1, 2]))},  # type: ignore[arg-type]
-            {"deep_link_open": ingest_pb2.DeepLinkOpen(uri=text(), tracker_id=text(), click_record_id=text())},
-            {"identity_link": ingest_pb2.IdentityLink(identities={text(): text()})},
+            {"click": record_pb2.Click(tracker_id=RE_TRACKER, click_id=text())},
+            {"impression": record_pb2.Impression(tracker_id=RE_TRACKER, impression_id=text())},
+            {"install": record_pb2.Install(click_record_id=text(), referrer=text())},
+            {"event": record_pb2.Event(event_name=numbers.choice(["Purchase", text()]), click_record_id=text())},
+            {"session": record_pb2.Session(state=numbers.choice([1, 2]))},  # type: ignore[arg-type]
+            {"deep_link_open": record_pb2.DeepLinkOpen(uri=text(), tracker_id=text(), click_record_id=text())},
+            {"identity_link": record_pb2.IdentityLink(identities={text(): text()})},
         ]
         names = numbers.sample(["adid", "custom", "idfa", "mac", "adid_md5", "idfv_sha1", "oaid_sha256"], 2)
         return record(
@@ -402,7 +402,7 @@ async def test_whatever_ingest_takes_is_decided(world: World) -> None:
     async with world.worker():
         for number in range(4):
             answer = await world.ingest.RecordBatch(
-                ingest_pb2.RecordBatchRequest(records=[weird() for _ in range(500)])
+                record_batch_pb2.RecordBatchRequest(records=[weird() for _ in range(500)])
             )
             taken += sum(not result.violations for result in answer.results)
             await world.send(event(0, device(number), record_id=f"end-{number}"))

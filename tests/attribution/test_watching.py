@@ -17,7 +17,7 @@ from libs.channels import open_channel
 from libs.domain.lanes import lane_of
 from libs.errors import ResourceExhausted, from_rpc_error
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.queries import watching
@@ -68,7 +68,7 @@ async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, float 
     return details.code, details.reason, details.retry_after_s
 
 
-async def decide(world: World, *records: ingest_pb2.Record) -> list[str]:
+async def decide(world: World, *records: record_pb2.Record) -> list[str]:
     """Have records decided; answers their ids."""
     async with world.worker():
         ids = await world.send(*records)
@@ -105,7 +105,7 @@ async def add_version(world: World, conversion_id: str, **fields: Any) -> None:
         await connection.execute(f"INSERT INTO decisions ({columns}) VALUES ({places})", *changed.values())
 
 
-def views(*numbers: int, app_id: str = APP) -> list[ingest_pb2.Record]:
+def views(*numbers: int, app_id: str = APP) -> list[record_pb2.Record]:
     made = [event(number, device(number), "View", record_id=f"v{number}") for number in numbers]
     for each in made:
         each.app_id = app_id

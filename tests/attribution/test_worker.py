@@ -10,7 +10,7 @@ import pytest
 
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -67,8 +67,8 @@ async def test_ids_that_meet_later_make_one_device(world: World) -> None:
 
 
 async def test_identity_links_need_a_known_device(world: World) -> None:
-    def link(at_s: int, who: str, **fields: Any) -> ingest_pb2.Record:
-        return record(at_s, who, identity_link=ingest_pb2.IdentityLink(identities={"email": "x"}), **fields)
+    def link(at_s: int, who: str, **fields: Any) -> record_pb2.Record:
+        return record(at_s, who, identity_link=record_pb2.IdentityLink(identities={"email": "x"}), **fields)
 
     async with world.worker():
         await world.send(link(0, device(1), record_id="l1"))
@@ -84,8 +84,8 @@ async def test_identity_links_need_a_known_device(world: World) -> None:
 
 
 async def test_the_first_session_of_an_install_fires_session_begin_once(world: World) -> None:
-    start = ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)
-    stop = ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
+    stop = record_pb2.Session(state=record_pb2.Session.STATE_STOP)
     async with world.worker():
         await world.send(install(0, device(1), record_id="i1"), record(1, device(1), session=start, record_id="s1"))
         await world.send(record(2, device(1), session=stop), record(3, device(1), session=start, record_id="s2"))
@@ -119,7 +119,7 @@ async def test_an_engagement_that_carries_a_hash(world: World) -> None:
 
 async def test_an_open_by_universal_link_is_its_own_click(world: World) -> None:
     """It bypassed the redirect: there is no click record, but the link names the tracker."""
-    opened = ingest_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
+    opened = record_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
     async with world.worker():
         await world.send(install(0, device(1), record_id="i1"))
         await world.send(record(2 * HOUR, device(1), deep_link_open=opened, record_id="o1"))

@@ -13,7 +13,8 @@ import asyncpg
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from libs.migrations import prepare
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import snapshot_pb2, tracker_pb2
 from tests.bench.row import Row
 from tests.ingest.process import IngestProcess, serve_settings
@@ -39,7 +40,7 @@ async def bench(*, records: int = 200_000) -> list[Row]:
             await ingest.start()
             try:
                 async with open_channel(ingest.target) as channel:
-                    stub = ingest_pb2_grpc.IngestServiceStub(channel)
+                    stub = IngestServiceStub(channel)
                     written = await _write(stub, records)
                     read = await _read(stub)
             finally:
@@ -116,9 +117,9 @@ async def _row_limits(dsn: str, records: int) -> tuple[float, float]:
     return pairs, rows
 
 
-async def _write(stub: ingest_pb2_grpc.IngestServiceStub, records: int) -> float:
+async def _write(stub: IngestServiceStub, records: int) -> float:
     requests = [
-        ingest_pb2.RecordBatchRequest(records=[make_record(number) for number in range(start, start + BATCH)])
+        record_batch_pb2.RecordBatchRequest(records=[make_record(number) for number in range(start, start + BATCH)])
         for start in range(0, records, BATCH)
     ]
     total = len(requests) * BATCH
@@ -126,18 +127,18 @@ async def _write(stub: ingest_pb2_grpc.IngestServiceStub, records: int) -> float
     async def send() -> None:
         while requests:
             response = await stub.RecordBatch(requests.pop())
-            assert all(result.status == ingest_pb2.RecordResult.STATUS_ACCEPTED for result in response.results)
+            assert all(result.status == record_batch_pb2.RecordResult.STATUS_ACCEPTED for result in response.results)
 
     return total / await _seconds(lambda: asyncio.gather(*(send() for _ in range(CONCURRENT))))
 
 
-async def _read(stub: ingest_pb2_grpc.IngestServiceStub) -> float:
-    places = [ingest_pb2.LanePosition(lane=lane) for lane in range(64)]
+async def _read(stub: IngestServiceStub) -> float:
+    places = [log_pb2.LanePosition(lane=lane) for lane in range(64)]
     count = 0
 
     async def read() -> None:
         nonlocal count
-        call = stub.ReadLog(ingest_pb2.ReadLogRequest(**{"from": places}))  # type: ignore[arg-type]
+        call = stub.ReadLog(log_pb2.ReadLogRequest(**{"from": places}))  # type: ignore[arg-type]
         async for response in call:
             count += len(response.entries)
             if response.caught_up:
@@ -154,10 +155,10 @@ async def _seconds(work: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began
 
 
-def make_record(number: int) -> ingest_pb2.Record:
+def make_record(number: int) -> record_pb2.Record:
     """A record of the usual mix: 70 of a hundred clicks and impressions, 5 installs, 25 events."""
     share = number % 20
-    record = ingest_pb2.Record(
+    record = record_pb2.Record(
         app_id="bench",
         record_id=f"record-{number:012}",
         device_ids={"idfa": f"6D92078A-8246-4BA4-AE5B-{number:012}"},

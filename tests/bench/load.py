@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from aiohttp import web
 
 from libs.channels import open_channel
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 
 BATCH = 100
 APP, CLICKED, SEEN, INSTALLED = "bench", "bench-re", "bench-re", "bench-ua"
@@ -62,17 +63,17 @@ async def load(ingest: str, port: int, rate: int, seconds: int, seed: int) -> Lo
     await web.TCPSite(runner, "127.0.0.1", port).start()
     began = time.monotonic()
 
-    async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
+    async def requests() -> AsyncIterator[record_batch_pb2.RecordStreamRequest]:
         rows = Traffic(seed)
         for number in range(batches):
             await asyncio.sleep(max(0.0, began + number * BATCH / rate - time.monotonic()))
-            yield ingest_pb2.RecordStreamRequest(records=rows.batch(number))
+            yield record_batch_pb2.RecordStreamRequest(records=rows.batch(number))
 
     async with open_channel(ingest) as channel:
-        stub = ingest_pb2_grpc.IngestServiceStub(channel)
+        stub = IngestServiceStub(channel)
         async for response in stub.RecordStream(requests()):
             statuses = {result.status for result in response.results}
-            if statuses != {ingest_pb2.RecordResult.STATUS_ACCEPTED}:
+            if statuses != {record_batch_pb2.RecordResult.STATUS_ACCEPTED}:
                 raise RuntimeError(f"not accepted: {response}")
     elapsed = time.monotonic() - began
     try:
@@ -99,7 +100,7 @@ class Traffic:
         self._random = random.Random(seed)
         self._seed = seed
 
-    def batch(self, number: int) -> list[ingest_pb2.Record]:
+    def batch(self, number: int) -> list[record_pb2.Record]:
         records = []
         for place in range(60):
             record = self._record(f"{self._seed}c{number}-{place}")
@@ -128,9 +129,9 @@ class Traffic:
             records.append(record)
         return records
 
-    def _record(self, device: str) -> ingest_pb2.Record:
+    def _record(self, device: str) -> record_pb2.Record:
         rng = random.Random(device)
-        return ingest_pb2.Record(
+        return record_pb2.Record(
             record_id=device,
             app_id=APP,
             device_ids={"adid": f"{rng.getrandbits(32):08x}-aaaa-4aaa-8aaa-{rng.getrandbits(48):012x}"},

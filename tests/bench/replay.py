@@ -17,7 +17,7 @@ from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Connection, Pool, in_transaction, open_pool
 from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2
 from services.attribution.decision.model import TrackerType
 from services.attribution.decision.rules import (
     App,
@@ -140,7 +140,7 @@ class _Live:
             for record in self._traffic.batch(self._batch):
                 now_us = time.time_ns() // 1000
                 record.event_time.FromMicroseconds(now_us)
-                entry = ingest_pb2.LogEntry(
+                entry = log_pb2.LogEntry(
                     lane=self._position % LANES,
                     position=self._position,
                     app_lane=lane_of(APP),

@@ -17,7 +17,7 @@ from libs.db import Connection, Pool, in_transaction, open_pool
 from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
 from libs.periods import Periods
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.model import DAY_US, TrackerType
 from services.attribution.decision.rules import (
     RETENTION_DAYS,
@@ -122,11 +122,11 @@ class _Bench:
         took = [await self._decide([self._purchase(device) for device in some]) for some in _parts(devices, BATCH)]
         return conversions / sum(took)
 
-    async def _index(self, records: Sequence[ingest_pb2.Record]) -> None:
+    async def _index(self, records: Sequence[record_pb2.Record]) -> None:
         rows = index_rows(self._logged(records), self._rules)
         await in_transaction(self._pool, lambda connection: self._store.insert_index(connection, rows))
 
-    async def _decide(self, records: Sequence[ingest_pb2.Record]) -> float:
+    async def _decide(self, records: Sequence[record_pb2.Record]) -> float:
         logged = self._logged(records)
 
         async def decide(connection: Connection, sequences: Mapping[int, int]) -> Batch:
@@ -148,11 +148,11 @@ class _Bench:
         assert len(batch.decisions) == len(records), "every conversion is decided"
         return took
 
-    def _logged(self, records: Sequence[ingest_pb2.Record]) -> list[Logged]:
+    def _logged(self, records: Sequence[record_pb2.Record]) -> list[Logged]:
         lane = lane_of(APP)
         return [
             Logged(
-                ingest_pb2.LogEntry(
+                log_pb2.LogEntry(
                     lane=lane,
                     position=next(self._numbers),
                     app_lane=lane,
@@ -164,19 +164,19 @@ class _Bench:
             for record in records
         ]
 
-    def _click(self, device: uuid.UUID, ago_s: int) -> ingest_pb2.Record:
+    def _click(self, device: uuid.UUID, ago_s: int) -> record_pb2.Record:
         record = self._record(device, ago_s)
         record.click.tracker_id = "re"
         return record
 
-    def _purchase(self, device: uuid.UUID) -> ingest_pb2.Record:
+    def _purchase(self, device: uuid.UUID) -> record_pb2.Record:
         record = self._record(device, 0)
         record.event.event_name = "Purchase"
         return record
 
-    def _record(self, device: uuid.UUID, ago_s: int) -> ingest_pb2.Record:
+    def _record(self, device: uuid.UUID, ago_s: int) -> record_pb2.Record:
         number = next(self._numbers)
-        record = ingest_pb2.Record(
+        record = record_pb2.Record(
             record_id=f"r{number}",
             app_id=APP,
             device_ids={"adid": str(device)},

@@ -18,7 +18,8 @@ from deploy.local.up import load_sample
 from deploy.local.x_network import Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.e2e.test_crash import _connect, _kill
 
 KILLED = ("postback", "attribution", "postback", "postgres", "attribution")
@@ -37,17 +38,17 @@ class Devices:
 
     async def run(self, target: str) -> None:
         async with open_channel(target, timeout_s=5) as channel:
-            stub = ingest_pb2_grpc.IngestServiceStub(channel)
+            stub = IngestServiceStub(channel)
             while not self.stop.is_set():
                 number = next(self._numbers)
                 device = f"{number:08X}-AAAA-4AAA-8AAA-{number:012X}"
                 if number % 2:
                     clicked = datetime.now(UTC) - timedelta(hours=1)
                     self._x.conducts[hashed(device)] = Conduct(twitter=attribution(clicked), delay_s=0.1)
-                install = ingest_pb2.Record(app_id=IOS, record_id=f"install-{number}", install=ingest_pb2.Install())
+                install = record_pb2.Record(app_id=IOS, record_id=f"install-{number}", install=record_pb2.Install())
                 install.event_time.FromSeconds(int(time.time()) - 3 * DAY)
-                event = ingest_pb2.Record(
-                    app_id=IOS, record_id=f"event-{number}", event=ingest_pb2.Event(event_name="Subscribe")
+                event = record_pb2.Record(
+                    app_id=IOS, record_id=f"event-{number}", event=record_pb2.Event(event_name="Subscribe")
                 )
                 for record in (install, event):
                     record.device_ids["idfa"], record.ip_address = device, "192.0.2.1"
@@ -55,14 +56,14 @@ class Devices:
                     await self._send(stub, record)
                 self.subscribed[event.record_id] = bool(number % 2)
 
-    async def _send(self, stub: ingest_pb2_grpc.IngestServiceStub, record: ingest_pb2.Record) -> None:
+    async def _send(self, stub: IngestServiceStub, record: record_pb2.Record) -> None:
         while True:
             try:
-                answer = await stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=[record]))
+                answer = await stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[record]))
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)  # as a sender does: the same record again
                 continue
-            assert answer.results[0].status != ingest_pb2.RecordResult.STATUS_REJECTED, answer
+            assert answer.results[0].status != record_batch_pb2.RecordResult.STATUS_REJECTED, answer
             return
 
     async def some_more(self) -> None:

@@ -21,7 +21,8 @@ from aiohttp import web
 from deploy.local.suite import HOST, SERVICES, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.bench.load import APP, CLICKED
 from tests.bench.whole import create_settings
 
@@ -58,7 +59,7 @@ class Sender:
 
     def __init__(self, name: str, ports: Ports) -> None:
         self._name, self._ports = name, ports
-        self.acknowledged: list[ingest_pb2.Record] = []
+        self.acknowledged: list[record_pb2.Record] = []
         self.redirected: list[str] = []
         self.stop = asyncio.Event()
 
@@ -67,7 +68,7 @@ class Sender:
             open_channel(self._ports.address("ingest"), timeout_s=5) as channel,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http,
         ):
-            stub = ingest_pb2_grpc.IngestServiceStub(channel)
+            stub = IngestServiceStub(channel)
             number = 0
             while not self.stop.is_set():
                 number += 1
@@ -82,18 +83,18 @@ class Sender:
                     event.event.event_data["sent"] = event.record_id
                     await self._send(stub, event)
 
-    def _record(self, device: str, name: str) -> ingest_pb2.Record:
+    def _record(self, device: str, name: str) -> record_pb2.Record:
         record_id = f"{self._name}-{name}"
-        return ingest_pb2.Record(app_id=APP, record_id=record_id, device_ids={"adid": device}, ip_address="192.0.2.1")
+        return record_pb2.Record(app_id=APP, record_id=record_id, device_ids={"adid": device}, ip_address="192.0.2.1")
 
-    async def _send(self, stub: ingest_pb2_grpc.IngestServiceStub, record: ingest_pb2.Record) -> None:
+    async def _send(self, stub: IngestServiceStub, record: record_pb2.Record) -> None:
         while True:
             try:
-                answer = await stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=[record]))
+                answer = await stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[record]))
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)  # as a sender does: the same record again
                 continue
-            assert answer.results[0].status != ingest_pb2.RecordResult.STATUS_REJECTED, answer
+            assert answer.results[0].status != record_batch_pb2.RecordResult.STATUS_REJECTED, answer
             self.acknowledged.append(record)
             return
 
@@ -171,7 +172,7 @@ async def _check(database: "asyncpg.Connection[asyncpg.Record]", senders: list[S
 
     # The log: each acknowledged record once; per device in the order they were sent.
     logged = [
-        (entry["lane"], entry["position"], ingest_pb2.Record.FromString(entry["record"]))
+        (entry["lane"], entry["position"], record_pb2.Record.FromString(entry["record"]))
         for entry in await database.fetch("SELECT lane, position, record FROM ingest.log ORDER BY lane, position")
     ]
     counts = collections.Counter(record.record_id for _, _, record in logged)
@@ -207,7 +208,7 @@ async def _until_logged(database: "asyncpg.Connection[asyncpg.Record]", clicks: 
     """Every click that was redirected reaches the log, if by way of the gateway's spool."""
     while True:
         records = await database.fetch("SELECT record FROM ingest.log WHERE is_engagement")
-        found = collections.Counter(ingest_pb2.Record.FromString(row["record"]).record_id for row in records)
+        found = collections.Counter(record_pb2.Record.FromString(row["record"]).record_id for row in records)
         if clicks <= found.keys():
             assert max(found.values()) == 1
             return

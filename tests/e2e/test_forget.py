@@ -20,7 +20,8 @@ from aiohttp import web
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.load import APP, CLICKED, INSTALLED
@@ -72,27 +73,27 @@ class Person:
             (click_id,) = parse_qs(urlsplit(answer.headers["Location"]).query)["ko_click_id"]
             return click_id
 
-    async def send(self, *records: ingest_pb2.Record) -> list[ingest_pb2.RecordResult]:
+    async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
         async with open_channel(self._ports.address("ingest")) as channel:
-            stub = ingest_pb2_grpc.IngestServiceStub(channel)
-            return list((await stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))).results)
+            stub = IngestServiceStub(channel)
+            return list((await stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))).results)
 
-    def record(self, name: str, **fields: object) -> ingest_pb2.Record:
+    def record(self, name: str, **fields: object) -> record_pb2.Record:
         usual = {"app_id": APP, "record_id": f"{self.name}-{name}", "device_ids": self.ids, "ip_address": "192.0.2.9"}
-        return ingest_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
+        return record_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
 
-    def purchase(self, name: str) -> ingest_pb2.Record:
+    def purchase(self, name: str) -> record_pb2.Record:
         data = {"sent": f"{self.name}-{name}"}
-        return self.record(name, event=ingest_pb2.Event(event_name="Purchase", event_data=data))
+        return self.record(name, event=record_pb2.Event(event_name="Purchase", event_data=data))
 
     async def come(self) -> None:
         await self.click_link()
         await self.send(
-            self.record("k", click=ingest_pb2.Click(tracker_id=INSTALLED)),
-            self.record("m", impression=ingest_pb2.Impression(tracker_id=CLICKED)),
-            self.record("i", install=ingest_pb2.Install()),
-            self.record("l", identity_link=ingest_pb2.IdentityLink(identities={"email": f"{self.name}@example.com"})),
-            self.record("bad", event=ingest_pb2.Event(event_name="_install")),
+            self.record("k", click=record_pb2.Click(tracker_id=INSTALLED)),
+            self.record("m", impression=record_pb2.Impression(tracker_id=CLICKED)),
+            self.record("i", install=record_pb2.Install()),
+            self.record("l", identity_link=record_pb2.IdentityLink(identities={"email": f"{self.name}@example.com"})),
+            self.record("bad", event=record_pb2.Event(event_name="_install")),
         )
         await self.click_link()
         await self.send(self.purchase("e1"))

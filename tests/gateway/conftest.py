@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import app_pb2, network_pb2, tracker_pb2
 from tests.conftest import TEMPLATE
 from tests.gateway.processes import Backend, GatewayProcess, backend, create_tracker
@@ -64,19 +65,19 @@ class World:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.ask("POST", "/track/json", data=io.BytesIO(data), **options)
 
-    async def log_of(self, device_id: str) -> list[ingest_pb2.Record]:
+    async def log_of(self, device_id: str) -> list[record_pb2.Record]:
         """The records of a device in ingest's log."""
         return [record for record in await self.log() if device_id in record.device_ids.values()]
 
-    async def log(self) -> list[ingest_pb2.Record]:
+    async def log(self) -> list[record_pb2.Record]:
         """All of ingest's log."""
-        places = [ingest_pb2.LanePosition(lane=lane) for lane in range(64)]
-        records: list[ingest_pb2.Record] = []
+        places = [log_pb2.LanePosition(lane=lane) for lane in range(64)]
+        records: list[record_pb2.Record] = []
         async with open_channel(self.backend.ingest.target) as channel:
-            request = ingest_pb2.ReadLogRequest(**{"from": places})  # type: ignore[arg-type]
-            call = ingest_pb2_grpc.IngestServiceStub(channel).ReadLog(request)
+            request = log_pb2.ReadLogRequest(**{"from": places})  # type: ignore[arg-type]
+            call = IngestServiceStub(channel).ReadLog(request)
             async for response in call:
-                records.extend(ingest_pb2.Record.FromString(entry.record) for entry in response.entries)
+                records.extend(record_pb2.Record.FromString(entry.record) for entry in response.entries)
                 if response.caught_up:
                     break
             call.cancel()

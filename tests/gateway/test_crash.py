@@ -17,33 +17,36 @@ from libs.channels import open_channel
 from libs.errors import ResourceExhausted, ServiceError
 from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
 from tests.gateway.conftest import World
 from tests.gateway.processes import GatewayProcess, free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.crash]
-Answering: TypeAlias = Callable[[ingest_pb2.RecordBatchRequest], Awaitable[None]]
+Answering: TypeAlias = Callable[[record_batch_pb2.RecordBatchRequest], Awaitable[None]]
 
 
-class Ingest(ingest_pb2_grpc.IngestServiceServicer):
+class Ingest(IngestServiceServicer):
     """An ingest that does what a test wants before it accepts."""
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
-        self.records: list[ingest_pb2.Record] = []
+        self.records: list[record_pb2.Record] = []
 
-    async def RecordBatch(self, request: ingest_pb2.RecordBatchRequest, context: Any) -> ingest_pb2.RecordBatchResponse:
+    async def RecordBatch(
+        self, request: record_batch_pb2.RecordBatchRequest, context: Any
+    ) -> record_batch_pb2.RecordBatchResponse:
         await self._answering(request)
         self.records.extend(request.records)
-        accepted = ingest_pb2.RecordResult(status=ingest_pb2.RecordResult.STATUS_ACCEPTED)
-        return ingest_pb2.RecordBatchResponse(results=[accepted] * len(request.records))
+        accepted = record_batch_pb2.RecordResult(status=record_batch_pb2.RecordResult.STATUS_ACCEPTED)
+        return record_batch_pb2.RecordBatchResponse(results=[accepted] * len(request.records))
 
 
 @asynccontextmanager
 async def serving_ingest(ingest: Ingest) -> AsyncIterator[str]:
     """Gives its target."""
     target = f"127.0.0.1:{free_port()}"
-    async with serving(lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(ingest, server), target):
+    async with serving(lambda server: add_IngestServiceServicer_to_server(ingest, server), target):
         yield target
 
 
@@ -131,7 +134,7 @@ async def test_a_killed_gateway_loses_no_click_that_it_answered(world: World, tm
 async def test_a_stop_answers_what_is_under_way(world: World, tmp_path: Path) -> None:
     called, go = asyncio.Event(), asyncio.Event()
 
-    async def slowly(_: ingest_pb2.RecordBatchRequest) -> None:
+    async def slowly(_: record_batch_pb2.RecordBatchRequest) -> None:
         called.set()
         await go.wait()
 
@@ -151,7 +154,7 @@ async def test_a_stop_answers_what_is_under_way(world: World, tmp_path: Path) ->
 async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: World, tmp_path: Path) -> None:
     go = asyncio.Event()
 
-    async def slowly(_: ingest_pb2.RecordBatchRequest) -> None:
+    async def slowly(_: record_batch_pb2.RecordBatchRequest) -> None:
         await go.wait()
 
     ingest = Ingest(slowly)  # type: ignore[abstract]
@@ -167,7 +170,7 @@ async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: 
 
 
 async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: Path) -> None:
-    async def never(_: ingest_pb2.RecordBatchRequest) -> None:
+    async def never(_: record_batch_pb2.RecordBatchRequest) -> None:
         await asyncio.Event().wait()
 
     ingest = Ingest(never)  # type: ignore[abstract]
@@ -204,7 +207,7 @@ async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> Non
 async def test_what_ingest_cannot_take_is_to_be_sent_again(
     world: World, tmp_path: Path, error: ServiceError, status: int, retry_after: str
 ) -> None:
-    async def failing(_: ingest_pb2.RecordBatchRequest) -> None:
+    async def failing(_: record_batch_pb2.RecordBatchRequest) -> None:
         raise error
 
     ingest = Ingest(failing)  # type: ignore[abstract]

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from tests.gateway.conftest import ANDROID, KEY, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -420,6 +420,6 @@ async def test_records_reach_ingest_under_the_senders_names(world: World) -> Non
     device = world.new_id()
     await world.track(event(device, device_ids={"ADID": f"{device}-adid", "unknown": "x"}, app_ver="1.2"))
     [record] = await world.log_of(device)
-    assert isinstance(record, ingest_pb2.Record)
+    assert isinstance(record, record_pb2.Record)
     assert dict(record.device_ids) == {"kochava_device_id": device, "adid": f"{device}-adid"}
     assert record.app_version == "1.2"

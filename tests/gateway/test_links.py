@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.links import Visit, click_record, epoch_s, impression_record, parse_query
 from services.gateway.model import App, Platform, Template, Tracker
@@ -17,7 +17,7 @@ def make_tracker(platform: Platform = Platform.ANDROID) -> Tracker:
     return Tracker(tracker_id="tr", app=app, install_url=Template("https://x.example/"))
 
 
-def click(query: str, platform: Platform = Platform.ANDROID) -> ingest_pb2.Record:
+def click(query: str, platform: Platform = Platform.ANDROID) -> record_pb2.Record:
     visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
     return click_record(make_tracker(platform), parse_query(query.encode()), visit, click_id="ID", invalid=False)
 

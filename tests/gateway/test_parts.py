@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from libs.channels import open_channel
 from libs.errors import InvalidArgument, ResourceExhausted, Violation
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2
 from services.gateway import refusals
 from services.gateway.asgi import Refused
 from services.gateway.batches import Batches, Outcome
@@ -30,7 +30,7 @@ class Ingest:
     async def send(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
         self.calls.append((list(records), request_id))
         await self.go.wait()
-        return [ingest_pb2.RecordResult(record_id=record.decode()) for record in records]
+        return [record_batch_pb2.RecordResult(record_id=record.decode()) for record in records]
 
 
 async def test_what_arrives_during_a_call_goes_out_with_the_next() -> None:
@@ -47,7 +47,9 @@ async def test_what_arrives_during_a_call_goes_out_with_the_next() -> None:
         ([b"1", b"2", b"3"], "request-1"),
         ([b"4", b"5"], "request-4"),
     ]
-    assert [answer.record_id for answer in answers if isinstance(answer, ingest_pb2.RecordResult)] == list("012345")
+    assert [answer.record_id for answer in answers if isinstance(answer, record_batch_pb2.RecordResult)] == list(
+        "012345"
+    )
 
 
 async def test_a_second_call_begins_when_it_is_worth_one() -> None:
@@ -91,7 +93,7 @@ async def test_a_request_that_was_given_up_harms_no_other() -> None:
     given_up.cancel()
     ingest.go.set()
     answer = await other
-    assert isinstance(answer, ingest_pb2.RecordResult)
+    assert isinstance(answer, record_batch_pb2.RecordResult)
     assert answer.record_id == "1"
 
 

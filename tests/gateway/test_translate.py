@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument, Violation
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.gateway.translate import in_senders_words, is_too_deep, nul_fields
 from services.gateway.translate import translate as translate_for
 
@@ -28,7 +28,7 @@ def body(action: str = "event", root: dict[str, Any] | None = None, **data: Any)
     }
 
 
-def translate(value: dict[str, Any]) -> ingest_pb2.Record:
+def translate(value: dict[str, Any]) -> record_pb2.Record:
     return translate_for(value, {"shop": "live"}.get)
 
 
@@ -425,7 +425,7 @@ _BODIES = st.builds(
 def test_law_any_body_is_a_record_or_refused_by_name(value: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidArgument):
         record = translate(value)
-        assert ingest_pb2.Record.FromString(record.SerializeToString()) == record
+        assert record_pb2.Record.FromString(record.SerializeToString()) == record
 
 
 @given(_BODIES, st.text())

@@ -14,7 +14,8 @@ from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, service_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
 from services.ingest.reader import Growth
 from services.ingest.rejections import Rejections
@@ -73,17 +74,17 @@ async def register_nothing(app_id: str, event_names: Collection[str]) -> None:
 class Ingest:
     """A running ingest service: its client, and what tests look into."""
 
-    stub: ingest_pb2_grpc.IngestServiceStub
+    stub: IngestServiceStub
     pool: Pool
     store: Store
     sightings: Sightings
 
-    async def send(self, *records: ingest_pb2.Record) -> list[ingest_pb2.RecordResult]:
+    async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
         """RecordBatch."""
-        response = await self.stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+        response = await self.stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))
         return list(response.results)
 
-    async def log(self) -> list[ingest_pb2.LogEntry]:
+    async def log(self) -> list[log_pb2.LogEntry]:
         """All that the log holds, through ReadLog."""
         return [entry async for entry in read_until_caught_up(self.stub)]
 
@@ -91,17 +92,17 @@ class Ingest:
 StartIngest: TypeAlias = Callable[..., AbstractAsyncContextManager[Ingest]]
 
 
-def read_log_request(positions: Sequence[int] = (0,) * 64, **options: Any) -> ingest_pb2.ReadLogRequest:
+def read_log_request(positions: Sequence[int] = (0,) * 64, **options: Any) -> log_pb2.ReadLogRequest:
     """A request for every lane from these positions on."""
-    request = ingest_pb2.ReadLogRequest(**options)
+    request = log_pb2.ReadLogRequest(**options)
     for lane, position in enumerate(positions):
         getattr(request, "from").add(lane=lane, position=position)
     return request
 
 
 async def read_until_caught_up(
-    stub: ingest_pb2_grpc.IngestServiceStub, request: ingest_pb2.ReadLogRequest | None = None
-) -> AsyncIterator[ingest_pb2.LogEntry]:
+    stub: IngestServiceStub, request: log_pb2.ReadLogRequest | None = None
+) -> AsyncIterator[log_pb2.LogEntry]:
     """The entries of a ReadLog call up to the first response that says caught_up."""
     call = stub.ReadLog(request or read_log_request())
     async for response in call:
@@ -138,8 +139,8 @@ def start_ingest(tmp_path: Path) -> StartIngest:
                 settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
             )
             face = Face.of(
-                ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
-                ingest_pb2_grpc.add_IngestServiceServicer_to_server,
+                service_pb2.DESCRIPTOR.services_by_name["IngestService"],
+                add_IngestServiceServicer_to_server,
                 service,
             )
             server, _ = build_server(ServerConfig(listen=""), [face])
@@ -152,7 +153,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             stack.push_async_callback(_cancel, tasks)
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
-            yield Ingest(stub=ingest_pb2_grpc.IngestServiceStub(channel), pool=pool, store=store, sightings=sightings)
+            yield Ingest(stub=IngestServiceStub(channel), pool=pool, store=store, sightings=sightings)
 
     return start
 
@@ -170,17 +171,17 @@ async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def click(**fields: object) -> ingest_pb2.Record:
+def click(**fields: object) -> record_pb2.Record:
     """An acceptable click."""
-    return record(click=ingest_pb2.Click(tracker_id=TRACKER), **fields)
+    return record(click=record_pb2.Click(tracker_id=TRACKER), **fields)
 
 
-def event(name: str = "Purchase", **fields: object) -> ingest_pb2.Record:
+def event(name: str = "Purchase", **fields: object) -> record_pb2.Record:
     """An acceptable event."""
-    return record(event=ingest_pb2.Event(event_name=name), **fields)
+    return record(event=record_pb2.Event(event_name=name), **fields)
 
 
-def record(**fields: object) -> ingest_pb2.Record:
+def record(**fields: object) -> record_pb2.Record:
     """A record with what every kind needs."""
     usual = {"app_id": APP, "device_ids": {"idfa": "11111111-1111-4111-8111-111111111111"}, "ip_address": "192.0.2.7"}
-    return ingest_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
+    return record_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import service_pb2_grpc, snapshot_pb2
 
 
@@ -59,11 +60,11 @@ class IngestProcess:
             *command, sys.executable, "-m", "services.ingest", env=os.environ | self._environment, stdout=DEVNULL
         )
         async with grpc.aio.insecure_channel(self.target) as channel:
-            stub = ingest_pb2_grpc.IngestServiceStub(channel)
+            stub = IngestServiceStub(channel)
             async with asyncio.timeout(30):
                 while True:
                     try:
-                        await stub.RecordBatch(ingest_pb2.RecordBatchRequest(), wait_for_ready=True)
+                        await stub.RecordBatch(record_batch_pb2.RecordBatchRequest(), wait_for_ready=True)
                     except grpc.aio.AioRpcError as error:
                         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                             return

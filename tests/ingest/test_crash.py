@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from libs.channels import open_channel
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.conftest import Database
 from tests.ingest.conftest import event, read_until_caught_up, settings_response
 from tests.ingest.process import IngestProcess, serve_settings
@@ -47,16 +48,16 @@ class Load:
 
     async def _run(self) -> None:
         async with open_channel(self._target) if self._again else grpc.aio.insecure_channel(self._target) as channel:
-            stub = ingest_pb2_grpc.IngestServiceStub(channel)
+            stub = IngestServiceStub(channel)
             await asyncio.gather(*(self._send(stub, device) for device in range(DEVICES)))
 
-    async def _send(self, stub: ingest_pb2_grpc.IngestServiceStub, device: int) -> None:
+    async def _send(self, stub: IngestServiceStub, device: int) -> None:
         number = 0
         while not self._stop.is_set():
             ids = [f"{device}:{number + offset}" for offset in range(BATCH)]
             records = [event(record_id=record_id, device_ids={"idfa": f"d-{device}"}) for record_id in ids]
             try:
-                response = await stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=records))
+                response = await stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))
             except grpc.aio.AioRpcError:
                 if not self._again:
                     return
@@ -80,8 +81,8 @@ async def ingest_process(database: Database) -> AsyncIterator[IngestProcess]:
 
 async def kept(process: IngestProcess) -> list[str]:
     async with open_channel(process.target) as channel:
-        entries = read_until_caught_up(ingest_pb2_grpc.IngestServiceStub(channel))
-        return [ingest_pb2.Record.FromString(entry.record).record_id async for entry in entries]
+        entries = read_until_caught_up(IngestServiceStub(channel))
+        return [record_pb2.Record.FromString(entry.record).record_id async for entry in entries]
 
 
 def assert_once_and_in_order(found: list[str], answered: list[str]) -> None:

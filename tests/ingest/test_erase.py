@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from libs.errors import from_rpc_error
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_erasure_pb2, record_pb2
 from services.ingest import erasing, store
 from services.ingest.model import REPEAT_WINDOW_S
 from tests.conftest import Database
@@ -19,7 +19,7 @@ from tests.ingest.test_log import Reader, Senders, id_of
 
 MINE = "AAAAAAAA-1111-4111-8111-AAAAAAAAAAAA"
 MINE_MD5 = "0123456789ABCDEF0123456789abcdef"
-ACCEPTED, REPEATED = ingest_pb2.RecordResult.STATUS_ACCEPTED, ingest_pb2.RecordResult.STATUS_REPEATED
+ACCEPTED, REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
 TABLES = ("log", "dedupe", "rejected")
 
 
@@ -28,15 +28,15 @@ def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasing, "SETTLING_S", 0)
 
 
-async def request(ingest: Ingest, *device_ids: str, **fields: object) -> ingest_pb2.EraseRecordsRequest:
+async def request(ingest: Ingest, *device_ids: str, **fields: object) -> record_erasure_pb2.EraseRecordsRequest:
     """For all that the log holds now."""
     heads = (await ingest.store.read_page({0: 0}, span=1)).heads
-    below = [ingest_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(heads)]
+    below = [log_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(heads)]
     given = {"app_id": APP, "device_ids": device_ids, "below": below, **fields}
-    return ingest_pb2.EraseRecordsRequest(**given)  # type: ignore[arg-type]
+    return record_erasure_pb2.EraseRecordsRequest(**given)  # type: ignore[arg-type]
 
 
-async def erase(ingest: Ingest, wanted: ingest_pb2.EraseRecordsRequest) -> dict[str, int]:
+async def erase(ingest: Ingest, wanted: record_erasure_pb2.EraseRecordsRequest) -> dict[str, int]:
     """Rows erased, by table; all lanes must be answered, once each."""
     counts = Counter[str]()
     done: list[int] = []
@@ -74,7 +74,7 @@ async def test_all_of_a_device_goes_and_nothing_of_others(ingest: Ingest) -> Non
     await refused(ingest, 3)
     # The same id in another app is another person's, as far as anyone knows.
     await ingest.send(
-        record(app_id=STRICT_APP, click=ingest_pb2.Click(tracker_id=STRICT_TRACKER), device_ids={"idfa": MINE})
+        record(app_id=STRICT_APP, click=record_pb2.Click(tracker_id=STRICT_TRACKER), device_ids={"idfa": MINE})
     )
     strict = {row for row in (await rows(ingest))["log"] if STRICT_APP.encode() in row["record"]}
     wanted = await request(ingest, MINE, MINE_MD5)
@@ -136,7 +136,7 @@ async def test_a_call_broken_off_goes_on_with_the_lanes_left(ingest: Ingest) -> 
             break
     call.cancel()
     left = [place for place in wanted.below if place.lane not in done]
-    await erase(ingest, ingest_pb2.EraseRecordsRequest(app_id=APP, device_ids=[MINE], below=left))
+    await erase(ingest, record_erasure_pb2.EraseRecordsRequest(app_id=APP, device_ids=[MINE], below=left))
     assert await ingest.log() == []
 
 
@@ -147,7 +147,7 @@ async def test_pages_over_gaps_come_in_the_order_of_receipt(ingest: Ingest, seed
     for _ in range(20):
         await ingest.send(
             *(
-                record(device_ids={"idfa": f"d{rng.random()}"}, event=ingest_pb2.Event(event_name=f"E{n}"))
+                record(device_ids={"idfa": f"d{rng.random()}"}, event=record_pb2.Event(event_name=f"E{n}"))
                 for n in range(20)
             )
         )
@@ -200,14 +200,14 @@ async def test_readers_and_writers_go_on_while_a_device_is_erased(
 
 
 async def test_all_wrong_fields_are_named(ingest: Ingest) -> None:
-    place = ingest_pb2.LanePosition
-    wanted = ingest_pb2.EraseRecordsRequest(
+    place = log_pb2.LanePosition
+    wanted = record_erasure_pb2.EraseRecordsRequest(
         device_ids=["00-00"], below=[place(lane=64), place(lane=1, position=-1), place(lane=1)]
     )
     with pytest.raises(grpc.aio.AioRpcError) as wrong:
         await erase(ingest, wanted)
     with pytest.raises(grpc.aio.AioRpcError) as empty:
-        await erase(ingest, ingest_pb2.EraseRecordsRequest(app_id=APP))
+        await erase(ingest, record_erasure_pb2.EraseRecordsRequest(app_id=APP))
     assert [(v.field, v.reason) for v in from_rpc_error(wrong.value).violations] == [
         ("app_id", "REQUIRED"),
         ("device_ids", "INVALID_ID"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from services.ingest.store import Store
 from tests.conftest import Database
 from tests.ingest.conftest import Ingest, StartIngest, event, read_log_request
@@ -50,7 +50,7 @@ class Reader:
     """Keeps what it read; crashes now and then and goes on where it was, reading from any replica."""
 
     replicas: Sequence[Ingest]
-    responses: list[ingest_pb2.ReadLogResponse] = field(default_factory=list)
+    responses: list[log_pb2.ReadLogResponse] = field(default_factory=list)
     positions: list[int] = field(default_factory=lambda: [0] * 64)
 
     async def run(self, all_sent: asyncio.Event) -> None:
@@ -73,8 +73,8 @@ class Reader:
         return [id_of(entry) for response in self.responses for entry in response.entries]
 
 
-def id_of(entry: ingest_pb2.LogEntry) -> str:
-    return ingest_pb2.Record.FromString(entry.record).record_id
+def id_of(entry: log_pb2.LogEntry) -> str:
+    return record_pb2.Record.FromString(entry.record).record_id
 
 
 async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
@@ -176,7 +176,7 @@ async def test_a_page_cut_by_its_size_loses_nothing(ingest: Ingest, monkeypatch:
     ]
     await ingest.send(*records)
     found = await _read_all(ingest.store, list(range(64)), 1000, None, None)
-    assert [ingest_pb2.Record.FromString(row[3]).record_id for row in found] == [f"r-{number}" for number in range(40)]
+    assert [record_pb2.Record.FromString(row[3]).record_id for row in found] == [f"r-{number}" for number in range(40)]
 
 
 async def _read_all(

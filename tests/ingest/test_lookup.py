@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from libs.errors import from_rpc_error
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_lookup_pb2, record_pb2
 from services.ingest import store
 from services.ingest.lookup import AFTER_S, MOST_REFUSALS
 from services.ingest.model import DAY_S
@@ -17,8 +17,8 @@ from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, Ingest, event, record
 
 
-async def look_up(ingest: Ingest, record_id: str, app_id: str = APP) -> ingest_pb2.LookUpRecordResponse:
-    return await ingest.stub.LookUpRecord(ingest_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id))
+async def look_up(ingest: Ingest, record_id: str, app_id: str = APP) -> record_lookup_pb2.LookUpRecordResponse:
+    return await ingest.stub.LookUpRecord(record_lookup_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id))
 
 
 async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
@@ -43,13 +43,13 @@ async def test_an_accepted_record_is_found_with_its_place(ingest: Ingest, given:
     """By an id of the sender's, one that only looks like ingest's, and one that ingest made."""
     await ingest.send(*(event(record_id=f"r-{n}", device_ids={"idfa": f"d-{n}"}) for n in range(200)))
     # Holds the very bytes as well, elsewhere.
-    await ingest.send(record(install=ingest_pb2.Install(click_record_id=given or "c")))
+    await ingest.send(record(install=record_pb2.Install(click_record_id=given or "c")))
     [result] = await ingest.send(event("Mine", record_id=given, device_ids={"idfa": "mine"}))
     await ingest.send(event("Mine", record_id=given, device_ids={"idfa": "mine"}))
     [(entry, sent)] = [
         (entry, sent)
         for entry in await ingest.log()
-        if (sent := ingest_pb2.Record.FromString(entry.record)).event.event_name == "Mine"
+        if (sent := record_pb2.Record.FromString(entry.record)).event.event_name == "Mine"
     ]
     answer = await look_up(ingest, result.record_id)
     assert answer.record == sent

@@ -10,18 +10,18 @@ import grpc
 import pytest
 
 from libs.errors import from_rpc_error
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import DAY_S
 from services.ingest.retention import purge
 from tests.conftest import Database
 from tests.ingest.conftest import APP, Ingest, StartIngest, click, event, read_log_request, read_until_caught_up, record
 
-ACCEPTED = ingest_pb2.RecordResult.STATUS_ACCEPTED
-REPEATED = ingest_pb2.RecordResult.STATUS_REPEATED
-REJECTED = ingest_pb2.RecordResult.STATUS_REJECTED
+ACCEPTED = record_batch_pb2.RecordResult.STATUS_ACCEPTED
+REPEATED = record_batch_pb2.RecordResult.STATUS_REPEATED
+REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
 
 
-def statuses(results: list[ingest_pb2.RecordResult]) -> list[int]:
+def statuses(results: list[record_batch_pb2.RecordResult]) -> list[int]:
     return [result.status for result in results]
 
 
@@ -33,7 +33,7 @@ async def error_of(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, float
 
 
 async def kept_ids(ingest: Ingest) -> list[str]:
-    return [ingest_pb2.Record.FromString(entry.record).record_id for entry in await ingest.log()]
+    return [record_pb2.Record.FromString(entry.record).record_id for entry in await ingest.log()]
 
 
 async def age_all(database: Database, seconds: int) -> None:
@@ -101,7 +101,7 @@ async def test_after_a_week_it_is_a_new_record(ingest: Ingest, database: Databas
 
 @pytest.mark.parametrize(("records", "reason"), [(0, "INVALID_ARGUMENT"), (1001, "BATCH_TOO_LARGE")])
 async def test_size_of_a_batch(ingest: Ingest, records: int, reason: str) -> None:
-    call = ingest.stub.RecordBatch(ingest_pb2.RecordBatchRequest(records=[event()] * records))
+    call = ingest.stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[event()] * records))
     assert (await error_of(call))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
@@ -111,7 +111,7 @@ async def test_too_much_waiting_is_refused_with_a_time_to_retry(start_ingest: St
             waiting = asyncio.ensure_future(ingest.send(*(event(record_id=f"a-{number}") for number in range(8))))
             while not await waiting_for_lock(ingest):
                 pass
-            more = ingest_pb2.RecordBatchRequest(records=[event(record_id=f"b-{number}") for number in range(8)])
+            more = record_batch_pb2.RecordBatchRequest(records=[event(record_id=f"b-{number}") for number in range(8)])
             error = await error_of(ingest.stub.RecordBatch(more))
             assert error == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", 1.0)
             assert not waiting.done()
@@ -121,10 +121,10 @@ async def test_too_much_waiting_is_refused_with_a_time_to_retry(start_ingest: St
 async def test_a_stream_waits_for_room_and_answers_in_order(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database, most_waiting=10) as ingest:
 
-        async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
+        async def requests() -> AsyncIterator[record_batch_pb2.RecordStreamRequest]:
             for number in range(40):
                 records = [event(record_id=f"{number}-{part}") for part in range(7)] + [event("_install")]
-                yield ingest_pb2.RecordStreamRequest(records=records)
+                yield record_batch_pb2.RecordStreamRequest(records=records)
 
         answers = [answer async for answer in ingest.stub.RecordStream(requests())]
         assert [[result.record_id for result in answer.results] for answer in answers] == [
@@ -135,9 +135,9 @@ async def test_a_stream_waits_for_room_and_answers_in_order(start_ingest: StartI
 
 
 async def test_a_stream_ends_with_the_error_of_a_bad_request(ingest: Ingest) -> None:
-    async def requests() -> AsyncIterator[ingest_pb2.RecordStreamRequest]:
-        yield ingest_pb2.RecordStreamRequest(records=[event()])
-        yield ingest_pb2.RecordStreamRequest()
+    async def requests() -> AsyncIterator[record_batch_pb2.RecordStreamRequest]:
+        yield record_batch_pb2.RecordStreamRequest(records=[event()])
+        yield record_batch_pb2.RecordStreamRequest()
         await asyncio.Event().wait()
 
     answers = aiter(ingest.stub.RecordStream(requests()))
@@ -152,11 +152,11 @@ async def test_refused_records_are_listed_newest_first(ingest: Ingest) -> None:
     for wrong in sent:
         await ingest.send(wrong)
     await ingest.send(event("_install", app_id="other\0"), event("_install", user_agent="x" * 70_000))
-    listed: list[ingest_pb2.RejectedRecord] = []
+    listed: list[rejected_record_pb2.RejectedRecord] = []
     while len(listed) < 6:  # they are written by and by
         listed, token = [], ""
         while token or not listed:
-            request = ingest_pb2.ListRejectedRequest(app_id=APP, page_size=2, page_token=token)
+            request = rejected_record_pb2.ListRejectedRequest(app_id=APP, page_size=2, page_token=token)
             page = await ingest.stub.ListRejected(request)
             listed.extend(page.rejected)
             token = page.next_page_token
@@ -165,14 +165,14 @@ async def test_refused_records_are_listed_newest_first(ingest: Ingest) -> None:
     assert [refusal.record for refusal in listed[1:]] == sent[::-1]
     assert {violation.reason for refusal in listed[1:] for violation in refusal.violations} == {"RESERVED_NAME"}
     # Too large to be kept whole.
-    assert listed[0].record == ingest_pb2.Record(app_id=APP)
+    assert listed[0].record == record_pb2.Record(app_id=APP)
     assert [violation.reason for violation in listed[0].violations] == ["TOO_LONG", "RESERVED_NAME"]
-    other = await ingest.stub.ListRejected(ingest_pb2.ListRejectedRequest(app_id="other"))
+    other = await ingest.stub.ListRejected(rejected_record_pb2.ListRejectedRequest(app_id="other"))
     assert [refusal.record.app_id for refusal in other.rejected] == ["other\0"]
 
 
 async def test_bad_pages_of_refused_records(ingest: Ingest) -> None:
-    call = ingest.stub.ListRejected(ingest_pb2.ListRejectedRequest(page_size=-1, page_token="x"))
+    call = ingest.stub.ListRejected(rejected_record_pb2.ListRejectedRequest(page_size=-1, page_token="x"))
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     found = from_rpc_error(raised.value).violations
@@ -184,8 +184,8 @@ async def test_bad_pages_of_refused_records(ingest: Ingest) -> None:
 
 
 async def test_bad_reads_of_the_log(ingest: Ingest) -> None:
-    places = [ingest_pb2.LanePosition(lane=lane, position=position) for lane, position in ((64, 0), (3, -1), (3, 0))]
-    request = ingest_pb2.ReadLogRequest(
+    places = [log_pb2.LanePosition(lane=lane, position=position) for lane, position in ((64, 0), (3, -1), (3, 0))]
+    request = log_pb2.ReadLogRequest(
         **{"from": places},
         selection=9,  # type: ignore[arg-type]
         app_lanes=[64],
@@ -203,7 +203,7 @@ async def test_bad_reads_of_the_log(ingest: Ingest) -> None:
         "max_entries",
     ]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await anext(aiter(ingest.stub.ReadLog(ingest_pb2.ReadLogRequest())))
+        await anext(aiter(ingest.stub.ReadLog(log_pb2.ReadLogRequest())))
     assert [violation.field for violation in from_rpc_error(raised.value).violations] == ["from"]
 
 
@@ -212,10 +212,10 @@ async def test_selections_of_the_log(ingest: Ingest) -> None:
         click(record_id="c"),
         event(record_id="e"),
         event(record_id="s", app_id="strict"),
-        record(impression=ingest_pb2.Impression(tracker_id="tr-1"), record_id="i"),
-        record(deep_link_open=ingest_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1"), record_id="both"),
+        record(impression=record_pb2.Impression(tracker_id="tr-1"), record_id="i"),
+        record(deep_link_open=record_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1"), record_id="both"),
         record(
-            deep_link_open=ingest_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1", click_record_id="c"),
+            deep_link_open=record_pb2.DeepLinkOpen(uri="app://a", tracker_id="tr-1", click_record_id="c"),
             record_id="o",
         ),
     ]
@@ -224,19 +224,19 @@ async def test_selections_of_the_log(ingest: Ingest) -> None:
 
     async def read(**options: Any) -> list[str]:
         entries = read_until_caught_up(ingest.stub, read_log_request(**options))
-        return [ingest_pb2.Record.FromString(entry.record).record_id async for entry in entries]
+        return [record_pb2.Record.FromString(entry.record).record_id async for entry in entries]
 
     assert await read() == ["c", "e", "s", "i", "both", "o"]
-    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == ["c", "i", "both"]
-    assert await read(selection=ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS) == ["e", "s", "both", "o"]
+    assert await read(selection=log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == ["c", "i", "both"]
+    assert await read(selection=log_pb2.ReadLogRequest.SELECTION_CONVERSIONS) == ["e", "s", "both", "o"]
     assert await read(app_lanes=app_lane) == ["s"]
-    assert await read(app_lanes=app_lane, selection=ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == []
+    assert await read(app_lanes=app_lane, selection=log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS) == []
 
 
 async def test_responses_stay_small_and_say_caught_up_once(ingest: Ingest) -> None:
     data = {f"k{index}": "x" * 4_000 for index in range(60)}
     large = [
-        record(event=ingest_pb2.Event(event_name="e", event_data=data), record_id=f"r-{number}") for number in range(50)
+        record(event=record_pb2.Event(event_name="e", event_data=data), record_id=f"r-{number}") for number in range(50)
     ]
     for start in range(0, 50, 10):
         await ingest.send(*large[start : start + 10])
@@ -247,7 +247,7 @@ async def test_responses_stay_small_and_say_caught_up_once(ingest: Ingest) -> No
         assert response.ByteSize() < 2_000_000
         assert not caught_up
         caught_up = response.caught_up
-        ids += [ingest_pb2.Record.FromString(entry.record).record_id for entry in response.entries]
+        ids += [record_pb2.Record.FromString(entry.record).record_id for entry in response.entries]
         if len(ids) == 50:
             break
     call.cancel()
@@ -265,7 +265,7 @@ async def test_a_reader_hears_of_silence_and_of_new_records(ingest: Ingest) -> N
     response = await anext(responses)
     while not response.entries:
         response = await anext(responses)
-    assert ingest_pb2.Record.FromString(response.entries[0].record).record_id == result.record_id
+    assert record_pb2.Record.FromString(response.entries[0].record).record_id == result.record_id
     assert sum(response.heads) == 1
     call.cancel()
 
@@ -279,7 +279,7 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
     await ingest.send(event(record_id="new"))
     await purge(ingest.store, log_days=35)
     entries = await ingest.log()
-    assert [(entry.position, ingest_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
+    assert [(entry.position, record_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
     assert await ingest.pool.fetchval("SELECT count(*) FROM dedupe") == 1
     assert await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0
 

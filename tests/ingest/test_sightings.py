@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from libs.errors import Unavailable
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2
 from services.ingest.sightings import FORGET_S, MOST_NAMES, Sightings
 from tests.conftest import Database
@@ -14,7 +14,7 @@ from tests.ingest.conftest import APP, STRICT_APP, StartIngest, click, event
 from tests.tracker.conftest import running
 from tests.tracker.samples import app
 
-ACCEPTED, REPEATED = ingest_pb2.RecordResult.STATUS_ACCEPTED, ingest_pb2.RecordResult.STATUS_REPEATED
+ACCEPTED, REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
 NONE = frozenset[str]()
 
 

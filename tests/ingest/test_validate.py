@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.domain.lanes import lane_of
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.ingest.entry import admit
 from services.ingest.model import App, Entry, Settings
 from services.ingest.validate import DEVICE_ID_NAMES, RESERVED_EVENT_DATA, is_usable
@@ -36,17 +36,17 @@ SETTINGS = Settings(
         STRICT_APP: App(max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6, event_names=frozenset()),
     },
     app_of_tracker={TRACKER: APP, ARCHIVED_TRACKER: APP, STRICT_TRACKER: STRICT_APP},
-    stamp=ingest_pb2.Record(settings_revision=7).SerializeToString(),
+    stamp=record_pb2.Record(settings_revision=7).SerializeToString(),
 )
 
 
-def reasons(wrong: ingest_pb2.Record) -> set[tuple[str, str]]:
+def reasons(wrong: record_pb2.Record) -> set[tuple[str, str]]:
     """(field, reason) of everything wrong with a record."""
     found = admit(wrong, SETTINGS, NOW_US)
     return set() if isinstance(found, Entry) else {(violation.field, violation.reason) for violation in found}
 
 
-def entry(good: ingest_pb2.Record, now_us: int = NOW_US) -> Entry:
+def entry(good: record_pb2.Record, now_us: int = NOW_US) -> Entry:
     found = admit(good, SETTINGS, now_us)
     assert isinstance(found, Entry), found
     return found
@@ -56,8 +56,8 @@ def at(offset_s: int, nanos: int = 0) -> Timestamp:
     return Timestamp(seconds=NOW_S + offset_s, nanos=nanos)
 
 
-def with_data(name: str, value: str = "v") -> ingest_pb2.Event:
-    return ingest_pb2.Event(event_name="e", event_data={name: value})
+def with_data(name: str, value: str = "v") -> record_pb2.Event:
+    return record_pb2.Event(event_name="e", event_data={name: value})
 
 
 def many(number: int) -> dict[str, str]:
@@ -66,23 +66,23 @@ def many(number: int) -> dict[str, str]:
 
 GOOD = {
     "click": click(),
-    "click of an archived tracker": record(click=ingest_pb2.Click(tracker_id=ARCHIVED_TRACKER)),
+    "click of an archived tracker": record(click=record_pb2.Click(tracker_id=ARCHIVED_TRACKER)),
     "click without id and address": click(device_ids={}, ip_address=""),
     "click with unusable id": click(device_ids={"idfa": "{idfa}"}),
-    "impression": record(impression=ingest_pb2.Impression(tracker_id=TRACKER)),
-    "install": record(install=ingest_pb2.Install()),
+    "impression": record(impression=record_pb2.Impression(tracker_id=TRACKER)),
+    "install": record(install=record_pb2.Install()),
     "event": event(),
     "event, 128 characters": event("é" * 128),
-    "event, 64 keys": record(event=ingest_pb2.Event(event_name="e", event_data=many(64))),
+    "event, 64 keys": record(event=record_pb2.Event(event_name="e", event_data=many(64))),
     "event, 4 KB": record(event=with_data("k", "x" * 4096)),
     "refund": record(
-        event=ingest_pb2.Event(event_name="e", revenue=ingest_pb2.Money(amount_micros=-1, currency_code="EUR"))
+        event=record_pb2.Event(event_name="e", revenue=record_pb2.Money(amount_micros=-1, currency_code="EUR"))
     ),
-    "session": record(session=ingest_pb2.Session(state=ingest_pb2.Session.STATE_STOP)),
+    "session": record(session=record_pb2.Session(state=record_pb2.Session.STATE_STOP)),
     "deep link of a strange tracker": record(
-        deep_link_open=ingest_pb2.DeepLinkOpen(uri="shop://x", tracker_id="not-ours"), ip_address=""
+        deep_link_open=record_pb2.DeepLinkOpen(uri="shop://x", tracker_id="not-ours"), ip_address=""
     ),
-    "identity link": record(identity_link=ingest_pb2.IdentityLink(identities={"email": "a@b"}), ip_address=""),
+    "identity link": record(identity_link=record_pb2.IdentityLink(identities={"email": "a@b"}), ip_address=""),
     "IPv6": event(ip_address="2001:db8::1"),
     "id, 256 characters": event(record_id="i" * 256),
     "31 days back": event(event_time=at(-31 * DAY_S)),
@@ -90,10 +90,10 @@ GOOD = {
     "strict, an hour back": event(app_id=STRICT_APP, event_time=at(-HOUR_S)),
     "strict, now": event(app_id=STRICT_APP, event_time=at(0)),
     "hash": event(device_ids={"idfa_sha256": "0a" * 32}),
-    "consent": event(privacy_consent=ingest_pb2.PrivacyConsent(gdpr_applies=True, ad_user_data=False)),
+    "consent": event(privacy_consent=record_pb2.PrivacyConsent(gdpr_applies=True, ad_user_data=False)),
 }
 
-BAD: dict[str, tuple[ingest_pb2.Record, set[tuple[str, str]]]] = {
+BAD: dict[str, tuple[record_pb2.Record, set[tuple[str, str]]]] = {
     "no app": (event(app_id=""), {("app_id", "REQUIRED")}),
     "unknown app": (event(app_id="x"), {("app_id", "UNKNOWN_APP")}),
     "archived app": (event(app_id=ARCHIVED_APP), {("app_id", "UNKNOWN_APP")}),
@@ -122,63 +122,63 @@ BAD: dict[str, tuple[ingest_pb2.Record, set[tuple[str, str]]]] = {
     "long user agent": (event(user_agent="é" * 2049), {("user_agent", "TOO_LONG")}),
     "NUL in user agent": (event(user_agent="\0"), {("user_agent", "INVALID_TEXT")}),
     "transparency": (
-        event(tracking_transparency=ingest_pb2.TrackingTransparency(detail="maybe")),
+        event(tracking_transparency=record_pb2.TrackingTransparency(detail="maybe")),
         {("tracking_transparency.detail", "INVALID_VALUE")},
     ),
-    "no tracker": (record(click=ingest_pb2.Click()), {("click.tracker_id", "REQUIRED")}),
+    "no tracker": (record(click=record_pb2.Click()), {("click.tracker_id", "REQUIRED")}),
     "unknown tracker": (
-        record(impression=ingest_pb2.Impression(tracker_id="x")),
+        record(impression=record_pb2.Impression(tracker_id="x")),
         {("impression.tracker_id", "UNKNOWN_TRACKER")},
     ),
     "another app's tracker": (
-        record(click=ingest_pb2.Click(tracker_id=STRICT_TRACKER)),
+        record(click=record_pb2.Click(tracker_id=STRICT_TRACKER)),
         {("click.tracker_id", "UNKNOWN_TRACKER")},
     ),
     "long click id": (
-        record(click=ingest_pb2.Click(tracker_id=TRACKER, click_id="c" * 257)),
+        record(click=record_pb2.Click(tracker_id=TRACKER, click_id="c" * 257)),
         {("click.click_id", "TOO_LONG")},
     ),
     "65 custom parameters": (
-        record(click=ingest_pb2.Click(tracker_id=TRACKER, ad=ingest_pb2.AdDetails(custom_parameters=many(65)))),
+        record(click=record_pb2.Click(tracker_id=TRACKER, ad=record_pb2.AdDetails(custom_parameters=many(65)))),
         {("click.ad.custom_parameters", "TOO_MANY")},
     ),
     "long site": (
-        record(impression=ingest_pb2.Impression(tracker_id=TRACKER, ad=ingest_pb2.AdDetails(site_id="s" * 257))),
+        record(impression=record_pb2.Impression(tracker_id=TRACKER, ad=record_pb2.AdDetails(site_id="s" * 257))),
         {("impression.ad.site_id", "TOO_LONG")},
     ),
     "NUL in the referrer": (
-        record(install=ingest_pb2.Install(referrer="a\0b")),
+        record(install=record_pb2.Install(referrer="a\0b")),
         {("install.referrer", "INVALID_TEXT")},
     ),
     "no event name": (event(""), {("event.event_name", "REQUIRED")}),
     "long event name": (event("e" * 129), {("event.event_name", "TOO_LONG")}),
     "reserved event name": (event("_install_2"), {("event.event_name", "RESERVED_NAME")}),
     "65 keys": (
-        record(event=ingest_pb2.Event(event_name="e", event_data=many(65))),
+        record(event=record_pb2.Event(event_name="e", event_data=many(65))),
         {("event.event_data", "TOO_MANY")},
     ),
     "long value": (record(event=with_data("k", "é" * 2049)), {("event.event_data.k", "TOO_LONG")}),
     "NUL in a value": (record(event=with_data("k", "\0")), {("event.event_data.k", "INVALID_TEXT")}),
     "long name": (record(event=with_data("k" * 257)), {("event.event_data", "TOO_LONG")}),
     "currency": (
-        record(event=ingest_pb2.Event(event_name="e", revenue=ingest_pb2.Money(amount_micros=1, currency_code="usd"))),
+        record(event=record_pb2.Event(event_name="e", revenue=record_pb2.Money(amount_micros=1, currency_code="usd"))),
         {("event.revenue.currency_code", "INVALID_CURRENCY_CODE")},
     ),
-    "no state": (record(session=ingest_pb2.Session()), {("session.state", "REQUIRED")}),
-    "no uri": (record(deep_link_open=ingest_pb2.DeepLinkOpen()), {("deep_link_open.uri", "REQUIRED")}),
+    "no state": (record(session=record_pb2.Session()), {("session.state", "REQUIRED")}),
+    "no uri": (record(deep_link_open=record_pb2.DeepLinkOpen()), {("deep_link_open.uri", "REQUIRED")}),
     "no identities": (
-        record(identity_link=ingest_pb2.IdentityLink()),
+        record(identity_link=record_pb2.IdentityLink()),
         {("identity_link.identities", "REQUIRED")},
     ),
     "all at once": (
-        ingest_pb2.Record(
+        record_pb2.Record(
             record_id="i" * 300,
             app_id="x",
             event_time=Timestamp(nanos=-1),
             device_ids={"idfa": "null"},
             ip_address="here",
             user_agent="\0",
-            event=ingest_pb2.Event(event_name="_install", event_data={"source": "s"}),
+            event=record_pb2.Event(event_name="_install", event_data={"source": "s"}),
         ),
         {
             ("record_id", "TOO_LONG"),
@@ -195,12 +195,12 @@ BAD: dict[str, tuple[ingest_pb2.Record, set[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("sent", GOOD.values(), ids=GOOD.keys())
-def test_acceptable(sent: ingest_pb2.Record) -> None:
+def test_acceptable(sent: record_pb2.Record) -> None:
     assert reasons(sent) == set()
 
 
 @pytest.mark.parametrize(("sent", "expected"), BAD.values(), ids=BAD.keys())
-def test_every_wrong_field_is_named(sent: ingest_pb2.Record, expected: set[tuple[str, str]]) -> None:
+def test_every_wrong_field_is_named(sent: record_pb2.Record, expected: set[tuple[str, str]]) -> None:
     assert reasons(sent) == expected
 
 
@@ -240,13 +240,13 @@ def test_a2_which_device_ids_count(device_id: str, usable: bool) -> None:
 
 def test_a2_unusable_ids_are_not_stored() -> None:
     stored = entry(event(device_ids={"idfa": "null", "adid": "a-1", "oaid": "0000"}))
-    assert dict(ingest_pb2.Record.FromString(stored.record).device_ids) == {"adid": "a-1"}
+    assert dict(record_pb2.Record.FromString(stored.record).device_ids) == {"adid": "a-1"}
 
 
 def test_the_stored_record_is_complete() -> None:
     sent = event(user_agent="Mozilla")
     stored = entry(sent)
-    kept = ingest_pb2.Record.FromString(stored.record)
+    kept = record_pb2.Record.FromString(stored.record)
     assert kept.record_id == stored.record_id
     assert kept.event_time.ToMicroseconds() == NOW_US
     assert kept.settings_revision == 7
@@ -257,7 +257,7 @@ def test_the_stored_record_is_complete() -> None:
 
 
 def test_given_id_and_time_are_kept() -> None:
-    stored = ingest_pb2.Record.FromString(entry(event(record_id="r-1", event_time=at(-5, 7000))).record)
+    stored = record_pb2.Record.FromString(entry(event(record_id="r-1", event_time=at(-5, 7000))).record)
     assert (stored.record_id, stored.event_time) == ("r-1", at(-5, 7000))
 
 
@@ -272,7 +272,7 @@ def test_given_id_and_time_are_kept() -> None:
     ],
     ids=["app instance", "first usable", "raw before hash", "address", "record"],
 )
-def test_the_lane_is_that_of_the_device(sent: ingest_pb2.Record, device: str) -> None:
+def test_the_lane_is_that_of_the_device(sent: record_pb2.Record, device: str) -> None:
     assert entry(sent).lane == lane_of(APP, device)
 
 
@@ -290,11 +290,11 @@ def test_a_repeat_has_the_same_key() -> None:
         event(device_ids={"idfa": "2"}),
         event(event_time=at(0)),
         event(ip_address="192.0.2.8"),
-        record(session=ingest_pb2.Session(state=ingest_pb2.Session.STATE_START)),
+        record(session=record_pb2.Session(state=record_pb2.Session.STATE_START)),
     ],
     ids=["name", "device", "time", "content", "kind"],
 )
-def test_another_record_has_another_key(other: ingest_pb2.Record) -> None:
+def test_another_record_has_another_key(other: record_pb2.Record) -> None:
     assert entry(event()).key != entry(other).key
 
 
@@ -314,9 +314,9 @@ def test_the_short_cut_for_short_records_changes_nothing(
 ) -> None:
     """Padding beyond the short cut's bound gives the same verdict on everything else."""
 
-    def made(padding: int) -> ingest_pb2.Record:
+    def made(padding: int) -> record_pb2.Record:
         return record(
-            event=ingest_pb2.Event(event_name="e", event_data={name: value, "padding": "x" * padding}),
+            event=record_pb2.Event(event_name="e", event_data={name: value, "padding": "x" * padding}),
             app_version="v" * padding,
             user_agent=user_agent,
             device_ids={"idfa": device_id},

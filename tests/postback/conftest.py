@@ -20,7 +20,7 @@ from libs.db import Pool, open_pool
 from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
 from services.postback.adapter import Stamp
 from services.postback.catalog import Catalog
@@ -251,15 +251,15 @@ def purchase(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conve
     }
     conversion = conversion_pb2.Conversion(
         decision=attribution_pb2.Decision(**fields),
-        record=ingest_pb2.Record(
+        record=record_pb2.Record(
             record_id=fields["conversion_id"],
             app_id=fields["app_id"],
-            event=ingest_pb2.Event(
-                event_name=fields["event_name"], revenue=ingest_pb2.Money(amount_micros=12_500_000, currency_code="EUR")
+            event=record_pb2.Event(
+                event_name=fields["event_name"], revenue=record_pb2.Money(amount_micros=12_500_000, currency_code="EUR")
             ),
         ),
-        engagement=ingest_pb2.Record(
-            record_id="click", click=ingest_pb2.Click(tracker_id="tracker", click_id="their click")
+        engagement=record_pb2.Record(
+            record_id="click", click=record_pb2.Click(tracker_id="tracker", click_id="their click")
         ),
     )
     if "conversion_time" not in decision:

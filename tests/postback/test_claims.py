@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, Running, purchase, running, until, until_ended
@@ -402,7 +402,7 @@ async def test_a_wait_has_bounds(service: Running, wait_s: float) -> None:
 
 async def test_what_is_asked_about_must_be_whole(service: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(service, undecided(), conversion_pb2.Conversion(record=ingest_pb2.Record()))
+        await ask(service, undecided(), conversion_pb2.Conversion(record=record_pb2.Record()))
     assert [found.field for found in from_rpc_error(caught.value).violations] == [
         f"conversions[1].decision.{name}" for name in ("app_id", "event_name", "conversion_id")
     ]

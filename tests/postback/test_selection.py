@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration, Status
 from services.postback.selection import once_a_day, wants
@@ -73,14 +73,14 @@ def test_network_only(decision: dict[str, Any], wanted: bool) -> None:
     [
         ("CLICK", None, True),
         ("IMPRESSION", None, False),
-        ("CLICK", ingest_pb2.Record(impression=ingest_pb2.Impression()), True),
-        ("", ingest_pb2.Record(click=ingest_pb2.Click()), True),
-        ("", ingest_pb2.Record(deep_link_open=ingest_pb2.DeepLinkOpen()), True),
-        ("", ingest_pb2.Record(impression=ingest_pb2.Impression()), False),
+        ("CLICK", record_pb2.Record(impression=record_pb2.Impression()), True),
+        ("", record_pb2.Record(click=record_pb2.Click()), True),
+        ("", record_pb2.Record(deep_link_open=record_pb2.DeepLinkOpen()), True),
+        ("", record_pb2.Record(impression=record_pb2.Impression()), False),
         ("", None, False),
     ],
 )
-def test_clicks_only(candidate: str, engagement: ingest_pb2.Record | None, wanted: bool) -> None:
+def test_clicks_only(candidate: str, engagement: record_pb2.Record | None, wanted: bool) -> None:
     conversion = purchase()
     conversion.ClearField("engagement")
     if engagement:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from services.postback.adapter import Request
 from services.postback.macros import MACROS, Values, is_known
@@ -161,7 +161,7 @@ def full_conversion() -> conversion_pb2.Conversion:
         conversion_time=Timestamp(seconds=1_767_270_896, nanos=789_123_000),
     )
     conversion.record.MergeFrom(
-        ingest_pb2.Record(
+        record_pb2.Record(
             device_ids={
                 "idfa": "00000000-0000-0000-0000-000000000000",
                 "idfv": "IDFV",
@@ -173,14 +173,14 @@ def full_conversion() -> conversion_pb2.Conversion:
             ip_address="203.0.113.7",
             user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",
             limit_ad_tracking=True,
-            tracking_transparency=ingest_pb2.TrackingTransparency(authorized=False),
+            tracking_transparency=record_pb2.TrackingTransparency(authorized=False),
             app_version="1.2",
-            event=ingest_pb2.Event(event_data={"quantity": "2", "country": "DE", "own": "mine", "sum": "99"}),
+            event=record_pb2.Event(event_data={"quantity": "2", "country": "DE", "own": "mine", "sum": "99"}),
         )
     )
     conversion.engagement.event_time.FromSeconds(1_767_267_296)
     conversion.engagement.click.ad.MergeFrom(
-        ingest_pb2.AdDetails(
+        record_pb2.AdDetails(
             site_id="site",
             sub_site_id="sub",
             creative_id="creative",
@@ -295,7 +295,7 @@ def test_amounts(micros: int, text: str) -> None:
 def test_macros_of_an_impression_and_an_install() -> None:
     conversion = purchase(event_name="_install", attribution_type=attribution_pb2.ATTRIBUTION_TYPE_INSTALL)
     conversion.engagement.impression.MergeFrom(
-        ingest_pb2.Impression(impression_id="view", ad=ingest_pb2.AdDetails(site_id="site"))
+        record_pb2.Impression(impression_id="view", ad=record_pb2.AdDetails(site_id="site"))
     )
     values = Values(conversion, delivery_id="", is_revenue=False)
     names = ("impression_id", "click_id", "site_id", "attribution_type", "install_time")

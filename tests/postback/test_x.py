@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.local.x_network import SECRETS, sign
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2
 from services.postback import x
 from services.postback.adapter import NotRenderableError, Request, Stamp
@@ -45,7 +45,7 @@ def adapter(**fields: Any) -> x.X:
 def conversion(*, platform: str = "IOS", **record: Any) -> conversion_pb2.Conversion:
     made = purchase()
     made.decision.conversion_time.CopyFrom(Timestamp(seconds=1_366_095_600, nanos=123_456_789))
-    made.record.MergeFrom(ingest_pb2.Record(**{"device_ids": {"idfa": IDFA}, **record}))
+    made.record.MergeFrom(record_pb2.Record(**{"device_ids": {"idfa": IDFA}, **record}))
     made.names.platform = platform
     return made
 

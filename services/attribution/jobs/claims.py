@@ -21,7 +21,7 @@ from libs.db import Connection, Pool, in_transaction
 from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.pace import Pace
@@ -344,7 +344,7 @@ class Claims:
         return {(claims.app_id, claims.conversion_id): claims for claims in response.conversions}
 
     def _conversion(self, question: _Question, asked: waiting.Asked) -> conversion_pb2.Conversion:
-        record = ingest_pb2.Record.FromString(asked.record)
+        record = record_pb2.Record.FromString(asked.record)
         decision = attribution_pb2.Decision(
             app_id=question.app_id,
             conversion_id=question.conversion_id,

@@ -17,7 +17,8 @@ from prometheus_client import Counter, Gauge
 
 from libs.db import Connection
 from libs.domain.lanes import LANES
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.decision.matching import (
@@ -60,7 +61,7 @@ class Eraser:
         self,
         *,
         store: Store,
-        ingest: ingest_pb2_grpc.IngestServiceStub,
+        ingest: IngestServiceStub,
         postback: postback_grpc.PostbackServiceStub,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -102,7 +103,7 @@ class Eraser:
 
     async def _heads(self) -> list[int]:
         """Where the lanes of the log end."""
-        request = ingest_pb2.ReadLogRequest()
+        request = log_pb2.ReadLogRequest()
         getattr(request, "from").add(lane=0, position=2**62)  # beyond all entries
         call = self._ingest.ReadLog(request)
         try:
@@ -192,11 +193,11 @@ class Eraser:
         while work.device_ids or work.record_ids:
             forms = {form for device_id in work.device_ids[:_DEVICE_IDS] for form in id_forms(device_id)}
             call = self._ingest.EraseRecords(
-                ingest_pb2.EraseRecordsRequest(
+                record_erasure_pb2.EraseRecordsRequest(
                     app_id=erasure.app_id,
                     device_ids=sorted(forms),
                     record_ids=work.record_ids[:_RECORD_IDS],
-                    below=[ingest_pb2.LanePosition(lane=lane, position=work.below[lane]) for lane in work.lanes],
+                    below=[log_pb2.LanePosition(lane=lane, position=work.below[lane]) for lane in work.lanes],
                 )
             )
             try:
@@ -253,7 +254,7 @@ async def _find(
         found.devices |= devices
         new = {value for ids in await erasures.ids_of(connection, devices) for each in ids.values() for value in each}
         async for conversion_id, content, known_ids in erasures.conversions_of(connection, app_id, devices):
-            record = ingest_pb2.Record.FromString(content)
+            record = record_pb2.Record.FromString(content)
             found.conversion_ids.add(conversion_id)
             click_ids.add(click_id_of(record))
             new.update(record.device_ids.values(), *(known_ids or {}).values())
@@ -274,7 +275,7 @@ async def _strip(connection: Connection, erasure: Erasure, engagement_ids: Colle
         async for sequence, conversion_id, content in erasures.decisions_holding(
             connection, erasure.app_id, engagement_ids
         )
-        if ingest_pb2.Record.FromString(content).record_id in engagement_ids
+        if record_pb2.Record.FromString(content).record_id in engagement_ids
     }
     await erasures.strip_decisions(connection, erasure.lane, found.keys())
     return sorted(set(found.values()))
@@ -296,7 +297,7 @@ def _is_one(device_id: str) -> bool:
 
 
 def _ids(content: bytes) -> set[str]:
-    return {normalise_id(value) for value in ingest_pb2.Record.FromString(content).device_ids.values()}
+    return {normalise_id(value) for value in record_pb2.Record.FromString(content).device_ids.values()}
 
 
 def _uuids(texts: Collection[str]) -> Iterator[uuid.UUID]:

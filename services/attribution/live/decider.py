@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from libs.db import Connection
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import own_key
@@ -49,8 +49,8 @@ class Case:
     `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
     """
 
-    entry: ingest_pb2.LogEntry
-    record: ingest_pb2.Record
+    entry: log_pb2.LogEntry
+    record: record_pb2.Record
     event_name: str | None
     is_link: bool
     rules: AppRules
@@ -211,7 +211,7 @@ class _Identities:
             )
         return cases
 
-    async def _load(self, records: Iterable[ingest_pb2.Record]) -> None:
+    async def _load(self, records: Iterable[record_pb2.Record]) -> None:
         keys = {key for record in records for key in _identity_keys(record)}
         owners = await self._store.find_identifiers(self._connection, keys)
         devices = await self._store.find_devices(self._connection, set(owners.values()))
@@ -225,7 +225,7 @@ class _Identities:
         self._batch.devices.extend(devices.values())
 
     def _device_of(
-        self, entry: ingest_pb2.LogEntry, record: ingest_pb2.Record, *, may_create: bool
+        self, entry: log_pb2.LogEntry, record: record_pb2.Record, *, may_create: bool
     ) -> tuple[Device | None, tuple[Device, ...]]:
         """The record's device, and those that turn out to be the same one: they become the one known longest."""
         keys = _identity_keys(record)
@@ -246,7 +246,7 @@ class _Identities:
                 device.changed = True
         return device, tuple(others)
 
-    def _make(self, entry: ingest_pb2.LogEntry, record: ingest_pb2.Record) -> Device:
+    def _make(self, entry: log_pb2.LogEntry, record: record_pb2.Record) -> Device:
         device = Device.new(self._new_id(), record.app_id, entry.receive_time_us)
         self._batch.devices.append(device)
         return device
@@ -268,13 +268,13 @@ def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
     device.ids[kind] = [*device.ids.get(kind, ()), *values][-MOST_IDS:]
 
 
-def _ids(device: Device, record: ingest_pb2.Record) -> tuple[tuple[str, str], ...]:
+def _ids(device: Device, record: record_pb2.Record) -> tuple[tuple[str, str], ...]:
     """The ids by which a record's engagements are found: its own, and those of its device."""
     known = ((kind, value) for kind, values in device.ids.items() for value in values)
     return tuple(dict.fromkeys((*record.device_ids.items(), *known)))
 
 
-def _identity_keys(record: ingest_pb2.Record) -> dict[bytes, tuple[str, str]]:
+def _identity_keys(record: record_pb2.Record) -> dict[bytes, tuple[str, str]]:
     return {identity_key(record.app_id, kind, value): (kind, value) for kind, value in record.device_ids.items()}
 
 

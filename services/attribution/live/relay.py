@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.attribution.storage.store import OutboxRow
 from services.attribution.wire.rulebook import Rulebook
@@ -28,8 +28,8 @@ def conversions_for_postback(rows: Iterable[OutboxRow], settings: Rulebook) -> l
         names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
         conversion = conversion_pb2.Conversion(
             decision=decision,
-            record=ingest_pb2.Record.FromString(row.record),
-            engagement=None if row.engagement is None else ingest_pb2.Record.FromString(row.engagement),
+            record=record_pb2.Record.FromString(row.record),
+            engagement=None if row.engagement is None else record_pb2.Record.FromString(row.engagement),
             names=names,
         )
         conversion.names.retention_days = row.retention_days

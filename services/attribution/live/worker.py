@@ -25,7 +25,8 @@ from libs.db import Connection, in_transaction
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.worker import keep_running
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import ClaimTriggers
@@ -99,7 +100,7 @@ class Worker:
         *,
         store: Store,
         settings: Follower[Rulebook],
-        ingest: ingest_pb2_grpc.IngestServiceStub,
+        ingest: IngestServiceStub,
         postback: postback_grpc.PostbackServiceStub,
         triggers: ClaimTriggers,
         pace: Pace,
@@ -194,7 +195,7 @@ class Worker:
         """Store the engagements of the owned lanes of the log, as they come."""
         lanes = await self._store.owned_lanes(self._config.worker_id, owned)
         positions = {lane: lanes[lane].indexed for lane in owned}
-        async for response in self._read_log(positions, ingest_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS):
+        async for response in self._read_log(positions, log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS):
             moved = _moved(positions, response)
             if not moved:
                 continue
@@ -220,7 +221,7 @@ class Worker:
         position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
         flushed = -_FLUSH_S  # at once: whoever decides beside this loop needs heads
         log = self._read_log(
-            dict(enumerate(position)), ingest_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(shared.lanes)
+            dict(enumerate(position)), log_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(shared.lanes)
         )
         async for response in log:
             entries = [e for e in response.entries if e.position >= begun[e.app_lane][e.lane]]
@@ -318,12 +319,12 @@ class Worker:
     async def _read_log(
         self,
         positions: Mapping[int, int],
-        selection: ingest_pb2.ReadLogRequest.Selection.ValueType,
+        selection: log_pb2.ReadLogRequest.Selection.ValueType,
         app_lanes: Sequence[int] = (),
-    ) -> AsyncIterator[ingest_pb2.ReadLogResponse]:
+    ) -> AsyncIterator[log_pb2.ReadLogResponse]:
         call = self._ingest.ReadLog(
-            ingest_pb2.ReadLogRequest(
-                **{"from": [ingest_pb2.LanePosition(lane=lane, position=at) for lane, at in positions.items()]},
+            log_pb2.ReadLogRequest(
+                **{"from": [log_pb2.LanePosition(lane=lane, position=at) for lane, at in positions.items()]},
                 selection=selection,
                 app_lanes=app_lanes,
                 max_entries=self._config.batch,
@@ -336,7 +337,7 @@ class Worker:
             call.cancel()
 
 
-def _moved(positions: Mapping[int, int], response: ingest_pb2.ReadLogResponse) -> dict[int, int]:
+def _moved(positions: Mapping[int, int], response: log_pb2.ReadLogResponse) -> dict[int, int]:
     """The lanes that a response moves on, each with its new position.
 
     Raises LogShorterError when the log ends before these positions: what is written there from now on would be skipped.

@@ -12,7 +12,8 @@ from libs.domain.lanes import lane_of
 from libs.errors import NotFound, Unavailable
 from libs.interceptors import remaining_s
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from reengage.ingest.v1 import log_pb2, record_lookup_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import own_key
 from services.attribution.queries import sentences
@@ -29,7 +30,7 @@ _LOOK_UP_S = 2.0
 class Explanations:
     """What attribution knows of a record and, of one that it did not decide, ingest."""
 
-    def __init__(self, pool: Pool, ingest: ingest_pb2_grpc.IngestServiceStub) -> None:
+    def __init__(self, pool: Pool, ingest: IngestServiceStub) -> None:
         self._pool, self._ingest = pool, ingest
 
     async def of_record(self, app_id: str, record_id: str) -> Explanation:
@@ -86,14 +87,14 @@ class Explanations:
         if found is None:
             return None
         won = await _won(self._pool, lane_of(app_id), app_id, record_id)
-        return _engagement(ingest_pb2.Record.FromString(found), won)
+        return _engagement(record_pb2.Record.FromString(found), won)
 
-    async def _undecided(self, looked_up: ingest_pb2.LookUpRecordResponse, *, is_taken: bool) -> Explanation:
+    async def _undecided(self, looked_up: record_lookup_pb2.LookUpRecordResponse, *, is_taken: bool) -> Explanation:
         record, accept_time = looked_up.record, looked_up.accept_time
         match record.WhichOneof("kind"):
             case "click" | "impression":
                 return _engagement(record, ())
-            case "session" if is_taken or record.session.state == ingest_pb2.Session.STATE_STOP:
+            case "session" if is_taken or record.session.state == record_pb2.Session.STATE_STOP:
                 return Explanation(
                     state=Explanation.STATE_NOT_A_CONVERSION,
                     summary=sentences.session_summary(record, accept_time),
@@ -106,8 +107,8 @@ class Explanations:
                     receive_time=accept_time,
                 )
 
-    async def _look_up(self, app_id: str, record_id: str) -> ingest_pb2.LookUpRecordResponse:
-        request = ingest_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id)
+    async def _look_up(self, app_id: str, record_id: str) -> record_lookup_pb2.LookUpRecordResponse:
+        request = record_lookup_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id)
         try:
             return await self._ingest.LookUpRecord(request, timeout=remaining_s(_LOOK_UP_S))
         except grpc.aio.AioRpcError as error:
@@ -116,7 +117,7 @@ class Explanations:
             raise Unavailable("LOG_UNAVAILABLE", "ingest does not answer, try again", retry_after_s=1.0) from error
 
 
-def _without_record(looked_up: ingest_pb2.LookUpRecordResponse) -> Explanation:
+def _without_record(looked_up: record_lookup_pb2.LookUpRecordResponse) -> Explanation:
     if looked_up.HasField("accept_time") or not looked_up.rejected:
         raise NotFound("CONVERSION_NOT_FOUND", "it was accepted; the record itself is not found (any more)")
     newest = looked_up.rejected[0]
@@ -129,7 +130,7 @@ def _without_record(looked_up: ingest_pb2.LookUpRecordResponse) -> Explanation:
     )
 
 
-def _engagement(record: ingest_pb2.Record, won: Sequence[str]) -> Explanation:
+def _engagement(record: record_pb2.Record, won: Sequence[str]) -> Explanation:
     return Explanation(
         state=Explanation.STATE_NOT_A_CONVERSION,
         summary=sentences.engagement_summary(record, len(won)),
@@ -140,7 +141,7 @@ def _engagement(record: ingest_pb2.Record, won: Sequence[str]) -> Explanation:
 def _waiting_for_claims(waiting: "_Waiting") -> Explanation:
     receive_time = timestamp_pb2.Timestamp()
     receive_time.FromMicroseconds(waiting.receive_time_us)
-    record = ingest_pb2.Record.FromString(waiting.record)
+    record = record_pb2.Record.FromString(waiting.record)
     if waiting.first_id is None:
         summary = sentences.waiting_summary(record, receive_time, waiting.network_ids, waiting.deadline_us)
     else:
@@ -235,7 +236,7 @@ async def _won(pool: Pool, lane: int, app_id: str, engagement_id: str) -> list[s
     return [row["conversion_id"] for row in rows]
 
 
-async def _is_taken(pool: Pool, home_lane: int, place: ingest_pb2.LanePosition) -> bool:
+async def _is_taken(pool: Pool, home_lane: int, place: log_pb2.LanePosition) -> bool:
     """Whether a place in the log lies below what was decided of the apps homed in a lane."""
     return bool(
         await pool.fetchval(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
 
 _REASONS = {
@@ -97,7 +97,7 @@ def sentences(decision: attribution_pb2.Decision, *, not_claiming: Iterable[str]
 
 
 def waiting_summary(
-    record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp, network_ids: Sequence[str], until_us: int
+    record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp, network_ids: Sequence[str], until_us: int
 ) -> str:
     """Of a conversion that waits for claims (E1)."""
     return (
@@ -107,7 +107,7 @@ def waiting_summary(
 
 
 def behind_summary(
-    record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp, first_id: str, network_ids: Sequence[str]
+    record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp, first_id: str, network_ids: Sequence[str]
 ) -> str:
     """Of a conversion that must not be decided before another one of its device, which waits for claims."""
     return (
@@ -116,12 +116,12 @@ def behind_summary(
     )
 
 
-def accepted_summary(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+def accepted_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
     """Of a conversion that is about to be decided."""
     return f"{_received(record, receive_time)} and is not decided yet; decisions follow receipt within seconds."
 
 
-def engagement_summary(record: ingest_pb2.Record, won_count: int) -> str:
+def engagement_summary(record: record_pb2.Record, won_count: int) -> str:
     """Of a click or an impression."""
     kind = record.WhichOneof("kind")
     tracker_id = record.impression.tracker_id if kind == "impression" else record.click.tracker_id
@@ -132,16 +132,16 @@ def engagement_summary(record: ingest_pb2.Record, won_count: int) -> str:
     return f"{name} on tracker {tracker_id} at {_at(record.event_time)}, which may win conversions. {won}."
 
 
-def session_summary(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+def session_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
     """Of a session that fired no event."""
-    if record.session.state == ingest_pb2.Session.STATE_STOP:
+    if record.session.state == record_pb2.Session.STATE_STOP:
         why = "the end of a session"
     else:
         why = "a session that was not the first of its install"
     return f"{_received(record, receive_time)}: {why}, about which nothing is decided."
 
 
-def refused_summary(refusals: Sequence[ingest_pb2.RejectedRecord]) -> str:
+def refused_summary(refusals: Sequence[rejected_record_pb2.RejectedRecord]) -> str:
     """Of a record that was never accepted; the newest refusal comes first."""
     newest = refusals[0]
     fields = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in newest.violations)
@@ -149,7 +149,7 @@ def refused_summary(refusals: Sequence[ingest_pb2.RejectedRecord]) -> str:
     return f"It was refused at {_at(newest.reject_time)} and not stored, for {fields}.{before}"
 
 
-def violation_sentences(violations: Sequence[ingest_pb2.FieldViolation]) -> Iterator[str]:
+def violation_sentences(violations: Sequence[record_batch_pb2.FieldViolation]) -> Iterator[str]:
     """One sentence a wrong field."""
     for wrong in violations:
         yield f"{wrong.field or 'The record'} was refused ({wrong.reason}): {wrong.description}."
@@ -286,7 +286,7 @@ def _window(candidate: attribution_pb2.Candidate) -> str:
     return f"{length} ({_LAYERS.get(candidate.window_layer, 'unknown')})"
 
 
-def _received(record: ingest_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+def _received(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
     match record.WhichOneof("kind"):
         case "install":
             what = "The install"

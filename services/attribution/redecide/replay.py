@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from libs.db import Connection
 from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import Attribution, DeviceHistory, merge
 from services.attribution.decision.matching import own_key
@@ -319,7 +319,7 @@ class Replay:
         return {conversion_id for conversion_id, key, _ in missed if key not in there}
 
     def _question(self, stored: Stored, installed: DeviceHistory, heads: int) -> Question:
-        record = ingest_pb2.Record.FromString(stored.record or b"")
+        record = record_pb2.Record.FromString(stored.record or b"")
         ids = list(record.device_ids.items())
         if stored.known_ids:
             ids += [(kind, value) for kind, values in stored.known_ids.items() for value in values]

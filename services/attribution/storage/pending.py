@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection, Pool
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.wire.records import Logged
 
 Key: TypeAlias = tuple[str, str]
@@ -47,14 +47,14 @@ class WaitingRow(NamedTuple):
     @property
     def logged(self) -> Logged:
         """The record as the log served it."""
-        entry = ingest_pb2.LogEntry(
+        entry = log_pb2.LogEntry(
             lane=self.log_lane,
             position=self.position,
             app_lane=self.lane,
             receive_time_us=self.receive_time_us,
             record=self.record,
         )
-        return Logged(entry, ingest_pb2.Record.FromString(self.record))
+        return Logged(entry, record_pb2.Record.FromString(self.record))
 
 
 class Unanswered(NamedTuple):

@@ -5,7 +5,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
-from reengage.ingest.v1 import ingest_pb2
+from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
     device_key,
@@ -33,13 +33,13 @@ a click at the same instant could never win (B1)."""
 class Logged(NamedTuple):
     """A log entry and its record."""
 
-    entry: ingest_pb2.LogEntry
-    record: ingest_pb2.Record
+    entry: log_pb2.LogEntry
+    record: record_pb2.Record
 
 
-def parse(entries: Iterable[ingest_pb2.LogEntry]) -> list[Logged]:
+def parse(entries: Iterable[log_pb2.LogEntry]) -> list[Logged]:
     """The entries with their records."""
-    return [Logged(entry, ingest_pb2.Record.FromString(entry.record)) for entry in entries]
+    return [Logged(entry, record_pb2.Record.FromString(entry.record)) for entry in entries]
 
 
 def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexRows:
@@ -93,7 +93,7 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
     return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths, retentions=retentions)
 
 
-def engagement_of(record: ingest_pb2.Record) -> Engagement | None:
+def engagement_of(record: record_pb2.Record) -> Engagement | None:
     """The engagement a record is, None when it is none.
 
     A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect).
@@ -130,7 +130,7 @@ def engagement_of(record: ingest_pb2.Record) -> Engagement | None:
     )
 
 
-def conversion_of(record: ingest_pb2.Record, event_name: str | None) -> Conversion:
+def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversion:
     """The conversion a record is, given its name; without the keys of its device's ids."""
     return Conversion(
         conversion_id=record.record_id,
@@ -166,7 +166,7 @@ def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
     return claims, unavailable
 
 
-def event_name_of(record: ingest_pb2.Record) -> str | None:
+def event_name_of(record: record_pb2.Record) -> str | None:
     """The name attribution decides a record under, None when there is nothing to decide."""
     match record.WhichOneof("kind"):
         case "install":
@@ -174,7 +174,7 @@ def event_name_of(record: ingest_pb2.Record) -> str | None:
         case "event":
             return record.event.event_name
         case "session":
-            return SESSION_BEGIN if record.session.state == ingest_pb2.Session.STATE_START else None
+            return SESSION_BEGIN if record.session.state == record_pb2.Session.STATE_START else None
         case "deep_link_open":
             return DEEP_LINK
         case "identity_link":
@@ -183,7 +183,7 @@ def event_name_of(record: ingest_pb2.Record) -> str | None:
             return None
 
 
-def click_id_of(record: ingest_pb2.Record) -> str:
+def click_id_of(record: record_pb2.Record) -> str:
     """Our click id that came back with a record, "" when none did."""
     match record.WhichOneof("kind"):
         case "install":
@@ -198,7 +198,7 @@ def click_id_of(record: ingest_pb2.Record) -> str:
             return ""
 
 
-def event_time_us(record: ingest_pb2.Record) -> int:
+def event_time_us(record: record_pb2.Record) -> int:
     """When it happened."""
     return record.event_time.seconds * 1_000_000 + record.event_time.nanos // 1000
 

@@ -10,7 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from reengage.ingest.v1 import ingest_pb2 as _ingest_pb2
+from reengage.ingest.v1 import record_batch_pb2 as _record_batch_pb2
 from reengage.tracker.v1 import snapshot_pb2 as _snapshot_pb2
 import builtins as _builtins
 import sys
@@ -620,7 +620,7 @@ class ExplainDecisionResponse(_message.Message):
         """
 
     @_builtins.property
-    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.FieldViolation]:
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_batch_pb2.FieldViolation]:
         """Why it was refused, when REFUSED."""
 
     @_builtins.property
@@ -646,7 +646,7 @@ class ExplainDecisionResponse(_message.Message):
         summary: _builtins.str = ...,
         sentences: _abc.Iterable[_builtins.str] | None = ...,
         state: Global___ExplainDecisionResponse.State.ValueType = ...,
-        violations: _abc.Iterable[_ingest_pb2.FieldViolation] | None = ...,
+        violations: _abc.Iterable[_record_batch_pb2.FieldViolation] | None = ...,
         won_conversion_ids: _abc.Iterable[_builtins.str] | None = ...,
         waiting_for_network_ids: _abc.Iterable[_builtins.str] | None = ...,
         receive_time: _timestamp_pb2.Timestamp | None = ...,

@@ -9,7 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from reengage.attribution.v1 import attribution_pb2 as _attribution_pb2
-from reengage.ingest.v1 import ingest_pb2 as _ingest_pb2
+from reengage.ingest.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -38,11 +38,11 @@ class Conversion(_message.Message):
         """Required. What was decided."""
 
     @_builtins.property
-    def record(self) -> _ingest_pb2.Record:
+    def record(self) -> _record_pb2.Record:
         """Required. The record as it was received."""
 
     @_builtins.property
-    def engagement(self) -> _ingest_pb2.Record:
+    def engagement(self) -> _record_pb2.Record:
         """Optional. The click or impression that won it, or that the credited source was won by, as it was received."""
 
     @_builtins.property
@@ -53,8 +53,8 @@ class Conversion(_message.Message):
         self,
         *,
         decision: _attribution_pb2.Decision | None = ...,
-        record: _ingest_pb2.Record | None = ...,
-        engagement: _ingest_pb2.Record | None = ...,
+        record: _record_pb2.Record | None = ...,
+        engagement: _record_pb2.Record | None = ...,
         names: Global___Names | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "engagement", b"engagement", "names", b"names", "record", b"record"]  # noqa: Y015

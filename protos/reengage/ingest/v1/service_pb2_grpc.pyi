@@ -5,7 +5,11 @@ Ingest: records come in, are checked, de-duplicated and written to a durable log
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from reengage.ingest.v1 import ingest_pb2 as _ingest_pb2
+from reengage.ingest.v1 import log_pb2 as _log_pb2
+from reengage.ingest.v1 import record_batch_pb2 as _record_batch_pb2
+from reengage.ingest.v1 import record_erasure_pb2 as _record_erasure_pb2
+from reengage.ingest.v1 import record_lookup_pb2 as _record_lookup_pb2
+from reengage.ingest.v1 import rejected_record_pb2 as _rejected_record_pb2
 import abc as _abc_1
 
 
@@ -16,7 +20,7 @@ class IngestServiceStub:
     """IngestService accepts records and serves the log they are kept in."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    RecordBatch: _aio.UnaryUnaryMultiCallable[_ingest_pb2.RecordBatchRequest, _ingest_pb2.RecordBatchResponse]
+    RecordBatch: _aio.UnaryUnaryMultiCallable[_record_batch_pb2.RecordBatchRequest, _record_batch_pb2.RecordBatchResponse]
     """RecordBatch checks and stores up to 1,000 records and answers one result an item, in the order of the request.
     It answers only when every accepted record is durable. Bad items are refused by themselves; the good ones are kept.
     Repeat-safe: a record that is known already (see Record.record_id) answers REPEATED and changes nothing.
@@ -24,12 +28,12 @@ class IngestServiceStub:
     too much is waiting to be written; UNAVAILABLE `LOG_UNAVAILABLE` when nothing can be stored now (nothing was lost:
     send the batch again), `SETTINGS_UNAVAILABLE` while no settings have been received since the start.
     """
-    RecordStream: _aio.StreamStreamMultiCallable[_ingest_pb2.RecordStreamRequest, _ingest_pb2.RecordStreamResponse]
+    RecordStream: _aio.StreamStreamMultiCallable[_record_batch_pb2.RecordStreamRequest, _record_batch_pb2.RecordStreamResponse]
     """RecordStream is RecordBatch on a stream: one response for each request, in order, each sent when its records are
     durable. Several requests may be under way; the server stops reading while too much is waiting (backpressure).
     Repeat-safe as RecordBatch: after a broken stream, send again whatever was not answered.
     """
-    ReadLog: _aio.UnaryStreamMultiCallable[_ingest_pb2.ReadLogRequest, _ingest_pb2.ReadLogResponse]
+    ReadLog: _aio.UnaryStreamMultiCallable[_log_pb2.ReadLogRequest, _log_pb2.ReadLogResponse]
     """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
     come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
     except that what was being written when a response was read may come in a later one with an earlier time. Nothing
@@ -38,11 +42,11 @@ class IngestServiceStub:
     Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
     `LOG_UNAVAILABLE` when the log cannot be read now.
     """
-    ListRejected: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ListRejectedRequest, _ingest_pb2.ListRejectedResponse]
+    ListRejected: _aio.UnaryUnaryMultiCallable[_rejected_record_pb2.ListRejectedRequest, _rejected_record_pb2.ListRejectedResponse]
     """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
     were refused. Of more than 5,000 a second some are only counted.
     """
-    LookUpRecord: _aio.UnaryUnaryMultiCallable[_ingest_pb2.LookUpRecordRequest, _ingest_pb2.LookUpRecordResponse]
+    LookUpRecord: _aio.UnaryUnaryMultiCallable[_record_lookup_pb2.LookUpRecordRequest, _record_lookup_pb2.LookUpRecordResponse]
     """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
     the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
     ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
@@ -50,7 +54,7 @@ class IngestServiceStub:
     accepted amid more than 30,000 a second may be left out of the answer.
     Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
     """
-    EraseRecords: _aio.UnaryStreamMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
+    EraseRecords: _aio.UnaryStreamMultiCallable[_record_erasure_pb2.EraseRecordsRequest, _record_erasure_pb2.EraseRecordsResponse]
     """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
     given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
     records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either
@@ -64,9 +68,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RecordBatch(
         self,
-        request: _ingest_pb2.RecordBatchRequest,
-        context: _aio.ServicerContext[_ingest_pb2.RecordBatchRequest, _abc.Awaitable[_ingest_pb2.RecordBatchResponse]],
-    ) -> _abc.Awaitable[_ingest_pb2.RecordBatchResponse]:
+        request: _record_batch_pb2.RecordBatchRequest,
+        context: _aio.ServicerContext[_record_batch_pb2.RecordBatchRequest, _abc.Awaitable[_record_batch_pb2.RecordBatchResponse]],
+    ) -> _abc.Awaitable[_record_batch_pb2.RecordBatchResponse]:
         """RecordBatch checks and stores up to 1,000 records and answers one result an item, in the order of the request.
         It answers only when every accepted record is durable. Bad items are refused by themselves; the good ones are kept.
         Repeat-safe: a record that is known already (see Record.record_id) answers REPEATED and changes nothing.
@@ -78,9 +82,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RecordStream(
         self,
-        request_iterator: _abc.AsyncIterator[_ingest_pb2.RecordStreamRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_ingest_pb2.RecordStreamRequest], _abc.AsyncIterator[_ingest_pb2.RecordStreamResponse]],
-    ) -> _abc.AsyncIterator[_ingest_pb2.RecordStreamResponse]:
+        request_iterator: _abc.AsyncIterator[_record_batch_pb2.RecordStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_record_batch_pb2.RecordStreamRequest], _abc.AsyncIterator[_record_batch_pb2.RecordStreamResponse]],
+    ) -> _abc.AsyncIterator[_record_batch_pb2.RecordStreamResponse]:
         """RecordStream is RecordBatch on a stream: one response for each request, in order, each sent when its records are
         durable. Several requests may be under way; the server stops reading while too much is waiting (backpressure).
         Repeat-safe as RecordBatch: after a broken stream, send again whatever was not answered.
@@ -89,9 +93,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ReadLog(
         self,
-        request: _ingest_pb2.ReadLogRequest,
-        context: _aio.ServicerContext[_ingest_pb2.ReadLogRequest, _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]],
-    ) -> _abc.AsyncIterator[_ingest_pb2.ReadLogResponse]:
+        request: _log_pb2.ReadLogRequest,
+        context: _aio.ServicerContext[_log_pb2.ReadLogRequest, _abc.AsyncIterator[_log_pb2.ReadLogResponse]],
+    ) -> _abc.AsyncIterator[_log_pb2.ReadLogResponse]:
         """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
         come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
         except that what was being written when a response was read may come in a later one with an earlier time. Nothing
@@ -104,9 +108,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListRejected(
         self,
-        request: _ingest_pb2.ListRejectedRequest,
-        context: _aio.ServicerContext[_ingest_pb2.ListRejectedRequest, _abc.Awaitable[_ingest_pb2.ListRejectedResponse]],
-    ) -> _abc.Awaitable[_ingest_pb2.ListRejectedResponse]:
+        request: _rejected_record_pb2.ListRejectedRequest,
+        context: _aio.ServicerContext[_rejected_record_pb2.ListRejectedRequest, _abc.Awaitable[_rejected_record_pb2.ListRejectedResponse]],
+    ) -> _abc.Awaitable[_rejected_record_pb2.ListRejectedResponse]:
         """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
         were refused. Of more than 5,000 a second some are only counted.
         """
@@ -114,9 +118,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def LookUpRecord(
         self,
-        request: _ingest_pb2.LookUpRecordRequest,
-        context: _aio.ServicerContext[_ingest_pb2.LookUpRecordRequest, _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]],
-    ) -> _abc.Awaitable[_ingest_pb2.LookUpRecordResponse]:
+        request: _record_lookup_pb2.LookUpRecordRequest,
+        context: _aio.ServicerContext[_record_lookup_pb2.LookUpRecordRequest, _abc.Awaitable[_record_lookup_pb2.LookUpRecordResponse]],
+    ) -> _abc.Awaitable[_record_lookup_pb2.LookUpRecordResponse]:
         """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
         the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
         ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
@@ -128,9 +132,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def EraseRecords(
         self,
-        request: _ingest_pb2.EraseRecordsRequest,
-        context: _aio.ServicerContext[_ingest_pb2.EraseRecordsRequest, _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]],
-    ) -> _abc.AsyncIterator[_ingest_pb2.EraseRecordsResponse]:
+        request: _record_erasure_pb2.EraseRecordsRequest,
+        context: _aio.ServicerContext[_record_erasure_pb2.EraseRecordsRequest, _abc.AsyncIterator[_record_erasure_pb2.EraseRecordsResponse]],
+    ) -> _abc.AsyncIterator[_record_erasure_pb2.EraseRecordsResponse]:
         """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
         given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
         records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either

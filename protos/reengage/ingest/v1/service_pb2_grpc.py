@@ -3,7 +3,11 @@
 import grpc
 import warnings
 
-from reengage.ingest.v1 import ingest_pb2 as reengage_dot_ingest_dot_v1_dot_ingest__pb2
+from reengage.ingest.v1 import log_pb2 as reengage_dot_ingest_dot_v1_dot_log__pb2
+from reengage.ingest.v1 import record_batch_pb2 as reengage_dot_ingest_dot_v1_dot_record__batch__pb2
+from reengage.ingest.v1 import record_erasure_pb2 as reengage_dot_ingest_dot_v1_dot_record__erasure__pb2
+from reengage.ingest.v1 import record_lookup_pb2 as reengage_dot_ingest_dot_v1_dot_record__lookup__pb2
+from reengage.ingest.v1 import rejected_record_pb2 as reengage_dot_ingest_dot_v1_dot_rejected__record__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +22,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in reengage/ingest/v1/ingest_pb2_grpc.py depends on'
+        + ' but the generated code in reengage/ingest/v1/service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,33 +41,33 @@ class IngestServiceStub:
         """
         self.RecordBatch = channel.unary_unary(
                 '/reengage.ingest.v1.IngestService/RecordBatch',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchResponse.FromString,
                 _registered_method=True)
         self.RecordStream = channel.stream_stream(
                 '/reengage.ingest.v1.IngestService/RecordStream',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamResponse.FromString,
                 _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/reengage.ingest.v1.IngestService/ReadLog',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
         self.ListRejected = channel.unary_unary(
                 '/reengage.ingest.v1.IngestService/ListRejected',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.FromString,
                 _registered_method=True)
         self.LookUpRecord = channel.unary_unary(
                 '/reengage.ingest.v1.IngestService/LookUpRecord',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordResponse.FromString,
                 _registered_method=True)
         self.EraseRecords = channel.unary_stream(
                 '/reengage.ingest.v1.IngestService/EraseRecords',
-                request_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
-                response_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
+                request_serializer=reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsResponse.FromString,
                 _registered_method=True)
 
 
@@ -141,33 +145,33 @@ def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'RecordBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordBatch,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchResponse.SerializeToString,
             ),
             'RecordStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RecordStream,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogResponse.SerializeToString,
             ),
             'ListRejected': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRejected,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.SerializeToString,
             ),
             'LookUpRecord': grpc.unary_unary_rpc_method_handler(
                     servicer.LookUpRecord,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordResponse.SerializeToString,
             ),
             'EraseRecords': grpc.unary_stream_rpc_method_handler(
                     servicer.EraseRecords,
-                    request_deserializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.FromString,
-                    response_serializer=reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -196,8 +200,8 @@ class IngestService:
             request,
             target,
             '/reengage.ingest.v1.IngestService/RecordBatch',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordBatchResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -223,8 +227,8 @@ class IngestService:
             request_iterator,
             target,
             '/reengage.ingest.v1.IngestService/RecordStream',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.RecordStreamResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_record__batch__pb2.RecordStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -250,8 +254,8 @@ class IngestService:
             request,
             target,
             '/reengage.ingest.v1.IngestService/ReadLog',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.ReadLogResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_log__pb2.ReadLogResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -277,8 +281,8 @@ class IngestService:
             request,
             target,
             '/reengage.ingest.v1.IngestService/ListRejected',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.ListRejectedResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -304,8 +308,8 @@ class IngestService:
             request,
             target,
             '/reengage.ingest.v1.IngestService/LookUpRecord',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.LookUpRecordResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -331,8 +335,8 @@ class IngestService:
             request,
             target,
             '/reengage.ingest.v1.IngestService/EraseRecords',
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
-            reengage_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
+            reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_record__erasure__pb2.EraseRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,
