@@ -15,9 +15,9 @@ from libs.periods import Periods
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.vault import Vault
 from reengage.postback.v1 import service_pb2, service_pb2_grpc
-from services.postback.adapter import Stamp
-from services.postback.catalog import Catalog
+from services.postback.adapters.adapter import Stamp
 from services.postback.claims import Claims, Endings
+from services.postback.configurations import Catalog
 from services.postback.guard import Guard
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService

@@ -10,8 +10,8 @@ import structlog
 from prometheus_client import Counter
 
 from reengage.postback.v1 import claim_pb2, conversion_pb2
-from services.postback.adapter import best_claim
-from services.postback.catalog import Catalog
+from services.postback.adapters.adapter import best_claim
+from services.postback.configurations import Catalog
 from services.postback.delivery import delivery_id
 from services.postback.model import NetworkAnswer, State
 from services.postback.store import Store

@@ -4,7 +4,7 @@ from datetime import UTC
 from uuid import UUID, uuid5
 
 from reengage.postback.v1 import conversion_pb2
-from services.postback.adapter import Request, Stamp
+from services.postback.adapters.adapter import Request, Stamp
 from services.postback.macros import Values
 from services.postback.model import Configuration, NewDelivery
 from services.postback.selection import once_a_day

@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from services.postback.adapter import Adapter
+from services.postback.adapters.adapter import Adapter
 
 
 class Status(StrEnum):

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from yarl import URL
 
-from services.postback.adapter import Request
+from services.postback.adapters.adapter import Request
 from services.postback.guard import AddressForbiddenError, Guard, Lookup
 from services.postback.retry import Answer, Failure
 

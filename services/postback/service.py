@@ -15,10 +15,16 @@ from libs.pages import decode_token, encode_token, page_size
 from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
-from services.postback.adapter import Stamp
-from services.postback.catalog import Catalog
+from services.postback.adapters.adapter import Stamp
 from services.postback.claims import Claims, note_late
-from services.postback.configuration import (
+from services.postback.configurations import Catalog
+from services.postback.delivery import delivery_id, new_delivery, requests
+from services.postback.guard import Guard
+from services.postback.model import Configuration, NewDelivery, State, Status
+from services.postback.sample import sample_conversion
+from services.postback.selection import fits, once_a_day, wants, wants_claim
+from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
+from services.postback.wire import (
     OUTPUT_ONLY,
     check,
     compiled,
@@ -27,12 +33,6 @@ from services.postback.configuration import (
     public,
     to_stored,
 )
-from services.postback.delivery import delivery_id, new_delivery, requests
-from services.postback.guard import Guard
-from services.postback.model import Configuration, NewDelivery, State, Status
-from services.postback.sample import sample_conversion
-from services.postback.selection import fits, once_a_day, wants, wants_claim
-from services.postback.store import Store, StoredAttempt, StoredConfiguration, StoredDelivery
 
 MOST_CONVERSIONS = 1000
 MOST_REPLAYED = 10_000

@@ -16,9 +16,9 @@ from prometheus_client import Counter, Gauge, Histogram
 from libs.worker import keep_running
 from reengage.postback.v1 import claim_pb2, conversion_pb2, delivery_pb2
 from services.postback import retry
-from services.postback.adapter import NotRenderableError, Request, Stamp
-from services.postback.catalog import Catalog
+from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
 from services.postback.claims import Endings, note_late
+from services.postback.configurations import Catalog
 from services.postback.delivery import requests
 from services.postback.macros import MASK
 from services.postback.model import Asked, Claimed, Configuration, Settled, State

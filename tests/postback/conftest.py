@@ -22,9 +22,9 @@ from libs.vault import Vault
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
-from services.postback.adapter import Stamp
-from services.postback.catalog import Catalog
+from services.postback.adapters.adapter import Stamp
 from services.postback.claims import Claims, Endings
+from services.postback.configurations import Catalog
 from services.postback.guard import Guard, Lookup
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService

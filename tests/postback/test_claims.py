@@ -267,7 +267,7 @@ async def test_only_live_configurations_that_may_be_told_are_asked(
 async def test_a_configuration_that_another_process_was_told_of_is_asked(
     database: Database, tmp_path: Path, endpoint: Endpoint, x: LocalX, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.postback.catalog.POLL_S", 3600.0)
+    monkeypatch.setattr("services.postback.configurations.POLL_S", 3600.0)
     async with (
         running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,

@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from libs.errors import from_rpc_error
 from libs.vault import Vault
 from reengage.postback.v1 import configuration_pb2
-from services.postback.catalog import POLL_S
+from services.postback.configurations import POLL_S
 from services.postback.macros import MACROS
 from tests.conftest import Database
 from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until, until_ended

@@ -3,7 +3,7 @@
 import pytest
 from yarl import URL
 
-from services.postback.adapter import Request
+from services.postback.adapters.adapter import Request
 from services.postback.guard import Guard, is_public
 from services.postback.retry import Failure
 from services.postback.sender import open_sender

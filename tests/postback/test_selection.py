@@ -8,9 +8,9 @@ import pytest
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from services.postback.adapters.template import Template
 from services.postback.model import Configuration, Status
 from services.postback.selection import once_a_day, wants
-from services.postback.template import Template
 from tests.postback.conftest import purchase
 
 ALL = Configuration(

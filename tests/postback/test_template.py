@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2
-from services.postback.adapter import Request
+from services.postback.adapters.adapter import Request
+from services.postback.adapters.template import Template, parse, render
 from services.postback.macros import MACROS, Values, is_known
-from services.postback.template import Template, parse, render
 from tests.postback.conftest import purchase
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from deploy.local.x_network import SECRETS, sign
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2
-from services.postback import x
-from services.postback.adapter import NotRenderableError, Request, Stamp
+from services.postback.adapters import x
+from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
 from services.postback.macros import MASK, Values
 from services.postback.retry import Answer, Failure, Next
 from tests.postback.conftest import purchase
@@ -60,7 +60,7 @@ def oauth(header: str) -> dict[str, str]:
 
 
 def test_the_catalogue_asks_for_the_secrets_that_the_adapter_needs() -> None:
-    catalogue = json.loads((Path(x.__file__).parents[1] / "tracker" / "catalogue.json").read_text())
+    catalogue = json.loads((Path(x.__file__).parents[2] / "tracker" / "catalogue.json").read_text())
     (entry,) = [one for one in catalogue if one["id"] == "x"]
     assert {need["name"] for need in entry["needs"] if need.get("secret")} == x.SECRETS == SECRETS.keys()
 

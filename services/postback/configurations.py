@@ -4,9 +4,9 @@ import asyncio
 
 from libs.vault import Vault
 from libs.worker import keep_running
-from services.postback.configuration import compiled, from_stored
 from services.postback.model import Configuration, Status
 from services.postback.store import Store
+from services.postback.wire import compiled, from_stored
 
 POLL_S = 1.0
 

@@ -11,13 +11,13 @@ from yarl import URL
 from libs.errors import Violations
 from libs.vault import Vault
 from reengage.postback.v1 import configuration_pb2
-from services.postback import x
-from services.postback.adapter import Adapter
+from services.postback.adapters import x
+from services.postback.adapters.adapter import Adapter
+from services.postback.adapters.template import parse
 from services.postback.guard import Guard
 from services.postback.macros import is_known
 from services.postback.model import Configuration, Status
 from services.postback.store import StoredConfiguration
-from services.postback.template import parse
 
 DELAYS_S = (0, 30, 60, 120, 180, 300, 600)
 OUTPUT_ONLY = ("secret_names", "create_time", "update_time")

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from oauthlib.oauth1 import Client
 
 from reengage.postback.v1 import claim_pb2, configuration_pb2
-from services.postback.adapter import NotRenderableError, Report, Request, Stamp, best_claim
+from services.postback.adapters.adapter import NotRenderableError, Report, Request, Stamp, best_claim
 from services.postback.macros import MACROS, MASK, Values
 from services.postback.retry import Answer, Next, Verdict, judge
 

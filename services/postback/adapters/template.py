@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import quote, quote_plus
 
-from services.postback.adapter import Report, Request, Stamp
+from services.postback.adapters.adapter import Report, Request, Stamp
 from services.postback.macros import MASK, SECRET_PREFIX, Values
 from services.postback.retry import Answer, Verdict, judge
 
