@@ -36,8 +36,10 @@ _IOS_VERSION = re.compile(r"(?:iPhone OS|CPU OS|iOS|iPadOS)[ /]?(\d+)")
 _DARWIN_VERSION = re.compile(r"Darwin/(\d+)")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _ATT_DETAILS = {
-    "authorized": "authorized", "denied": "denied", "notdetermined": "not_determined", "restricted": "restricted",
-}  # fmt: skip
+    name.removeprefix("DETAIL_").lower(): value
+    for name, value in record_pb2.TrackingTransparency.Detail.items()
+    if value != record_pb2.TrackingTransparency.DETAIL_UNSPECIFIED
+} | {"notdetermined": record_pb2.TrackingTransparency.DETAIL_NOT_DETERMINED}
 # Keys that the wire gives a meaning; in the data of an identity link every other one is a name of a person.
 _WIRE_KEYS = frozenset(
     {
@@ -359,11 +361,11 @@ def _take_transparency(body: Body, record: record_pb2.Record, given: Any) -> Non
     if not given:
         return
     into.authorized = body.as_flag(f"{path}.att", given.get("att"))
-    detail = str(given.get("att_detail") or "").lower().replace("_", "")
+    detail = str(given.get("att_detail") or "").lower()
     if detail in _ATT_DETAILS:
         into.detail = _ATT_DETAILS[detail]
     elif detail:
-        allowed = ", ".join(_ATT_DETAILS.values())
+        allowed = ", ".join(_ATT_DETAILS)
         body.violations.add(f"{path}.att_detail", "INVALID_VALUE", f"must be one of {allowed}")
     if given.get("att_time") not in _ABSENT:
         _take_time(body, into.answer_time, f"{path}.att_time", given["att_time"])

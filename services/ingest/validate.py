@@ -29,8 +29,8 @@ RESERVED_EVENT_DATA = frozenset(
         "integration_version", "cracked", "jailbroken",
     }
 )  # fmt: skip
-TRANSPARENCY_DETAILS = frozenset({"", "authorized", "denied", "not_determined", "restricted"})
 
+_TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
 _NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "identity_link"})
 _NEED_IP_ADDRESS = frozenset({"install", "event", "session"})
 _KNOWN_ID_NAMES = frozenset(DEVICE_ID_NAMES)
@@ -184,9 +184,8 @@ def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | No
 def _check_privacy(record: record_pb2.Record, found: _Found) -> None:
     if record.HasField("tracking_transparency"):
         transparency = record.tracking_transparency
-        if transparency.detail not in TRANSPARENCY_DETAILS:
-            allowed = "authorized, denied, not_determined or restricted"
-            found.add("tracking_transparency.detail", "INVALID_VALUE", allowed)
+        if transparency.detail not in _TRANSPARENCY_DETAILS:
+            found.add("tracking_transparency.detail", "INVALID_VALUE", "must be one of the named details")
         if transparency.HasField("answer_time"):
             found.time_us("tracking_transparency.answer_time", transparency.answer_time)
     if record.HasField("privacy_consent"):

@@ -116,7 +116,9 @@ def _att_status(values: Values) -> str:
     if not values.record.HasField("tracking_transparency"):
         return ""
     state: record_pb2.TrackingTransparency = values.record.tracking_transparency
-    return state.detail or ("authorized" if state.authorized else "denied")
+    if state.detail:
+        return record_pb2.TrackingTransparency.Detail.Name(state.detail).removeprefix("DETAIL_").lower()
+    return "authorized" if state.authorized else "denied"
 
 
 def _lookback(values: Values) -> str:

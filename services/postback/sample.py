@@ -32,7 +32,9 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
         ip_address="203.0.113.7",
         user_agent="Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36",
         limit_ad_tracking=True,
-        tracking_transparency=record_pb2.TrackingTransparency(authorized=True, detail="authorized"),
+        tracking_transparency=record_pb2.TrackingTransparency(
+            authorized=True, detail=record_pb2.TrackingTransparency.DETAIL_AUTHORIZED
+        ),
         app_version="3.2.1",
         install=record_pb2.Install() if install else None,
         event=None

@@ -186,7 +186,11 @@ def test_idfa_needs_tracking_transparency_from_ios_14_on(agent: str, transparenc
 def test_tracking_transparency(detail: str) -> None:
     given = {"att": "0", "att_detail": detail, "att_time": "1764000000"}
     found = translate(body(app_tracking_transparency=given)).tracking_transparency
-    assert (found.authorized, found.detail, found.answer_time.seconds) == (False, "not_determined", 1_764_000_000)
+    assert (found.authorized, found.detail, found.answer_time.seconds) == (
+        False,
+        record_pb2.TrackingTransparency.DETAIL_NOT_DETERMINED,
+        1_764_000_000,
+    )
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ BAD: dict[str, tuple[record_pb2.Record, set[tuple[str, str]]]] = {
     "long user agent": (event(user_agent="é" * 2049), {("user_agent", "TOO_LONG")}),
     "NUL in user agent": (event(user_agent="\0"), {("user_agent", "INVALID_TEXT")}),
     "transparency": (
-        event(tracking_transparency=record_pb2.TrackingTransparency(detail="maybe")),
+        event(tracking_transparency=record_pb2.TrackingTransparency(detail=9)),  # type: ignore[arg-type]
         {("tracking_transparency.detail", "INVALID_VALUE")},
     ),
     "no tracker": (record(click=record_pb2.Click()), {("click.tracker_id", "REQUIRED")}),

@@ -39,7 +39,7 @@ class ReadLogRequest(_message.Message):
         """All but clicks and impressions."""
 
     class Selection(_Selection, metaclass=_SelectionEnumTypeWrapper):
-        """Selection of records by kind."""
+        """Selection is which kinds of records to read."""
 
     SELECTION_UNSPECIFIED: ReadLogRequest.Selection.ValueType  # 0
     """All records."""
@@ -53,12 +53,12 @@ class ReadLogRequest(_message.Message):
     APP_LANES_FIELD_NUMBER: _builtins.int
     MAX_ENTRIES_FIELD_NUMBER: _builtins.int
     selection: Global___ReadLogRequest.Selection.ValueType
-    """Optional. Default: all."""
+    """Optional. The kinds of records to read. Default: all."""
     max_entries: _builtins.int
     """Optional. Entries in one response: 1 to 10,000, default 2,000. A response stays under 2 MB."""
     @_builtins.property
     def app_lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Optional. Only records of apps whose app_lane is one of these. Default: all apps."""
+        """Optional. Read only records of apps in these home lanes (LogEntry.app_lane). Default: of all apps."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class LanePosition(_message.Message):
     LANE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     lane: _builtins.int
-    """0 to 63."""
+    """Required. The lane, 0 to 63."""
     position: _builtins.int
-    """0 or more."""
+    """Required. The position in the lane, 0 or more."""
     def __init__(
         self,
         *,
@@ -111,15 +111,15 @@ class ReadLogResponse(_message.Message):
     HEADS_FIELD_NUMBER: _builtins.int
     CAUGHT_UP_FIELD_NUMBER: _builtins.int
     caught_up: _builtins.bool
-    """Whether, with this response, everything selected that lies below `heads` in the lanes asked for has been sent."""
+    """Output only. The reader has now got every selected entry below `heads` in the lanes it asked for."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
-        """In the order of receipt. May be empty."""
+        """Output only. Entries in the order of their receipt. May be empty."""
 
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The end of each of the 64 lanes (index = lane) in the same snapshot of the database that the entries were read in:
-        every record accepted before any record of `entries` was accepted lies below these.
+        """Output only. The heads: the end of each of the 64 lanes (index = lane), read in the same snapshot of the database
+        as the entries. Every record that was accepted before a record of `entries` lies below them.
         """
 
     def __init__(
@@ -149,15 +149,19 @@ class LogEntry(_message.Message):
     RECEIVE_TIME_US_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     lane: _builtins.int
-    """Lane: a stable hash of app and device, 0 to 63."""
+    """Output only. The lane of the record, 0 to 63: a stable hash of its app and device."""
     position: _builtins.int
-    """Position in the lane: 0, 1, 2, … An erased record leaves a gap."""
+    """Output only. The position in the lane: 0, 1, 2, … An erased record leaves a gap."""
     app_lane: _builtins.int
-    """A stable hash of the app, 0 to 63."""
+    """Output only. The home lane of the record's app, 0 to 63: a stable hash of the app."""
     receive_time_us: _builtins.int
-    """When it was received: microseconds since 1970 of the log's database clock, never falling within a lane."""
+    """Output only. When the record was received, in microseconds since 1970 by the clock of the log's database. It never
+    falls within a lane.
+    """
     record: _builtins.bytes
-    """A serialised Record, with record_id and event_time filled in. Bytes, so that the log need not parse it."""
+    """Output only. A serialised Record with its record_id and event_time filled in. Bytes, so that the log need not parse
+    them.
+    """
     def __init__(
         self,
         *,

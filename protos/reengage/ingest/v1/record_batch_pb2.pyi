@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FieldViolation(_message.Message):
-    """FieldViolation names one wrong field."""
+    """FieldViolation names one wrong field of a record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,11 +30,14 @@ class FieldViolation(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Path of the field, for example `event.event_name`."""
+    """Output only. The path of the field, for example `event.event_name`."""
     reason: _builtins.str
-    """Stable reason in capitals, for example REQUIRED, TOO_LONG, INVALID_IP_ADDRESS, UNKNOWN_APP, UNKNOWN_TRACKER."""
+    """Output only. A stable reason in capitals; more may be added. Today: REQUIRED, TOO_LONG, TOO_MANY, INVALID_TEXT,
+    INVALID_TIME, INVALID_VALUE, INVALID_IP_ADDRESS, INVALID_CURRENCY_CODE, RESERVED_NAME, UNKNOWN_APP,
+    UNKNOWN_TRACKER, UNKNOWN_DEVICE_ID, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD.
+    """
     description: _builtins.str
-    """What to change, for people."""
+    """Output only. What to change, for people."""
     def __init__(
         self,
         *,
@@ -65,34 +68,34 @@ class RecordResult(_message.Message):
         STATUS_UNSPECIFIED: RecordResult._Status.ValueType  # 0
         """Never sent."""
         STATUS_ACCEPTED: RecordResult._Status.ValueType  # 1
-        """Stored now."""
+        """It was stored now."""
         STATUS_REPEATED: RecordResult._Status.ValueType  # 2
-        """Stored before; nothing changed."""
+        """It was stored before; nothing changed."""
         STATUS_REJECTED: RecordResult._Status.ValueType  # 3
-        """Refused; see violations. It is listed by ListRejected."""
+        """It was refused for the reasons in `violations`. ListRejected lists it."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-        """Status of a record."""
+        """Status is what ingest did with a record."""
 
     STATUS_UNSPECIFIED: RecordResult.Status.ValueType  # 0
     """Never sent."""
     STATUS_ACCEPTED: RecordResult.Status.ValueType  # 1
-    """Stored now."""
+    """It was stored now."""
     STATUS_REPEATED: RecordResult.Status.ValueType  # 2
-    """Stored before; nothing changed."""
+    """It was stored before; nothing changed."""
     STATUS_REJECTED: RecordResult.Status.ValueType  # 3
-    """Refused; see violations. It is listed by ListRejected."""
+    """It was refused for the reasons in `violations`. ListRejected lists it."""
 
     STATUS_FIELD_NUMBER: _builtins.int
     RECORD_ID_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     status: Global___RecordResult.Status.ValueType
-    """What became of it."""
+    """Output only. What ingest did with the record."""
     record_id: _builtins.str
-    """The record's id in the log, unless rejected: the sender's, or one made by ingest."""
+    """Output only. The record's id in the log: the sender's, or one made by ingest. Empty if it was refused."""
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """Every wrong field, if rejected."""
+        """Output only. Every wrong field of a refused record."""
 
     def __init__(
         self,
@@ -135,14 +138,14 @@ Global___RecordBatchRequest: _TypeAlias = RecordBatchRequest  # noqa: Y015
 
 @_typing.final
 class RecordBatchResponse(_message.Message):
-    """RecordBatchResponse answers them."""
+    """RecordBatchResponse carries the results of a RecordBatchRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordResult]:
-        """One result a record, in the order of the request."""
+        """Output only. One result a record, in the order of the request."""
 
     def __init__(
         self,
@@ -183,14 +186,14 @@ Global___RecordStreamRequest: _TypeAlias = RecordStreamRequest  # noqa: Y015
 
 @_typing.final
 class RecordStreamResponse(_message.Message):
-    """RecordStreamResponse answers one request."""
+    """RecordStreamResponse carries the results of one RecordStreamRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordResult]:
-        """One result a record, in the order of the request."""
+        """Output only. One result a record, in the order of the request."""
 
     def __init__(
         self,

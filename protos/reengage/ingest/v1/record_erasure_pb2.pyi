@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EraseRecordsRequest(_message.Message):
-    """EraseRecordsRequest says what to erase."""
+    """EraseRecordsRequest says what to erase. It names at least one id, of a device or of a record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,18 +30,20 @@ class EraseRecordsRequest(_message.Message):
     BELOW_FIELD_NUMBER: _builtins.int
     RECORD_IDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose records to erase."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Device ids, raw and hashed, of whatever kind; letter case, dashes and colons do not matter. At most 100,000."""
+        """Optional. Device ids of any kind, raw and hashed, at most 100,000. Letter case, dashes and colons do not matter.
+        An id that is empty or all zero is refused: `INVALID_ID`.
+        """
 
     @_builtins.property
     def below(self) -> _containers.RepeatedCompositeFieldContainer[_log_pb2.LanePosition]:
-        """Required. The lanes to search, each with the position below which to erase."""
+        """Required. The lanes to search, each once, with the position below which to erase."""
 
     @_builtins.property
     def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of records. At most 100,000. One id at least is required, a device's or a record's."""
+        """Optional. Ids of records, at most 100,000."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ Global___EraseRecordsRequest: _TypeAlias = EraseRecordsRequest  # noqa: Y015
 
 @_typing.final
 class EraseRecordsResponse(_message.Message):
-    """EraseRecordsResponse says how far it is."""
+    """EraseRecordsResponse reports progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -89,11 +91,11 @@ class EraseRecordsResponse(_message.Message):
     ERASED_COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lanes_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Lanes done since the last response."""
+        """Output only. The lanes that were finished since the response before."""
 
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rows erased since the last response, by table: `log`, `dedupe`, `rejected`."""
+        """Output only. The rows that were erased since the response before, by table: `log`, `dedupe`, `rejected`."""
 
     def __init__(
         self,

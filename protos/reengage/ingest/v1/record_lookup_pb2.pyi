@@ -31,9 +31,9 @@ class LookUpRecordRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     RECORD_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app that the record belongs to."""
     record_id: _builtins.str
-    """Required. As it was sent, or as ingest answered it."""
+    """Required. The id of the record: the sender's, or the one that RecordResult gave."""
     def __init__(
         self,
         *,
@@ -50,7 +50,7 @@ Global___LookUpRecordRequest: _TypeAlias = LookUpRecordRequest  # noqa: Y015
 
 @_typing.final
 class LookUpRecordResponse(_message.Message):
-    """LookUpRecordResponse says what became of it."""
+    """LookUpRecordResponse says what became of a record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -60,19 +60,21 @@ class LookUpRecordResponse(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted, first; left out when it never was. To the second only when the log does not hold it."""
+        """Output only. When it was accepted first; absent if it never was. Exact to the second only, if the log no longer
+        holds the record.
+        """
 
     @_builtins.property
     def record(self) -> _record_pb2.Record:
-        """The record as the log holds it; left out when the log does not hold it (any more)."""
+        """Output only. The record as the log holds it; absent if the log does not hold it, or no longer."""
 
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[_rejected_record_pb2.RejectedRecord]:
-        """Its newest refusals, newest first, at most 10."""
+        """Output only. Its refusals, newest first, at most 10."""
 
     @_builtins.property
     def place(self) -> _log_pb2.LanePosition:
-        """Where the log holds it; left out with the record."""
+        """Output only. Where the log holds it; absent if `record` is."""
 
     def __init__(
         self,

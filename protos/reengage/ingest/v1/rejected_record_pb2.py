@@ -27,17 +27,17 @@ from reengage.ingest.v1 import record_pb2 as reengage_dot_ingest_dot_v1_dot_reco
 from reengage.ingest.v1 import record_batch_pb2 as reengage_dot_ingest_dot_v1_dot_record__batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/ingest/v1/rejected_record.proto\x12\x12reengage.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1freengage/ingest/v1/record.proto\x1a%reengage/ingest/v1/record_batch.proto\"L\n\x13ListRejectedRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListRejectedResponse\x12\x34\n\x08rejected\x18\x01 \x03(\x0b\x32\".reengage.ingest.v1.RejectedRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\x0eRejectedRecord\x12/\n\x0breject_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/ingest/v1/rejected_record.proto\x12\x12reengage.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1freengage/ingest/v1/record.proto\x1a%reengage/ingest/v1/record_batch.proto\"\xa5\x01\n\x0eRejectedRecord\x12/\n\x0breject_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\"L\n\x13ListRejectedRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListRejectedResponse\x12\x34\n\x08rejected\x18\x01 \x03(\x0b\x32\".reengage.ingest.v1.RejectedRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.ingest.v1.rejected_record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTREJECTEDREQUEST']._serialized_start=169
-  _globals['_LISTREJECTEDREQUEST']._serialized_end=245
-  _globals['_LISTREJECTEDRESPONSE']._serialized_start=247
-  _globals['_LISTREJECTEDRESPONSE']._serialized_end=348
-  _globals['_REJECTEDRECORD']._serialized_start=351
-  _globals['_REJECTEDRECORD']._serialized_end=516
+  _globals['_REJECTEDRECORD']._serialized_start=170
+  _globals['_REJECTEDRECORD']._serialized_end=335
+  _globals['_LISTREJECTEDREQUEST']._serialized_start=337
+  _globals['_LISTREJECTEDREQUEST']._serialized_end=413
+  _globals['_LISTREJECTEDRESPONSE']._serialized_start=415
+  _globals['_LISTREJECTEDRESPONSE']._serialized_end=516
 # @@protoc_insertion_point(module_scope)

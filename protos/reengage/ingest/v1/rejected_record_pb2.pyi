@@ -22,8 +22,44 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class RejectedRecord(_message.Message):
+    """RejectedRecord is a refused record with its reasons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REJECT_TIME_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reject_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it was refused."""
+
+    @_builtins.property
+    def record(self) -> _record_pb2.Record:
+        """Output only. The record as it came. A record over 64 KB keeps only its app_id and record_id."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_batch_pb2.FieldViolation]:
+        """Output only. Every wrong field."""
+
+    def __init__(
+        self,
+        *,
+        reject_time: _timestamp_pb2.Timestamp | None = ...,
+        record: _record_pb2.Record | None = ...,
+        violations: _abc.Iterable[_record_batch_pb2.FieldViolation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "reject_time", b"reject_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "reject_time", b"reject_time", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectedRecord: _TypeAlias = RejectedRecord  # noqa: Y015
+
+@_typing.final
 class ListRejectedRequest(_message.Message):
-    """ListRejectedRequest asks for refused records."""
+    """ListRejectedRequest asks for the refused records of an app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -35,7 +71,7 @@ class ListRejectedRequest(_message.Message):
     page_size: _builtins.int
     """Optional. 1 to 1,000, default 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before."""
     def __init__(
         self,
         *,
@@ -60,10 +96,10 @@ class ListRejectedResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last page."""
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedRecord]:
-        """Newest first."""
+        """Output only. Refused records, newest first."""
 
     def __init__(
         self,
@@ -78,39 +114,3 @@ class ListRejectedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRejectedResponse: _TypeAlias = ListRejectedResponse  # noqa: Y015
-
-@_typing.final
-class RejectedRecord(_message.Message):
-    """RejectedRecord is a refused record."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REJECT_TIME_FIELD_NUMBER: _builtins.int
-    RECORD_FIELD_NUMBER: _builtins.int
-    VIOLATIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def reject_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was refused."""
-
-    @_builtins.property
-    def record(self) -> _record_pb2.Record:
-        """The record as it came; of one beyond 64 KB only app_id and record_id."""
-
-    @_builtins.property
-    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_batch_pb2.FieldViolation]:
-        """Every wrong field."""
-
-    def __init__(
-        self,
-        *,
-        reject_time: _timestamp_pb2.Timestamp | None = ...,
-        record: _record_pb2.Record | None = ...,
-        violations: _abc.Iterable[_record_batch_pb2.FieldViolation] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "reject_time", b"reject_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "reject_time", b"reject_time", "violations", b"violations"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RejectedRecord: _TypeAlias = RejectedRecord  # noqa: Y015

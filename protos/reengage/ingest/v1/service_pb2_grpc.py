@@ -30,7 +30,10 @@ if _version_not_supported:
 
 
 class IngestServiceStub:
-    """IngestService accepts records and serves the log they are kept in.
+    """IngestService accepts records and serves the log that keeps them.
+
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
     def __init__(self, channel):
@@ -72,69 +75,78 @@ class IngestServiceStub:
 
 
 class IngestServiceServicer:
-    """IngestService accepts records and serves the log they are kept in.
+    """IngestService accepts records and serves the log that keeps them.
+
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
     def RecordBatch(self, request, context):
-        """RecordBatch checks and stores up to 1,000 records and answers one result an item, in the order of the request.
-        It answers only when every accepted record is durable. Bad items are refused by themselves; the good ones are kept.
-        Repeat-safe: a record that is known already (see Record.record_id) answers REPEATED and changes nothing.
-        Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo when
-        too much is waiting to be written; UNAVAILABLE `LOG_UNAVAILABLE` when nothing can be stored now (nothing was lost:
-        send the batch again), `SETTINGS_UNAVAILABLE` while no settings have been received since the start.
+        """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
+        result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
+        Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
+        nothing.
+        Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
+        while too many records wait to be written; UNAVAILABLE `SETTINGS_UNAVAILABLE` until tracker has sent the settings
+        once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordStream(self, request_iterator, context):
-        """RecordStream is RecordBatch on a stream: one response for each request, in order, each sent when its records are
-        durable. Several requests may be under way; the server stops reading while too much is waiting (backpressure).
-        Repeat-safe as RecordBatch: after a broken stream, send again whatever was not answered.
+        """RecordStream is RecordBatch as a stream: one response a request, in order, each sent once its records are durable.
+        Several requests may be under way. The server stops reading while too many records wait to be written.
+        Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
+        Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadLog(self, request, context):
-        """ReadLog streams the log from given positions, then follows it until the caller goes away. Within a lane entries
-        come in the order of their positions, whose only gaps are erased records; across lanes in the order of receipt,
-        except that what was being written when a response was read may come in a later one with an earlier time. Nothing
-        is skipped and nothing comes twice, whatever writers do meanwhile. The reader keeps its own position. Entries are
-        kept for 35 days, or as configured; a reader behind that goes on with the first one kept.
-        Repeat-safe: reading changes nothing. Errors: INVALID_ARGUMENT for an unknown lane or a position below 0; UNAVAILABLE
-        `LOG_UNAVAILABLE` when the log cannot be read now.
+        """ReadLog streams the log from given positions, and follows it until the caller goes away. Within a lane, entries
+        come in the order of their positions; erased records leave gaps. Across lanes, entries come in the order of their
+        receipt, with one exception: an entry that was being written during a response may come in a later response with
+        an earlier time. No entry is left out or sent twice, whatever writers do meanwhile. The reader keeps its own
+        position. Entries are kept for 35 days, or as configured. A reader that is further behind continues with the
+        first entry kept.
+        Repeat-safe: reading changes nothing.
+        Errors: INVALID_ARGUMENT for an unknown lane or a position below 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRejected(self, request, context):
-        """ListRejected lists refused records with their reasons, newest first. Kept for 7 days; listed a moment after they
-        were refused. Of more than 5,000 a second some are only counted.
+        """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
+        appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+        Repeat-safe: listing changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LookUpRecord(self, request, context):
-        """LookUpRecord says what became of a record that was sent: when it was accepted first, and its refusals. A record_id of
-        the sender's is known for 7 days after it was accepted, one that ingest made while the log holds the record; refused
-        ones as long as ListRejected lists them. Repeats leave no trace. The log has no index on ids: it is searched around
-        the time of acceptance (which an id that ingest made contains), at most 4,096 entries a lane, so a record that was
-        accepted amid more than 30,000 a second may be left out of the answer.
-        Repeat-safe. Errors: NOT_FOUND `RECORD_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE`.
+        """LookUpRecord returns what became of one record: when it was accepted first, where the log holds it, and its
+        refusals. It knows a sender's record_id for 7 days after acceptance, an id made by ingest for as long as the log
+        holds the record, and refusals for as long as ListRejected lists them. Repeats leave no trace. The log has no
+        index on ids: LookUpRecord searches around the time of acceptance, up to 4,096 entries a lane. So it may miss a
+        record that was accepted among more than 30,000 a second.
+        Repeat-safe: reading changes nothing.
+        Errors: NOT_FOUND `RECORD_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseRecords(self, request, context):
-        """EraseRecords deletes an app's records that carry one of these device ids, or have one of these record ids, below
-        given positions of the log, with what their repeats are recognised by: sent again, such a record is a new one. Refused
-        records go whatever their time, before the last lane is done. It streams how far it is; go on, after a crash of either
-        side, with the lanes that are not done. It reads the log with few of the database's means, one call at a time a
-        process, so a long log takes minutes. Repeat-safe. Errors: UNAVAILABLE `LOG_UNAVAILABLE`.
+        """EraseRecords deletes the records of an app that carry one of the given device ids, or have one of the given
+        record ids, below given positions of the log. It deletes their dedupe keys too: the same record sent again is a
+        new one. It deletes refused records whatever their time, before it reports the last lane. It streams its
+        progress. After a crash of either side, call it again with the lanes that are not done. It spares the database
+        and runs one call at a time a process, so a long log takes minutes.
+        Repeat-safe: what is erased already is not counted again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +194,10 @@ def add_IngestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
-    """IngestService accepts records and serves the log they are kept in.
+    """IngestService accepts records and serves the log that keeps them.
+
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
     @staticmethod
