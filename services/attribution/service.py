@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
+from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
@@ -15,7 +16,6 @@ from libs.pages import decode_token, encode_token, page_size
 from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
-from services.attribution.decision.matching import ID_KINDS, usable_ids
 from services.attribution.jobs.reattribution import Job, Reattributions
 from services.attribution.queries.explaining import Explanations
 from services.attribution.queries.offering import Offers
@@ -168,7 +168,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _required(violations, "device_id", request.device_id)
-        if request.device_id and not usable_ids({"": request.device_id}):
+        if request.device_id and not is_usable(request.device_id):
             violations.add("device_id", "INVALID_ID", "all zero, a macro or a name is no id of a device")
         violations.check()
         # Of whatever app: what was refused for naming one that there is not is kept, too.
@@ -273,7 +273,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
 
     async def _device(self, app_id: str, device_id: str) -> Device:
         """The device that has an id, of whatever kind, or this id of ours."""
-        keys = [identity_key(app_id, kind, device_id) for kind in ID_KINDS]
+        keys = [identity_key(app_id, kind, device_id) for kind in KINDS]
         device = await self._store.device_of(keys, _as_uuid(device_id))
         if device is None or device.app_id != app_id:
             raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")

@@ -1,6 +1,5 @@
 """Ad links: the query of a click or impression, and the record it makes. Pure."""
 
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,17 +7,17 @@ from urllib.parse import unquote_plus
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.device_ids import HASH_METHODS, KINDS, KNOWN_KINDS, is_macro
 from reengage.ingest.v1 import record_pb2
-from services.gateway.model import DEVICE_IDS, HASH_METHODS, Platform, Tracker
+from services.gateway.model import Platform, Tracker
 
 MAX_CUSTOM_PARAMETERS = 64
 LATEST_PING_S = 12 * 3600
-_HEX_LENGTHS = {32: "md5", 40: "sha1", 64: "sha256"}
+_HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _TRUE = ("1", "true", "yes")
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
-_MACRO = re.compile(r"[$%]?\{.*\}|\[.*\]|null", re.DOTALL)
 
-_IDS = {**{name: name for name in DEVICE_IDS}, "ios_idfa": "idfa"}
+_IDS = {**{name: name for name in KINDS}, "ios_idfa": "idfa"}
 _AD = frozenset({"site_id", "sub_site_id", "creative_id", "partner_campaign_id", "partner_campaign_name"})
 # Keys that mean something to us; every other one is a custom parameter.
 _OURS = frozenset(
@@ -65,15 +64,8 @@ def parse_query(raw: bytes) -> dict[str, str]:
 
 
 def is_present(key: str, value: str) -> bool:
-    """Whether a value says something: not empty, no unreplaced macro, not its own name (rule A2)."""
-    if not value or value == key:
-        return False
-    return value[0] not in "{[%$n" or _MACRO.fullmatch(value) is None
-
-
-def is_usable(name: str, value: str) -> bool:
-    """Whether a device id says something: present, and not all zero (rule A2)."""
-    return bool(value.strip(" 0-:")) and is_present(name, value)
+    """Returns whether a value says something: not empty, no unreplaced macro (A7), not `null`, not its own name."""
+    return bool(value) and value not in (key, "null") and not is_macro(value)
 
 
 def click_record(
@@ -156,8 +148,8 @@ def _name_of_device_id(tracker: Tracker, parameters: Mapping[str, str], device_i
     method = parameters.get("device_hash_method", "").lower().replace("-", "")
     if method not in HASH_METHODS:
         hashed = parameters.get("device_id_is_hashed", "").lower() in _TRUE
-        method = _HEX_LENGTHS.get(len(device_id), "") if hashed else ""
-    return f"{name}_{method}" if method and f"{name}_{method}" in DEVICE_IDS else name
+        method = _HASH_OF_LENGTH.get(len(device_id), "") if hashed else ""
+    return f"{name}_{method}" if method and f"{name}_{method}" in KNOWN_KINDS else name
 
 
 def _describe_ad(ad: record_pb2.AdDetails, parameters: Mapping[str, str]) -> None:

@@ -6,12 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-DEVICE_ID_NAMES = (
-    "idfa", "idfv", "adid", "android_id", "oaid", "rida", "faid", "imei", "udid", "mac", "odin", "custom",
-    "kochava_device_id",
-)  # fmt: skip
-HASH_METHODS = ("md5", "sha1", "sha256")
-DEVICE_IDS = frozenset([*DEVICE_ID_NAMES, *(f"{name}_{method}" for name in DEVICE_ID_NAMES for method in HASH_METHODS)])
 CLICK_ID_KEY = "ko_click_id"
 URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%-._~"
 """What a URL may hold, beside letters and digits; all else, line ends above all, is percent-encoded."""

@@ -13,20 +13,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.device_ids import HASH_METHODS, KNOWN_KINDS, is_usable
+from libs.domain.event_names import DEEP_LINK, RESERVED_EVENT_DATA, UPDATE
 from libs.errors import Violation, Violations
 from reengage.ingest.v1 import record_pb2
-from services.gateway.links import epoch_s, is_ip_address, is_usable
-from services.gateway.model import CLICK_ID_KEY, DEVICE_IDS, HASH_METHODS
+from services.gateway.links import epoch_s, is_ip_address
+from services.gateway.model import CLICK_ID_KEY
 
 UNKNOWN_APP = "UNKNOWN_APP"
-UPDATE_EVENT = "_Update"
-DEEP_LINK_EVENT = "_Deeplink"
-RESERVED_EVENT_DATA = frozenset(
-    {
-        "network", "source", "fb_campaign", "campaign", "site", "creative", "attribution_type", "integration_type",
-        "integration_version", "cracked", "jailbroken",
-    }
-)  # fmt: skip
 
 _MAX_AMOUNT = 9 * 10**12  # its millionths fit 64 bits
 _TRUE = (True, "true", "True", "TRUE", "1", 1)
@@ -170,7 +164,7 @@ def translate(
 def _add_what_ingest_would_say(body: Body, record: record_pb2.Record, find_app: Callable[[str], object | None]) -> None:
     named = {violation.field for violation in body.violations.found}
     event, ip_address, kind = record.event, record.ip_address, record.WhichOneof("kind")
-    has_device = any(is_usable(name, value) for name, value in record.device_ids.items())
+    has_device = any(map(is_usable, record.device_ids.values()))
     missing = [
         (record.app_id, "kochava_app_id", "which app it belongs to"),
         (has_device, "device_ids", _no_device(body.root) or "at least one usable device id"),
@@ -210,7 +204,7 @@ def in_senders_words(root: Mapping[str, Any], violations: Iterable[Violation]) -
 
 def _no_device(root: Mapping[str, Any]) -> str:
     """Why no id is left of those that the sender gave; empty when he gave none that could have counted."""
-    is_dropped = any(name.startswith("idfa") and is_usable(name, value) for name, value in _device_ids(Body(root)))
+    is_dropped = any(name.startswith("idfa") and is_usable(value) for name, value in _device_ids(Body(root)))
     return "an idfa counts from iOS 14 on only with app_tracking_transparency.att" if is_dropped else ""
 
 
@@ -279,7 +273,7 @@ def _ids_in(body: Body, key: str, ids: Mapping[str, Any]) -> Iterator[tuple[str,
     for written, value in ids.items():
         name = written.lower()
         # Clients send ids that we have no use for; they are no reason to refuse the rest.
-        if value is None or value == "" or name not in DEVICE_IDS:
+        if value is None or value == "" or name not in KNOWN_KINDS:
             continue
         if type(value) is str:
             yield _hashed(body, name), value
@@ -402,7 +396,7 @@ def _take_install(body: Body, record: record_pb2.Record) -> None:
 
 def _take_event(body: Body, record: record_pb2.Record) -> None:
     name = body.text("event_name")
-    if name == DEEP_LINK_EVENT:
+    if name == DEEP_LINK:
         _take_deep_link(body, record)
         return
     event = record.event
@@ -473,7 +467,7 @@ def _take_session(body: Body, record: record_pb2.Record) -> None:
 
 
 def _take_update(_: Body, record: record_pb2.Record) -> None:
-    record.event.event_name = UPDATE_EVENT
+    record.event.event_name = UPDATE
 
 
 def _take_identity_link(body: Body, record: record_pb2.Record) -> None:

@@ -4,11 +4,12 @@ from hashlib import blake2b
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
 from libs.errors import Violation
 from reengage.ingest.v1 import record_pb2
 from services.ingest.model import Entry, Settings, given_key, made_id
-from services.ingest.validate import DEVICE_ID_NAMES, is_usable, violations
+from services.ingest.validate import violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
 
@@ -73,4 +74,4 @@ def _device_ids(record: record_pb2.Record) -> dict[str, str]:
 
 def _best(ids: dict[str, str]) -> str:
     """Of several ids the one that names a device best."""
-    return ids[min(ids, key=DEVICE_ID_NAMES.index)] if len(ids) > 1 else next(iter(ids.values()))
+    return ids[min(ids, key=KINDS.index)] if len(ids) > 1 else next(iter(ids.values()))

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
+from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
 from reengage.ingest.v1 import record_erasure_pb2, record_pb2, rejected_record_pb2
@@ -47,7 +48,7 @@ class _Wanted:
 
     def __init__(self, request: record_erasure_pb2.EraseRecordsRequest) -> None:
         self.app_id, self.app_lane = request.app_id, lane_of(request.app_id)
-        self._device_ids = frozenset(map(_normalise, request.device_ids))
+        self._device_ids = frozenset(map(normalise, request.device_ids))
         self._record_ids = frozenset(request.record_ids)
 
     def entry(self, row: LogRow) -> tuple[LogRow, record_pb2.Record] | None:
@@ -57,7 +58,7 @@ class _Wanted:
 
     def has(self, record: record_pb2.Record) -> bool:
         ids = record.device_ids
-        return record.record_id in self._record_ids or any(_normalise(ids[name]) in self._device_ids for name in ids)
+        return record.record_id in self._record_ids or any(normalise(ids[name]) in self._device_ids for name in ids)
 
 
 async def _erase_entries(store: Store, lane: int, found: list[tuple[LogRow, record_pb2.Record]]) -> Counter[str]:
@@ -104,7 +105,7 @@ def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> dict[int, int]:
     for field, ids in (("device_ids", request.device_ids), ("record_ids", request.record_ids)):
         if len(ids) > _MOST_IDS:
             found.add(field, "TOO_MANY", f"at most {_MOST_IDS:,}")
-    if any(not _normalise(each).strip("0") for each in request.device_ids):
+    if any(not normalise(each).strip("0") for each in request.device_ids):
         found.add("device_ids", "INVALID_ID", "an id that is empty or all zero is none")
     below: dict[int, int] = {}
     for index, place in enumerate(request.below):
@@ -117,8 +118,3 @@ def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> dict[int, int]:
         found.add("below", "REQUIRED", "at least one lane")
     found.check()
     return below
-
-
-def _normalise(device_id: str) -> str:
-    # Trimmed last: `- Person` as it was received and ` person` as it is asked for are one.
-    return device_id.replace("-", "").replace(":", "").strip().lower()

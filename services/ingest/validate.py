@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.device_ids import KNOWN_KINDS, RAW_KINDS
+from libs.domain.event_names import INSTALL, RESERVED_EVENT_DATA, is_reserved
 from libs.errors import Violation
 from reengage.ingest.v1 import record_pb2
 from services.ingest.model import Settings
@@ -17,37 +19,11 @@ MAX_PAIRS = 64
 MAX_TEXT_BYTES = 4096
 """Of a value of event data and the like, and of every other text that is no id."""
 
-ID_NAMES = (
-    "kochava_device_id", "adid", "idfa", "idfv", "android_id", "oaid", "custom",
-    "rida", "faid", "imei", "udid", "mac", "odin",
-)  # fmt: skip
-"""Names of device ids, the one that names a device best first."""
-DEVICE_ID_NAMES = (*ID_NAMES, *(f"{name}_{digest}" for name in ID_NAMES for digest in ("md5", "sha1", "sha256")))
-RESERVED_EVENT_DATA = frozenset(
-    {
-        "network", "source", "fb_campaign", "campaign", "site", "creative", "attribution_type", "integration_type",
-        "integration_version", "cracked", "jailbroken",
-    }
-)  # fmt: skip
 
 _TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
 _NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "identity_link"})
 _NEED_IP_ADDRESS = frozenset({"install", "event", "session"})
-_KNOWN_ID_NAMES = frozenset(DEVICE_ID_NAMES)
-_STAND_INS = frozenset({"null", "device_id", "device_id=device_id", *ID_NAMES} - {"custom", "kochava_device_id"})
-_BEGINS_AN_ID = frozenset("123456789abcdefABCDEF")
-_MACRO = re.compile(r"%?\{.*\}|\[.*\]", re.DOTALL)
 _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
-
-
-def is_usable(device_id: str) -> bool:
-    """Whether a device id says anything: not empty, all zero, an unreplaced macro, or a parameter's own name (A2)."""
-    if len(device_id) >= 32 and device_id[0] in _BEGINS_AN_ID:
-        return True  # what most look like: longer than any stand-in, no bracket, not all zero
-    text = device_id.strip()
-    if not text.strip("0-: "):
-        return False
-    return not _MACRO.fullmatch(text) and text.lower() not in _STAND_INS
 
 
 def violations(
@@ -163,8 +139,8 @@ def _check_app_and_time(record: record_pb2.Record, found: _Found, now_us: int) -
 
 def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
     for name, value in device_ids.items():
-        if name not in _KNOWN_ID_NAMES:
-            found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(ID_NAMES)}, with or without a hash")
+        if name not in KNOWN_KINDS:
+            found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(RAW_KINDS)}, with or without a hash")
         elif len(value) > MAX_ID or not found.is_plain:
             found.identifier(f"device_ids.{name}", value)
 
@@ -220,8 +196,8 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
     event_name = event.event_name
     found.required("event.event_name", event_name, "what happened")
     found.identifier("event.event_name", event_name, MAX_EVENT_NAME)
-    if event_name.startswith("_install"):
-        found.add("event.event_name", "RESERVED_NAME", "names beginning with _install are reserved")
+    if is_reserved(event_name):
+        found.add("event.event_name", "RESERVED_NAME", f"names beginning with {INSTALL} are reserved")
     for name in event.event_data:
         if name in RESERVED_EVENT_DATA:
             found.add(f"event.event_data.{name}", "RESERVED_NAME", "this name is reserved; use another")

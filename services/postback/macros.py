@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 
 SECRET_PREFIX = "secret."  # noqa: S105  # a prefix of names
 MASK = "_masked_"
-INSTALL = "_install"
 
 _AMOUNT_KEYS = frozenset({"sum", "revenue", "price", "currency"})
 _CUSTOM_PARAMETERS = frozenset(f"cp_{n}" for n in range(10))

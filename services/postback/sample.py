@@ -3,10 +3,10 @@
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
-from services.postback.macros import INSTALL
 from services.postback.model import Configuration
 
 _EVENT_TIME = Timestamp(seconds=1_767_270_896, nanos=789_000_000)

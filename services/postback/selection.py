@@ -1,10 +1,9 @@
 """Which configurations want a conversion."""
 
+from libs.domain.event_names import SESSION_BEGIN
 from reengage.attribution.v1 import attribution_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration, Status
-
-SESSION_BEGIN = "SessionBegin"
 
 _TOLD = frozenset(
     {

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
+from libs.domain.event_names import INSTALL
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -11,7 +12,6 @@ from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker.resolve import DEFAULT_ENGAGEMENT_WINDOW, DEFAULT_VIEW_WINDOW
 
-INSTALL = "_install"
 _DAY = 86400
 _RETRY_ATTEMPTS = 3
 _ATTEMPT_TIMEOUT_S = 5

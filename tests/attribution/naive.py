@@ -490,15 +490,49 @@ def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> di
     }
 
 
+MACRO_STYLES = [
+    "{name}",
+    "{{name}}",
+    "[name]",
+    "(name)",
+    "<name>",
+    "%name%",
+    "%%name%%",
+    "%{name}",
+    "${name}",
+    "$name$",
+    "#{name}",
+    "__name__",
+    "##name##",
+]
+"""A7."""
+
+
 def usable_ids(record: EngagementRecord | ConversionRecord) -> set[tuple[str, str]]:
     """A2."""
     return {(kind, value) for kind, value in record.device.items() if is_usable(value)}
 
 
 def is_usable(value: str) -> bool:
-    if not value.strip("0-:") or value.lower() == "null" or value == "device_id=device_id":
+    """Returns whether an id is somebody's, read from the words of A2 and A7 alone."""
+    word = value.strip().lower()
+    bare = "".join(word.replace("-", "").replace(":", "").split())
+    if set(bare) <= {"0"} or set(bare) <= {"f"}:
         return False
-    return not re.fullmatch(r"%?\{.*\}|\[.*\]", value)
+    words = "null (null) nil none undefined unknown n/a na false true anonymous optout not_available replace_me -1"
+    kinds = "idfa idfv adid android_id oaid custom kochava_device_id rida faid imei udid mac odin"
+    hashed = [f"{kind}_{method}" for kind in kinds.split() for method in ("md5", "sha1", "sha256")]
+    if word in [*words.split(), *kinds.split(), *hashed, "device_id", "gaid", "device_id=device_id"]:
+        return False
+    if bare in ("020000000000", "9774d56d682e549c", "012345678912345"):
+        return False
+    return not any(
+        len(word) > len(left) + len(right)
+        and word.startswith(left)
+        and word.endswith(right)
+        and re.fullmatch(r"\s*[a-z_][a-z0-9_.:-]*\s*", word[len(left) : len(word) - len(right)])
+        for left, right in (mark.split("name") for mark in MACRO_STYLES)
+    )
 
 
 def when(decided: Decided) -> tuple[int, str]:

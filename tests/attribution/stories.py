@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from libs.db import Connection, Pool, in_transaction
+from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
-from services.attribution.decision.matching import usable_ids
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.live.decider import Batch, decide_batch

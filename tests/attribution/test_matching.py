@@ -4,6 +4,7 @@ from hashlib import md5, sha1, sha256
 
 import pytest
 
+from libs.domain.device_ids import usable_ids
 from services.attribution.decision.matching import (
     HASH_LENGTHS,
     conversion_keys,
@@ -16,7 +17,6 @@ from services.attribution.decision.matching import (
     normalise_ip,
     own_key,
     raw_id_keys,
-    usable_ids,
 )
 from services.attribution.decision.model import (
     DAY_US,

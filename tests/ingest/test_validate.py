@@ -5,11 +5,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.domain.device_ids import KINDS
+from libs.domain.event_names import RESERVED_EVENT_DATA
 from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import record_pb2
 from services.ingest.entry import admit
 from services.ingest.model import App, Entry, Settings
-from services.ingest.validate import DEVICE_ID_NAMES, RESERVED_EVENT_DATA, is_usable
 from tests.ingest.conftest import (
     APP,
     ARCHIVED_APP,
@@ -209,35 +210,6 @@ def test_event_data_may_not_carry_reserved_names(name: str) -> None:
     assert reasons(record(event=with_data(name))) == {(f"event.event_data.{name}", "RESERVED_NAME")}
 
 
-@pytest.mark.parametrize(
-    ("device_id", "usable"),
-    [
-        ("6D92078A-8246-4BA4-AE5B-76104861E7DC", True),
-        ("f" * 32, True),
-        ("0000-1", True),
-        ("custom", True),
-        (" x ", True),
-        ("", False),
-        ("  ", False),
-        ("0", False),
-        ("00000000-0000-0000-0000-000000000000", False),
-        ("00:00:00:00:00:00", False),
-        ("{idfa}", False),
-        ("%{idfa}", False),
-        ("[IDFA]", False),
-        ("{a-very-long-macro-of-more-than-32-characters}", False),
-        ("- 0", False),
-        (": :", False),
-        ("null", False),
-        ("NULL", False),
-        ("device_id=device_id", False),
-        ("idfa", False),
-    ],
-)
-def test_a2_which_device_ids_count(device_id: str, usable: bool) -> None:
-    assert is_usable(device_id) is usable
-
-
 def test_a2_unusable_ids_are_not_stored() -> None:
     stored = entry(event(device_ids={"idfa": "null", "adid": "a-1", "oaid": "0000"}))
     assert dict(record_pb2.Record.FromString(stored.record).device_ids) == {"adid": "a-1"}
@@ -277,7 +249,7 @@ def test_the_lane_is_that_of_the_device(sent: record_pb2.Record, device: str) ->
 
 
 def test_a_repeat_has_the_same_key() -> None:
-    ids = {name: f"{name}-1" for name in DEVICE_ID_NAMES[:8]}
+    ids = {name: f"{name}-1" for name in KINDS[:8]}
     backwards = dict(reversed(ids.items()))
     again = event(device_ids=backwards, settings_revision=6)
     assert entry(event(device_ids=ids)).key == entry(again, NOW_US + 9_000_000).key

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import NamedTuple, assert_never
 
-from services.attribution.decision.history import SESSION_BEGIN, Attribution, DeviceHistory
+from libs.domain.event_names import SESSION_BEGIN
+from services.attribution.decision.history import Attribution, DeviceHistory
 from services.attribution.decision.matching import match_kind
 from services.attribution.decision.model import (
     DAY_US,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
+from libs.domain.event_names import SESSION_BEGIN
 from services.attribution.decision.model import (
     DAY_US,
     AttributionType,
@@ -20,7 +21,6 @@ from services.attribution.decision.model import (
     Reason,
 )
 
-SESSION_BEGIN = "SessionBegin"
 KEPT_US = 33 * DAY_US
 """A record is at most 31 days late and 1 ahead (ingest), and D4 looks back 1 day more."""
 

@@ -5,45 +5,23 @@ keys up; what is found that way is only fetched, `match_kind` says whether it ma
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import IPv6Address, ip_address, ip_network
 from itertools import pairwise
 
+from libs.domain.device_ids import HASH_METHODS, normalise
 from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind
 from services.attribution.decision.rules import App, ModeledLevel
 
-DEVICE_ID_KINDS = ("idfa", "idfv", "adid", "android_id", "oaid", "custom", "kochava_device_id")
-"""A2."""
-RAW_ID_KINDS = (*DEVICE_ID_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
-"""Kinds of ids that ingest takes: those of A2 and a few more."""
-HASH_NAMES = {32: "md5", 40: "sha1", 64: "sha256"}
-ID_KINDS = (*RAW_ID_KINDS, *(f"{kind}_{name}" for kind in RAW_ID_KINDS for name in HASH_NAMES.values()))
-"""The raw ones, and each as a hash."""
-HASH_LENGTHS = frozenset(HASH_NAMES)
+HASH_LENGTHS = frozenset(HASH_METHODS.values())
 """Hex digits of an MD5, a SHA-1 and a SHA-256."""
 DUPLICATE_CLICK_US = 7 * DAY_US
 
 _HASHES = {32: md5, 40: sha1, 64: sha256}
-_MACRO = re.compile(
-    r"%?\{.*\}|\[.*\]|null|device_id=device_id|device_id|" + "|".join(DEVICE_ID_KINDS[:-2]), re.IGNORECASE
-)
 _HEX = re.compile(r"[0-9a-f]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
-
-
-def usable_ids(device: Mapping[str, str]) -> dict[str, str]:
-    """The device ids that are not absent (A2), trimmed. An id that is but a name, as in `device_id=device_id`, is."""
-    trimmed = {kind: value.strip() for kind, value in device.items()}
-    return {
-        kind: value for kind, value in trimmed.items() if normalise_id(value).strip("0") and not _MACRO.fullmatch(value)
-    }
-
-
-def normalise_id(value: str) -> str:
-    """An id or a hash as it is compared: trimmed, lower case, without `-` and `:` (A3)."""
-    return value.strip().replace("-", "").replace(":", "").lower()
 
 
 def hash_length(value: str) -> int | None:
@@ -51,7 +29,7 @@ def hash_length(value: str) -> int | None:
 
     A dashed UUID whose version and variant are in place is an id: without this every app would seem to send MD5.
     """
-    normalised = normalise_id(value)
+    normalised = normalise(value)
     if len(normalised) in HASH_LENGTHS and _HEX.fullmatch(normalised) and not _UUID.fullmatch(value):
         return len(normalised)
     return None
@@ -73,7 +51,7 @@ def ip_range(ip: str) -> str:
 
 def device_key(app_id: str, device_id: str) -> bytes:
     """The key of a usable device id or hash, whatever its kind: senders mix the kinds up."""
-    return _key(app_id, "DEVICE", normalise_id(device_id))
+    return _key(app_id, "DEVICE", normalise(device_id))
 
 
 def own_key(app_id: str, engagement_id: str) -> bytes:
@@ -109,7 +87,7 @@ def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str
     The id itself, and its hashes of the given lengths: of each spelling, and hashed twice with either case of the inner
     hex. With all three lengths these are 85 for a UUID; give only the lengths that the app's engagements ever had.
     """
-    forms = {normalise_id(raw_id)}
+    forms = {normalise(raw_id)}
     outer = [_HASHES[length] for length in hash_lengths]
     if outer:
         texts = _spellings(raw_id.strip())

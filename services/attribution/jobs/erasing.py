@@ -16,18 +16,15 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from libs.db import Connection
+from libs.domain.device_ids import HASH_METHODS, KINDS, RAW_KINDS, normalise
 from libs.domain.lanes import LANES
 from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.decision.matching import (
-    HASH_NAMES,
-    ID_KINDS,
-    RAW_ID_KINDS,
     device_key,
     id_forms,
-    normalise_id,
     own_key,
 )
 from services.attribution.live.decider import Batch
@@ -47,6 +44,7 @@ both are given up earlier."""
 _LOOK_S = 0.5
 _WAIT_S = 0.1
 _BATCH = 1_000
+_HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _DEVICE_IDS = 500
 _RECORD_IDS = 100_000
 """In one search of the log; of each device id there are up to 190 forms, and ingest takes 100,000."""
@@ -284,20 +282,20 @@ async def _strip(connection: Connection, erasure: Erasure, engagement_ids: Colle
 def identity_keys(app_id: str, device_id: str) -> set[bytes]:
     """The keys under which a device may be known by an id, or by a hash of it."""
     key = identity_key.__wrapped__  # its cache is for ids that come again
-    keys = {key(app_id, kind, device_id) for kind in ID_KINDS}
+    keys = {key(app_id, kind, device_id) for kind in KINDS}
     for form in id_forms(device_id):
-        if name := HASH_NAMES.get(len(form)):
-            keys.update(key(app_id, f"{kind}_{name}", form) for kind in RAW_ID_KINDS)
+        if name := _HASH_OF_LENGTH.get(len(form)):
+            keys.update(key(app_id, f"{kind}_{name}", form) for kind in RAW_KINDS)
     return keys
 
 
 def _is_one(device_id: str) -> bool:
     """Whether ingest takes an id for one: of `- 0` or `: :` nothing is left, and a search for it is refused."""
-    return bool(normalise_id(normalise_id(device_id)).strip("0"))
+    return bool(normalise(device_id).strip("0"))
 
 
 def _ids(content: bytes) -> set[str]:
-    return {normalise_id(value) for value in record_pb2.Record.FromString(content).device_ids.values()}
+    return {normalise(value) for value in record_pb2.Record.FromString(content).device_ids.values()}
 
 
 def _uuids(texts: Collection[str]) -> Iterator[uuid.UUID]:

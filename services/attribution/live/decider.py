@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from libs.db import Connection
+from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
@@ -23,7 +24,6 @@ from services.attribution.storage.pending import NOBODY, Asking, Key, WaitingRow
 from services.attribution.storage.store import DecisionRow, Device, Store, heads_text
 from services.attribution.wire.decisions import decision_message, linked_message, refused_message
 from services.attribution.wire.records import (
-    INSTALL,
     Logged,
     claims_of,
     conversion_of,

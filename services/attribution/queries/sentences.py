@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
@@ -48,7 +49,7 @@ _MATCHES = {
     attribution_pb2.MATCH_KIND_CLAIM: "claimed by its network",
 }
 
-_NAMES = {"_install": "The install", "_Deeplink": "The open by deep link", "_identity_link": "The identity link"}
+_NAMES = {INSTALL: "The install", DEEP_LINK: "The open by deep link", IDENTITY_LINK: "The identity link"}
 
 
 class Attributed(NamedTuple):
@@ -71,7 +72,7 @@ def summary(
 ) -> str:
     """What happened and why, in a few sentences. `latest` is asked for only when the reason is MTR_NOT_MET."""
     parts = [_outcome(decision, _reason(decision, latest))]
-    is_event = decision.event_name not in ("_install", "_identity_link")
+    is_event = decision.event_name not in (INSTALL, IDENTITY_LINK)
     if is_event and decision.outcome != attribution_pb2.OUTCOME_REFUSED and not decision.install_known:
         parts.append("No install of the device is known.")
     if replaced is not None:
@@ -207,7 +208,7 @@ def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> st
     least = f"the minimum time to reengagement, {span(duration_pb2.Duration(seconds=seconds))},"
     if latest is None:
         return f"{least} had not passed since the device's latest attribution"
-    name = {"_install": "install"}.get(latest.event_name, latest.event_name)
+    name = {INSTALL: "install"}.get(latest.event_name, latest.event_name)
     return (
         f"{least} had not passed since the device's latest attribution, {name} {latest.conversion_id} at "
         f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * 1_000_000)}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection
+from libs.domain.event_names import INSTALL
 from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import attribution_pb2
 from reengage.ingest.v1 import record_pb2
@@ -23,7 +24,7 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import Question, find_candidates
 from services.attribution.storage.store import Store
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES, attribution_of, decision_message, says
-from services.attribution.wire.records import INSTALL, claims_of, conversion_of
+from services.attribution.wire.records import claims_of, conversion_of
 
 FIRST_DEVICE = uuid.UUID(int=0)
 """Before every device; what has no device of its own is stored under it, and is nothing to decide again."""

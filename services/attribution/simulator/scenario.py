@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from services.attribution.decision.matching import DEVICE_ID_KINDS, normalise_ip
+from libs.domain.device_ids import PRIMARY_KINDS
+from services.attribution.decision.matching import normalise_ip
 from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
@@ -384,7 +385,7 @@ class _Reader:
 
     def _sender(self) -> dict[str, _Parse]:
         """What every record tells of the device that sent it."""
-        ids = _Shape({}, dict.fromkeys(DEVICE_ID_KINDS, _text))
+        ids = _Shape({}, dict.fromkeys(PRIMARY_KINDS, _text))
         return {"device": lambda value: self._fit(value, ids), "ip": _ip, "ua": _text}
 
     def _claim(self, value: Any) -> Claim:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from libs.domain.device_ids import normalise, usable_ids
 from services.attribution.decision.decide import decide
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import (
@@ -14,10 +15,8 @@ from services.attribution.decision.matching import (
     duplicates,
     engagement_keys,
     hash_length,
-    normalise_id,
     own_key,
     raw_id_keys,
-    usable_ids,
 )
 from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement
 from services.attribution.decision.rules import AppRules, compile_rules
@@ -159,7 +158,7 @@ class _Story:
 
     def _device(self, device_ids: Mapping[str, str]) -> _Device:
         """The device of a record with these ids; devices that turn out to be one are joined."""
-        ids = {(kind, normalise_id(value)) for kind, value in device_ids.items()}
+        ids = {(kind, normalise(value)) for kind, value in device_ids.items()}
         known = list({id(device): device for key in ids if (device := self._devices.get(key))}.values())
         device = known[0] if known else _Device()
         for other in known[1:]:

@@ -2,6 +2,7 @@
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import attribution_pb2
 from services.attribution.decision.history import ATTRIBUTING, Attribution
 from services.attribution.decision.model import (
@@ -13,7 +14,6 @@ from services.attribution.decision.model import (
     MatchKind,
     Reason,
 )
-from services.attribution.wire.records import INSTALL
 
 _OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in attribution_pb2.Outcome.items()}
 _TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in attribution_pb2.AttributionType.items()}
@@ -123,7 +123,7 @@ def source_message(source: Attribution, campaign_id: str) -> attribution_pb2.Sou
         attribution_type=_TYPES[
             AttributionType.INSTALL if is_install and source.type is AttributionType.NONE else source.type
         ],
-        event_name="_install" if is_install else source.event_name,
+        event_name=INSTALL if is_install else source.event_name,
         tracker_id=source.tracker_id or "",
         network_id=source.network_id or "",
         campaign_id=campaign_id,

@@ -5,13 +5,14 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
+from libs.domain.device_ids import normalise
+from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
     device_key,
     engagement_keys,
     hash_length,
-    normalise_id,
     normalise_ip,
     own_key,
 )
@@ -19,11 +20,6 @@ from services.attribution.decision.model import Claim, Conversion, ConversionKin
 from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.storage.store import EngagementRow, IndexRows, NetworkClick
-
-INSTALL = "_install"
-IDENTITY_LINK = "_identity_link"
-DEEP_LINK = "_Deeplink"
-SESSION_BEGIN = "SessionBegin"
 
 OPEN_AFTER_CLICK_US = 1_000_000
 """OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
@@ -206,7 +202,7 @@ def event_time_us(record: record_pb2.Record) -> int:
 @lru_cache(maxsize=65_536)
 def identity_key(app_id: str, kind: str, value: str) -> bytes:
     """The key under which a device is known by an id. OURS: ids of different kinds are different ids, equal or not."""
-    return blake2b(f"{app_id}\0{kind}\0{normalise_id(value)}".encode(), digest_size=16).digest()
+    return blake2b(f"{app_id}\0{kind}\0{normalise(value)}".encode(), digest_size=16).digest()
 
 
 def network_click_key(tracker_id: str, click_id: str) -> bytes:
