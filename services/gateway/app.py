@@ -18,15 +18,22 @@ from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.asgi import MAX_QUERY_BYTES, Answer, Headers, Receive, Refused, Request, Scope, Send, json_answer
-from services.gateway.attribution import describe
 from services.gateway.batches import Batches, Outcome
+from services.gateway.device_attribution import describe
 from services.gateway.links import Visit, click_record, device_user_agent, impression_record, parse_query
 from services.gateway.model import App
 from services.gateway.rates import Rates
 from services.gateway.redirect import destination, signature_holds
 from services.gateway.refusals import Refusals
 from services.gateway.settings import Settings
-from services.gateway.translate import UNKNOWN_APP, in_senders_words, is_too_deep, nul_fields, translate, unknown_app
+from services.gateway.translation.record import (
+    UNKNOWN_APP,
+    in_senders_words,
+    is_too_deep,
+    nul_fields,
+    translate,
+    unknown_app,
+)
 
 MAX_RECORDS = 1_000
 _MAX_DEPTH = 16

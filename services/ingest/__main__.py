@@ -13,12 +13,12 @@ from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_ser
 from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.ingest.reader import Growth
-from services.ingest.rejections import Rejections
+from services.ingest.refusals import Rejections
 from services.ingest.retention import keep_purged
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
 from services.ingest.sightings import Sightings
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 from services.ingest.writer import Writer
 
 

@@ -9,7 +9,7 @@ from libs.domain.lanes import lane_of
 from libs.errors import Violation
 from reengage.ingest.v1 import record_pb2
 from services.ingest.model import Entry, Settings, given_key, made_id
-from services.ingest.validate import violations
+from services.ingest.validation import violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
 

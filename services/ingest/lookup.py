@@ -3,7 +3,7 @@
 from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import record_lookup_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import given_key, made_time_s
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 
 MOST_REFUSALS = 10
 MOST_ENTRIES = 4_096

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from libs.domain.lanes import LANES
 from services.ingest.model import LogPage
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 
 PAUSE_S = 0.02
 """Between two looks of a reader: what comes meanwhile fills its next page."""

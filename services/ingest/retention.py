@@ -7,7 +7,7 @@ from functools import partial
 
 from libs.domain.lanes import LANES
 from services.ingest.model import DAY_S, REPEAT_WINDOW_S
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 
 REJECTED_S = 7 * DAY_S
 ROWS = 2_000

@@ -22,14 +22,14 @@ from reengage.ingest.v1 import (
 )
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
 from services.ingest.entry import admit
-from services.ingest.erasing import erase
+from services.ingest.erasure import erase
 from services.ingest.lookup import look_up
 from services.ingest.model import Entry, LogPage, Outcome, Settings
 from services.ingest.reader import Growth, follow
-from services.ingest.rejections import Rejections
+from services.ingest.refusals import Rejections
 from services.ingest.sightings import Sightings
-from services.ingest.store import Store
-from services.ingest.validate import MAX_ID
+from services.ingest.storage.log import Store
+from services.ingest.validation import MAX_ID
 from services.ingest.writer import Answer, Writer
 
 MAX_RECORDS = 1_000

@@ -50,10 +50,10 @@ from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire import rulebook
 from services.ingest import settings as ingest_settings
 from services.ingest.reader import Growth
-from services.ingest.rejections import Rejections
+from services.ingest.refusals import Rejections
 from services.ingest.service import IngestService
 from services.ingest.sightings import Sightings
-from services.ingest.store import Store as LogStore
+from services.ingest.storage.log import Store as LogStore
 from services.ingest.writer import Writer
 from tests.conftest import Database
 

@@ -27,7 +27,7 @@ from services.attribution.live.worker import Job
 from services.attribution.queries import offering
 from services.attribution.storage.erasures import Erasure, Erasures
 from services.attribution.storage.store import Store
-from services.ingest import erasing as ingest_erasing
+from services.ingest import erasure as ingest_erasing
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,

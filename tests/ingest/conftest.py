@@ -18,11 +18,11 @@ from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, service_pb
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
 from services.ingest.reader import Growth
-from services.ingest.rejections import Rejections
+from services.ingest.refusals import Rejections
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
 from services.ingest.sightings import Sightings
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 from services.ingest.writer import Writer
 from tests.conftest import Database
 

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 from tests.conftest import Database
 from tests.ingest.conftest import Ingest, StartIngest, event, read_log_request
 
@@ -169,7 +169,7 @@ async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span:
 
 
 async def test_a_page_cut_by_its_size_loses_nothing(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.ingest.store.PAGE_BYTES", 5_000)
+    monkeypatch.setattr("services.ingest.storage.log.PAGE_BYTES", 5_000)
     records = [
         event(record_id=f"r-{number}", device_ids={"idfa": f"id-{number}"}, user_agent="x" * 2_000)
         for number in range(40)

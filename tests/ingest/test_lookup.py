@@ -9,10 +9,10 @@ import pytest
 
 from libs.errors import from_rpc_error
 from reengage.ingest.v1 import record_lookup_pb2, record_pb2
-from services.ingest import store
 from services.ingest.lookup import AFTER_S, MOST_REFUSALS
 from services.ingest.model import DAY_S
 from services.ingest.retention import purge
+from services.ingest.storage import log as store
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, Ingest, event, record
 

@@ -285,7 +285,7 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
 
 
 async def test_a_page_is_read_by_the_primary_key(ingest: Ingest, database: Database) -> None:
-    from services.ingest import store
+    from services.ingest.storage import log as store
 
     await ingest.send(*(event(record_id=f"r-{number}") for number in range(1000)))
     connection = await asyncpg.connect(database.admin_dsn)

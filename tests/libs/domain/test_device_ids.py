@@ -14,7 +14,7 @@ from libs.time import DAY_US
 from reengage.ingest.v1 import record_pb2
 from services.gateway.links import Visit, click_record, parse_query
 from services.gateway.model import App, Platform, Template, Tracker
-from services.gateway.translate import translate
+from services.gateway.translation.record import translate
 from services.ingest.entry import admit
 from services.ingest.model import App as IngestApp
 from services.ingest.model import Settings

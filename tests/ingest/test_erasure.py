@@ -11,8 +11,9 @@ import pytest
 
 from libs.errors import from_rpc_error
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_erasure_pb2, record_pb2
-from services.ingest import erasing, store
+from services.ingest import erasure as erasing
 from services.ingest.model import REPEAT_WINDOW_S
+from services.ingest.storage import log as store
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, STRICT_TRACKER, Ingest, StartIngest, click, event, record
 from tests.ingest.test_log import Reader, Senders, id_of

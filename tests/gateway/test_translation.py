@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument, Violation
 from reengage.ingest.v1 import record_pb2
-from services.gateway.translate import in_senders_words, is_too_deep, nul_fields
-from services.gateway.translate import translate as translate_for
+from services.gateway.translation.record import in_senders_words, is_too_deep, nul_fields
+from services.gateway.translation.record import translate as translate_for
 
 IOS_17 = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"
 IOS_13 = "Mozilla/5.0 (iPhone; CPU iPhone OS 13_3 like Mac OS X)"

@@ -9,7 +9,7 @@ from prometheus_client import Counter
 
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import Refusal
-from services.ingest.validate import MAX_ID
+from services.ingest.validation import MAX_ID
 
 MOST_WAITING = 5_000
 LARGEST_BYTES = 65_536

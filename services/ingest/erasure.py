@@ -10,7 +10,7 @@ from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
 from reengage.ingest.v1 import record_erasure_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import LogRow, given_key, made_time_s
-from services.ingest.store import Store
+from services.ingest.storage.log import Store
 
 STEP = 2_000
 """Positions looked into at a time."""

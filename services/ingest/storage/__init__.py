@@ -1,0 +1,1 @@
+"""Every query on the schema `ingest`, a file per family of tables."""
