@@ -23,11 +23,11 @@ def explain(
     from deploy.local import calls
     from deploy.local.fields import MisfitError, read_time
     from deploy.local.tables import print_explanation
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import explanation_pb2
 
     if bool(record_id) == bool(device) or bool(device) != bool(at):
         _fail("Give the id of a record, or --device and --at.", code=2)
-    request = attribution_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=record_id, device_id=device)
+    request = explanation_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=record_id, device_id=device)
     try:
         if at:
             request.time.CopyFrom(read_time(at))
@@ -36,7 +36,7 @@ def explain(
         _fail(f"--at {misfit}", code=2)
     except calls.CallError as error:
         _fail(str(error))
-    assert isinstance(answer, attribution_pb2.ExplainDecisionResponse)
+    assert isinstance(answer, explanation_pb2.ExplainDecisionResponse)
     typer.echo(calls.to_json(answer, indent=2)) if as_json else print_explanation(answer)
 
 
@@ -59,11 +59,11 @@ def watch(
     from deploy.local import calls
     from deploy.local.fields import MisfitError, read_time
     from deploy.local.tables import print_fact
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import decision_pb2
 
     if since and from_now:
         _fail("Give --since or --from-now.", code=2)
-    request = attribution_pb2.WatchDecisionsRequest(app_id=app, network_id=network, tracker_id=tracker)
+    request = decision_pb2.WatchDecisionsRequest(app_id=app, network_id=network, tracker_id=tracker)
     try:
         if since:
             request.start_time.CopyFrom(read_time(since))
@@ -74,7 +74,7 @@ def watch(
 
     async def follow() -> None:
         async for response in calls.follow("attribution/WatchDecisions", request, target=target):
-            assert isinstance(response, attribution_pb2.WatchDecisionsResponse)
+            assert isinstance(response, decision_pb2.WatchDecisionsResponse)
             for fact in response.facts:
                 typer.echo(calls.to_json(fact)) if as_json else print_fact(fact)
 

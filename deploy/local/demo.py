@@ -26,7 +26,8 @@ from deploy.local.up import load_sample, told
 from deploy.local.x_network import LocalX
 from libs.channels import open_channel
 from libs.domain.lanes import LANES
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2, explanation_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import delivery_pb2
@@ -92,7 +93,7 @@ async def _clients(ports: Ports) -> "AsyncIterator[_Demo]":
             ports,
             session,
             IngestServiceStub(ingest),
-            attribution_pb2_grpc.AttributionServiceStub(attribution),
+            attribution_grpc.AttributionServiceStub(attribution),
             postback_grpc.PostbackServiceStub(postback),
         )
 
@@ -103,7 +104,7 @@ class _Demo:
         ports: Ports,
         session: aiohttp.ClientSession,
         ingest: IngestServiceStub,
-        attribution: attribution_pb2_grpc.AttributionServiceStub,
+        attribution: attribution_grpc.AttributionServiceStub,
         postback: postback_grpc.PostbackServiceStub,
     ) -> None:
         self._ports, self._session = ports, session
@@ -125,7 +126,7 @@ class _Demo:
         _show(expected, answers, outcome)
         for title, (app_id, conversion_id) in EXPLAINED.items():
             console.rule(f"Explained: {title}", align="left")
-            request = attribution_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=conversion_id)
+            request = explanation_pb2.ExplainDecisionRequest(app_id=app_id, conversion_id=conversion_id)
             print_explanation(await self._attribution.ExplainDecision(request))
         return _check(expected, answers, outcome, network)
 
@@ -213,10 +214,10 @@ class _Demo:
         call.cancel()
         return counts
 
-    async def _decisions(self) -> list[attribution_pb2.Decision]:
-        found: list[attribution_pb2.Decision] = []
+    async def _decisions(self) -> list[decision_pb2.Decision]:
+        found: list[decision_pb2.Decision] = []
         for app_id in LAST:
-            request = attribution_pb2.ListDecisionsRequest(app_id=app_id, page_size=1000)
+            request = decision_pb2.ListDecisionsRequest(app_id=app_id, page_size=1000)
             while True:
                 page = await self._attribution.ListDecisions(request)
                 found.extend(page.decisions)
@@ -236,7 +237,7 @@ class _Demo:
                 return found
 
     async def _is_decided(self, app_id: str, conversion_id: str) -> bool:
-        request = attribution_pb2.GetDecisionRequest(app_id=app_id, conversion_id=conversion_id)
+        request = decision_pb2.GetDecisionRequest(app_id=app_id, conversion_id=conversion_id)
         try:
             await self._attribution.GetDecision(request)
         except grpc.aio.AioRpcError as error:
@@ -259,9 +260,9 @@ async def _until(fact: Callable[[], Awaitable[bool]], failure: str, within_secon
         await asyncio.sleep(0.1)
 
 
-def _decision_key(decision: attribution_pb2.Decision) -> str:
-    outcome = attribution_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
-    matched_by = attribution_pb2.MatchKind.Name(decision.matched_by).removeprefix("MATCH_KIND_")
+def _decision_key(decision: decision_pb2.Decision) -> str:
+    outcome = decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
+    matched_by = decision_pb2.MatchKind.Name(decision.matched_by).removeprefix("MATCH_KIND_")
     by = matched_by if decision.matched_by else "-"
     reason, tracker = decision.reason or "-", decision.tracker_id or "-"
     return f"{decision.app_id} {decision.event_name} {outcome} {reason} {tracker} {by}"

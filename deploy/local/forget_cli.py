@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf import timestamp_pb2
 
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import erasure_pb2
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
@@ -42,21 +42,21 @@ def forget(
     typer.echo(calls.to_json(erasure, indent=2)) if as_json else _print(erasure)
 
 
-async def _forget(app_id: str, device_id: str, target: str) -> "attribution_pb2.Erasure":
+async def _forget(app_id: str, device_id: str, target: str) -> "erasure_pb2.Erasure":
     """Start an erasure and follow it to its end."""
     from rich.console import Console
 
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import erasure_pb2
 
-    request = attribution_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
+    request = erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
     answer = await calls.ask("attribution/ForgetDevice", request, target=target)
-    assert isinstance(answer, attribution_pb2.ForgetDeviceResponse)
+    assert isinstance(answer, erasure_pb2.ForgetDeviceResponse)
     erasure = answer.erasure
     console = Console(stderr=True)
     with console.status("Erasing") as status:
         try:
-            while erasure.state != attribution_pb2.Erasure.STATE_DONE:
+            while erasure.state != erasure_pb2.Erasure.STATE_DONE:
                 status.update(f"Erasing: {sum(erasure.erased_counts.values()):,} rows so far")
                 await asyncio.sleep(_LOOK_S)
                 try:
@@ -71,24 +71,24 @@ async def _forget(app_id: str, device_id: str, target: str) -> "attribution_pb2.
     return erasure
 
 
-async def _show(app_id: str, erasure_id: str, target: str) -> "attribution_pb2.Erasure":
+async def _show(app_id: str, erasure_id: str, target: str) -> "erasure_pb2.Erasure":
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import erasure_pb2
 
-    request = attribution_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
+    request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     answer = await calls.ask("attribution/GetErasure", request, target=target)
-    assert isinstance(answer, attribution_pb2.GetErasureResponse)
+    assert isinstance(answer, erasure_pb2.GetErasureResponse)
     return answer.erasure
 
 
-def _print(erasure: "attribution_pb2.Erasure") -> None:
+def _print(erasure: "erasure_pb2.Erasure") -> None:
     from deploy.local.tables import print_whole, table
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import erasure_pb2
 
     def at(time: "timestamp_pb2.Timestamp") -> str:
         return f"{time.ToDatetime():%Y-%m-%d %H:%M:%S} UTC"
 
-    is_done = erasure.state == attribution_pb2.Erasure.STATE_DONE
+    is_done = erasure.state == erasure_pb2.Erasure.STATE_DONE
     typer.echo(f"Erasure {erasure.erasure_id} of a device of {erasure.app_id}")
     typer.echo(f"asked for {at(erasure.request_time)}, {f'done {at(erasure.finish_time)}' if is_done else 'under way'}")
     rows = table("", "erased from", "rows", numbers=["rows"], whole=["erased from"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2, what_if_pb2
     from reengage.tracker.v1 import snapshot_pb2
 
 Target = Annotated[str, typer.Option(help="host:port of the service. Default: the suite that runs here.")]
@@ -119,13 +119,13 @@ async def _what_if(
 
     from deploy.local.calls import to_json
     from deploy.local.tables import print_changed, print_totals
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import credit_total_pb2, what_if_pb2
 
     changes = [] if file is None else await _changes(app_id, file, keep)
-    request = attribution_pb2.WhatIfRequest(app_id=app_id, start_time=period[0], end_time=period[1], changes=changes)
+    request = what_if_pb2.WhatIfRequest(app_id=app_id, start_time=period[0], end_time=period[1], changes=changes)
     count = changed_count = 0
-    totals: list[attribution_pb2.CreditTotal] = []
-    shown: list[attribution_pb2.ChangedDecision] = []
+    totals: list[credit_total_pb2.CreditTotal] = []
+    shown: list[what_if_pb2.ChangedDecision] = []
     with Console(stderr=True).status("Deciding again") as status:
         async for part in _parts(request, target):
             if as_json:
@@ -141,22 +141,20 @@ async def _what_if(
         typer.echo(f"{changed_count:,} of {count:,} decisions would change{more}. Nothing was written.")
 
 
-async def _parts(
-    request: "attribution_pb2.WhatIfRequest", target: str
-) -> "AsyncIterator[attribution_pb2.WhatIfResponse]":
+async def _parts(request: "what_if_pb2.WhatIfRequest", target: str) -> "AsyncIterator[what_if_pb2.WhatIfResponse]":
     """The answer; broken off, it goes on where it was. Raises CallError when nobody is there to begin with."""
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2, what_if_pb2
 
     # Who has never answered is not waited for, and the answer's first part may take long.
-    named = attribution_pb2.ListReattributionsRequest(app_id=request.app_id, page_size=1)
+    named = reattribution_pb2.ListReattributionsRequest(app_id=request.app_id, page_size=1)
     await calls.ask("attribution/ListReattributions", named, target=target)
     service, method = calls.find_method("attribution/WhatIf")
     is_last = False
     while not is_last:
         try:
             async for part in calls.call(service, method, request, target=target):
-                assert isinstance(part, attribution_pb2.WhatIfResponse)
+                assert isinstance(part, what_if_pb2.WhatIfResponse)
                 request.resume_token = part.resume_token
                 is_last = not part.resume_token
                 yield part
@@ -198,12 +196,12 @@ async def _changes(app_id: str, text: str, keep: bool) -> "list[snapshot_pb2.Res
 
 async def _reattribute(
     app_id: str, name: str, period: "tuple[Timestamp, Timestamp]", send_postbacks: bool, target: str
-) -> "attribution_pb2.Reattribution":
+) -> "reattribution_pb2.Reattribution":
     """Start one and follow it to its end."""
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2
 
-    request = attribution_pb2.ReattributeRequest(
+    request = reattribution_pb2.ReattributeRequest(
         app_id=app_id,
         reattribution_id=name,
         start_time=period[0],
@@ -214,15 +212,15 @@ async def _reattribute(
     return await _follow(app_id, name, target)
 
 
-async def _follow(app_id: str, name: str, target: str) -> "attribution_pb2.Reattribution":
+async def _follow(app_id: str, name: str, target: str) -> "reattribution_pb2.Reattribution":
     """One as it is when it has ended."""
     from rich.console import Console
 
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2
 
     console = Console(stderr=True)
-    named = attribution_pb2.GetReattributionRequest(app_id=app_id, reattribution_id=name)
+    named = reattribution_pb2.GetReattributionRequest(app_id=app_id, reattribution_id=name)
     with console.status("Deciding again") as status:
         try:
             while True:
@@ -233,9 +231,9 @@ async def _follow(app_id: str, name: str, target: str) -> "attribution_pb2.Reatt
                         raise
                     status.update("The service is away; what it has begun goes on when it is back")
                 else:
-                    assert isinstance(found, attribution_pb2.GetReattributionResponse)
+                    assert isinstance(found, reattribution_pb2.GetReattributionResponse)
                     job = found.reattribution
-                    if job.state != attribution_pb2.Reattribution.STATE_RUNNING:
+                    if job.state != reattribution_pb2.Reattribution.STATE_RUNNING:
                         return job
                     status.update(
                         f"{job.conversion_count:,} of about {job.estimated_total_count:,} decided again, "
@@ -247,26 +245,26 @@ async def _follow(app_id: str, name: str, target: str) -> "attribution_pb2.Reatt
             raise
 
 
-async def _cancel(app_id: str, name: str, target: str) -> "attribution_pb2.Reattribution":
+async def _cancel(app_id: str, name: str, target: str) -> "reattribution_pb2.Reattribution":
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2
 
-    request = attribution_pb2.CancelReattributionRequest(app_id=app_id, reattribution_id=name)
+    request = reattribution_pb2.CancelReattributionRequest(app_id=app_id, reattribution_id=name)
     answer = await calls.ask("attribution/CancelReattribution", request, target=target)
-    assert isinstance(answer, attribution_pb2.CancelReattributionResponse)
+    assert isinstance(answer, reattribution_pb2.CancelReattributionResponse)
     return answer.reattribution
 
 
 async def _offered(app_id: str, name: str, as_json: bool, target: str) -> None:
     from deploy.local import calls
     from deploy.local.tables import print_offered
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import offer_pb2
 
-    request = attribution_pb2.ListOfferedPostbacksRequest(app_id=app_id, reattribution_id=name, page_size=1000)
-    found: list[attribution_pb2.OfferedPostback] = []
+    request = offer_pb2.ListOfferedPostbacksRequest(app_id=app_id, reattribution_id=name, page_size=1000)
+    found: list[offer_pb2.OfferedPostback] = []
     while True:
         answer = await calls.ask("attribution/ListOfferedPostbacks", request, target=target)
-        assert isinstance(answer, attribution_pb2.ListOfferedPostbacksResponse)
+        assert isinstance(answer, offer_pb2.ListOfferedPostbacksResponse)
         found.extend(answer.postbacks)
         request.page_token = answer.next_page_token
         if not request.page_token:
@@ -276,11 +274,11 @@ async def _offered(app_id: str, name: str, as_json: bool, target: str) -> None:
 
 async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
     from deploy.local import calls
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import offer_pb2
 
-    request = attribution_pb2.SendOfferedPostbacksRequest(app_id=app_id, reattribution_id=name)
+    request = offer_pb2.SendOfferedPostbacksRequest(app_id=app_id, reattribution_id=name)
     answer = await calls.ask("attribution/SendOfferedPostbacks", request, target=target)
-    assert isinstance(answer, attribution_pb2.SendOfferedPostbacksResponse)
+    assert isinstance(answer, offer_pb2.SendOfferedPostbacksResponse)
     if as_json:
         _print_json([answer])
     elif answer.created_count:
@@ -289,16 +287,16 @@ async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
         typer.echo(f"{name} has no postback left to send.")
 
 
-def _print_job(job: "attribution_pb2.Reattribution", as_json: bool) -> None:
+def _print_job(job: "reattribution_pb2.Reattribution", as_json: bool) -> None:
     from deploy.local.calls import to_json
     from deploy.local.tables import print_totals
-    from reengage.attribution.v1 import attribution_pb2
+    from reengage.attribution.v1 import reattribution_pb2
 
     if as_json:
         typer.echo(to_json(job, indent=2))
         return
     print_totals(job.totals)
-    state = attribution_pb2.Reattribution.State.Name(job.state).removeprefix("STATE_").lower()
+    state = reattribution_pb2.Reattribution.State.Name(job.state).removeprefix("STATE_").lower()
     typer.echo(
         f"Re-attribution {job.reattribution_id} of {job.app_id} is {state}: {job.changed_count:,} of "
         f"{job.conversion_count:,} decisions have a new version."

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2, what_if_pb2
 from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import span
 
@@ -44,12 +44,12 @@ def print_whole(rows: Table) -> None:
     console.print(rows, crop=False)
 
 
-def print_explanation(answer: attribution_pb2.ExplainDecisionResponse) -> None:
+def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
     """What became of a record: of a decided one with the verdict on every candidate."""
     if answer.HasField("decision"):
         _print_decision(answer)
     else:
-        state = _word(attribution_pb2.ExplainDecisionResponse.State.Name(answer.state), "STATE_").replace("_", " ")
+        state = _word(explanation_pb2.ExplainDecisionResponse.State.Name(answer.state), "STATE_").replace("_", " ")
         console.print(f"\n[cyan]{state}[/]")
         console.print(escape(answer.summary))
     for sentence in answer.sentences:
@@ -70,7 +70,7 @@ def _print_point(sentence: str) -> None:
     console.print(beside)
 
 
-def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
+def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
     decision = answer.decision
     console.print(
         f"\n[bold]{escape(decision.conversion_id)}[/]  {escape(decision.event_name)}  "
@@ -109,12 +109,12 @@ def _print_decision(answer: attribution_pb2.ExplainDecisionResponse) -> None:
             str(candidate.level or ""),
             span(candidate.lookback),
             span(candidate.window) if candidate.HasField("window") else "",
-            _word(attribution_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
+            _word(decision_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
         )
     print_whole(rows)
 
 
-def print_fact(fact: attribution_pb2.Fact) -> None:
+def print_fact(fact: decision_pb2.Fact) -> None:
     """A decision as it is made, or taken back, in a line."""
     decision = fact.decision
     time = _time(decision.decide_time)
@@ -175,7 +175,7 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
                 console.print(f"  [dim]{escape(part)}[/]", soft_wrap=True)
 
 
-def print_totals(totals: Iterable[attribution_pb2.CreditTotal]) -> None:
+def print_totals(totals: Iterable[credit_total_pb2.CreditTotal]) -> None:
     """What networks and their trackers are credited with, before and after; totals of one tracker are added up."""
     columns = ("installs", "reengagements", "credited_events")
     counts: dict[tuple[str, str], list[int]] = {}
@@ -193,7 +193,7 @@ def print_totals(totals: Iterable[attribution_pb2.CreditTotal]) -> None:
         print_whole(rows)
 
 
-def print_changed(changed: Iterable[attribution_pb2.ChangedDecision]) -> None:
+def print_changed(changed: Iterable[what_if_pb2.ChangedDecision]) -> None:
     """Decisions as they are and as they would be, a line each."""
     ids = ("conversion", "event", "is", "would be")
     rows = table("", *ids, "at", whole=["conversion", "event"])
@@ -210,21 +210,21 @@ def print_changed(changed: Iterable[attribution_pb2.ChangedDecision]) -> None:
         print_whole(rows)
 
 
-def print_offered(app_id: str, name: str, offered: Iterable[attribution_pb2.OfferedPostback]) -> None:
+def print_offered(app_id: str, name: str, offered: Iterable[offer_pb2.OfferedPostback]) -> None:
     """The postbacks that a re-attribution would change, a line each, and what can be done about them."""
-    counts = Counter[attribution_pb2.OfferedPostback.Effect.ValueType]()
+    counts = Counter[offer_pb2.OfferedPostback.Effect.ValueType]()
     headings = ("configuration", "network", "conversion", "effect")
     rows = table(f"Postbacks of {escape(name)}", *headings, whole=headings)
     for each in offered:
-        effect = _word(attribution_pb2.OfferedPostback.Effect.Name(each.effect), "EFFECT_")
+        effect = _word(offer_pb2.OfferedPostback.Effect.Name(each.effect), "EFFECT_")
         rows.add_row(escape(each.configuration_id), escape(each.network_id), escape(each.conversion_id), effect)
         counts[each.effect] += 1
     if not counts:
         console.print(f"{escape(name)} has no postback left to offer.")
         return
     print_whole(rows)
-    to_send = counts[attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT]
-    sent = counts[attribution_pb2.OfferedPostback.EFFECT_WAS_SENT]
+    to_send = counts[offer_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT]
+    sent = counts[offer_pb2.OfferedPostback.EFFECT_WAS_SENT]
     console.print(f"{to_send:,} would be sent; {sent:,} were sent and cannot be taken back.")
     if to_send:
         console.print(f"To send: reengage reattribute {escape(app_id)} --send {escape(name)}", soft_wrap=True)
@@ -248,11 +248,11 @@ def _word(name: str, prefix: str) -> str:
     return "" if word == "UNSPECIFIED" else word
 
 
-def _outcome(outcome: attribution_pb2.Outcome.ValueType) -> str:
-    return _word(attribution_pb2.Outcome.Name(outcome), "OUTCOME_")
+def _outcome(outcome: decision_pb2.Outcome.ValueType) -> str:
+    return _word(decision_pb2.Outcome.Name(outcome), "OUTCOME_")
 
 
-def _credit(decision: attribution_pb2.Decision) -> str:
+def _credit(decision: decision_pb2.Decision) -> str:
     """The outcome, and who is credited or why nobody won: REENGAGED spring by c-12."""
     parts = [_outcome(decision.outcome), escape(decision.tracker_id)]
     if decision.engagement_id:
@@ -268,8 +268,8 @@ def _short(engagement_id: str) -> str:
     return engagement_id if is_whole else f"…{engagement_id[-8:]}"
 
 
-def _match(kind: attribution_pb2.MatchKind.ValueType) -> str:
-    return _word(attribution_pb2.MatchKind.Name(kind), "MATCH_KIND_")
+def _match(kind: decision_pb2.MatchKind.ValueType) -> str:
+    return _word(decision_pb2.MatchKind.Name(kind), "MATCH_KIND_")
 
 
 def _time(time: Timestamp) -> str:

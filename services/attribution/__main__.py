@@ -13,7 +13,8 @@ from libs.domain.snapshots import follow_tracker
 from libs.periods import Periods
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.time import now_us
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import service_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims, ClaimTriggers
@@ -91,8 +92,8 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             now_us=now_us,
         )
         face = Face.of(
-            attribution_pb2.DESCRIPTOR.services_by_name["AttributionService"],
-            attribution_pb2_grpc.add_AttributionServiceServicer_to_server,
+            service_pb2.DESCRIPTOR.services_by_name["AttributionService"],
+            attribution_grpc.add_AttributionServiceServicer_to_server,
             service,
         )
         yield Service(

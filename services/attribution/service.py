@@ -13,7 +13,16 @@ from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
 from libs.pages import decode_token, encode_token, page_size
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import (
+    decision_pb2,
+    device_pb2,
+    erasure_pb2,
+    explanation_pb2,
+    offer_pb2,
+    reattribution_pb2,
+    what_if_pb2,
+)
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
 from services.attribution.jobs.reattribution import Job, Reattributions
@@ -33,7 +42,7 @@ _MOST_CHANGES = 10_000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
+class Attribution(attribution_grpc.AttributionServiceServicer):
     """AttributionService; the contract is in its proto."""
 
     def __init__(
@@ -54,8 +63,8 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         self._erasures = Erasures(store.pool)
 
     async def GetDecision(
-        self, request: attribution_pb2.GetDecisionRequest, context: Any
-    ) -> attribution_pb2.GetDecisionResponse:
+        self, request: decision_pb2.GetDecisionRequest, context: Any
+    ) -> decision_pb2.GetDecisionResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _required(violations, "conversion_id", request.conversion_id)
@@ -63,11 +72,11 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         found = await self._store.newest_decision(lane_of(request.app_id), request.app_id, request.conversion_id)
         if found is None:
             raise NotFound("CONVERSION_NOT_FOUND", "no decision on this conversion (yet)")
-        return attribution_pb2.GetDecisionResponse(decision=attribution_pb2.Decision.FromString(found))
+        return decision_pb2.GetDecisionResponse(decision=decision_pb2.Decision.FromString(found))
 
     async def ExplainDecision(
-        self, request: attribution_pb2.ExplainDecisionRequest, context: Any
-    ) -> attribution_pb2.ExplainDecisionResponse:
+        self, request: explanation_pb2.ExplainDecisionRequest, context: Any
+    ) -> explanation_pb2.ExplainDecisionResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _plain(violations, "conversion_id", request.conversion_id)
@@ -84,12 +93,12 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         return await self._explanations.nearest(request.app_id, device.device_id, time_us)
 
     async def ListDecisions(
-        self, request: attribution_pb2.ListDecisionsRequest, context: Any
-    ) -> attribution_pb2.ListDecisionsResponse:
+        self, request: decision_pb2.ListDecisionsRequest, context: Any
+    ) -> decision_pb2.ListDecisionsResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _plain(violations, "tracker_id", request.tracker_id)
-        if not set(request.outcomes) <= set(attribution_pb2.Outcome.values()):
+        if not set(request.outcomes) <= set(decision_pb2.Outcome.values()):
             violations.add("outcomes", "UNKNOWN_VALUE", "must be values of Outcome")
         size = page_size(request.page_size, violations)
         after = decode_token(request.page_token, (int,), violations)
@@ -107,14 +116,14 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
             limit=size + 1,
         )
         page = found[:size]
-        return attribution_pb2.ListDecisionsResponse(
-            decisions=[attribution_pb2.Decision.FromString(decision) for _, decision in page],
+        return decision_pb2.ListDecisionsResponse(
+            decisions=[decision_pb2.Decision.FromString(decision) for _, decision in page],
             next_page_token=encode_token(page[-1][0]) if len(found) > size else "",
         )
 
     async def GetDeviceAttribution(
-        self, request: attribution_pb2.GetDeviceAttributionRequest, context: Any
-    ) -> attribution_pb2.GetDeviceAttributionResponse:
+        self, request: device_pb2.GetDeviceAttributionRequest, context: Any
+    ) -> device_pb2.GetDeviceAttributionResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _required(violations, "device_id", request.device_id)
@@ -123,7 +132,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         rules = self._settings.current.apps.get(request.app_id)
         trackers = rules.trackers if rules else {}
 
-        def shown(source: HistoryEntry) -> attribution_pb2.Source:
+        def shown(source: HistoryEntry) -> device_pb2.Source:
             tracker = trackers.get(source.tracker_id or "")
             return source_message(source, tracker.tracker.campaign if tracker and not source.redacted else "")
 
@@ -131,7 +140,7 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         install, current = history.first_install, history.source_at(now_us)
         if current is not None and current.tracker_id is not None and rules is not None:
             current = credited_source(now_us, history, rules)  # its period may have passed
-        response = attribution_pb2.GetDeviceAttributionResponse(
+        response = device_pb2.GetDeviceAttributionResponse(
             device_id=str(device.device_id),
             history=[shown(source) for source in history.attributions],
             identities=device.identities,
@@ -143,8 +152,8 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         return response
 
     async def WatchDecisions(
-        self, request: attribution_pb2.WatchDecisionsRequest, context: Any
-    ) -> AsyncIterator[attribution_pb2.WatchDecisionsResponse]:
+        self, request: decision_pb2.WatchDecisionsRequest, context: Any
+    ) -> AsyncIterator[decision_pb2.WatchDecisionsResponse]:
         violations = Violations()
         for field in ("app_id", "network_id", "tracker_id"):
             _plain(violations, field, getattr(request, field))
@@ -163,8 +172,8 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
                 yield response
 
     async def ForgetDevice(
-        self, request: attribution_pb2.ForgetDeviceRequest, context: Any
-    ) -> attribution_pb2.ForgetDeviceResponse:
+        self, request: erasure_pb2.ForgetDeviceRequest, context: Any
+    ) -> erasure_pb2.ForgetDeviceResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _required(violations, "device_id", request.device_id)
@@ -173,11 +182,9 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         violations.check()
         # Of whatever app: what was refused for naming one that there is not is kept, too.
         erasure = await self._erasures.begin(request.app_id, request.device_id)
-        return attribution_pb2.ForgetDeviceResponse(erasure=erasure.message())
+        return erasure_pb2.ForgetDeviceResponse(erasure=erasure.message())
 
-    async def GetErasure(
-        self, request: attribution_pb2.GetErasureRequest, context: Any
-    ) -> attribution_pb2.GetErasureResponse:
+    async def GetErasure(self, request: erasure_pb2.GetErasureRequest, context: Any) -> erasure_pb2.GetErasureResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         _required(violations, "erasure_id", request.erasure_id)
@@ -186,11 +193,11 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         erasure = await self._erasures.find(request.app_id, erasure_id) if erasure_id else None
         if erasure is None:
             raise NotFound("ERASURE_NOT_FOUND", "no device of this app was forgotten under this id")
-        return attribution_pb2.GetErasureResponse(erasure=erasure.message())
+        return erasure_pb2.GetErasureResponse(erasure=erasure.message())
 
     async def WhatIf(
-        self, request: attribution_pb2.WhatIfRequest, context: Any
-    ) -> AsyncIterator[attribution_pb2.WhatIfResponse]:
+        self, request: what_if_pb2.WhatIfRequest, context: Any
+    ) -> AsyncIterator[what_if_pb2.WhatIfResponse]:
         violations = Violations()
         period = _period(violations, request)
         if len(request.changes) > _MOST_CHANGES:
@@ -206,25 +213,25 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
                 yield response
 
     async def Reattribute(
-        self, request: attribution_pb2.ReattributeRequest, context: Any
-    ) -> attribution_pb2.ReattributeResponse:
+        self, request: reattribution_pb2.ReattributeRequest, context: Any
+    ) -> reattribution_pb2.ReattributeResponse:
         violations = Violations()
         period = _period(violations, request)
         if not _ID.fullmatch(request.reattribution_id):
             violations.add("reattribution_id", "INVALID_ID", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
         violations.check()
         job = await self._reattributions.start(period, request.reattribution_id, send_postbacks=request.send_postbacks)
-        return attribution_pb2.ReattributeResponse(reattribution=job.message())
+        return reattribution_pb2.ReattributeResponse(reattribution=job.message())
 
     async def GetReattribution(
-        self, request: attribution_pb2.GetReattributionRequest, context: Any
-    ) -> attribution_pb2.GetReattributionResponse:
+        self, request: reattribution_pb2.GetReattributionRequest, context: Any
+    ) -> reattribution_pb2.GetReattributionResponse:
         job = await self._reattribution(request)
-        return attribution_pb2.GetReattributionResponse(reattribution=job.message())
+        return reattribution_pb2.GetReattributionResponse(reattribution=job.message())
 
     async def ListReattributions(
-        self, request: attribution_pb2.ListReattributionsRequest, context: Any
-    ) -> attribution_pb2.ListReattributionsResponse:
+        self, request: reattribution_pb2.ListReattributionsRequest, context: Any
+    ) -> reattribution_pb2.ListReattributionsResponse:
         violations = Violations()
         _required(violations, "app_id", request.app_id)
         size = page_size(request.page_size, violations)
@@ -233,35 +240,35 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         before = (int(token[0]), str(token[1])) if token else None
         found = await self._reattributions.page(request.app_id, before=before, limit=size + 1)
         last = found[:size][-1] if len(found) > size else None
-        return attribution_pb2.ListReattributionsResponse(
+        return reattribution_pb2.ListReattributionsResponse(
             reattributions=[job.message() for job in found[:size]],
             next_page_token=encode_token(*last.place) if last else "",
         )
 
     async def CancelReattribution(
-        self, request: attribution_pb2.CancelReattributionRequest, context: Any
-    ) -> attribution_pb2.CancelReattributionResponse:
+        self, request: reattribution_pb2.CancelReattributionRequest, context: Any
+    ) -> reattribution_pb2.CancelReattributionResponse:
         job = await self._reattribution(request)
         stopped = await self._reattributions.cancel(job)
-        return attribution_pb2.CancelReattributionResponse(reattribution=stopped.message())
+        return reattribution_pb2.CancelReattributionResponse(reattribution=stopped.message())
 
     async def ListOfferedPostbacks(
-        self, request: attribution_pb2.ListOfferedPostbacksRequest, context: Any
-    ) -> attribution_pb2.ListOfferedPostbacksResponse:
+        self, request: offer_pb2.ListOfferedPostbacksRequest, context: Any
+    ) -> offer_pb2.ListOfferedPostbacksResponse:
         violations = Violations()
         size = page_size(request.page_size, violations)
         token = decode_token(request.page_token, (int,), violations)
         job = await self._reattribution(request, violations)
         offered, last = await self._offers.page(job, after=int(token[0]) if token else -1, limit=size)
-        return attribution_pb2.ListOfferedPostbacksResponse(
+        return offer_pb2.ListOfferedPostbacksResponse(
             postbacks=offered, next_page_token="" if last is None else encode_token(last)
         )
 
     async def SendOfferedPostbacks(
-        self, request: attribution_pb2.SendOfferedPostbacksRequest, context: Any
-    ) -> attribution_pb2.SendOfferedPostbacksResponse:
+        self, request: offer_pb2.SendOfferedPostbacksRequest, context: Any
+    ) -> offer_pb2.SendOfferedPostbacksResponse:
         job = await self._reattribution(request)
-        return attribution_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
+        return offer_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
 
     async def _reattribution(self, request: Any, violations: Violations | None = None) -> Job:
         """The one that a request names by `app_id` and `reattribution_id`."""
@@ -301,7 +308,7 @@ def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) 
 
 
 def _period(
-    violations: Violations, request: attribution_pb2.WhatIfRequest | attribution_pb2.ReattributeRequest
+    violations: Violations, request: what_if_pb2.WhatIfRequest | reattribution_pb2.ReattributeRequest
 ) -> Period:
     _required(violations, "app_id", request.app_id)
     for field in ("start_time", "end_time"):

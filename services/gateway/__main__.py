@@ -10,7 +10,7 @@ from pathlib import Path
 from libs.channels import open_channel
 from libs.domain.snapshots import follow_tracker
 from libs.server import Service, run
-from reengage.attribution.v1 import attribution_pb2_grpc
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.gateway.addresses import ClientAddresses
 from services.gateway.app import Gateway
 from services.gateway.batches import Batches
@@ -61,7 +61,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             settings=lambda: settings.current,
             records=records,
             engagements=engagements,
-            attribution=attribution_pb2_grpc.AttributionServiceStub(attribution_channel),
+            attribution=attribution_grpc.AttributionServiceStub(attribution_channel),
             addresses=addresses,
             rates=Rates(time.monotonic),
         )

@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_late
 
 from libs.errors import InvalidArgument, ServiceError, Unavailable, Violation, from_rpc_error
 from libs.interceptors import REQUEST_ID_HEADER
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import device_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.asgi import MAX_QUERY_BYTES, Answer, Headers, Receive, Refused, Request, Scope, Send, json_answer
@@ -87,7 +88,7 @@ class Gateway:
         settings: Callable[[], Settings],
         records: Batches,
         engagements: Batches,
-        attribution: attribution_pb2_grpc.AttributionServiceStub,
+        attribution: attribution_grpc.AttributionServiceStub,
         addresses: ClientAddresses,
         rates: Rates,
         max_requests: int = 2_000,
@@ -344,7 +345,7 @@ class Gateway:
         self._rates.take(app)
         try:
             found = await self._attribution.GetDeviceAttribution(
-                attribution_pb2.GetDeviceAttributionRequest(app_id=app_id, device_id=device_id),
+                device_pb2.GetDeviceAttributionRequest(app_id=app_id, device_id=device_id),
                 metadata=((REQUEST_ID_HEADER, request.request_id),),
             )
         except grpc.aio.AioRpcError as error:

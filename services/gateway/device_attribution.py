@@ -3,19 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 
 _SOON_S = 10
 NEVER = -1
 _ACTIONS = {
-    attribution_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
-    attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT: "reengagement",
+    decision_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
+    decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT: "reengagement",
 }
 
 
 def describe(
     device_id: str,
-    found: attribution_pb2.GetDeviceAttributionResponse | None,
+    found: device_pb2.GetDeviceAttributionResponse | None,
     names_of: Callable[[str], Mapping[str, str]],
 ) -> dict[str, Any]:
     """The JSON for a device; `found` is None while the device is not known, which asks the SDK to come again.
@@ -37,7 +37,7 @@ def describe(
     }
 
 
-def _source(source: attribution_pb2.Source, names_of: Callable[[str], Mapping[str, str]]) -> dict[str, Any]:
+def _source(source: device_pb2.Source, names_of: Callable[[str], Mapping[str, str]]) -> dict[str, Any]:
     names = names_of(source.tracker_id) if source.tracker_id else {}
     return {
         "network": names.get("network", ""),
@@ -46,7 +46,7 @@ def _source(source: attribution_pb2.Source, names_of: Callable[[str], Mapping[st
         "site": "",
         "creative": "",
         "attribution_action": _ACTIONS.get(source.attribution_type, ""),
-        "matched_by": attribution_pb2.MatchKind.Name(source.matched_by).removeprefix("MATCH_KIND_").lower()
+        "matched_by": decision_pb2.MatchKind.Name(source.matched_by).removeprefix("MATCH_KIND_").lower()
         if source.matched_by
         else "",
         "click": {"ko_click_id": source.engagement_id} if source.engagement_id else {},

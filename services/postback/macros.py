@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.event_names import INSTALL
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 
@@ -26,15 +26,15 @@ _OTHER_IDS = ("adid", "idfa", "oaid", "android_id", "idfv", "custom", "kochava_d
 _ABSENT_ID = re.compile(r"[0:-]*|[{\[%].*|null|device_id=device_id", re.IGNORECASE)
 _OS_VERSION = re.compile(r"Android[ /-](\d+(?:\.\d+)*)|OS[ -](\d+(?:[._]\d+)*)")
 _ATTRIBUTION_TYPES = {
-    attribution_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
-    attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT: "reengagement",
+    decision_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
+    decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT: "reengagement",
 }
 _MATCH_KINDS = {
-    attribution_pb2.MATCH_KIND_CLICK_ID: "click_id",
-    attribution_pb2.MATCH_KIND_DEVICE_ID: "device_id",
-    attribution_pb2.MATCH_KIND_MODELED: "modeled",
-    attribution_pb2.MATCH_KIND_IP: "ip",
-    attribution_pb2.MATCH_KIND_CLAIM: "claim",
+    decision_pb2.MATCH_KIND_CLICK_ID: "click_id",
+    decision_pb2.MATCH_KIND_DEVICE_ID: "device_id",
+    decision_pb2.MATCH_KIND_MODELED: "modeled",
+    decision_pb2.MATCH_KIND_IP: "ip",
+    decision_pb2.MATCH_KIND_CLAIM: "claim",
 }
 
 

@@ -4,7 +4,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.event_names import INSTALL
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration
@@ -45,23 +45,23 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
             revenue=record_pb2.Money(amount_micros=9_990_000, currency_code="EUR"),
         ),
     )
-    decision = attribution_pb2.Decision(
+    decision = decision_pb2.Decision(
         app_id=configuration.app_id,
         conversion_id="sample-conversion",
         version=1,
         event_name=configuration.trigger,
         conversion_time=_EVENT_TIME,
         device_id="sample-device",
-        outcome=attribution_pb2.OUTCOME_ATTRIBUTED if install else attribution_pb2.OUTCOME_REENGAGED,
-        attribution_type=attribution_pb2.ATTRIBUTION_TYPE_INSTALL
+        outcome=decision_pb2.OUTCOME_ATTRIBUTED if install else decision_pb2.OUTCOME_REENGAGED,
+        attribution_type=decision_pb2.ATTRIBUTION_TYPE_INSTALL
         if install
-        else attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
+        else decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
         tracker_id="sample-tracker",
         network_id=configuration.network_id,
         campaign_id="sample-campaign",
         segment_id="sample-segment",
         engagement_id="sample-click",
-        matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+        matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
         lookback=Duration(seconds=3600),
     )
     click = record_pb2.Click(

@@ -1,23 +1,23 @@
 """Which configurations want a conversion."""
 
 from libs.domain.event_names import SESSION_BEGIN
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.model import Configuration, Status
 
 _TOLD = frozenset(
     {
-        attribution_pb2.OUTCOME_ATTRIBUTED,
-        attribution_pb2.OUTCOME_ORGANIC,
-        attribution_pb2.OUTCOME_REPROCESSED,
-        attribution_pb2.OUTCOME_REPROCESSED_ORGANIC,
-        attribution_pb2.OUTCOME_REENGAGED,
-        attribution_pb2.OUTCOME_CREDITED,
-        attribution_pb2.OUTCOME_UNATTRIBUTED,
+        decision_pb2.OUTCOME_ATTRIBUTED,
+        decision_pb2.OUTCOME_ORGANIC,
+        decision_pb2.OUTCOME_REPROCESSED,
+        decision_pb2.OUTCOME_REPROCESSED_ORGANIC,
+        decision_pb2.OUTCOME_REENGAGED,
+        decision_pb2.OUTCOME_CREDITED,
+        decision_pb2.OUTCOME_UNATTRIBUTED,
     }
 )
 _CREDITED = frozenset(
-    {attribution_pb2.ATTRIBUTION_TYPE_INSTALL, attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT},
+    {decision_pb2.ATTRIBUTION_TYPE_INSTALL, decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT},
 )
 
 

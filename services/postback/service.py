@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.vault import Vault
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
 from services.postback.adapters.adapter import Stamp
 from services.postback.claims import Claims, note_late
@@ -326,7 +326,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             if delivery.delivery_id in claimed and it.network_id in one.decision.claims_unavailable:
                 note_late(delivery.delivery_id, delivery.configuration_id)
 
-    async def _offered(self, conversions: Sequence[conversion_pb2.Conversion]) -> list[attribution_pb2.OfferedPostback]:
+    async def _offered(self, conversions: Sequence[conversion_pb2.Conversion]) -> list[offer_pb2.OfferedPostback]:
         told = await self._store.told([(one.decision.app_id, one.decision.conversion_id) for one in conversions])
         sessions = [(one, it) for one, it in self._triggered(conversions) if once_a_day(it) and wants(it, one)]
         held = await self._store.held([new_delivery(one, it) for one, it in sessions])
@@ -337,13 +337,13 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             was_told = key in told
             # A configuration that is paused or archived by now told what it was for.
             if was_told and not fits(configuration, one):
-                effect = attribution_pb2.OfferedPostback.EFFECT_WAS_SENT
+                effect = offer_pb2.OfferedPostback.EFFECT_WAS_SENT
             elif not was_told and key not in held and wants(configuration, one):
-                effect = attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT
+                effect = offer_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT
             else:
                 continue
             offered.append(
-                attribution_pb2.OfferedPostback(
+                offer_pb2.OfferedPostback(
                     configuration_id=configuration.configuration_id,
                     network_id=configuration.network_id,
                     conversion_id=decision.conversion_id,

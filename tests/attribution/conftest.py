@@ -23,7 +23,8 @@ from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2, offer_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.postback.v1 import claim_pb2, conversion_pb2
@@ -161,7 +162,7 @@ class Received(postback_grpc.PostbackServiceServicer):
             ]
         )
 
-    def _said(self, decision: attribution_pb2.Decision) -> list[claim_pb2.ClaimAnswer]:
+    def _said(self, decision: decision_pb2.Decision) -> list[claim_pb2.ClaimAnswer]:
         return self._answers.get(
             decision.conversion_id,
             [
@@ -171,7 +172,7 @@ class Received(postback_grpc.PostbackServiceServicer):
             ],
         )
 
-    def _is_pending(self, decision: attribution_pb2.Decision) -> bool:
+    def _is_pending(self, decision: decision_pb2.Decision) -> bool:
         return any(answer.state == claim_pb2.ClaimAnswer.STATE_PENDING for answer in self._said(decision))
 
     async def EnqueueConversions(
@@ -187,10 +188,10 @@ class Received(postback_grpc.PostbackServiceServicer):
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
         return conversion_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
 
-    def _offered(self, conversion: conversion_pb2.Conversion) -> attribution_pb2.OfferedPostback:
-        effects = attribution_pb2.OfferedPostback
+    def _offered(self, conversion: conversion_pb2.Conversion) -> offer_pb2.OfferedPostback:
+        effects = offer_pb2.OfferedPostback
         was_sent = conversion.decision.conversion_id in self.conversions
-        return attribution_pb2.OfferedPostback(
+        return offer_pb2.OfferedPostback(
             conversion_id=conversion.decision.conversion_id,
             effect=effects.EFFECT_WAS_SENT if was_sent else effects.EFFECT_WOULD_BE_SENT,
         )
@@ -212,7 +213,7 @@ class World:
 
     feed: Feed
     ingest: IngestServiceStub
-    attribution: attribution_pb2_grpc.AttributionServiceStub
+    attribution: attribution_grpc.AttributionServiceStub
     received: Received
     pool: Pool
     log_pool: Pool
@@ -256,11 +257,11 @@ class World:
         finally:
             await _cancel(tasks)
 
-    async def decided(self, *conversion_ids: str) -> list[attribution_pb2.Decision]:
+    async def decided(self, *conversion_ids: str) -> list[decision_pb2.Decision]:
         """The decisions on these conversions, once all are made."""
-        decisions: list[attribution_pb2.Decision] = []
+        decisions: list[decision_pb2.Decision] = []
         for conversion_id in conversion_ids:
-            request = attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id)
+            request = decision_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id)
             while not decisions or decisions[-1].conversion_id != conversion_id:
                 try:
                     decisions.append((await self.attribution.GetDecision(request)).decision)
@@ -353,13 +354,13 @@ def start_world(tmp_path: Path) -> StartWorld:
                 "attribution",
                 Face(
                     name="reengage.attribution.v1.AttributionService",
-                    add=partial(attribution_pb2_grpc.add_AttributionServiceServicer_to_server, api),
+                    add=partial(attribution_grpc.add_AttributionServiceServicer_to_server, api),
                 ),
             )
             yield World(
                 feed=feed,
                 ingest=IngestServiceStub(to_ingest),
-                attribution=attribution_pb2_grpc.AttributionServiceStub(to_attribution),
+                attribution=attribution_grpc.AttributionServiceStub(to_attribution),
                 received=received,
                 pool=pool,
                 log_pool=log_pool,

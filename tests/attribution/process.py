@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import grpc
 
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
 
 class AttributionProcess:
@@ -38,11 +39,11 @@ class AttributionProcess:
             sys.executable, "-m", "services.attribution", env=os.environ | self._environment, stdout=DEVNULL
         )
         async with grpc.aio.insecure_channel(self.target) as channel:
-            stub = attribution_pb2_grpc.AttributionServiceStub(channel)
+            stub = attribution_grpc.AttributionServiceStub(channel)
             async with asyncio.timeout(30):
                 while True:
                     try:
-                        await stub.GetDecision(attribution_pb2.GetDecisionRequest(), wait_for_ready=True)
+                        await stub.GetDecision(decision_pb2.GetDecisionRequest(), wait_for_ready=True)
                     except grpc.aio.AioRpcError as error:
                         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                             return

@@ -9,7 +9,7 @@ from random import Random
 from libs.db import Connection, Pool, in_transaction
 from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.model import Claim, EngagementKind
@@ -98,14 +98,14 @@ class Story:
         batch = await self.lanes.append(work, lanes=[lane_of(self.app_id)])
         self.decided += len(batch.decisions)
 
-    async def newest(self) -> dict[str, attribution_pb2.Decision]:
+    async def newest(self) -> dict[str, decision_pb2.Decision]:
         """The newest version of every decision, by conversion."""
         rows = await self.store.pool.fetch(
             "SELECT decision FROM decisions WHERE lane = $1 AND app_id = $2 ORDER BY version",
             lane_of(self.app_id),
             self.app_id,
         )
-        decisions = [attribution_pb2.Decision.FromString(row["decision"]) for row in rows]
+        decisions = [decision_pb2.Decision.FromString(row["decision"]) for row in rows]
         return {decision.conversion_id: decision for decision in decisions}
 
 

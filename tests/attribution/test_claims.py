@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from libs.config import ConfigError
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
@@ -35,8 +35,8 @@ from tests.attribution.conftest import (
 )
 
 HOUR = 3600
-REENGAGED, CREDITED = attribution_pb2.OUTCOME_REENGAGED, attribution_pb2.OUTCOME_CREDITED
-ATTRIBUTED, DUPLICATE = attribution_pb2.OUTCOME_ATTRIBUTED, attribution_pb2.OUTCOME_DUPLICATE
+REENGAGED, CREDITED = decision_pb2.OUTCOME_REENGAGED, decision_pb2.OUTCOME_CREDITED
+ATTRIBUTED, DUPLICATE = decision_pb2.OUTCOME_ATTRIBUTED, decision_pb2.OUTCOME_DUPLICATE
 CLAIMED, UNAVAILABLE = claim_pb2.ClaimAnswer.STATE_CLAIMED, claim_pb2.ClaimAnswer.STATE_UNAVAILABLE
 PURCHASES_OF_X = ("Purchase", "x")
 X_RE, X_UA = "x-re", "x-ua"
@@ -64,7 +64,7 @@ async def _asked(world: World, *conversion_ids: str) -> None:
 
 
 async def _is_decided(world: World, conversion_id: str) -> bool:
-    call = world.attribution.GetDecision(attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id))
+    call = world.attribution.GetDecision(decision_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id))
     return await call.code() is grpc.StatusCode.OK
 
 
@@ -86,9 +86,9 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
         while "e1" not in world.received.conversions:
             await asyncio.sleep(0.01)
     assert (e1.outcome, e1.tracker_id, e1.engagement_id) == (REENGAGED, X_RE, "claim:x")
-    assert (e1.matched_by, e1.lookback.seconds) == (attribution_pb2.MATCH_KIND_CLAIM, HOUR)
+    assert (e1.matched_by, e1.lookback.seconds) == (decision_pb2.MATCH_KIND_CLAIM, HOUR)
     about = world.received.asked_about["e1"]
-    assert about.decision == attribution_pb2.Decision(
+    assert about.decision == decision_pb2.Decision(
         app_id=APP,
         conversion_id="e1",
         event_name="Purchase",
@@ -150,7 +150,7 @@ async def test_a_claim_wins_an_install_and_nothing_is_claimed_of_a_duplicate(wor
         await world.send(install(120, device(1), record_id="i2"))
         (i2,) = await world.decided("i2")
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
     assert (i1.outcome, i1.tracker_id, i1.engagement_id) == (ATTRIBUTED, X_UA, "claim:x")
     assert i2.outcome == DUPLICATE
@@ -269,7 +269,7 @@ async def test_an_event_that_waits_holds_back_only_those_of_its_device_that_wait
         assert not await _is_decided(world, "r1")
         await world.received.answer("e1", claimed("x", 60))
         e1, r1 = await world.decided("e1", "r1")
-    assert (v1.outcome, e2.engagement_id) == (attribution_pb2.OUTCOME_UNATTRIBUTED, "k2")
+    assert (v1.outcome, e2.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k2")
     assert (e1.outcome, r1.outcome) == (REENGAGED, CREDITED)
     assert r1.reason == "MTR_NOT_MET", "it was decided after e1"
 
@@ -292,13 +292,13 @@ async def test_an_install_that_waits_holds_back_its_device(world: World) -> None
         i3, l1 = await world.decided("i3", "l1")
         await _asked(world, "e1")  # at once: that is the postback, too
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
         assert not [each for each in ("i1", "v1", "e1", "i2") if await _is_decided(world, each)]
         await world.received.answer("i1", claimed("x", -60))
         i1, v1, e1, i2 = await world.decided("i1", "v1", "e1", "i2")
         order = await world.pool.fetch("SELECT conversion_id FROM decisions ORDER BY sequence")
-    assert (i3.outcome, l1.outcome) == (attribution_pb2.OUTCOME_ORGANIC, attribution_pb2.OUTCOME_LINKED)
+    assert (i3.outcome, l1.outcome) == (decision_pb2.OUTCOME_ORGANIC, decision_pb2.OUTCOME_LINKED)
     assert not answer.HasField("install"), "what waits is credited to nobody yet"
     assert not answer.HasField("current")
     assert (i1.outcome, i1.tracker_id, i2.outcome) == (ATTRIBUTED, X_UA, DUPLICATE)
@@ -331,7 +331,7 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
         assert not await _is_decided(world, "e1")
         await world.received.answer("i2", claimed("x", -60))
         i2, e1 = await world.decided("i2", "e1")
-    assert (i1.outcome, i2.outcome) == (attribution_pb2.OUTCOME_ORGANIC, attribution_pb2.OUTCOME_REPROCESSED)
+    assert (i1.outcome, i2.outcome) == (decision_pb2.OUTCOME_ORGANIC, decision_pb2.OUTCOME_REPROCESSED)
     assert (i2.tracker_id, e1.tracker_id, e1.reason) == (X_RE, X_RE, "MTR_NOT_MET")
 
 
@@ -420,9 +420,9 @@ async def test_devices_that_merge_while_they_wait(world: World) -> None:
         await world.received.answer("i1", not_claimed("x"))
         i1, i2, e2, v1 = await world.decided("i1", "i2", "e2", "v1")
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
-    assert (i1.outcome, i2.outcome) == (attribution_pb2.OUTCOME_ORGANIC, DUPLICATE)
+    assert (i1.outcome, i2.outcome) == (decision_pb2.OUTCOME_ORGANIC, DUPLICATE)
     assert (e2.outcome, e2.tracker_id, v1.tracker_id) == (REENGAGED, X_RE, X_RE)
     assert {each.device_id for each in (i1, i2, e2, v1)} == {answer.device_id}
     assert (answer.install.conversion_id, answer.current.conversion_id) == ("i1", "e2")

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.attribution.queries import sentences
 from tests.attribution.conftest import (
@@ -31,11 +31,11 @@ from tests.attribution.conftest import (
 )
 
 HOUR = 3600
-Explanation = attribution_pb2.ExplainDecisionResponse
+Explanation = explanation_pb2.ExplainDecisionResponse
 
 
-async def explain(world: World, conversion_id: str = "", **fields: Any) -> attribution_pb2.ExplainDecisionResponse:
-    request = attribution_pb2.ExplainDecisionRequest(app_id=APP, conversion_id=conversion_id, **fields)
+async def explain(world: World, conversion_id: str = "", **fields: Any) -> explanation_pb2.ExplainDecisionResponse:
+    request = explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id=conversion_id, **fields)
     return await world.attribution.ExplainDecision(request)
 
 
@@ -143,9 +143,9 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
     async with world.worker():
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
         (e1,) = await world.decided("e1")
-    newer = attribution_pb2.Decision()
+    newer = decision_pb2.Decision()
     newer.CopyFrom(e1)
-    newer.version, newer.outcome, newer.reason = 2, attribution_pb2.OUTCOME_UNATTRIBUTED, "NO_WINNER"
+    newer.version, newer.outcome, newer.reason = 2, decision_pb2.OUTCOME_UNATTRIBUTED, "NO_WINNER"
     for name in ("tracker_id", "network_id", "engagement_id"):
         newer.ClearField(name)
     await world.pool.execute(
@@ -337,14 +337,14 @@ async def test_a_request_that_names_nothing_or_two_is_refused(
     assert [violation.field for violation in from_rpc_error(raised.value).violations] == wrong
 
 
-def candidate(verdict: str, lookback_s: float = 90, **fields: Any) -> attribution_pb2.Candidate:
-    made = attribution_pb2.Candidate(
+def candidate(verdict: str, lookback_s: float = 90, **fields: Any) -> decision_pb2.Candidate:
+    made = decision_pb2.Candidate(
         engagement_id="k1",
         verdict=verdict,
         engagement_kind="CLICK",
         tracker_id="t",
         network_id="n",
-        matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+        matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
         **fields,
     )
     made.engagement_time.FromSeconds(1_800_000_000)
@@ -365,7 +365,7 @@ WINNER.engagement_id = "k0"
             "was refused: it came at the same instant as the conversion, not before it.",
         ),
         (
-            candidate("WINDOW_DISABLED", window_layer=attribution_pb2.LAYER_TRACKER),
+            candidate("WINDOW_DISABLED", window_layer=decision_pb2.LAYER_TRACKER),
             "was refused: matched by device id, for which the window is off (set on the tracker).",
         ),
         (
@@ -373,7 +373,7 @@ WINNER.engagement_id = "k0"
                 "OUTSIDE_WINDOW",
                 8 * 86400,
                 window=duration_pb2.Duration(seconds=7 * 86400),
-                window_layer=attribution_pb2.LAYER_NETWORK,
+                window_layer=decision_pb2.LAYER_NETWORK,
             ),
             (
                 "was refused: 8 days before the conversion, outside its window of 7 days (set for the network), "
@@ -393,17 +393,17 @@ WINNER.engagement_id = "k0"
         ),
         (candidate("A_VERDICT_TO_COME"), "was refused: A_VERDICT_TO_COME."),
     ],
-    ids=lambda value: value.verdict if isinstance(value, attribution_pb2.Candidate) else "",
+    ids=lambda value: value.verdict if isinstance(value, decision_pb2.Candidate) else "",
 )
-def test_what_is_said_of_a_candidate(said: attribution_pb2.Candidate, expected: str) -> None:
-    decision = attribution_pb2.Decision(candidates=[WINNER, said])
+def test_what_is_said_of_a_candidate(said: decision_pb2.Candidate, expected: str) -> None:
+    decision = decision_pb2.Decision(candidates=[WINNER, said])
     assert list(sentences.sentences(decision))[1] == f"Click k1 on tracker t of n at 2027-01-15 08:00:00 UTC {expected}"
 
 
 def test_what_is_said_of_claims() -> None:
     refused = candidate("GRANULAR_DATA_NOT_ALLOWED")
-    refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", attribution_pb2.MATCH_KIND_CLAIM
-    decision = attribution_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
+    refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", decision_pb2.MATCH_KIND_CLAIM
+    decision = decision_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
     assert list(sentences.sentences(decision, not_claiming=["y-ios"])) == [
         "The click that n claims at 2027-01-15 08:00:00 UTC was refused: the user does not share granular data.",
         "y-ios was asked and claims nothing.",
@@ -413,5 +413,5 @@ def test_what_is_said_of_claims() -> None:
 
 @pytest.mark.parametrize("verdict", sorted(sentences._REFUSALS))
 def test_every_verdict_has_words(verdict: str) -> None:
-    (sentence,) = sentences.sentences(attribution_pb2.Decision(candidates=[candidate(verdict)]))
+    (sentence,) = sentences.sentences(decision_pb2.Decision(candidates=[candidate(verdict)]))
     assert verdict not in sentence

@@ -14,7 +14,7 @@ import pytest
 
 from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2, erasure_pb2, offer_pb2, reattribution_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
@@ -48,8 +48,8 @@ from tests.traces import all_rows, places, traces
 HOUR = 3600
 ADID, ANDROID_ID, CUSTOM = device(1), "a1b2c3d4e5f6", "Person-17"
 HASHED = hashlib.md5(b"somebody", usedforsecurity=False).hexdigest()
-DONE = attribution_pb2.Erasure.STATE_DONE
-DONE_AGAIN = attribution_pb2.Reattribution.STATE_DONE
+DONE = erasure_pb2.Erasure.STATE_DONE
+DONE_AGAIN = reattribution_pb2.Reattribution.STATE_DONE
 KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", "waiting", "log", "dedupe", "rejected")
 """Tables that hold what was received."""
 
@@ -72,21 +72,21 @@ async def working(world: World, **jobs: Job) -> AsyncIterator[None]:
 
 
 async def begin(world: World, device_id: str, app_id: str = APP) -> str:
-    request = attribution_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
+    request = erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
     erasure = (await world.attribution.ForgetDevice(request)).erasure
-    assert erasure.state == attribution_pb2.Erasure.STATE_RUNNING
+    assert erasure.state == erasure_pb2.Erasure.STATE_RUNNING
     return erasure.erasure_id
 
 
-async def proof(world: World, erasure_id: str, app_id: str = APP) -> attribution_pb2.Erasure:
+async def proof(world: World, erasure_id: str, app_id: str = APP) -> erasure_pb2.Erasure:
     """The erasure, once it is done."""
-    request = attribution_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
+    request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     while (erasure := (await world.attribution.GetErasure(request)).erasure).state != DONE:
         await asyncio.sleep(0.01)
     return erasure
 
 
-async def forget(world: World, device_id: str) -> attribution_pb2.Erasure:
+async def forget(world: World, device_id: str) -> erasure_pb2.Erasure:
     return await proof(world, await begin(world, device_id))
 
 
@@ -233,15 +233,15 @@ async def test_a_forgotten_device_starts_anew(world: World) -> None:
         await forget(world, a)
         await world.send(install(120, a, record_id="i2"))
         (anew,) = await world.decided("i2")
-        assert (anew.outcome, len(anew.candidates)) == (attribution_pb2.OUTCOME_ORGANIC, 0)
+        assert (anew.outcome, len(anew.candidates)) == (decision_pb2.OUTCOME_ORGANIC, 0)
         assert anew.device_id != before.device_id
         await forget(world, a)
         # The very same records, sent again.
         await world.send(*first)
         (again,) = await world.decided("i1")
-        assert (again.outcome, again.engagement_id) == (attribution_pb2.OUTCOME_ATTRIBUTED, "k1")
+        assert (again.outcome, again.engagement_id) == (decision_pb2.OUTCOME_ATTRIBUTED, "k1")
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=a)
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=a)
         )
     assert answer.device_id == again.device_id not in (before.device_id, anew.device_id)
 
@@ -281,7 +281,7 @@ async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_deci
         await world.send(click(0, ADID, record_id="k1"))
         await world.send(event(10, device(2), record_id="e1"), event(20, device(2), "View", record_id="v1"))
         e1, v1 = await world.decided("e1", "v1")
-        assert (e1.engagement_id, v1.outcome) == ("k1", attribution_pb2.OUTCOME_CREDITED)
+        assert (e1.engagement_id, v1.outcome) == ("k1", decision_pb2.OUTCOME_CREDITED)
         while len(world.received.conversions) < 2:
             await asyncio.sleep(0.01)
         assert "attribution.decisions.engagement" in places(await all_rows(database.admin_dsn), traces(APP, ADID))
@@ -467,12 +467,12 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
         archived.tracker.status = status_pb2.STATUS_ARCHIVED
         await world.settings.reached(await world.feed.publish(archived))
-        again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1")
+        again = reattribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1")
         again.start_time.FromSeconds(0)
         again.end_time.GetCurrentTime()
         await world.attribution.Reattribute(again)
         named = {"app_id": APP, "reattribution_id": "r1"}
-        get = attribution_pb2.GetReattributionRequest(**named)
+        get = reattribution_pb2.GetReattributionRequest(**named)
         while (await world.attribution.GetReattribution(get)).reattribution.state != DONE_AGAIN:
             await asyncio.sleep(0.01)
         begun, enqueue = asyncio.Event(), world.postback.EnqueueConversions
@@ -483,7 +483,7 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
             return await enqueue(request, **more)
 
         monkeypatch.setattr(world.postback, "EnqueueConversions", slow)
-        send = attribution_pb2.SendOfferedPostbacksRequest(**named)
+        send = offer_pb2.SendOfferedPostbacksRequest(**named)
         sending = asyncio.ensure_future(world.attribution.SendOfferedPostbacks(send))
         await begun.wait()
         await forget(world, device(1))
@@ -530,7 +530,7 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
         archived.tracker.status = status_pb2.STATUS_ARCHIVED
         await world.settings.reached(await world.feed.publish(archived))
-        again = attribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1", send_postbacks=True)
+        again = reattribution_pb2.ReattributeRequest(app_id=APP, reattribution_id="r1", send_postbacks=True)
         again.start_time.FromSeconds(0)
         again.end_time.GetCurrentTime()
         await world.attribution.Reattribute(again)
@@ -650,7 +650,7 @@ async def test_another_app_keeps_its_own(world: World, database: Database) -> No
 )
 async def test_what_is_no_device_is_named(world: World, app_id: str, device_id: str, expected: object) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as wrong:
-        await world.attribution.ForgetDevice(attribution_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id))
+        await world.attribution.ForgetDevice(erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id))
     assert [(v.field, v.reason) for v in from_rpc_error(wrong.value).violations] == expected
 
 
@@ -668,5 +668,5 @@ async def test_what_was_refused_of_an_app_that_there_is_not_is_forgotten_too(wor
 async def test_unknown_erasures_are_not_found(world: World) -> None:
     for erasure_id in ("no uuid", str(uuid.uuid4())):
         with pytest.raises(grpc.aio.AioRpcError) as erasure:
-            await world.attribution.GetErasure(attribution_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id))
+            await world.attribution.GetErasure(erasure_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id))
         assert from_rpc_error(erasure.value).reason == "ERASURE_NOT_FOUND"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_pb2
 from tests.attribution.conftest import (
     APP,
@@ -29,8 +29,8 @@ ONE, OTHER = {"adid": device(1)}, {"android_id": "b2"}
 BOTH = {**ONE, **OTHER}
 
 
-async def attribution(world: World, device_id: str) -> attribution_pb2.GetDeviceAttributionResponse:
-    request = attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device_id)
+async def attribution(world: World, device_id: str) -> device_pb2.GetDeviceAttributionResponse:
+    request = device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device_id)
     return await world.attribution.GetDeviceAttribution(request)
 
 
@@ -63,8 +63,8 @@ async def test_the_older_install_wins_and_both_histories_stay(world: World, know
         meet, late, third = await world.decided("meet", "late", "third")
         after = await decisions(world)
         shown = [await attribution(world, each) for each in (device(1), "b2", older.device_id, younger.device_id)]
-    assert older.outcome == attribution_pb2.OUTCOME_ATTRIBUTED
-    assert younger.outcome == attribution_pb2.OUTCOME_ORGANIC, "it stays an install of its own"
+    assert older.outcome == decision_pb2.OUTCOME_ATTRIBUTED
+    assert younger.outcome == decision_pb2.OUTCOME_ORGANIC, "it stays an install of its own"
     assert {each: after[each] for each in before} == before, "no decision changes"
     assert {len(versions) for versions in after.values()} == {1}
     first = older if known_first == "the older install's" else younger
@@ -74,11 +74,9 @@ async def test_the_older_install_wins_and_both_histories_stay(world: World, know
         assert (answer.install.conversion_id, answer.install.tracker_id) == ("older", UA_TRACKER)
         assert (answer.current.conversion_id, answer.current.tracker_id) == ("won", RE_TRACKER)
         assert [each.conversion_id for each in answer.history] == ["older", "younger", "won"]
-    assert won.outcome == attribution_pb2.OUTCOME_REENGAGED
-    assert (late.outcome, late.tracker_id) == (attribution_pb2.OUTCOME_CREDITED, UA_TRACKER), (
-        "the source of its own time"
-    )
-    assert third.outcome == attribution_pb2.OUTCOME_DUPLICATE
+    assert won.outcome == decision_pb2.OUTCOME_REENGAGED
+    assert (late.outcome, late.tracker_id) == (decision_pb2.OUTCOME_CREDITED, UA_TRACKER), "the source of its own time"
+    assert third.outcome == decision_pb2.OUTCOME_DUPLICATE
 
 
 async def test_a_reengagement_leaves_the_installs_own_attribution(world: World) -> None:
@@ -125,7 +123,7 @@ async def outcome(world: World) -> tuple[dict[str, bytes], dict[str, Any]]:
     rows = await world.pool.fetch("SELECT decision FROM decisions ORDER BY lane, sequence")
     made = {}
     for row in rows:
-        decision = attribution_pb2.Decision.FromString(row["decision"])
+        decision = decision_pb2.Decision.FromString(row["decision"])
         for name in ("device_id", "receive_time", "decide_time", "settings_revision"):
             decision.ClearField(name)
         assert decision.conversion_id not in made, "decided twice"
@@ -203,8 +201,8 @@ async def test_a_link_needs_a_device_that_came_before_it(world: World) -> None:
         )
         one, other = await attribution(world, device(1)), await attribution(world, "b2")
     for refused in (early, unknown):
-        assert (refused.outcome, refused.reason) == (attribution_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
-    assert after_event.outcome == after_install.outcome == attribution_pb2.OUTCOME_LINKED
+        assert (refused.outcome, refused.reason) == (decision_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
+    assert after_event.outcome == after_install.outcome == decision_pb2.OUTCOME_LINKED
     assert dict(one.identities) == {"phone": "1"}
     assert dict(other.identities) == {"email": "a@example.com"}
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from libs.domain.lanes import lane_of
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.attribution.live.worker import Worker
 from tests.attribution.conftest import APP, World, click, device, event, install
 
-REENGAGED = attribution_pb2.OUTCOME_REENGAGED
+REENGAGED = decision_pb2.OUTCOME_REENGAGED
 
 
 class SlowLog:

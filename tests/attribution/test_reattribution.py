@@ -18,7 +18,14 @@ from libs.db import Pool, open_pool
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import (
+    credit_total_pb2,
+    decision_pb2,
+    device_pb2,
+    offer_pb2,
+    reattribution_pb2,
+    what_if_pb2,
+)
 from reengage.tracker.v1 import account_pb2, app_pb2, event_definition_pb2, network_settings_pb2, snapshot_pb2
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
@@ -52,9 +59,9 @@ from tests.ingest.process import serve_settings
 HOUR = 3600
 FAR = timestamp_pb2.Timestamp(seconds=4_000_000_000)
 LONG_AGO = timestamp_pb2.Timestamp(seconds=0)
-RUNNING = attribution_pb2.Reattribution.STATE_RUNNING
-DONE = attribution_pb2.Reattribution.STATE_DONE
-CANCELLED = attribution_pb2.Reattribution.STATE_CANCELLED
+RUNNING = reattribution_pb2.Reattribution.STATE_RUNNING
+DONE = reattribution_pb2.Reattribution.STATE_DONE
+CANCELLED = reattribution_pb2.Reattribution.STATE_CANCELLED
 
 
 @pytest.fixture
@@ -74,7 +81,9 @@ def settings_of(rules: AppRules) -> "Follower[Rulebook]":
     return cast("Follower[Rulebook]", SimpleNamespace(current=current))
 
 
-async def reattribute(story: Story, rules: AppRules, *, random: Random, crashes: bool) -> attribution_pb2.Reattribution:
+async def reattribute(
+    story: Story, rules: AppRules, *, random: Random, crashes: bool
+) -> reattribution_pb2.Reattribution:
     """All of a story's conversions, by a worker that is stopped now and then in the middle, if it `crashes`."""
     using = settings_of(rules)
     jobs = Reattributions(story.store.pool, using)
@@ -141,31 +150,31 @@ async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
         assert not [c for replayed in await replay(story, rules) for c in replayed.changed], "it is the settings' now"
 
 
-def sum_of(counts: attribution_pb2.CreditCounts) -> int:
+def sum_of(counts: credit_total_pb2.CreditCounts) -> int:
     return counts.installs + counts.reengagements + counts.credited_events
 
 
 def counted(decisions: Any) -> int:
-    return sum(decision.outcome != attribution_pb2.OUTCOME_DUPLICATE for decision in decisions)
+    return sum(decision.outcome != decision_pb2.OUTCOME_DUPLICATE for decision in decisions)
 
 
 # As it is called.
 
 
-def what_if(*changes: snapshot_pb2.Resource, **fields: Any) -> attribution_pb2.WhatIfRequest:
-    return attribution_pb2.WhatIfRequest(
+def what_if(*changes: snapshot_pb2.Resource, **fields: Any) -> what_if_pb2.WhatIfRequest:
+    return what_if_pb2.WhatIfRequest(
         **{"app_id": APP, "start_time": LONG_AGO, "end_time": FAR, "changes": changes, **fields}
     )
 
 
-def reattribution(reattribution_id: str = "r1", **fields: Any) -> attribution_pb2.ReattributeRequest:
-    return attribution_pb2.ReattributeRequest(
+def reattribution(reattribution_id: str = "r1", **fields: Any) -> reattribution_pb2.ReattributeRequest:
+    return reattribution_pb2.ReattributeRequest(
         **{"app_id": APP, "reattribution_id": reattribution_id, "start_time": LONG_AGO, "end_time": FAR, **fields}
     )
 
 
-async def ended(world: World, reattribution_id: str = "r1") -> attribution_pb2.Reattribution:
-    request = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id=reattribution_id)
+async def ended(world: World, reattribution_id: str = "r1") -> reattribution_pb2.Reattribution:
+    request = reattribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id=reattribution_id)
     while (found := (await world.attribution.GetReattribution(request)).reattribution).state == RUNNING:
         await asyncio.sleep(0.01)
     return found
@@ -252,7 +261,7 @@ async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.Mo
     whole = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
     assert (len(whole), sum(part.conversion_count for part in whole)) == (4, 10)
     token = ""
-    seen: list[attribution_pb2.WhatIfResponse] = []
+    seen: list[what_if_pb2.WhatIfResponse] = []
     while not seen or token:
         part, *_ = [part async for part in world.attribution.WhatIf(what_if(NARROW, resume_token=token))]
         seen.append(part)
@@ -286,7 +295,7 @@ async def test_what_if_names_every_wrong_field(world: World) -> None:
             ("changes[1].tracker.network_id", "NOT_FOUND"),
         ],
     )
-    assert await refusal(world.attribution.WhatIf(attribution_pb2.WhatIfRequest(resume_token="x"))) == (
+    assert await refusal(world.attribution.WhatIf(what_if_pb2.WhatIfRequest(resume_token="x"))) == (
         "INVALID_ARGUMENT",
         [
             ("app_id", "REQUIRED"),
@@ -354,9 +363,9 @@ async def test_a_reattribution_writes_versions_and_moves_the_device(world: World
         job = await ended(world)
         again = [part async for part in world.attribution.WhatIf(what_if())]
         e1, e2 = await world.decided("e1", "e2")
-        listed = await world.attribution.ListDecisions(attribution_pb2.ListDecisionsRequest(app_id=APP))
+        listed = await world.attribution.ListDecisions(decision_pb2.ListDecisionsRequest(app_id=APP))
         shown = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
         await world.send(event(3 * HOUR, device(1), "View", record_id="e3"))
         (e3,) = await world.decided("e3")
@@ -396,19 +405,19 @@ async def test_postbacks_are_offered_and_sent_when_asked(world: World) -> None:
         await ended(world)
         named = {"app_id": APP, "reattribution_id": "r1"}
         token = ""
-        offered: list[attribution_pb2.OfferedPostback] = []
+        offered: list[offer_pb2.OfferedPostback] = []
         while not offered or token:
             page = await world.attribution.ListOfferedPostbacks(
-                attribution_pb2.ListOfferedPostbacksRequest(**named, page_size=1, page_token=token)
+                offer_pb2.ListOfferedPostbacksRequest(**named, page_size=1, page_token=token)
             )
             offered += page.postbacks
             token = page.next_page_token
         assert {(each.conversion_id, each.effect) for each in offered} == {
-            ("e1", attribution_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT),
-            ("e2", attribution_pb2.OfferedPostback.EFFECT_WAS_SENT),
+            ("e1", offer_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT),
+            ("e2", offer_pb2.OfferedPostback.EFFECT_WAS_SENT),
         }
         assert "e1" not in world.received.conversions, "offering sends nothing"
-        request = attribution_pb2.SendOfferedPostbacksRequest(**named)
+        request = offer_pb2.SendOfferedPostbacksRequest(**named)
         sent = await world.attribution.SendOfferedPostbacks(request)
         again = await world.attribution.SendOfferedPostbacks(request)
         assert (sent.created_count, again.created_count) == (1, 0)
@@ -436,22 +445,22 @@ async def test_starting_is_repeat_safe_and_one_runs_at_a_time(world: World) -> N
     assert (first.reattribution.state, first.reattribution.reattribution_id) == (RUNNING, "r1")
     assert await refusal(call(reattribution(send_postbacks=True))) == ("REATTRIBUTION_EXISTS", [])
     assert await refusal(call(reattribution("r2"))) == ("REATTRIBUTION_RUNNING", [])
-    named = attribution_pb2.SendOfferedPostbacksRequest(app_id=APP, reattribution_id="r1")
+    named = offer_pb2.SendOfferedPostbacksRequest(app_id=APP, reattribution_id="r1")
     assert await refusal(world.attribution.SendOfferedPostbacks(named)) == ("REATTRIBUTION_RUNNING", [])
-    cancel = attribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id="r1")
+    cancel = reattribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id="r1")
     cancelled = (await world.attribution.CancelReattribution(cancel)).reattribution
     assert cancelled.state == CANCELLED
     assert (await world.attribution.CancelReattribution(cancel)).reattribution == cancelled
     for number in range(2, 5):
         await call(reattribution(f"r{number}"))
         await world.attribution.CancelReattribution(
-            attribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id=f"r{number}")
+            reattribution_pb2.CancelReattributionRequest(app_id=APP, reattribution_id=f"r{number}")
         )
     token = ""
     listed: list[str] = []
     while not listed or token:
         page = await world.attribution.ListReattributions(
-            attribution_pb2.ListReattributionsRequest(app_id=APP, page_size=3, page_token=token)
+            reattribution_pb2.ListReattributionsRequest(app_id=APP, page_size=3, page_token=token)
         )
         listed += [each.reattribution_id for each in page.reattributions]
         token = page.next_page_token
@@ -468,7 +477,7 @@ async def test_a_reattribution_is_refused_with_every_wrong_field(world: World) -
         [("end_time", "OUT_OF_RANGE"), ("reattribution_id", "INVALID_ID")],
     )
     assert await refusal(world.attribution.Reattribute(reattribution(app_id="nobody"))) == ("APP_NOT_FOUND", [])
-    named = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r9")
+    named = reattribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r9")
     assert await refusal(world.attribution.GetReattribution(named)) == ("REATTRIBUTION_NOT_FOUND", [])
 
 
@@ -580,7 +589,7 @@ async def test_live_decisions_go_on_meanwhile(world: World) -> None:
         done = await ended(world)
         views = await world.decided(*(f"v{number}" for number in range(8)))
     assert done.changed_count >= 8
-    assert {decision.outcome for decision in views} == {attribution_pb2.OUTCOME_UNATTRIBUTED}
+    assert {decision.outcome for decision in views} == {decision_pb2.OUTCOME_UNATTRIBUTED}
     left = [part async for part in world.attribution.WhatIf(what_if())]
     assert [pair for part in left for pair in part.changed] == []
 
@@ -621,7 +630,7 @@ async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, datab
         service = AttributionProcess(dsn=database.dsn("attribution"), targets={**world.targets, "tracker": tracker})
         await service.start()
         await world.attribution.Reattribute(reattribution())
-        named = attribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r1")
+        named = reattribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r1")
         seen, kills = 0, 0
         while (job := (await world.attribution.GetReattribution(named)).reattribution).state == RUNNING:
             if job.conversion_count > seen and kills < 3:
@@ -661,5 +670,5 @@ async def everything(pool: Pool) -> dict[str, list[Any]]:
     return {table: sorted(map(repr, await pool.fetch(f"SELECT * FROM {table}"))) for table in tables}
 
 
-def counts_of(counts: attribution_pb2.CreditCounts) -> tuple[int, int, int]:
+def counts_of(counts: credit_total_pb2.CreditCounts) -> tuple[int, int, int]:
     return counts.installs, counts.reengagements, counts.credited_events

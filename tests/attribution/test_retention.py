@@ -14,7 +14,7 @@ from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Pool
 from libs.migrations import prepare
 from libs.periods import Periods
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
@@ -55,8 +55,8 @@ async def send_of(world: World, app_id: str, *record_ids: str) -> None:
             taken = not answer.results[0].violations
 
 
-async def decision(world: World, app_id: str, conversion_id: str) -> attribution_pb2.Decision:
-    request = attribution_pb2.GetDecisionRequest(app_id=app_id, conversion_id=conversion_id)
+async def decision(world: World, app_id: str, conversion_id: str) -> decision_pb2.Decision:
+    request = decision_pb2.GetDecisionRequest(app_id=app_id, conversion_id=conversion_id)
     return (await world.attribution.GetDecision(request)).decision
 
 

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from libs.db import Connection, Pool
 from libs.domain.lanes import LANES, lane_of
 from libs.periods import Periods
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
@@ -46,7 +46,7 @@ from tests.attribution.conftest import (
 from tests.conftest import Database
 
 HOUR = 3600
-REENGAGED = attribution_pb2.OUTCOME_REENGAGED
+REENGAGED = decision_pb2.OUTCOME_REENGAGED
 
 
 async def test_a_tab_in_a_user_agent_stops_nobody(world: World) -> None:
@@ -56,7 +56,7 @@ async def test_a_tab_in_a_user_agent_stops_nobody(world: World) -> None:
         await world.send(click(0, record_id="k1", user_agent=agent))
         await world.send(event(10, device(1), record_id="e1", user_agent=agent.replace("\t", " ")))
         (e1,) = await world.decided("e1")
-    assert (e1.outcome, e1.matched_by) == (REENGAGED, attribution_pb2.MATCH_KIND_MODELED)
+    assert (e1.outcome, e1.matched_by) == (REENGAGED, decision_pb2.MATCH_KIND_MODELED)
 
 
 async def test_lanes_that_could_not_be_given_away_do_not_lie_idle(
@@ -100,7 +100,7 @@ async def test_an_event_that_is_called_like_an_identity_link_is_an_event(world: 
         await world.send(event(0, device(1), "_identity_link", record_id="e1"))
         await world.send(event(1, device(1), "Other", record_id="e2"))
         e1, e2 = await world.decided("e1", "e2")
-    assert (e1.outcome, e1.reason) == (attribution_pb2.OUTCOME_UNATTRIBUTED, "EVENT_NOT_SELECTED")
+    assert (e1.outcome, e1.reason) == (decision_pb2.OUTCOME_UNATTRIBUTED, "EVENT_NOT_SELECTED")
     assert e1.device_id == e2.device_id
 
 
@@ -213,10 +213,10 @@ async def test_the_loops_of_a_worker_do_not_deadlock_over_their_lanes(world: Wor
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
-        ("GetDecision", attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id="a\0b")),
-        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id="a\0b")),
-        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id=APP, tracker_id="a\0b")),
-        ("ListDecisions", attribution_pb2.ListDecisionsRequest(app_id=APP, outcomes=[100_000])),  # type: ignore[list-item]
+        ("GetDecision", decision_pb2.GetDecisionRequest(app_id=APP, conversion_id="a\0b")),
+        ("ListDecisions", decision_pb2.ListDecisionsRequest(app_id="a\0b")),
+        ("ListDecisions", decision_pb2.ListDecisionsRequest(app_id=APP, tracker_id="a\0b")),
+        ("ListDecisions", decision_pb2.ListDecisionsRequest(app_id=APP, outcomes=[100_000])),  # type: ignore[list-item]
     ],
 )
 async def test_what_cannot_be_asked_is_the_callers_error(world: World, method: str, request_: Any) -> None:
@@ -231,7 +231,7 @@ async def test_a_device_is_found_by_any_id_it_is_known_by(world: World, kind: st
         await world.send(event(0, {kind: value}, "View", record_id="e1"))
         await world.send(event(1, {kind: value.strip()}, "View", record_id="e2"))
         e1, e2 = await world.decided("e1", "e2")
-        request = attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
+        request = device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
         answer = await world.attribution.GetDeviceAttribution(request)
     assert answer.device_id == e1.device_id == e2.device_id
 
@@ -251,7 +251,7 @@ async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) ->
             "older", "v29", "by-guest", "by-itself", "merged", "after"
         )
     assert by_guest.device_id == by_itself.device_id != older.device_id
-    assert (by_guest.outcome, by_itself.engagement_id) == (attribution_pb2.OUTCOME_UNATTRIBUTED, "k0")
+    assert (by_guest.outcome, by_itself.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k0")
     assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
     ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
     assert len(ids["adid"]) == decider_module.MOST_IDS

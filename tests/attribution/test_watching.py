@@ -16,7 +16,8 @@ import pytest
 from libs.channels import open_channel
 from libs.domain.lanes import lane_of
 from libs.errors import ResourceExhausted, from_rpc_error
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
@@ -42,7 +43,7 @@ Seen = tuple[int, str, int]
 """Sign, conversion id, version."""
 
 
-def seen(fact: attribution_pb2.Fact) -> Seen:
+def seen(fact: decision_pb2.Fact) -> Seen:
     return fact.sign, fact.decision.conversion_id, fact.decision.version
 
 
@@ -50,7 +51,7 @@ async def watch(world: World, count: int, **fields: Any) -> tuple[list[Seen], st
     """The first so many facts (or a few more), and the token after them."""
     facts: list[Seen] = []
     token = ""
-    call = world.attribution.WatchDecisions(attribution_pb2.WatchDecisionsRequest(**fields))
+    call = world.attribution.WatchDecisions(decision_pb2.WatchDecisionsRequest(**fields))
     async with asyncio.timeout(30):
         async for response in call:
             facts += map(seen, response.facts)
@@ -86,8 +87,8 @@ async def add_version(world: World, conversion_id: str, **fields: Any) -> None:
         "SELECT * FROM decisions WHERE conversion_id = $1 ORDER BY version DESC LIMIT 1", conversion_id
     )
     assert row is not None
-    newer = attribution_pb2.Decision.FromString(row["decision"])
-    newer.MergeFrom(attribution_pb2.Decision(version=newer.version + 1, **fields))
+    newer = decision_pb2.Decision.FromString(row["decision"])
+    newer.MergeFrom(decision_pb2.Decision(version=newer.version + 1, **fields))
     async with world.pool.acquire() as connection, connection.transaction():
         sequence = await connection.fetchval(
             "UPDATE lanes SET next_sequence = next_sequence + 1 WHERE lane = $1 RETURNING next_sequence - 1",
@@ -114,7 +115,7 @@ def views(*numbers: int, app_id: str = APP) -> list[record_pb2.Record]:
 
 async def test_from_the_first_kept_and_then_what_comes(world: World) -> None:
     ids = await decide(world, *views(*range(20)))
-    call = world.attribution.WatchDecisions(attribution_pb2.WatchDecisionsRequest())
+    call = world.attribution.WatchDecisions(decision_pb2.WatchDecisionsRequest())
     responses = aiter(call)
     first = await anext(responses)
     assert (len(first.facts), bool(first.resume_token)) == (0, True), "the first comes at once"
@@ -130,7 +131,7 @@ async def test_from_the_first_kept_and_then_what_comes(world: World) -> None:
 
 async def test_from_now_leaves_out_what_was(world: World) -> None:
     await decide(world, *views(*range(5)))
-    call = world.attribution.WatchDecisions(attribution_pb2.WatchDecisionsRequest(from_now=True))
+    call = world.attribution.WatchDecisions(decision_pb2.WatchDecisionsRequest(from_now=True))
     token = (await anext(aiter(call))).resume_token
     call.cancel()
     await decide(world, *views(7))
@@ -193,7 +194,7 @@ async def test_from_a_time_on_holes_or_not(world: World) -> None:
             "SELECT lane, sequence, decision FROM decisions WHERE conversion_id = $1", conversion_id
         )
         assert found is not None
-        decision = attribution_pb2.Decision.FromString(found["decision"])
+        decision = decision_pb2.Decision.FromString(found["decision"])
         decision.decide_time.FromSeconds(1_800_000_000 + number * 60 - (number % 2) * 5)
         await world.pool.execute(
             "UPDATE decisions SET decision = $3 WHERE lane = $1 AND sequence = $2",
@@ -333,7 +334,7 @@ class Reader:
     """A client that goes from service to service, and now and then hangs up by itself."""
 
     def __init__(self, *targets: str) -> None:
-        self.facts: list[attribution_pb2.Fact] = []
+        self.facts: list[decision_pb2.Fact] = []
         self.at = 0
         self.broken = 0
         self._targets = targets
@@ -343,8 +344,8 @@ class Reader:
         for number in itertools.cycle(range(len(self._targets))):
             self.at = number
             async with open_channel(self._targets[number]) as channel:
-                stub = attribution_pb2_grpc.AttributionServiceStub(channel)
-                call = stub.WatchDecisions(attribution_pb2.WatchDecisionsRequest(resume_token=token))
+                stub = attribution_grpc.AttributionServiceStub(channel)
+                call = stub.WatchDecisions(decision_pb2.WatchDecisionsRequest(resume_token=token))
                 patience = random.randint(2, 8)
                 try:
                     async for response in call:

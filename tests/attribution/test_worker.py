@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_pb2
 from tests.attribution.conftest import (
     APP,
@@ -24,7 +24,7 @@ from tests.attribution.conftest import (
 )
 
 HOUR = 3600
-REENGAGED, CREDITED = attribution_pb2.OUTCOME_REENGAGED, attribution_pb2.OUTCOME_CREDITED
+REENGAGED, CREDITED = decision_pb2.OUTCOME_REENGAGED, decision_pb2.OUTCOME_CREDITED
 
 
 async def test_a_click_an_install_a_click_and_an_event(world: World) -> None:
@@ -37,7 +37,7 @@ async def test_a_click_an_install_a_click_and_an_event(world: World) -> None:
         i1, e1, e2, e3 = await world.decided("i1", "e1", "e2", "e3")
         while len(world.received.conversions) < 4:
             await asyncio.sleep(0.01)
-    assert (i1.outcome, i1.tracker_id, i1.engagement_id) == (attribution_pb2.OUTCOME_ATTRIBUTED, UA_TRACKER, "k1")
+    assert (i1.outcome, i1.tracker_id, i1.engagement_id) == (decision_pb2.OUTCOME_ATTRIBUTED, UA_TRACKER, "k1")
     assert (e1.outcome, e1.reason, dict(e1.custom_dimensions)) == (CREDITED, "MTR_NOT_MET", {"mtr_rejected": "3600"})
     assert (e2.outcome, e2.tracker_id, e2.engagement_id) == (REENGAGED, RE_TRACKER, "k2")
     assert (e2.campaign_id, e2.lookback.seconds, e2.level) == ("c1", HOUR, 1)
@@ -58,7 +58,7 @@ async def test_ids_that_meet_later_make_one_device(world: World) -> None:
         await world.send(event(2 * HOUR, second, record_id="e1"))
         i1, o1, o2, e1 = await world.decided("i1", "o1", "o2", "e1")
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id="a1b2c3")
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id="a1b2c3")
         )
     assert i1.device_id != o1.device_id
     assert o2.device_id == e1.device_id == i1.device_id == answer.device_id
@@ -76,10 +76,10 @@ async def test_identity_links_need_a_known_device(world: World) -> None:
         await world.send(link(2, device(1), record_id="l2"))
         l1, l2 = await world.decided("l1", "l2")
         answer = await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
-    assert (l1.outcome, l1.reason) == (attribution_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
-    assert l2.outcome == attribution_pb2.OUTCOME_LINKED
+    assert (l1.outcome, l1.reason) == (decision_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
+    assert l2.outcome == decision_pb2.OUTCOME_LINKED
     assert dict(answer.identities) == {"email": "x"}
 
 
@@ -92,7 +92,7 @@ async def test_the_first_session_of_an_install_fires_session_begin_once(world: W
         await world.send(event(4, device(1), "Other", record_id="end"))
         (s1, _) = await world.decided("s1", "end")
         with pytest.raises(grpc.aio.AioRpcError) as missing:
-            await world.attribution.GetDecision(attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id="s2"))
+            await world.attribution.GetDecision(decision_pb2.GetDecisionRequest(app_id=APP, conversion_id="s2"))
     assert s1.event_name == "SessionBegin"
     assert missing.value.code() is grpc.StatusCode.NOT_FOUND
 
@@ -114,7 +114,7 @@ async def test_an_engagement_that_carries_a_hash(world: World) -> None:
         await world.send(click(0, hashed, record_id="k1"))
         await world.send(event(10, device(7), record_id="e1"))
         (e1,) = await world.decided("e1")
-    assert (e1.outcome, e1.matched_by) == (REENGAGED, attribution_pb2.MATCH_KIND_DEVICE_ID)
+    assert (e1.outcome, e1.matched_by) == (REENGAGED, decision_pb2.MATCH_KIND_DEVICE_ID)
 
 
 async def test_an_open_by_universal_link_is_its_own_click(world: World) -> None:
@@ -177,10 +177,10 @@ async def test_postback_failing_holds_decisions_back_and_loses_none(world: World
 
 async def test_the_api_says_what_is_wrong(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as wrong:
-        await world.attribution.GetDecision(attribution_pb2.GetDecisionRequest())
+        await world.attribution.GetDecision(decision_pb2.GetDecisionRequest())
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await world.attribution.GetDeviceAttribution(
-            attribution_pb2.GetDeviceAttributionRequest(app_id=APP, device_id="nobody")
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id="nobody")
         )
     assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     violations = from_rpc_error(wrong.value).violations
@@ -198,14 +198,14 @@ async def test_decisions_are_listed_newest_first_in_pages(world: World) -> None:
     token = ""
     while True:
         page = await world.attribution.ListDecisions(
-            attribution_pb2.ListDecisionsRequest(app_id=APP, page_size=2, page_token=token)
+            decision_pb2.ListDecisionsRequest(app_id=APP, page_size=2, page_token=token)
         )
         listed += [decision.conversion_id for decision in page.decisions]
         token = page.next_page_token
         if not token:
             break
     by_tracker = await world.attribution.ListDecisions(
-        attribution_pb2.ListDecisionsRequest(app_id=APP, tracker_id=RE_TRACKER, outcomes=[REENGAGED])
+        decision_pb2.ListDecisionsRequest(app_id=APP, tracker_id=RE_TRACKER, outcomes=[REENGAGED])
     )
     assert listed == ["e1", "v4", "v3", "v2", "v1", "v0"]
     assert [decision.conversion_id for decision in by_tracker.decisions] == ["e1"]

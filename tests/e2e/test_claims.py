@@ -17,7 +17,7 @@ from deploy.local.suite import HOST, free_ports, running_suite
 from deploy.local.up import load_sample
 from deploy.local.x_network import Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.e2e.test_crash import _connect, _kill
@@ -107,7 +107,7 @@ async def check(database: "asyncpg.Connection[asyncpg.Record]", devices: Devices
         await asyncio.sleep(0.05)
     assert sorted(row["conversion_id"] for row in rows) == sorted(devices.subscribed)
     found = {row["conversion_id"]: (row["outcome"], row["tracker_id"]) for row in rows}
-    won, nobody = (attribution_pb2.OUTCOME_REENGAGED, "ios-x-return"), (attribution_pb2.OUTCOME_UNATTRIBUTED, None)
+    won, nobody = (decision_pb2.OUTCOME_REENGAGED, "ios-x-return"), (decision_pb2.OUTCOME_UNATTRIBUTED, None)
     assert found == {one: won if is_claimed else nobody for one, is_claimed in devices.subscribed.items()}
     # The request is the postback: one delivery each, and no more requests than attempts begun.
     deliveries = await database.fetch(

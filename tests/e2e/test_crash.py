@@ -20,7 +20,7 @@ from aiohttp import web
 
 from deploy.local.suite import HOST, SERVICES, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.bench.load import APP, CLICKED
@@ -191,8 +191,8 @@ async def _check(database: "asyncpg.Connection[asyncpg.Record]", senders: list[S
     decided = [row["conversion_id"] for row in rows]
     assert sorted(decided) == sorted(events)
     outcomes = {row["conversion_id"]: row["outcome"] for row in rows}
-    assert {outcomes[record_id] for record_id in purchases} == {attribution_pb2.OUTCOME_REENGAGED}
-    assert {outcomes[record_id] for record_id in events.keys() - purchases} == {attribution_pb2.OUTCOME_CREDITED}
+    assert {outcomes[record_id] for record_id in purchases} == {decision_pb2.OUTCOME_REENGAGED}
+    assert {outcomes[record_id] for record_id in events.keys() - purchases} == {decision_pb2.OUTCOME_CREDITED}
     places = {conversion_id: place for place, conversion_id in enumerate(decided)}
     for record_ids in order.values():
         assert record_ids == sorted(record_ids, key=places.__getitem__)

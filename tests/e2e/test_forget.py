@@ -19,7 +19,8 @@ from aiohttp import web
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import configuration_pb2
@@ -106,7 +107,7 @@ async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
         network.serving(ports.network),
         open_channel(ports.address("attribution")) as channel,
     ):
-        attribution = attribution_pb2_grpc.AttributionServiceStub(channel)
+        attribution = attribution_grpc.AttributionServiceStub(channel)
         await _settings(suite)
         other, person = Person("o", OTHER, "else", ports), Person("p", ADID, CUSTOM, ports)
         await other.come()
@@ -160,9 +161,9 @@ async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
         network.told.clear()
         await person.come()
         await _until(lambda: "p-e1" in network.told)
-        request = attribution_pb2.GetDecisionRequest(app_id=APP, conversion_id="p-e1")
+        request = decision_pb2.GetDecisionRequest(app_id=APP, conversion_id="p-e1")
         decision = (await attribution.GetDecision(request)).decision
-        assert decision.outcome == attribution_pb2.OUTCOME_REENGAGED
+        assert decision.outcome == decision_pb2.OUTCOME_REENGAGED
         assert uuid.UUID(decision.device_id) not in {row["device_id"] for row in during["attribution.devices"]}
 
 

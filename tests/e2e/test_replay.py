@@ -18,7 +18,8 @@ from deploy.local.network import LocalNetwork, fails_first, limits_first, refuse
 from deploy.local.sample.stories import LAST
 from deploy.local.suite import HOST, Suite, free_ports, running_suite
 from libs.channels import open_channel
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2, what_if_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
 REENGAGE = Path(sys.executable).with_name("reengage")
 SINCE = "2020-01-01"
@@ -38,13 +39,13 @@ async def test_the_whole_sample_again() -> None:
             open_channel(ports.address("attribution")) as channel,
         ):
             assert await clients.play_and_check(suite, network)
-            attribution = attribution_pb2_grpc.AttributionServiceStub(channel)
+            attribution = attribution_grpc.AttributionServiceStub(channel)
             decided = 0
             for app_id in LAST:
                 parts = [part async for part in attribution.WhatIf(_all_time(app_id))]
                 assert [pair for part in parts for pair in part.changed] == []
                 decided += sum(part.conversion_count for part in parts)
-            nothing = {attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
+            nothing = {decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED}
             assert decided == sum(each.outcome not in nothing for each in await clients._decisions()) > 100
             await asyncio.to_thread(_on_the_command_line, suite, Path(directory))
 
@@ -97,7 +98,7 @@ def _on_the_command_line(suite: Suite, directory: Path) -> None:
     assert "done" in reengage("reattribute", APP, "--cancel", "r1"), "what has ended cannot be stopped"
 
 
-def _all_time(app_id: str) -> attribution_pb2.WhatIfRequest:
-    return attribution_pb2.WhatIfRequest(
+def _all_time(app_id: str) -> what_if_pb2.WhatIfRequest:
+    return what_if_pb2.WhatIfRequest(
         app_id=app_id, start_time=Timestamp(seconds=0), end_time=Timestamp(seconds=4_000_000_000)
     )

@@ -16,7 +16,8 @@ import pytest
 from libs.channels import open_channel
 from libs.errors import ResourceExhausted, ServiceError
 from libs.server import Face, ServerConfig, build_server
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2, device_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
 from tests.gateway.conftest import World
@@ -229,28 +230,28 @@ async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:
     assert b"is the port taken?" in said
 
 
-class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
+class Attribution(attribution_grpc.AttributionServiceServicer):
     """Knows two devices."""
 
     async def GetDeviceAttribution(
-        self, request: attribution_pb2.GetDeviceAttributionRequest, context: Any
-    ) -> attribution_pb2.GetDeviceAttributionResponse:
-        response = attribution_pb2.GetDeviceAttributionResponse(device_id="d")
+        self, request: device_pb2.GetDeviceAttributionRequest, context: Any
+    ) -> device_pb2.GetDeviceAttributionResponse:
+        response = device_pb2.GetDeviceAttributionResponse(device_id="d")
         if request.device_id == "organic":
             response.install.conversion_id = "i"
         elif request.device_id == "returned":
             response.install.CopyFrom(
-                attribution_pb2.Source(
+                device_pb2.Source(
                     conversion_id="i", tracker_id="plain", engagement_id="c0",
-                    attribution_type=attribution_pb2.ATTRIBUTION_TYPE_INSTALL,
-                    matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+                    attribution_type=decision_pb2.ATTRIBUTION_TYPE_INSTALL,
+                    matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
                 )
             )  # fmt: skip
             response.current.CopyFrom(
-                attribution_pb2.Source(
+                device_pb2.Source(
                     conversion_id="e", tracker_id="unknown", engagement_id="c1",
-                    attribution_type=attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
-                    matched_by=attribution_pb2.MATCH_KIND_CLICK_ID,
+                    attribution_type=decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
+                    matched_by=decision_pb2.MATCH_KIND_CLICK_ID,
                 )
             )  # fmt: skip
         else:
@@ -269,7 +270,7 @@ async def test_get_attribution(world: World, tmp_path: Path) -> None:
         away = await ask("organic")
         assert (away.status, away.json["error"]["code"]) == (503, "ATTRIBUTION_UNAVAILABLE")
         attribution = Attribution()  # type: ignore[abstract]
-        add = attribution_pb2_grpc.add_AttributionServiceServicer_to_server
+        add = attribution_grpc.add_AttributionServiceServicer_to_server
         async with serving(lambda server: add(attribution, server), target):
             async with open_channel(target) as channel:
                 await channel.channel_ready()

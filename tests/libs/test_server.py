@@ -13,12 +13,13 @@ from libs.channels import open_channel
 from libs.errors import NotFound, ResourceExhausted, Violations, from_rpc_error
 from libs.logs import current_request_id
 from libs.server import Face, ServerConfig, Service, build_server, supervise
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
 NAME = "reengage.attribution.v1.AttributionService"
 
 
-class Servicer(attribution_pb2_grpc.AttributionServiceServicer):
+class Servicer(attribution_grpc.AttributionServiceServicer):
     """Answers by what it is asked for."""
 
     def __init__(self) -> None:
@@ -26,8 +27,8 @@ class Servicer(attribution_pb2_grpc.AttributionServiceServicer):
         self.entered = asyncio.Event()
 
     async def GetDecision(
-        self, request: attribution_pb2.GetDecisionRequest, context: Any
-    ) -> attribution_pb2.GetDecisionResponse:
+        self, request: decision_pb2.GetDecisionRequest, context: Any
+    ) -> decision_pb2.GetDecisionResponse:
         match request.conversion_id:
             case "wrong":
                 violations = Violations()
@@ -47,10 +48,8 @@ class Servicer(attribution_pb2_grpc.AttributionServiceServicer):
                 await self.release.wait()
             case _:
                 pass
-        decision = attribution_pb2.Decision(
-            conversion_id=current_request_id() or "", reason=str(context.time_remaining())
-        )
-        return attribution_pb2.GetDecisionResponse(decision=decision)
+        decision = decision_pb2.Decision(conversion_id=current_request_id() or "", reason=str(context.time_remaining()))
+        return decision_pb2.GetDecisionResponse(decision=decision)
 
 
 @asynccontextmanager
@@ -60,7 +59,7 @@ async def running(
     servicer = Servicer()  # type: ignore[abstract]  # one method is enough here
 
     def add(server: grpc.aio.Server) -> None:
-        attribution_pb2_grpc.add_AttributionServiceServicer_to_server(servicer, server)
+        attribution_grpc.add_AttributionServiceServicer_to_server(servicer, server)
 
     server, _ = build_server(ServerConfig(listen="", max_calls=max_calls), [Face(name=NAME, add=add)])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -73,8 +72,8 @@ async def running(
 
 
 def ask(channel: grpc.aio.Channel, what: str, **options: Any) -> Any:
-    stub = attribution_pb2_grpc.AttributionServiceStub(channel)
-    return stub.GetDecision(attribution_pb2.GetDecisionRequest(conversion_id=what), **options)
+    stub = attribution_grpc.AttributionServiceStub(channel)
+    return stub.GetDecision(decision_pb2.GetDecisionRequest(conversion_id=what), **options)
 
 
 async def failure(call: Any) -> Any:

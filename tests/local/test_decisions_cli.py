@@ -14,15 +14,16 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.local.cli import app
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
-Explanation = attribution_pb2.ExplainDecisionResponse
-DECIDED = attribution_pb2.Decision(
+Explanation = explanation_pb2.ExplainDecisionResponse
+DECIDED = decision_pb2.Decision(
     app_id="shop",
     conversion_id="e1",
     version=2,
     event_name="Purchase",
-    outcome=attribution_pb2.OUTCOME_REENGAGED,
+    outcome=decision_pb2.OUTCOME_REENGAGED,
     tracker_id="re",
     network_id="acme",
     engagement_id="k1",
@@ -35,40 +36,40 @@ REFUSED = Explanation(
 )
 
 
-class Scripted(attribution_pb2_grpc.AttributionServiceServicer):
+class Scripted(attribution_grpc.AttributionServiceServicer):
     """Explains what it was given; streams three facts, breaks off after the first; knows no device, offers nothing."""
 
-    def __init__(self, answer: attribution_pb2.ExplainDecisionResponse = EXPLAINED) -> None:
+    def __init__(self, answer: explanation_pb2.ExplainDecisionResponse = EXPLAINED) -> None:
         self.answer = answer
-        self.explained: list[attribution_pb2.ExplainDecisionRequest] = []
-        self.watched: list[attribution_pb2.WatchDecisionsRequest] = []
+        self.explained: list[explanation_pb2.ExplainDecisionRequest] = []
+        self.watched: list[decision_pb2.WatchDecisionsRequest] = []
 
     async def ExplainDecision(
-        self, request: attribution_pb2.ExplainDecisionRequest, context: Any
-    ) -> attribution_pb2.ExplainDecisionResponse:
+        self, request: explanation_pb2.ExplainDecisionRequest, context: Any
+    ) -> explanation_pb2.ExplainDecisionResponse:
         self.explained.append(request)
         return self.answer
 
     async def ForgetDevice(
-        self, request: attribution_pb2.ForgetDeviceRequest, context: Any
-    ) -> attribution_pb2.ForgetDeviceResponse:
-        done = attribution_pb2.Erasure(app_id=request.app_id, state=attribution_pb2.Erasure.STATE_DONE)
-        return attribution_pb2.ForgetDeviceResponse(erasure=done)
+        self, request: erasure_pb2.ForgetDeviceRequest, context: Any
+    ) -> erasure_pb2.ForgetDeviceResponse:
+        done = erasure_pb2.Erasure(app_id=request.app_id, state=erasure_pb2.Erasure.STATE_DONE)
+        return erasure_pb2.ForgetDeviceResponse(erasure=done)
 
     async def SendOfferedPostbacks(
-        self, request: attribution_pb2.SendOfferedPostbacksRequest, context: Any
-    ) -> attribution_pb2.SendOfferedPostbacksResponse:
-        return attribution_pb2.SendOfferedPostbacksResponse()
+        self, request: offer_pb2.SendOfferedPostbacksRequest, context: Any
+    ) -> offer_pb2.SendOfferedPostbacksResponse:
+        return offer_pb2.SendOfferedPostbacksResponse()
 
     async def WatchDecisions(
-        self, request: attribution_pb2.WatchDecisionsRequest, context: Any
-    ) -> AsyncIterator[attribution_pb2.WatchDecisionsResponse]:
+        self, request: decision_pb2.WatchDecisionsRequest, context: Any
+    ) -> AsyncIterator[decision_pb2.WatchDecisionsResponse]:
         self.watched.append(request)
         for number, sign in ((1, 1), (2, -1), (3, 1)):
             if not request.resume_token or number > int(request.resume_token):
-                fact = attribution_pb2.Fact(sign=sign, decision=DECIDED)
+                fact = decision_pb2.Fact(sign=sign, decision=DECIDED)
                 fact.decision.conversion_id = f"e{number}"
-                yield attribution_pb2.WatchDecisionsResponse(facts=[fact], resume_token=str(number))
+                yield decision_pb2.WatchDecisionsResponse(facts=[fact], resume_token=str(number))
             if number == 1 and not request.resume_token:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "STOPPING")
         await asyncio.Event().wait()
@@ -77,7 +78,7 @@ class Scripted(attribution_pb2_grpc.AttributionServiceServicer):
 @asynccontextmanager
 async def serve(scripted: Scripted) -> AsyncIterator[str]:
     server = grpc.aio.server()
-    attribution_pb2_grpc.add_AttributionServiceServicer_to_server(scripted, server)
+    attribution_grpc.add_AttributionServiceServicer_to_server(scripted, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

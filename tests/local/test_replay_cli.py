@@ -10,10 +10,11 @@ import pytest
 
 from deploy.local import calls
 from deploy.local.replay_cli import _parts
-from reengage.attribution.v1 import attribution_pb2, attribution_pb2_grpc
+from reengage.attribution.v1 import reattribution_pb2, what_if_pb2
+from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
 
-class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
+class Attribution(attribution_grpc.AttributionServiceServicer):
     """Hangs before the first part of an answer, or gives it."""
 
     def __init__(self, *, hangs: bool) -> None:
@@ -21,23 +22,23 @@ class Attribution(attribution_pb2_grpc.AttributionServiceServicer):
         self.asked = asyncio.Event()
 
     async def ListReattributions(
-        self, request: attribution_pb2.ListReattributionsRequest, context: Any
-    ) -> attribution_pb2.ListReattributionsResponse:
-        return attribution_pb2.ListReattributionsResponse()
+        self, request: reattribution_pb2.ListReattributionsRequest, context: Any
+    ) -> reattribution_pb2.ListReattributionsResponse:
+        return reattribution_pb2.ListReattributionsResponse()
 
     async def WhatIf(
-        self, request: attribution_pb2.WhatIfRequest, context: Any
-    ) -> AsyncIterator[attribution_pb2.WhatIfResponse]:
+        self, request: what_if_pb2.WhatIfRequest, context: Any
+    ) -> AsyncIterator[what_if_pb2.WhatIfResponse]:
         self.asked.set()
         if self._hangs:
             await asyncio.Event().wait()
         assert not request.resume_token
-        yield attribution_pb2.WhatIfResponse(conversion_count=7)
+        yield what_if_pb2.WhatIfResponse(conversion_count=7)
 
 
 async def serve(attribution: Attribution, target: str) -> grpc.aio.Server:
     server = grpc.aio.server()
-    attribution_pb2_grpc.add_AttributionServiceServicer_to_server(attribution, server)
+    attribution_grpc.add_AttributionServiceServicer_to_server(attribution, server)
     server.add_insecure_port(target)
     await server.start()
     return server
@@ -51,7 +52,7 @@ def target() -> str:
 
 
 async def parts(target: str) -> list[int]:
-    return [part.conversion_count async for part in _parts(attribution_pb2.WhatIfRequest(app_id="a"), target)]
+    return [part.conversion_count async for part in _parts(what_if_pb2.WhatIfRequest(app_id="a"), target)]
 
 
 async def test_what_if_survives_a_crash_before_the_first_part(target: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from deploy.local import tables
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2
 from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import sentences
 
@@ -59,15 +59,15 @@ def test_the_table_and_the_sentence_say_the_same_length(
 ) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    candidate = attribution_pb2.Candidate(
+    candidate = decision_pb2.Candidate(
         engagement_id="click", verdict="WON", engagement_kind="CLICK", tracker_id="t", level=1
     )
     candidate.lookback.FromMilliseconds(lookback_ms)
     candidate.window.FromSeconds(30 * 86400)
-    decision = attribution_pb2.Decision(conversion_id="c", candidates=[candidate])
+    decision = decision_pb2.Decision(conversion_id="c", candidates=[candidate])
     (sentence,) = sentences(decision)
     with console.capture() as shown:
-        tables.print_explanation(attribution_pb2.ExplainDecisionResponse(decision=decision))
+        tables.print_explanation(explanation_pb2.ExplainDecisionResponse(decision=decision))
     assert f"won: {text} before" in sentence
     assert f" {text} " in shown.get()
 
@@ -76,11 +76,11 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
     """A click that came after the conversion."""
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    candidate = attribution_pb2.Candidate(engagement_id="click", verdict="AFTER_CONVERSION")
+    candidate = decision_pb2.Candidate(engagement_id="click", verdict="AFTER_CONVERSION")
     candidate.lookback.FromSeconds(-90)
     with console.capture() as shown:
         tables.print_explanation(
-            attribution_pb2.ExplainDecisionResponse(decision=attribution_pb2.Decision(candidates=[candidate]))
+            explanation_pb2.ExplainDecisionResponse(decision=decision_pb2.Decision(candidates=[candidate]))
         )
     assert "-1 min 30 s" in shown.get()
 
@@ -98,10 +98,10 @@ def test_an_id_is_shortened_only_where_it_is_long_and_nobodys_name(
 ) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    candidate = attribution_pb2.Candidate(engagement_id=engagement_id, verdict="BLOCKLISTED")
+    candidate = decision_pb2.Candidate(engagement_id=engagement_id, verdict="BLOCKLISTED")
     with console.capture() as shown:
         tables.print_explanation(
-            attribution_pb2.ExplainDecisionResponse(decision=attribution_pb2.Decision(candidates=[candidate]))
+            explanation_pb2.ExplainDecisionResponse(decision=decision_pb2.Decision(candidates=[candidate]))
         )
     assert shown.get().splitlines()[-1].split()[0] == text
 
@@ -117,7 +117,7 @@ def test_a_sentence_hangs_from_its_bullet_on_a_terminal(
     monkeypatch.setattr(tables, "console", console)
     sentence = "Click k1 lost to click k2, which was more recent."
     with console.capture() as shown:
-        tables.print_explanation(attribution_pb2.ExplainDecisionResponse(sentences=[sentence]))
+        tables.print_explanation(explanation_pb2.ExplainDecisionResponse(sentences=[sentence]))
     told = [line.rstrip() for line in shown.get().splitlines()]
     assert told[-len(lines or [sentence]) :] == (lines or [f"  • {sentence}"])
 
@@ -125,7 +125,7 @@ def test_a_sentence_hangs_from_its_bullet_on_a_terminal(
 def test_what_is_offered_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    offered = attribution_pb2.OfferedPostback
+    offered = offer_pb2.OfferedPostback
     effects = (offered.EFFECT_WAS_SENT, offered.EFFECT_WOULD_BE_SENT, offered.EFFECT_WAS_SENT)
     with console.capture() as shown:
         tables.print_offered("shop", "r6", [offered(conversion_id="e1", effect=effect) for effect in effects])
@@ -140,9 +140,9 @@ def test_what_is_offered_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) 
 def test_totals_of_parts_add_up_by_tracker_and_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    counts = attribution_pb2.CreditCounts
+    counts = credit_total_pb2.CreditCounts
     totals = [
-        attribution_pb2.CreditTotal(
+        credit_total_pb2.CreditTotal(
             network_id=network_id, tracker_id=tracker_id, before=counts(installs=1), after=counts(credited_events=after)
         )
         for network_id, tracker_id, after in (("acme", "a", 2), ("acme", "b", 3), ("acme", "a", 1), ("", "", 4))

@@ -19,7 +19,7 @@ from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
 from services.postback.adapters.adapter import Stamp
@@ -243,14 +243,14 @@ def purchase(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conve
         "version": 1,
         "event_name": "Purchase",
         "device_id": "device",
-        "outcome": attribution_pb2.OUTCOME_REENGAGED,
-        "attribution_type": attribution_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
+        "outcome": decision_pb2.OUTCOME_REENGAGED,
+        "attribution_type": decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
         "network_id": "network",
         "tracker_id": "tracker",
         **decision,
     }
     conversion = conversion_pb2.Conversion(
-        decision=attribution_pb2.Decision(**fields),
+        decision=decision_pb2.Decision(**fields),
         record=record_pb2.Record(
             record_id=fields["conversion_id"],
             app_id=fields["app_id"],

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import offer_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2
 from tests.conftest import Database
@@ -489,7 +489,7 @@ async def offered(service: Running, *conversions: conversion_pb2.Conversion) -> 
     request = conversion_pb2.EnqueueConversionsRequest(conversions=conversions, validate_only=True)
     response = await service.deliveries.EnqueueConversions(request)
     assert response.created_count == 0
-    effects = attribution_pb2.OfferedPostback.Effect
+    effects = offer_pb2.OfferedPostback.Effect
     return [
         (one.conversion_id, one.configuration_id, effects.Name(one.effect).removeprefix("EFFECT_"))
         for one in response.offered

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, service_pb2_grpc
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, purchase, until
@@ -171,7 +171,7 @@ async def configure_x(channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
 
 
 def claim_of(device: str) -> conversion_pb2.Conversion:
-    conversion = purchase(device, outcome=attribution_pb2.OUTCOME_UNSPECIFIED)
+    conversion = purchase(device, outcome=decision_pb2.OUTCOME_UNSPECIFIED)
     conversion.record.device_ids["idfa"] = device
     conversion.names.platform = "IOS"
     return conversion

@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import from_rpc_error
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
 from services.postback.claims import Endings
 from services.postback.guard import Guard
@@ -683,7 +683,7 @@ async def test_a_claim_reads_only_what_is_due(idle: Running, retries: bool) -> N
 
 async def test_outcomes_that_are_not_told(service: Running, endpoint: Endpoint) -> None:
     await service.configure(template=template(endpoint), trigger="_install")
-    outcomes = [attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_REFUSED, attribution_pb2.OUTCOME_ORGANIC]
+    outcomes = [decision_pb2.OUTCOME_DUPLICATE, decision_pb2.OUTCOME_REFUSED, decision_pb2.OUTCOME_ORGANIC]
     installs = [purchase(f"c{n}", event_name="_install", outcome=outcome) for n, outcome in enumerate(outcomes)]
     assert await service.enqueue(*installs) == 1
     assert [one.conversion_id for one in await service.list()] == ["c2"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.adapters.template import Template
@@ -32,13 +32,13 @@ ALL = Configuration(
 )
 NETWORK_ONLY = replace(ALL, network_only=True)
 CLICKS_ONLY = replace(ALL, clicks_only=True)
-NONE = {"attribution_type": attribution_pb2.ATTRIBUTION_TYPE_NONE, "network_id": "", "tracker_id": ""}
+NONE = {"attribution_type": decision_pb2.ATTRIBUTION_TYPE_NONE, "network_id": "", "tracker_id": ""}
 
 
-@pytest.mark.parametrize("outcome", attribution_pb2.Outcome.keys())
+@pytest.mark.parametrize("outcome", decision_pb2.Outcome.keys())
 def test_outcomes(outcome: str) -> None:
     untold = {"OUTCOME_UNSPECIFIED", "OUTCOME_DUPLICATE", "OUTCOME_LINKED", "OUTCOME_REFUSED"}
-    assert wants(ALL, purchase(outcome=attribution_pb2.Outcome.Value(outcome))) == (outcome not in untold)
+    assert wants(ALL, purchase(outcome=decision_pb2.Outcome.Value(outcome))) == (outcome not in untold)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -50,17 +50,17 @@ def test_only_live_configurations_want_anything(status: Status) -> None:
     ("decision", "wanted"),
     [
         pytest.param({}, True, id="won"),
-        pytest.param({"outcome": attribution_pb2.OUTCOME_CREDITED}, True, id="credited to a reengagement"),
+        pytest.param({"outcome": decision_pb2.OUTCOME_CREDITED}, True, id="credited to a reengagement"),
         pytest.param(
             {
-                "outcome": attribution_pb2.OUTCOME_CREDITED,
-                "attribution_type": attribution_pb2.ATTRIBUTION_TYPE_INSTALL,
+                "outcome": decision_pb2.OUTCOME_CREDITED,
+                "attribution_type": decision_pb2.ATTRIBUTION_TYPE_INSTALL,
             },
             True,
             id="credited to an install",
         ),
         pytest.param({"network_id": "other"}, False, id="another's"),
-        pytest.param({"outcome": attribution_pb2.OUTCOME_UNATTRIBUTED, **NONE}, False, id="nobody's"),
+        pytest.param({"outcome": decision_pb2.OUTCOME_UNATTRIBUTED, **NONE}, False, id="nobody's"),
     ],
 )
 def test_network_only(decision: dict[str, Any], wanted: bool) -> None:

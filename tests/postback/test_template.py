@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from services.postback.adapters.adapter import Request
@@ -156,7 +156,7 @@ def full_conversion() -> conversion_pb2.Conversion:
         event_name="Buy",
         campaign_id="campaign",
         engagement_id="click",
-        matched_by=attribution_pb2.MATCH_KIND_DEVICE_ID,
+        matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
         lookback=Duration(seconds=3600, nanos=5),
         conversion_time=Timestamp(seconds=1_767_270_896, nanos=789_123_000),
     )
@@ -293,7 +293,7 @@ def test_amounts(micros: int, text: str) -> None:
 
 
 def test_macros_of_an_impression_and_an_install() -> None:
-    conversion = purchase(event_name="_install", attribution_type=attribution_pb2.ATTRIBUTION_TYPE_INSTALL)
+    conversion = purchase(event_name="_install", attribution_type=decision_pb2.ATTRIBUTION_TYPE_INSTALL)
     conversion.engagement.impression.MergeFrom(
         record_pb2.Impression(impression_id="view", ad=record_pb2.AdDetails(site_id="site"))
     )

@@ -20,7 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from libs.db import Connection, Pool, in_transaction
 from libs.domain.snapshots import Follower
 from libs.worker import keep_running
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
@@ -345,7 +345,7 @@ class Claims:
 
     def _conversion(self, question: _Question, asked: waiting.Asked) -> conversion_pb2.Conversion:
         record = record_pb2.Record.FromString(asked.record)
-        decision = attribution_pb2.Decision(
+        decision = decision_pb2.Decision(
             app_id=question.app_id,
             conversion_id=question.conversion_id,
             event_name=event_name_of(record) or "",

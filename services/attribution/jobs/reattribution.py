@@ -18,7 +18,7 @@ from libs.db import Connection, Pool
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import reattribution_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import own_key
@@ -68,13 +68,13 @@ class Job:
         """By this they are listed: microseconds since the epoch and id."""
         return (self.create_time - _EPOCH) // timedelta(microseconds=1), self.reattribution_id
 
-    def message(self) -> attribution_pb2.Reattribution:
+    def message(self) -> reattribution_pb2.Reattribution:
         """As the API shows it."""
-        message = attribution_pb2.Reattribution(
+        message = reattribution_pb2.Reattribution(
             reattribution_id=self.reattribution_id,
             app_id=self.app_id,
             send_postbacks=self.send_postbacks,
-            state=attribution_pb2.Reattribution.State.Value(f"STATE_{self.state}"),
+            state=reattribution_pb2.Reattribution.State.Value(f"STATE_{self.state}"),
             conversion_count=self.conversion_count,
             estimated_total_count=self.estimated_total_count,
             changed_count=self.changed_count,

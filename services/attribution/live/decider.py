@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from libs.db import Connection
 from libs.domain.event_names import INSTALL
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
@@ -402,7 +402,7 @@ def _merged(cases: Sequence[Case], devices: Sequence[Device], asking: Asking) ->
     return merged
 
 
-def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision | None:
+def _decide_case(case: Case, wins: dict[str, int]) -> decision_pb2.Decision | None:
     """Decide one case and take its effect on its device; None when there is nothing to decide."""
     device = case.device
     if device is None:  # only an identity link makes no device (F3)
@@ -438,19 +438,19 @@ def _decide_case(case: Case, wins: dict[str, int]) -> attribution_pb2.Decision |
     return decision_message(conversion, decision)
 
 
-def _engagement_behind(case: Case, message: attribution_pb2.Decision) -> tuple[str, int]:
+def _engagement_behind(case: Case, message: decision_pb2.Decision) -> tuple[str, int]:
     """The engagement that won a conversion, "" if there is none, and the time of what it won.
 
     Or the one that won the source it is credited to: networks want their click id on it as well.
     """
     time_us = case.conversion.time_us
-    if message.outcome != attribution_pb2.OUTCOME_CREDITED or case.device is None:
+    if message.outcome != decision_pb2.OUTCOME_CREDITED or case.device is None:
         return message.engagement_id, time_us
     source = case.device.history.source_at(time_us)
     return (source.engagement_id or "", source.time_us) if source is not None else ("", time_us)
 
 
-def _row(case: Case, message: attribution_pb2.Decision, lane: int, batch: Batch) -> DecisionRow:
+def _row(case: Case, message: decision_pb2.Decision, lane: int, batch: Batch) -> DecisionRow:
     return DecisionRow(
         lane=lane,
         sequence=batch.next_sequences[lane],

@@ -7,13 +7,13 @@ from prometheus_client import Counter
 
 from libs.db import Connection, in_transaction
 from libs.domain.lanes import LANES
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from services.attribution.live.decider import Batch, write_batch
 from services.attribution.storage.pending import Waiting, WaitingRow
 from services.attribution.storage.store import OwnedLane, Store
 
 _decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
-_OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in attribution_pb2.Outcome.items()}
+_OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in decision_pb2.Outcome.items()}
 
 
 class OwnedLanes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.attribution.storage.store import OutboxRow
@@ -11,7 +11,7 @@ from services.attribution.wire.rulebook import Rulebook
 _CALL_BYTES = 8_000_000
 """Half of what a message may have. A single conversion has less than that."""
 _NOT_FOR_POSTBACK = frozenset(
-    {attribution_pb2.OUTCOME_DUPLICATE, attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED}
+    {decision_pb2.OUTCOME_DUPLICATE, decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED}
 )
 
 
@@ -22,7 +22,7 @@ def conversions_for_postback(rows: Iterable[OutboxRow], settings: Rulebook) -> l
     """
     conversions = []
     for row in rows:
-        decision = attribution_pb2.Decision.FromString(row.decision)
+        decision = decision_pb2.Decision.FromString(row.decision)
         if decision.outcome in _NOT_FOR_POSTBACK:
             continue
         names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)

@@ -11,7 +11,7 @@ from libs.db import Pool
 from libs.domain.lanes import lane_of
 from libs.errors import NotFound, Unavailable
 from libs.interceptors import remaining_s
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import log_pb2, record_lookup_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
@@ -20,7 +20,7 @@ from services.attribution.queries import sentences
 from services.attribution.queries.sentences import Attributed, Replaced
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES
 
-Explanation = attribution_pb2.ExplainDecisionResponse
+Explanation = explanation_pb2.ExplainDecisionResponse
 
 MOST_WON = 1_000
 _LOOK_UP_S = 2.0
@@ -75,7 +75,7 @@ class Explanations:
             reattribution_id=newest.reattribution_id,
         )
 
-    async def _latest_attribution(self, lane: int, decision: attribution_pb2.Decision) -> Attributed | None:
+    async def _latest_attribution(self, lane: int, decision: decision_pb2.Decision) -> Attributed | None:
         sequence = await _first_sequence(self._pool, lane, decision.app_id, decision.conversion_id)
         device_ids = await _known_as(self._pool, uuid.UUID(decision.device_id), sequence)
         return await _latest_attribution(self._pool, lane, decision.app_id, device_ids, sequence)
@@ -158,7 +158,7 @@ def _waiting_for_claims(waiting: "_Waiting") -> Explanation:
 
 
 class _Version(NamedTuple):
-    decision: attribution_pb2.Decision
+    decision: decision_pb2.Decision
     reattribution_id: str
     not_claiming: list[str]
     """The networks that were asked for claims and had none."""
@@ -186,7 +186,7 @@ async def _newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: st
         conversion_id,
         app_id,
     )
-    return [_Version(attribution_pb2.Decision.FromString(row[0]), row[1] or "", _not_claiming(row[2])) for row in rows]
+    return [_Version(decision_pb2.Decision.FromString(row[0]), row[1] or "", _not_claiming(row[2])) for row in rows]
 
 
 def _not_claiming(stored: bytes | None) -> list[str]:
@@ -303,7 +303,7 @@ async def _nearest_conversion(
         app_id,
         list(device_ids),
         time_us,
-        attribution_pb2.OUTCOME_LINKED,  # no conversion, though it is in the decision log
+        decision_pb2.OUTCOME_LINKED,  # no conversion, though it is in the decision log
     )
     return found
 
@@ -336,5 +336,5 @@ async def _latest_attribution(
     )
     if row is None:
         return None
-    event_name = attribution_pb2.Decision.FromString(row["decision"]).event_name
+    event_name = decision_pb2.Decision.FromString(row["decision"]).event_name
     return Attributed(row["conversion_id"], event_name, row["conversion_time_us"])

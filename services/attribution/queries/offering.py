@@ -9,7 +9,7 @@ from libs.db import Pool
 from libs.domain.snapshots import Follower
 from libs.errors import FailedPrecondition, Unavailable
 from libs.interceptors import remaining_s
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.reattribution import Job
@@ -28,9 +28,7 @@ class Offers:
     def __init__(self, pool: Pool, settings: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub) -> None:
         self._pool, self._settings, self._postback = pool, settings, postback
 
-    async def page(
-        self, job: Job, *, after: int, limit: int
-    ) -> tuple[list[attribution_pb2.OfferedPostback], int | None]:
+    async def page(self, job: Job, *, after: int, limit: int) -> tuple[list[offer_pb2.OfferedPostback], int | None]:
         """What the versions after a sequence, at most so many, would change; and the last of them if there are more."""
         rows = await _versions(self._pool, job, after, limit)
         offered = [each async for answer in self._enqueue(rows, validate_only=True) for each in answer.offered]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
 
@@ -35,18 +35,18 @@ _REFUSALS = {
 }
 
 _LAYERS = {
-    attribution_pb2.LAYER_TRACKER: "set on the tracker",
-    attribution_pb2.LAYER_NETWORK: "set for the network",
-    attribution_pb2.LAYER_APP: "set for the app",
-    attribution_pb2.LAYER_BUILT_IN: "built in",
+    decision_pb2.LAYER_TRACKER: "set on the tracker",
+    decision_pb2.LAYER_NETWORK: "set for the network",
+    decision_pb2.LAYER_APP: "set for the app",
+    decision_pb2.LAYER_BUILT_IN: "built in",
 }
 
 _MATCHES = {
-    attribution_pb2.MATCH_KIND_CLICK_ID: "matched by its click id",
-    attribution_pb2.MATCH_KIND_DEVICE_ID: "matched by device id",
-    attribution_pb2.MATCH_KIND_MODELED: "modeled from IP address and user agent",
-    attribution_pb2.MATCH_KIND_IP: "matched by IP address alone",
-    attribution_pb2.MATCH_KIND_CLAIM: "claimed by its network",
+    decision_pb2.MATCH_KIND_CLICK_ID: "matched by its click id",
+    decision_pb2.MATCH_KIND_DEVICE_ID: "matched by device id",
+    decision_pb2.MATCH_KIND_MODELED: "modeled from IP address and user agent",
+    decision_pb2.MATCH_KIND_IP: "matched by IP address alone",
+    decision_pb2.MATCH_KIND_CLAIM: "claimed by its network",
 }
 
 _NAMES = {INSTALL: "The install", DEEP_LINK: "The open by deep link", IDENTITY_LINK: "The identity link"}
@@ -63,17 +63,17 @@ class Attributed(NamedTuple):
 class Replaced(NamedTuple):
     """The version before the one explained, and the re-attribution that replaced it."""
 
-    decision: attribution_pb2.Decision
+    decision: decision_pb2.Decision
     reattribution_id: str
 
 
 def summary(
-    decision: attribution_pb2.Decision, *, latest: Attributed | None = None, replaced: Replaced | None = None
+    decision: decision_pb2.Decision, *, latest: Attributed | None = None, replaced: Replaced | None = None
 ) -> str:
     """What happened and why, in a few sentences. `latest` is asked for only when the reason is MTR_NOT_MET."""
     parts = [_outcome(decision, _reason(decision, latest))]
     is_event = decision.event_name not in (INSTALL, IDENTITY_LINK)
-    if is_event and decision.outcome != attribution_pb2.OUTCOME_REFUSED and not decision.install_known:
+    if is_event and decision.outcome != decision_pb2.OUTCOME_REFUSED and not decision.install_known:
         parts.append("No install of the device is known.")
     if replaced is not None:
         before = replaced.decision
@@ -86,7 +86,7 @@ def summary(
     return " ".join(parts)
 
 
-def sentences(decision: attribution_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
+def sentences(decision: decision_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
     """One sentence a candidate, in their order, then one for each network that claims nothing or did not say (E4)."""
     winner = next((each for each in decision.candidates if each.verdict == "WON"), None)
     for candidate in decision.candidates:
@@ -156,36 +156,36 @@ def violation_sentences(violations: Sequence[record_batch_pb2.FieldViolation]) -
         yield f"{wrong.field or 'The record'} was refused ({wrong.reason}): {wrong.description}."
 
 
-def _outcome(decision: attribution_pb2.Decision, reason: str) -> str:
+def _outcome(decision: decision_pb2.Decision, reason: str) -> str:
     what = f"{_NAMES.get(decision.event_name, decision.event_name)} at {_at(decision.conversion_time)}"
     match decision.outcome:
-        case attribution_pb2.OUTCOME_ATTRIBUTED:
+        case decision_pb2.OUTCOME_ATTRIBUTED:
             return f"{what} is credited to {_tracker(decision)}: {_winner(decision)}."
-        case attribution_pb2.OUTCOME_REENGAGED:
+        case decision_pb2.OUTCOME_REENGAGED:
             return f"{what} reengaged the device for {_tracker(decision)}: {_winner(decision)}."
-        case attribution_pb2.OUTCOME_REPROCESSED:
+        case decision_pb2.OUTCOME_REPROCESSED:
             return f"{what}, {_anew(decision)}, is credited to {_tracker(decision)}: {_winner(decision)}."
-        case attribution_pb2.OUTCOME_CREDITED:
-            kind = attribution_pb2.AttributionType.Name(decision.attribution_type).removeprefix("ATTRIBUTION_TYPE_")
+        case decision_pb2.OUTCOME_CREDITED:
+            kind = decision_pb2.AttributionType.Name(decision.attribution_type).removeprefix("ATTRIBUTION_TYPE_")
             return (
                 f"{what} is credited to the device's current source, the {kind.lower()} of {_tracker(decision)}. "
                 f"It did not reengage: {reason}."
             )
-        case attribution_pb2.OUTCOME_UNATTRIBUTED:
+        case decision_pb2.OUTCOME_UNATTRIBUTED:
             return f"{what} is credited to nobody, as the device had no attributed source then. Why: {reason}."
-        case attribution_pb2.OUTCOME_ORGANIC:
+        case decision_pb2.OUTCOME_ORGANIC:
             return f"{what} is organic: {reason}."
-        case attribution_pb2.OUTCOME_REPROCESSED_ORGANIC:
+        case decision_pb2.OUTCOME_REPROCESSED_ORGANIC:
             return f"{what}, {_anew(decision)}, is organic: {reason}."
-        case attribution_pb2.OUTCOME_DUPLICATE:
+        case decision_pb2.OUTCOME_DUPLICATE:
             return f"{what} is a duplicate: {reason}."
-        case attribution_pb2.OUTCOME_LINKED:
+        case decision_pb2.OUTCOME_LINKED:
             return f"{what} tied its identities to the device."
         case _:
             return f"{what} had no effect: {reason}."
 
 
-def _winner(decision: attribution_pb2.Decision) -> str:
+def _winner(decision: decision_pb2.Decision) -> str:
     won = next((each for each in decision.candidates if each.verdict == "WON"), None)
     if won is None:
         return decision.engagement_id
@@ -197,11 +197,11 @@ def _winner(decision: attribution_pb2.Decision) -> str:
     )
 
 
-def _anew(decision: attribution_pb2.Decision) -> str:
+def _anew(decision: decision_pb2.Decision) -> str:
     return f"after so long a new one of the device first installed with {decision.reprocess_for}"
 
 
-def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> str:
+def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
     if decision.reason != "MTR_NOT_MET":
         return _REASONS.get(decision.reason, decision.reason)
     seconds = int(decision.custom_dimensions.get("mtr_rejected", "0"))
@@ -215,21 +215,21 @@ def _reason(decision: attribution_pb2.Decision, latest: Attributed | None) -> st
     )
 
 
-def _short(decision: attribution_pb2.Decision) -> str:
-    outcome = attribution_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
+def _short(decision: decision_pb2.Decision) -> str:
+    outcome = decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
     credited = f" to {_tracker(decision)}" if decision.tracker_id else ""
     engagement = f" by {decision.engagement_id}" if decision.engagement_id else ""
     reason = f" ({decision.reason})" if decision.reason else ""
     return f"{outcome}{credited}{engagement}{reason}"
 
 
-def _who(candidate: attribution_pb2.Candidate) -> str:
+def _who(candidate: decision_pb2.Candidate) -> str:
     name = _name(candidate)
     on = f" on {_tracker(candidate)}" if candidate.tracker_id else ""
     return f"{name[0].upper()}{name[1:]}{on} at {_at(candidate.engagement_time)}"
 
 
-def _fate(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate | None) -> str:
+def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None) -> str:
     if winner is not None and candidate.verdict.startswith("LOST_TO_"):
         return _lost(candidate, winner)
     lookback = f"{span(candidate.lookback)} before the conversion"
@@ -251,7 +251,7 @@ def _fate(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidat
             return f"was refused: {_REFUSALS.get(candidate.verdict, candidate.verdict)}"
 
 
-def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidate) -> str:
+def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> str:
     lost = f"({span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
     match candidate.verdict:
         case "LOST_TO_HIGHER_LEVEL":
@@ -267,22 +267,22 @@ def _lost(candidate: attribution_pb2.Candidate, winner: attribution_pb2.Candidat
             return f"{lost} was more recent: {span(winner.lookback)} before the conversion"
 
 
-def _name(candidate: attribution_pb2.Candidate) -> str:
+def _name(candidate: decision_pb2.Candidate) -> str:
     kind = candidate.engagement_kind.lower() or "engagement"
-    if candidate.matched_by == attribution_pb2.MATCH_KIND_CLAIM:
+    if candidate.matched_by == decision_pb2.MATCH_KIND_CLAIM:
         return f"the {kind} that {candidate.network_id} claims"
     return f"{kind} {candidate.engagement_id}"
 
 
-def _tracker(credited: attribution_pb2.Decision | attribution_pb2.Candidate) -> str:
+def _tracker(credited: decision_pb2.Decision | decision_pb2.Candidate) -> str:
     return f"tracker {credited.tracker_id} of {credited.network_id}"
 
 
-def _match(candidate: attribution_pb2.Candidate) -> str:
+def _match(candidate: decision_pb2.Candidate) -> str:
     return _MATCHES.get(candidate.matched_by, "matched")
 
 
-def _window(candidate: attribution_pb2.Candidate) -> str:
+def _window(candidate: decision_pb2.Candidate) -> str:
     length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else span(candidate.window)
     return f"{length} ({_LAYERS.get(candidate.window_layer, 'unknown')})"
 

@@ -18,10 +18,10 @@ from libs.domain.lanes import LANES, lane_of
 from libs.errors import InvalidArgument, ResourceExhausted, Violation, Violations
 from libs.pages import decode_token, encode_token
 from libs.worker import keep_running
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from services.attribution.jobs.pace import Pace
 
-Response = attribution_pb2.WatchDecisionsResponse
+Response = decision_pb2.WatchDecisionsResponse
 
 _watchers = Gauge("attribution_watchers", "Calls that follow decisions.")
 
@@ -59,7 +59,7 @@ class Wanted:
         """By which a token tells that it comes with other filters than it was made for."""
         return zlib.crc32(f"{self.app_id}\0{self.network_id}\0{self.tracker_id}".encode())
 
-    def fits(self, decision: attribution_pb2.Decision) -> bool:
+    def fits(self, decision: decision_pb2.Decision) -> bool:
         """Whether all filters hold."""
         return (
             self.app_id in ("", decision.app_id)
@@ -249,15 +249,15 @@ class _Page:
         yield response
 
 
-def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[tuple[int, attribution_pb2.Decision]]:
+def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[tuple[int, decision_pb2.Decision]]:
     """What a row says to who wants it: a sign, and the decision that is added or taken back."""
     if row.decision is None:
         return
-    decision = attribution_pb2.Decision.FromString(row.decision)
+    decision = decision_pb2.Decision.FromString(row.decision)
     if decision.decide_time.ToMicroseconds() < since_us:
         return
     if row.replaced is not None:
-        replaced = attribution_pb2.Decision.FromString(row.replaced)
+        replaced = decision_pb2.Decision.FromString(row.replaced)
         if wanted.fits(replaced):
             yield -1, replaced
     if wanted.fits(decision):
@@ -320,7 +320,7 @@ async def _first_since(pool: Pool, ends: Mapping[int, int], time_us: int) -> dic
             list(middles.keys()),
             list(middles.values()),
         )
-        decided = {row[0]: attribution_pb2.Decision.FromString(row[1]).decide_time.ToMicroseconds() for row in rows}
+        decided = {row[0]: decision_pb2.Decision.FromString(row[1]).decide_time.ToMicroseconds() for row in rows}
         for lane, middle in middles.items():
             if decided.get(lane, time_us) < time_us:
                 lows[lane] = middle + 1

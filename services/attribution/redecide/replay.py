@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from libs.db import Connection
 from libs.domain.event_names import INSTALL
 from libs.domain.lanes import lane_of
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import Attribution, DeviceHistory, merge
@@ -31,17 +31,17 @@ FIRST_DEVICE = uuid.UUID(int=0)
 
 _COUNTED = 10_000
 """Decisions of a period that are counted one by one, which gives 1 % when the rest is estimated."""
-_NOT_DECIDED = (attribution_pb2.OUTCOME_LINKED, attribution_pb2.OUTCOME_REFUSED)
+_NOT_DECIDED = (decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED)
 _ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
 """Of conversions that could have been won; those that were have no reason."""
 _COLUMNS: Mapping[int, str] = {
-    attribution_pb2.OUTCOME_ATTRIBUTED: "installs",
-    attribution_pb2.OUTCOME_ORGANIC: "installs",
-    attribution_pb2.OUTCOME_REPROCESSED: "installs",
-    attribution_pb2.OUTCOME_REPROCESSED_ORGANIC: "installs",
-    attribution_pb2.OUTCOME_REENGAGED: "reengagements",
-    attribution_pb2.OUTCOME_CREDITED: "credited_events",
-    attribution_pb2.OUTCOME_UNATTRIBUTED: "credited_events",
+    decision_pb2.OUTCOME_ATTRIBUTED: "installs",
+    decision_pb2.OUTCOME_ORGANIC: "installs",
+    decision_pb2.OUTCOME_REPROCESSED: "installs",
+    decision_pb2.OUTCOME_REPROCESSED_ORGANIC: "installs",
+    decision_pb2.OUTCOME_REENGAGED: "reengagements",
+    decision_pb2.OUTCOME_CREDITED: "credited_events",
+    decision_pb2.OUTCOME_UNATTRIBUTED: "credited_events",
 }
 
 Credit: TypeAlias = tuple[str, str, str]
@@ -75,7 +75,7 @@ class Stored(NamedTuple):
     sequence: int
     version: int
     round_id: uuid.UUID
-    decision: attribution_pb2.Decision
+    decision: decision_pb2.Decision
     record: bytes | None
     known_ids: dict[str, list[str]] | None
     claims: bytes | None
@@ -100,7 +100,7 @@ class Changed(NamedTuple):
         """The time of what that engagement won."""
         return self.source.time_us if self.source else self.conversion.time_us
 
-    def message(self, decide_time_us: int) -> attribution_pb2.Decision:
+    def message(self, decide_time_us: int) -> decision_pb2.Decision:
         """The new decision as the next version."""
         before = self.stored.decision
         message = decision_message(self.conversion, self.decision)
@@ -311,7 +311,7 @@ class Replay:
             for stored in asked
             for candidate in stored.decision.candidates
             if candidate.engagement_id not in questions[stored.conversion_id].candidates
-            and candidate.matched_by != attribution_pb2.MATCH_KIND_CLAIM
+            and candidate.matched_by != decision_pb2.MATCH_KIND_CLAIM
         }
         if not missed:
             return set()
@@ -423,12 +423,12 @@ class Replay:
 _NOTHING = DeviceHistory()
 
 
-def _credit(message: attribution_pb2.Decision) -> Credit:
+def _credit(message: decision_pb2.Decision) -> Credit:
     return message.network_id, message.tracker_id, _COLUMNS.get(message.outcome, "")
 
 
 def _credit_of(decision: Decision) -> Credit:
-    outcome = attribution_pb2.Outcome.Value(f"OUTCOME_{decision.outcome}")
+    outcome = decision_pb2.Outcome.Value(f"OUTCOME_{decision.outcome}")
     return decision.network_id or "", decision.tracker_id or "", _COLUMNS.get(outcome, "")
 
 
@@ -584,7 +584,7 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
         list(ATTRIBUTING_OUTCOMES),
         _NOT_DECIDED,
     )
-    parse = attribution_pb2.Decision.FromString
+    parse = decision_pb2.Decision.FromString
     return [
         Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8], row[9]) for row in rows
     ]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
 
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import credit_total_pb2
 from services.attribution.redecide.replay import Credit
 
 
@@ -21,12 +21,12 @@ class Totals:
                 if column:
                     self._counts[network_id, tracker_id, side, column] += count
 
-    def messages(self) -> list[attribution_pb2.CreditTotal]:
+    def messages(self) -> list[credit_total_pb2.CreditTotal]:
         """In the order of networks and trackers."""
-        found: dict[tuple[str, str], attribution_pb2.CreditTotal] = {}
+        found: dict[tuple[str, str], credit_total_pb2.CreditTotal] = {}
         for (network_id, tracker_id, side, column), count in sorted(self._counts.items()):
             total = found.setdefault(
-                (network_id, tracker_id), attribution_pb2.CreditTotal(network_id=network_id, tracker_id=tracker_id)
+                (network_id, tracker_id), credit_total_pb2.CreditTotal(network_id=network_id, tracker_id=tracker_id)
             )
             setattr(getattr(total, side), column, count)
         return list(found.values())

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, ResourceExhausted
 from libs.pages import encode_token
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import what_if_pb2
 from reengage.tracker.v1 import snapshot_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.redecide.replay import FIRST_DEVICE, Page, Period, Replay, estimate
@@ -30,7 +30,7 @@ class WhatIfs:
 
     async def run(
         self, period: Period, changes: Sequence[snapshot_pb2.Resource], resume: tuple[uuid.UUID, int] | None
-    ) -> AsyncGenerator[attribution_pb2.WhatIfResponse, None]:
+    ) -> AsyncGenerator[what_if_pb2.WhatIfResponse, None]:
         """The answer, part by part; `resume` is what the token of a part held: its last device, and the estimate.
 
         Raises NotFound, InvalidArgument naming every wrong change, and ResourceExhausted.
@@ -60,16 +60,16 @@ class WhatIfs:
         async with self._store.pool.acquire() as connection:
             return await estimate(connection, period)
 
-    def _parts(self, page: Page, after: uuid.UUID, total: int) -> Iterator[attribution_pb2.WhatIfResponse]:
+    def _parts(self, page: Page, after: uuid.UUID, total: int) -> Iterator[what_if_pb2.WhatIfResponse]:
         """The page as messages that are not too large; a part's token leads to the first device not yet complete."""
-        part, totals, size = attribution_pb2.WhatIfResponse(estimated_total_count=total), Totals(), 0
+        part, totals, size = what_if_pb2.WhatIfResponse(estimated_total_count=total), Totals(), 0
         for replayed in page.replayed:
             for changed in replayed.changed:
                 if size > _PART_BYTES:
                     part.totals.extend(totals.messages())
                     part.resume_token = encode_token(str(after), total)
                     yield part
-                    part, totals, size = attribution_pb2.WhatIfResponse(estimated_total_count=total), Totals(), 0
+                    part, totals, size = what_if_pb2.WhatIfResponse(estimated_total_count=total), Totals(), 0
                 pair = part.changed.add(before=changed.stored.decision, after=changed.message(self._now_us()))
                 size += pair.ByteSize()
             part.conversion_count += len(replayed.credits)

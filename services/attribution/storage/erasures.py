@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool
 from libs.domain.lanes import LANES, lane_of
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import erasure_pb2
 from services.attribution.decision.matching import possible_keys
 from services.attribution.wire.records import network_click_key
 
@@ -60,12 +60,12 @@ class Erasure:
         more = {f"{schema}.{table}": number for table, number in rows.items() if number}
         self.erased_counts = dict(Counter(self.erased_counts) + Counter(more))
 
-    def message(self) -> attribution_pb2.Erasure:
+    def message(self) -> erasure_pb2.Erasure:
         """As the API shows it."""
-        message = attribution_pb2.Erasure(
+        message = erasure_pb2.Erasure(
             erasure_id=str(self.erasure_id),
             app_id=self.app_id,
-            state=attribution_pb2.Erasure.STATE_DONE if self.work is None else attribution_pb2.Erasure.STATE_RUNNING,
+            state=erasure_pb2.Erasure.STATE_DONE if self.work is None else erasure_pb2.Erasure.STATE_RUNNING,
             erased_counts=self.erased_counts,
         )
         message.request_time.FromDatetime(self.request_time)

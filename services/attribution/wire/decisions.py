@@ -3,7 +3,7 @@
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import INSTALL
-from reengage.attribution.v1 import attribution_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2
 from services.attribution.decision.history import ATTRIBUTING, Attribution
 from services.attribution.decision.model import (
     AttributionType,
@@ -15,10 +15,10 @@ from services.attribution.decision.model import (
     Reason,
 )
 
-_OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in attribution_pb2.Outcome.items()}
-_TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in attribution_pb2.AttributionType.items()}
-_KINDS = {name.removeprefix("MATCH_KIND_"): number for name, number in attribution_pb2.MatchKind.items()}
-_LAYERS = {name.removeprefix("LAYER_"): number for name, number in attribution_pb2.Layer.items()}
+_OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in decision_pb2.Outcome.items()}
+_TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in decision_pb2.AttributionType.items()}
+_KINDS = {name.removeprefix("MATCH_KIND_"): number for name, number in decision_pb2.MatchKind.items()}
+_LAYERS = {name.removeprefix("LAYER_"): number for name, number in decision_pb2.Layer.items()}
 
 _TYPE_OF = {number: AttributionType(name) for name, number in _TYPES.items() if number}
 _KIND_OF = {number: MatchKind(name) for name, number in _KINDS.items() if number}
@@ -26,7 +26,7 @@ ATTRIBUTING_OUTCOMES = frozenset(_OUTCOMES[outcome] for outcome in ATTRIBUTING)
 """Outcomes that make a device's source (D6), as the messages and the table have them."""
 
 
-def decision_message(conversion: Conversion, decision: Decision) -> attribution_pb2.Decision:
+def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2.Decision:
     """The decision as a message, without what only the caller knows: app, version, event, device, other times."""
     message = _message(conversion, decision.settings_revision, _OUTCOMES[decision.outcome])
     message.attribution_type = _TYPES[decision.attribution_type]
@@ -57,7 +57,7 @@ def decision_message(conversion: Conversion, decision: Decision) -> attribution_
     return message
 
 
-def says(message: attribution_pb2.Decision, decision: Decision) -> bool:
+def says(message: decision_pb2.Decision, decision: Decision) -> bool:
     """Whether a message tells what was decided: outcome, reason, credit, match and dimensions.
 
     Not the version, the revision, times, and what became of those that lost.
@@ -80,7 +80,7 @@ def says(message: attribution_pb2.Decision, decision: Decision) -> bool:
     )
 
 
-def attribution_of(message: attribution_pb2.Decision, *, redacted: bool) -> Attribution | None:
+def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribution | None:
     """What a decision made of its device's history (D6), None for one that made no source of it.
 
     `redacted` is what the message does not tell: that a claim won whose campaign is withheld (E2).
@@ -102,22 +102,22 @@ def attribution_of(message: attribution_pb2.Decision, *, redacted: bool) -> Attr
     )
 
 
-def linked_message(conversion: Conversion, revision: int) -> attribution_pb2.Decision:
+def linked_message(conversion: Conversion, revision: int) -> decision_pb2.Decision:
     """An identity link that was taken (F3)."""
-    return _message(conversion, revision, attribution_pb2.OUTCOME_LINKED)
+    return _message(conversion, revision, decision_pb2.OUTCOME_LINKED)
 
 
-def refused_message(conversion: Conversion, revision: int, reason: Reason) -> attribution_pb2.Decision:
+def refused_message(conversion: Conversion, revision: int, reason: Reason) -> decision_pb2.Decision:
     """A record without effect, and why."""
-    message = _message(conversion, revision, attribution_pb2.OUTCOME_REFUSED)
+    message = _message(conversion, revision, decision_pb2.OUTCOME_REFUSED)
     message.reason = reason
     return message
 
 
-def source_message(source: Attribution, campaign_id: str) -> attribution_pb2.Source:
+def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
     """An attribution of a device."""
     is_install = source.kind is ConversionKind.INSTALL
-    return attribution_pb2.Source(
+    return device_pb2.Source(
         conversion_id=source.conversion_id,
         since_time=_timestamp(source.time_us),
         attribution_type=_TYPES[
@@ -128,22 +128,18 @@ def source_message(source: Attribution, campaign_id: str) -> attribution_pb2.Sou
         network_id=source.network_id or "",
         campaign_id=campaign_id,
         engagement_id=source.engagement_id or "",
-        matched_by=_KINDS[source.matched_by] if source.matched_by else attribution_pb2.MATCH_KIND_UNSPECIFIED,
+        matched_by=_KINDS[source.matched_by] if source.matched_by else decision_pb2.MATCH_KIND_UNSPECIFIED,
     )
 
 
-def _message(
-    conversion: Conversion, revision: int, outcome: attribution_pb2.Outcome.ValueType
-) -> attribution_pb2.Decision:
-    message = attribution_pb2.Decision(
-        conversion_id=conversion.conversion_id, outcome=outcome, settings_revision=revision
-    )
+def _message(conversion: Conversion, revision: int, outcome: decision_pb2.Outcome.ValueType) -> decision_pb2.Decision:
+    message = decision_pb2.Decision(conversion_id=conversion.conversion_id, outcome=outcome, settings_revision=revision)
     message.conversion_time.CopyFrom(_timestamp(conversion.time_us))
     return message
 
 
-def _candidate(candidate: Candidate) -> attribution_pb2.Candidate:
-    message = attribution_pb2.Candidate(
+def _candidate(candidate: Candidate) -> decision_pb2.Candidate:
+    message = decision_pb2.Candidate(
         engagement_id=candidate.engagement_id,
         verdict=candidate.verdict,
         engagement_kind=candidate.kind,

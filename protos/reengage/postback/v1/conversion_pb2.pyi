@@ -8,7 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from reengage.attribution.v1 import attribution_pb2 as _attribution_pb2
+from reengage.attribution.v1 import decision_pb2 as _decision_pb2
+from reengage.attribution.v1 import offer_pb2 as _offer_pb2
 from reengage.ingest.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
@@ -34,7 +35,7 @@ class Conversion(_message.Message):
     ENGAGEMENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def decision(self) -> _attribution_pb2.Decision:
+    def decision(self) -> _decision_pb2.Decision:
         """Required. What was decided."""
 
     @_builtins.property
@@ -52,7 +53,7 @@ class Conversion(_message.Message):
     def __init__(
         self,
         *,
-        decision: _attribution_pb2.Decision | None = ...,
+        decision: _decision_pb2.Decision | None = ...,
         record: _record_pb2.Record | None = ...,
         engagement: _record_pb2.Record | None = ...,
         names: Global___Names | None = ...,
@@ -166,14 +167,14 @@ class EnqueueConversionsResponse(_message.Message):
     created_count: _builtins.int
     """Deliveries made now; repeats make none."""
     @_builtins.property
-    def offered(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_pb2.OfferedPostback]:
+    def offered(self) -> _containers.RepeatedCompositeFieldContainer[_offer_pb2.OfferedPostback]:
         """With validate_only: the deliveries that would be made, and those that were sent and would not be now."""
 
     def __init__(
         self,
         *,
         created_count: _builtins.int = ...,
-        offered: _abc.Iterable[_attribution_pb2.OfferedPostback] | None = ...,
+        offered: _abc.Iterable[_offer_pb2.OfferedPostback] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

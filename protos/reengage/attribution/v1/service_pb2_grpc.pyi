@@ -5,7 +5,13 @@ Attribution: decides which engagement drove a conversion, and can say why."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from reengage.attribution.v1 import attribution_pb2 as _attribution_pb2
+from reengage.attribution.v1 import decision_pb2 as _decision_pb2
+from reengage.attribution.v1 import device_pb2 as _device_pb2
+from reengage.attribution.v1 import erasure_pb2 as _erasure_pb2
+from reengage.attribution.v1 import explanation_pb2 as _explanation_pb2
+from reengage.attribution.v1 import offer_pb2 as _offer_pb2
+from reengage.attribution.v1 import reattribution_pb2 as _reattribution_pb2
+from reengage.attribution.v1 import what_if_pb2 as _what_if_pb2
 import abc as _abc_1
 
 
@@ -20,19 +26,19 @@ class AttributionServiceStub:
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetDecision: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetDecisionRequest, _attribution_pb2.GetDecisionResponse]
+    GetDecision: _aio.UnaryUnaryMultiCallable[_decision_pb2.GetDecisionRequest, _decision_pb2.GetDecisionResponse]
     """GetDecision answers the newest decision about a conversion."""
-    ExplainDecision: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ExplainDecisionRequest, _attribution_pb2.ExplainDecisionResponse]
+    ExplainDecision: _aio.UnaryUnaryMultiCallable[_explanation_pb2.ExplainDecisionRequest, _explanation_pb2.ExplainDecisionResponse]
     """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
     record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
     NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
     `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
     """
-    ListDecisions: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListDecisionsRequest, _attribution_pb2.ListDecisionsResponse]
+    ListDecisions: _aio.UnaryUnaryMultiCallable[_decision_pb2.ListDecisionsRequest, _decision_pb2.ListDecisionsResponse]
     """ListDecisions lists an app's decisions, newest first by decision time."""
-    GetDeviceAttribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetDeviceAttributionRequest, _attribution_pb2.GetDeviceAttributionResponse]
+    GetDeviceAttribution: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttributionRequest, _device_pb2.GetDeviceAttributionResponse]
     """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
-    WatchDecisions: _aio.UnaryStreamMultiCallable[_attribution_pb2.WatchDecisionsRequest, _attribution_pb2.WatchDecisionsResponse]
+    WatchDecisions: _aio.UnaryStreamMultiCallable[_decision_pb2.WatchDecisionsRequest, _decision_pb2.WatchDecisionsResponse]
     """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
     until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
     the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
@@ -42,13 +48,13 @@ class AttributionServiceStub:
     Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
     INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
     """
-    WhatIf: _aio.UnaryStreamMultiCallable[_attribution_pb2.WhatIfRequest, _attribution_pb2.WhatIfResponse]
+    WhatIf: _aio.UnaryStreamMultiCallable[_what_if_pb2.WhatIfRequest, _what_if_pb2.WhatIfResponse]
     """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
     and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
     either side, with the resume_token of the last response received.
     Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
     """
-    Reattribute: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ReattributeRequest, _attribution_pb2.ReattributeResponse]
+    Reattribute: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.ReattributeRequest, _reattribution_pb2.ReattributeResponse]
     """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
     writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
     answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
@@ -56,20 +62,20 @@ class AttributionServiceStub:
     Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
     `REATTRIBUTION_RUNNING` while another one of the app runs.
     """
-    GetReattribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetReattributionRequest, _attribution_pb2.GetReattributionResponse]
+    GetReattribution: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.GetReattributionRequest, _reattribution_pb2.GetReattributionResponse]
     """GetReattribution answers how far one is."""
-    ListReattributions: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListReattributionsRequest, _attribution_pb2.ListReattributionsResponse]
+    ListReattributions: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.ListReattributionsRequest, _reattribution_pb2.ListReattributionsResponse]
     """ListReattributions lists those of an app, newest first."""
-    CancelReattribution: _aio.UnaryUnaryMultiCallable[_attribution_pb2.CancelReattributionRequest, _attribution_pb2.CancelReattributionResponse]
+    CancelReattribution: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.CancelReattributionRequest, _reattribution_pb2.CancelReattributionResponse]
     """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
-    ListOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ListOfferedPostbacksRequest, _attribution_pb2.ListOfferedPostbacksResponse]
+    ListOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_offer_pb2.ListOfferedPostbacksRequest, _offer_pb2.ListOfferedPostbacksResponse]
     """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
-    SendOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_attribution_pb2.SendOfferedPostbacksRequest, _attribution_pb2.SendOfferedPostbacksResponse]
+    SendOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_offer_pb2.SendOfferedPostbacksRequest, _offer_pb2.SendOfferedPostbacksResponse]
     """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
     Repeat-safe: a postback is sent once per configuration and conversion.
     Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
     """
-    ForgetDevice: _aio.UnaryUnaryMultiCallable[_attribution_pb2.ForgetDeviceRequest, _attribution_pb2.ForgetDeviceResponse]
+    ForgetDevice: _aio.UnaryUnaryMultiCallable[_erasure_pb2.ForgetDeviceRequest, _erasure_pb2.ForgetDeviceResponse]
     """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
     that was received of it before the call goes, whether attribution knows the device or not; a later record of it
     starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
@@ -77,7 +83,7 @@ class AttributionServiceStub:
     in the background and survives crashes: seconds, on a long log minutes.
     Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
     """
-    GetErasure: _aio.UnaryUnaryMultiCallable[_attribution_pb2.GetErasureRequest, _attribution_pb2.GetErasureResponse]
+    GetErasure: _aio.UnaryUnaryMultiCallable[_erasure_pb2.GetErasureRequest, _erasure_pb2.GetErasureResponse]
     """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -90,17 +96,17 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetDecision(
         self,
-        request: _attribution_pb2.GetDecisionRequest,
-        context: _aio.ServicerContext[_attribution_pb2.GetDecisionRequest, _abc.Awaitable[_attribution_pb2.GetDecisionResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.GetDecisionResponse]:
+        request: _decision_pb2.GetDecisionRequest,
+        context: _aio.ServicerContext[_decision_pb2.GetDecisionRequest, _abc.Awaitable[_decision_pb2.GetDecisionResponse]],
+    ) -> _abc.Awaitable[_decision_pb2.GetDecisionResponse]:
         """GetDecision answers the newest decision about a conversion."""
 
     @_abc_1.abstractmethod
     def ExplainDecision(
         self,
-        request: _attribution_pb2.ExplainDecisionRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ExplainDecisionRequest, _abc.Awaitable[_attribution_pb2.ExplainDecisionResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ExplainDecisionResponse]:
+        request: _explanation_pb2.ExplainDecisionRequest,
+        context: _aio.ServicerContext[_explanation_pb2.ExplainDecisionRequest, _abc.Awaitable[_explanation_pb2.ExplainDecisionResponse]],
+    ) -> _abc.Awaitable[_explanation_pb2.ExplainDecisionResponse]:
         """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
         record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
         NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
@@ -110,25 +116,25 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListDecisions(
         self,
-        request: _attribution_pb2.ListDecisionsRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ListDecisionsRequest, _abc.Awaitable[_attribution_pb2.ListDecisionsResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ListDecisionsResponse]:
+        request: _decision_pb2.ListDecisionsRequest,
+        context: _aio.ServicerContext[_decision_pb2.ListDecisionsRequest, _abc.Awaitable[_decision_pb2.ListDecisionsResponse]],
+    ) -> _abc.Awaitable[_decision_pb2.ListDecisionsResponse]:
         """ListDecisions lists an app's decisions, newest first by decision time."""
 
     @_abc_1.abstractmethod
     def GetDeviceAttribution(
         self,
-        request: _attribution_pb2.GetDeviceAttributionRequest,
-        context: _aio.ServicerContext[_attribution_pb2.GetDeviceAttributionRequest, _abc.Awaitable[_attribution_pb2.GetDeviceAttributionResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.GetDeviceAttributionResponse]:
+        request: _device_pb2.GetDeviceAttributionRequest,
+        context: _aio.ServicerContext[_device_pb2.GetDeviceAttributionRequest, _abc.Awaitable[_device_pb2.GetDeviceAttributionResponse]],
+    ) -> _abc.Awaitable[_device_pb2.GetDeviceAttributionResponse]:
         """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
 
     @_abc_1.abstractmethod
     def WatchDecisions(
         self,
-        request: _attribution_pb2.WatchDecisionsRequest,
-        context: _aio.ServicerContext[_attribution_pb2.WatchDecisionsRequest, _abc.AsyncIterator[_attribution_pb2.WatchDecisionsResponse]],
-    ) -> _abc.AsyncIterator[_attribution_pb2.WatchDecisionsResponse]:
+        request: _decision_pb2.WatchDecisionsRequest,
+        context: _aio.ServicerContext[_decision_pb2.WatchDecisionsRequest, _abc.AsyncIterator[_decision_pb2.WatchDecisionsResponse]],
+    ) -> _abc.AsyncIterator[_decision_pb2.WatchDecisionsResponse]:
         """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
         until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
         the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
@@ -142,9 +148,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WhatIf(
         self,
-        request: _attribution_pb2.WhatIfRequest,
-        context: _aio.ServicerContext[_attribution_pb2.WhatIfRequest, _abc.AsyncIterator[_attribution_pb2.WhatIfResponse]],
-    ) -> _abc.AsyncIterator[_attribution_pb2.WhatIfResponse]:
+        request: _what_if_pb2.WhatIfRequest,
+        context: _aio.ServicerContext[_what_if_pb2.WhatIfRequest, _abc.AsyncIterator[_what_if_pb2.WhatIfResponse]],
+    ) -> _abc.AsyncIterator[_what_if_pb2.WhatIfResponse]:
         """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
         and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
         either side, with the resume_token of the last response received.
@@ -154,9 +160,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Reattribute(
         self,
-        request: _attribution_pb2.ReattributeRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ReattributeRequest, _abc.Awaitable[_attribution_pb2.ReattributeResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ReattributeResponse]:
+        request: _reattribution_pb2.ReattributeRequest,
+        context: _aio.ServicerContext[_reattribution_pb2.ReattributeRequest, _abc.Awaitable[_reattribution_pb2.ReattributeResponse]],
+    ) -> _abc.Awaitable[_reattribution_pb2.ReattributeResponse]:
         """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
         writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
         answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
@@ -168,41 +174,41 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetReattribution(
         self,
-        request: _attribution_pb2.GetReattributionRequest,
-        context: _aio.ServicerContext[_attribution_pb2.GetReattributionRequest, _abc.Awaitable[_attribution_pb2.GetReattributionResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.GetReattributionResponse]:
+        request: _reattribution_pb2.GetReattributionRequest,
+        context: _aio.ServicerContext[_reattribution_pb2.GetReattributionRequest, _abc.Awaitable[_reattribution_pb2.GetReattributionResponse]],
+    ) -> _abc.Awaitable[_reattribution_pb2.GetReattributionResponse]:
         """GetReattribution answers how far one is."""
 
     @_abc_1.abstractmethod
     def ListReattributions(
         self,
-        request: _attribution_pb2.ListReattributionsRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ListReattributionsRequest, _abc.Awaitable[_attribution_pb2.ListReattributionsResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ListReattributionsResponse]:
+        request: _reattribution_pb2.ListReattributionsRequest,
+        context: _aio.ServicerContext[_reattribution_pb2.ListReattributionsRequest, _abc.Awaitable[_reattribution_pb2.ListReattributionsResponse]],
+    ) -> _abc.Awaitable[_reattribution_pb2.ListReattributionsResponse]:
         """ListReattributions lists those of an app, newest first."""
 
     @_abc_1.abstractmethod
     def CancelReattribution(
         self,
-        request: _attribution_pb2.CancelReattributionRequest,
-        context: _aio.ServicerContext[_attribution_pb2.CancelReattributionRequest, _abc.Awaitable[_attribution_pb2.CancelReattributionResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.CancelReattributionResponse]:
+        request: _reattribution_pb2.CancelReattributionRequest,
+        context: _aio.ServicerContext[_reattribution_pb2.CancelReattributionRequest, _abc.Awaitable[_reattribution_pb2.CancelReattributionResponse]],
+    ) -> _abc.Awaitable[_reattribution_pb2.CancelReattributionResponse]:
         """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
 
     @_abc_1.abstractmethod
     def ListOfferedPostbacks(
         self,
-        request: _attribution_pb2.ListOfferedPostbacksRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ListOfferedPostbacksRequest, _abc.Awaitable[_attribution_pb2.ListOfferedPostbacksResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ListOfferedPostbacksResponse]:
+        request: _offer_pb2.ListOfferedPostbacksRequest,
+        context: _aio.ServicerContext[_offer_pb2.ListOfferedPostbacksRequest, _abc.Awaitable[_offer_pb2.ListOfferedPostbacksResponse]],
+    ) -> _abc.Awaitable[_offer_pb2.ListOfferedPostbacksResponse]:
         """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
 
     @_abc_1.abstractmethod
     def SendOfferedPostbacks(
         self,
-        request: _attribution_pb2.SendOfferedPostbacksRequest,
-        context: _aio.ServicerContext[_attribution_pb2.SendOfferedPostbacksRequest, _abc.Awaitable[_attribution_pb2.SendOfferedPostbacksResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.SendOfferedPostbacksResponse]:
+        request: _offer_pb2.SendOfferedPostbacksRequest,
+        context: _aio.ServicerContext[_offer_pb2.SendOfferedPostbacksRequest, _abc.Awaitable[_offer_pb2.SendOfferedPostbacksResponse]],
+    ) -> _abc.Awaitable[_offer_pb2.SendOfferedPostbacksResponse]:
         """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
         Repeat-safe: a postback is sent once per configuration and conversion.
         Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
@@ -211,9 +217,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ForgetDevice(
         self,
-        request: _attribution_pb2.ForgetDeviceRequest,
-        context: _aio.ServicerContext[_attribution_pb2.ForgetDeviceRequest, _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.ForgetDeviceResponse]:
+        request: _erasure_pb2.ForgetDeviceRequest,
+        context: _aio.ServicerContext[_erasure_pb2.ForgetDeviceRequest, _abc.Awaitable[_erasure_pb2.ForgetDeviceResponse]],
+    ) -> _abc.Awaitable[_erasure_pb2.ForgetDeviceResponse]:
         """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
         that was received of it before the call goes, whether attribution knows the device or not; a later record of it
         starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
@@ -225,9 +231,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetErasure(
         self,
-        request: _attribution_pb2.GetErasureRequest,
-        context: _aio.ServicerContext[_attribution_pb2.GetErasureRequest, _abc.Awaitable[_attribution_pb2.GetErasureResponse]],
-    ) -> _abc.Awaitable[_attribution_pb2.GetErasureResponse]:
+        request: _erasure_pb2.GetErasureRequest,
+        context: _aio.ServicerContext[_erasure_pb2.GetErasureRequest, _abc.Awaitable[_erasure_pb2.GetErasureResponse]],
+    ) -> _abc.Awaitable[_erasure_pb2.GetErasureResponse]:
         """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...

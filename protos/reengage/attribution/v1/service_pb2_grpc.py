@@ -3,7 +3,13 @@
 import grpc
 import warnings
 
-from reengage.attribution.v1 import attribution_pb2 as reengage_dot_attribution_dot_v1_dot_attribution__pb2
+from reengage.attribution.v1 import decision_pb2 as reengage_dot_attribution_dot_v1_dot_decision__pb2
+from reengage.attribution.v1 import device_pb2 as reengage_dot_attribution_dot_v1_dot_device__pb2
+from reengage.attribution.v1 import erasure_pb2 as reengage_dot_attribution_dot_v1_dot_erasure__pb2
+from reengage.attribution.v1 import explanation_pb2 as reengage_dot_attribution_dot_v1_dot_explanation__pb2
+from reengage.attribution.v1 import offer_pb2 as reengage_dot_attribution_dot_v1_dot_offer__pb2
+from reengage.attribution.v1 import reattribution_pb2 as reengage_dot_attribution_dot_v1_dot_reattribution__pb2
+from reengage.attribution.v1 import what_if_pb2 as reengage_dot_attribution_dot_v1_dot_what__if__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +24,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in reengage/attribution/v1/attribution_pb2_grpc.py depends on'
+        + ' but the generated code in reengage/attribution/v1/service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -40,73 +46,73 @@ class AttributionServiceStub:
         """
         self.GetDecision = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/GetDecision',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionResponse.FromString,
                 _registered_method=True)
         self.ExplainDecision = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/ExplainDecision',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionResponse.FromString,
                 _registered_method=True)
         self.ListDecisions = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/ListDecisions',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsResponse.FromString,
                 _registered_method=True)
         self.GetDeviceAttribution = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/GetDeviceAttribution',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.FromString,
                 _registered_method=True)
         self.WatchDecisions = channel.unary_stream(
                 '/reengage.attribution.v1.AttributionService/WatchDecisions',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsResponse.FromString,
                 _registered_method=True)
         self.WhatIf = channel.unary_stream(
                 '/reengage.attribution.v1.AttributionService/WhatIf',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfResponse.FromString,
                 _registered_method=True)
         self.Reattribute = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/Reattribute',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeResponse.FromString,
                 _registered_method=True)
         self.GetReattribution = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/GetReattribution',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionResponse.FromString,
                 _registered_method=True)
         self.ListReattributions = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/ListReattributions',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsResponse.FromString,
                 _registered_method=True)
         self.CancelReattribution = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/CancelReattribution',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionResponse.FromString,
                 _registered_method=True)
         self.ListOfferedPostbacks = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/ListOfferedPostbacks',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksResponse.FromString,
                 _registered_method=True)
         self.SendOfferedPostbacks = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/SendOfferedPostbacks',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksResponse.FromString,
                 _registered_method=True)
         self.ForgetDevice = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/ForgetDevice',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceResponse.FromString,
                 _registered_method=True)
         self.GetErasure = channel.unary_unary(
                 '/reengage.attribution.v1.AttributionService/GetErasure',
-                request_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.SerializeToString,
-                response_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.FromString,
+                request_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.FromString,
                 _registered_method=True)
 
 
@@ -245,73 +251,73 @@ def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetDecision': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDecision,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionResponse.SerializeToString,
             ),
             'ExplainDecision': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainDecision,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionResponse.SerializeToString,
             ),
             'ListDecisions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDecisions,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsResponse.SerializeToString,
             ),
             'GetDeviceAttribution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeviceAttribution,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.SerializeToString,
             ),
             'WatchDecisions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchDecisions,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsResponse.SerializeToString,
             ),
             'WhatIf': grpc.unary_stream_rpc_method_handler(
                     servicer.WhatIf,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfResponse.SerializeToString,
             ),
             'Reattribute': grpc.unary_unary_rpc_method_handler(
                     servicer.Reattribute,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeResponse.SerializeToString,
             ),
             'GetReattribution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReattribution,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionResponse.SerializeToString,
             ),
             'ListReattributions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReattributions,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsResponse.SerializeToString,
             ),
             'CancelReattribution': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelReattribution,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionResponse.SerializeToString,
             ),
             'ListOfferedPostbacks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOfferedPostbacks,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksResponse.SerializeToString,
             ),
             'SendOfferedPostbacks': grpc.unary_unary_rpc_method_handler(
                     servicer.SendOfferedPostbacks,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksResponse.SerializeToString,
             ),
             'ForgetDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetDevice,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceResponse.SerializeToString,
             ),
             'GetErasure': grpc.unary_unary_rpc_method_handler(
                     servicer.GetErasure,
-                    request_deserializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.FromString,
-                    response_serializer=reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.SerializeToString,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -343,8 +349,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/GetDecision',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDecisionResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.GetDecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -370,8 +376,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/ExplainDecision',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ExplainDecisionResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_explanation__pb2.ExplainDecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -397,8 +403,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/ListDecisions',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListDecisionsResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.ListDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -424,8 +430,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/GetDeviceAttribution',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetDeviceAttributionResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -451,8 +457,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/WatchDecisions',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WatchDecisionsResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_decision__pb2.WatchDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -478,8 +484,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/WhatIf',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.WhatIfResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_what__if__pb2.WhatIfResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -505,8 +511,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/Reattribute',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ReattributeResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ReattributeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -532,8 +538,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/GetReattribution',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetReattributionResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.GetReattributionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -559,8 +565,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/ListReattributions',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListReattributionsResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.ListReattributionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -586,8 +592,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/CancelReattribution',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.CancelReattributionResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_reattribution__pb2.CancelReattributionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -613,8 +619,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/ListOfferedPostbacks',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ListOfferedPostbacksResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_offer__pb2.ListOfferedPostbacksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -640,8 +646,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/SendOfferedPostbacks',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.SendOfferedPostbacksResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_offer__pb2.SendOfferedPostbacksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -667,8 +673,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/ForgetDevice',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.ForgetDeviceResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.ForgetDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -694,8 +700,8 @@ class AttributionService:
             request,
             target,
             '/reengage.attribution.v1.AttributionService/GetErasure',
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureRequest.SerializeToString,
-            reengage_dot_attribution_dot_v1_dot_attribution__pb2.GetErasureResponse.FromString,
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.FromString,
             options,
             channel_credentials,
             insecure,
