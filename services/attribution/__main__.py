@@ -18,13 +18,13 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims, ClaimTriggers
-from services.attribution.jobs.erasing import Eraser
+from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.worker import Worker, WorkerConfig
-from services.attribution.queries.explaining import Explanations
-from services.attribution.queries.offering import Offers
-from services.attribution.queries.watching import Watching
+from services.attribution.queries.explanations import Explanations
+from services.attribution.queries.following import Watching
+from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store

@@ -26,9 +26,9 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
 from services.attribution.jobs.reattribution import Job, Reattributions
-from services.attribution.queries.explaining import Explanations
-from services.attribution.queries.offering import Offers
-from services.attribution.queries.watching import Wanted, Watching, read_token
+from services.attribution.queries.explanations import Explanations
+from services.attribution.queries.following import Wanted, Watching, read_token
+from services.attribution.queries.offers import Offers
 from services.attribution.redecide.replay import Period
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.storage.erasures import Erasures

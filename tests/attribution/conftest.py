@@ -42,9 +42,9 @@ from services.attribution.jobs.claims import Claims, ClaimTriggers
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.live.worker import Job, Worker, WorkerConfig
-from services.attribution.queries.explaining import Explanations
-from services.attribution.queries.offering import Offers
-from services.attribution.queries.watching import Watching
+from services.attribution.queries.explanations import Explanations
+from services.attribution.queries.following import Watching
+from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store

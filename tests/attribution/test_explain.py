@@ -313,7 +313,7 @@ async def test_what_nobody_knows_is_not_found(world: World) -> None:
 
 
 async def test_an_ingest_that_hangs_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.queries.explaining._LOOK_UP_S", 0.1)
+    monkeypatch.setattr("services.attribution.queries.explanations._LOOK_UP_S", 0.1)
     async with world.log_pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE")
         assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")

@@ -20,11 +20,11 @@ from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.matching import own_key
-from services.attribution.jobs import erasing
-from services.attribution.jobs.erasing import Eraser
+from services.attribution.jobs import erasure as erasing
+from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.reattribution import Reattributor
 from services.attribution.live.worker import Job
-from services.attribution.queries import offering
+from services.attribution.queries import offers
 from services.attribution.storage.erasures import Erasure, Erasures
 from services.attribution.storage.store import Store
 from services.ingest import erasure as ingest_erasing
@@ -459,7 +459,7 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
 ) -> None:
     """Who asked for a re-attribution's postbacks was just handing them over: read before the cut, there after it."""
     monkeypatch.setattr(erasing, "CLAIMS_END_S", 1.0)
-    monkeypatch.setattr(offering, "_HAND_OVER_S", 0.8)
+    monkeypatch.setattr(offers, "_HAND_OVER_S", 0.8)
     reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
     async with working(world, reattributor=reattributor.run):
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))

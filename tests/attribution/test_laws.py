@@ -37,7 +37,7 @@ from services.attribution.decision.rules import (
     compile_rules,
 )
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
-from services.attribution.simulator.simulate import simulate
+from services.attribution.simulator.simulation import simulate
 
 # Two busy cores are no law.
 settings.register_profile("laws", deadline=None)

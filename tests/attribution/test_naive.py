@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from services.attribution.decision.model import Outcome, Reason, Verdict
 from services.attribution.simulator.scenario import Scenario, read_scenario
-from services.attribution.simulator.simulate import check, simulate
+from services.attribution.simulator.simulation import check, simulate
 from tests.attribution.naive import decide_all
 from tests.attribution.strategies import scenario, scenarios, without_needless_records
 

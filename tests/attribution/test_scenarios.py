@@ -7,7 +7,7 @@ import pytest
 
 from services.attribution.simulator.command import BROKEN, DIFFERS, HOLDS, run
 from services.attribution.simulator.scenario import OUTPUT_KEYS, Problem, ScenarioError, read_scenario
-from services.attribution.simulator.simulate import check, simulate
+from services.attribution.simulator.simulation import check, simulate
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").iterdir())
 

@@ -35,7 +35,7 @@ from services.attribution.decision.rules import (
     compile_rules,
 )
 from services.attribution.simulator.scenario import collector_paused, read_scenario
-from services.attribution.simulator.simulate import simulate
+from services.attribution.simulator.simulation import simulate
 from tests.bench.row import Row
 
 DECISIONS_ASKED = 50_000

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from services.attribution.simulator.scenario import ConversionRecord, Scenario, ScenarioError, read_scenario
-from services.attribution.simulator.simulate import check, simulate, simulate_one_by_one
+from services.attribution.simulator.simulation import check, simulate, simulate_one_by_one
 
 HOLDS, DIFFERS, BROKEN = 0, 1, 2
 """Exit codes; of several files the highest."""

@@ -36,7 +36,7 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.redecide.changes import check_change
+from services.attribution.redecide.overrides import check_change
 
 _WINDOWS = {
     "click_device": WindowKind.CLICK_DEVICE,

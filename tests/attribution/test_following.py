@@ -21,8 +21,8 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
-from services.attribution.queries import watching
-from services.attribution.queries.watching import Wanted, Watching
+from services.attribution.queries import following
+from services.attribution.queries.following import Wanted, Watching
 from services.attribution.storage.store import PLANNER
 from tests.attribution.conftest import (
     APP,
@@ -143,7 +143,7 @@ async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World, m
     await second_app(world)
     assert lane_of(APP) != lane_of(OTHER_APP)
     expected = [(1, each, 1) for each in await decide(world, *views(*range(40)), *views(*range(40), app_id=OTHER_APP))]
-    monkeypatch.setattr(watching, "RESPONSE_BYTES", 500)
+    monkeypatch.setattr(following, "RESPONSE_BYTES", 500)
     facts: list[Seen] = []
     token = ""
     while len(facts) < len(expected):
@@ -155,8 +155,8 @@ async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World, m
 
 
 async def test_filters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "PAGE", 4)
-    monkeypatch.setattr(watching, "LEAST", 4)
+    monkeypatch.setattr(following, "PAGE", 4)
+    monkeypatch.setattr(following, "LEAST", 4)
     await second_app(world)
     async with world.worker():
         await world.send(click(0, device(1), RE_TRACKER), click(0, device(2), OTHER_RE_TRACKER))
@@ -236,7 +236,7 @@ async def test_a_newer_version_takes_the_older_one_back(world: World) -> None:
 
 async def test_who_catches_up_rests_while_live_work_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every look that leaves more to come, and not at the end."""
-    monkeypatch.setattr(watching, "PAGE", 4)
+    monkeypatch.setattr(following, "PAGE", 4)
     await decide(world, *views(*range(10)))
     rests: list[float] = []
 
@@ -316,11 +316,11 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
     plans = {}
     for name, of_app, types, values in (
         ("all", "", "", ""),
-        ("app", watching._OF_APP, ", text", ", 'rare'"),
+        ("app", following._OF_APP, ", text", ", 'rare'"),
     ):
         await connection.execute(
             f"PREPARE look_{name} (smallint[], bigint[], bigint[], bigint, text{types}) AS "
-            + watching._READ.format(of_app=of_app)
+            + following._READ.format(of_app=of_app)
         )
         explain = f"EXPLAIN EXECUTE look_{name} ('{{7}}', '{{0}}', '{{1000}}', 16, NULL{values})"
         plans[name] = "\n".join(row[0] for row in await connection.fetch(explain))

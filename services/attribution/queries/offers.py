@@ -19,7 +19,7 @@ from services.attribution.wire.rulebook import Rulebook
 
 _BATCH = 500
 _HAND_OVER_S = 8.0
-"""What was read is with postback by then, or given up: an erasure waits for that (erasing.py: CLAIMS_END_S)."""
+"""What was read is with postback by then, or given up: an erasure waits for that (erasure.py: CLAIMS_END_S)."""
 
 
 class Offers:

@@ -130,7 +130,7 @@ class Eraser:
                 gone = await erasures.erase_engagements(connection, erasure.app_id, found.engagements)
                 erasure.count("attribution", gone)
                 decided_again |= await erasures.decided_again(connection, erasure.app_id, stripped)
-            # Whoever hands over what a re-attribution offers (offering.py) has perhaps read it before the cut.
+            # Whoever hands over what a re-attribution offers (offers.py) has perhaps read it before the cut.
             may_be_called = decided_again or rows["waiting"] > 0
             erasure.work = Work(
                 device_ids=sorted(filter(_is_one, found.ids)),
