@@ -7,6 +7,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Awaitable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -34,9 +35,9 @@ from tests.attribution.conftest import (
     event,
     sample_settings,
 )
-from tests.attribution.process import AttributionProcess
 from tests.conftest import Database
-from tests.ingest.process import serve_settings
+from tests.support.feed import serve_settings
+from tests.support.processes import attribution_process
 
 OTHER_APP = "news"
 Seen = tuple[int, str, int]
@@ -364,7 +365,7 @@ class Reader:
 
 @pytest.mark.crash
 @pytest.mark.timeout(180)
-async def test_nothing_is_lost_or_doubled_whoever_dies(world: World, database: Database) -> None:
+async def test_nothing_is_lost_or_doubled_whoever_dies(world: World, database: Database, tmp_path: Path) -> None:
     """Two services decide and are killed in turns; a reader goes on with the token it has, at whichever is there."""
     settings = snapshot_pb2.WatchSnapshotResponse(
         revision=100, reset=True, resources=[*sample_settings(), *second_app_settings()]
@@ -386,8 +387,9 @@ async def test_nothing_is_lost_or_doubled_whoever_dies(world: World, database: D
 
     await second_app(world)
     async with serve_settings(settings) as tracker:
-        targets = {**world.targets, "tracker": tracker}
-        services = [AttributionProcess(dsn=database.dsn("attribution"), targets=targets) for _ in range(2)]
+        targets = {f"{name}_target": target for name, target in world.targets.items()} | {"tracker_target": tracker}
+        dsn = database.dsn("attribution")
+        services = [attribution_process(tmp_path / f"log{n}", dsn=dsn, **targets) for n in range(2)]
         await asyncio.gather(*(service.start() for service in services))
         reader = Reader(*(service.target for service in services))
         reading, sending = asyncio.ensure_future(reader.run()), asyncio.ensure_future(traffic())

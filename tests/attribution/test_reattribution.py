@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -49,12 +50,12 @@ from tests.attribution.conftest import (
     install,
     tracker_resource,
 )
-from tests.attribution.process import AttributionProcess
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_replay import replay, unlimited, with_index_of
 from tests.conftest import Database
-from tests.ingest.process import serve_settings
+from tests.support.feed import serve_settings
+from tests.support.processes import attribution_process
 
 HOUR = 3600
 FAR = timestamp_pb2.Timestamp(seconds=4_000_000_000)
@@ -616,7 +617,7 @@ async def test_devices_that_merge_meanwhile_are_both_decided_again(world: World)
 
 @pytest.mark.crash
 @pytest.mark.timeout(180)
-async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, database: Database) -> None:
+async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, database: Database, tmp_path: Path) -> None:
     """Killed again and again, by SIGKILL: no version is lost or written twice, and every count is right."""
     count = 3000
     async with working(world):
@@ -627,7 +628,8 @@ async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, datab
         await world.decided(*(f"e{number}" for number in range(count)))
     await world.settings.reached(await world.feed.publish(NARROW))
     async with serve_settings(await anext(world.feed.watch(0))) as tracker:
-        service = AttributionProcess(dsn=database.dsn("attribution"), targets={**world.targets, "tracker": tracker})
+        targets = {f"{name}_target": target for name, target in world.targets.items()} | {"tracker_target": tracker}
+        service = attribution_process(tmp_path / "log", dsn=database.dsn("attribution"), **targets)
         await service.start()
         await world.attribution.Reattribute(reattribution())
         named = reattribution_pb2.GetReattributionRequest(app_id=APP, reattribution_id="r1")

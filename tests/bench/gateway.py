@@ -14,7 +14,8 @@ from deploy.local.embedded import EmbeddedPostgres
 from libs.migrations import prepare
 from reengage.tracker.v1 import app_pb2
 from tests.bench.row import Row
-from tests.gateway.processes import backend, create_tracker, free_port
+from tests.support.backend import backend, create_tracker
+from tests.support.ports import free_port
 
 SERVICES = Path(__file__).parents[2] / "services"
 LIMIT = "redirects/s of an empty ASGI application on the same server"
@@ -28,11 +29,11 @@ async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
             for service in ("tracker", "ingest"):
                 await prepare(postgres.admin_dsn(), schema=service, directory=SERVICES / service / "migrations")
             dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
-            async with backend(dsns) as behind:
+            async with backend(dsns, Path(directory)) as behind:
                 app = app_pb2.App(app_id="bench", name="Bench", platform=app_pb2.PLATFORM_ANDROID)
                 url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
                 await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
-                gateway = behind.gateway(Path(directory) / "spool")
+                gateway = behind.gateway(Path(directory))
                 await gateway.start()
                 port = int(gateway.target.rpartition(":")[2])
                 try:

@@ -17,7 +17,8 @@ from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import snapshot_pb2, tracker_pb2
 from tests.bench.row import Row
-from tests.ingest.process import IngestProcess, serve_settings
+from tests.support.feed import serve_settings
+from tests.support.processes import ingest_process
 
 BATCH = 100
 CONCURRENT = 32
@@ -35,7 +36,7 @@ async def bench(*, records: int = 200_000) -> list[Row]:
         async with EmbeddedPostgres(Path(directory) / "postgres") as postgres, serve_settings(settings) as tracker:
             await postgres.create_database()
             await prepare(postgres.admin_dsn(), schema="ingest", directory=MIGRATIONS)
-            ingest = IngestProcess(dsn=postgres.dsn("ingest"), tracker_target=tracker)
+            ingest = ingest_process(Path(directory) / "ingest.log", dsn=postgres.dsn("ingest"), tracker_target=tracker)
             before = await _row_limits(postgres.admin_dsn(), records)
             await ingest.start()
             try:

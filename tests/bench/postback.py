@@ -19,7 +19,7 @@ from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.row import Row
 from tests.postback.conftest import purchase
-from tests.postback.process import PostbackProcess
+from tests.support.processes import ServiceProcess, postback_process
 
 BATCH = 100
 CONCURRENT = 8
@@ -50,8 +50,8 @@ async def bench(*, deliveries: int = 6_000, conversions: int = 100_000, steady_s
             await postgres.create_database()
             await prepare(postgres.admin_dsn(), schema="postback", directory=MIGRATIONS)
             admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "postback"})
-            process = PostbackProcess(
-                dsn=postgres.dsn("postback"), log=Path(directory) / "log", allowed_hosts=host, log_level="info"
+            process = postback_process(
+                Path(directory) / "log", dsn=postgres.dsn("postback"), allowed_hosts=host, log_level="info"
             )
             await process.start()
             try:
@@ -175,7 +175,7 @@ async def _send(
 async def _steady(
     stub: postback_grpc.PostbackServiceStub,
     admin: "asyncpg.Connection[asyncpg.Record]",
-    process: PostbackProcess,
+    process: ServiceProcess,
     seconds: int,
 ) -> list[Row]:
     """From a conversion's taking to its attempt, at 300 deliveries a second in ten calls."""
@@ -213,7 +213,7 @@ async def _all_ended(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
             await asyncio.sleep(0.02)  # a database says nothing by itself
 
 
-def _cpu_s(process: PostbackProcess) -> float:
+def _cpu_s(process: ServiceProcess) -> float:
     times = psutil.Process(process.pid).cpu_times()
     return times.user + times.system
 

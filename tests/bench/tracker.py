@@ -10,7 +10,6 @@ from pathlib import Path
 
 import asyncpg
 import psutil
-from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deploy.local.embedded import EmbeddedPostgres
@@ -34,7 +33,7 @@ from services.attribution.wire.rulebook import RulebookBuilder
 from services.gateway.settings import Settings as GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
 from tests.bench.row import Row
-from tests.gateway.processes import ServiceProcess, free_port
+from tests.support.processes import tracker_process
 
 TRACKERS = 100_000
 APPS = 100
@@ -54,13 +53,8 @@ async def bench(*, trackers: int = TRACKERS) -> list[Row]:
         async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
             await postgres.create_database()
             await prepare(postgres.admin_dsn(), schema="tracker", directory=MIGRATIONS)
-            process = ServiceProcess(
-                "tracker",
-                dsn=postgres.dsn("tracker"),
-                metrics_port=str(free_port()),
-                admin_key=ADMIN_KEY,
-                service_key=SERVICE_KEY,
-                secrets_keys=Fernet.generate_key().decode(),
+            process = tracker_process(
+                Path(directory) / "log", dsn=postgres.dsn("tracker"), admin_key=ADMIN_KEY, service_key=SERVICE_KEY
             )
             await process.start()
             try:
@@ -77,7 +71,6 @@ async def bench(*, trackers: int = TRACKERS) -> list[Row]:
 
 
 async def _create_apps(stub: Stub) -> None:
-    await stub.ListApps(app_pb2.ListAppsRequest(), wait_for_ready=True)
     network = network_pb2.Network(network_id="net", name="Net", platform=PLATFORM_IOS)
     await stub.CreateNetwork(network_pb2.CreateNetworkRequest(network=network))
     for number in range(APPS):

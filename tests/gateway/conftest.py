@@ -17,7 +17,8 @@ from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import app_pb2, network_pb2, tracker_pb2
 from tests.conftest import TEMPLATE
-from tests.gateway.processes import Backend, GatewayProcess, backend, create_tracker
+from tests.support.backend import Backend, backend, create_tracker
+from tests.support.processes import ServiceProcess
 
 ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
 KEY = "k" * 16
@@ -42,7 +43,7 @@ class World:
     """The suite as far as the gateway needs it."""
 
     backend: Backend
-    gateway: GatewayProcess
+    gateway: ServiceProcess
     session: aiohttp.ClientSession
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
@@ -50,7 +51,7 @@ class World:
         """A device id that no other test uses."""
         return f"device-{next(self._numbers)}"
 
-    async def ask(self, method: str, path: str, *, at: GatewayProcess | None = None, **options: Any) -> Answer:
+    async def ask(self, method: str, path: str, *, at: ServiceProcess | None = None, **options: Any) -> Answer:
         """A request; redirects are not followed."""
         url = (at or self.gateway).url + path
         async with self.session.request(method, url, allow_redirects=False, **options) as answer:
@@ -89,9 +90,10 @@ async def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFac
     """Apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
     await postgres.create_database("gateway", template=TEMPLATE)
     dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
-    async with backend(dsns) as behind, aiohttp.ClientSession() as session:
+    directory = tmp_path_factory.mktemp("gateway")
+    async with backend(dsns, directory) as behind, aiohttp.ClientSession() as session:
         await _configure(behind)
-        gateway = behind.gateway(tmp_path_factory.mktemp("spool"), trusted_proxies="127.0.0.1")
+        gateway = behind.gateway(directory, trusted_proxies="127.0.0.1")
         await gateway.start()
         yield World(backend=behind, gateway=gateway, session=session)
         assert await gateway.stop() == 0

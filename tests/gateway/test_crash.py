@@ -21,7 +21,9 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
 from tests.gateway.conftest import World
-from tests.gateway.processes import GatewayProcess, free_port
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
+from tests.support.processes import ServiceProcess, running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.crash]
 Answering: TypeAlias = Callable[[record_batch_pb2.RecordBatchRequest], Awaitable[None]]
@@ -63,32 +65,17 @@ async def serving(add: Callable[[grpc.aio.Server], None], target: str) -> AsyncI
         await server.stop(0)
 
 
-@asynccontextmanager
-async def running(gateway: GatewayProcess) -> AsyncIterator[GatewayProcess]:
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop()
-
-
-async def click(world: World, gateway: GatewayProcess, device: str) -> str:
+async def click(world: World, gateway: ServiceProcess, device: str) -> str:
     """Clicks; answers the click id that the redirect hands on."""
     answer = await world.ask("GET", f"/c/plain?adid={device}", at=gateway)
     assert (answer.status, answer.headers.get("x-engagement")) == (302, None)
     return answer.headers["location"].rpartition("ko_click_id=")[2]
 
 
-async def spooled_bytes(world: World, gateway: GatewayProcess) -> float:
+async def spooled_bytes(world: World, gateway: ServiceProcess) -> float:
     answer = await world.ask("GET", "/metrics", at=gateway)
     [line] = [line for line in answer.body.splitlines() if line.startswith(b"gateway_spool_bytes ")]
     return float(line.split()[1])
-
-
-async def until(fact: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await fact():
-            await asyncio.sleep(0.02)
 
 
 async def test_while_ingest_is_away_links_lead_on_and_each_click_arrives_once(world: World, tmp_path: Path) -> None:
@@ -105,7 +92,7 @@ async def test_while_ingest_is_away_links_lead_on_and_each_click_arrives_once(wo
         finally:
             await ingest.start()
         after = [await click(world, gateway, device) for _ in range(5)]
-        await until(lambda: _empty(world, gateway))
+        await eventually(lambda: _empty(world, gateway))
     records = await world.log_of(device)
     assert Counter(record.record_id for record in records) == Counter([*before, *away, *after])
 
@@ -125,7 +112,7 @@ async def test_a_killed_gateway_loses_no_click_that_it_answered(world: World, tm
     finally:
         await ingest.start()
     async with running(gateway):
-        await until(lambda: _empty(world, gateway))
+        await eventually(lambda: _empty(world, gateway))
     counts = Counter(record.record_id for record in await world.log_of(device))
     assert answered
     assert set(answered) <= counts.keys()
@@ -142,7 +129,7 @@ async def test_a_stop_answers_what_is_under_way(world: World, tmp_path: Path) ->
     ingest = Ingest(slowly)  # type: ignore[abstract]
     body = {"action": "event", "kochava_app_id": "shop"}
     async with serving_ingest(ingest) as target:
-        gateway = world.backend.gateway(tmp_path, ingest=target)
+        gateway = world.backend.gateway(tmp_path, ingest_target=target)
         await gateway.start()
         asking = asyncio.ensure_future(world.track(body, at=gateway))
         await called.wait()
@@ -161,12 +148,12 @@ async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: 
     ingest = Ingest(slowly)  # type: ignore[abstract]
     async with (
         serving_ingest(ingest) as target,
-        running(world.backend.gateway(tmp_path, ingest=target, click_patience_s="0.05")) as gateway,
+        running(world.backend.gateway(tmp_path, ingest_target=target, click_patience_s="0.05")) as gateway,
     ):
         async with asyncio.timeout(5):  # far below the 10 s that a call may take
             clicked = {await click(world, gateway, world.new_id()) for _ in range(20)}
         go.set()
-        await until(lambda: _empty(world, gateway))
+        await eventually(lambda: _empty(world, gateway))
     assert {record.record_id for record in ingest.records} >= clicked
 
 
@@ -178,7 +165,7 @@ async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: 
     body = {"action": "event", "kochava_app_id": "shop"}
     async with (
         serving_ingest(ingest) as target,
-        running(world.backend.gateway(tmp_path, ingest=target, sender_patience_s="0.2")) as gateway,
+        running(world.backend.gateway(tmp_path, ingest_target=target, sender_patience_s="0.2")) as gateway,
     ):
         async with asyncio.timeout(2):
             for value in (body, [body]):
@@ -189,7 +176,7 @@ async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: 
 
 async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
     away = f"127.0.0.1:{free_port()}"
-    async with running(world.backend.gateway(tmp_path, ingest=away, spool_max_bytes="400")) as gateway:
+    async with running(world.backend.gateway(tmp_path, ingest_target=away, spool_max_bytes="400")) as gateway:
         answers = [await world.ask("GET", "/c/plain", at=gateway) for _ in range(20)]
         metrics = (await world.ask("GET", "/metrics", at=gateway)).body
     assert {answer.status for answer in answers} == {302}
@@ -213,7 +200,10 @@ async def test_what_ingest_cannot_take_is_to_be_sent_again(
 
     ingest = Ingest(failing)  # type: ignore[abstract]
     body = {"action": "event", "kochava_app_id": "shop"}
-    async with serving_ingest(ingest) as target, running(world.backend.gateway(tmp_path, ingest=target)) as gateway:
+    async with (
+        serving_ingest(ingest) as target,
+        running(world.backend.gateway(tmp_path, ingest_target=target)) as gateway,
+    ):
         for value in (body, [body]):
             answer = await world.track(value, at=gateway)
             assert (answer.status, answer.headers["retry-after"]) == (status, retry_after)
@@ -261,7 +251,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
 
 async def test_get_attribution(world: World, tmp_path: Path) -> None:
     target = f"127.0.0.1:{free_port()}"
-    async with running(world.backend.gateway(tmp_path, attribution=target)) as gateway:
+    async with running(world.backend.gateway(tmp_path, attribution_target=target)) as gateway:
 
         async def ask(device_id: str) -> Any:
             body = {"action": "get_attribution", "kochava_app_id": "shop", "kochava_device_id": device_id}
@@ -274,7 +264,7 @@ async def test_get_attribution(world: World, tmp_path: Path) -> None:
         async with serving(lambda server: add(attribution, server), target):
             async with open_channel(target) as channel:
                 await channel.channel_ready()
-            await until(lambda: _answers(ask))
+            await eventually(lambda: _answers(ask))
             organic = (await ask("organic")).json
             assert organic == {
                 "success": 1,
@@ -302,5 +292,5 @@ async def _answers(ask: Callable[[str], Awaitable[Any]]) -> bool:
     return status == 200
 
 
-async def _empty(world: World, gateway: GatewayProcess) -> bool:
+async def _empty(world: World, gateway: ServiceProcess) -> bool:
     return await spooled_bytes(world, gateway) == 0

@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +15,9 @@ from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.conftest import Database
 from tests.ingest.conftest import event, read_until_caught_up, settings_response
-from tests.ingest.process import IngestProcess, serve_settings
+from tests.support.eventually import until
+from tests.support.feed import serve_settings
+from tests.support.processes import ServiceProcess, ingest_process
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
@@ -37,9 +40,7 @@ class Load:
     async def reach(self, answers: int) -> None:
         """Wait until so many records more have been answered."""
         goal = len(self.answered) + answers
-        async with asyncio.timeout(60):
-            while len(self.answered) < goal:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.answered) >= goal, every_s=0.005)
 
     async def finish(self) -> None:
         assert self._sending is not None
@@ -69,9 +70,9 @@ class Load:
 
 
 @asynccontextmanager
-async def ingest_process(database: Database) -> AsyncIterator[IngestProcess]:
+async def running_ingest(database: Database, log: Path) -> AsyncIterator[ServiceProcess]:
     async with serve_settings(settings_response()) as tracker:
-        process = IngestProcess(dsn=database.dsn("ingest"), tracker_target=tracker)
+        process = ingest_process(log, dsn=database.dsn("ingest"), tracker_target=tracker)
         await process.start()
         try:
             yield process
@@ -79,7 +80,7 @@ async def ingest_process(database: Database) -> AsyncIterator[IngestProcess]:
             await process.stop(signal.SIGKILL)
 
 
-async def kept(process: IngestProcess) -> list[str]:
+async def kept(process: ServiceProcess) -> list[str]:
     async with open_channel(process.target) as channel:
         entries = read_until_caught_up(IngestServiceStub(channel))
         return [record_pb2.Record.FromString(entry.record).record_id async for entry in entries]
@@ -92,8 +93,8 @@ def assert_once_and_in_order(found: list[str], answered: list[str]) -> None:
         assert numbers == list(range(len(numbers)))
 
 
-async def test_killed_in_mid_load(durable_database: Database) -> None:
-    async with ingest_process(durable_database) as process:
+async def test_killed_in_mid_load(durable_database: Database, tmp_path: Path) -> None:
+    async with running_ingest(durable_database, tmp_path / "log") as process:
         load = Load(process.target)
         load.start()
         for _ in range(4):
@@ -105,8 +106,8 @@ async def test_killed_in_mid_load(durable_database: Database) -> None:
         assert_once_and_in_order(await kept(process), load.answered)
 
 
-async def test_database_killed_in_mid_load(durable_database: Database) -> None:
-    async with ingest_process(durable_database) as process:
+async def test_database_killed_in_mid_load(durable_database: Database, tmp_path: Path) -> None:
+    async with running_ingest(durable_database, tmp_path / "log") as process:
         load = Load(process.target)
         load.start()
         await load.reach(1_000)
@@ -117,9 +118,9 @@ async def test_database_killed_in_mid_load(durable_database: Database) -> None:
         assert_once_and_in_order(await kept(process), load.answered)
 
 
-async def test_asked_to_stop_in_mid_load(durable_database: Database) -> None:
+async def test_asked_to_stop_in_mid_load(durable_database: Database, tmp_path: Path) -> None:
     """Whatever was stored had its answer, and the other way round."""
-    async with ingest_process(durable_database) as process:
+    async with running_ingest(durable_database, tmp_path / "log") as process:
         load = Load(process.target, again=False)
         load.start()
         await load.reach(1_000)

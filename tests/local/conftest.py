@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from cryptography.fernet import Fernet
 from typer.testing import CliRunner
 
 from deploy.local.cli import app
 from deploy.local.embedded import EmbeddedPostgres
-from libs.channels import open_channel
-from reengage.tracker.v1 import app_pb2, service_pb2_grpc
 from tests.conftest import TEMPLATE
-from tests.gateway.processes import ServiceProcess, free_port
+from tests.support.processes import tracker_process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +27,12 @@ Reengage = Callable[..., Answer]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tracker_target(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def tracker_target(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A tracker process on a database that all tests here share: each has an app of its own."""
     await postgres.create_database("settings", template=TEMPLATE)
-    process = ServiceProcess(
-        "tracker",
-        dsn=postgres.dsn("tracker", "settings"),
-        metrics_port=str(free_port()),
-        admin_key="admin",
-        service_key="service",
-        secrets_keys=Fernet.generate_key().decode(),
-    )
+    log = tmp_path_factory.mktemp("tracker") / "log"
+    process = tracker_process(log, dsn=postgres.dsn("tracker", "settings"))
     await process.start()
-    async with open_channel(process.target, key="admin") as channel:
-        stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
-        await stub.ListApps(app_pb2.ListAppsRequest(), wait_for_ready=True)
     yield process.target
     await process.stop()
 

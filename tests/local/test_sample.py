@@ -13,7 +13,7 @@ from libs.channels import open_channel
 from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.conftest import Database
-from tests.postback.process import PostbackProcess
+from tests.support.processes import postback_process
 
 
 def test_the_files_are_those_that_the_stories_make() -> None:
@@ -39,7 +39,7 @@ def test_what_is_sent_is_taken_refused_or_a_repeat() -> None:
 @pytest.fixture
 async def postback(database: Database, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
     """A running postback that may send to this machine."""
-    process = PostbackProcess(dsn=database.dsn("postback"), log=tmp_path / "log", allowed_hosts="127.0.0.1")
+    process = postback_process(tmp_path / "log", dsn=database.dsn("postback"), allowed_hosts="127.0.0.1")
     await process.start()
     async with open_channel(process.target) as channel:
         stub = postback_grpc.PostbackConfigServiceStub(channel)

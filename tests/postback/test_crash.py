@@ -17,7 +17,7 @@ from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, service_pb2_grpc
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, purchase, until
-from tests.postback.process import PostbackProcess
+from tests.support.processes import ServiceProcess, postback_process
 
 SECRET = "hush-hush"
 CONFIGURATIONS = 4
@@ -25,9 +25,9 @@ BATCH, BATCHES = 50, 6
 
 
 @pytest.fixture
-async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path) -> AsyncIterator[PostbackProcess]:
+async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
     """A process that may reach the endpoint."""
-    one = PostbackProcess(dsn=durable_database.dsn("postback"), log=tmp_path / "log", allowed_hosts=endpoint.host)
+    one = postback_process(tmp_path / "log", dsn=durable_database.dsn("postback"), allowed_hosts=endpoint.host)
     await one.start()
     yield one
     await one.stop(signal.SIGKILL)
@@ -65,7 +65,7 @@ async def enqueue(channel: grpc.aio.Channel, batch: int) -> None:
 
 @pytest.mark.crash
 async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
-    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+    process: ServiceProcess, endpoint: Endpoint, durable_database: Database
 ) -> None:
     async def take_a_moment(request: web.Request) -> web.Response:
         await asyncio.sleep(0.03)
@@ -112,7 +112,7 @@ async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
 
 @pytest.mark.crash
 async def test_killed_while_claims_are_asked_for_each_is_answered_once(
-    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+    process: ServiceProcess, endpoint: Endpoint, durable_database: Database
 ) -> None:
     devices = [f"device-{number}" for number in range(BATCH)]
     now = datetime.now(UTC)
@@ -179,7 +179,7 @@ def claim_of(device: str) -> conversion_pb2.Conversion:
 
 @pytest.mark.crash
 async def test_the_database_restarts_in_mid_delivery(
-    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+    process: ServiceProcess, endpoint: Endpoint, durable_database: Database
 ) -> None:
     async with open_channel(process.target) as channel:
         await configure(channel, endpoint)
@@ -208,7 +208,7 @@ async def test_the_database_restarts_in_mid_delivery(
 
 @pytest.mark.crash
 async def test_stopped_with_grace_it_ends_what_it_began(
-    process: PostbackProcess, endpoint: Endpoint, durable_database: Database
+    process: ServiceProcess, endpoint: Endpoint, durable_database: Database
 ) -> None:
     release = asyncio.Event()
 

@@ -1,10 +1,7 @@
 """Snapshots, and following changes: nothing is lost, nothing is out of order, and everybody learns within a second."""
 
 import asyncio
-import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -13,7 +10,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from cryptography.fernet import Fernet
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from libs.channels import open_channel
@@ -35,6 +31,7 @@ from services.tracker import watching
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
 from tests.conftest import Database
+from tests.support.processes import running, tracker_process
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, wrong_fields
@@ -399,11 +396,11 @@ async def test_a_follower_has_the_settings_and_keeps_up(tracker: Stub) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda ending: ending.name)
 async def test_a_follower_goes_on_over_a_restart_of_tracker(
-    database: Database, start_tracker: Start, ending: signal.Signals
+    database: Database, start_tracker: Start, ending: signal.Signals, tmp_path: Path
 ) -> None:
     asked: list[int] = []
-    listen = f"127.0.0.1:{free_port()}"
-    async with open_channel(listen, key=ADMIN_KEY) as channel, start_tracker() as other:
+    process = tracker_process(tmp_path / "log", dsn=database.dsn("tracker"), admin_key=ADMIN_KEY)
+    async with open_channel(process.target, key=ADMIN_KEY) as channel, start_tracker() as other:
         stub: Stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
 
         def watch(revision: int) -> Any:
@@ -412,52 +409,20 @@ async def test_a_follower_goes_on_over_a_restart_of_tracker(
 
         await create_app(other)
         async with following(watch) as follower:
-            async with tracker_process(database, listen) as process:
+            async with running(process):
                 await follower.ready()
                 assert follower.current == (1, ["Demo"])
-                process.send_signal(ending)
                 began = time.monotonic()
-                code = await process.wait()
+                code = await process.stop(ending)
             if ending is signal.SIGTERM:
                 assert code == 0
                 assert time.monotonic() - began < 10, "a watcher must not use up the grace"
             await rename_app(other, "Changed while it was away")
             assert follower.current == (1, ["Demo"]), "the last settings stay in use"
-            async with tracker_process(database, listen):
+            async with running(process):
                 await follower.reached(2)
                 assert follower.current == (2, ["Changed while it was away"])
                 await rename_app(stub, "Changed at the new one")
                 await follower.reached(3)
     assert asked[0] == 0
     assert 0 not in asked[1:], "it resumed, it did not begin anew"
-
-
-@asynccontextmanager
-async def tracker_process(database: Database, listen: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Tracker as it is deployed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.tracker",
-        env=os.environ
-        | {
-            "REENGAGE_DSN": database.dsn("tracker"),
-            "REENGAGE_ADMIN_KEY": ADMIN_KEY,
-            "REENGAGE_SERVICE_KEY": "service",
-            "REENGAGE_SECRETS_KEYS": Fernet.generate_key().decode(),
-            "REENGAGE_LISTEN": listen,
-            "REENGAGE_METRICS_PORT": str(free_port()),
-        },
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
