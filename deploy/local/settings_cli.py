@@ -184,7 +184,7 @@ def edit_trackers(
         if not request.app_id:
             named = tracker_pb2.GetTrackerRequest(tracker_id=ids[0])
             request.app_id = (await settings.stub.GetTracker(named)).tracker.app_id
-        request.dry_run = dry_run
+        request.validate_only = dry_run
         answer: tracker_edit_pb2.BulkEditTrackersResponse = await settings.stub.BulkEditTrackers(request)
         return answer
 

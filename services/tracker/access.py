@@ -48,6 +48,8 @@ ROLES: dict[str, frozenset[Role]] = {
     "DraftPostbacks": _VIEWERS,
     "ResolveSettings": _VIEWERS,
     "RegisterEvents": _EDITORS | {SERVICE},
+    "PlanSettings": _VIEWERS,
+    "ApplySettings": _EDITORS,
     "ListChanges": _VIEWERS,
     "GetSnapshot": _SNAPSHOTS,
     "WatchSnapshot": _SNAPSHOTS,

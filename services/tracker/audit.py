@@ -10,7 +10,7 @@ from reengage.tracker.v1 import change_pb2
 from reengage.tracker.v1.change_pb2 import Change
 from services.tracker import access, validation
 from services.tracker.diff import field_changes
-from services.tracker.kinds import APP, KINDS
+from services.tracker.kinds import APP, BY_NUMBER, KINDS
 from services.tracker.settings import Settings
 from services.tracker.store import Condition, NotedChange, Store, View
 
@@ -60,16 +60,17 @@ def _conditions(request: change_pb2.ListChangesRequest, violations: Violations) 
     if request.app_id:
         validation.check_id("app_id", request.app_id, violations)
         conditions.append(("app_id = {}", request.app_id))
-    if request.kind and request.kind not in KINDS:
-        violations.add("kind", "UNKNOWN_VALUE", f"must be one of {', '.join(KINDS)}")
-    elif request.kind:
-        conditions.append(("kind = {}", request.kind))
+    kind = BY_NUMBER.get(request.kind)
+    if request.kind and kind is None:
+        violations.add("kind", "UNKNOWN_VALUE", "must be a value of ResourceKind")
+    elif kind is not None:
+        conditions.append(("kind = {}", kind.name))
     if request.resource_id and not request.kind:
         violations.add("kind", "REQUIRED", "must say what kind of resource this is")
-    elif request.resource_id and request.kind in KINDS:
+    elif request.resource_id and kind is not None:
         validation.check_text("resource_id", request.resource_id, 256, violations)
         # Event names may hold slashes; ids of apps cannot.
-        parts = request.resource_id.split("/", 1) if len(KINDS[request.kind].key) == 2 else [request.resource_id]
+        parts = request.resource_id.split("/", 1) if len(kind.key) == 2 else [request.resource_id]
         conditions.append(("resource_key = {}", parts))
     if request.actor:
         validation.check_text("actor", request.actor, 128, violations)
@@ -90,7 +91,7 @@ def _shown(noted: NotedChange) -> Change:
         revision=noted.revision,
         change_time=time,
         actor=noted.actor,
-        kind=noted.kind,
+        kind=kind.number,
         resource_id="/".join(noted.key),
         action=action,
         fields=field_changes(noted.before, noted.after),

@@ -19,6 +19,7 @@ from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.resource_kind_pb2 import ResourceKind
 from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.snapshot_pb2 import Resource
@@ -71,6 +72,11 @@ class Kind(Generic[M]):
     built_in: Mapping[Key, M] = field(default_factory=dict)
     # The field that is kept encrypted, apart, and never answered.
     sealed: str = ""
+
+    @property
+    def number(self) -> ResourceKind.ValueType:
+        """Its value in the contract."""
+        return ResourceKind.Value(f"RESOURCE_KIND_{self.name.upper()}")
 
     @property
     def output_only(self) -> frozenset[str]:
@@ -295,3 +301,5 @@ KINDS: dict[str, Kind[Any]] = {
     )
 }  # fmt: skip
 """All of them by name, parents before their children."""
+BY_NUMBER: dict[int, Kind[Any]] = {kind.number: kind for kind in KINDS.values()}
+"""All of them by their value in the contract."""

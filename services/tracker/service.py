@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from libs.errors import Violations
+from libs.errors import FailedPrecondition, Violations
 from reengage.tracker.v1 import (
     account_pb2,
     agency_pb2,
@@ -22,6 +22,7 @@ from reengage.tracker.v1 import (
     san_account_pb2,
     segment_pb2,
     service_pb2_grpc,
+    settings_file_pb2,
     snapshot_pb2,
     tracker_edit_pb2,
     tracker_pb2,
@@ -410,6 +411,16 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
         overlap = request.overlap if request.HasField("overlap") else None
         api_key, key = await self._keys.rotate(request.api_key_id, overlap, request.request_id)
         return api_key_pb2.RotateApiKeyResponse(api_key=api_key, key=key)
+
+    async def PlanSettings(
+        self, request: settings_file_pb2.PlanSettingsRequest, context: Context
+    ) -> settings_file_pb2.PlanSettingsResponse:
+        raise FailedPrecondition("NOT_READY", "plans come with the next commit")
+
+    async def ApplySettings(
+        self, request: settings_file_pb2.ApplySettingsRequest, context: Context
+    ) -> settings_file_pb2.ApplySettingsResponse:
+        raise FailedPrecondition("NOT_READY", "plans come with the next commit")
 
     async def ListChanges(
         self, request: change_pb2.ListChangesRequest, context: Context

@@ -174,11 +174,11 @@ class Trackers:
             await self._apply(change, edits)
             return edits, len(found) - len(edits), change.revision
 
-        edits, unchanged, revision = await self._changed_or_tried(work, dry_run=request.dry_run)
+        edits, unchanged, revision = await self._changed_or_tried(work, dry_run=request.validate_only)
         return tracker_edit_pb2.BulkEditTrackersResponse(
             changes=_changes(sorted(edits, key=lambda edit: edit.after.tracker_id)),
             unchanged_count=unchanged,
-            revision=revision - 1 if request.dry_run and edits else revision,
+            revision=revision - 1 if request.validate_only and edits else revision,
         )
 
     async def export(self, request: tracker_edit_pb2.ExportTrackersRequest) -> AsyncGenerator[bytes, None]:

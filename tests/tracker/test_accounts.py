@@ -30,6 +30,13 @@ from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
 from reengage.tracker.v1.change_pb2 import Change
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
+from reengage.tracker.v1.resource_kind_pb2 import (
+    RESOURCE_KIND_APP,
+    RESOURCE_KIND_CAMPAIGN,
+    RESOURCE_KIND_NETWORK,
+    RESOURCE_KIND_SEGMENT,
+    RESOURCE_KIND_TRACKER,
+)
 from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker
@@ -396,7 +403,7 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
         )
         changed = (await admin.UpdateTracker(update)).tracker
         archived = await admin.ArchiveTracker(tracker_pb2.ArchiveTrackerRequest(tracker_id="acq1"))
-        request = change_pb2.ListChangesRequest(app_id="kodemo1", kind="tracker", resource_id="acq1")
+        request = change_pb2.ListChangesRequest(app_id="kodemo1", kind=RESOURCE_KIND_TRACKER, resource_id="acq1")
         [third, second, first] = (await admin.ListChanges(request)).changes
         assert [one.revision for one in (first, second, third)] == [
             made.revision, changed.revision, archived.tracker.revision,
@@ -413,14 +420,10 @@ async def test_the_trail_says_who_changed_what_from_what_to_what(database: Datab
         assert first.change_time == made.create_time
         by_editor = await admin.ListChanges(change_pb2.ListChangesRequest(actor="key:ops"))
         assert [one.kind for one in by_editor.changes] == [
-            "tracker",
-            "segment",
-            "campaign",
-            "network",
-            "network",
-            "app",
-        ]
-        wrong = change_pb2.ListChangesRequest(kind="colour", page_size=-1)
+            RESOURCE_KIND_TRACKER, RESOURCE_KIND_SEGMENT, RESOURCE_KIND_CAMPAIGN,
+            RESOURCE_KIND_NETWORK, RESOURCE_KIND_NETWORK, RESOURCE_KIND_APP,
+        ]  # fmt: skip
+        wrong = change_pb2.ListChangesRequest(kind=99, page_size=-1)  # type: ignore[arg-type]
         assert await wrong_fields(admin.ListChanges(wrong)) == {
             ("kind", "UNKNOWN_VALUE"), ("page_size", "OUT_OF_RANGE"),
         }  # fmt: skip

@@ -35,6 +35,8 @@ def fill(message: Message, text: str, number: int, *, known: bool, depth: int = 
             getattr(message, field.name).extend([value, value]) if field.is_repeated else setattr(
                 message, field.name, value
             )
+        elif field.is_repeated:
+            getattr(message, field.name).append(number)
         elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
             setattr(message, field.name, number > 0)
         else:

@@ -94,6 +94,8 @@ ListApiKeys              A
 UpdateApiKey             A
 ArchiveApiKey            A
 RotateApiKey             A
+PlanSettings             A E V
+ApplySettings            A E
 ListChanges              A E V
 GetSnapshot              A S
 WatchSnapshot            A S

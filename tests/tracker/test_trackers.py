@@ -187,7 +187,7 @@ def edit(*ids: str, paths: list[str], dry_run: bool = False, **fields: Any) -> t
         tracker_ids=ids,
         tracker=Tracker(**fields),
         update_mask=FieldMask(paths=paths),
-        dry_run=dry_run,
+        validate_only=dry_run,
     )
 
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/account.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xa9\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x06status\x18\x03 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"Y\n\x14\x43reateAccountRequest\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x15\x43reateAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"C\n\x12GetAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"S\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"_\n\x14ListAccountsResponse\x12.\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x14UpdateAccountRequest\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"F\n\x15UpdateAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"9\n\x15\x41rchiveAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"G\n\x16\x41rchiveAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Accountb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/account.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xa9\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x06status\x18\x03 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"p\n\x14\x43reateAccountRequest\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15\x43reateAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"C\n\x12GetAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"S\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"_\n\x14ListAccountsResponse\x12.\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x14UpdateAccountRequest\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15UpdateAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Account\"P\n\x15\x41rchiveAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x16\x41rchiveAccountResponse\x12-\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Accountb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNT']._serialized_start=160
   _globals['_ACCOUNT']._serialized_end=329
   _globals['_CREATEACCOUNTREQUEST']._serialized_start=331
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=420
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=422
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=492
-  _globals['_GETACCOUNTREQUEST']._serialized_start=494
-  _globals['_GETACCOUNTREQUEST']._serialized_end=533
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=535
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=602
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=604
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=687
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=689
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=784
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=786
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=904
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=906
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=976
-  _globals['_ARCHIVEACCOUNTREQUEST']._serialized_start=978
-  _globals['_ARCHIVEACCOUNTREQUEST']._serialized_end=1035
-  _globals['_ARCHIVEACCOUNTRESPONSE']._serialized_start=1037
-  _globals['_ARCHIVEACCOUNTRESPONSE']._serialized_end=1108
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=443
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=445
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=515
+  _globals['_GETACCOUNTREQUEST']._serialized_start=517
+  _globals['_GETACCOUNTREQUEST']._serialized_end=556
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=558
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=625
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=627
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=710
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=712
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=807
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=810
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=951
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=953
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1023
+  _globals['_ARCHIVEACCOUNTREQUEST']._serialized_start=1025
+  _globals['_ARCHIVEACCOUNTREQUEST']._serialized_end=1105
+  _globals['_ARCHIVEACCOUNTRESPONSE']._serialized_start=1107
+  _globals['_ARCHIVEACCOUNTRESPONSE']._serialized_end=1178
 # @@protoc_insertion_point(module_scope)

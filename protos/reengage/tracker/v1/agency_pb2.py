@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/tracker/v1/agency.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xbb\x01\n\x06\x41gency\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"V\n\x13\x43reateAgencyRequest\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"C\n\x14\x43reateAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"%\n\x10GetAgencyRequest\x12\x11\n\tagency_id\x18\x01 \x01(\t\"@\n\x11GetAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"S\n\x13ListAgenciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"^\n\x14ListAgenciesResponse\x12-\n\x08\x61gencies\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x13UpdateAgencyRequest\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"C\n\x14UpdateAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"7\n\x14\x41rchiveAgencyRequest\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"D\n\x15\x41rchiveAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agencyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/tracker/v1/agency.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xbb\x01\n\x06\x41gency\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"m\n\x13\x43reateAgencyRequest\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"C\n\x14\x43reateAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"%\n\x10GetAgencyRequest\x12\x11\n\tagency_id\x18\x01 \x01(\t\"@\n\x11GetAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"S\n\x13ListAgenciesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"^\n\x14ListAgenciesResponse\x12-\n\x08\x61gencies\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x01\n\x13UpdateAgencyRequest\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"C\n\x14UpdateAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agency\"N\n\x14\x41rchiveAgencyRequest\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"D\n\x15\x41rchiveAgencyResponse\x12+\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.Agencyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENCY']._serialized_start=159
   _globals['_AGENCY']._serialized_end=346
   _globals['_CREATEAGENCYREQUEST']._serialized_start=348
-  _globals['_CREATEAGENCYREQUEST']._serialized_end=434
-  _globals['_CREATEAGENCYRESPONSE']._serialized_start=436
-  _globals['_CREATEAGENCYRESPONSE']._serialized_end=503
-  _globals['_GETAGENCYREQUEST']._serialized_start=505
-  _globals['_GETAGENCYREQUEST']._serialized_end=542
-  _globals['_GETAGENCYRESPONSE']._serialized_start=544
-  _globals['_GETAGENCYRESPONSE']._serialized_end=608
-  _globals['_LISTAGENCIESREQUEST']._serialized_start=610
-  _globals['_LISTAGENCIESREQUEST']._serialized_end=693
-  _globals['_LISTAGENCIESRESPONSE']._serialized_start=695
-  _globals['_LISTAGENCIESRESPONSE']._serialized_end=789
-  _globals['_UPDATEAGENCYREQUEST']._serialized_start=791
-  _globals['_UPDATEAGENCYREQUEST']._serialized_end=906
-  _globals['_UPDATEAGENCYRESPONSE']._serialized_start=908
-  _globals['_UPDATEAGENCYRESPONSE']._serialized_end=975
-  _globals['_ARCHIVEAGENCYREQUEST']._serialized_start=977
-  _globals['_ARCHIVEAGENCYREQUEST']._serialized_end=1032
-  _globals['_ARCHIVEAGENCYRESPONSE']._serialized_start=1034
-  _globals['_ARCHIVEAGENCYRESPONSE']._serialized_end=1102
+  _globals['_CREATEAGENCYREQUEST']._serialized_end=457
+  _globals['_CREATEAGENCYRESPONSE']._serialized_start=459
+  _globals['_CREATEAGENCYRESPONSE']._serialized_end=526
+  _globals['_GETAGENCYREQUEST']._serialized_start=528
+  _globals['_GETAGENCYREQUEST']._serialized_end=565
+  _globals['_GETAGENCYRESPONSE']._serialized_start=567
+  _globals['_GETAGENCYRESPONSE']._serialized_end=631
+  _globals['_LISTAGENCIESREQUEST']._serialized_start=633
+  _globals['_LISTAGENCIESREQUEST']._serialized_end=716
+  _globals['_LISTAGENCIESRESPONSE']._serialized_start=718
+  _globals['_LISTAGENCIESRESPONSE']._serialized_end=812
+  _globals['_UPDATEAGENCYREQUEST']._serialized_start=815
+  _globals['_UPDATEAGENCYREQUEST']._serialized_end=953
+  _globals['_UPDATEAGENCYRESPONSE']._serialized_start=955
+  _globals['_UPDATEAGENCYRESPONSE']._serialized_end=1022
+  _globals['_ARCHIVEAGENCYREQUEST']._serialized_start=1024
+  _globals['_ARCHIVEAGENCYREQUEST']._serialized_end=1102
+  _globals['_ARCHIVEAGENCYRESPONSE']._serialized_start=1104
+  _globals['_ARCHIVEAGENCYRESPONSE']._serialized_end=1172
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reengage/tracker/v1/campaign.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xbb\x01\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"\\\n\x15\x43reateCampaignRequest\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"I\n\x16\x43reateCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\")\n\x12GetCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\"F\n\x13GetCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\"d\n\x14ListCampaignsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"b\n\x15ListCampaignsResponse\x12\x30\n\tcampaigns\x18\x01 \x03(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x15UpdateCampaignRequest\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"I\n\x16UpdateCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\";\n\x16\x41rchiveCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"J\n\x17\x41rchiveCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaignb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reengage/tracker/v1/campaign.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xbb\x01\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"s\n\x15\x43reateCampaignRequest\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"I\n\x16\x43reateCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\")\n\x12GetCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\"F\n\x13GetCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\"d\n\x14ListCampaignsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"b\n\x15ListCampaignsResponse\x12\x30\n\tcampaigns\x18\x01 \x03(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x15UpdateCampaignRequest\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"I\n\x16UpdateCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\"R\n\x16\x41rchiveCampaignRequest\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"J\n\x17\x41rchiveCampaignResponse\x12/\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaignb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAMPAIGN']._serialized_start=161
   _globals['_CAMPAIGN']._serialized_end=348
   _globals['_CREATECAMPAIGNREQUEST']._serialized_start=350
-  _globals['_CREATECAMPAIGNREQUEST']._serialized_end=442
-  _globals['_CREATECAMPAIGNRESPONSE']._serialized_start=444
-  _globals['_CREATECAMPAIGNRESPONSE']._serialized_end=517
-  _globals['_GETCAMPAIGNREQUEST']._serialized_start=519
-  _globals['_GETCAMPAIGNREQUEST']._serialized_end=560
-  _globals['_GETCAMPAIGNRESPONSE']._serialized_start=562
-  _globals['_GETCAMPAIGNRESPONSE']._serialized_end=632
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=634
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=734
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=736
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=834
-  _globals['_UPDATECAMPAIGNREQUEST']._serialized_start=836
-  _globals['_UPDATECAMPAIGNREQUEST']._serialized_end=957
-  _globals['_UPDATECAMPAIGNRESPONSE']._serialized_start=959
-  _globals['_UPDATECAMPAIGNRESPONSE']._serialized_end=1032
-  _globals['_ARCHIVECAMPAIGNREQUEST']._serialized_start=1034
-  _globals['_ARCHIVECAMPAIGNREQUEST']._serialized_end=1093
-  _globals['_ARCHIVECAMPAIGNRESPONSE']._serialized_start=1095
-  _globals['_ARCHIVECAMPAIGNRESPONSE']._serialized_end=1169
+  _globals['_CREATECAMPAIGNREQUEST']._serialized_end=465
+  _globals['_CREATECAMPAIGNRESPONSE']._serialized_start=467
+  _globals['_CREATECAMPAIGNRESPONSE']._serialized_end=540
+  _globals['_GETCAMPAIGNREQUEST']._serialized_start=542
+  _globals['_GETCAMPAIGNREQUEST']._serialized_end=583
+  _globals['_GETCAMPAIGNRESPONSE']._serialized_start=585
+  _globals['_GETCAMPAIGNRESPONSE']._serialized_end=655
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=657
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=757
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=759
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=857
+  _globals['_UPDATECAMPAIGNREQUEST']._serialized_start=860
+  _globals['_UPDATECAMPAIGNREQUEST']._serialized_end=1004
+  _globals['_UPDATECAMPAIGNRESPONSE']._serialized_start=1006
+  _globals['_UPDATECAMPAIGNRESPONSE']._serialized_end=1079
+  _globals['_ARCHIVECAMPAIGNREQUEST']._serialized_start=1081
+  _globals['_ARCHIVECAMPAIGNREQUEST']._serialized_end=1163
+  _globals['_ARCHIVECAMPAIGNRESPONSE']._serialized_start=1165
+  _globals['_ARCHIVECAMPAIGNRESPONSE']._serialized_end=1239
 # @@protoc_insertion_point(module_scope)

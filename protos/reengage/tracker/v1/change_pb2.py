@@ -23,23 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from reengage.tracker.v1 import resource_kind_pb2 as reengage_dot_tracker_dot_v1_dot_resource__kind__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/tracker/v1/change.proto\x12\x13reengage.tracker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x0b\x46ieldChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xc2\x02\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\".reengage.tracker.v1.Change.Action\x12\x30\n\x06\x66ields\x18\x07 \x03(\x0b\x32 .reengage.tracker.v1.FieldChange\"]\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_CREATED\x10\x01\x12\x12\n\x0e\x41\x43TION_UPDATED\x10\x02\x12\x13\n\x0f\x41\x43TION_ARCHIVED\x10\x03\"}\n\x12ListChangesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"\\\n\x13ListChangesResponse\x12,\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/tracker/v1/change.proto\x12\x13reengage.tracker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'reengage/tracker/v1/resource_kind.proto\":\n\x0b\x46ieldChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xe5\x02\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12/\n\x04kind\x18\x04 \x01(\x0e\x32!.reengage.tracker.v1.ResourceKind\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\".reengage.tracker.v1.Change.Action\x12\x30\n\x06\x66ields\x18\x07 \x03(\x0b\x32 .reengage.tracker.v1.FieldChange\"]\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_CREATED\x10\x01\x12\x12\n\x0e\x41\x43TION_UPDATED\x10\x02\x12\x13\n\x0f\x41\x43TION_ARCHIVED\x10\x03\"\xa0\x01\n\x12ListChangesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.reengage.tracker.v1.ResourceKind\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"\\\n\x13ListChangesResponse\x12,\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.change_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FIELDCHANGE']._serialized_start=90
-  _globals['_FIELDCHANGE']._serialized_end=148
-  _globals['_CHANGE']._serialized_start=151
-  _globals['_CHANGE']._serialized_end=473
-  _globals['_CHANGE_ACTION']._serialized_start=380
-  _globals['_CHANGE_ACTION']._serialized_end=473
-  _globals['_LISTCHANGESREQUEST']._serialized_start=475
-  _globals['_LISTCHANGESREQUEST']._serialized_end=600
-  _globals['_LISTCHANGESRESPONSE']._serialized_start=602
-  _globals['_LISTCHANGESRESPONSE']._serialized_end=694
+  _globals['_FIELDCHANGE']._serialized_start=131
+  _globals['_FIELDCHANGE']._serialized_end=189
+  _globals['_CHANGE']._serialized_start=192
+  _globals['_CHANGE']._serialized_end=549
+  _globals['_CHANGE_ACTION']._serialized_start=456
+  _globals['_CHANGE_ACTION']._serialized_end=549
+  _globals['_LISTCHANGESREQUEST']._serialized_start=552
+  _globals['_LISTCHANGESREQUEST']._serialized_end=712
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=714
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.tracker.v1 import resource_kind_pb2 as _resource_kind_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -96,8 +97,8 @@ class Change(_message.Message):
     """Who: `key:` and the api_key_id, `admin` or `service` for the installation's own keys; empty: before keys were asked
     for.
     """
-    kind: _builtins.str
-    """What: the field of Resource, as `tracker`."""
+    kind: _resource_kind_pb2.ResourceKind.ValueType
+    """Output only. What kind of resource it is."""
     resource_id: _builtins.str
     """Its id; of what is named by several ids these with slashes, as `app/event`."""
     action: Global___Change.Action.ValueType
@@ -116,7 +117,7 @@ class Change(_message.Message):
         revision: _builtins.int = ...,
         change_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
-        kind: _builtins.str = ...,
+        kind: _resource_kind_pb2.ResourceKind.ValueType = ...,
         resource_id: _builtins.str = ...,
         action: Global___Change.Action.ValueType = ...,
         fields: _abc.Iterable[Global___FieldChange] | None = ...,
@@ -143,8 +144,8 @@ class ListChangesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Optional; required for keys whose scope is an app or an account. Changes of the app, and of what belongs to it."""
-    kind: _builtins.str
-    """Optional. As Change.kind."""
+    kind: _resource_kind_pb2.ResourceKind.ValueType
+    """Optional. Changes of resources of this kind only."""
     resource_id: _builtins.str
     """Optional, with kind. As Change.resource_id."""
     actor: _builtins.str
@@ -157,7 +158,7 @@ class ListChangesRequest(_message.Message):
         self,
         *,
         app_id: _builtins.str = ...,
-        kind: _builtins.str = ...,
+        kind: _resource_kind_pb2.ResourceKind.ValueType = ...,
         resource_id: _builtins.str = ...,
         actor: _builtins.str = ...,
         page_size: _builtins.int = ...,

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*reengage/tracker/v1/event_definition.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xf5\x02\n\x0f\x45ventDefinition\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12;\n\x18min_time_to_reengagement\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13reengagement_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\t \x01(\t\x12\x10\n\x08\x64isabled\x18\n \x01(\x08\x12\x0f\n\x07revenue\x18\x0b \x01(\x08\x12\x12\n\nregistered\x18\x0c \x01(\x08\"r\n\x1c\x43reateEventDefinitionRequest\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"_\n\x1d\x43reateEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"?\n\x19GetEventDefinitionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\"\\\n\x1aGetEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"k\n\x1bListEventDefinitionsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"x\n\x1cListEventDefinitionsResponse\x12?\n\x11\x65vent_definitions\x18\x01 \x03(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8f\x01\n\x1cUpdateEventDefinitionRequest\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"_\n\x1dUpdateEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"Q\n\x1d\x41rchiveEventDefinitionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"`\n\x1e\x41rchiveEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"<\n\x15RegisterEventsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_names\x18\x02 \x03(\t\"/\n\x16RegisterEventsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*reengage/tracker/v1/event_definition.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xf5\x02\n\x0f\x45ventDefinition\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12;\n\x18min_time_to_reengagement\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13reengagement_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\t \x01(\t\x12\x10\n\x08\x64isabled\x18\n \x01(\x08\x12\x0f\n\x07revenue\x18\x0b \x01(\x08\x12\x12\n\nregistered\x18\x0c \x01(\x08\"\x89\x01\n\x1c\x43reateEventDefinitionRequest\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"_\n\x1d\x43reateEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"?\n\x19GetEventDefinitionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\"\\\n\x1aGetEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"k\n\x1bListEventDefinitionsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"x\n\x1cListEventDefinitionsResponse\x12?\n\x11\x65vent_definitions\x18\x01 \x03(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\x1cUpdateEventDefinitionRequest\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"_\n\x1dUpdateEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"h\n\x1d\x41rchiveEventDefinitionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"`\n\x1e\x41rchiveEventDefinitionResponse\x12>\n\x10\x65vent_definition\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.EventDefinition\"<\n\x15RegisterEventsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_names\x18\x02 \x03(\t\"/\n\x16RegisterEventsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENTDEFINITION']._serialized_start=201
   _globals['_EVENTDEFINITION']._serialized_end=574
-  _globals['_CREATEEVENTDEFINITIONREQUEST']._serialized_start=576
-  _globals['_CREATEEVENTDEFINITIONREQUEST']._serialized_end=690
-  _globals['_CREATEEVENTDEFINITIONRESPONSE']._serialized_start=692
-  _globals['_CREATEEVENTDEFINITIONRESPONSE']._serialized_end=787
-  _globals['_GETEVENTDEFINITIONREQUEST']._serialized_start=789
-  _globals['_GETEVENTDEFINITIONREQUEST']._serialized_end=852
-  _globals['_GETEVENTDEFINITIONRESPONSE']._serialized_start=854
-  _globals['_GETEVENTDEFINITIONRESPONSE']._serialized_end=946
-  _globals['_LISTEVENTDEFINITIONSREQUEST']._serialized_start=948
-  _globals['_LISTEVENTDEFINITIONSREQUEST']._serialized_end=1055
-  _globals['_LISTEVENTDEFINITIONSRESPONSE']._serialized_start=1057
-  _globals['_LISTEVENTDEFINITIONSRESPONSE']._serialized_end=1177
-  _globals['_UPDATEEVENTDEFINITIONREQUEST']._serialized_start=1180
-  _globals['_UPDATEEVENTDEFINITIONREQUEST']._serialized_end=1323
-  _globals['_UPDATEEVENTDEFINITIONRESPONSE']._serialized_start=1325
-  _globals['_UPDATEEVENTDEFINITIONRESPONSE']._serialized_end=1420
-  _globals['_ARCHIVEEVENTDEFINITIONREQUEST']._serialized_start=1422
-  _globals['_ARCHIVEEVENTDEFINITIONREQUEST']._serialized_end=1503
-  _globals['_ARCHIVEEVENTDEFINITIONRESPONSE']._serialized_start=1505
-  _globals['_ARCHIVEEVENTDEFINITIONRESPONSE']._serialized_end=1601
-  _globals['_REGISTEREVENTSREQUEST']._serialized_start=1603
-  _globals['_REGISTEREVENTSREQUEST']._serialized_end=1663
-  _globals['_REGISTEREVENTSRESPONSE']._serialized_start=1665
-  _globals['_REGISTEREVENTSRESPONSE']._serialized_end=1712
+  _globals['_CREATEEVENTDEFINITIONREQUEST']._serialized_start=577
+  _globals['_CREATEEVENTDEFINITIONREQUEST']._serialized_end=714
+  _globals['_CREATEEVENTDEFINITIONRESPONSE']._serialized_start=716
+  _globals['_CREATEEVENTDEFINITIONRESPONSE']._serialized_end=811
+  _globals['_GETEVENTDEFINITIONREQUEST']._serialized_start=813
+  _globals['_GETEVENTDEFINITIONREQUEST']._serialized_end=876
+  _globals['_GETEVENTDEFINITIONRESPONSE']._serialized_start=878
+  _globals['_GETEVENTDEFINITIONRESPONSE']._serialized_end=970
+  _globals['_LISTEVENTDEFINITIONSREQUEST']._serialized_start=972
+  _globals['_LISTEVENTDEFINITIONSREQUEST']._serialized_end=1079
+  _globals['_LISTEVENTDEFINITIONSRESPONSE']._serialized_start=1081
+  _globals['_LISTEVENTDEFINITIONSRESPONSE']._serialized_end=1201
+  _globals['_UPDATEEVENTDEFINITIONREQUEST']._serialized_start=1204
+  _globals['_UPDATEEVENTDEFINITIONREQUEST']._serialized_end=1370
+  _globals['_UPDATEEVENTDEFINITIONRESPONSE']._serialized_start=1372
+  _globals['_UPDATEEVENTDEFINITIONRESPONSE']._serialized_end=1467
+  _globals['_ARCHIVEEVENTDEFINITIONREQUEST']._serialized_start=1469
+  _globals['_ARCHIVEEVENTDEFINITIONREQUEST']._serialized_end=1573
+  _globals['_ARCHIVEEVENTDEFINITIONRESPONSE']._serialized_start=1575
+  _globals['_ARCHIVEEVENTDEFINITIONRESPONSE']._serialized_end=1671
+  _globals['_REGISTEREVENTSREQUEST']._serialized_start=1673
+  _globals['_REGISTEREVENTSREQUEST']._serialized_end=1733
+  _globals['_REGISTEREVENTSRESPONSE']._serialized_start=1735
+  _globals['_REGISTEREVENTSRESPONSE']._serialized_end=1782
 # @@protoc_insertion_point(module_scope)

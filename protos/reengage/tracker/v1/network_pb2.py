@@ -29,35 +29,39 @@ from reengage.tracker.v1 import app_pb2 as reengage_dot_tracker_dot_v1_dot_app__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/network.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dreengage/tracker/v1/app.proto\x1a reengage/tracker/v1/status.proto\"\x9e\x04\n\x07Network\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08platform\x18\x03 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x18\n\x10self_attributing\x18\x04 \x01(\x08\x12!\n\x14supports_impressions\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12+\n\x06status\x18\x06 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x12\n\naccount_id\x18\n \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x0b \x01(\x08\x12\x19\n\x11handles_redirects\x18\x0c \x01(\x08\x12:\n\x17post_engagement_windows\x18\r \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11post_view_windows\x18\x0e \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x0epostback_needs\x18\x0f \x03(\x0b\x32!.reengage.tracker.v1.PostbackNeedB\x17\n\x15_supports_impressions\"A\n\x0cPostbackNeed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x08\"Y\n\x14\x43reateNetworkRequest\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x15\x43reateNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"\'\n\x11GetNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"C\n\x12GetNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"h\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\x12\x13\n\x0bhide_unused\x18\x04 \x01(\x08\"_\n\x14ListNetworksResponse\x12.\n\x08networks\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x14UpdateNetworkRequest\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"F\n\x15UpdateNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"9\n\x15\x41rchiveNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"G\n\x16\x41rchiveNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Networkb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/network.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dreengage/tracker/v1/app.proto\x1a reengage/tracker/v1/status.proto\"\x94\x05\n\x07Network\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08platform\x18\x03 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x18\n\x10self_attributing\x18\x04 \x01(\x08\x12!\n\x14supports_impressions\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12+\n\x06status\x18\x06 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x12\n\naccount_id\x18\n \x01(\t\x12\x10\n\x08\x62uilt_in\x18\x0b \x01(\x08\x12\x19\n\x11handles_redirects\x18\x0c \x01(\x08\x12:\n\x17post_engagement_windows\x18\r \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11post_view_windows\x18\x0e \x03(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x0epostback_needs\x18\x0f \x03(\x0b\x32!.reengage.tracker.v1.PostbackNeed\x12\x41\n\x0blink_macros\x18\x10 \x03(\x0b\x32,.reengage.tracker.v1.Network.LinkMacrosEntry\x1a\x31\n\x0fLinkMacrosEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x17\n\x15_supports_impressions\"A\n\x0cPostbackNeed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x08\"p\n\x14\x43reateNetworkRequest\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15\x43reateNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"\'\n\x11GetNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"C\n\x12GetNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"h\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\x12\x13\n\x0bhide_unused\x18\x04 \x01(\x08\"_\n\x14ListNetworksResponse\x12.\n\x08networks\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x14UpdateNetworkRequest\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15UpdateNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Network\"P\n\x15\x41rchiveNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x16\x41rchiveNetworkResponse\x12-\n\x07network\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Networkb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.network_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_NETWORK_LINKMACROSENTRY']._loaded_options = None
+  _globals['_NETWORK_LINKMACROSENTRY']._serialized_options = b'8\001'
   _globals['_NETWORK']._serialized_start=223
-  _globals['_NETWORK']._serialized_end=765
-  _globals['_POSTBACKNEED']._serialized_start=767
-  _globals['_POSTBACKNEED']._serialized_end=832
-  _globals['_CREATENETWORKREQUEST']._serialized_start=834
-  _globals['_CREATENETWORKREQUEST']._serialized_end=923
-  _globals['_CREATENETWORKRESPONSE']._serialized_start=925
-  _globals['_CREATENETWORKRESPONSE']._serialized_end=995
-  _globals['_GETNETWORKREQUEST']._serialized_start=997
-  _globals['_GETNETWORKREQUEST']._serialized_end=1036
-  _globals['_GETNETWORKRESPONSE']._serialized_start=1038
-  _globals['_GETNETWORKRESPONSE']._serialized_end=1105
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=1107
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=1211
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1213
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1308
-  _globals['_UPDATENETWORKREQUEST']._serialized_start=1310
-  _globals['_UPDATENETWORKREQUEST']._serialized_end=1428
-  _globals['_UPDATENETWORKRESPONSE']._serialized_start=1430
-  _globals['_UPDATENETWORKRESPONSE']._serialized_end=1500
-  _globals['_ARCHIVENETWORKREQUEST']._serialized_start=1502
-  _globals['_ARCHIVENETWORKREQUEST']._serialized_end=1559
-  _globals['_ARCHIVENETWORKRESPONSE']._serialized_start=1561
-  _globals['_ARCHIVENETWORKRESPONSE']._serialized_end=1632
+  _globals['_NETWORK']._serialized_end=883
+  _globals['_NETWORK_LINKMACROSENTRY']._serialized_start=809
+  _globals['_NETWORK_LINKMACROSENTRY']._serialized_end=858
+  _globals['_POSTBACKNEED']._serialized_start=885
+  _globals['_POSTBACKNEED']._serialized_end=950
+  _globals['_CREATENETWORKREQUEST']._serialized_start=952
+  _globals['_CREATENETWORKREQUEST']._serialized_end=1064
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=1066
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=1136
+  _globals['_GETNETWORKREQUEST']._serialized_start=1138
+  _globals['_GETNETWORKREQUEST']._serialized_end=1177
+  _globals['_GETNETWORKRESPONSE']._serialized_start=1179
+  _globals['_GETNETWORKRESPONSE']._serialized_end=1246
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=1248
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=1352
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1354
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1449
+  _globals['_UPDATENETWORKREQUEST']._serialized_start=1452
+  _globals['_UPDATENETWORKREQUEST']._serialized_end=1593
+  _globals['_UPDATENETWORKRESPONSE']._serialized_start=1595
+  _globals['_UPDATENETWORKRESPONSE']._serialized_end=1665
+  _globals['_ARCHIVENETWORKREQUEST']._serialized_start=1667
+  _globals['_ARCHIVENETWORKREQUEST']._serialized_end=1747
+  _globals['_ARCHIVENETWORKRESPONSE']._serialized_start=1749
+  _globals['_ARCHIVENETWORKRESPONSE']._serialized_end=1820
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,26 @@ class Network(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LinkMacrosEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PLATFORM_FIELD_NUMBER: _builtins.int
@@ -44,6 +64,7 @@ class Network(_message.Message):
     POST_ENGAGEMENT_WINDOWS_FIELD_NUMBER: _builtins.int
     POST_VIEW_WINDOWS_FIELD_NUMBER: _builtins.int
     POSTBACK_NEEDS_FIELD_NUMBER: _builtins.int
+    LINK_MACROS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """Optional on create, as App.app_id. Immutable. For example `x-ios`."""
     name: _builtins.str
@@ -86,6 +107,13 @@ class Network(_message.Message):
     def postback_needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackNeed]:
         """Optional. What a postback to it needs that only its manager, or its user interface, can give. At most 16."""
 
+    @_builtins.property
+    def link_macros(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional, link-based networks only. The macros that the network fills in a link, by our parameter: `click_id`,
+        `impression_id`, `site_id`, `sub_site_id`, `creative_id`, `partner_campaign_id`, `partner_campaign_name`, `idfa`,
+        `adid`, `ip_address`, `device_ua`. Each at most 128 characters, as `{{click}}`. TrackerLinks are made of them.
+        """
+
     def __init__(
         self,
         *,
@@ -104,10 +132,11 @@ class Network(_message.Message):
         post_engagement_windows: _abc.Iterable[_duration_pb2.Duration] | None = ...,
         post_view_windows: _abc.Iterable[_duration_pb2.Duration] | None = ...,
         postback_needs: _abc.Iterable[Global___PostbackNeed] | None = ...,
+        link_macros: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "create_time", b"create_time", "supports_impressions", b"supports_impressions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "account_id", b"account_id", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "handles_redirects", b"handles_redirects", "name", b"name", "network_id", b"network_id", "platform", b"platform", "post_engagement_windows", b"post_engagement_windows", "post_view_windows", b"post_view_windows", "postback_needs", b"postback_needs", "revision", b"revision", "self_attributing", b"self_attributing", "status", b"status", "supports_impressions", b"supports_impressions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions", "account_id", b"account_id", "built_in", b"built_in", "create_time", b"create_time", "etag", b"etag", "handles_redirects", b"handles_redirects", "link_macros", b"link_macros", "name", b"name", "network_id", b"network_id", "platform", b"platform", "post_engagement_windows", b"post_engagement_windows", "post_view_windows", b"post_view_windows", "postback_needs", b"postback_needs", "revision", b"revision", "self_attributing", b"self_attributing", "status", b"status", "supports_impressions", b"supports_impressions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__supports_impressions: _TypeAlias = _typing.Literal["supports_impressions"]  # noqa: Y015
     _WhichOneofArgType__supports_impressions: _TypeAlias = _typing.Literal["_supports_impressions", b"_supports_impressions"]  # noqa: Y015
@@ -153,8 +182,11 @@ class CreateNetworkRequest(_message.Message):
 
     NETWORK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def network(self) -> Global___Network:
         """Required."""
@@ -164,10 +196,11 @@ class CreateNetworkRequest(_message.Message):
         *,
         network: Global___Network | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,6 +346,9 @@ class UpdateNetworkRequest(_message.Message):
 
     NETWORK_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def network(self) -> Global___Network:
         """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
@@ -326,10 +362,11 @@ class UpdateNetworkRequest(_message.Message):
         *,
         network: Global___Network | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,19 +404,23 @@ class ArchiveNetworkRequest(_message.Message):
 
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """Required."""
     etag: _builtins.str
     """Optional. The etag it must have."""
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,
         network_id: _builtins.str = ...,
         etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "network_id", b"network_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "network_id", b"network_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,6 +144,9 @@ class UpdateNetworkSettingsRequest(_message.Message):
 
     NETWORK_SETTINGS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def network_settings(self) -> Global___NetworkSettings:
         """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
@@ -157,10 +160,11 @@ class UpdateNetworkSettingsRequest(_message.Message):
         *,
         network_settings: Global___NetworkSettings | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network_settings", b"network_settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network_settings", b"network_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network_settings", b"network_settings", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from reengage.tracker.v1 import windows_pb2 as reengage_dot_tracker_dot_v1_dot_windows__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/resolve.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!reengage/tracker/v1/windows.proto\",\n\x16ResolveSettingsRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\"c\n\x17ResolveSettingsResponse\x12\x36\n\x08settings\x18\x01 \x03(\x0b\x32$.reengage.tracker.v1.ResolvedSetting\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x9b\x03\n\x0fResolvedSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x39\n\x05layer\x18\x03 \x01(\x0e\x32*.reengage.tracker.v1.ResolvedSetting.Layer\x12-\n\x06window\x18\x04 \x01(\x0b\x32\x1b.reengage.tracker.v1.WindowH\x00\x12-\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x11\n\x07\x65nabled\x18\x06 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12\x10\n\x06number\x18\x08 \x01(\x03H\x00\"\x94\x01\n\x05Layer\x12\x15\n\x11LAYER_UNSPECIFIED\x10\x00\x12\x11\n\rLAYER_TRACKER\x10\x01\x12\x1a\n\x16LAYER_NETWORK_SETTINGS\x10\x02\x12\x11\n\rLAYER_NETWORK\x10\x03\x12\x0f\n\x0bLAYER_EVENT\x10\x04\x12\r\n\tLAYER_APP\x10\x05\x12\x12\n\x0eLAYER_BUILT_IN\x10\x06\x42\x07\n\x05valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/resolve.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!reengage/tracker/v1/windows.proto\"Q\n\x16ResolveSettingsRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65vent_names\x18\x03 \x03(\t\"c\n\x17ResolveSettingsResponse\x12\x36\n\x08settings\x18\x01 \x03(\x0b\x32$.reengage.tracker.v1.ResolvedSetting\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x9b\x03\n\x0fResolvedSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x39\n\x05layer\x18\x03 \x01(\x0e\x32*.reengage.tracker.v1.ResolvedSetting.Layer\x12-\n\x06window\x18\x04 \x01(\x0b\x32\x1b.reengage.tracker.v1.WindowH\x00\x12-\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x11\n\x07\x65nabled\x18\x06 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12\x10\n\x06number\x18\x08 \x01(\x03H\x00\"\x94\x01\n\x05Layer\x12\x15\n\x11LAYER_UNSPECIFIED\x10\x00\x12\x11\n\rLAYER_TRACKER\x10\x01\x12\x1a\n\x16LAYER_NETWORK_SETTINGS\x10\x02\x12\x11\n\rLAYER_NETWORK\x10\x03\x12\x0f\n\x0bLAYER_EVENT\x10\x04\x12\r\n\tLAYER_APP\x10\x05\x12\x12\n\x0eLAYER_BUILT_IN\x10\x06\x42\x07\n\x05valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.resolve
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESOLVESETTINGSREQUEST']._serialized_start=125
-  _globals['_RESOLVESETTINGSREQUEST']._serialized_end=169
-  _globals['_RESOLVESETTINGSRESPONSE']._serialized_start=171
-  _globals['_RESOLVESETTINGSRESPONSE']._serialized_end=270
-  _globals['_RESOLVEDSETTING']._serialized_start=273
-  _globals['_RESOLVEDSETTING']._serialized_end=684
-  _globals['_RESOLVEDSETTING_LAYER']._serialized_start=527
-  _globals['_RESOLVEDSETTING_LAYER']._serialized_end=675
+  _globals['_RESOLVESETTINGSREQUEST']._serialized_end=206
+  _globals['_RESOLVESETTINGSRESPONSE']._serialized_start=208
+  _globals['_RESOLVESETTINGSRESPONSE']._serialized_end=307
+  _globals['_RESOLVEDSETTING']._serialized_start=310
+  _globals['_RESOLVEDSETTING']._serialized_end=721
+  _globals['_RESOLVEDSETTING_LAYER']._serialized_start=564
+  _globals['_RESOLVEDSETTING_LAYER']._serialized_end=712
 # @@protoc_insertion_point(module_scope)

@@ -23,21 +23,31 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ResolveSettingsRequest(_message.Message):
-    """ResolveSettingsRequest names a tracker."""
+    """ResolveSettingsRequest names a tracker, or events of an app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAMES_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Required."""
+    """The tracker whose settings are asked for, those of its events among them. Either this or app_id."""
+    app_id: _builtins.str
+    """The app whose events are asked for. Either this, with event_names, or tracker_id."""
+    @_builtins.property
+    def event_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required with app_id, and only with it. 1 to 1,000 events; one without a definition has the built-in settings."""
+
     def __init__(
         self,
         *,
         tracker_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+        event_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "event_names", b"event_names", "tracker_id", b"tracker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/tracker/v1/san_account.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\x90\x03\n\nSanAccount\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x45\n\x0b\x63redentials\x18\x06 \x03(\x0b\x32\x30.reengage.tracker.v1.SanAccount.CredentialsEntry\x12\x18\n\x10\x63redential_names\x18\x07 \x03(\t\x12\x10\n\x08verified\x18\x08 \x01(\x08\x12+\n\x06status\x18\t \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0b \x01(\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x1a\x32\n\x10\x43redentialsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x17\x43reateSanAccountRequest\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"P\n\x18\x43reateSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\".\n\x14GetSanAccountRequest\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\"M\n\x15GetSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\"f\n\x16ListSanAccountsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"i\n\x17ListSanAccountsResponse\x12\x35\n\x0csan_accounts\x18\x01 \x03(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x01\n\x17UpdateSanAccountRequest\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"P\n\x18UpdateSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\"@\n\x18\x41rchiveSanAccountRequest\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x19\x41rchiveSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccountb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/tracker/v1/san_account.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\x90\x03\n\nSanAccount\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x45\n\x0b\x63redentials\x18\x06 \x03(\x0b\x32\x30.reengage.tracker.v1.SanAccount.CredentialsEntry\x12\x18\n\x10\x63redential_names\x18\x07 \x03(\t\x12\x10\n\x08verified\x18\x08 \x01(\x08\x12+\n\x06status\x18\t \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0b \x01(\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x1a\x32\n\x10\x43redentialsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x17\x43reateSanAccountRequest\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"P\n\x18\x43reateSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\".\n\x14GetSanAccountRequest\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\"M\n\x15GetSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\"f\n\x16ListSanAccountsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"i\n\x17ListSanAccountsResponse\x12\x35\n\x0csan_accounts\x18\x01 \x03(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x97\x01\n\x17UpdateSanAccountRequest\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"P\n\x18UpdateSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccount\"W\n\x18\x41rchiveSanAccountRequest\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"Q\n\x19\x41rchiveSanAccountResponse\x12\x34\n\x0bsan_account\x18\x01 \x01(\x0b\x32\x1f.reengage.tracker.v1.SanAccountb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,23 +41,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SANACCOUNT_CREDENTIALSENTRY']._serialized_start=514
   _globals['_SANACCOUNT_CREDENTIALSENTRY']._serialized_end=564
   _globals['_CREATESANACCOUNTREQUEST']._serialized_start=566
-  _globals['_CREATESANACCOUNTREQUEST']._serialized_end=665
-  _globals['_CREATESANACCOUNTRESPONSE']._serialized_start=667
-  _globals['_CREATESANACCOUNTRESPONSE']._serialized_end=747
-  _globals['_GETSANACCOUNTREQUEST']._serialized_start=749
-  _globals['_GETSANACCOUNTREQUEST']._serialized_end=795
-  _globals['_GETSANACCOUNTRESPONSE']._serialized_start=797
-  _globals['_GETSANACCOUNTRESPONSE']._serialized_end=874
-  _globals['_LISTSANACCOUNTSREQUEST']._serialized_start=876
-  _globals['_LISTSANACCOUNTSREQUEST']._serialized_end=978
-  _globals['_LISTSANACCOUNTSRESPONSE']._serialized_start=980
-  _globals['_LISTSANACCOUNTSRESPONSE']._serialized_end=1085
-  _globals['_UPDATESANACCOUNTREQUEST']._serialized_start=1088
-  _globals['_UPDATESANACCOUNTREQUEST']._serialized_end=1216
-  _globals['_UPDATESANACCOUNTRESPONSE']._serialized_start=1218
-  _globals['_UPDATESANACCOUNTRESPONSE']._serialized_end=1298
-  _globals['_ARCHIVESANACCOUNTREQUEST']._serialized_start=1300
-  _globals['_ARCHIVESANACCOUNTREQUEST']._serialized_end=1364
-  _globals['_ARCHIVESANACCOUNTRESPONSE']._serialized_start=1366
-  _globals['_ARCHIVESANACCOUNTRESPONSE']._serialized_end=1447
+  _globals['_CREATESANACCOUNTREQUEST']._serialized_end=688
+  _globals['_CREATESANACCOUNTRESPONSE']._serialized_start=690
+  _globals['_CREATESANACCOUNTRESPONSE']._serialized_end=770
+  _globals['_GETSANACCOUNTREQUEST']._serialized_start=772
+  _globals['_GETSANACCOUNTREQUEST']._serialized_end=818
+  _globals['_GETSANACCOUNTRESPONSE']._serialized_start=820
+  _globals['_GETSANACCOUNTRESPONSE']._serialized_end=897
+  _globals['_LISTSANACCOUNTSREQUEST']._serialized_start=899
+  _globals['_LISTSANACCOUNTSREQUEST']._serialized_end=1001
+  _globals['_LISTSANACCOUNTSRESPONSE']._serialized_start=1003
+  _globals['_LISTSANACCOUNTSRESPONSE']._serialized_end=1108
+  _globals['_UPDATESANACCOUNTREQUEST']._serialized_start=1111
+  _globals['_UPDATESANACCOUNTREQUEST']._serialized_end=1262
+  _globals['_UPDATESANACCOUNTRESPONSE']._serialized_start=1264
+  _globals['_UPDATESANACCOUNTRESPONSE']._serialized_end=1344
+  _globals['_ARCHIVESANACCOUNTREQUEST']._serialized_start=1346
+  _globals['_ARCHIVESANACCOUNTREQUEST']._serialized_end=1433
+  _globals['_ARCHIVESANACCOUNTRESPONSE']._serialized_start=1435
+  _globals['_ARCHIVESANACCOUNTRESPONSE']._serialized_end=1516
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/segment.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xce\x01\n\x07Segment\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\"Y\n\x14\x43reateSegmentRequest\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x15\x43reateSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"\'\n\x11GetSegmentRequest\x12\x12\n\nsegment_id\x18\x01 \x01(\t\"C\n\x12GetSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"c\n\x13ListSegmentsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"_\n\x14ListSegmentsResponse\x12.\n\x08segments\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x14UpdateSegmentRequest\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"F\n\x15UpdateSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"9\n\x15\x41rchiveSegmentRequest\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"G\n\x16\x41rchiveSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segmentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/segment.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xce\x01\n\x07Segment\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12+\n\x06status\x18\x05 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\"p\n\x14\x43reateSegmentRequest\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15\x43reateSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"\'\n\x11GetSegmentRequest\x12\x12\n\nsegment_id\x18\x01 \x01(\t\"C\n\x12GetSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"c\n\x13ListSegmentsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"_\n\x14ListSegmentsResponse\x12.\n\x08segments\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x14UpdateSegmentRequest\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15UpdateSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\"P\n\x15\x41rchiveSegmentRequest\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x16\x41rchiveSegmentResponse\x12-\n\x07segment\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segmentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEGMENT']._serialized_start=160
   _globals['_SEGMENT']._serialized_end=366
   _globals['_CREATESEGMENTREQUEST']._serialized_start=368
-  _globals['_CREATESEGMENTREQUEST']._serialized_end=457
-  _globals['_CREATESEGMENTRESPONSE']._serialized_start=459
-  _globals['_CREATESEGMENTRESPONSE']._serialized_end=529
-  _globals['_GETSEGMENTREQUEST']._serialized_start=531
-  _globals['_GETSEGMENTREQUEST']._serialized_end=570
-  _globals['_GETSEGMENTRESPONSE']._serialized_start=572
-  _globals['_GETSEGMENTRESPONSE']._serialized_end=639
-  _globals['_LISTSEGMENTSREQUEST']._serialized_start=641
-  _globals['_LISTSEGMENTSREQUEST']._serialized_end=740
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=742
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=837
-  _globals['_UPDATESEGMENTREQUEST']._serialized_start=839
-  _globals['_UPDATESEGMENTREQUEST']._serialized_end=957
-  _globals['_UPDATESEGMENTRESPONSE']._serialized_start=959
-  _globals['_UPDATESEGMENTRESPONSE']._serialized_end=1029
-  _globals['_ARCHIVESEGMENTREQUEST']._serialized_start=1031
-  _globals['_ARCHIVESEGMENTREQUEST']._serialized_end=1088
-  _globals['_ARCHIVESEGMENTRESPONSE']._serialized_start=1090
-  _globals['_ARCHIVESEGMENTRESPONSE']._serialized_end=1161
+  _globals['_CREATESEGMENTREQUEST']._serialized_end=480
+  _globals['_CREATESEGMENTRESPONSE']._serialized_start=482
+  _globals['_CREATESEGMENTRESPONSE']._serialized_end=552
+  _globals['_GETSEGMENTREQUEST']._serialized_start=554
+  _globals['_GETSEGMENTREQUEST']._serialized_end=593
+  _globals['_GETSEGMENTRESPONSE']._serialized_start=595
+  _globals['_GETSEGMENTRESPONSE']._serialized_end=662
+  _globals['_LISTSEGMENTSREQUEST']._serialized_start=664
+  _globals['_LISTSEGMENTSREQUEST']._serialized_end=763
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=765
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=860
+  _globals['_UPDATESEGMENTREQUEST']._serialized_start=863
+  _globals['_UPDATESEGMENTREQUEST']._serialized_end=1004
+  _globals['_UPDATESEGMENTRESPONSE']._serialized_start=1006
+  _globals['_UPDATESEGMENTRESPONSE']._serialized_end=1076
+  _globals['_ARCHIVESEGMENTREQUEST']._serialized_start=1078
+  _globals['_ARCHIVESEGMENTREQUEST']._serialized_end=1158
+  _globals['_ARCHIVESEGMENTRESPONSE']._serialized_start=1160
+  _globals['_ARCHIVESEGMENTRESPONSE']._serialized_end=1231
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from reengage.tracker.v1 import postback_draft_pb2 as reengage_dot_tracker_dot_v
 from reengage.tracker.v1 import resolve_pb2 as reengage_dot_tracker_dot_v1_dot_resolve__pb2
 from reengage.tracker.v1 import san_account_pb2 as reengage_dot_tracker_dot_v1_dot_san__account__pb2
 from reengage.tracker.v1 import segment_pb2 as reengage_dot_tracker_dot_v1_dot_segment__pb2
+from reengage.tracker.v1 import settings_file_pb2 as reengage_dot_tracker_dot_v1_dot_settings__file__pb2
 from reengage.tracker.v1 import snapshot_pb2 as reengage_dot_tracker_dot_v1_dot_snapshot__pb2
 from reengage.tracker.v1 import tracker_edit_pb2 as reengage_dot_tracker_dot_v1_dot_tracker__edit__pb2
 from reengage.tracker.v1 import tracker_pb2 as reengage_dot_tracker_dot_v1_dot_tracker__pb2
@@ -365,6 +366,16 @@ class TrackerConfigServiceStub:
                 '/reengage.tracker.v1.TrackerConfigService/RotateApiKey',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyRequest.SerializeToString,
                 response_deserializer=reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.PlanSettings = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/PlanSettings',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsResponse.FromString,
+                _registered_method=True)
+        self.ApplySettings = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/ApplySettings',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsResponse.FromString,
                 _registered_method=True)
         self.ListChanges = channel.unary_unary(
                 '/reengage.tracker.v1.TrackerConfigService/ListChanges',
@@ -743,7 +754,8 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveSettings(self, request, context):
-        """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3).
+        """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
+        comes from (B3). Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -831,6 +843,26 @@ class TrackerConfigServiceServicer:
     def RotateApiKey(self, request, context):
         """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
         overlap. Repeat-safe by request_id, as CreateApiKey.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanSettings(self, request, context):
+        """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
+        and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
+        its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
+        (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
+        there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplySettings(self, request, context):
+        """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
+        Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
+        Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1164,6 +1196,16 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
                     servicer.RotateApiKey,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyRequest.FromString,
                     response_serializer=reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
+            'PlanSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanSettings,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsResponse.SerializeToString,
+            ),
+            'ApplySettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplySettings,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsResponse.SerializeToString,
             ),
             'ListChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListChanges,
@@ -2818,6 +2860,60 @@ class TrackerConfigService:
             '/reengage.tracker.v1.TrackerConfigService/RotateApiKey',
             reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyRequest.SerializeToString,
             reengage_dot_tracker_dot_v1_dot_api__key__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/PlanSettings',
+            reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_settings__file__pb2.PlanSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplySettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/ApplySettings',
+            reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_settings__file__pb2.ApplySettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ from reengage.tracker.v1 import postback_draft_pb2 as _postback_draft_pb2
 from reengage.tracker.v1 import resolve_pb2 as _resolve_pb2
 from reengage.tracker.v1 import san_account_pb2 as _san_account_pb2
 from reengage.tracker.v1 import segment_pb2 as _segment_pb2
+from reengage.tracker.v1 import settings_file_pb2 as _settings_file_pb2
 from reengage.tracker.v1 import snapshot_pb2 as _snapshot_pb2
 from reengage.tracker.v1 import tracker_edit_pb2 as _tracker_edit_pb2
 from reengage.tracker.v1 import tracker_pb2 as _tracker_pb2
@@ -159,7 +160,9 @@ class TrackerConfigServiceStub:
     DraftPostbacks: _aio.UnaryUnaryMultiCallable[_postback_draft_pb2.DraftPostbacksRequest, _postback_draft_pb2.DraftPostbacksResponse]
     """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
     ResolveSettings: _aio.UnaryUnaryMultiCallable[_resolve_pb2.ResolveSettingsRequest, _resolve_pb2.ResolveSettingsResponse]
-    """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
+    """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
+    comes from (B3). Repeat-safe: it only reads.
+    """
     CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.CreateEventDefinitionRequest, _event_definition_pb2.CreateEventDefinitionResponse]
     """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
     without them has the defaults.
@@ -189,6 +192,18 @@ class TrackerConfigServiceStub:
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.RotateApiKeyRequest, _api_key_pb2.RotateApiKeyResponse]
     """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
     overlap. Repeat-safe by request_id, as CreateApiKey.
+    """
+    PlanSettings: _aio.UnaryUnaryMultiCallable[_settings_file_pb2.PlanSettingsRequest, _settings_file_pb2.PlanSettingsResponse]
+    """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
+    and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
+    its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
+    (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
+    there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+    """
+    ApplySettings: _aio.UnaryUnaryMultiCallable[_settings_file_pb2.ApplySettingsRequest, _settings_file_pb2.ApplySettingsResponse]
+    """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
+    Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
+    Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
     """
     ListChanges: _aio.UnaryUnaryMultiCallable[_change_pb2.ListChangesRequest, _change_pb2.ListChangesResponse]
     """ListChanges answers who changed what, when, from what to what, newest first."""
@@ -622,7 +637,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resolve_pb2.ResolveSettingsRequest,
         context: _aio.ServicerContext[_resolve_pb2.ResolveSettingsRequest, _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]],
     ) -> _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]:
-        """ResolveSettings answers the effective value of every setting of a tracker, and the layer it comes from (B3)."""
+        """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
+        comes from (B3). Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def CreateEventDefinition(
@@ -724,6 +741,30 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_api_key_pb2.RotateApiKeyResponse]:
         """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
         overlap. Repeat-safe by request_id, as CreateApiKey.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanSettings(
+        self,
+        request: _settings_file_pb2.PlanSettingsRequest,
+        context: _aio.ServicerContext[_settings_file_pb2.PlanSettingsRequest, _abc.Awaitable[_settings_file_pb2.PlanSettingsResponse]],
+    ) -> _abc.Awaitable[_settings_file_pb2.PlanSettingsResponse]:
+        """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
+        and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
+        its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
+        (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
+        there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplySettings(
+        self,
+        request: _settings_file_pb2.ApplySettingsRequest,
+        context: _aio.ServicerContext[_settings_file_pb2.ApplySettingsRequest, _abc.Awaitable[_settings_file_pb2.ApplySettingsResponse]],
+    ) -> _abc.Awaitable[_settings_file_pb2.ApplySettingsResponse]:
+        """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
+        Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
+        Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
         """
 
     @_abc_1.abstractmethod

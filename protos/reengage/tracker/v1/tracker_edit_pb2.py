@@ -27,27 +27,27 @@ from reengage.tracker.v1 import change_pb2 as reengage_dot_tracker_dot_v1_dot_ch
 from reengage.tracker.v1 import tracker_pb2 as reengage_dot_tracker_dot_v1_dot_tracker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&reengage/tracker/v1/tracker_edit.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a reengage/tracker/v1/change.proto\x1a!reengage/tracker/v1/tracker.proto\"\x89\x01\n\rTrackerChange\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".reengage.tracker.v1.Change.Action\x12\x30\n\x06\x66ields\x18\x03 \x03(\x0b\x32 .reengage.tracker.v1.FieldChange\"\xe3\x01\n\x17\x42ulkEditTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x13\n\x0btracker_ids\x18\x02 \x03(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\x12-\n\x07tracker\x18\x04 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"z\n\x18\x42ulkEditTrackersResponse\x12\x33\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.TrackerChange\x12\x17\n\x0funchanged_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x8c\x01\n\x15\x45xportTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x32\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\x12/\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1f.reengage.tracker.v1.FileFormat\")\n\x16\x45xportTrackersResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"w\n\x15ImportTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12/\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1f.reengage.tracker.v1.FileFormat\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"\x86\x01\n\x16ImportTrackersResponse\x12\x33\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.TrackerChange\x12\x17\n\x0funchanged_count\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03*V\n\nFileFormat\x12\x1b\n\x17\x46ILE_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46ILE_FORMAT_CSV\x10\x01\x12\x16\n\x12\x46ILE_FORMAT_NDJSON\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&reengage/tracker/v1/tracker_edit.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a reengage/tracker/v1/change.proto\x1a!reengage/tracker/v1/tracker.proto\"\x89\x01\n\rTrackerChange\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\".reengage.tracker.v1.Change.Action\x12\x30\n\x06\x66ields\x18\x03 \x03(\x0b\x32 .reengage.tracker.v1.FieldChange\"\xe9\x01\n\x17\x42ulkEditTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x13\n\x0btracker_ids\x18\x02 \x03(\t\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\x12-\n\x07tracker\x18\x04 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"z\n\x18\x42ulkEditTrackersResponse\x12\x33\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.TrackerChange\x12\x17\n\x0funchanged_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x8c\x01\n\x15\x45xportTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x32\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\x12/\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1f.reengage.tracker.v1.FileFormat\")\n\x16\x45xportTrackersResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"w\n\x15ImportTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12/\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1f.reengage.tracker.v1.FileFormat\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"\x86\x01\n\x16ImportTrackersResponse\x12\x33\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.TrackerChange\x12\x17\n\x0funchanged_count\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03*V\n\nFileFormat\x12\x1b\n\x17\x46ILE_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46ILE_FORMAT_CSV\x10\x01\x12\x16\n\x12\x46ILE_FORMAT_NDJSON\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.tracker_edit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILEFORMAT']._serialized_start=1104
-  _globals['_FILEFORMAT']._serialized_end=1190
+  _globals['_FILEFORMAT']._serialized_start=1110
+  _globals['_FILEFORMAT']._serialized_end=1196
   _globals['_TRACKERCHANGE']._serialized_start=167
   _globals['_TRACKERCHANGE']._serialized_end=304
   _globals['_BULKEDITTRACKERSREQUEST']._serialized_start=307
-  _globals['_BULKEDITTRACKERSREQUEST']._serialized_end=534
-  _globals['_BULKEDITTRACKERSRESPONSE']._serialized_start=536
-  _globals['_BULKEDITTRACKERSRESPONSE']._serialized_end=658
-  _globals['_EXPORTTRACKERSREQUEST']._serialized_start=661
-  _globals['_EXPORTTRACKERSREQUEST']._serialized_end=801
-  _globals['_EXPORTTRACKERSRESPONSE']._serialized_start=803
-  _globals['_EXPORTTRACKERSRESPONSE']._serialized_end=844
-  _globals['_IMPORTTRACKERSREQUEST']._serialized_start=846
-  _globals['_IMPORTTRACKERSREQUEST']._serialized_end=965
-  _globals['_IMPORTTRACKERSRESPONSE']._serialized_start=968
-  _globals['_IMPORTTRACKERSRESPONSE']._serialized_end=1102
+  _globals['_BULKEDITTRACKERSREQUEST']._serialized_end=540
+  _globals['_BULKEDITTRACKERSRESPONSE']._serialized_start=542
+  _globals['_BULKEDITTRACKERSRESPONSE']._serialized_end=664
+  _globals['_EXPORTTRACKERSREQUEST']._serialized_start=667
+  _globals['_EXPORTTRACKERSREQUEST']._serialized_end=807
+  _globals['_EXPORTTRACKERSRESPONSE']._serialized_start=809
+  _globals['_EXPORTTRACKERSRESPONSE']._serialized_end=850
+  _globals['_IMPORTTRACKERSREQUEST']._serialized_start=852
+  _globals['_IMPORTTRACKERSREQUEST']._serialized_end=971
+  _globals['_IMPORTTRACKERSRESPONSE']._serialized_start=974
+  _globals['_IMPORTTRACKERSRESPONSE']._serialized_end=1108
 # @@protoc_insertion_point(module_scope)

@@ -95,11 +95,11 @@ class BulkEditTrackersRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     TRACKER_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
-    DRY_RUN_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
-    dry_run: _builtins.bool
-    """Optional. Check everything and answer what would change, but change nothing."""
+    validate_only: _builtins.bool
+    """Optional. Check everything and return what would change, but change nothing."""
     @_builtins.property
     def tracker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """These trackers, at most 5,000. Either these or a filter."""
@@ -124,11 +124,11 @@ class BulkEditTrackersRequest(_message.Message):
         filter: _tracker_pb2.TrackerFilter | None = ...,
         tracker: _tracker_pb2.Tracker | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
-        dry_run: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "dry_run", b"dry_run", "filter", b"filter", "tracker", b"tracker", "tracker_ids", b"tracker_ids", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "filter", b"filter", "tracker", b"tracker", "tracker_ids", b"tracker_ids", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,7 +146,7 @@ class BulkEditTrackersResponse(_message.Message):
     unchanged_count: _builtins.int
     """Trackers that were so already."""
     revision: _builtins.int
-    """The revision reached; unchanged in a dry run."""
+    """The revision reached; the present one when the call only validates."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackerChange]:
         """Trackers that changed, by id; those that were so already are left out."""

@@ -356,6 +356,36 @@ class TrafficRules(_message.Message):
 Global___TrafficRules: _TypeAlias = TrafficRules  # noqa: Y015
 
 @_typing.final
+class TrackerLinks(_message.Message):
+    """TrackerLinks are what to hand to a link-based network: path and query, to follow the address of the gateway. A network
+    of the catalogue whose macros are public, or one with link_macros, has its own macros in them. For any other parameter
+    a placeholder of ours stands there, as `{click_id}`, to be replaced by the network's macro; one that is left counts as
+    absent. Empty for a self-attributing network, which takes no links.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLICK_FIELD_NUMBER: _builtins.int
+    IMPRESSION_FIELD_NUMBER: _builtins.int
+    click: _builtins.str
+    """Output only. For clicks, as `/c/spring?click_id={click_id}&site_id={site_id}`."""
+    impression: _builtins.str
+    """Output only. For impressions, as `/track/impression?event=view&campaign_id=spring`."""
+    def __init__(
+        self,
+        *,
+        click: _builtins.str = ...,
+        impression: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "impression", b"impression"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackerLinks: _TypeAlias = TrackerLinks  # noqa: Y015
+
+@_typing.final
 class CreateTrackerRequest(_message.Message):
     """CreateTrackerRequest carries the new tracker."""
 
@@ -366,10 +396,13 @@ class CreateTrackerRequest(_message.Message):
     SEGMENT_FIELD_NUMBER: _builtins.int
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     DRAFT_POSTBACKS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
     draft_postbacks: _builtins.bool
     """Optional. Answer the postback configurations to fill in, too."""
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """Required. Without its segment_id when a segment is given."""
@@ -390,10 +423,11 @@ class CreateTrackerRequest(_message.Message):
         segment: _segment_pb2.Segment | None = ...,
         campaign: _campaign_pb2.Campaign | None = ...,
         draft_postbacks: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["campaign", b"campaign", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign", b"campaign", "draft_postbacks", b"draft_postbacks", "request_id", b"request_id", "segment", b"segment", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign", b"campaign", "draft_postbacks", b"draft_postbacks", "request_id", b"request_id", "segment", b"segment", "tracker", b"tracker", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,6 +441,7 @@ class CreateTrackerResponse(_message.Message):
 
     TRACKER_FIELD_NUMBER: _builtins.int
     POSTBACK_DRAFTS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """As it was stored."""
@@ -415,15 +450,20 @@ class CreateTrackerResponse(_message.Message):
     def postback_drafts(self) -> _containers.RepeatedCompositeFieldContainer[_postback_draft_pb2.PostbackDraft]:
         """If asked for, as DraftPostbacks."""
 
+    @_builtins.property
+    def links(self) -> Global___TrackerLinks:
+        """Output only. The links to hand to the network."""
+
     def __init__(
         self,
         *,
         tracker: Global___Tracker | None = ...,
         postback_drafts: _abc.Iterable[_postback_draft_pb2.PostbackDraft] | None = ...,
+        links: Global___TrackerLinks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["postback_drafts", b"postback_drafts", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "postback_drafts", b"postback_drafts", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,18 +498,24 @@ class GetTrackerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """As it is."""
+
+    @_builtins.property
+    def links(self) -> Global___TrackerLinks:
+        """Output only. The links to hand to the network."""
 
     def __init__(
         self,
         *,
         tracker: Global___Tracker | None = ...,
+        links: Global___TrackerLinks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,6 +597,9 @@ class UpdateTrackerRequest(_message.Message):
 
     TRACKER_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
@@ -564,10 +613,11 @@ class UpdateTrackerRequest(_message.Message):
         *,
         tracker: Global___Tracker | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,19 +655,23 @@ class ArchiveTrackerRequest(_message.Message):
 
     TRACKER_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required."""
     etag: _builtins.str
     """Optional. The etag it must have."""
+    validate_only: _builtins.bool
+    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,
         tracker_id: _builtins.str = ...,
         etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "tracker_id", b"tracker_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -734,18 +788,24 @@ class CopyTrackerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """As it was stored."""
+
+    @_builtins.property
+    def links(self) -> Global___TrackerLinks:
+        """Output only. The links to hand to the network."""
 
     def __init__(
         self,
         *,
         tracker: Global___Tracker | None = ...,
+        links: Global___TrackerLinks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "tracker", b"tracker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
