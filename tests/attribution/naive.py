@@ -352,7 +352,7 @@ class Naive:
     # E
 
     def claim(self, claim: Claim, conversion: ConversionRecord, needed: TrackerType) -> Considered:
-        tracker = self.bucket(claim, needed)
+        tracker = self.bucket(claim, conversion, needed)
         is_click = claim.kind == EngagementKind.CLICK
         refusals = set()
         if tracker is None:
@@ -380,14 +380,19 @@ class Naive:
             refusals=refusals,
         )
 
-    def bucket(self, claim: Claim, needed: TrackerType) -> Tracker | None:
+    def bucket(self, claim: Claim, conversion: ConversionRecord, needed: TrackerType) -> Tracker | None:
         """E3."""
         possible = [
             tracker
             for tracker in self.scenario.trackers
             if tracker.network_id == claim.network_id and tracker.type == needed and tracker.live
+            if not conversion.name or conversion.name in tracker.events
         ]
-        named = [tracker for tracker in possible if tracker.tracker_id in claim.campaign_name]
+        named = [
+            tracker
+            for tracker in possible
+            if re.search(rf"(?<![A-Za-z0-9]){re.escape(tracker.tracker_id)}(?![A-Za-z0-9])", claim.campaign_name)
+        ]
         if named:  # OURS: of several names the longest, then the lowest
             return min(named, key=lambda tracker: (-len(tracker.tracker_id), tracker.tracker_id))
         for tracker in possible:

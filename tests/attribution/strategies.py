@@ -139,7 +139,7 @@ def trackers(random: Random) -> tuple[Tracker, ...]:
             tracker_id=tracker_id,
             network_id=network_id,
             type=types.get(tracker_id, random.choice(list(TrackerType))),
-            events=frozenset(random.sample(EVENTS, 4)),
+            events=frozenset(random.sample(EVENTS, random.choice((1, 4, 4, 4)))),
             windows=windows(random) | random.choice(CLAIM_WINDOWS),
             live=chance(random, 11 / 12),
             default_tracker=tracker_id == "x12" and chance(random, 1 / 2),
@@ -205,7 +205,9 @@ def claim(random: Random, network_id: str, time_us: int) -> Claim:
         network_id=network_id,
         kind=random.choice(list(EngagementKind)),
         time_us=time_us - random.choice((*STEPS_US, *ODD_STEPS_US, *LATE_US)),
-        campaign_name=random.choice(("", "Spring", "x1", "Spring x12", "y1 x1", "t1")),
+        campaign_name=random.choice(
+            ("", "Spring", "x1", "Spring x12", "y1 x1", "t1", "x1-de_x2", "x123", "ax1", "x12ax1 x12")
+        ),
         granular_data_allowed=chance(random, 3 / 4),
     )
 

@@ -179,7 +179,7 @@ def test_g2_of_several_verdicts_the_first_is_stored(
         ((RE,), SAN, CLAIM, Verdict.NO_TRACKER_FOR_CLAIM),
         ((RE, replace(XRE, live=False)), SAN, CLAIM, Verdict.NO_TRACKER_FOR_CLAIM),
         ((RE, replace(XRE, type=TrackerType.ACQUISITION)), SAN, CLAIM, Verdict.NO_TRACKER_FOR_CLAIM),
-        ((RE, replace(XRE, events=frozenset())), SAN, CLAIM, Verdict.EVENT_NOT_SELECTED),
+        ((RE, replace(XRE, events=frozenset())), SAN, CLAIM, Verdict.NO_TRACKER_FOR_CLAIM),
         ((XRE,), SAN, replace(CLAIM, granular_data_allowed=False), Verdict.GRANULAR_DATA_NOT_ALLOWED),
         ((XRE,), SAN, replace(CLAIM, kind=EngagementKind.IMPRESSION), Verdict.VIEW_WINDOW_ZERO),
         (

@@ -234,7 +234,9 @@ def _judge_claim(claim: Claim, question: _Question) -> Candidate:
     rules = question.rules
     lookback_us = question.conversion.time_us - claim.time_us
     claim_id, network_id = claim.candidate_id, claim.network_id
-    rules_of_tracker = rules.tracker_for_claim(network_id, claim.campaign_name, question.needed)
+    rules_of_tracker = rules.tracker_for_claim(
+        network_id, claim.campaign_name, question.needed, question.selected_event
+    )
     if rules_of_tracker is None:
         verdict, matched_by = Verdict.NO_TRACKER_FOR_CLAIM, MatchKind.CLAIM
         return Candidate(claim_id, claim.kind, claim.time_us, "", network_id, verdict, matched_by, lookback_us)

@@ -143,7 +143,10 @@ class TrackerRules(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimTrackers:
-    """The live trackers of one network and type, as E3 asks for them: by name, else the one for all the rest."""
+    """The live trackers of one network and type that select one event, as E3 asks for them.
+
+    By name, else the one for all the rest. For an install the event is "", and all trackers of the type count.
+    """
 
     by_name: tuple[TrackerRules, ...]
     otherwise: TrackerRules
@@ -161,7 +164,7 @@ class AppRules:
     trackers: Mapping[str, TrackerRules]
     events: Mapping[str, EventDefinition]
     reengaging_events: frozenset[str]
-    claim_trackers: Mapping[tuple[str, TrackerType], ClaimTrackers]
+    claim_trackers: Mapping[tuple[str, TrackerType, str], ClaimTrackers]
     levels: tuple[int, ...]
 
     def mtr_us(self, event_name: str) -> int:
@@ -174,15 +177,19 @@ class AppRules:
         definition = self.events.get(event_name)
         return UNLIMITED if definition is None else definition.reengagement_period_us
 
-    def tracker_for_claim(self, network_id: str, campaign_name: str, needed: TrackerType) -> TrackerRules | None:
-        """The tracker a claim is bucketed to (E3), None when the network has no live one of that type.
+    def tracker_for_claim(
+        self, network_id: str, campaign_name: str, needed: TrackerType, event_name: str
+    ) -> TrackerRules | None:
+        """Returns the tracker that a claim is bucketed to (E3), None when the network has no live one that fits.
 
-        OURS: of several ids that the campaign name contains the longest is meant, so `t12` is never taken for `t1`.
+        `event_name` is what the tracker must select, "" for an install. OURS: of several ids that the campaign name
+        contains the longest is meant.
         """
-        trackers = self.claim_trackers.get((network_id, needed))
+        trackers = self.claim_trackers.get((network_id, needed, event_name))
         if trackers is None:
             return None
-        return next((t for t in trackers.by_name if t.tracker.tracker_id in campaign_name), trackers.otherwise)
+        named = (rules for rules in trackers.by_name if _is_word_of(campaign_name, rules.tracker.tracker_id))
+        return next(named, trackers.otherwise)
 
 
 def compile_rules(
@@ -203,9 +210,10 @@ def compile_rules(
     by_network = {network.network_id: (network, _windows_below(app, network)) for network in networks}
     compiled = {tracker.tracker_id: _compile_tracker(*by_network[tracker.network_id], tracker) for tracker in trackers}
     live = [rules for rules in compiled.values() if rules.tracker.live]
-    groups: dict[tuple[str, TrackerType], list[TrackerRules]] = {}
+    groups: dict[tuple[str, TrackerType, str], list[TrackerRules]] = {}
     for rules in live:
-        groups.setdefault((rules.tracker.network_id, rules.tracker.type), []).append(rules)
+        for event_name in ("", *rules.tracker.events):
+            groups.setdefault((rules.tracker.network_id, rules.tracker.type, event_name), []).append(rules)
     return AppRules(
         revision=revision,
         app=app,
@@ -253,3 +261,14 @@ def _claim_trackers(group: list[TrackerRules]) -> ClaimTrackers:
             key=lambda rules: (rules.tracker.default_tracker, rules.tracker.create_time_us, rules.tracker.tracker_id),
         ),
     )
+
+
+def _is_word_of(text: str, tracker_id: str) -> bool:
+    """Returns whether a text contains an id as a whole word: with no letter or digit before or behind it (E3)."""
+    at = text.find(tracker_id)
+    while at >= 0:
+        end = at + len(tracker_id)
+        if not text[at - 1 : at].isalnum() and not text[end : end + 1].isalnum():
+            return True
+        at = text.find(tracker_id, at + 1)
+    return False
