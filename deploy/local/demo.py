@@ -16,12 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.local.network import LocalNetwork, fails_first, limits_first, refuses
-from deploy.local.places import DATA
 from deploy.local.player import Answers, Player
 from deploy.local.sample.generate import EXPECTED, TRAFFIC
 from deploy.local.sample.stories import EXPLAINED, LAST
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
-from deploy.local.tables import console, print_explanation, state_name, table
 from deploy.local.up import load_sample, told
 from deploy.local.x_network import LocalX
 from libs.channels import open_channel
@@ -32,6 +30,8 @@ from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import delivery_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from services.cli.places import DATA
+from services.cli.tables import console, print_explanation, state_name, table
 
 LONGEST_S = 120.0
 """However slow the machine: by then it has ended, or failed."""

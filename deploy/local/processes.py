@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from deploy.local.places import ROOT
+from services.cli.places import ROOT
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0  # a service's own grace is 20

@@ -20,10 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.markup import escape
 
 from deploy.local.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from deploy.local.places import ADDRESSES, ROOT
 from deploy.local.processes import ServiceProcess, StartError
 from libs.channels import open_channel
 from libs.migrations import MigrationError, prepare
+from services.cli.places import ADDRESSES, ROOT
 
 HOST = "127.0.0.1"
 SERVICES = ("tracker", "ingest", "attribution", "postback", "gateway")

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from deploy.local.network import LocalNetwork
-from deploy.local.places import DATA
 from deploy.local.sample import settings
 from deploy.local.suite import HOST, SERVICES, Announce, Ports, Suite, running_suite
 from libs.channels import open_channel
+from services.cli.places import DATA
 
 COMMAND = ".venv/bin/reengage"
 USER_AGENT = "Mozilla/5.0 (Linux; Android 14; Pixel 8)"

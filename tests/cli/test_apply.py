@@ -10,11 +10,11 @@ import yaml
 from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from deploy.local import apply
-from deploy.local.calls import CallError
 from deploy.local.sample import settings as sample
 from reengage.tracker.v1 import tracker_pb2
-from tests.local.conftest import Reengage
+from services.cli.calls import CallError
+from services.cli.commands import apply
+from tests.cli.conftest import Reengage
 
 SAMPLE = Path(sample.__file__).with_name("shop-ios.yaml")
 FILE = """\

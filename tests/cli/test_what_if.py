@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from deploy.local import calls
-from deploy.local.replay_cli import _parts
 from reengage.attribution.v1 import reattribution_pb2, what_if_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
+from services.cli import calls
+from services.cli.commands.reattributions import _parts
 
 
 class Attribution(attribution_grpc.AttributionServiceServicer):

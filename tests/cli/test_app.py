@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deploy.local.calls import CallError, find_method, parse_request
-from deploy.local.cli import app
 from reengage.tracker.v1 import app_pb2
+from services.cli.app import app
+from services.cli.calls import CallError, find_method, parse_request
 from tests.conftest import Database
 
 SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_reengagement.yaml"
@@ -36,7 +36,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     program = (
-        "import sys; from typer.testing import CliRunner; from deploy.local.cli import app;"
+        "import sys; from typer.testing import CliRunner; from services.cli.app import app;"
         "CliRunner().invoke(app, ['--help']);"
         "print([name for name in ('grpc', 'aiohttp', 'asyncpg', 'google.protobuf') if name in sys.modules])"
     )

@@ -15,10 +15,12 @@ from typing import Any
 import grpc
 import typer
 
-from deploy.local.calls import CallError, describe_failure
-from deploy.local.fields import Difference, Problem, differences
-from deploy.local.settings_calls import Settings, connected
-from deploy.local.settings_file import (
+from libs.errors import Violations, from_rpc_error
+from services.cli.calls import CallError, describe_failure
+from services.cli.fields import Difference, Problem, differences
+from services.cli.resource_tables import changes_json, print_changes
+from services.cli.resources import Settings, connected
+from services.cli.settings_file import (
     KEPT,
     SettingsFile,
     SettingsFileError,
@@ -27,8 +29,6 @@ from deploy.local.settings_file import (
     read_settings_file,
     write_settings_file,
 )
-from deploy.local.settings_tables import changes_json, print_changes
-from libs.errors import Violations, from_rpc_error
 from services.tracker import validation
 from services.tracker.kinds import (
     AGENCY,

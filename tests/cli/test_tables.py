@@ -4,10 +4,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
-from deploy.local import tables
 from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2
 from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import sentences
+from services.cli import tables
 
 DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
 CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"

@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from deploy.local.settings_calls import Settings
     from reengage.tracker.v1 import resolve_pb2, tracker_edit_pb2, tracker_pb2
+    from services.cli.resources import Settings
     from services.tracker.kinds import Kind
 
 T = TypeVar("T")
@@ -85,9 +85,9 @@ def get_tracker(
     target: Target = "",
 ) -> None:
     """Shows a tracker, or with --resolved the effective value of every setting."""
-    from deploy.local.calls import to_json
-    from deploy.local.settings_tables import print_resolved
     from reengage.tracker.v1 import resolve_pb2
+    from services.cli.calls import to_json
+    from services.cli.resource_tables import print_resolved
     from services.tracker.kinds import TRACKER
 
     if not resolved:
@@ -117,9 +117,9 @@ def create_tracker(
     target: Target = "",
 ) -> None:
     """Creates a tracker, and, if they are given, the segment and the campaign it is to belong to."""
-    from deploy.local.calls import to_json
-    from deploy.local.settings_tables import print_resource
     from reengage.tracker.v1 import campaign_pb2, segment_pb2, tracker_pb2
+    from services.cli.calls import to_json
+    from services.cli.resource_tables import print_resource
     from services.tracker.kinds import TRACKER
 
     tracker, _ = _fill(TRACKER, fields)
@@ -297,7 +297,7 @@ def edit_app(app_id: str, fields: Fields, as_json: Json = False, target: Target 
 @apps.command("export")
 def export_app(app_id: str, output: Output = None, target: Target = "") -> None:
     """Writes an app and all that belongs to it to a file for `reengage apply`, without secrets."""
-    from deploy.local.apply import export
+    from services.cli.commands.apply import export
 
     text = _with_tracker(target, lambda settings: export(settings, app_id))
     if text is None:
@@ -393,8 +393,8 @@ def apply(
     and a SAN account's credentials stay as they are. Events that nobody created are left alone.
     Networks and agencies are of no app: create them first.
     """
-    from deploy.local.apply import run
-    from deploy.local.calls import CallError
+    from services.cli.calls import CallError
+    from services.cli.commands.apply import run
 
     def agreed() -> bool:
         return yes or _confirmed("Apply?")
@@ -407,8 +407,8 @@ def apply(
 
 def _with_tracker(target: str, work: "Callable[[Settings], Awaitable[T]]") -> T:
     """What `work` makes of tracker; a call that fails ends the command."""
-    from deploy.local.calls import CallError
-    from deploy.local.settings_calls import connected
+    from services.cli.calls import CallError
+    from services.cli.resources import connected
 
     async def main() -> T:
         async with connected(target) as settings:
@@ -422,7 +422,7 @@ def _with_tracker(target: str, work: "Callable[[Settings], Awaitable[T]]") -> T:
 
 def _fill(kind: "Kind[Any]", assignments: list[str], *key: str) -> "tuple[Any, list[str]]":
     """A resource with the fields of the command line, and their paths. Ends the command naming all that do not fit."""
-    from deploy.local.fields import Fields as Reader
+    from services.cli.fields import Fields as Reader
 
     resource = kind.message(**dict(zip(kind.key, key, strict=False)))
     closed = dict.fromkeys(kind.output_only, "is set by the service")
@@ -442,8 +442,8 @@ def _fill(kind: "Kind[Any]", assignments: list[str], *key: str) -> "tuple[Any, l
 def _filter(
     campaign: str, segment: str, network: str, agency: str, kind: str, event: str
 ) -> "tracker_pb2.TrackerFilter":
-    from deploy.local.fields import MisfitError, read_choice
     from reengage.tracker.v1 import tracker_pb2
+    from services.cli.fields import MisfitError, read_choice
 
     try:
         number = read_choice(tracker_pb2.Tracker.Type.DESCRIPTOR, kind) if kind else 0
@@ -462,7 +462,7 @@ def _filter(
 def _list(
     kind: "Kind[Any]", title: str, limit: int, as_json: bool, target: str, columns: tuple[str, ...], **request: Any
 ) -> None:
-    from deploy.local.settings_tables import print_resources, resources_json
+    from services.cli.resource_tables import print_resources, resources_json
 
     found, more = _with_tracker(target, lambda settings: settings.some(kind, limit, **request))
     if as_json:
@@ -488,8 +488,8 @@ def _agreed(
     as_json: bool,
 ) -> bool:
     """Shows what would change; whether it shall. Ends the command when the answer is no."""
-    from deploy.local.calls import to_json
-    from deploy.local.settings_tables import print_changes, tracker_rows
+    from services.cli.calls import to_json
+    from services.cli.resource_tables import print_changes, tracker_rows
 
     if as_json:
         typer.echo(to_json(planned, indent=2))
@@ -538,8 +538,8 @@ def _edit(kind: "Kind[Any]", assignments: list[str], as_json: bool, target: str,
 
 
 def _show(done: str, kind: "Kind[Any]", resource: "Message", as_json: bool) -> None:
-    from deploy.local.calls import to_json
-    from deploy.local.settings_tables import print_resource
+    from services.cli.calls import to_json
+    from services.cli.resource_tables import print_resource
 
     name = f"{kind.name.replace('_', ' ')} {'/'.join(kind.key_of(resource))}"
     if as_json:

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from deploy.local.cli import app
 from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
+from services.cli.app import app
 
 Explanation = explanation_pb2.ExplainDecisionResponse
 DECIDED = decision_pb2.Decision(
@@ -157,7 +157,7 @@ async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c() -> None:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "deploy.local.cli",
+                "services.cli",
                 "watch",
                 "--app",
                 "shop",

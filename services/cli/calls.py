@@ -13,9 +13,9 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from deploy.local.places import ADDRESSES, ADMIN_KEY
 from libs.channels import open_channel
 from libs.errors import from_rpc_error
+from services.cli.places import ADDRESSES, ADMIN_KEY
 
 PACKAGES = ("tracker", "ingest", "attribution", "postback")
 DEFAULT_PORTS = {"tracker": 7101, "ingest": 7102, "attribution": 7103, "postback": 7104}

@@ -44,8 +44,8 @@ def what_if(
 
     Nothing is written. Whatever `reengage apply FILE.yaml` would change is changed here, archiving included.
     """
-    from deploy.local import calls
-    from deploy.local.settings_file import SettingsFileError
+    from services.cli import calls
+    from services.cli.settings_file import SettingsFileError
 
     period = _period(start, end)
     try:
@@ -80,7 +80,7 @@ def reattribute(
 
     The work is done by the services: Ctrl-C leaves it going, and --show follows it again.
     """
-    from deploy.local import calls
+    from services.cli import calls
 
     instead = [each for each in (show, cancel, offered, send) if each]
     if len(instead) > 1 or (instead and (start or end or reattribution_id or send_postbacks)):
@@ -117,9 +117,9 @@ async def _what_if(
 ) -> None:
     from rich.console import Console
 
-    from deploy.local.calls import to_json
-    from deploy.local.tables import print_changed, print_totals
     from reengage.attribution.v1 import credit_total_pb2, what_if_pb2
+    from services.cli.calls import to_json
+    from services.cli.tables import print_changed, print_totals
 
     changes = [] if file is None else await _changes(app_id, file, keep)
     request = what_if_pb2.WhatIfRequest(app_id=app_id, start_time=period[0], end_time=period[1], changes=changes)
@@ -143,8 +143,8 @@ async def _what_if(
 
 async def _parts(request: "what_if_pb2.WhatIfRequest", target: str) -> "AsyncIterator[what_if_pb2.WhatIfResponse]":
     """The answer; broken off, it goes on where it was. Raises CallError when nobody is there to begin with."""
-    from deploy.local import calls
     from reengage.attribution.v1 import reattribution_pb2, what_if_pb2
+    from services.cli import calls
 
     # Who has never answered is not waited for, and the answer's first part may take long.
     named = reattribution_pb2.ListReattributionsRequest(app_id=request.app_id, page_size=1)
@@ -166,10 +166,10 @@ async def _parts(request: "what_if_pb2.WhatIfRequest", target: str) -> "AsyncIte
 
 async def _changes(app_id: str, text: str, keep: bool) -> "list[snapshot_pb2.Resource]":
     """What applying a settings file would leave of each resource that it changes."""
-    from deploy.local.apply import Action, look, plan
-    from deploy.local.settings_calls import connected
-    from deploy.local.settings_file import read_settings_file
     from reengage.tracker.v1 import snapshot_pb2, status_pb2
+    from services.cli.commands.apply import Action, look, plan
+    from services.cli.resources import connected
+    from services.cli.settings_file import read_settings_file
     from services.tracker import masks
     from services.tracker.kinds import SAN_ACCOUNT
 
@@ -198,8 +198,8 @@ async def _reattribute(
     app_id: str, name: str, period: "tuple[Timestamp, Timestamp]", send_postbacks: bool, target: str
 ) -> "reattribution_pb2.Reattribution":
     """Start one and follow it to its end."""
-    from deploy.local import calls
     from reengage.attribution.v1 import reattribution_pb2
+    from services.cli import calls
 
     request = reattribution_pb2.ReattributeRequest(
         app_id=app_id,
@@ -216,8 +216,8 @@ async def _follow(app_id: str, name: str, target: str) -> "reattribution_pb2.Rea
     """One as it is when it has ended."""
     from rich.console import Console
 
-    from deploy.local import calls
     from reengage.attribution.v1 import reattribution_pb2
+    from services.cli import calls
 
     console = Console(stderr=True)
     named = reattribution_pb2.GetReattributionRequest(app_id=app_id, reattribution_id=name)
@@ -246,8 +246,8 @@ async def _follow(app_id: str, name: str, target: str) -> "reattribution_pb2.Rea
 
 
 async def _cancel(app_id: str, name: str, target: str) -> "reattribution_pb2.Reattribution":
-    from deploy.local import calls
     from reengage.attribution.v1 import reattribution_pb2
+    from services.cli import calls
 
     request = reattribution_pb2.CancelReattributionRequest(app_id=app_id, reattribution_id=name)
     answer = await calls.ask("attribution/CancelReattribution", request, target=target)
@@ -256,9 +256,9 @@ async def _cancel(app_id: str, name: str, target: str) -> "reattribution_pb2.Rea
 
 
 async def _offered(app_id: str, name: str, as_json: bool, target: str) -> None:
-    from deploy.local import calls
-    from deploy.local.tables import print_offered
     from reengage.attribution.v1 import offer_pb2
+    from services.cli import calls
+    from services.cli.tables import print_offered
 
     request = offer_pb2.ListOfferedPostbacksRequest(app_id=app_id, reattribution_id=name, page_size=1000)
     found: list[offer_pb2.OfferedPostback] = []
@@ -273,8 +273,8 @@ async def _offered(app_id: str, name: str, as_json: bool, target: str) -> None:
 
 
 async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
-    from deploy.local import calls
     from reengage.attribution.v1 import offer_pb2
+    from services.cli import calls
 
     request = offer_pb2.SendOfferedPostbacksRequest(app_id=app_id, reattribution_id=name)
     answer = await calls.ask("attribution/SendOfferedPostbacks", request, target=target)
@@ -288,9 +288,9 @@ async def _send(app_id: str, name: str, as_json: bool, target: str) -> None:
 
 
 def _print_job(job: "reattribution_pb2.Reattribution", as_json: bool) -> None:
-    from deploy.local.calls import to_json
-    from deploy.local.tables import print_totals
     from reengage.attribution.v1 import reattribution_pb2
+    from services.cli.calls import to_json
+    from services.cli.tables import print_totals
 
     if as_json:
         typer.echo(to_json(job, indent=2))
@@ -306,14 +306,14 @@ def _print_job(job: "reattribution_pb2.Reattribution", as_json: bool) -> None:
 
 
 def _print_json(messages: "Iterable[Message]") -> None:
-    from deploy.local.calls import to_json
+    from services.cli.calls import to_json
 
     for message in messages:
         typer.echo(to_json(message))
 
 
 def _period(start: str, end: str) -> "tuple[Timestamp, Timestamp]":
-    from deploy.local.fields import MisfitError, read_time
+    from services.cli.fields import MisfitError, read_time
 
     if not start:
         _fail("--from is missing: since when conversions are decided again.", code=WRONG)

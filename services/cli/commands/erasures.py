@@ -29,7 +29,7 @@ def forget(
 
     The work is done by the services: Ctrl-C leaves it going, and --proof shows it later.
     """
-    from deploy.local import calls
+    from services.cli import calls
 
     if bool(device_id) == bool(proof):
         _fail("Give the id of a device, or --proof.", code=2)
@@ -46,8 +46,8 @@ async def _forget(app_id: str, device_id: str, target: str) -> "erasure_pb2.Eras
     """Start an erasure and follow it to its end."""
     from rich.console import Console
 
-    from deploy.local import calls
     from reengage.attribution.v1 import erasure_pb2
+    from services.cli import calls
 
     request = erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
     answer = await calls.ask("attribution/ForgetDevice", request, target=target)
@@ -72,8 +72,8 @@ async def _forget(app_id: str, device_id: str, target: str) -> "erasure_pb2.Eras
 
 
 async def _show(app_id: str, erasure_id: str, target: str) -> "erasure_pb2.Erasure":
-    from deploy.local import calls
     from reengage.attribution.v1 import erasure_pb2
+    from services.cli import calls
 
     request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     answer = await calls.ask("attribution/GetErasure", request, target=target)
@@ -82,8 +82,8 @@ async def _show(app_id: str, erasure_id: str, target: str) -> "erasure_pb2.Erasu
 
 
 def _print(erasure: "erasure_pb2.Erasure") -> None:
-    from deploy.local.tables import print_whole, table
     from reengage.attribution.v1 import erasure_pb2
+    from services.cli.tables import print_whole, table
 
     def at(time: "timestamp_pb2.Timestamp") -> str:
         return f"{time.ToDatetime():%Y-%m-%d %H:%M:%S} UTC"

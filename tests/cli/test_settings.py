@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.local.conftest import Reengage
+from tests.cli.conftest import Reengage
 
 _numbers = itertools.count(1)
 URL = "install_url=https://apps.example/demo"

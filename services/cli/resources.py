@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from deploy.local.calls import CallError, describe_failure, key_of, target_of
 from libs.channels import open_channel
 from libs.errors import from_rpc_error
 from libs.messages import message_class
 from reengage.tracker.v1 import service_pb2_grpc
+from services.cli.calls import CallError, describe_failure, key_of, target_of
 from services.tracker.kinds import Kind
 
 _PLURALS = {"Agency": "Agencies", "NetworkSettings": "NetworkSettings"}

@@ -8,9 +8,9 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.markup import escape
 
-from deploy.local.fields import Difference, choice, leaves, text_of
-from deploy.local.tables import console, print_whole, table
 from reengage.tracker.v1 import change_pb2, resolve_pb2, tracker_edit_pb2, tracker_pb2
+from services.cli.fields import Difference, choice, leaves, text_of
+from services.cli.tables import console, print_whole, table
 from services.tracker.kinds import Kind
 
 Rows: TypeAlias = Iterable[tuple[str, str, Iterable[Difference]]]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 from google.protobuf.message import Message
 
-from deploy.local.fields import Fields, MisfitError, Problem, leaves, line_of, pairs_in, plain, text_in
 from libs.errors import Violations
+from services.cli.fields import Fields, MisfitError, Problem, leaves, line_of, pairs_in, plain, text_in
 from services.tracker import validation
 from services.tracker.kinds import (
     APP,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from deploy.local import decisions_cli, forget_cli, replay_cli, settings_cli
+from services.cli.commands import decisions, erasures, reattributions, trackers
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -104,8 +104,8 @@ def migrate(
     """Makes a service's schema and roles, and applies the migrations that are missing."""
     from asyncpg import PostgresError
 
-    from deploy.local.places import ROOT
     from libs.migrations import MigrationError, prepare
+    from services.cli.places import ROOT
 
     _check_service(service)
     directory = ROOT / "services" / service / "migrations"
@@ -147,9 +147,9 @@ def deliveries(
     target: Target = "",
 ) -> None:
     """Lists an app's postbacks, newest first, or shows one with every attempt."""
-    from deploy.local.calls import to_json
-    from deploy.local.tables import print_deliveries, print_delivery
     from reengage.postback.v1 import delivery_pb2
+    from services.cli.calls import to_json
+    from services.cli.tables import print_deliveries, print_delivery
 
     if delivery_id:
         answer = _ask("PostbackService/GetDelivery", delivery_pb2.GetDeliveryRequest(delivery_id=delivery_id), target)
@@ -176,7 +176,7 @@ def call(
     target: Target = "",
 ) -> None:
     """Calls a gRPC method: JSON in, JSON out, one object per response of a stream."""
-    from deploy.local import calls
+    from services.cli import calls
 
     async def main() -> int:
         service, descriptor = calls.find_method(method)
@@ -196,7 +196,7 @@ def bench(context: typer.Context) -> None:
     """Measures, and prints a table with each number's ratio to a limit of this machine. Needs a checkout."""
     import runpy
 
-    from deploy.local.places import ROOT
+    from services.cli.places import ROOT
 
     script = ROOT / "tests" / "bench" / "run.py"
     if not script.exists():
@@ -206,7 +206,7 @@ def bench(context: typer.Context) -> None:
 
 
 def _ask(name: str, request: "Message", target: str) -> "Message":
-    from deploy.local import calls
+    from services.cli import calls
 
     try:
         return asyncio.run(calls.ask(name, request, target=target))
@@ -236,15 +236,15 @@ def _fail(message: str, *, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-app.command()(decisions_cli.explain)
-app.command()(decisions_cli.watch)
-app.command()(forget_cli.forget)
-app.command("what-if")(replay_cli.what_if)
-app.command()(replay_cli.reattribute)
-app.command()(settings_cli.apply)
-app.add_typer(settings_cli.trackers, name="trackers")
-app.add_typer(settings_cli.apps, name="apps")
-app.add_typer(settings_cli.events, name="events")
+app.command()(decisions.explain)
+app.command()(decisions.watch)
+app.command()(erasures.forget)
+app.command("what-if")(reattributions.what_if)
+app.command()(reattributions.reattribute)
+app.command()(trackers.apply)
+app.add_typer(trackers.trackers, name="trackers")
+app.add_typer(trackers.apps, name="apps")
+app.add_typer(trackers.events, name="events")
 
 if __name__ == "__main__":
     app()

@@ -20,10 +20,10 @@ def explain(
     target: Target = "",
 ) -> None:
     """Tells what became of a record and why: what won it, and the verdict on every candidate."""
-    from deploy.local import calls
-    from deploy.local.fields import MisfitError, read_time
-    from deploy.local.tables import print_explanation
     from reengage.attribution.v1 import explanation_pb2
+    from services.cli import calls
+    from services.cli.fields import MisfitError, read_time
+    from services.cli.tables import print_explanation
 
     if bool(record_id) == bool(device) or bool(device) != bool(at):
         _fail("Give the id of a record, or --device and --at.", code=2)
@@ -56,10 +56,10 @@ def watch(
     Goes on where it was when the service is away for a while. A decision that a re-attribution replaces comes again as
     taken back (-), before the new one (+).
     """
-    from deploy.local import calls
-    from deploy.local.fields import MisfitError, read_time
-    from deploy.local.tables import print_fact
     from reengage.attribution.v1 import decision_pb2
+    from services.cli import calls
+    from services.cli.fields import MisfitError, read_time
+    from services.cli.tables import print_fact
 
     if since and from_now:
         _fail("Give --since or --from-now.", code=2)

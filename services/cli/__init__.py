@@ -1,0 +1,1 @@
+"""The command line of the product: it calls the services, and owns nothing."""

@@ -1,0 +1,51 @@
+"""A running tracker, and the command line that asks it."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from typer.testing import CliRunner
+
+from deploy.local.embedded import EmbeddedPostgres
+from services.cli.app import app
+from tests.conftest import TEMPLATE
+from tests.support.processes import tracker_process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command wrote, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Reengage = Callable[..., Answer]
+"""Runs `reengage` with these arguments against the running tracker, `input` typed in, with the API key `key`."""
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tracker_target(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A tracker process on a database that all tests here share: each has an app of its own."""
+    await postgres.create_database("settings", template=TEMPLATE)
+    log = tmp_path_factory.mktemp("tracker") / "log"
+    process = tracker_process(log, dsn=postgres.dsn("tracker", "settings"))
+    await process.start()
+    yield process.target
+    await process.stop()
+
+
+@pytest.fixture
+def reengage(tracker_target: str) -> Reengage:
+    """The command line."""
+
+    def run(*arguments: str, input: str | None = None, key: str = "admin") -> Answer:  # noqa: A002
+        environment = {"REENGAGE_API_KEY": key, "REENGAGE_TRACKER_TARGET": tracker_target}
+        result = CliRunner().invoke(app, arguments, input=input, env=environment)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Answer(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+    return run
