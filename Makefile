@@ -15,10 +15,10 @@ help: ## this list
 setup: $(READY) ## build .venv from requirements.lock; runs by itself where needed
 
 run: $(READY) ## start PostgreSQL and the whole suite with a sample app; Ctrl-C stops it
-	@$(BIN)/reengage up $(ARGS)
+	@$(BIN)/python -m deploy.local up $(ARGS)
 
 demo: $(READY) ## play the sample traffic through the suite, show and check the outcome, stop
-	@$(BIN)/reengage demo $(ARGS)
+	@$(BIN)/python -m deploy.local demo $(ARGS)
 
 test: $(READY) ## run the tests; ARGS="tests/libs -k pool" for some
 	@$(BIN)/pytest $(ARGS)
@@ -27,7 +27,7 @@ check: $(READY) ## formatting, lint, types, import contracts, protos, migrations
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/checks.sh
 
 bench: $(READY) ## the performance table; ARGS="--json FILE" for programs
-	@$(BIN)/reengage bench $(ARGS)
+	@$(BIN)/python -m deploy.local bench $(ARGS)
 
 protos: $(READY) ## regenerate the code beside the .proto files
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh --python_out=$(OUT) --mypy_out=quiet:$(OUT)

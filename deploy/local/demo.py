@@ -1,4 +1,4 @@
-"""`reengage demo`: plays the sample's traffic through a suite of its own, shows and checks what became of it."""
+"""`make demo`: plays the sample's traffic through a suite of its own, shows and checks what became of it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`reengage up`: the suite with the sample app, until told to stop."""
+"""`make run`: the suite with the sample app, until told to stop."""
 
 import asyncio
 import os

@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Runs Reengage on this machine, and asks a running one. Data is in .data, or where REENGAGE_DATA says. "
+    help="Configures Reengage, asks it and runs its services. "
     "[dim]Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.[/]",
 )
 
@@ -32,63 +32,14 @@ SERVICES = ("tracker", "ingest", "attribution", "postback", "gateway")
 INTERRUPTED = 130
 
 
-def _port(service: str, default: int) -> int:
-    option: int = typer.Option(
-        default, f"--{service}-port", envvar=f"REENGAGE_PORT_{service.upper()}", min=1, max=65535
-    )
-    return option
-
-
-@app.command()
-def up(
-    gateway_port: int = _port("gateway", 8080),
-    tracker_port: int = _port("tracker", 7101),
-    ingest_port: int = _port("ingest", 7102),
-    attribution_port: int = _port("attribution", 7103),
-    postback_port: int = _port("postback", 7104),
-    network_port: int = _port("network", 8090),
-    metrics_port: int = _port("metrics", 7201),
-) -> None:
-    """Starts PostgreSQL and all services with a sample app, and keeps them running; Ctrl-C stops all.
-
-    REENGAGE_ALLOWED_HOSTS (host:port, ..: where postbacks may go besides public addresses) and REENGAGE_TRUSTED_PROXIES
-    (whose X-Forwarded-For is believed) are passed on to postback and gateway.
-    """
-    from deploy.local.suite import Ports
-    from deploy.local.up import run
-
-    ports = Ports(
-        gateway=gateway_port,
-        tracker=tracker_port,
-        ingest=ingest_port,
-        attribution=attribution_port,
-        postback=postback_port,
-        network=network_port,
-        metrics=metrics_port,
-    )
-    # A signal is how `up` is meant to end.
-    raise typer.Exit(_run(run(ports), interrupted=0))
-
-
-@app.command()
-def demo() -> None:
-    """Plays the sample traffic through a suite of its own, shows and checks what became of it, and stops.
-
-    Uses a throwaway database and free ports, so it does not mind a suite that runs already. Exit code 1 when a number
-    is not what the sample must give.
-    """
-    from deploy.local.demo import run
-
-    raise typer.Exit(_run(run()))
-
-
 @app.command()
 def serve(service: Annotated[str, typer.Argument(help="tracker, ingest, attribution, postback or gateway.")]) -> None:
     """Runs one service in this process, configured by its REENGAGE_* variables."""
-    from deploy.local import child
+    import runpy
 
     _check_service(service)
-    child.run(service)
+    sys.argv = [f"services.{service}"]
+    runpy.run_module(f"services.{service}", run_name="__main__", alter_sys=True)
 
 
 @app.command()
@@ -191,20 +142,6 @@ def call(
         _fail(str(error))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context) -> None:
-    """Measures, and prints a table with each number's ratio to a limit of this machine. Needs a checkout."""
-    import runpy
-
-    from services.cli.places import ROOT
-
-    script = ROOT / "tests" / "bench" / "run.py"
-    if not script.exists():
-        _fail("The benchmark is part of a checkout, not of an installed package.")
-    sys.argv = ["reengage bench", *context.args]
-    runpy.run_path(str(script), run_name="__main__")
-
-
 def _ask(name: str, request: "Message", target: str) -> "Message":
     from services.cli import calls
 
@@ -214,16 +151,12 @@ def _ask(name: str, request: "Message", target: str) -> "Message":
         _fail(str(error))
 
 
-def _run(main: Coroutine[None, None, int], *, interrupted: int = INTERRUPTED) -> int:
-    """The exit code of `main`; `interrupted` when a signal ended it."""
-    from deploy.local.processes import StartError
-
+def _run(main: Coroutine[None, None, int]) -> int:
+    """Returns the exit code of `main`, or the one that says a signal ended it."""
     try:
         return asyncio.run(main)
     except (asyncio.CancelledError, KeyboardInterrupt):
-        return interrupted
-    except StartError as error:
-        _fail(str(error))
+        return INTERRUPTED
 
 
 def _check_service(service: str) -> None:

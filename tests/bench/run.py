@@ -33,7 +33,7 @@ PARTS: dict[str, Part] = {
 
 def main() -> int:
     """Exit code 0, or 1 when a row misses what is asked of it."""
-    parser = argparse.ArgumentParser(prog="reengage bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone; may be repeated")
     options = parser.parse_args()

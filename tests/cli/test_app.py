@@ -16,7 +16,7 @@ from tests.conftest import Database
 
 SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_reengagement.yaml"
 COMMANDS = (
-    "up", "demo", "serve", "migrate", "simulate", "explain", "watch", "forget", "deliveries", "call", "bench",
+    "serve", "migrate", "simulate", "explain", "watch", "forget", "deliveries", "call",
     "what-if", "reattribute", "apply", "trackers", "apps", "events",
 )  # fmt: skip
 

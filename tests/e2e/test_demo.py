@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-REENGAGE = Path(sys.executable).with_name("reengage")
-
 
 @pytest.mark.e2e
 @pytest.mark.timeout(180)
 def test_the_demo_holds_and_leaves_nothing(tmp_path: Path) -> None:
     demo = subprocess.run(
-        [REENGAGE, "demo"],
+        [sys.executable, "-m", "deploy.local", "demo"],
         env={"PATH": "/usr/bin:/bin", "REENGAGE_DATA": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""`reengage up` as its user meets it: what it says works, what crashes comes back, and nothing is left of it."""
+"""`make run` as its user meets it: what it says works, what crashes comes back, and nothing is left of it."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,13 @@ from deploy.local.embedded import EmbeddedPostgres
 from deploy.local.suite import SERVICES, Ports, free_ports
 
 REENGAGE = Path(sys.executable).with_name("reengage")
+UP = (sys.executable, "-m", "deploy.local", "up")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Up:
-    """A running `reengage up`."""
+    """A running `python -m deploy.local up`."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -49,9 +50,14 @@ class Up:
         return found
 
     def reengage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [REENGAGE, *arguments], env=self.environment, capture_output=True, text=True, check=False, timeout=60
-        )
+        return self._run(str(REENGAGE), *arguments)
+
+    def again(self) -> subprocess.CompletedProcess[str]:
+        """Starts it a second time."""
+        return self._run(*UP)
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def start(directory: Path) -> Up:
@@ -62,7 +68,7 @@ def start(directory: Path) -> Up:
     }
     output = directory / "output"
     with output.open("wb") as file:
-        process = subprocess.Popen([REENGAGE, "up"], env=environment, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(UP, env=environment, stdout=file, stderr=file, start_new_session=True)
     up = Up(process=process, output=output, ports=ports, environment=environment)
     until(lambda: "Three things to try" in up.text() or process.poll() is not None)
     assert process.poll() is None, up.text()
@@ -151,7 +157,7 @@ def test_wrong_fields_are_all_named(up: Up) -> None:
 
 
 def test_a_second_one_on_the_same_data_says_so(up: Up) -> None:
-    second = up.reengage("up")
+    second = up.again()
     assert second.returncode == 1
     assert f"already runs here: process {up.process.pid}" in second.stderr
     assert up.ports.address("gateway") in second.stderr
@@ -160,7 +166,7 @@ def test_a_second_one_on_the_same_data_says_so(up: Up) -> None:
 def test_a_taken_port_is_named_and_nothing_is_started(up: Up, tmp_path: Path) -> None:
     up.environment["REENGAGE_DATA"], kept = str(tmp_path), up.environment["REENGAGE_DATA"]
     try:
-        other = up.reengage("up")
+        other = up.again()
     finally:
         up.environment["REENGAGE_DATA"] = kept
     assert other.returncode == 1
@@ -231,7 +237,7 @@ def test_data_of_other_migrations_is_named_with_the_remedy(own: Up, tmp_path: Pa
             await connection.close()
 
     asyncio.run(tamper())
-    failed = own.reengage("up")
+    failed = own.again()
     assert failed.returncode == 1
     assert "ingest/0001_record_log differs from what was applied" in failed.stderr
     assert f"move {tmp_path / 'data'} away" in failed.stderr

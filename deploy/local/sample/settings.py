@@ -34,7 +34,6 @@ from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-from services.postback.guard import Guard
 
 IOS, ANDROID = "shop-ios", "shop-android"
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -318,7 +317,7 @@ async def load(
     for settings in NETWORK_SETTINGS:
         await _set_windows(tracker, settings)
     for wanted in POSTBACKS:
-        await _point(postback, wanted, endpoint, Guard(allowed_hosts))
+        await _point(postback, wanted, endpoint, allowed_hosts)
     async for part in tracker.GetSnapshot(snapshot_pb2.GetSnapshotRequest()):
         return part.revision
     return 0
@@ -334,14 +333,14 @@ async def _set_windows(tracker: service_pb2_grpc.TrackerConfigServiceStub, setti
 
 
 async def _point(
-    postback: postback_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, opened: Guard
+    postback: postback_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, allowed_hosts: str
 ) -> None:
     """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
     asked = configuration_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
     place, field = ("x", "base_url") if wanted.claims else ("template", "url")
     url, was = (getattr(getattr(one, place), field) for one in (configuration(wanted, endpoint), stored))
-    if was != url and _is_ours(URL(was), URL(url), opened) and stored.status != _ARCHIVED:
+    if was != url and _is_ours(URL(was), URL(url), allowed_hosts) and stored.status != _ARCHIVED:
         setattr(getattr(stored, place), field, url)
         mask = FieldMask(paths=[f"{place}.{field}"])
         await postback.UpdateConfiguration(
@@ -349,6 +348,8 @@ async def _point(
         )
 
 
-def _is_ours(was: URL, now: URL, opened: Guard) -> bool:
-    """Whether it is the sample's own endpoint, on whatever port it had, and not a server that someone has opened."""
-    return (was.scheme, was.host, was.path) == (now.scheme, now.host, now.path) and not opened.allows_host(was)
+def _is_ours(was: URL, now: URL, allowed_hosts: str) -> bool:
+    """Returns whether it is the sample's own endpoint, on whatever port, and not a server that someone has opened."""
+    opened = {entry.strip().lower() for entry in allowed_hosts.split(",")}
+    is_opened = bool({was.host, f"{was.host}:{was.port}"} & opened)
+    return (was.scheme, was.host, was.path) == (now.scheme, now.host, now.path) and not is_opened
