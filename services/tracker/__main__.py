@@ -10,9 +10,9 @@ from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2, service_pb2_grpc
 from services.tracker.keys import ApiKeys
+from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
-from services.tracker.settings import Settings
 from services.tracker.store import Store
 
 
@@ -36,10 +36,10 @@ async def wire(config: Config) -> AsyncIterator[Service]:
     async with open_pool(config.dsn, schema="tracker", application_name="tracker") as pool:
         store = Store(pool)
         revisions = Revisions(store.revision)
-        settings = Settings(store, revisions, Vault(config.secrets_keys), new_id=lambda: secrets.token_hex(8))
+        resources = ResourceMethods(store, revisions, Vault(config.secrets_keys), new_id=lambda: secrets.token_hex(8))
         keys = ApiKeys(
             store,
-            settings,
+            resources,
             admin_key=config.admin_key,
             service_key=config.service_key,
             new_key=lambda: f"rk_{secrets.token_urlsafe(32)}",
@@ -47,7 +47,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         face = Face.of(
             service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"],
             service_pb2_grpc.add_TrackerConfigServiceServicer_to_server,
-            TrackerConfigService(settings, keys, store, revisions),
+            TrackerConfigService(resources, keys, store, revisions),
             admit=keys.admit,
         )
         server = GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face])

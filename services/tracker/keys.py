@@ -12,7 +12,7 @@ from reengage.tracker.v1.api_key_pb2 import ApiKey
 from services.tracker import access, validation
 from services.tracker.access import Caller
 from services.tracker.kinds import API_KEY, SET_BY_SERVICE
-from services.tracker.settings import Settings, call, check_key, copied
+from services.tracker.resources import ResourceMethods, call, check_key, copied
 from services.tracker.store import Change, Store
 
 _USE_NOTED_EVERY = timedelta(minutes=1)
@@ -29,14 +29,14 @@ class ApiKeys:
     def __init__(
         self,
         store: Store,
-        settings: Settings,
+        resources: ResourceMethods,
         *,
         admin_key: str,
         service_key: str,
         new_key: Callable[[], str],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._store, self._settings, self._new_key, self._now = store, settings, new_key, now
+        self._store, self._resources, self._new_key, self._now = store, resources, new_key, now
         self._own = (
             (admin_key.encode(), Caller(actor="admin", role=access.ADMIN)),
             (service_key.encode(), Caller(actor="service", role=access.SERVICE)),
@@ -54,12 +54,12 @@ class ApiKeys:
 
     async def create(self, given: ApiKey, request_id: str) -> tuple[ApiKey, str]:
         """The resource, and the key if it was made now."""
-        wanted, key = self._settings.named(API_KEY, given), self._new_key()
+        wanted, key = self._resources.named(API_KEY, given), self._new_key()
 
         async def work(change: Change) -> tuple[ApiKey, str]:
             return await self._create(change, wanted, key, request_id)
 
-        made, shown = await self._settings.change(work)
+        made, shown = await self._resources.change(work)
         return (await self.with_use([made]))[0], shown
 
     async def rotate(self, api_key_id: str, overlap: Duration | None, request_id: str) -> tuple[ApiKey, str]:
@@ -70,11 +70,11 @@ class ApiKeys:
         if not 0 <= overlap_s <= _MAX_OVERLAP_S:
             violations.add("overlap", "OUT_OF_RANGE", "must be 0 to 30 days")
         violations.check()
-        wanted, key = self._settings.named(API_KEY, ApiKey()), self._new_key()
+        wanted, key = self._resources.named(API_KEY, ApiKey()), self._new_key()
         ends = self._now() + timedelta(seconds=overlap_s)
 
         async def work(change: Change) -> tuple[ApiKey, str]:
-            old = await self._settings.readable(change, API_KEY, (api_key_id,))
+            old = await self._resources.readable(change, API_KEY, (api_key_id,))
             if API_KEY.is_archived(old) or self._is_over(old):
                 raise FailedPrecondition("ARCHIVED", f"{call(API_KEY, (api_key_id,))} is revoked or expired")
             new = copied(old, without=frozenset((*SET_BY_SERVICE, "expire_time", "last_use_time")))
@@ -85,12 +85,12 @@ class ApiKeys:
                 await change.put(API_KEY, old)
             return made, shown
 
-        return await self._settings.change(work)
+        return await self._resources.change(work)
 
     async def get(self, api_key_id: str) -> ApiKey:
         """One key's resource."""
         check_key(API_KEY, (api_key_id,))
-        return (await self.with_use([await self._settings.get(API_KEY, api_key_id)]))[0]
+        return (await self.with_use([await self._resources.get(API_KEY, api_key_id)]))[0]
 
     async def with_use(self, keys: Iterable[ApiKey]) -> list[ApiKey]:
         """The resources with the time of their last use."""
@@ -102,7 +102,7 @@ class ApiKeys:
         return found
 
     async def _create(self, change: Change, wanted: ApiKey, key: str, request_id: str) -> tuple[ApiKey, str]:
-        made = await self._settings.create_in(change, API_KEY, wanted, request_id)
+        made = await self._resources.create_in(change, API_KEY, wanted, request_id)
         is_new = await change.keep_key_hash(made.api_key_id, _hash(key))
         return made, key if is_new else ""
 

@@ -27,7 +27,8 @@ from reengage.tracker.v1 import (
     tracker_edit_pb2,
     tracker_pb2,
 )
-from services.tracker.audit import Audit
+from services.tracker.audit_trail import Audit
+from services.tracker.following import watch
 from services.tracker.keys import ApiKeys
 from services.tracker.kinds import (
     ACCOUNT,
@@ -42,227 +43,226 @@ from services.tracker.kinds import (
     SEGMENT,
     TRACKER,
 )
+from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
-from services.tracker.settings import Settings
 from services.tracker.store import Store
 from services.tracker.trackers import Trackers, filter_conditions
-from services.tracker.watching import watch
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
-    """Names the kind of resource that each method is about; `Settings` does the same for all of them."""
+    """Names the kind of resource that each method is about; `ResourceMethods` does the same for all of them."""
 
-    def __init__(self, settings: Settings, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
-        self._settings, self._keys, self._store, self._revisions = settings, keys, store, revisions
-        self._trackers, self._audit = Trackers(settings, store), Audit(settings, store)
+    def __init__(self, resources: ResourceMethods, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
+        self._resources, self._keys, self._store, self._revisions = resources, keys, store, revisions
+        self._trackers, self._audit = Trackers(resources, store), Audit(resources, store)
 
     async def CreateAccount(
         self, request: account_pb2.CreateAccountRequest, context: Context
     ) -> account_pb2.CreateAccountResponse:
-        account = await self._settings.create(ACCOUNT, request.account, request.request_id)
+        account = await self._resources.create(ACCOUNT, request.account, request.request_id)
         return account_pb2.CreateAccountResponse(account=account)
 
     async def GetAccount(
         self, request: account_pb2.GetAccountRequest, context: Context
     ) -> account_pb2.GetAccountResponse:
-        return account_pb2.GetAccountResponse(account=await self._settings.get(ACCOUNT, request.account_id))
+        return account_pb2.GetAccountResponse(account=await self._resources.get(ACCOUNT, request.account_id))
 
     async def ListAccounts(
         self, request: account_pb2.ListAccountsRequest, context: Context
     ) -> account_pb2.ListAccountsResponse:
-        accounts, next_page_token = await self._settings.page(ACCOUNT, request)
+        accounts, next_page_token = await self._resources.page(ACCOUNT, request)
         return account_pb2.ListAccountsResponse(accounts=accounts, next_page_token=next_page_token)
 
     async def UpdateAccount(
         self, request: account_pb2.UpdateAccountRequest, context: Context
     ) -> account_pb2.UpdateAccountResponse:
-        account = await self._settings.update(ACCOUNT, request.account, request.update_mask)
+        account = await self._resources.update(ACCOUNT, request.account, request.update_mask)
         return account_pb2.UpdateAccountResponse(account=account)
 
     async def ArchiveAccount(
         self, request: account_pb2.ArchiveAccountRequest, context: Context
     ) -> account_pb2.ArchiveAccountResponse:
-        account = await self._settings.archive(ACCOUNT, request.account_id, etag=request.etag)
+        account = await self._resources.archive(ACCOUNT, request.account_id, etag=request.etag)
         return account_pb2.ArchiveAccountResponse(account=account)
 
     async def CreateApp(self, request: app_pb2.CreateAppRequest, context: Context) -> app_pb2.CreateAppResponse:
-        app = await self._settings.create(APP, request.app, request.request_id)
+        app = await self._resources.create(APP, request.app, request.request_id)
         return app_pb2.CreateAppResponse(app=app)
 
     async def GetApp(self, request: app_pb2.GetAppRequest, context: Context) -> app_pb2.GetAppResponse:
-        return app_pb2.GetAppResponse(app=await self._settings.get(APP, request.app_id))
+        return app_pb2.GetAppResponse(app=await self._resources.get(APP, request.app_id))
 
     async def ListApps(self, request: app_pb2.ListAppsRequest, context: Context) -> app_pb2.ListAppsResponse:
-        apps, next_page_token = await self._settings.page(APP, request)
+        apps, next_page_token = await self._resources.page(APP, request)
         return app_pb2.ListAppsResponse(apps=apps, next_page_token=next_page_token)
 
     async def UpdateApp(self, request: app_pb2.UpdateAppRequest, context: Context) -> app_pb2.UpdateAppResponse:
-        app = await self._settings.update(APP, request.app, request.update_mask)
+        app = await self._resources.update(APP, request.app, request.update_mask)
         return app_pb2.UpdateAppResponse(app=app)
 
     async def ArchiveApp(self, request: app_pb2.ArchiveAppRequest, context: Context) -> app_pb2.ArchiveAppResponse:
-        return app_pb2.ArchiveAppResponse(app=await self._settings.archive(APP, request.app_id, etag=request.etag))
+        return app_pb2.ArchiveAppResponse(app=await self._resources.archive(APP, request.app_id, etag=request.etag))
 
     async def CreateNetwork(
         self, request: network_pb2.CreateNetworkRequest, context: Context
     ) -> network_pb2.CreateNetworkResponse:
-        network = await self._settings.create(NETWORK, request.network, request.request_id)
+        network = await self._resources.create(NETWORK, request.network, request.request_id)
         return network_pb2.CreateNetworkResponse(network=network)
 
     async def GetNetwork(
         self, request: network_pb2.GetNetworkRequest, context: Context
     ) -> network_pb2.GetNetworkResponse:
-        return network_pb2.GetNetworkResponse(network=await self._settings.get(NETWORK, request.network_id))
+        return network_pb2.GetNetworkResponse(network=await self._resources.get(NETWORK, request.network_id))
 
     async def ListNetworks(
         self, request: network_pb2.ListNetworksRequest, context: Context
     ) -> network_pb2.ListNetworksResponse:
-        networks, next_page_token = await self._settings.page(NETWORK, request, built_in_too=not request.hide_unused)
+        networks, next_page_token = await self._resources.page(NETWORK, request, built_in_too=not request.hide_unused)
         return network_pb2.ListNetworksResponse(networks=networks, next_page_token=next_page_token)
 
     async def UpdateNetwork(
         self, request: network_pb2.UpdateNetworkRequest, context: Context
     ) -> network_pb2.UpdateNetworkResponse:
-        network = await self._settings.update(NETWORK, request.network, request.update_mask)
+        network = await self._resources.update(NETWORK, request.network, request.update_mask)
         return network_pb2.UpdateNetworkResponse(network=network)
 
     async def ArchiveNetwork(
         self, request: network_pb2.ArchiveNetworkRequest, context: Context
     ) -> network_pb2.ArchiveNetworkResponse:
         return network_pb2.ArchiveNetworkResponse(
-            network=await self._settings.archive(NETWORK, request.network_id, etag=request.etag)
+            network=await self._resources.archive(NETWORK, request.network_id, etag=request.etag)
         )
 
     async def GetNetworkSettings(
         self, request: network_settings_pb2.GetNetworkSettingsRequest, context: Context
     ) -> network_settings_pb2.GetNetworkSettingsResponse:
-        settings = await self._settings.get(NETWORK_SETTINGS, request.app_id, request.network_id)
+        settings = await self._resources.get(NETWORK_SETTINGS, request.app_id, request.network_id)
         return network_settings_pb2.GetNetworkSettingsResponse(network_settings=settings)
 
     async def UpdateNetworkSettings(
         self, request: network_settings_pb2.UpdateNetworkSettingsRequest, context: Context
     ) -> network_settings_pb2.UpdateNetworkSettingsResponse:
-        settings = await self._settings.update(NETWORK_SETTINGS, request.network_settings, request.update_mask)
+        settings = await self._resources.update(NETWORK_SETTINGS, request.network_settings, request.update_mask)
         return network_settings_pb2.UpdateNetworkSettingsResponse(network_settings=settings)
 
     async def CreateAgency(
         self, request: agency_pb2.CreateAgencyRequest, context: Context
     ) -> agency_pb2.CreateAgencyResponse:
-        agency = await self._settings.create(AGENCY, request.agency, request.request_id)
+        agency = await self._resources.create(AGENCY, request.agency, request.request_id)
         return agency_pb2.CreateAgencyResponse(agency=agency)
 
     async def GetAgency(self, request: agency_pb2.GetAgencyRequest, context: Context) -> agency_pb2.GetAgencyResponse:
-        return agency_pb2.GetAgencyResponse(agency=await self._settings.get(AGENCY, request.agency_id))
+        return agency_pb2.GetAgencyResponse(agency=await self._resources.get(AGENCY, request.agency_id))
 
     async def ListAgencies(
         self, request: agency_pb2.ListAgenciesRequest, context: Context
     ) -> agency_pb2.ListAgenciesResponse:
-        agencies, next_page_token = await self._settings.page(AGENCY, request)
+        agencies, next_page_token = await self._resources.page(AGENCY, request)
         return agency_pb2.ListAgenciesResponse(agencies=agencies, next_page_token=next_page_token)
 
     async def UpdateAgency(
         self, request: agency_pb2.UpdateAgencyRequest, context: Context
     ) -> agency_pb2.UpdateAgencyResponse:
-        agency = await self._settings.update(AGENCY, request.agency, request.update_mask)
+        agency = await self._resources.update(AGENCY, request.agency, request.update_mask)
         return agency_pb2.UpdateAgencyResponse(agency=agency)
 
     async def ArchiveAgency(
         self, request: agency_pb2.ArchiveAgencyRequest, context: Context
     ) -> agency_pb2.ArchiveAgencyResponse:
-        agency = await self._settings.archive(AGENCY, request.agency_id, etag=request.etag)
+        agency = await self._resources.archive(AGENCY, request.agency_id, etag=request.etag)
         return agency_pb2.ArchiveAgencyResponse(agency=agency)
 
     async def CreateSanAccount(
         self, request: san_account_pb2.CreateSanAccountRequest, context: Context
     ) -> san_account_pb2.CreateSanAccountResponse:
-        san_account = await self._settings.create(SAN_ACCOUNT, request.san_account, request.request_id)
+        san_account = await self._resources.create(SAN_ACCOUNT, request.san_account, request.request_id)
         return san_account_pb2.CreateSanAccountResponse(san_account=san_account)
 
     async def GetSanAccount(
         self, request: san_account_pb2.GetSanAccountRequest, context: Context
     ) -> san_account_pb2.GetSanAccountResponse:
         return san_account_pb2.GetSanAccountResponse(
-            san_account=await self._settings.get(SAN_ACCOUNT, request.san_account_id)
+            san_account=await self._resources.get(SAN_ACCOUNT, request.san_account_id)
         )
 
     async def ListSanAccounts(
         self, request: san_account_pb2.ListSanAccountsRequest, context: Context
     ) -> san_account_pb2.ListSanAccountsResponse:
-        san_accounts, next_page_token = await self._settings.page(SAN_ACCOUNT, request, app_id=request.app_id)
+        san_accounts, next_page_token = await self._resources.page(SAN_ACCOUNT, request, app_id=request.app_id)
         return san_account_pb2.ListSanAccountsResponse(san_accounts=san_accounts, next_page_token=next_page_token)
 
     async def UpdateSanAccount(
         self, request: san_account_pb2.UpdateSanAccountRequest, context: Context
     ) -> san_account_pb2.UpdateSanAccountResponse:
-        san_account = await self._settings.update(SAN_ACCOUNT, request.san_account, request.update_mask)
+        san_account = await self._resources.update(SAN_ACCOUNT, request.san_account, request.update_mask)
         return san_account_pb2.UpdateSanAccountResponse(san_account=san_account)
 
     async def ArchiveSanAccount(
         self, request: san_account_pb2.ArchiveSanAccountRequest, context: Context
     ) -> san_account_pb2.ArchiveSanAccountResponse:
-        san_account = await self._settings.archive(SAN_ACCOUNT, request.san_account_id, etag=request.etag)
+        san_account = await self._resources.archive(SAN_ACCOUNT, request.san_account_id, etag=request.etag)
         return san_account_pb2.ArchiveSanAccountResponse(san_account=san_account)
 
     async def CreateCampaign(
         self, request: campaign_pb2.CreateCampaignRequest, context: Context
     ) -> campaign_pb2.CreateCampaignResponse:
-        campaign = await self._settings.create(CAMPAIGN, request.campaign, request.request_id)
+        campaign = await self._resources.create(CAMPAIGN, request.campaign, request.request_id)
         return campaign_pb2.CreateCampaignResponse(campaign=campaign)
 
     async def GetCampaign(
         self, request: campaign_pb2.GetCampaignRequest, context: Context
     ) -> campaign_pb2.GetCampaignResponse:
-        return campaign_pb2.GetCampaignResponse(campaign=await self._settings.get(CAMPAIGN, request.campaign_id))
+        return campaign_pb2.GetCampaignResponse(campaign=await self._resources.get(CAMPAIGN, request.campaign_id))
 
     async def ListCampaigns(
         self, request: campaign_pb2.ListCampaignsRequest, context: Context
     ) -> campaign_pb2.ListCampaignsResponse:
-        campaigns, next_page_token = await self._settings.page(CAMPAIGN, request, app_id=request.app_id)
+        campaigns, next_page_token = await self._resources.page(CAMPAIGN, request, app_id=request.app_id)
         return campaign_pb2.ListCampaignsResponse(campaigns=campaigns, next_page_token=next_page_token)
 
     async def UpdateCampaign(
         self, request: campaign_pb2.UpdateCampaignRequest, context: Context
     ) -> campaign_pb2.UpdateCampaignResponse:
-        campaign = await self._settings.update(CAMPAIGN, request.campaign, request.update_mask)
+        campaign = await self._resources.update(CAMPAIGN, request.campaign, request.update_mask)
         return campaign_pb2.UpdateCampaignResponse(campaign=campaign)
 
     async def ArchiveCampaign(
         self, request: campaign_pb2.ArchiveCampaignRequest, context: Context
     ) -> campaign_pb2.ArchiveCampaignResponse:
         return campaign_pb2.ArchiveCampaignResponse(
-            campaign=await self._settings.archive(CAMPAIGN, request.campaign_id, etag=request.etag)
+            campaign=await self._resources.archive(CAMPAIGN, request.campaign_id, etag=request.etag)
         )
 
     async def CreateSegment(
         self, request: segment_pb2.CreateSegmentRequest, context: Context
     ) -> segment_pb2.CreateSegmentResponse:
-        segment = await self._settings.create(SEGMENT, request.segment, request.request_id)
+        segment = await self._resources.create(SEGMENT, request.segment, request.request_id)
         return segment_pb2.CreateSegmentResponse(segment=segment)
 
     async def GetSegment(
         self, request: segment_pb2.GetSegmentRequest, context: Context
     ) -> segment_pb2.GetSegmentResponse:
-        return segment_pb2.GetSegmentResponse(segment=await self._settings.get(SEGMENT, request.segment_id))
+        return segment_pb2.GetSegmentResponse(segment=await self._resources.get(SEGMENT, request.segment_id))
 
     async def ListSegments(
         self, request: segment_pb2.ListSegmentsRequest, context: Context
     ) -> segment_pb2.ListSegmentsResponse:
-        segments, next_page_token = await self._settings.page(SEGMENT, request, app_id=request.app_id)
+        segments, next_page_token = await self._resources.page(SEGMENT, request, app_id=request.app_id)
         return segment_pb2.ListSegmentsResponse(segments=segments, next_page_token=next_page_token)
 
     async def UpdateSegment(
         self, request: segment_pb2.UpdateSegmentRequest, context: Context
     ) -> segment_pb2.UpdateSegmentResponse:
-        segment = await self._settings.update(SEGMENT, request.segment, request.update_mask)
+        segment = await self._resources.update(SEGMENT, request.segment, request.update_mask)
         return segment_pb2.UpdateSegmentResponse(segment=segment)
 
     async def ArchiveSegment(
         self, request: segment_pb2.ArchiveSegmentRequest, context: Context
     ) -> segment_pb2.ArchiveSegmentResponse:
         return segment_pb2.ArchiveSegmentResponse(
-            segment=await self._settings.archive(SEGMENT, request.segment_id, etag=request.etag)
+            segment=await self._resources.archive(SEGMENT, request.segment_id, etag=request.etag)
         )
 
     async def CreateTracker(
@@ -275,7 +275,7 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def GetTracker(
         self, request: tracker_pb2.GetTrackerRequest, context: Context
     ) -> tracker_pb2.GetTrackerResponse:
-        return tracker_pb2.GetTrackerResponse(tracker=await self._settings.get(TRACKER, request.tracker_id))
+        return tracker_pb2.GetTrackerResponse(tracker=await self._resources.get(TRACKER, request.tracker_id))
 
     async def ListTrackers(
         self, request: tracker_pb2.ListTrackersRequest, context: Context
@@ -283,20 +283,20 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
         violations = Violations()
         conditions = filter_conditions(request.filter, violations)
         violations.check()
-        trackers, next_page_token = await self._settings.page(TRACKER, request, request.app_id, conditions)
+        trackers, next_page_token = await self._resources.page(TRACKER, request, request.app_id, conditions)
         return tracker_pb2.ListTrackersResponse(trackers=trackers, next_page_token=next_page_token)
 
     async def UpdateTracker(
         self, request: tracker_pb2.UpdateTrackerRequest, context: Context
     ) -> tracker_pb2.UpdateTrackerResponse:
-        tracker = await self._settings.update(TRACKER, request.tracker, request.update_mask)
+        tracker = await self._resources.update(TRACKER, request.tracker, request.update_mask)
         return tracker_pb2.UpdateTrackerResponse(tracker=tracker)
 
     async def ArchiveTracker(
         self, request: tracker_pb2.ArchiveTrackerRequest, context: Context
     ) -> tracker_pb2.ArchiveTrackerResponse:
         return tracker_pb2.ArchiveTrackerResponse(
-            tracker=await self._settings.archive(TRACKER, request.tracker_id, etag=request.etag)
+            tracker=await self._resources.archive(TRACKER, request.tracker_id, etag=request.etag)
         )
 
     async def CopyTracker(
@@ -337,20 +337,22 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def CreateEventDefinition(
         self, request: event_definition_pb2.CreateEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.CreateEventDefinitionResponse:
-        event_definition = await self._settings.create(EVENT_DEFINITION, request.event_definition, request.request_id)
+        event_definition = await self._resources.create(EVENT_DEFINITION, request.event_definition, request.request_id)
         return event_definition_pb2.CreateEventDefinitionResponse(event_definition=event_definition)
 
     async def GetEventDefinition(
         self, request: event_definition_pb2.GetEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.GetEventDefinitionResponse:
         return event_definition_pb2.GetEventDefinitionResponse(
-            event_definition=await self._settings.get(EVENT_DEFINITION, request.app_id, request.event_name)
+            event_definition=await self._resources.get(EVENT_DEFINITION, request.app_id, request.event_name)
         )
 
     async def ListEventDefinitions(
         self, request: event_definition_pb2.ListEventDefinitionsRequest, context: Context
     ) -> event_definition_pb2.ListEventDefinitionsResponse:
-        event_definitions, next_page_token = await self._settings.page(EVENT_DEFINITION, request, app_id=request.app_id)
+        event_definitions, next_page_token = await self._resources.page(
+            EVENT_DEFINITION, request, app_id=request.app_id
+        )
         return event_definition_pb2.ListEventDefinitionsResponse(
             event_definitions=event_definitions, next_page_token=next_page_token
         )
@@ -358,14 +360,14 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateEventDefinition(
         self, request: event_definition_pb2.UpdateEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.UpdateEventDefinitionResponse:
-        event_definition = await self._settings.update(EVENT_DEFINITION, request.event_definition, request.update_mask)
+        event_definition = await self._resources.update(EVENT_DEFINITION, request.event_definition, request.update_mask)
         return event_definition_pb2.UpdateEventDefinitionResponse(event_definition=event_definition)
 
     async def ArchiveEventDefinition(
         self, request: event_definition_pb2.ArchiveEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.ArchiveEventDefinitionResponse:
         return event_definition_pb2.ArchiveEventDefinitionResponse(
-            event_definition=await self._settings.archive(
+            event_definition=await self._resources.archive(
                 EVENT_DEFINITION, request.app_id, request.event_name, etag=request.etag
             )
         )
@@ -373,7 +375,7 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def RegisterEvents(
         self, request: event_definition_pb2.RegisterEventsRequest, context: Context
     ) -> event_definition_pb2.RegisterEventsResponse:
-        created = await self._settings.register_events(request.app_id, request.event_names)
+        created = await self._resources.register_events(request.app_id, request.event_names)
         return event_definition_pb2.RegisterEventsResponse(created_count=created)
 
     async def CreateApiKey(
@@ -388,7 +390,7 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def ListApiKeys(
         self, request: api_key_pb2.ListApiKeysRequest, context: Context
     ) -> api_key_pb2.ListApiKeysResponse:
-        api_keys, next_page_token = await self._settings.page(API_KEY, request)
+        api_keys, next_page_token = await self._resources.page(API_KEY, request)
         return api_key_pb2.ListApiKeysResponse(
             api_keys=await self._keys.with_use(api_keys), next_page_token=next_page_token
         )
@@ -396,13 +398,13 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateApiKey(
         self, request: api_key_pb2.UpdateApiKeyRequest, context: Context
     ) -> api_key_pb2.UpdateApiKeyResponse:
-        api_key = await self._settings.update(API_KEY, request.api_key, request.update_mask)
+        api_key = await self._resources.update(API_KEY, request.api_key, request.update_mask)
         return api_key_pb2.UpdateApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def ArchiveApiKey(
         self, request: api_key_pb2.ArchiveApiKeyRequest, context: Context
     ) -> api_key_pb2.ArchiveApiKeyResponse:
-        api_key = await self._settings.archive(API_KEY, request.api_key_id, etag=request.etag)
+        api_key = await self._resources.archive(API_KEY, request.api_key_id, etag=request.etag)
         return api_key_pb2.ArchiveApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def RotateApiKey(

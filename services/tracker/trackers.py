@@ -14,14 +14,14 @@ from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_edit_pb2 import TrackerChange
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
-from services.tracker import files, masks, validation
-from services.tracker.diff import field_changes
-from services.tracker.drafts import postback_drafts
-from services.tracker.files import Row
+from services.tracker import masks, tracker_files, validation
+from services.tracker.differences import field_changes
+from services.tracker.effective_settings import resolve
 from services.tracker.kinds import APP, CAMPAIGN, EVENT_DEFINITION, NETWORK, NETWORK_SETTINGS, SEGMENT, TRACKER, Kind
-from services.tracker.resolve import resolve
-from services.tracker.settings import Settings, check, check_key, check_mask, copied, existing, shown
+from services.tracker.postback_drafts import postback_drafts
+from services.tracker.resources import ResourceMethods, check, check_key, check_mask, copied, existing, shown
 from services.tracker.store import Change, Condition, Remembering, Store, View
+from services.tracker.tracker_files import Row
 
 MAX_TRACKERS = 5000
 """Of one change, so that watchers need no whole snapshot after it."""
@@ -56,10 +56,10 @@ class _RolledBackError(Exception):
 
 
 class Trackers:
-    """Works for the caller of the call being served, as Settings does."""
+    """Works for the caller of the call being served, as ResourceMethods does."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings, self._store = settings, store
+    def __init__(self, resources: ResourceMethods, store: Store) -> None:
+        self._resources, self._store = resources, store
 
     async def create(self, request: tracker_pb2.CreateTrackerRequest) -> Tracker:
         """The tracker, after the campaign and segment given with it, in one revision.
@@ -72,7 +72,7 @@ class Trackers:
             made: list[tuple[Kind[Any], Any]] = []
             wrong: list[Violation] = []
             if request.request_id and await change.made_by(TRACKER, request.request_id):
-                return await self._settings.create_in(change, TRACKER, tracker, request.request_id)
+                return await self._resources.create_in(change, TRACKER, tracker, request.request_id)
             for kind, wanted in (*parents, (TRACKER, tracker)):
                 resource = copied(wanted)
                 try:
@@ -80,7 +80,7 @@ class Trackers:
                         await check(change, kind, resource, Violations(), new_parents=made)
                     else:
                         request_id = request.request_id if kind is TRACKER else ""
-                        resource = await self._settings.create_in(change, kind, wanted, request_id, new_parents=made)
+                        resource = await self._resources.create_in(change, kind, wanted, request_id, new_parents=made)
                 except InvalidArgument as error:
                     wrong += error.violations
                 made.append((kind, resource))
@@ -89,20 +89,20 @@ class Trackers:
             created: Tracker = made[-1][1]
             return created
 
-        return await self._settings.change(work)
+        return await self._resources.change(work)
 
     def _with_parents(self, request: tracker_pb2.CreateTrackerRequest) -> tuple[Tracker, list[tuple[Kind[Any], Any]]]:
         """The tracker, and what is to be created before it, each with its id and referring to the one before."""
-        tracker = self._settings.named(TRACKER, request.tracker)
+        tracker = self._resources.named(TRACKER, request.tracker)
         parents: list[tuple[Kind[Any], Any]] = []
         violations = Violations()
         validation.check_request_id(request.request_id, violations)
         if request.HasField("campaign"):
-            parents.append((CAMPAIGN, self._settings.named(CAMPAIGN, request.campaign)))
+            parents.append((CAMPAIGN, self._resources.named(CAMPAIGN, request.campaign)))
             if not request.HasField("segment"):
                 violations.add("segment", "REQUIRED", "must be given with a campaign")
         if request.HasField("segment"):
-            segment = self._settings.named(SEGMENT, request.segment)
+            segment = self._resources.named(SEGMENT, request.segment)
             if parents:
                 _refer("segment.campaign_id", segment, parents[0][1], "campaign_id", violations)
             _refer("tracker.segment_id", tracker, segment, "segment_id", violations)
@@ -124,19 +124,19 @@ class Trackers:
                 violations=violations,
             )
         violations.check()
-        tracker_id = self._settings.named(TRACKER, request.tracker).tracker_id
+        tracker_id = self._resources.named(TRACKER, request.tracker).tracker_id
 
         async def work(change: Change) -> Tracker:
-            source = await self._settings.readable(change, TRACKER, (request.source_tracker_id,))
+            source = await self._resources.readable(change, TRACKER, (request.source_tracker_id,))
             copy = masks.apply(copied(source, without=TRACKER.output_only), request.tracker, paths)
             copy.tracker_id = tracker_id
             copy.default_tracker = False
             if "name" not in paths:
                 there = await change.get(TRACKER, (tracker_id,)) if validation.is_id(tracker_id) else None
                 copy.name = there.name if there is not None else await _name_of_copy(change, source)
-            return await self._settings.create_in(change, TRACKER, copy, request.request_id)
+            return await self._resources.create_in(change, TRACKER, copy, request.request_id)
 
-        return await self._settings.change(work)
+        return await self._resources.change(work)
 
     async def bulk_edit(
         self, request: tracker_edit_pb2.BulkEditTrackersRequest
@@ -156,13 +156,13 @@ class Trackers:
 
         async def work(change: Change) -> tuple[list[Edit], int, int]:
             view = Remembering(change)
-            narrowed = await self._settings.listed(change, TRACKER, request.app_id, wanted)
+            narrowed = await self._resources.listed(change, TRACKER, request.app_id, wanted)
             found = await self._chosen(change, request, narrowed)
             wrong: list[Violation] = []
             edits: list[Edit] = []
             for before in found:
                 try:
-                    after = await self._settings.changed(
+                    after = await self._resources.changed(
                         view, TRACKER, before, request.tracker, list(request.update_mask.paths)
                     )
                     if after != before:
@@ -190,7 +190,7 @@ class Trackers:
         after, first = "", True
         while first or after:
             page = await self._page(request.app_id, wanted, after)
-            yield files.write(map(shown, page), request.format, first=first)
+            yield tracker_files.write(map(shown, page), request.format, first=first)
             first = False
             after = page[-1].tracker_id if len(page) == _PAGE else ""
 
@@ -204,14 +204,14 @@ class Trackers:
         if len(request.content) > MAX_FILE_BYTES:
             violations.add("content", "TOO_LARGE", "must be at most 8 MB")
         else:
-            rows = files.read(request.content, request.format, violations)
+            rows = tracker_files.read(request.content, request.format, violations)
         if len(rows) > MAX_TRACKERS:
             violations.add("content", "TOO_MANY", f"must be at most {MAX_TRACKERS} trackers")
         violations.check()
-        new_ids = [self._settings.named(TRACKER, row.tracker).tracker_id for row in rows]
+        new_ids = [self._resources.named(TRACKER, row.tracker).tracker_id for row in rows]
 
         async def work(change: Change) -> tuple[list[Edit], int, int]:
-            narrowed = await self._settings.listed(change, TRACKER, request.app_id, ())
+            narrowed = await self._resources.listed(change, TRACKER, request.app_id, ())
             edits, unchanged = await self._edits_of(change, request.app_id, narrowed, rows, new_ids)
             if request.etag and edits and request.etag != _etag_of(edits):
                 raise Aborted("ETAG_MISMATCH", "something else would change now; look at the changes again")
@@ -231,7 +231,7 @@ class Trackers:
         check_key(TRACKER, (tracker_id,))
 
         async def work(view: View) -> list[PostbackDraft]:
-            tracker = await self._settings.readable(view, TRACKER, (tracker_id,))
+            tracker = await self._resources.readable(view, TRACKER, (tracker_id,))
             return postback_drafts(
                 tracker,
                 await existing(view, APP, (tracker.app_id,)),
@@ -246,7 +246,7 @@ class Trackers:
         check_key(TRACKER, (tracker_id,))
 
         async def work(view: View) -> tuple[list[ResolvedSetting], int]:
-            tracker = await self._settings.readable(view, TRACKER, (tracker_id,))
+            tracker = await self._resources.readable(view, TRACKER, (tracker_id,))
             definitions = await view.definitions_of(tracker.app_id, tracker.events)
             settings = resolve(
                 tracker,
@@ -261,7 +261,7 @@ class Trackers:
 
     async def _page(self, app_id: str, wanted: Sequence[Condition], after: str) -> list[Tracker]:
         async def work(view: View) -> list[Tracker]:
-            narrowed = await self._settings.listed(view, TRACKER, app_id, wanted)
+            narrowed = await self._resources.listed(view, TRACKER, app_id, wanted)
             return await view.page(TRACKER, narrowed, after=after, archived_too=False, size=_PAGE)
 
         return await self._store.read(work)
@@ -278,7 +278,7 @@ class Trackers:
         chosen = [*narrowed, ("tracker_id = ANY({})", ids)]
         found = await change.page(TRACKER, chosen, after="", archived_too=True, size=MAX_TRACKERS)
         for tracker_id in sorted(set(ids) - {tracker.tracker_id for tracker in found}):
-            await self._settings.readable(change, TRACKER, (tracker_id,))  # says so, if there is none
+            await self._resources.readable(change, TRACKER, (tracker_id,))  # says so, if there is none
             violations = Violations()
             violations.add("tracker_ids", "OTHER_APP", f"{tracker_id} is no tracker of {request.app_id}")
             violations.check()
@@ -332,7 +332,7 @@ class Trackers:
             after.status = STATUS_ARCHIVED
             return after
         paths = [path for path in row.paths if path.split(".")[0] in _MUTABLE]
-        return await self._settings.changed(view, TRACKER, before, given, paths)
+        return await self._resources.changed(view, TRACKER, before, given, paths)
 
     async def _row_created(self, view: View, app_id: str, row: Row, new_id: str) -> Tracker:
         tracker = copied(row.tracker, without=TRACKER.output_only)
@@ -355,9 +355,9 @@ class Trackers:
         defaults: list[Edit] = []
         for edit in edits:
             (defaults if edit.after.default_tracker and edit.after.status != STATUS_ARCHIVED else plain).append(edit)
-        await self._settings.put_all(change, TRACKER, [copied(edit.after) for edit in plain])
+        await self._resources.put_all(change, TRACKER, [copied(edit.after) for edit in plain])
         for edit in defaults:
-            await self._settings.put(change, TRACKER, copied(edit.after))
+            await self._resources.put(change, TRACKER, copied(edit.after))
 
     async def _changed_or_tried(
         self, work: Callable[[Change], Awaitable[tuple[list[Edit], int, int]]], *, dry_run: bool
@@ -370,9 +370,9 @@ class Trackers:
             raise _RolledBackError
 
         if not dry_run:
-            return await self._settings.change(work)
+            return await self._resources.change(work)
         with contextlib.suppress(_RolledBackError):
-            await self._settings.change(undone)
+            await self._resources.change(undone)
         return tried[0]
 
 

@@ -16,9 +16,9 @@ from libs.server import Face, ServerConfig, build_server
 from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2_grpc
 from services.tracker.keys import ApiKeys
+from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
-from services.tracker.settings import Settings
 from services.tracker.store import Store
 from tests.conftest import Database
 from tests.tracker.samples import Stub
@@ -51,16 +51,16 @@ async def serving(database: Database) -> AsyncIterator[Served]:
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
         revisions = Revisions(store.revision)
-        settings = Settings(store, revisions, Vault(SECRETS_KEY), new_id=lambda: f"made-{next(numbers)}")
+        resources = ResourceMethods(store, revisions, Vault(SECRETS_KEY), new_id=lambda: f"made-{next(numbers)}")
         keys = ApiKeys(
             store,
-            settings,
+            resources,
             admin_key=ADMIN_KEY,
             service_key=SERVICE_KEY,
             new_key=lambda: f"key-{next(numbers)}",
             now=lambda: clock.now,
         )
-        service = TrackerConfigService(settings, keys, store, revisions)
+        service = TrackerConfigService(resources, keys, store, revisions)
         face = Face(
             name=NAME,
             add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),

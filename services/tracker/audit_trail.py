@@ -9,17 +9,17 @@ from libs.pages import decode_token, encode_token, page_size
 from reengage.tracker.v1 import change_pb2
 from reengage.tracker.v1.change_pb2 import Change
 from services.tracker import access, validation
-from services.tracker.diff import field_changes
+from services.tracker.differences import field_changes
 from services.tracker.kinds import APP, BY_NUMBER, KINDS
-from services.tracker.settings import Settings
+from services.tracker.resources import ResourceMethods
 from services.tracker.store import Condition, NotedChange, Store, View
 
 
 class Audit:
     """Reads the trail for the caller of the call being served."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings, self._store = settings, store
+    def __init__(self, resources: ResourceMethods, store: Store) -> None:
+        self._resources, self._store = resources, store
 
     async def page(self, request: change_pb2.ListChangesRequest) -> change_pb2.ListChangesResponse:
         """A page of changes, newest first. Keys of a narrower scope must name an app in it."""
@@ -50,7 +50,7 @@ class Audit:
 
     def _in_scope(self, app_id: str) -> Any:
         async def work(view: View) -> None:
-            await self._settings.listed(view, APP, app_id, ())
+            await self._resources.listed(view, APP, app_id, ())
 
         return work
 

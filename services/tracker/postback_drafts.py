@@ -10,7 +10,7 @@ from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
 from reengage.tracker.v1.tracker_pb2 import Tracker
-from services.tracker.resolve import DEFAULT_ENGAGEMENT_WINDOW, DEFAULT_VIEW_WINDOW
+from services.tracker.effective_settings import DEFAULT_ENGAGEMENT_WINDOW, DEFAULT_VIEW_WINDOW
 
 _DAY = 86400
 _RETRY_ATTEMPTS = 3

@@ -42,7 +42,7 @@ class PageRequest(Protocol):
     def show_archived(self) -> bool: ...
 
 
-class Settings:
+class ResourceMethods:
     """Creates, reads, updates and archives resources for the caller of the call being served.
 
     `new_id` makes the id of one that was created without; `vault` encrypts what is never answered. Errors are those of

@@ -15,7 +15,7 @@ from reengage.tracker.v1.windows_pb2 import Window, Windows
 from services.attribution.decision.model import Layer, WindowKind
 from services.attribution.decision.rules import DISABLED, UNLIMITED
 from services.attribution.wire.rulebook import build_rulebook
-from services.tracker.resolve import resolve
+from services.tracker.effective_settings import resolve
 
 LAYERS = {
     ResolvedSetting.LAYER_TRACKER: Layer.TRACKER,
