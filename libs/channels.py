@@ -1,11 +1,15 @@
 """Channels to other services: retries, keepalive and message bounds in one place."""
 
+from __future__ import annotations  # grpcio's own classes are generic to mypy only
+
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import grpc
 
 from libs.auth import bearer
-from libs.interceptors import StreamClientInterceptor, UnaryClientInterceptor
+from libs.call_context import outgoing, remaining_s
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -53,3 +57,30 @@ def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc
             *([StreamClientInterceptor(carried)] if carried else []),
         ],
     )
+
+
+class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """Sends request id, deadline and `metadata` with every unary call. Default deadline: `timeout_s`."""
+
+    def __init__(self, timeout_s: float, metadata: Iterable[tuple[str, str]] = ()) -> None:
+        self._timeout_s, self._metadata = timeout_s, tuple(metadata)
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Complete the details of the call and go on."""
+        details = client_call_details._replace(
+            metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata), *self._metadata),
+            timeout=client_call_details.timeout or remaining_s(self._timeout_s),
+        )
+        return await continuation(details, request)
+
+
+class StreamClientInterceptor(grpc.aio.UnaryStreamClientInterceptor):
+    """Sends `metadata` with every call that is answered by a stream."""
+
+    def __init__(self, metadata: Iterable[tuple[str, str]]) -> None:
+        self._metadata = tuple(metadata)
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Complete the details of the call and go on."""
+        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *self._metadata)
+        return await continuation(client_call_details._replace(metadata=metadata), request)

@@ -1,4 +1,4 @@
-"""What every call goes through: request id, deadline, bounds, errors, one log line and one metric.
+"""What every call goes through that is served: request id, deadline, bounds, errors, one log line and one metric.
 
 The request id comes in as `x-request-id` metadata (or is made), is bound to the log context, and goes out on every call
 made while serving. What is left of the caller's deadline goes out the same way.
@@ -8,10 +8,9 @@ from __future__ import annotations  # grpcio's own classes are generic to mypy o
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -19,13 +18,13 @@ import structlog
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
+from libs.call_context import REQUEST_ID_HEADER, deadline_s, new_request_id
+from libs.call_context import request_id as current_request_id
 from libs.db import DATABASE_AWAY
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, to_status
-from libs.logs import REQUEST_ID_KEY, current_request_id, new_request_id
+from libs.logs import REQUEST_ID_KEY
 
-REQUEST_ID_HEADER = "x-request-id"
 _MAX_REQUEST_ID = 64
-_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
 
 _calls = Counter("rpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
 _seconds = Histogram("rpc_seconds", "Time to serve a unary call.", ["method"])
@@ -142,9 +141,10 @@ class _Served:
     async def __aenter__(self) -> None:
         self._started = time.monotonic()
         structlog.contextvars.bind_contextvars(**{REQUEST_ID_KEY: self._request_id})
+        current_request_id.set(self._request_id)
         remaining = self._context.time_remaining()
         # A stream's deadline is its caller's business; only unary calls pass on what is left.
-        _deadline.set(self._started + remaining if remaining is not None and self._kind == "unary" else None)
+        deadline_s.set(self._started + remaining if remaining is not None and self._kind == "unary" else None)
         if self._room[self._kind] <= 0:
             error = ResourceExhausted("OVERLOADED", "too many calls at once", retry_after_s=0.5)
             await self._end(grpc.StatusCode.RESOURCE_EXHAUSTED, error)
@@ -191,44 +191,3 @@ class _Served:
             getattr(_log, level)(
                 "rpc.served", method=self._method, code=name, reason=reason, ms=round(elapsed * 1000, 2)
             )
-
-
-def outgoing(metadata: Any) -> list[tuple[str, str | bytes]]:
-    """Metadata of a call made while serving: what the caller gave, and the request id."""
-    pairs = list(metadata or ())
-    if not any(key == REQUEST_ID_HEADER for key, _ in pairs):
-        pairs.append((REQUEST_ID_HEADER, current_request_id() or new_request_id()))
-    return pairs
-
-
-def remaining_s(default_s: float) -> float:
-    """The time a call out may take: the default, or what is left of the deadline of the call being served."""
-    deadline = _deadline.get()
-    return default_s if deadline is None else max(0.0, min(default_s, deadline - time.monotonic()))
-
-
-class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """Sends request id, deadline and `metadata` with every unary call. Default deadline: `timeout_s`."""
-
-    def __init__(self, timeout_s: float, metadata: Iterable[tuple[str, str]] = ()) -> None:
-        self._timeout_s, self._metadata = timeout_s, tuple(metadata)
-
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Complete the details of the call and go on."""
-        details = client_call_details._replace(
-            metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata), *self._metadata),
-            timeout=client_call_details.timeout or remaining_s(self._timeout_s),
-        )
-        return await continuation(details, request)
-
-
-class StreamClientInterceptor(grpc.aio.UnaryStreamClientInterceptor):
-    """Sends `metadata` with every call that is answered by a stream."""
-
-    def __init__(self, metadata: Iterable[tuple[str, str]]) -> None:
-        self._metadata = tuple(metadata)
-
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Complete the details of the call and go on."""
-        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *self._metadata)
-        return await continuation(client_call_details._replace(metadata=metadata), request)

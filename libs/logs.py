@@ -5,7 +5,6 @@ Never logged: device ids, IP addresses, tokens, full URLs, bodies. So tracebacks
 
 import logging
 import sys
-import uuid
 
 import structlog
 
@@ -42,14 +41,3 @@ class _Forward(logging.Handler):
         structlog.get_logger().log(
             record.levelno, "library.logged", logger=record.name, message=record.getMessage(), exc_info=exc_info
         )
-
-
-def new_request_id() -> str:
-    """An id for a request that came without one."""
-    return uuid.uuid4().hex
-
-
-def current_request_id() -> str | None:
-    """The id of the request this task serves, if any."""
-    value = structlog.contextvars.get_contextvars().get(REQUEST_ID_KEY)
-    return value if isinstance(value, str) else None

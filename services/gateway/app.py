@@ -12,8 +12,8 @@ import orjson
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
+from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import InvalidArgument, ServiceError, Unavailable, Violation, from_rpc_error
-from libs.interceptors import REQUEST_ID_HEADER
 from reengage.attribution.v1 import device_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2

@@ -8,8 +8,8 @@ import grpc
 import structlog
 from prometheus_client import Counter, Gauge
 
+from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, from_rpc_error
-from libs.interceptors import REQUEST_ID_HEADER
 from libs.worker import keep_running
 from reengage.ingest.v1 import record_batch_pb2
 from services.gateway.batches import Outcome

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from libs.call_context import request_id
 from libs.channels import open_channel
 from libs.errors import NotFound, ResourceExhausted, Violations, from_rpc_error
-from libs.logs import current_request_id
 from libs.server import Face, ServerConfig, Service, build_server, supervise
 from reengage.attribution.v1 import decision_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
@@ -48,7 +48,7 @@ class Servicer(attribution_grpc.AttributionServiceServicer):
                 await self.release.wait()
             case _:
                 pass
-        decision = decision_pb2.Decision(conversion_id=current_request_id() or "", reason=str(context.time_remaining()))
+        decision = decision_pb2.Decision(conversion_id=request_id.get() or "", reason=str(context.time_remaining()))
         return decision_pb2.GetDecisionResponse(decision=decision)
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import grpc
 from google.protobuf import timestamp_pb2
 
+from libs.call_context import remaining_s
 from libs.db import Pool
 from libs.domain.lanes import lane_of
 from libs.errors import NotFound, Unavailable
-from libs.interceptors import remaining_s
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import log_pb2, record_lookup_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub

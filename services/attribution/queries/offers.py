@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from libs.call_context import remaining_s
 from libs.db import Pool
 from libs.domain.snapshots import Follower
 from libs.errors import FailedPrecondition, Unavailable
-from libs.interceptors import remaining_s
 from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
