@@ -27,6 +27,7 @@ from reengage.tracker.v1 import (
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from reengage.tracker.v1.tracker_pb2 import Tracker
+from services.tracker.following import HEARTBEAT_S, watch
 from services.tracker.revisions import Revisions
 from services.tracker.store import PART, Store
 from tests.conftest import Database
@@ -234,7 +235,7 @@ async def test_a_watch_hears_of_a_database_gone_back_to_a_backup(database: Datab
     await create_parents(tracker)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
-        async with aclosing(following.watch(store, Revisions(store.revision), 5, heartbeat_s=0.05)) as responses:
+        async with aclosing(watch(store, Revisions(store.revision), 5, heartbeat_s=0.05)) as responses:
             assert await anext(responses) == WatchSnapshotResponse(revision=5)
             await pool.execute("DELETE FROM changes WHERE revision > 4")
             await pool.execute("UPDATE revision SET revision = 4")
@@ -246,10 +247,10 @@ async def test_a_watch_hears_of_a_database_gone_back_to_a_backup(database: Datab
 
 async def test_a_heartbeat_comes_when_nothing_changes(database: Database, tracker: Stub) -> None:
     await create_app(tracker)
-    assert following.HEARTBEAT_S < 10
+    assert HEARTBEAT_S < 10
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
-        async with aclosing(following.watch(store, Revisions(store.revision), 1, heartbeat_s=0.05)) as responses:
+        async with aclosing(watch(store, Revisions(store.revision), 1, heartbeat_s=0.05)) as responses:
             assert [await anext(responses) for _ in range(3)] == [WatchSnapshotResponse(revision=1)] * 3
 
 
