@@ -25,15 +25,17 @@ from reengage.attribution.v1 import (
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
-from services.attribution.jobs.reattribution import Job, Reattributions
+from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Wanted, Watching, read_token
 from services.attribution.queries.offers import Offers
-from services.attribution.redecide.replay import Period
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.storage.erasures import Erasures
+from services.attribution.storage.reattributions import Reattribution
+from services.attribution.storage.replay import Period
 from services.attribution.storage.store import Device, Store
 from services.attribution.wire.decisions import source_message
+from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.records import identity_key
 from services.attribution.wire.rulebook import Rulebook
 
@@ -221,13 +223,13 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             violations.add("reattribution_id", "INVALID_ID", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
         violations.check()
         job = await self._reattributions.start(period, request.reattribution_id, send_postbacks=request.send_postbacks)
-        return reattribution_pb2.ReattributeResponse(reattribution=job.message())
+        return reattribution_pb2.ReattributeResponse(reattribution=reattribution_message(job))
 
     async def GetReattribution(
         self, request: reattribution_pb2.GetReattributionRequest, context: Any
     ) -> reattribution_pb2.GetReattributionResponse:
         job = await self._reattribution(request)
-        return reattribution_pb2.GetReattributionResponse(reattribution=job.message())
+        return reattribution_pb2.GetReattributionResponse(reattribution=reattribution_message(job))
 
     async def ListReattributions(
         self, request: reattribution_pb2.ListReattributionsRequest, context: Any
@@ -241,7 +243,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         found = await self._reattributions.page(request.app_id, before=before, limit=size + 1)
         last = found[:size][-1] if len(found) > size else None
         return reattribution_pb2.ListReattributionsResponse(
-            reattributions=[job.message() for job in found[:size]],
+            reattributions=[reattribution_message(job) for job in found[:size]],
             next_page_token=encode_token(*last.place) if last else "",
         )
 
@@ -250,7 +252,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     ) -> reattribution_pb2.CancelReattributionResponse:
         job = await self._reattribution(request)
         stopped = await self._reattributions.cancel(job)
-        return reattribution_pb2.CancelReattributionResponse(reattribution=stopped.message())
+        return reattribution_pb2.CancelReattributionResponse(reattribution=reattribution_message(stopped))
 
     async def ListOfferedPostbacks(
         self, request: offer_pb2.ListOfferedPostbacksRequest, context: Any
@@ -270,7 +272,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         job = await self._reattribution(request)
         return offer_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
 
-    async def _reattribution(self, request: Any, violations: Violations | None = None) -> Job:
+    async def _reattribution(self, request: Any, violations: Violations | None = None) -> Reattribution:
         """The one that a request names by `app_id` and `reattribution_id`."""
         violations = violations or Violations()
         _required(violations, "app_id", request.app_id)

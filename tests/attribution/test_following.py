@@ -24,6 +24,7 @@ from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.queries import following
 from services.attribution.queries.following import Wanted, Watching
+from services.attribution.storage.following import READ_ALL, READ_APP
 from services.attribution.storage.store import PLANNER
 from tests.attribution.conftest import (
     APP,
@@ -315,13 +316,9 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
         """
     )
     plans = {}
-    for name, of_app, types, values in (
-        ("all", "", "", ""),
-        ("app", following._OF_APP, ", text", ", 'rare'"),
-    ):
+    for name, query, types, values in (("all", READ_ALL, "", ""), ("app", READ_APP, ", text", ", 'rare'")):
         await connection.execute(
-            f"PREPARE look_{name} (smallint[], bigint[], bigint[], bigint, text{types}) AS "
-            + following._READ.format(of_app=of_app)
+            f"PREPARE look_{name} (smallint[], bigint[], bigint[], bigint, text{types}) AS {query}"
         )
         explain = f"EXPLAIN EXECUTE look_{name} ('{{7}}', '{{0}}', '{{1000}}', 16, NULL{values})"
         plans[name] = "\n".join(row[0] for row in await connection.fetch(explain))

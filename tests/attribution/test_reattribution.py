@@ -33,9 +33,11 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.redecide.replay import Period
+from services.attribution.storage.reattributions import State
+from services.attribution.storage.replay import Period
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.decisions import says
+from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.rulebook import Rulebook
 from tests.attribution.conftest import (
     APP,
@@ -91,18 +93,18 @@ async def reattribute(
     period = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
     job = await jobs.start(period, "r1", send_postbacks=False)
     worker = Reattributor(story.store, using, Pace(), lambda: 1 << 50, page=random.choice((1, 2, 1000)))
-    while job.state == "RUNNING":
+    while job.state is State.RUNNING:
         # As a worker begins anew: all it knows is what is stored.
         lanes = OwnedLanes(story.store, "test", await story.store.owned_lanes("test", range(LANES)))
         running = asyncio.ensure_future(worker.run(lanes))
         turns = random.randint(0, 60)
-        while job.state == "RUNNING" and not (crashes and turns == 0):
+        while job.state is State.RUNNING and not (crashes and turns == 0):
             turns -= 1
             await asyncio.sleep(0.0005)
             job = await jobs.get(story.app_id, "r1")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    return job.message()
+    return reattribution_message(job)
 
 
 async def histories(story: Story) -> set[tuple[Any, ...]]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from libs.db import Pool, open_pool
 from services.attribution.decision.rules import App, AppRules, ModeledLevel
-from services.attribution.redecide.replay import FIRST_DEVICE, Period, Replay, Replayed, estimate
+from services.attribution.redecide.replay import Replay, Replayed
 from services.attribution.simulator.scenario import Scenario
+from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.decisions import says
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of

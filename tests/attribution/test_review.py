@@ -24,7 +24,7 @@ from services.attribution.decision.model import DAY_US
 from services.attribution.live import candidates as candidates_module
 from services.attribution.live import decider as decider_module
 from services.attribution.live import worker as worker_module
-from services.attribution.redecide.replay import (
+from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Period,
     estimate,

@@ -31,7 +31,8 @@ from services.attribution.decision.rules import (
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.redecide.replay import FIRST_DEVICE, Period, Replay
+from services.attribution.redecide.replay import Replay
+from services.attribution.storage.replay import FIRST_DEVICE, Period
 from services.attribution.storage.store import IndexRows, Store
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.load import APP, CLICKED, INSTALLED, Traffic

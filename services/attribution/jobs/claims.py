@@ -17,7 +17,7 @@ import structlog
 from google.protobuf import duration_pb2
 from prometheus_client import Counter, Gauge, Histogram
 
-from libs.db import Connection, Pool, in_transaction
+from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.worker import keep_running
 from reengage.attribution.v1 import decision_pb2
@@ -27,6 +27,7 @@ from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.pace import Pace
 from services.attribution.live.decider import Batch, decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage import claim_triggers
 from services.attribution.storage import pending as waiting
 from services.attribution.storage.pending import Asking, Key, WaitingRow
 from services.attribution.storage.store import Store
@@ -89,7 +90,7 @@ class ClaimTriggers:
 
     async def _follow(self) -> None:
         if not self._loaded.is_set():
-            self._use(await _stored_triggers(self._pool))
+            self._use(await claim_triggers.read(self._pool))
             self._loaded.set()
         call = self._postback.WatchClaimTriggers(claim_pb2.WatchClaimTriggersRequest())
         try:
@@ -97,7 +98,7 @@ class ClaimTriggers:
                 triggers = {(each.app_id, each.event_name, each.network_id) for each in response.triggers}
                 self._use(triggers)
                 self._heard.set()
-                await _store_triggers(self._pool, triggers)
+                await claim_triggers.replace(self._pool, triggers)
         finally:
             call.cancel()
 
@@ -106,36 +107,6 @@ class ClaimTriggers:
         for app_id, event_name, network_id in sorted(triggers):
             networks[app_id, event_name] = (*networks.get((app_id, event_name), ()), network_id)
         self._networks, self._app_ids = networks, frozenset(app_id for app_id, _ in networks)
-
-
-async def _stored_triggers(pool: Pool) -> list[tuple[str, str, str]]:
-    rows = await pool.fetch("SELECT app_id, event_name, network_id FROM claim_triggers")
-    return [(row["app_id"], row["event_name"], row["network_id"]) for row in rows]
-
-
-async def _store_triggers(pool: Pool, triggers: Collection[tuple[str, str, str]]) -> None:
-    """Every replica stores the list it hears; they may do so at once."""
-    columns = [list(column) for column in zip(*sorted(triggers), strict=True)] or [[], [], []]
-
-    async def store(connection: Connection) -> None:
-        await connection.execute(
-            """
-            DELETE FROM claim_triggers WHERE (app_id, event_name, network_id) NOT IN (
-                SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-            )
-            """,
-            *columns,
-        )
-        await connection.execute(
-            """
-            INSERT INTO claim_triggers (app_id, event_name, network_id)
-            SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-            ON CONFLICT DO NOTHING
-            """,
-            *columns,
-        )
-
-    await in_transaction(pool, store)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,25 +8,24 @@ is, so that a crash loses nothing and does nothing twice.
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from dataclasses import replace
 
 import structlog
 
 from libs.db import Connection, Pool
-from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
-from reengage.attribution.v1 import reattribution_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import own_key
 from services.attribution.jobs.pace import Guest, Pace
 from services.attribution.live.decider import Batch
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.redecide.replay import FIRST_DEVICE, Changed, Period, Replay, Replayed, estimate
+from services.attribution.redecide.replay import Changed, Replay, Replayed
 from services.attribution.redecide.totals import Totals
+from services.attribution.storage import reattributions
+from services.attribution.storage.reattributions import Reattribution, State
+from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.storage.store import DecisionRow, Device, Store
 from services.attribution.wire.rulebook import Rulebook
 
@@ -37,55 +36,6 @@ _WRITTEN_AT_ONCE = 200
 """Conversions decided again in one transaction: live work waits for it, some 20 ms."""
 _LOOK_S = 0.5
 _NO_ROUND = uuid.UUID(int=0)
-_EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A re-attribution, as its row."""
-
-    app_id: str
-    reattribution_id: str
-    start_us: int
-    end_us: int
-    send_postbacks: bool
-    state: str
-    after_device: uuid.UUID | None
-    conversion_count: int
-    changed_count: int
-    estimated_total_count: int
-    totals: list[Any]
-    create_time: datetime
-    finish_time: datetime | None
-
-    @property
-    def period(self) -> Period:
-        """What is decided again."""
-        return Period(app_id=self.app_id, start_us=self.start_us, end_us=self.end_us)
-
-    @property
-    def place(self) -> tuple[int, str]:
-        """By this they are listed: microseconds since the epoch and id."""
-        return (self.create_time - _EPOCH) // timedelta(microseconds=1), self.reattribution_id
-
-    def message(self) -> reattribution_pb2.Reattribution:
-        """As the API shows it."""
-        message = reattribution_pb2.Reattribution(
-            reattribution_id=self.reattribution_id,
-            app_id=self.app_id,
-            send_postbacks=self.send_postbacks,
-            state=reattribution_pb2.Reattribution.State.Value(f"STATE_{self.state}"),
-            conversion_count=self.conversion_count,
-            estimated_total_count=self.estimated_total_count,
-            changed_count=self.changed_count,
-            totals=Totals.from_json(self.totals).messages(),
-        )
-        message.start_time.FromMicroseconds(self.start_us)
-        message.end_time.FromMicroseconds(self.end_us)
-        message.create_time.FromDatetime(self.create_time)
-        if self.finish_time is not None:
-            message.finish_time.FromDatetime(self.finish_time)
-        return message
 
 
 class Reattributions:
@@ -94,34 +44,34 @@ class Reattributions:
     def __init__(self, pool: Pool, settings: Follower[Rulebook]) -> None:
         self._pool, self._settings = pool, settings
 
-    async def start(self, period: Period, reattribution_id: str, *, send_postbacks: bool) -> Job:
+    async def start(self, period: Period, reattribution_id: str, *, send_postbacks: bool) -> Reattribution:
         """A new job, or the one that is there with this id. Raises NotFound, AlreadyExists, FailedPrecondition."""
         if period.app_id not in self._settings.current.apps:
             raise NotFound("APP_NOT_FOUND", "there is no such app")
         async with self._pool.acquire() as connection:
             total = await estimate(connection, period)
-        await _insert(self._pool, period, reattribution_id, send_postbacks, total)
-        job = await _find(self._pool, period.app_id, reattribution_id)
+        await reattributions.insert(self._pool, period, reattribution_id, send_postbacks, total)
+        job = await reattributions.find(self._pool, period.app_id, reattribution_id)
         if job is None:
             raise FailedPrecondition("REATTRIBUTION_RUNNING", "another one of this app runs; wait for it or cancel it")
         if (job.period, job.send_postbacks) != (period, send_postbacks):
             raise AlreadyExists("REATTRIBUTION_EXISTS", "another one has this id")
         return job
 
-    async def get(self, app_id: str, reattribution_id: str) -> Job:
+    async def get(self, app_id: str, reattribution_id: str) -> Reattribution:
         """Raises NotFound."""
-        job = await _find(self._pool, app_id, reattribution_id)
+        job = await reattributions.find(self._pool, app_id, reattribution_id)
         if job is None:
             raise NotFound("REATTRIBUTION_NOT_FOUND", "this app has no such re-attribution")
         return job
 
-    async def page(self, app_id: str, *, before: tuple[int, str] | None, limit: int) -> list[Job]:
+    async def page(self, app_id: str, *, before: tuple[int, str] | None, limit: int) -> list[Reattribution]:
         """Newest first: those before a place."""
-        return await _list(self._pool, app_id, before, limit)
+        return await reattributions.list_page(self._pool, app_id, before, limit)
 
-    async def cancel(self, job: Job) -> Job:
+    async def cancel(self, job: Reattribution) -> Reattribution:
         """Stop one if it still runs."""
-        await _end(self._pool, job.app_id, job.reattribution_id, "CANCELLED")
+        await reattributions.end(self._pool, job, State.CANCELLED)
         return await self.get(job.app_id, job.reattribution_id)
 
 
@@ -136,7 +86,7 @@ class Reattributor:
     async def run(self, shared: OwnedLanes) -> None:
         """Take the oldest job, a page at a time, until cancelled."""
         while True:
-            job = await _oldest_running(self._store.pool, shared.lanes)
+            job = await reattributions.oldest_running(self._store.pool, shared.lanes)
             if job is None:
                 await asyncio.sleep(_LOOK_S)
                 continue
@@ -146,7 +96,7 @@ class Reattributor:
                 except _MovedOnError:  # it was cancelled, or somebody else has gone on with it
                     continue
 
-    async def _work(self, shared: OwnedLanes, job: Job, guest: Guest) -> None:
+    async def _work(self, shared: OwnedLanes, job: Reattribution, guest: Guest) -> None:
         """One page of a job."""
         replay = Replay(self._store, job.period, self._settings.current.apps[job.app_id], guest.turn)
         page = await replay.page(job.after_device or FIRST_DEVICE, self._page)
@@ -156,7 +106,7 @@ class Reattributor:
         if page.last_device_id is not None:
             await _advance(self._store.pool, job, replace(job, after_device=page.last_device_id))
             return
-        await _end(self._store.pool, job.app_id, job.reattribution_id, "DONE", after=job.after_device)
+        await reattributions.end(self._store.pool, job, State.DONE)
         _log.info(
             "reattribution.done",
             app_id=job.app_id,
@@ -165,7 +115,7 @@ class Reattributor:
             changed=job.changed_count,
         )
 
-    async def _step(self, shared: OwnedLanes, job: Job, some: Sequence[Replayed]) -> Job:
+    async def _step(self, shared: OwnedLanes, job: Reattribution, some: Sequence[Replayed]) -> Reattribution:
         """Take devices as done: those that come out as they were by a note, the others by writing them anew."""
         unchanged = [replayed for replayed in some if not replayed.changed]
         if len(unchanged) == len(some):
@@ -197,7 +147,7 @@ class Reattributor:
         return done
 
     async def _rows(
-        self, connection: Connection, job: Job, changed: Sequence[Changed], sequence: int
+        self, connection: Connection, job: Reattribution, changed: Sequence[Changed], sequence: int
     ) -> list[DecisionRow]:
         """The new versions, with the engagement of each beside it; they keep the round, as what was considered."""
         now_us = self._now_us()
@@ -249,6 +199,12 @@ class Reattributor:
         return changed
 
 
+async def _advance(connection: "Connection | Pool", now: Reattribution, then: Reattribution) -> None:
+    """Notes how far a re-attribution is. Raises _MovedOnError when it is not where it was, or does not run any more."""
+    if not await reattributions.advance(connection, now, then):
+        raise _MovedOnError
+
+
 class _MovedOnError(Exception):
     """The job is not where it was: nothing was written."""
 
@@ -273,7 +229,7 @@ def _in_steps(replayed: Iterable[Replayed]) -> Iterator[list[Replayed]]:
         yield some
 
 
-def _done(job: Job, replayed: Iterable[Replayed], last_device_id: uuid.UUID) -> Job:
+def _done(job: Reattribution, replayed: Iterable[Replayed], last_device_id: uuid.UUID) -> Reattribution:
     """The job with these devices done."""
     replayed = list(replayed)
     totals = Totals.from_json(job.totals)
@@ -285,112 +241,4 @@ def _done(job: Job, replayed: Iterable[Replayed], last_device_id: uuid.UUID) -> 
         conversion_count=job.conversion_count + sum(len(each.credits) for each in replayed),
         changed_count=job.changed_count + sum(len(each.changed) for each in replayed),
         totals=totals.to_json(),
-    )
-
-
-# The table.
-
-_COLUMNS = """
-    app_id, reattribution_id, start_us, end_us, send_postbacks, state, after_device, conversion_count, changed_count,
-    estimated_total_count, totals, create_time, finish_time
-"""
-
-
-async def _insert(pool: Pool, period: Period, reattribution_id: str, send_postbacks: bool, total: int) -> None:
-    """Add a job, unless its id is taken or another one of the app runs."""
-    await pool.execute(
-        """
-        INSERT INTO reattributions (
-            lane, app_id, reattribution_id, start_us, end_us, send_postbacks, estimated_total_count
-        )
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
-        ON CONFLICT DO NOTHING
-        """,
-        period.lane,
-        period.app_id,
-        reattribution_id,
-        period.start_us,
-        period.end_us,
-        send_postbacks,
-        total,
-    )
-
-
-async def _find(pool: Pool, app_id: str, reattribution_id: str) -> Job | None:
-    row = await pool.fetchrow(
-        f"SELECT {_COLUMNS} FROM reattributions WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3",
-        lane_of(app_id),
-        app_id,
-        reattribution_id,
-    )
-    return None if row is None else Job(**row)
-
-
-async def _list(pool: Pool, app_id: str, before: tuple[int, str] | None, limit: int) -> list[Job]:
-    rows = await pool.fetch(
-        f"""
-        SELECT {_COLUMNS} FROM reattributions
-        WHERE lane = $1 AND app_id = $2
-          AND ($3::bigint IS NULL OR (create_time, reattribution_id)
-               < ('epoch'::timestamptz + $3::bigint * interval '1 microsecond', $4::text))
-        ORDER BY create_time DESC, reattribution_id DESC LIMIT $5
-        """,
-        lane_of(app_id),
-        app_id,
-        None if before is None else before[0],
-        None if before is None else before[1],
-        limit,
-    )
-    return [Job(**row) for row in rows]
-
-
-async def _oldest_running(pool: Pool, lanes: Iterable[int]) -> Job | None:
-    row = await pool.fetchrow(
-        f"""
-        SELECT {_COLUMNS} FROM reattributions
-        WHERE lane = ANY($1) AND state = 'RUNNING'
-        ORDER BY create_time, app_id LIMIT 1
-        """,
-        list(lanes),
-    )
-    return None if row is None else Job(**row)
-
-
-async def _advance(connection: "Connection | Pool", job: Job, done: Job) -> None:
-    """Note how far a job is. Raises _MovedOnError when it is not where it was, or does not run any more."""
-    moved = await connection.fetchval(
-        """
-        UPDATE reattributions
-        SET after_device = $5, conversion_count = $6, changed_count = $7, totals = $8
-        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
-          AND after_device IS NOT DISTINCT FROM $4
-        RETURNING true
-        """,
-        job.period.lane,
-        job.app_id,
-        job.reattribution_id,
-        job.after_device,
-        done.after_device,
-        done.conversion_count,
-        done.changed_count,
-        done.totals,
-    )
-    if not moved:
-        raise _MovedOnError
-
-
-async def _end(pool: Pool, app_id: str, reattribution_id: str, state: str, *, after: uuid.UUID | None = None) -> None:
-    """End a job that runs; `after`: only if that is how far it is."""
-    await pool.execute(
-        """
-        UPDATE reattributions SET state = $4, finish_time = now(),
-            after_device = NULL -- of no use any more, and the device may be forgotten one day
-        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
-          AND ($5::uuid IS NULL OR after_device = $5)
-        """,
-        lane_of(app_id),
-        app_id,
-        reattribution_id,
-        state,
-        after,
     )

@@ -9,7 +9,6 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from prometheus_client import Gauge
 
@@ -20,6 +19,7 @@ from libs.pages import decode_token, encode_token
 from libs.worker import keep_running
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.jobs.pace import Pace
+from services.attribution.storage.following import Followed, find_sequences, read_decisions, read_ends
 
 Response = decision_pb2.WatchDecisionsResponse
 
@@ -116,7 +116,7 @@ class Watching:
     async def at(self, wanted: Wanted, time_us: int) -> Place:
         """Before what was decided at a time or later."""
         place = await self.now(wanted)
-        place.positions = await _first_since(self._pool, place.positions, time_us - CLOCKS_APART_US)
+        place.positions = await find_sequences(self._pool, place.positions, time_us - CLOCKS_APART_US)
         place.since_us = time_us
         return place
 
@@ -163,7 +163,13 @@ class Watching:
             return _Page()
         most = max(LEAST, PAGE // len(behind))
         async with self._looks:
-            rows = await _read(self._pool, wanted, {lane: (positions[lane], end) for lane, end in behind.items()}, most)
+            rows = await read_decisions(
+                self._pool,
+                {lane: (positions[lane], end) for lane, end in behind.items()},
+                most,
+                app_id=wanted.app_id,
+                tracker_id=wanted.tracker_id,
+            )
         return _Page(rows=rows, most=most, ends=behind)
 
 
@@ -179,7 +185,7 @@ class _Ends:
 
     async def read(self) -> list[int]:
         """As it is now."""
-        return [row[0] for row in await self._pool.fetch("SELECT next_sequence FROM lanes ORDER BY lane")]
+        return await read_ends(self._pool)
 
     async def beyond(self, positions: Mapping[int, int], *, within_s: float) -> list[int]:
         """The ends, once one of them is beyond its position; or as they are known, `within_s` later."""
@@ -208,20 +214,11 @@ class _Ends:
         await asyncio.sleep(POLL_S)
 
 
-class _Row(NamedTuple):
-    """A decision and, if it is not the first version, the one it replaces; None when SQL has filtered it out."""
-
-    lane: int
-    sequence: int
-    decision: bytes | None
-    replaced: bytes | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
     """What one look found: rows by lane and sequence, at most `most` a lane, of lanes with these ends."""
 
-    rows: list[_Row] = field(default_factory=list)
+    rows: list[Followed] = field(default_factory=list)
     most: int = 0
     ends: Mapping[int, int] = field(default_factory=dict)
 
@@ -249,7 +246,7 @@ class _Page:
         yield response
 
 
-def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[tuple[int, decision_pb2.Decision]]:
+def _facts(row: Followed, wanted: Wanted, since_us: int) -> Iterator[tuple[int, decision_pb2.Decision]]:
     """What a row says to who wants it: a sign, and the decision that is added or taken back."""
     if row.decision is None:
         return
@@ -262,68 +259,3 @@ def _facts(row: _Row, wanted: Wanted, since_us: int) -> Iterator[tuple[int, deci
             yield -1, replaced
     if wanted.fits(decision):
         yield 1, decision
-
-
-# Queries.
-
-_OF_APP = "AND app_id = $6"
-_READ = """
-SELECT part.lane, part.sequence, part.decision, part.replaced
-FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS behind (lane, start, stop)
-CROSS JOIN LATERAL (
-    SELECT lane, sequence,
-        -- A newer version is told to who wanted the one it replaces, too.
-        CASE WHEN $5::text IS NULL OR tracker_id = $5 OR version > 1 THEN decision END AS decision,
-        CASE WHEN version > 1 THEN (
-            SELECT decision FROM decisions AS before
-            WHERE before.lane = decisions.lane AND before.conversion_id = decisions.conversion_id
-              AND before.app_id = decisions.app_id AND before.version = decisions.version - 1
-        ) END AS replaced
-    FROM decisions
-    WHERE lane = behind.lane AND sequence >= behind.start AND sequence < behind.stop {of_app}
-    ORDER BY sequence LIMIT $4
-) AS part
-ORDER BY part.lane, part.sequence
-"""
-
-
-async def _read(pool: Pool, wanted: Wanted, spans: Mapping[int, tuple[int, int]], most: int) -> list[_Row]:
-    """The first `most` decisions of each span, by lane (first sequence, end), of the app wanted."""
-    rows = await pool.fetch(
-        _READ.format(of_app=_OF_APP if wanted.app_id else ""),
-        list(spans),
-        [start for start, _ in spans.values()],
-        [stop for _, stop in spans.values()],
-        most,
-        wanted.tracker_id or None,
-        *([wanted.app_id] if wanted.app_id else []),
-    )
-    return [_Row(*row) for row in rows]
-
-
-async def _first_since(pool: Pool, ends: Mapping[int, int], time_us: int) -> dict[int, int]:
-    """By lane, with its end, the first sequence that was decided at a time or later.
-
-    By halving: the times of a lane's decisions rise, but for clocks that are apart.
-    """
-    lows, highs = dict.fromkeys(ends, 0), dict(ends)
-    while middles := {lane: (low + highs[lane]) // 2 for lane, low in lows.items() if low < highs[lane]}:
-        rows = await pool.fetch(
-            """
-            SELECT middle.lane, found.decision
-            FROM unnest($1::smallint[], $2::bigint[]) AS middle (lane, sequence)
-            CROSS JOIN LATERAL (
-                SELECT decision FROM decisions
-                WHERE lane = middle.lane AND sequence >= middle.sequence ORDER BY sequence LIMIT 1
-            ) AS found
-            """,
-            list(middles.keys()),
-            list(middles.values()),
-        )
-        decided = {row[0]: decision_pb2.Decision.FromString(row[1]).decide_time.ToMicroseconds() for row in rows}
-        for lane, middle in middles.items():
-            if decided.get(lane, time_us) < time_us:
-                lows[lane] = middle + 1
-            else:
-                highs[lane] = middle
-    return lows

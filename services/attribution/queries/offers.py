@@ -12,8 +12,8 @@ from libs.errors import FailedPrecondition, Unavailable
 from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
-from services.attribution.jobs.reattribution import Job
 from services.attribution.live.relay import conversions_for_postback, in_calls
+from services.attribution.storage.reattributions import Reattribution, State, versions_of
 from services.attribution.storage.store import OutboxRow
 from services.attribution.wire.rulebook import Rulebook
 
@@ -28,18 +28,20 @@ class Offers:
     def __init__(self, pool: Pool, settings: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub) -> None:
         self._pool, self._settings, self._postback = pool, settings, postback
 
-    async def page(self, job: Job, *, after: int, limit: int) -> tuple[list[offer_pb2.OfferedPostback], int | None]:
+    async def page(
+        self, job: Reattribution, *, after: int, limit: int
+    ) -> tuple[list[offer_pb2.OfferedPostback], int | None]:
         """What the versions after a sequence, at most so many, would change; and the last of them if there are more."""
-        rows = await _versions(self._pool, job, after, limit)
+        rows = await versions_of(self._pool, job, after, limit)
         offered = [each async for answer in self._enqueue(rows, validate_only=True) for each in answer.offered]
         return offered, rows[-1].sequence if len(rows) == limit else None
 
-    async def send(self, job: Job) -> int:
+    async def send(self, job: Reattribution) -> int:
         """Hand all versions over; answers the deliveries made. Raises FailedPrecondition while the job runs."""
-        if job.state == "RUNNING":
+        if job.state is State.RUNNING:
             raise FailedPrecondition("REATTRIBUTION_RUNNING", "it has not ended; wait for it or cancel it")
         created, after = 0, -1
-        while rows := await _versions(self._pool, job, after, _BATCH):
+        while rows := await versions_of(self._pool, job, after, _BATCH):
             async for answer in self._enqueue(rows, validate_only=False):
                 created += answer.created_count
             after = rows[-1].sequence
@@ -56,25 +58,3 @@ class Offers:
                 yield await self._postback.EnqueueConversions(request, timeout=remaining_s(left_s))
             except grpc.aio.AioRpcError as error:
                 raise Unavailable("POSTBACK_UNAVAILABLE", "postback does not answer", retry_after_s=1.0) from error
-
-
-async def _versions(pool: Pool, job: Job, after: int, limit: int) -> list[OutboxRow]:
-    """The versions that a job made and that are the newest still, in their order."""
-    rows = await pool.fetch(
-        """
-        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
-        FROM decisions
-        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
-          AND version = (
-              SELECT max(newest.version) FROM decisions AS newest
-              WHERE newest.lane = $1 AND newest.conversion_id = decisions.conversion_id AND newest.app_id = $2
-          )
-        ORDER BY sequence LIMIT $5
-        """,
-        job.period.lane,
-        job.app_id,
-        job.reattribution_id,
-        after,
-        limit,
-    )
-    return [OutboxRow(*row) for row in rows]

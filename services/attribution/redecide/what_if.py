@@ -9,8 +9,9 @@ from libs.pages import encode_token
 from reengage.attribution.v1 import what_if_pb2
 from reengage.tracker.v1 import snapshot_pb2
 from services.attribution.jobs.pace import Pace
-from services.attribution.redecide.replay import FIRST_DEVICE, Page, Period, Replay, estimate
+from services.attribution.redecide.replay import Page, Replay
 from services.attribution.redecide.totals import Totals
+from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.storage.store import Store
 from services.attribution.wire.rulebook import Rulebook, rules_with
 
