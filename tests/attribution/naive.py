@@ -429,12 +429,21 @@ class Naive:
         return any(plain(value) in spellings(raw) for _, value in usable_ids(engagement) for raw in known)
 
     def same_user_agent(self, one: str, other: str) -> bool:
+        """A5: the OS and one thing more are known of both, and nothing that is known of both contradicts."""
         first, second = read_user_agent(one), read_user_agent(other)
-        if first is None or second is None:
+        if not first or not second or first["os"] != second["os"]:
             return False
+        both = {name for name in first.keys() & second.keys() if first[name] and second[name]}
         if self.app.omit_os_minor:
-            return first[:3] == second[:3]
-        return first == second
+            both.discard("minor")
+        for name in both - {"model"}:
+            if first[name] != second[name]:
+                return False
+        if "model" in both:
+            models = {first["model"], second["model"]}
+            if len(models) > 1 and "iPhone" not in models:
+                return False
+        return bool(both & {"model", "major"})
 
     def is_inclusive(self, conversion: ConversionRecord) -> bool:
         """A4."""
@@ -571,13 +580,20 @@ def digests(text: str) -> set[str]:
     return {hashlib.new(name, text.encode()).hexdigest() for name in ("md5", "sha1", "sha256")}
 
 
-def read_user_agent(ua: str) -> tuple[str, str, str, str] | None:
-    """Model, OS, its major and its minor version, of the two shapes that the tests use (A1)."""
+def read_user_agent(ua: str) -> dict[str, str]:
+    """What the shapes of user agents that the tests use tell of a device (A1, A5)."""
+    if "Android 10; K)" in ua:
+        return {"os": "Android"}
     if found := re.search(r"; Android (\d+)(?:\.(\d+))?[^;]*; ([^;)]+)\)", ua):
-        return found[3], "Android", found[1], found[2] or "0"
+        return {"os": "Android", "major": found[1], "minor": found[2] or "0", "model": found[3]}
+    if found := re.search(r"Darwin/(\d+)", ua):
+        return {"os": "iOS", "major": {"23": "17", "24": "18", "25": "26"}[found[1]]}
+    if "iPhone OS 18_6" in ua:
+        return {"os": "iOS", "model": "iPhone", "major": "26" if "Version/26" in ua else ""}
     if found := re.search(r"iPhone OS (\d+)(?:_(\d+))?", ua):
-        return "iPhone", "iOS", found[1], found[2] or "0"
-    return None
+        model = re.search(r"FBDV/([^;]+)", ua)
+        return {"os": "iOS", "major": found[1], "minor": found[2] or "0", "model": model[1] if model else "iPhone"}
+    return {}
 
 
 def ip_range(ip: str) -> str:

@@ -11,6 +11,7 @@ from random import Random
 
 from hypothesis import strategies as st
 
+from services.attribution.decision.matching import normalise_ip
 from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
@@ -46,8 +47,12 @@ ID_VALUES = (
     *(ONE, ONE.replace("-", ""), TWO, TWO.lower(), "guest-7", "guest-8"),
     *("", "00000000-0000-0000-0000-000000000000", "null", "{idfa}", "%{adid}", "[device]"),
 )
-IPS = ("", *("203.0.113.7",) * 5, "203.0.113.8", "203.0.114.7", "2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:2::1")
-AGENTS = (
+_ADDRESSES = (
+    *("203.0.113.7",) * 5, "203.0.113.8", "203.0.114.7", "100.64.0.7", "::1",
+    "2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:1:2:aaaa::9", "2001:db8:2::1",
+)  # fmt: skip
+IPS = ("", *map(normalise_ip, _ADDRESSES))
+AGENTS: tuple[str, ...] = (
     "",
     "curl/8.5.0",
     *("Mozilla/5.0 (Linux; Android 14; Pixel 8)",) * 5,
@@ -56,6 +61,12 @@ AGENTS = (
     "Mozilla/5.0 (Linux; Android 13; Pixel 8)",
     "Mozilla/5.0 (Linux; Android 14; SM-G991B)",
     "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X) AppleWebKit/605.1.15 [FBAN/FBIOS;FBDV/iPhone14,2]",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 Version/26.0 Mobile/15E148",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148",
+    "Shop/1 CFNetwork/1485 Darwin/23.1.0",
+    "Shop/1 CFNetwork/3860.100.1 Darwin/25.0.0",
+    "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Mobile Safari/537.36",
 )
 EVENTS = ("Purchase", "Purchase", "SessionBegin", "SessionBegin", "View")
 LENGTHS_US = (MINUTE_US, HOUR_US, 2 * HOUR_US, 12 * HOUR_US, DAY_US)

@@ -28,7 +28,7 @@ from services.attribution.decision.model import (
     UserAgent,
 )
 from services.attribution.decision.rules import App, ModeledLevel, Platform
-from services.attribution.decision.user_agents import parse_user_agent
+from services.attribution.decision.user_agents import are_alike, parse_user_agent
 
 RAW = "6D92078A-8246-4BA4-AE5B-76104861E7DC"
 PLAIN = RAW.replace("-", "")
@@ -113,7 +113,8 @@ def test_hash_length(value: str, length: int | None) -> None:
     [
         ("203.0.113.7", "203.0.113.7", "203.0.113.0"),
         (" ::ffff:203.0.113.7", "203.0.113.7", "203.0.113.0"),
-        ("2001:DB8:1:2::7", "2001:db8:1:2::7", "2001:db8:1::"),
+        ("2001:DB8:1:2::7", "2001:db8:1:2::", "2001:db8:1::"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::", "2001:db8:1::"),
     ],
 )
 def test_a5_ip_and_range(address: str, normalised: str, range_: str) -> None:
@@ -122,16 +123,96 @@ def test_a5_ip_and_range(address: str, normalised: str, range_: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.7", "100.127.255.255", "127.0.0.1", "169.254.1.1", "0.0.0.0",
+        "255.255.255.255", "::", "::1", "fd00::1", "fe80::1", "::ffff:10.0.0.1",
+    ],
+)  # fmt: skip
+def test_a5_addresses_that_are_nobodys_never_match(address: str) -> None:
+    assert normalise_ip(address) == ""
+
+
+WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
+
+
+@pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ("Mozilla/5.0 (Linux; Android 14; Pixel 8)", PIXEL),
-        ("Mozilla/5.0 (iPhone; CPU iPhone OS 17_4_1 like Mac OS X)", UserAgent("iPhone", "iOS", "17", "4")),
-        ("curl/8", None),
-        ("", None),
+        pytest.param("Mozilla/5.0 (Linux; Android 14; Pixel 8)", PIXEL, id="Android"),
+        pytest.param(
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4_1 like Mac OS X)", UserAgent("iPhone", "iOS", "17", "4"), id="iOS"
+        ),
+        pytest.param(
+            "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Mobile",
+            UserAgent("", "Android", "", ""),
+            id="Chrome freezes version and model",
+        ),
+        pytest.param(
+            "Mozilla/5.0 (Linux; Android 10; SM-G973F) AppleWebKit/537.36 Chrome/80.0 Mobile",
+            UserAgent("SM-G973F", "Android", "10", "0"),
+            id="a real Android 10",
+        ),
+        pytest.param(
+            f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) {WEBKIT} Version/26.1 Mobile/15E148 Safari/604.1",
+            UserAgent("iPhone", "iOS", "26", ""),
+            id="Safari freezes the version of iOS",
+        ),
+        pytest.param(
+            f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) {WEBKIT} Mobile/15E148",
+            UserAgent("iPhone", "iOS", "", ""),
+            id="a web view on iOS 18 or later",
+        ),
+        pytest.param("Shop/1 CFNetwork/1410.0.3 Darwin/22.6.0", UserAgent("", "iOS", "16", ""), id="CFNetwork"),
+        pytest.param("Shop/1 CFNetwork/3860.1 Darwin/25.0.0", UserAgent("", "iOS", "26", ""), id="CFNetwork on iOS 26"),
+        pytest.param(
+            f"Mozilla/5.0 (iPhone; CPU iPhone OS 17_1_2 like Mac OS X) {WEBKIT} Mobile/21B101 "
+            "[FBAN/FBIOS;FBAV/441.0.0.23.113;FBDV/iPhone14,2;FBMD/iPhone;FBSN/iOS;FBSV/17.1.2]",
+            UserAgent("iPhone14,2", "iOS", "17", "1"),
+            id="in-app browser on iOS",
+        ),
+        pytest.param(
+            "Instagram 309.1.0.41.113 Android (33/13; 420dpi; 1080x2176; samsung; SM-A536B; a53x; s5e8825; de_DE)",
+            UserAgent("SM-A536B", "Android", "", ""),
+            id="in-app browser on Android",
+        ),
+        pytest.param("okhttp/4.9.2", None, id="okhttp"),
+        pytest.param("curl/8", None, id="curl"),
+        pytest.param("", None, id="none"),
     ],
 )
-def test_user_agent(raw: str, expected: UserAgent | None) -> None:
+def test_a5_user_agent(raw: str, expected: UserAgent | None) -> None:
     assert parse_user_agent(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike", "alike_without_minor"),
+    [
+        pytest.param(PIXEL, PIXEL, True, True, id="equal"),
+        pytest.param(PIXEL, PIXEL._replace(os_minor="1"), False, True, id="another minor version"),
+        pytest.param(PIXEL, PIXEL._replace(os_minor=""), True, True, id="minor version unknown"),
+        pytest.param(PIXEL, PIXEL._replace(os_major="13"), False, False, id="another version"),
+        pytest.param(PIXEL, PIXEL._replace(model="Pixel 9"), False, False, id="another model"),
+        pytest.param(PIXEL, PIXEL._replace(model=""), True, True, id="model unknown"),
+        pytest.param(PIXEL, PIXEL._replace(os_major="", os_minor=""), True, True, id="version unknown"),
+        pytest.param(PIXEL, UserAgent("", "Android", "", ""), False, False, id="only the OS known"),
+        pytest.param(PIXEL, PIXEL._replace(os="iOS"), False, False, id="another OS"),
+        pytest.param(PIXEL, None, False, False, id="nothing known"),
+        pytest.param(
+            UserAgent("iPhone", "iOS", "17", "2"), UserAgent("iPhone14,2", "iOS", "17", "2"), True, True, id="family"
+        ),
+        pytest.param(
+            UserAgent("iPad", "iOS", "17", "2"), UserAgent("iPhone14,2", "iOS", "17", "2"), False, False, id="families"
+        ),
+        pytest.param(
+            UserAgent("iPhone", "iOS", "26", ""), UserAgent("", "iOS", "26", ""), True, True, id="Safari and CFNetwork"
+        ),
+    ],
+)
+def test_a5_alike(one: UserAgent, other: UserAgent | None, alike: bool, alike_without_minor: bool) -> None:
+    for first, second in ((one, other), (other, one)):
+        assert are_alike(first, second, omit_os_minor=False) is alike
+        assert are_alike(first, second, omit_os_minor=True) is alike_without_minor
 
 
 def click(**values: object) -> Engagement:

@@ -14,11 +14,20 @@ from itertools import pairwise
 from libs.domain.device_ids import HASH_METHODS, normalise
 from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind
 from services.attribution.decision.rules import App, ModeledLevel
+from services.attribution.decision.user_agents import are_alike
 
 HASH_LENGTHS = frozenset(HASH_METHODS.values())
 """Hex digits of an MD5, a SHA-1 and a SHA-256."""
 DUPLICATE_CLICK_US = 7 * DAY_US
 
+_NOBODYS_NETWORKS = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+        "255.255.255.255/32", "::/128", "::1/128", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
+"""Addresses that many devices have at once: private, of carriers, loopback, link-local, unspecified, broadcast."""
 _HASHES = {32: md5, 40: sha1, 64: sha256}
 _HEX = re.compile(r"[0-9a-f]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -35,12 +44,18 @@ def hash_length(value: str) -> int | None:
     return None
 
 
+@lru_cache(maxsize=65_536)
 def normalise_ip(value: str) -> str:
-    """An IP address in its one spelling; IPv4 inside IPv6 is IPv4. Raises ValueError when it is none."""
+    """Returns an IP address as it is compared, "" for one that is nobody's alone (A5). Raises ValueError for none.
+
+    IPv4 inside IPv6 is IPv4. Of IPv6 the first 64 bits count: the rest changes from day to day.
+    """
     address = ip_address(value.strip())
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    return str(address)
+    if any(address in network for network in _NOBODYS_NETWORKS if network.version == address.version):
+        return ""
+    return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False).network_address)
 
 
 @lru_cache(maxsize=65_536)
@@ -135,13 +150,10 @@ def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
 
 
 def _is_modeled(engagement: Engagement, conversion: Conversion, app: App) -> bool:
-    """Given the same IP: also the same user agent, where the app asks for it (A5)."""
+    """Returns whether, given the same IP, the user agents are alike where the app asks for it (A5)."""
     if app.modeled_level is not ModeledLevel.IP_AND_UA:
         return True
-    ours, theirs = conversion.user_agent, engagement.user_agent
-    if ours is None or theirs is None:
-        return False
-    return ours[:3] == theirs[:3] if app.omit_os_minor else ours == theirs
+    return are_alike(engagement.user_agent, conversion.user_agent, omit_os_minor=app.omit_os_minor)
 
 
 def _ip_keys(app: App, ip: str) -> list[bytes]:

@@ -119,7 +119,7 @@ class Verdict(StrEnum):
 
 
 class UserAgent(NamedTuple):
-    """What of a user agent is compared (A1). `os_minor` is "0" when the agent names only the major version."""
+    """What of a user agent is compared (A1); "" for what it does not tell, or hides (A5)."""
 
     model: str
     os: str
