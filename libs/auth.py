@@ -16,12 +16,12 @@ empty when none came. Context variables that it sets hold while the call is serv
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that carries a key; none for an empty one."""
+    """Returns the metadata that carries a key; none for an empty one."""
     return ((HEADER, _SCHEME + key),) if key else ()
 
 
 class Admission(grpc.aio.ServerInterceptor):
-    """Asks `admit`, by the full name of the gRPC service called; services without one serve everybody."""
+    """Interceptor that asks `admit` of the gRPC service called, by its full name; one without it serves everybody."""
 
     def __init__(self, admit: Mapping[str, Admit]) -> None:
         self._admit = admit
@@ -31,7 +31,7 @@ class Admission(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The method's handler, or one that refuses."""
+        """Returns the method's handler, or one that refuses."""
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         admit = self._admit.get(service)

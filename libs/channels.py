@@ -34,7 +34,7 @@ _SERVICE_CONFIG = json.dumps(
 
 
 def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc.aio.Channel:
-    """A channel to `host:port` (or `dns:///name:port`). Close it with `async with`.
+    """Returns a channel to `host:port` (or `dns:///name:port`). Close it with `async with`.
 
     Unary calls get `timeout_s`; calls that send one request carry the API key, if there is one.
     """
@@ -60,13 +60,13 @@ def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc
 
 
 class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """Sends request id, deadline and `metadata` with every unary call. Default deadline: `timeout_s`."""
+    """Interceptor that gives every unary call a request id, a deadline (default `timeout_s`) and `metadata`."""
 
     def __init__(self, timeout_s: float, metadata: Iterable[tuple[str, str]] = ()) -> None:
         self._timeout_s, self._metadata = timeout_s, tuple(metadata)
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Complete the details of the call and go on."""
+        """Completes the details of the call and goes on."""
         details = client_call_details._replace(
             metadata=grpc.aio.Metadata(*outgoing(client_call_details.metadata), *self._metadata),
             timeout=client_call_details.timeout or remaining_s(self._timeout_s),
@@ -75,12 +75,12 @@ class UnaryClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class StreamClientInterceptor(grpc.aio.UnaryStreamClientInterceptor):
-    """Sends `metadata` with every call that is answered by a stream."""
+    """Interceptor that gives every call with a stream of responses `metadata`."""
 
     def __init__(self, metadata: Iterable[tuple[str, str]]) -> None:
         self._metadata = tuple(metadata)
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Complete the details of the call and go on."""
+        """Completes the details of the call and goes on."""
         metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *self._metadata)
         return await continuation(client_call_details._replace(metadata=metadata), request)

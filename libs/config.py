@@ -10,14 +10,14 @@ C = TypeVar("C")
 
 
 class ConfigError(SystemExit):
-    """The environment does not fit; the message names every variable that is missing or wrong.
+    """An environment that does not fit; the message names every variable that is missing or wrong.
 
     Uncaught it ends the process with exit code 1 and the message alone: no traceback makes it clearer.
     """
 
 
 def load(config: type[C], environ: Mapping[str, str] = os.environ) -> C:
-    """Read `config`, a dataclass of str, int, float and bool fields: field `log_level` from `REENGAGE_LOG_LEVEL`.
+    """Returns `config`, a dataclass of str, int, float and bool fields: `log_level` comes from `REENGAGE_LOG_LEVEL`.
 
     A field without a default is required. An empty variable counts as missing.
     """

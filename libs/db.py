@@ -28,15 +28,15 @@ CONNECTION_LOST = (
 )
 ASKED_TO_RETRY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 TRANSIENT = (*ASKED_TO_RETRY, *CONNECTION_LOST)
-"""A transaction that failed so may well succeed when it is run again at once."""
+"""Errors after which the same transaction may well succeed at once."""
 
 
 class DatabaseUnavailableError(Exception):
-    """The database took no connection in time. Names no DSN, as that holds a password."""
+    """A database that took no connection in time. Names no DSN, as that holds a password."""
 
 
 DATABASE_AWAY = (*CONNECTION_LOST, *ASKED_TO_RETRY, asyncpg.TooManyConnectionsError, DatabaseUnavailableError)
-"""Nothing is wrong with the request: it may well succeed a little later."""
+"""Errors that say nothing against the request: it may well succeed a little later."""
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +52,7 @@ async def open_pool(
     lock_timeout_seconds: float = 10,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Pool]:
-    """A pool, closed on leaving; its connections look for tables in `schema` alone, and give `jsonb` as Python values.
+    """Opens a pool. Its connections look for tables in `schema` alone, and give `jsonb` as Python values.
 
     Waits up to `wait_seconds` for the database, then raises DatabaseUnavailableError. A wrong DSN raises ValueError, a
     wrong password, role or database asyncpg's error, both at once. In use: a statement is given up after

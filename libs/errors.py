@@ -24,7 +24,7 @@ class Violation:
 
 
 class ServiceError(Exception):
-    """What went wrong, for the caller: a stable reason in capitals, a sentence for people, and facts as text."""
+    """A failed call, for its caller: a stable reason in capitals, a sentence for people, and facts as text."""
 
     code = grpc.StatusCode.INTERNAL
 
@@ -38,7 +38,7 @@ class ServiceError(Exception):
 
 
 class InvalidArgument(ServiceError):
-    """The request is wrong in itself; `violations` names every wrong field."""
+    """A request that is wrong in itself; `violations` names every wrong field."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -49,37 +49,37 @@ class InvalidArgument(ServiceError):
 
 
 class NotFound(ServiceError):
-    """What was named does not exist."""
+    """A name of something that does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
 
 
 class AlreadyExists(ServiceError):
-    """The id or name is taken by something else."""
+    """An id or name that something else has taken."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class FailedPrecondition(ServiceError):
-    """The request is right, but not in the present state."""
+    """A request that is right, but not in the present state."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Aborted(ServiceError):
-    """Lost a race; read again and repeat."""
+    """A race that was lost; read again and repeat."""
 
     code = grpc.StatusCode.ABORTED
 
 
 class Unauthenticated(ServiceError):
-    """Nobody knows who calls."""
+    """A caller whom nobody knows."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(ServiceError):
-    """The caller may not do this."""
+    """A caller who may not do this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
@@ -91,19 +91,19 @@ class ResourceExhausted(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Not possible right now; repeat after `retry_after_s`."""
+    """A service that cannot do it right now; repeat after `retry_after_s`."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class Violations:
-    """Collects every wrong field of a request, so that all are reported at once."""
+    """Collection of every wrong field of a request, so that all are reported at once."""
 
     def __init__(self) -> None:
         self.found: list[Violation] = []
 
     def add(self, field: str, reason: str, description: str) -> None:
-        """Note a wrong field."""
+        """Notes a wrong field."""
         self.found.append(Violation(field=field, reason=reason, description=description))
 
     def check_text(self, field: str, text: str, *, max_characters: int, required: bool = False) -> None:
@@ -122,7 +122,7 @@ class Violations:
 
 
 def to_status(error: ServiceError) -> status_pb2.Status:
-    """The error as a `google.rpc.Status` with its details."""
+    """Returns the error as a `google.rpc.Status` with its details."""
     details: list[any_pb2.Any] = []
 
     def attach(
@@ -155,7 +155,7 @@ def to_status(error: ServiceError) -> status_pb2.Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorDetails:
-    """What a failed call said, read back by its caller."""
+    """Details of a failed call, read back by its caller."""
 
     code: grpc.StatusCode
     reason: str
@@ -165,7 +165,7 @@ class ErrorDetails:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ErrorDetails:
-    """Read the details of a failed call; a bare status gives its code's name as the reason."""
+    """Returns the details of a failed call; a bare status gives its code's name as the reason."""
     reason = error.code().name
     found: tuple[Violation, ...] = ()
     retry_after_s = None

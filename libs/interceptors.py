@@ -1,4 +1,4 @@
-"""What every call goes through that is served: request id, deadline, bounds, errors, one log line and one metric.
+"""The interceptor of every call that is served: request id, deadline, bounds, errors, one log line and one metric.
 
 The request id comes in as `x-request-id` metadata (or is made), is bound to the log context, and goes out on every call
 made while serving. What is left of the caller's deadline goes out the same way.
@@ -34,9 +34,9 @@ _log = structlog.get_logger()
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of a server.
+    """Interceptor that wraps every method of a server.
 
-    `max_calls` unary and, apart from them, `max_streams` streaming calls are served at once; one more answers
+    `max_calls` unary and, apart from them, `max_streams` streaming calls are served at once; one more ends with
     RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo (grpc.aio does not honour maximum_concurrent_rpcs).
     """
 
@@ -46,7 +46,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._stopping = False
 
     def end_watches(self) -> None:
-        """End the calls that only send, perhaps for ever, as UNAVAILABLE `STOPPING`: their callers go on elsewhere."""
+        """Ends the calls that only send, perhaps for ever, as UNAVAILABLE `STOPPING`: their callers go on elsewhere."""
         self._stopping = True
         for step in self._steps:
             step.cancel()
@@ -56,7 +56,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of the method called."""
+        """Returns the handler of the method called, wrapped."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -124,7 +124,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Served:
-    """One call being served: takes its room, binds its context, ends it with a status, a line and a metric."""
+    """One call being served: it takes its room, binds its context, and ends with a status, a line and a metric."""
 
     def __init__(
         self,

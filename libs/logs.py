@@ -12,7 +12,7 @@ REQUEST_ID_KEY = "request_id"
 
 
 def configure_logging(service: str, level: str = "info") -> None:
-    """Set up structlog and the standard library's logging for a process. Lines go to stderr."""
+    """Sets up structlog and the standard library's logging for a process. Lines go to stderr."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -33,7 +33,7 @@ def configure_logging(service: str, level: str = "info") -> None:
 
 
 class _Forward(logging.Handler):
-    """Passes the standard library's records on to structlog, without their arguments' surroundings."""
+    """Handler that passes the standard library's records on to structlog, without local variables."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # A library's warning is about something it tries again: its traceback helps nobody.

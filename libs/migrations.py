@@ -23,7 +23,7 @@ ADVISORY_LOCK = int.from_bytes(b"reengage")
 
 
 class MigrationError(Exception):
-    """The files and the database contradict each other, or a file failed; the message names the file."""
+    """A contradiction between the files and the database, or a file that failed; the message names the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Migration:
 
 
 def read_migrations(directory: Path) -> list[Migration]:
-    """The `.sql` files of the directory in order. Raises MigrationError unless numbered 0001, 0002, and so on."""
+    """Returns the `.sql` files of a directory in order. Raises MigrationError unless numbered 0001, 0002, and so on."""
     migrations = []
     for number, file in enumerate(sorted(directory.glob("*.sql")), start=1):
         match = FILE_NAME.fullmatch(file.name)

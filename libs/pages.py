@@ -17,14 +17,14 @@ def page_size(asked: int, violations: Violations) -> int:
 
 
 def encode_token(*key: str | int) -> str:
-    """The token of the page after the row with this sort key."""
+    """Returns the token of the page after the row with this sort key."""
     return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
 
 
 def decode_token(
     token: str, kinds: tuple[type, ...], violations: Violations, *, field: str = "page_token"
 ) -> tuple[str | int, ...] | None:
-    """The sort key in a token, of these types; None for the first page. A token of ours never fails.
+    """Returns the sort key in a token, of these types; None for the first page. A token of ours never fails.
 
     `field`: of the request, the one that holds the token.
     """

@@ -1,4 +1,4 @@
-"""Tables kept by period: what is past its time goes with its whole partition, never by a DELETE.
+"""Tables kept by period: a row goes with its whole partition when its time is over, never by a DELETE.
 
 A schema that keeps tables so has them PARTITION BY RANGE of the time in microseconds, by month, and each month by LIST
 (retention_days); and two functions that run as its owner, as its service may not change tables: `make_period(month,
@@ -7,18 +7,17 @@ table, month and days: `decisions_202611_400`.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import structlog
 from prometheus_client import Counter
 
-from libs.db import Connection, Pool, in_transaction
+from libs.db import Pool, transactions
+from libs.time import DAY_US, now_us
 
-BETWEEN_ROUNDS_S = 600.0
-_DAY_US = 86_400_000_000
+ROUND_INTERVAL_S = 600.0
 _EPOCH = date(1970, 1, 1)
 
 _made = Counter("periods_made_total", "Months and retentions that tables were given partitions for.")
@@ -29,16 +28,16 @@ _log = structlog.get_logger()
 class Periods:
     """The periods that the tables of one schema have partitions for."""
 
-    def __init__(self, pool: Pool, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(self, pool: Pool, now_us: Callable[[], int] = now_us) -> None:
         self._pool, self._now_us = pool, now_us
         self._made: set[tuple[date, int]] = set()
 
     async def ensure(self, rows: Iterable[tuple[int, int]]) -> None:
-        """Make the partitions that rows (time in microseconds, days they are kept) need and that are not there.
+        """Makes the partitions that rows (time in microseconds, days they are kept) need and that are not there.
 
         Over a connection of its own, so that they are there for good, whatever becomes of the caller's transaction.
         """
-        by_day = {(time_us // _DAY_US, days) for time_us, days in rows}
+        by_day = {(time_us // DAY_US, days) for time_us, days in rows}
         # Of what is past by now another process may drop the partitions any moment: for that it is asked every time.
         for month, days in sorted({(_month(day), days) for day, days in by_day}):
             if (month, days) in self._made and not self._is_past(month, days):
@@ -48,7 +47,7 @@ class Periods:
             self._made.add((month, days))
 
     async def drop_past(self) -> None:
-        """Drop every partition of which nothing is to be kept any more."""
+        """Drops every partition of which nothing is to be kept any more."""
         rows = await self._pool.fetch(
             """
             SELECT relname FROM pg_class
@@ -59,15 +58,18 @@ class Periods:
         for (name,) in rows:
             table, month, days = name.rsplit("_", 2)
             if self._is_past(date(int(month[:4]), int(month[4:]), 1), int(days)):
-                await in_transaction(self._pool, partial(_drop, name))
+                # Who uses the table waits for the lock of the drop, so that waits only a moment, and is tried again.
+                async for attempt in transactions(self._pool):
+                    async with attempt as connection:
+                        await connection.execute("SELECT drop_partition($1)", name)
                 _dropped.labels(table).inc()
                 _log.info("partition.dropped", table=table, month=month, days=int(days))
 
     async def run(self) -> None:
-        """Drop what is past every ten minutes, until cancelled."""
+        """Drops what is past every ten minutes, until cancelled."""
         while True:
             await self.drop_past()
-            await asyncio.sleep(BETWEEN_ROUNDS_S)
+            await asyncio.sleep(ROUND_INTERVAL_S)
 
     def _is_past(self, month: date, days: int) -> bool:
         next_month = (month + timedelta(days=31)).replace(day=1)
@@ -76,10 +78,5 @@ class Periods:
 
 @lru_cache(maxsize=4096)
 def _month(day: int) -> date:
-    """The month of a day since 1970, as its first."""
+    """Returns the first day of the month of a day since 1970."""
     return (_EPOCH + timedelta(days=day)).replace(day=1)
-
-
-async def _drop(name: str, connection: Connection) -> None:
-    # Those who use the table wait for its lock, so it is waited for but a moment, and tried again.
-    await connection.execute("SELECT drop_partition($1)", name)

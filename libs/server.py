@@ -36,7 +36,7 @@ class ServiceConfig(Protocol):
 
     @property
     def log_level(self) -> str:
-        """The lowest level that is logged."""
+        """Returns the lowest level that is logged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ async def _become_ready(service: Service) -> None:
 
 
 class GrpcServer:
-    """Serves gRPC, with health, reflection and metrics."""
+    """Listener for gRPC, with health, reflection and metrics."""
 
     def __init__(self, config: ServerConfig, faces: Sequence[Face]) -> None:
         self._config = config
@@ -206,7 +206,7 @@ class GrpcServer:
 def build_server(
     config: ServerConfig, faces: Sequence[Face], interceptor: ServerInterceptor | None = None
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    """The server every service and every test uses: interceptor, bounds, health, reflection."""
+    """Returns the server that every service and every test uses: interceptor, bounds, health, reflection."""
     server = grpc.aio.server(
         interceptors=[
             interceptor or ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams),

@@ -6,7 +6,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class Vault:
-    """Encrypts with the first of the keys, reads what any of them encrypted. Keys are Fernet keys, comma-separated.
+    """Keys that secrets are encrypted with: by the first of them, and read by any. Fernet keys, comma-separated.
 
     To rotate, put the new key first and keep the old ones; each update of a configuration's secrets encrypts them anew.
     """
@@ -19,11 +19,11 @@ class Vault:
             raise ValueError("REENGAGE_SECRETS_KEYS must hold Fernet keys: 32 bytes, url-safe base64") from None
 
     def seal(self, secrets: dict[str, str]) -> bytes:
-        """Encrypt names and values as one."""
+        """Returns names and values encrypted as one."""
         return self._fernet.encrypt(json.dumps(secrets).encode())
 
     def open(self, sealed: bytes) -> dict[str, str]:
-        """Decrypt. Raises ValueError when none of the keys fits."""
+        """Returns what was sealed. Raises ValueError when none of the keys fits."""
         try:
             opened: dict[str, str] = json.loads(self._fernet.decrypt(sealed))
         except InvalidToken:

@@ -1,4 +1,4 @@
-"""The edge of a background loop: what fails is logged, counted and tried again, ever more slowly."""
+"""The edge of a background loop: a failure is logged, counted and tried again, ever more slowly."""
 
 import asyncio
 import random
@@ -16,11 +16,11 @@ _failures = Counter("worker_failures_total", "Times a background loop failed and
 _log = structlog.get_logger()
 
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
+_MAX_PAUSE_S = 5.0
 
 
 async def keep_running(name: str, body: Callable[[], Awaitable[None]]) -> None:
-    """Run `body` again and again until cancelled. Pauses 50 ms to 5 s (doubling, jittered) after a failure.
+    """Runs `body` again and again until cancelled. Pauses 50 ms to 5 s (doubling, jittered) after a failure.
 
     `body` holds nothing that its own next run cannot rebuild from the database; returning normally begins it anew
     at once.
@@ -44,14 +44,14 @@ async def keep_running(name: str, body: Callable[[], Awaitable[None]]) -> None:
                 getattr(_log, level)("worker.waiting", worker=name, error=away)
             else:
                 _log.warning("worker.failed", worker=name, exc_info=error)
-        if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
+        if time.monotonic() - began > 2 * _MAX_PAUSE_S:
             pause_s = _FIRST_PAUSE_S
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        pause_s = min(pause_s * 2, _MAX_PAUSE_S)
 
 
 def _away(error: Exception) -> str:
-    """What is away just now, as a word; empty when it is something else that failed."""
+    """Returns what is away just now, as a word; "" when something else failed."""
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code().name
     if isinstance(error, Unavailable | ResourceExhausted):

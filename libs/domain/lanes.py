@@ -7,7 +7,7 @@ LANES = 64
 
 
 def lane_of(*parts: str) -> int:
-    """The lane, 0 to 63, of a text or several: the same on every machine, for ever.
+    """Returns the lane, 0 to 63, of a text or several: the same on every machine, for ever.
 
     A checksum, as this is asked for every record: a fifth of the time of a cryptographic hash, and nobody gains by
     choosing his lane.

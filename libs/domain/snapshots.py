@@ -1,4 +1,4 @@
-"""Following another service's settings: the client half of tracker's WatchSnapshot.
+"""Snapshots of the settings, followed: the client half of tracker's WatchSnapshot.
 
 A `Follower` keeps the newest settings in memory and hands out what the service built from them. While tracker is away
 it goes on with the last; a gap or a reset heals by a fresh snapshot.
@@ -23,7 +23,7 @@ Resources = dict[str, dict[tuple[str, ...], Message]]
 """Resources by kind (`app`, `tracker`, …; the field of `Resource`) and id, archived ones too."""
 
 _PAUSE_PER_BUILD = 4.0
-_LONGEST_PAUSE_S = 5.0
+_MAX_PAUSE_S = 5.0
 
 _age = Gauge("settings_age_seconds", "Seconds since tracker was last heard from.")
 _revision = Gauge("settings_revision", "Revision of the settings in use.")
@@ -44,7 +44,7 @@ _KEYS = {
 
 
 class Follower(Generic[S]):
-    """The newest settings, built by `build(resources, revision)` into whatever the service reads them from.
+    """Holder of the newest settings, built by `build(resources, revision)` into what the service reads them from.
 
     `watch(revision)` opens a WatchSnapshot stream after that revision. `build` must not keep `resources` itself: it
     changes with the next revision. Building takes at most a fifth of the time: while changes come faster, one build
@@ -76,16 +76,16 @@ class Follower(Generic[S]):
         return self._built
 
     async def ready(self) -> None:
-        """Wait for the first snapshot."""
+        """Waits for the first snapshot."""
         await self._first.wait()
 
     async def reached(self, revision: int) -> None:
-        """Wait until settings of at least this revision are in use."""
+        """Waits until settings of at least this revision are in use."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._built is not None and self._at_revision >= revision)
 
     async def run(self) -> None:
-        """Follow tracker until cancelled."""
+        """Follows tracker until cancelled."""
         await keep_running("settings", self._follow)
 
     async def _follow(self) -> None:
@@ -118,14 +118,14 @@ class Follower(Generic[S]):
                 self._received = 0  # half a snapshot was applied: begin with a whole one
 
     def _until_due(self) -> float | None:
-        """Seconds until what was received is to be built; None: it is."""
+        """Returns the seconds until what was received is to be built; None when it is."""
         if not self._is_stale:
             return None
-        pause_s = 0.0 if self._built is None else min(self._build_s * _PAUSE_PER_BUILD, _LONGEST_PAUSE_S)
+        pause_s = 0.0 if self._built is None else min(self._build_s * _PAUSE_PER_BUILD, _MAX_PAUSE_S)
         return max(0.0, self._built_at + pause_s - time.monotonic())
 
     async def _rebuild(self) -> None:
-        """Put what was received to use, if it is not yet."""
+        """Builds the settings from what was received, unless that is done."""
         if self._is_stale:
             began = time.monotonic()
             self._built = self._build(self._resources, self._received)
