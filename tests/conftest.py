@@ -1,6 +1,7 @@
 """What every test may ask for: a PostgreSQL of its own, migrated."""
 
 import itertools
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,33 @@ import pytest_asyncio
 from deploy.local.embedded import EmbeddedPostgres
 from libs.logs import configure_logging
 from libs.migrations import prepare
+from tests.support.memory import keep_temporary_files_in_memory
 
 SERVICES = Path(__file__).parent.parent / "services"
 TEMPLATE = "migrated"
 _numbers = itertools.count(1)
+
+# Many small databases, of which none holds much.
+SETTINGS = {"shared_buffers": "64MB", "max_wal_size": "512MB"}
+_memory = pytest.StashKey[Path | None]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps temporary files in memory where there is enough of it; workers are told by the process that starts them."""
+    if hasattr(config, "workerinput") or config.option.basetemp:
+        return
+    config.stash[_memory] = directory = keep_temporary_files_in_memory()
+    if directory is not None:
+        config.option.basetemp = str(directory / "t")  # short, as it becomes part of the paths of sockets
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Removes the temporary files, unless a test has failed: then they say more than it does."""
+    directory = session.config.stash.get(_memory, None)
+    if directory is not None and exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +68,7 @@ def _quiet_logs() -> None:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
     """One PostgreSQL for the whole run, not durable; it holds the migrated template that `database` copies."""
-    async with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+    async with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False, settings=SETTINGS) as server:
         await create_migrated_database(server, TEMPLATE)
         yield server
 

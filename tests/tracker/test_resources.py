@@ -572,7 +572,7 @@ async def test_lists_and_maps_are_replaced_whole(tracker: Stub) -> None:
         (["app_id"], {"OUTPUT_ONLY"}),
         (["name", "nothing", "type", "status"], {"UNKNOWN_FIELD", "IMMUTABLE", "OUTPUT_ONLY"}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)),
 )
 async def test_wrong_masks(tracker: Stub, paths: list[str], reasons: set[str]) -> None:
     update = TRACKERS.update(tracker, samples.acquisition(), paths)
@@ -594,7 +594,7 @@ async def test_wrong_masks(tracker: Stub, paths: list[str], reasons: set[str]) -
         (EVENTS, "app_id"),
         (EVENTS, "event_name"),
     ],
-    ids=str,
+    ids=lambda value: str(getattr(value, "kind", value)),
 )
 async def test_immutable_fields(tracker: Stub, calls: Calls, path: str) -> None:
     assert await wrong_fields(calls.update(tracker, calls.sample(), [path])) == {("update_mask", "IMMUTABLE")}
