@@ -24,6 +24,7 @@ from deploy.local.up import load_sample, told
 from deploy.local.x_network import LocalX
 from libs.channels import open_channel
 from libs.domain.lanes import LANES
+from libs.messages import short_name
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import log_pb2, record_pb2
@@ -264,7 +265,7 @@ def _decision_key(decision: decision_pb2.Decision) -> str:
     outcome = decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
     matched_by = decision_pb2.MatchKind.Name(decision.matched_by).removeprefix("MATCH_KIND_")
     by = matched_by if decision.matched_by else "-"
-    reason, tracker = decision.reason or "-", decision.tracker_id or "-"
+    reason, tracker = short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason) or "-", decision.tracker_id or "-"
     return f"{decision.app_id} {decision.event_name} {outcome} {reason} {tracker} {by}"
 
 

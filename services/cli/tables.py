@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from libs.messages import short_name
 from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2, what_if_pb2
 from reengage.postback.v1 import delivery_pb2
 from services.attribution.queries.sentences import span
@@ -84,7 +85,7 @@ def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
         "network": decision.network_id,
         "engagement": decision.engagement_id,
         "matched by": _match(decision.matched_by),
-        "reason": decision.reason,
+        "reason": short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason),
         "custom dimensions": ", ".join(f"{name}={value}" for name, value in decision.custom_dimensions.items()),
         "version": str(decision.version) if decision.version > 1 else "",
         "re-attribution": answer.reattribution_id,
@@ -100,10 +101,11 @@ def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
         numbers=["level"], whole=["candidate", "verdict", "tracker"],
     )  # fmt: skip
     for candidate in decision.candidates:
-        colour = "green" if candidate.verdict == "WON" else "yellow" if candidate.verdict.startswith("LOST") else "red"
+        verdict = short_name(decision_pb2.Verdict.DESCRIPTOR, candidate.verdict)
+        colour = "green" if verdict == "WON" else "yellow" if verdict.startswith("LOST_TO_") else "red"
         rows.add_row(
             escape(_short(candidate.engagement_id)),
-            f"[{colour}]{escape(candidate.verdict)}[/]",
+            f"[{colour}]{verdict}[/]",
             escape(candidate.tracker_id),
             _match(candidate.matched_by),
             str(candidate.level or ""),
@@ -131,7 +133,7 @@ def print_fact(fact: decision_pb2.Fact) -> None:
     if decision.engagement_id:
         parts.append(f"by {escape(decision.engagement_id)} {span(decision.lookback)} before")
     if decision.reason:
-        parts.append(f"[dim]{escape(decision.reason)}[/]")
+        parts.append(f"[dim]{short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason)}[/]")
     console.print("  ".join(parts), soft_wrap=True)
 
 
@@ -258,7 +260,7 @@ def _credit(decision: decision_pb2.Decision) -> str:
     if decision.engagement_id:
         parts.append(f"by {escape(decision.engagement_id)}")
     if decision.reason:
-        parts.append(f"[dim]{escape(decision.reason)}[/]")
+        parts.append(f"[dim]{short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason)}[/]")
     return " ".join(part for part in parts if part)
 
 

@@ -65,7 +65,7 @@ def _is_withheld(configuration: Configuration, conversion: conversion_pb2.Conver
 
 def _by_click(conversion: conversion_pb2.Conversion) -> bool:
     for candidate in conversion.decision.candidates:
-        if candidate.verdict == "WON":
-            return candidate.engagement_kind == "CLICK"
+        if candidate.verdict == decision_pb2.VERDICT_WON:
+            return candidate.engagement_kind == decision_pb2.ENGAGEMENT_KIND_CLICK
     # Credited to an earlier winner. With no recorded click, the opening of a deep link is one.
     return conversion.engagement.WhichOneof("kind") in ("click", "deep_link_open")

@@ -116,13 +116,21 @@ async def test_nobody_is_asked_about_other_events(world: World) -> None:
 @pytest.mark.parametrize(
     ("answers", "winner", "verdicts"),
     [
-        ([claimed("x", HOUR, granular_data_forbidden=True)], "k1", {"claim:x": "GRANULAR_DATA_NOT_ALLOWED"}),  # E2
-        ([claimed("x", 60)], "k1", {"claim:x": "LOST_TO_MORE_RECENT"}),  # C3
-        ([claimed("x", HOUR)], "claim:x", {"k1": "LOST_TO_MORE_RECENT"}),  # C3
-        ([claimed("x", HOUR, is_view=True)], "k1", {"claim:x": "VIEW_WINDOW_ZERO"}),  # B4
-        ([claimed("x", HOUR), claimed("y", 2 * HOUR)], "claim:y", {"claim:x": "LOST_TO_MORE_RECENT"}),
+        (
+            [claimed("x", HOUR, granular_data_forbidden=True)],
+            "k1",
+            {"claim:x": decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED},
+        ),  # E2
+        ([claimed("x", 60)], "k1", {"claim:x": decision_pb2.VERDICT_LOST_TO_MORE_RECENT}),  # C3
+        ([claimed("x", HOUR)], "claim:x", {"k1": decision_pb2.VERDICT_LOST_TO_MORE_RECENT}),  # C3
+        ([claimed("x", HOUR, is_view=True)], "k1", {"claim:x": decision_pb2.VERDICT_VIEW_WINDOW_ZERO}),  # B4
+        (
+            [claimed("x", HOUR), claimed("y", 2 * HOUR)],
+            "claim:y",
+            {"claim:x": decision_pb2.VERDICT_LOST_TO_MORE_RECENT},
+        ),
         ([not_claimed("x"), not_claimed("y")], "k1", {}),
-        ([not_claimed("x"), claimed("y", HOUR)], "claim:y", {"k1": "LOST_TO_MORE_RECENT"}),
+        ([not_claimed("x"), claimed("y", HOUR)], "claim:y", {"k1": decision_pb2.VERDICT_LOST_TO_MORE_RECENT}),
         ([], "k1", {}),  # nobody was asked after all: the configuration was paused meanwhile
     ],
 )
@@ -176,7 +184,10 @@ async def test_a_network_that_never_answers_is_listed_and_the_next_best_wins(wor
         await world.decided("e2")
         (again,) = await world.decided("e1")
     assert (e1.engagement_id, list(e1.claims_unavailable)) == ("k1", ["x"])
-    assert {c.engagement_id: c.verdict for c in e1.candidates} == {"k1": "WON", "claim:y": "LOST_TO_MORE_RECENT"}
+    assert {c.engagement_id: c.verdict for c in e1.candidates} == {
+        "k1": decision_pb2.VERDICT_WON,
+        "claim:y": decision_pb2.VERDICT_LOST_TO_MORE_RECENT,
+    }
     assert (again, world.received.asked["e1"]) == (e1, asked)
     kept = await _stored_claims(world, "e1")
     assert kept is not None
@@ -189,7 +200,7 @@ async def test_a_network_that_will_not_answer_is_not_waited_for(world: World) ->
     async with world.worker(claim_wait_s=600):
         await world.send(event(HOUR, device(1), record_id="e1"))
         (e1,) = await world.decided("e1")
-    assert (e1.reason, list(e1.claims_unavailable)) == ("NO_CANDIDATE", ["x"])
+    assert (e1.reason, list(e1.claims_unavailable)) == (decision_pb2.REASON_NO_CANDIDATE, ["x"])
 
 
 async def test_postback_away_until_the_deadline(world: World) -> None:
@@ -271,7 +282,7 @@ async def test_an_event_that_waits_holds_back_only_those_of_its_device_that_wait
         e1, r1 = await world.decided("e1", "r1")
     assert (v1.outcome, e2.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k2")
     assert (e1.outcome, r1.outcome) == (REENGAGED, CREDITED)
-    assert r1.reason == "MTR_NOT_MET", "it was decided after e1"
+    assert r1.reason == decision_pb2.REASON_MTR_NOT_MET, "it was decided after e1"
 
 
 async def test_an_install_that_waits_holds_back_its_device(world: World) -> None:
@@ -303,7 +314,7 @@ async def test_an_install_that_waits_holds_back_its_device(world: World) -> None
     assert not answer.HasField("current")
     assert (i1.outcome, i1.tracker_id, i2.outcome) == (ATTRIBUTED, X_UA, DUPLICATE)
     assert (v1.outcome, v1.tracker_id, v1.install_known) == (CREDITED, X_UA, True)
-    assert (e1.reason, e1.tracker_id) == ("MTR_NOT_MET", X_UA)
+    assert (e1.reason, e1.tracker_id) == (decision_pb2.REASON_MTR_NOT_MET, X_UA)
     decided = [row["conversion_id"] for row in order]
     assert [each for each in decided if each not in ("i3", "l1")] == ["i1", "v1", "e1", "i2"]
     assert set(world.received.asked) == {"i1", "e1", "i3"}
@@ -332,7 +343,7 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
         await world.received.answer("i2", claimed("x", -60))
         i2, e1 = await world.decided("i2", "e1")
     assert (i1.outcome, i2.outcome) == (decision_pb2.OUTCOME_ORGANIC, decision_pb2.OUTCOME_REPROCESSED)
-    assert (i2.tracker_id, e1.tracker_id, e1.reason) == (X_RE, X_RE, "MTR_NOT_MET")
+    assert (i2.tracker_id, e1.tracker_id, e1.reason) == (X_RE, X_RE, decision_pb2.REASON_MTR_NOT_MET)
 
 
 async def test_what_was_answered_is_not_asked_again_behind_another_install(world: World) -> None:
@@ -393,7 +404,7 @@ async def test_a_session_behind_an_install_that_waits_asks_in_its_turn(world: Wo
         (s1,) = await world.decided("s1")
         await world.send(event(3, device(1), "View", record_id="v1"))
         await world.decided("v1")
-    assert (s1.reason, s1.install_known) == ("MTR_NOT_MET", True)
+    assert (s1.reason, s1.install_known) == (decision_pb2.REASON_MTR_NOT_MET, True)
     assert not await _is_decided(world, "s2")
     assert set(world.received.asked) == {"i1", "s1"}
     assert not await world.pool.fetchval("SELECT count(*) FROM waiting")

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -116,7 +116,7 @@ async def test_mtr_tells_when_it_ends_and_from_what(world: World) -> None:
         await world.send(event(40, {**second, "idfv": "c3"}, "Login", record_id="v3"))
         await world.decided("v3")
         answer = await explain(world, "e1")
-    assert e1.reason == "MTR_NOT_MET"
+    assert e1.reason == decision_pb2.REASON_MTR_NOT_MET
     assert (
         f"the minimum time to reengagement, 1 h, had not passed since the device's latest attribution, install i1 at "
         f"{text_at(installed)}; it lasts until {text_at(installed, HOUR)}." in answer.summary
@@ -145,7 +145,7 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
         (e1,) = await world.decided("e1")
     newer = decision_pb2.Decision()
     newer.CopyFrom(e1)
-    newer.version, newer.outcome, newer.reason = 2, decision_pb2.OUTCOME_UNATTRIBUTED, "NO_WINNER"
+    newer.version, newer.outcome, newer.reason = 2, decision_pb2.OUTCOME_UNATTRIBUTED, decision_pb2.REASON_NO_WINNER
     for name in ("tracker_id", "network_id", "engagement_id"):
         newer.ClearField(name)
     await world.pool.execute(
@@ -337,11 +337,11 @@ async def test_a_request_that_names_nothing_or_two_is_refused(
     assert [violation.field for violation in from_rpc_error(raised.value).violations] == wrong
 
 
-def candidate(verdict: str, lookback_s: float = 90, **fields: Any) -> decision_pb2.Candidate:
+def candidate(verdict: decision_pb2.Verdict.ValueType, lookback_s: float = 90, **fields: Any) -> decision_pb2.Candidate:
     made = decision_pb2.Candidate(
         engagement_id="k1",
         verdict=verdict,
-        engagement_kind="CLICK",
+        engagement_kind=decision_pb2.ENGAGEMENT_KIND_CLICK,
         tracker_id="t",
         network_id="n",
         matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
@@ -352,25 +352,28 @@ def candidate(verdict: str, lookback_s: float = 90, **fields: Any) -> decision_p
     return made
 
 
-WINNER = candidate("WON", 60)
+WINNER = candidate(decision_pb2.VERDICT_WON, 60)
 WINNER.engagement_id = "k0"
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (candidate("AFTER_CONVERSION", -90), "was refused: it came 1 min 30 s after the conversion."),
         (
-            candidate("AFTER_CONVERSION", 0),
+            candidate(decision_pb2.VERDICT_AFTER_CONVERSION, -90),
+            "was refused: it came 1 min 30 s after the conversion.",
+        ),
+        (
+            candidate(decision_pb2.VERDICT_AFTER_CONVERSION, 0),
             "was refused: it came at the same instant as the conversion, not before it.",
         ),
         (
-            candidate("WINDOW_DISABLED", window_layer=decision_pb2.LAYER_TRACKER),
+            candidate(decision_pb2.VERDICT_WINDOW_DISABLED, window_layer=decision_pb2.LAYER_TRACKER),
             "was refused: matched by device id, for which the window is off (set on the tracker).",
         ),
         (
             candidate(
-                "OUTSIDE_WINDOW",
+                decision_pb2.VERDICT_OUTSIDE_WINDOW,
                 8 * 86400,
                 window=duration_pb2.Duration(seconds=7 * 86400),
                 window_layer=decision_pb2.LAYER_NETWORK,
@@ -381,19 +384,19 @@ WINNER.engagement_id = "k0"
             ),
         ),
         (
-            candidate("LOST_TO_MORE_RECENT"),
+            candidate(decision_pb2.VERDICT_LOST_TO_MORE_RECENT),
             (
                 "(1 min 30 s before the conversion, matched by device id) lost to click k0, which was as recent and "
                 "has the lower id."
             ),
         ),
         (
-            candidate("LOST_TO_COMPLETED_VIEW"),
+            candidate(decision_pb2.VERDICT_LOST_TO_COMPLETED_VIEW),
             "(1 min 30 s before the conversion, matched by device id) lost to click k0, which was a completed view.",
         ),
-        (candidate("A_VERDICT_TO_COME"), "was refused: A_VERDICT_TO_COME."),
+        (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),
     ],
-    ids=lambda value: value.verdict if isinstance(value, decision_pb2.Candidate) else "",
+    ids=lambda value: str(value.verdict) if isinstance(value, decision_pb2.Candidate) else "",
 )
 def test_what_is_said_of_a_candidate(said: decision_pb2.Candidate, expected: str) -> None:
     decision = decision_pb2.Decision(candidates=[WINNER, said])
@@ -401,7 +404,7 @@ def test_what_is_said_of_a_candidate(said: decision_pb2.Candidate, expected: str
 
 
 def test_what_is_said_of_claims() -> None:
-    refused = candidate("GRANULAR_DATA_NOT_ALLOWED")
+    refused = candidate(decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED)
     refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", decision_pb2.MATCH_KIND_CLAIM
     decision = decision_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
     assert list(sentences.sentences(decision, not_claiming=["y-ios"])) == [
@@ -411,7 +414,16 @@ def test_what_is_said_of_claims() -> None:
     ]
 
 
-@pytest.mark.parametrize("verdict", sorted(sentences._REFUSALS))
-def test_every_verdict_has_words(verdict: str) -> None:
-    (sentence,) = sentences.sentences(decision_pb2.Decision(candidates=[candidate(verdict)]))
-    assert verdict not in sentence
+@pytest.mark.parametrize("name", decision_pb2.Verdict.keys()[1:])
+def test_every_verdict_has_words(name: str) -> None:
+    lost = candidate(decision_pb2.Verdict.Value(name))
+    *_, sentence = sentences.sentences(decision_pb2.Decision(candidates=[WINNER, lost]))
+    assert name.removeprefix("VERDICT_") not in sentence
+
+
+@pytest.mark.parametrize("name", decision_pb2.Reason.keys()[1:])
+def test_every_reason_has_words(name: str) -> None:
+    decision = decision_pb2.Decision(
+        outcome=decision_pb2.OUTCOME_UNATTRIBUTED, reason=decision_pb2.Reason.Value(name), install_known=True
+    )
+    assert name.removeprefix("REASON_") not in sentences.summary(decision)

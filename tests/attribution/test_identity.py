@@ -201,7 +201,7 @@ async def test_a_link_needs_a_device_that_came_before_it(world: World) -> None:
         )
         one, other = await attribution(world, device(1)), await attribution(world, "b2")
     for refused in (early, unknown):
-        assert (refused.outcome, refused.reason) == (decision_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
+        assert (refused.outcome, refused.reason) == (decision_pb2.OUTCOME_REFUSED, decision_pb2.REASON_DEVICE_NOT_KNOWN)
     assert after_event.outcome == after_install.outcome == decision_pb2.OUTCOME_LINKED
     assert dict(one.identities) == {"phone": "1"}
     assert dict(other.identities) == {"email": "a@example.com"}

@@ -377,7 +377,7 @@ async def test_a_reattribution_writes_versions_and_moves_the_device(world: World
     assert (job.state, job.conversion_count, job.changed_count) == (DONE, 4, 2)
     assert [(part.estimated_total_count, part.conversion_count) for part in again] == [(4, 4)], "not each version"
     assert (e1.version, e1.tracker_id, e1.engagement_id) == (2, OTHER_RE_TRACKER, "k2")
-    assert (e2.version, e2.tracker_id, e2.reason) == (2, OTHER_RE_TRACKER, "EVENT_NOT_SELECTED")
+    assert (e2.version, e2.tracker_id, e2.reason) == (2, OTHER_RE_TRACKER, decision_pb2.REASON_EVENT_NOT_SELECTED)
     assert [(d.conversion_id, d.version) for d in listed.decisions if d.conversion_id == "e1"] == [("e1", 2), ("e1", 1)]
     assert (shown.current.tracker_id, shown.install.tracker_id) == (OTHER_RE_TRACKER, UA_TRACKER)
     assert (e3.tracker_id, e3.version) == (OTHER_RE_TRACKER, 1), "what comes after it goes by the new source"
@@ -515,7 +515,7 @@ async def test_a_lower_limit_leaves_a_click_to_those_that_won_it_first(world: Wo
     limited = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"], max_conversions_per_engagement=1)
     parts = [part async for part in world.attribution.WhatIf(what_if(limited))]
     changed = {pair.after.conversion_id: pair.after.reason for part in parts for pair in part.changed}
-    assert changed == {"e2": "NO_WINNER", "e3": "NO_WINNER"}
+    assert changed == {"e2": decision_pb2.REASON_NO_WINNER, "e3": decision_pb2.REASON_NO_WINNER}
 
 
 async def test_a_campaign_withheld_before_the_period_stays_withheld(world: World) -> None:

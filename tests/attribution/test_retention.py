@@ -122,7 +122,10 @@ async def test_engagements_are_found_in_every_retention_their_app_had(world: Wor
         await world.send(click(10, device(1), record_id="k2"))
         await world.send(event(20, device(1), record_id="e1"))
         (e1,) = await world.decided("e1")
-    assert [(one.engagement_id, one.verdict) for one in e1.candidates] == [("k1", "LOST_TO_MORE_RECENT"), ("k2", "WON")]
+    assert [(one.engagement_id, one.verdict) for one in e1.candidates] == [
+        ("k1", decision_pb2.VERDICT_LOST_TO_MORE_RECENT),
+        ("k2", decision_pb2.VERDICT_WON),
+    ]
 
 
 async def test_dropping_under_load_loses_nothing_else(world: World) -> None:

@@ -100,7 +100,7 @@ async def test_an_event_that_is_called_like_an_identity_link_is_an_event(world: 
         await world.send(event(0, device(1), "_identity_link", record_id="e1"))
         await world.send(event(1, device(1), "Other", record_id="e2"))
         e1, e2 = await world.decided("e1", "e2")
-    assert (e1.outcome, e1.reason) == (decision_pb2.OUTCOME_UNATTRIBUTED, "EVENT_NOT_SELECTED")
+    assert (e1.outcome, e1.reason) == (decision_pb2.OUTCOME_UNATTRIBUTED, decision_pb2.REASON_EVENT_NOT_SELECTED)
     assert e1.device_id == e2.device_id
 
 

@@ -38,10 +38,14 @@ async def test_a_click_an_install_a_click_and_an_event(world: World) -> None:
         while len(world.received.conversions) < 4:
             await asyncio.sleep(0.01)
     assert (i1.outcome, i1.tracker_id, i1.engagement_id) == (decision_pb2.OUTCOME_ATTRIBUTED, UA_TRACKER, "k1")
-    assert (e1.outcome, e1.reason, dict(e1.custom_dimensions)) == (CREDITED, "MTR_NOT_MET", {"mtr_rejected": "3600"})
+    assert (e1.outcome, e1.reason, dict(e1.custom_dimensions)) == (
+        CREDITED,
+        decision_pb2.REASON_MTR_NOT_MET,
+        {"mtr_rejected": "3600"},
+    )
     assert (e2.outcome, e2.tracker_id, e2.engagement_id) == (REENGAGED, RE_TRACKER, "k2")
     assert (e2.campaign_id, e2.lookback.seconds, e2.level) == ("c1", HOUR, 1)
-    assert (e3.outcome, e3.tracker_id, e3.reason) == (CREDITED, RE_TRACKER, "EVENT_NOT_SELECTED")
+    assert (e3.outcome, e3.tracker_id, e3.reason) == (CREDITED, RE_TRACKER, decision_pb2.REASON_EVENT_NOT_SELECTED)
     handed = world.received.conversions
     assert (handed["e2"].engagement.record_id, handed["e2"].names.network) == ("k2", "Acme")
     assert handed["e3"].engagement.record_id == "k2", "a credited event carries the click of its source"
@@ -78,7 +82,7 @@ async def test_identity_links_need_a_known_device(world: World) -> None:
         answer = await world.attribution.GetDeviceAttribution(
             device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
         )
-    assert (l1.outcome, l1.reason) == (decision_pb2.OUTCOME_REFUSED, "DEVICE_NOT_KNOWN")
+    assert (l1.outcome, l1.reason) == (decision_pb2.OUTCOME_REFUSED, decision_pb2.REASON_DEVICE_NOT_KNOWN)
     assert l2.outcome == decision_pb2.OUTCOME_LINKED
     assert dict(answer.identities) == {"email": "x"}
 
@@ -103,9 +107,9 @@ async def test_a_duplicate_click_of_another_device_is_no_candidate(world: World)
         await world.send(click(10, device(2), record_id="k2", click={"click_id": "net-1"}))
         await world.send(event(20, device(2), record_id="e1"))
         (e1,) = await world.decided("e1")
-    assert e1.reason == "NO_WINNER"
+    assert e1.reason == decision_pb2.REASON_NO_WINNER
     verdicts = {c.engagement_id: c.verdict for c in e1.candidates}
-    assert verdicts == {"k1": "MATCH_KIND_NOT_ALLOWED", "k2": "DUPLICATE_CLICK"}
+    assert verdicts == {"k1": decision_pb2.VERDICT_MATCH_KIND_NOT_ALLOWED, "k2": decision_pb2.VERDICT_DUPLICATE_CLICK}
 
 
 async def test_an_engagement_that_carries_a_hash(world: World) -> None:
@@ -125,7 +129,7 @@ async def test_an_open_by_universal_link_is_its_own_click(world: World) -> None:
         await world.send(record(2 * HOUR, device(1), deep_link_open=opened, record_id="o1"))
         await world.send(event(2 * HOUR + 60, device(1), record_id="e1"))
         o1, e1 = await world.decided("o1", "e1")
-    assert (o1.event_name, o1.reason) == ("_Deeplink", "EVENT_NOT_SELECTED")
+    assert (o1.event_name, o1.reason) == ("_Deeplink", decision_pb2.REASON_EVENT_NOT_SELECTED)
     assert (e1.outcome, e1.tracker_id, e1.engagement_id, e1.lookback.seconds) == (REENGAGED, RE_TRACKER, "o1", 61)
 
 

@@ -60,7 +60,11 @@ def test_the_table_and_the_sentence_say_the_same_length(
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
     candidate = decision_pb2.Candidate(
-        engagement_id="click", verdict="WON", engagement_kind="CLICK", tracker_id="t", level=1
+        engagement_id="click",
+        verdict=decision_pb2.VERDICT_WON,
+        engagement_kind=decision_pb2.ENGAGEMENT_KIND_CLICK,
+        tracker_id="t",
+        level=1,
     )
     candidate.lookback.FromMilliseconds(lookback_ms)
     candidate.window.FromSeconds(30 * 86400)
@@ -76,7 +80,7 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
     """A click that came after the conversion."""
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    candidate = decision_pb2.Candidate(engagement_id="click", verdict="AFTER_CONVERSION")
+    candidate = decision_pb2.Candidate(engagement_id="click", verdict=decision_pb2.VERDICT_AFTER_CONVERSION)
     candidate.lookback.FromSeconds(-90)
     with console.capture() as shown:
         tables.print_explanation(
@@ -98,7 +102,7 @@ def test_an_id_is_shortened_only_where_it_is_long_and_nobodys_name(
 ) -> None:
     console = Console(highlight=False, width=200)
     monkeypatch.setattr(tables, "console", console)
-    candidate = decision_pb2.Candidate(engagement_id=engagement_id, verdict="BLOCKLISTED")
+    candidate = decision_pb2.Candidate(engagement_id=engagement_id, verdict=decision_pb2.VERDICT_BLOCKLISTED)
     with console.capture() as shown:
         tables.print_explanation(
             explanation_pb2.ExplainDecisionResponse(decision=decision_pb2.Decision(candidates=[candidate]))

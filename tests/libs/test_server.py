@@ -48,7 +48,7 @@ class Servicer(attribution_grpc.AttributionServiceServicer):
                 await self.release.wait()
             case _:
                 pass
-        decision = decision_pb2.Decision(conversion_id=request_id.get() or "", reason=str(context.time_remaining()))
+        decision = decision_pb2.Decision(conversion_id=request_id.get() or "", device_id=str(context.time_remaining()))
         return decision_pb2.GetDecisionResponse(decision=decision)
 
 
@@ -123,7 +123,7 @@ async def test_the_request_id_is_taken_over_or_made() -> None:
 async def test_a_call_without_deadline_gets_the_channels() -> None:
     async with running() as (_, channel, _):
         answer = await ask(channel, "")
-    assert 0 < float(answer.decision.reason) < 11
+    assert 0 < float(answer.decision.device_id) < 11
 
 
 async def test_one_call_too_many_is_told_when_to_come_back() -> None:

@@ -71,23 +71,27 @@ def test_network_only(decision: dict[str, Any], wanted: bool) -> None:
 @pytest.mark.parametrize(
     ("candidate", "engagement", "wanted"),
     [
-        ("CLICK", None, True),
-        ("IMPRESSION", None, False),
-        ("CLICK", record_pb2.Record(impression=record_pb2.Impression()), True),
-        ("", record_pb2.Record(click=record_pb2.Click()), True),
-        ("", record_pb2.Record(deep_link_open=record_pb2.DeepLinkOpen()), True),
-        ("", record_pb2.Record(impression=record_pb2.Impression()), False),
-        ("", None, False),
+        (decision_pb2.ENGAGEMENT_KIND_CLICK, None, True),
+        (decision_pb2.ENGAGEMENT_KIND_IMPRESSION, None, False),
+        (decision_pb2.ENGAGEMENT_KIND_CLICK, record_pb2.Record(impression=record_pb2.Impression()), True),
+        (None, record_pb2.Record(click=record_pb2.Click()), True),
+        (None, record_pb2.Record(deep_link_open=record_pb2.DeepLinkOpen()), True),
+        (None, record_pb2.Record(impression=record_pb2.Impression()), False),
+        (None, None, False),
     ],
 )
-def test_clicks_only(candidate: str, engagement: record_pb2.Record | None, wanted: bool) -> None:
+def test_clicks_only(
+    candidate: decision_pb2.EngagementKind.ValueType | None, engagement: record_pb2.Record | None, wanted: bool
+) -> None:
     conversion = purchase()
     conversion.ClearField("engagement")
     if engagement:
         conversion.engagement.CopyFrom(engagement)
     if candidate:
-        conversion.decision.candidates.add(verdict="LOST_TO_MORE_RECENT", engagement_kind="IMPRESSION")
-        conversion.decision.candidates.add(verdict="WON", engagement_kind=candidate)
+        conversion.decision.candidates.add(
+            verdict=decision_pb2.VERDICT_LOST_TO_MORE_RECENT, engagement_kind=decision_pb2.ENGAGEMENT_KIND_IMPRESSION
+        )
+        conversion.decision.candidates.add(verdict=decision_pb2.VERDICT_WON, engagement_kind=candidate)
     assert wants(CLICKS_ONLY, conversion) == wanted
 
 

@@ -72,7 +72,11 @@ class Explanations:
 
     async def _decided(self, lane: int, newest: Version, before: Version | None = None) -> Explanation:
         decision = _decision(newest)
-        latest = await self._latest_attribution(lane, decision) if decision.reason == "MTR_NOT_MET" else None
+        latest = (
+            await self._latest_attribution(lane, decision)
+            if decision.reason == decision_pb2.REASON_MTR_NOT_MET
+            else None
+        )
         reattribution_id = newest.reattribution_id or ""
         replaced = None if before is None else Replaced(_decision(before), reattribution_id)
         return Explanation(

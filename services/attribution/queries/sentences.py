@@ -6,33 +6,44 @@ from typing import NamedTuple
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
+from libs.messages import short_name
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
 
 _REASONS = {
-    "DUPLICATE_INSTALL": "this device had installed the app before",
-    "EVENT_BEFORE_INSTALL": "it happened at or before the device's first known install",
-    "EVENT_NOT_SELECTED": "no live reengagement tracker of the app selects this event",
-    "SESSION_ALREADY_REENGAGED": "SessionBegin had reengaged this device within 24 hours",
-    "NO_CANDIDATE": "no click, impression or claim matched this device",
-    "NO_WINNER": "every candidate was refused",
-    "DEVICE_NOT_KNOWN": "nothing of this device was received before it",
+    decision_pb2.REASON_DUPLICATE_INSTALL: "this device had installed the app before",
+    decision_pb2.REASON_EVENT_BEFORE_INSTALL: "it happened at or before the device's first known install",
+    decision_pb2.REASON_EVENT_NOT_SELECTED: "no live reengagement tracker of the app selects this event",
+    decision_pb2.REASON_SESSION_ALREADY_REENGAGED: "SessionBegin had reengaged this device within 24 hours",
+    decision_pb2.REASON_NO_CANDIDATE: "no click, impression or claim matched this device",
+    decision_pb2.REASON_NO_WINNER: "every candidate was refused",
+    decision_pb2.REASON_DEVICE_NOT_KNOWN: "nothing of this device was received before it",
 }
 
 _REFUSALS = {
-    "NO_TRACKER_FOR_CLAIM": "its network has no live tracker for it",
-    "TRACKER_ARCHIVED": "its tracker is archived or not known",
-    "WRONG_TRACKER_TYPE": "its tracker is of the other type",
-    "EVENT_NOT_SELECTED": "its tracker does not select this event",
-    "IMPRESSIONS_NOT_ALLOWED": "impressions do not take part in reengagement here",
-    "MATCH_KIND_NOT_ALLOWED": "it carried a device id of its own, so IP address and user agent do not count",
-    "DUPLICATE_CLICK": "it repeats an earlier click of the same click id",
-    "BLOCKLISTED": "it failed its check",
-    "GRANULAR_DATA_NOT_ALLOWED": "the user does not share granular data",
-    "VIEW_WINDOW_ZERO": "the tracker accepts no view claims",
-    "ENGAGEMENT_SPENT": "it has won as many conversions as its tracker allows",
+    decision_pb2.VERDICT_NO_TRACKER_FOR_CLAIM: "its network has no live tracker for it",
+    decision_pb2.VERDICT_TRACKER_ARCHIVED: "its tracker is archived or not known",
+    decision_pb2.VERDICT_WRONG_TRACKER_TYPE: "its tracker is of the other type",
+    decision_pb2.VERDICT_EVENT_NOT_SELECTED: "its tracker does not select this event",
+    decision_pb2.VERDICT_IMPRESSIONS_NOT_ALLOWED: "impressions do not take part in reengagement here",
+    decision_pb2.VERDICT_MATCH_KIND_NOT_ALLOWED: (
+        "it carried a device id of its own, so IP address and user agent do not count"
+    ),
+    decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click of the same click id",
+    decision_pb2.VERDICT_BLOCKLISTED: "it failed its check",
+    decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED: "the user does not share granular data",
+    decision_pb2.VERDICT_VIEW_WINDOW_ZERO: "the tracker accepts no view claims",
+    decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
 }
+
+_LOST = frozenset(
+    (
+        decision_pb2.VERDICT_LOST_TO_HIGHER_LEVEL,
+        decision_pb2.VERDICT_LOST_TO_COMPLETED_VIEW,
+        decision_pb2.VERDICT_LOST_TO_MORE_RECENT,
+    )
+)
 
 _LAYERS = {
     decision_pb2.LAYER_TRACKER: "set on the tracker",
@@ -88,7 +99,7 @@ def summary(
 
 def sentences(decision: decision_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
     """One sentence a candidate, in their order, then one for each network that claims nothing or did not say (E4)."""
-    winner = next((each for each in decision.candidates if each.verdict == "WON"), None)
+    winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     for candidate in decision.candidates:
         yield f"{_who(candidate)} {_fate(candidate, winner)}."
     for network_id in not_claiming:
@@ -186,7 +197,7 @@ def _outcome(decision: decision_pb2.Decision, reason: str) -> str:
 
 
 def _winner(decision: decision_pb2.Decision) -> str:
-    won = next((each for each in decision.candidates if each.verdict == "WON"), None)
+    won = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     if won is None:
         return decision.engagement_id
     others = len(decision.candidates) - 1
@@ -202,8 +213,8 @@ def _anew(decision: decision_pb2.Decision) -> str:
 
 
 def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
-    if decision.reason != "MTR_NOT_MET":
-        return _REASONS.get(decision.reason, decision.reason)
+    if decision.reason != decision_pb2.REASON_MTR_NOT_MET:
+        return _REASONS.get(decision.reason) or _reason_name(decision)
     seconds = int(decision.custom_dimensions.get("mtr_rejected", "0"))
     least = f"the minimum time to reengagement, {span(duration_pb2.Duration(seconds=seconds))},"
     if latest is None:
@@ -215,11 +226,19 @@ def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
     )
 
 
+def _reason_name(decision: decision_pb2.Decision) -> str:
+    return short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason)
+
+
+def _verdict_name(candidate: decision_pb2.Candidate) -> str:
+    return short_name(decision_pb2.Verdict.DESCRIPTOR, candidate.verdict)
+
+
 def _short(decision: decision_pb2.Decision) -> str:
     outcome = decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_")
     credited = f" to {_tracker(decision)}" if decision.tracker_id else ""
     engagement = f" by {decision.engagement_id}" if decision.engagement_id else ""
-    reason = f" ({decision.reason})" if decision.reason else ""
+    reason = f" ({_reason_name(decision)})" if decision.reason else ""
     return f"{outcome}{credited}{engagement}{reason}"
 
 
@@ -230,36 +249,36 @@ def _who(candidate: decision_pb2.Candidate) -> str:
 
 
 def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None) -> str:
-    if winner is not None and candidate.verdict.startswith("LOST_TO_"):
+    if winner is not None and candidate.verdict in _LOST:
         return _lost(candidate, winner)
     lookback = f"{span(candidate.lookback)} before the conversion"
     match candidate.verdict:
-        case "WON":
+        case decision_pb2.VERDICT_WON:
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
-        case "OUTSIDE_WINDOW":
+        case decision_pb2.VERDICT_OUTSIDE_WINDOW:
             return f"was refused: {lookback}, outside its window of {_window(candidate)}, {_match(candidate)}"
-        case "WINDOW_DISABLED":
+        case decision_pb2.VERDICT_WINDOW_DISABLED:
             layer = _LAYERS.get(candidate.window_layer, "unknown")
             return f"was refused: {_match(candidate)}, for which the window is off ({layer})"
-        case "AFTER_CONVERSION" if candidate.lookback.ToNanoseconds() == 0:
+        case decision_pb2.VERDICT_AFTER_CONVERSION if candidate.lookback.ToNanoseconds() == 0:
             return "was refused: it came at the same instant as the conversion, not before it"
-        case "AFTER_CONVERSION":
+        case decision_pb2.VERDICT_AFTER_CONVERSION:
             after = duration_pb2.Duration()
             after.FromNanoseconds(-candidate.lookback.ToNanoseconds())
             return f"was refused: it came {span(after)} after the conversion"
         case _:
-            return f"was refused: {_REFUSALS.get(candidate.verdict, candidate.verdict)}"
+            return f"was refused: {_REFUSALS.get(candidate.verdict) or _verdict_name(candidate)}"
 
 
 def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> str:
     lost = f"({span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
     match candidate.verdict:
-        case "LOST_TO_HIGHER_LEVEL":
+        case decision_pb2.VERDICT_LOST_TO_HIGHER_LEVEL:
             return (
                 f"{lost} is on level {winner.level} of the waterfall, this one on level {candidate.level}: that one "
                 f"was {_match(winner)}"
             )
-        case "LOST_TO_COMPLETED_VIEW":
+        case decision_pb2.VERDICT_LOST_TO_COMPLETED_VIEW:
             return f"{lost} was a completed view"
         case _ if winner.engagement_time == candidate.engagement_time:
             return f"{lost} was as recent and has the lower id"
@@ -268,7 +287,7 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
 
 
 def _name(candidate: decision_pb2.Candidate) -> str:
-    kind = candidate.engagement_kind.lower() or "engagement"
+    kind = short_name(decision_pb2.EngagementKind.DESCRIPTOR, candidate.engagement_kind).lower() or "engagement"
     if candidate.matched_by == decision_pb2.MATCH_KIND_CLAIM:
         return f"the {kind} that {candidate.network_id} claims"
     return f"{kind} {candidate.engagement_id}"

@@ -38,6 +38,14 @@ from services.attribution.storage.store import Store
 from services.attribution.wire.decisions import attribution_of, decision_message, says
 from services.attribution.wire.records import claims_of, conversion_of
 
+_MAY_BE_ELIGIBLE = frozenset(
+    {
+        decision_pb2.REASON_UNSPECIFIED,
+        decision_pb2.REASON_NO_CANDIDATE,
+        decision_pb2.REASON_NO_WINNER,
+        decision_pb2.REASON_EVENT_NOT_SELECTED,
+    }
+)
 _ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
 """Of conversions that could have been won; those that were have no reason."""
 _COLUMNS: Mapping[int, str] = {
@@ -301,7 +309,7 @@ class Replay:
         decision = stored.decision
         if decision.event_name != INSTALL and decision.event_name not in self._rules.reengaging_events:
             return False
-        return not decision.reason or decision.reason in _ELIGIBLE or decision.reason == Reason.EVENT_NOT_SELECTED
+        return decision.reason in _MAY_BE_ELIGIBLE
 
     def _can_be_eligible(self, stored: Stored) -> bool:
         """Whether any history leaves it winnable: one without attributions leaves most."""

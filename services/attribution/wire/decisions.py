@@ -18,6 +18,9 @@ from services.attribution.decision.model import (
 _OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in decision_pb2.Outcome.items()}
 _TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in decision_pb2.AttributionType.items()}
 _KINDS = {name.removeprefix("MATCH_KIND_"): number for name, number in decision_pb2.MatchKind.items()}
+_REASONS = {name.removeprefix("REASON_"): number for name, number in decision_pb2.Reason.items()}
+_VERDICTS = {name.removeprefix("VERDICT_"): number for name, number in decision_pb2.Verdict.items()}
+_ENGAGEMENTS = {name.removeprefix("ENGAGEMENT_KIND_"): number for name, number in decision_pb2.EngagementKind.items()}
 _LAYERS = {name.removeprefix("LAYER_"): number for name, number in decision_pb2.Layer.items()}
 
 _TYPE_OF = {number: AttributionType(name) for name, number in _TYPES.items() if number}
@@ -32,7 +35,7 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
     message.attribution_type = _TYPES[decision.attribution_type]
     message.install_known = decision.install_known
     if decision.reason is not None:
-        message.reason = decision.reason
+        message.reason = _REASONS[decision.reason]
     if decision.tracker_id is not None:
         message.tracker_id = decision.tracker_id
         message.network_id = decision.network_id or ""
@@ -64,7 +67,7 @@ def says(message: decision_pb2.Decision, decision: Decision) -> bool:
     """
     return (
         message.outcome == _OUTCOMES[decision.outcome]
-        and message.reason == (decision.reason or "")
+        and message.reason == (0 if decision.reason is None else _REASONS[decision.reason])
         and message.attribution_type == _TYPES[decision.attribution_type]
         and message.tracker_id == (decision.tracker_id or "")
         and message.network_id == (decision.network_id or "")
@@ -110,7 +113,7 @@ def linked_message(conversion: Conversion, revision: int) -> decision_pb2.Decisi
 def refused_message(conversion: Conversion, revision: int, reason: Reason) -> decision_pb2.Decision:
     """A record without effect, and why."""
     message = _message(conversion, revision, decision_pb2.OUTCOME_REFUSED)
-    message.reason = reason
+    message.reason = _REASONS[reason]
     return message
 
 
@@ -141,8 +144,8 @@ def _message(conversion: Conversion, revision: int, outcome: decision_pb2.Outcom
 def _candidate(candidate: Candidate) -> decision_pb2.Candidate:
     message = decision_pb2.Candidate(
         engagement_id=candidate.engagement_id,
-        verdict=candidate.verdict,
-        engagement_kind=candidate.kind,
+        verdict=_VERDICTS[candidate.verdict],
+        engagement_kind=_ENGAGEMENTS[candidate.kind],
         tracker_id=candidate.tracker_id,
         network_id=candidate.network_id,
         engagement_time=_timestamp(candidate.time_us),

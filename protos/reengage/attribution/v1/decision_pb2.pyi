@@ -173,6 +173,166 @@ LAYER_BUILT_IN: Layer.ValueType  # 4
 """Built in."""
 Global___Layer: _TypeAlias = Layer  # noqa: Y015
 
+class _Reason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REASON_UNSPECIFIED: _Reason.ValueType  # 0
+    """An engagement won the conversion."""
+    REASON_DUPLICATE_INSTALL: _Reason.ValueType  # 1
+    """The device had installed the app before (F2)."""
+    REASON_EVENT_BEFORE_INSTALL: _Reason.ValueType  # 2
+    """The event happened at or before the first known install of its device (D9)."""
+    REASON_EVENT_NOT_SELECTED: _Reason.ValueType  # 3
+    """No live reengagement tracker of the app selects this event (D2)."""
+    REASON_MTR_NOT_MET: _Reason.ValueType  # 4
+    """The minimum time to reengagement had not passed (D3)."""
+    REASON_SESSION_ALREADY_REENGAGED: _Reason.ValueType  # 5
+    """SessionBegin had reengaged the device within 24 hours (D4)."""
+    REASON_NO_CANDIDATE: _Reason.ValueType  # 6
+    """No engagement and no claim matched the device."""
+    REASON_NO_WINNER: _Reason.ValueType  # 7
+    """Every candidate was refused."""
+    REASON_DEVICE_NOT_KNOWN: _Reason.ValueType  # 8
+    """Nothing of the device of an identity link was received before it (F3)."""
+
+class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
+    """Reason says why nobody won a conversion; of several that hold, the first in this order (G2)."""
+
+REASON_UNSPECIFIED: Reason.ValueType  # 0
+"""An engagement won the conversion."""
+REASON_DUPLICATE_INSTALL: Reason.ValueType  # 1
+"""The device had installed the app before (F2)."""
+REASON_EVENT_BEFORE_INSTALL: Reason.ValueType  # 2
+"""The event happened at or before the first known install of its device (D9)."""
+REASON_EVENT_NOT_SELECTED: Reason.ValueType  # 3
+"""No live reengagement tracker of the app selects this event (D2)."""
+REASON_MTR_NOT_MET: Reason.ValueType  # 4
+"""The minimum time to reengagement had not passed (D3)."""
+REASON_SESSION_ALREADY_REENGAGED: Reason.ValueType  # 5
+"""SessionBegin had reengaged the device within 24 hours (D4)."""
+REASON_NO_CANDIDATE: Reason.ValueType  # 6
+"""No engagement and no claim matched the device."""
+REASON_NO_WINNER: Reason.ValueType  # 7
+"""Every candidate was refused."""
+REASON_DEVICE_NOT_KNOWN: Reason.ValueType  # 8
+"""Nothing of the device of an identity link was received before it (F3)."""
+Global___Reason: _TypeAlias = Reason  # noqa: Y015
+
+class _EngagementKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EngagementKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngagementKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGAGEMENT_KIND_UNSPECIFIED: _EngagementKind.ValueType  # 0
+    """Never sent."""
+    ENGAGEMENT_KIND_CLICK: _EngagementKind.ValueType  # 1
+    """A click, or the claim of one."""
+    ENGAGEMENT_KIND_IMPRESSION: _EngagementKind.ValueType  # 2
+    """An impression, or the claim of a view."""
+
+class EngagementKind(_EngagementKind, metaclass=_EngagementKindEnumTypeWrapper):
+    """EngagementKind says what a candidate is."""
+
+ENGAGEMENT_KIND_UNSPECIFIED: EngagementKind.ValueType  # 0
+"""Never sent."""
+ENGAGEMENT_KIND_CLICK: EngagementKind.ValueType  # 1
+"""A click, or the claim of one."""
+ENGAGEMENT_KIND_IMPRESSION: EngagementKind.ValueType  # 2
+"""An impression, or the claim of a view."""
+Global___EngagementKind: _TypeAlias = EngagementKind  # noqa: Y015
+
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """Never sent."""
+    VERDICT_WON: _Verdict.ValueType  # 1
+    """It won."""
+    VERDICT_NO_TRACKER_FOR_CLAIM: _Verdict.ValueType  # 2
+    """The network of the claim has no live tracker for it (E3)."""
+    VERDICT_TRACKER_ARCHIVED: _Verdict.ValueType  # 3
+    """Its tracker is archived, or not known."""
+    VERDICT_WRONG_TRACKER_TYPE: _Verdict.ValueType  # 4
+    """Its tracker is for installs and the conversion is an event, or the other way round."""
+    VERDICT_EVENT_NOT_SELECTED: _Verdict.ValueType  # 5
+    """Its tracker does not select the event (D2)."""
+    VERDICT_IMPRESSIONS_NOT_ALLOWED: _Verdict.ValueType  # 6
+    """Impressions do not take part in reengagement here."""
+    VERDICT_MATCH_KIND_NOT_ALLOWED: _Verdict.ValueType  # 7
+    """It carried a device id of its own, so its IP address and user agent do not count."""
+    VERDICT_DUPLICATE_CLICK: _Verdict.ValueType  # 8
+    """It repeats an earlier click with the same network click id (A6)."""
+    VERDICT_BLOCKLISTED: _Verdict.ValueType  # 9
+    """It failed its signature check, or its tracker's traffic rules."""
+    VERDICT_GRANULAR_DATA_NOT_ALLOWED: _Verdict.ValueType  # 10
+    """The user does not share granular data with the network (E2)."""
+    VERDICT_VIEW_WINDOW_ZERO: _Verdict.ValueType  # 11
+    """The tracker accepts no claims of views (B4)."""
+    VERDICT_WINDOW_DISABLED: _Verdict.ValueType  # 12
+    """The window that applies is disabled."""
+    VERDICT_AFTER_CONVERSION: _Verdict.ValueType  # 13
+    """It happened after the conversion, or at the same instant."""
+    VERDICT_OUTSIDE_WINDOW: _Verdict.ValueType  # 14
+    """It happened before its window began."""
+    VERDICT_ENGAGEMENT_SPENT: _Verdict.ValueType  # 15
+    """It has won as many conversions as its tracker allows (D5)."""
+    VERDICT_LOST_TO_HIGHER_LEVEL: _Verdict.ValueType  # 16
+    """The winner is on a higher level of the waterfall (C1)."""
+    VERDICT_LOST_TO_COMPLETED_VIEW: _Verdict.ValueType  # 17
+    """The winner is a completed view (C2)."""
+    VERDICT_LOST_TO_MORE_RECENT: _Verdict.ValueType  # 18
+    """The winner is more recent, or as recent with the higher id."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """Verdict says what became of a candidate; of several that hold, the first in this order (G2)."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""Never sent."""
+VERDICT_WON: Verdict.ValueType  # 1
+"""It won."""
+VERDICT_NO_TRACKER_FOR_CLAIM: Verdict.ValueType  # 2
+"""The network of the claim has no live tracker for it (E3)."""
+VERDICT_TRACKER_ARCHIVED: Verdict.ValueType  # 3
+"""Its tracker is archived, or not known."""
+VERDICT_WRONG_TRACKER_TYPE: Verdict.ValueType  # 4
+"""Its tracker is for installs and the conversion is an event, or the other way round."""
+VERDICT_EVENT_NOT_SELECTED: Verdict.ValueType  # 5
+"""Its tracker does not select the event (D2)."""
+VERDICT_IMPRESSIONS_NOT_ALLOWED: Verdict.ValueType  # 6
+"""Impressions do not take part in reengagement here."""
+VERDICT_MATCH_KIND_NOT_ALLOWED: Verdict.ValueType  # 7
+"""It carried a device id of its own, so its IP address and user agent do not count."""
+VERDICT_DUPLICATE_CLICK: Verdict.ValueType  # 8
+"""It repeats an earlier click with the same network click id (A6)."""
+VERDICT_BLOCKLISTED: Verdict.ValueType  # 9
+"""It failed its signature check, or its tracker's traffic rules."""
+VERDICT_GRANULAR_DATA_NOT_ALLOWED: Verdict.ValueType  # 10
+"""The user does not share granular data with the network (E2)."""
+VERDICT_VIEW_WINDOW_ZERO: Verdict.ValueType  # 11
+"""The tracker accepts no claims of views (B4)."""
+VERDICT_WINDOW_DISABLED: Verdict.ValueType  # 12
+"""The window that applies is disabled."""
+VERDICT_AFTER_CONVERSION: Verdict.ValueType  # 13
+"""It happened after the conversion, or at the same instant."""
+VERDICT_OUTSIDE_WINDOW: Verdict.ValueType  # 14
+"""It happened before its window began."""
+VERDICT_ENGAGEMENT_SPENT: Verdict.ValueType  # 15
+"""It has won as many conversions as its tracker allows (D5)."""
+VERDICT_LOST_TO_HIGHER_LEVEL: Verdict.ValueType  # 16
+"""The winner is on a higher level of the waterfall (C1)."""
+VERDICT_LOST_TO_COMPLETED_VIEW: Verdict.ValueType  # 17
+"""The winner is a completed view (C2)."""
+VERDICT_LOST_TO_MORE_RECENT: Verdict.ValueType  # 18
+"""The winner is more recent, or as recent with the higher id."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 @_typing.final
 class Decision(_message.Message):
     """Decision is what was decided about a conversion (G1). Immutable; a re-attribution adds a newer version."""
@@ -240,8 +400,8 @@ class Decision(_message.Message):
     """Outcome."""
     attribution_type: Global___AttributionType.ValueType
     """What kind of source it is credited to."""
-    reason: _builtins.str
-    """The conversion-level reason of G2 in capitals; empty when it was won."""
+    reason: Global___Reason.ValueType
+    """Why nobody won it; left out when it was won."""
     tracker_id: _builtins.str
     """The tracker it is credited to, and what that belongs to; empty when none."""
     network_id: _builtins.str
@@ -309,7 +469,7 @@ class Decision(_message.Message):
         device_id: _builtins.str = ...,
         outcome: Global___Outcome.ValueType = ...,
         attribution_type: Global___AttributionType.ValueType = ...,
-        reason: _builtins.str = ...,
+        reason: Global___Reason.ValueType = ...,
         tracker_id: _builtins.str = ...,
         network_id: _builtins.str = ...,
         campaign_id: _builtins.str = ...,
@@ -354,10 +514,10 @@ class Candidate(_message.Message):
     WINDOW_LAYER_FIELD_NUMBER: _builtins.int
     engagement_id: _builtins.str
     """Its record id, or `claim:<network>`."""
-    verdict: _builtins.str
-    """WON, or the one reason of G2."""
-    engagement_kind: _builtins.str
-    """CLICK or IMPRESSION."""
+    verdict: Global___Verdict.ValueType
+    """What became of it."""
+    engagement_kind: Global___EngagementKind.ValueType
+    """Whether it is a click or an impression."""
     tracker_id: _builtins.str
     """Its tracker."""
     network_id: _builtins.str
@@ -384,8 +544,8 @@ class Candidate(_message.Message):
         self,
         *,
         engagement_id: _builtins.str = ...,
-        verdict: _builtins.str = ...,
-        engagement_kind: _builtins.str = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        engagement_kind: Global___EngagementKind.ValueType = ...,
         tracker_id: _builtins.str = ...,
         network_id: _builtins.str = ...,
         engagement_time: _timestamp_pb2.Timestamp | None = ...,
