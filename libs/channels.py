@@ -33,10 +33,13 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc.aio.Channel:
+def open_channel(
+    target: str, *, timeout_s: float = 10.0, key: str = "", interceptors: Iterable[grpc.aio.ClientInterceptor] = ()
+) -> grpc.aio.Channel:
     """Returns a channel to `host:port` (or `dns:///name:port`). Close it with `async with`.
 
-    Unary calls get `timeout_s`; calls that send one request carry the API key, if there is one.
+    Unary calls get `timeout_s`; calls that send one request carry the API key, if there is one. `interceptors` are
+    nearest to the caller.
     """
     carried = bearer(key)
     return grpc.aio.insecure_channel(
@@ -53,6 +56,7 @@ def open_channel(target: str, *, timeout_s: float = 10.0, key: str = "") -> grpc
             ("grpc.min_reconnect_backoff_ms", 100),
         ],
         interceptors=[
+            *interceptors,
             UnaryClientInterceptor(timeout_s, carried),
             *([StreamClientInterceptor(carried)] if carried else []),
         ],

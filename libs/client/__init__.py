@@ -1,0 +1,25 @@
+"""The client library: what the command line and every program that calls the services share.
+
+    async with connect("localhost:7101", key=key) as channel:
+        tracker = TrackerConfigServiceStub(channel)
+        names = [app.name async for app in items(tracker.ListApps, ListAppsRequest())]
+
+Calls that fail raise a `ServiceError` of `libs.errors`: `NotFound`, `InvalidArgument` with its `violations`, and so on.
+It holds what the service said: a stable `reason`, a message for people, and `retry_after_s` where waiting helps.
+"""
+
+from libs.client.connection import connect
+from libs.client.errors import to_service_error
+from libs.client.pages import items
+from libs.client.records import RecordSender, UnsentRecordsError
+from libs.client.streams import watch_decisions, what_if
+
+__all__ = [
+    "RecordSender",
+    "UnsentRecordsError",
+    "connect",
+    "items",
+    "to_service_error",
+    "watch_decisions",
+    "what_if",
+]

@@ -1,0 +1,34 @@
+"""Lists, over all their pages."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+MAX_PAGE_SIZE = 1000
+
+
+async def items(method: Callable[[Any], Awaitable[Any]], request: Message) -> AsyncIterator[Any]:
+    """Yields what a List method returns, from every page, which it asks for as it is needed.
+
+        tracker = TrackerConfigServiceStub(channel)
+        async for app in items(tracker.ListApps, ListAppsRequest()):
+            print(app.name)
+
+    Pages have the `page_size` of the request, or else the largest there is. The request is left as it is.
+    """
+    asked: Any = type(request)()
+    asked.CopyFrom(request)
+    asked.page_size = asked.page_size or MAX_PAGE_SIZE
+    while True:
+        page = await method(asked)
+        for item in getattr(page, _list_field(page)):
+            yield item
+        asked.page_token = page.next_page_token
+        if not asked.page_token:
+            return
+
+
+def _list_field(page: Message) -> str:
+    """Returns the name of the field that holds the list."""
+    return next(field.name for field in page.DESCRIPTOR.fields if field.is_repeated)
