@@ -104,14 +104,14 @@ async def transactions(
     """
     give_up = time.monotonic() + retry_seconds
     for pause in _pauses():
-        transaction = _transaction(pool, isolation)
+        attempted = transaction(pool, isolation=isolation)
         try:
-            connection = await transaction.__aenter__()
+            connection = await attempted.__aenter__()
         except TRANSIENT:
             if time.monotonic() + pause > give_up:
                 raise
         else:
-            attempt = Attempt(transaction, connection, give_up - pause)
+            attempt = Attempt(attempted, connection, give_up - pause)
             yield attempt
             if attempt.committed:
                 return
@@ -164,7 +164,8 @@ class Attempt:
 
 
 @contextlib.asynccontextmanager
-async def _transaction(pool: Pool, isolation: Isolation) -> AsyncIterator[Connection]:
+async def transaction(pool: Pool, *, isolation: Isolation = "read_committed") -> AsyncIterator[Connection]:
+    """Yields one transaction, which is not tried again. A lost connection raises one of CONNECTION_LOST."""
     async with pool.acquire() as connection:
         try:
             async with connection.transaction(isolation=isolation):

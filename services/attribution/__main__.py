@@ -1,5 +1,6 @@
 """Starts the attribution service: the API and one worker."""
 
+import asyncio
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -17,10 +18,12 @@ from reengage.attribution.v1 import service_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
-from services.attribution.jobs.claims import Claims, ClaimTriggers
+from services.attribution.jobs.claims import Claims
 from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
+from services.attribution.live.claim_triggers import ClaimTriggers
+from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Worker, WorkerConfig
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Watching
@@ -69,16 +72,14 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
         eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=now_us)
         reattributor = Reattributor(store, settings, pace, now_us)
+        live = live_loops(
+            store, settings, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
+        )
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
-            store=store,
-            settings=settings,
-            ingest=ingest,
-            postback=postback,
-            triggers=triggers,
-            pace=pace,
-            jobs={"claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
-            now_us=now_us,
+            store,
+            {**live, "claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
+            ready=lambda: asyncio.gather(settings.ready(), triggers.ready()),
         )
         watching = Watching(pool, pace)
         service = Attribution(

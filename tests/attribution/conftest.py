@@ -38,10 +38,12 @@ from reengage.tracker.v1 import (
     status_pb2,
     tracker_pb2,
 )
-from services.attribution.jobs.claims import Claims, ClaimTriggers
+from services.attribution.jobs.claims import Claims
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions
-from services.attribution.live.worker import Job, Worker, WorkerConfig
+from services.attribution.live.claim_triggers import ClaimTriggers
+from services.attribution.live.loops import live_loops
+from services.attribution.live.worker import Loop, Worker, WorkerConfig
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Watching
 from services.attribution.queries.offers import Offers
@@ -235,21 +237,27 @@ class World:
         self,
         lease_s: float = 5.0,
         ingest: IngestServiceStub | None = None,
-        jobs: Mapping[str, Job] = MappingProxyType({}),
+        jobs: Mapping[str, Loop] = MappingProxyType({}),
         claim_wait_s: float = 15.0,
+        flush_interval_s: float = 5.0,
     ) -> AsyncIterator[Worker]:
         """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
         store, triggers = Store(self.pool), ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
         claims = Claims(store=store, settings=self.settings, triggers=triggers, postback=self.postback, pace=self.pace)
-        worker = Worker(
-            WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
-            store=store,
-            settings=self.settings,
+        live = live_loops(
+            store,
+            self.settings,
             ingest=ingest or self.ingest,
             postback=self.postback,
             triggers=triggers,
             pace=self.pace,
-            jobs={"claims": claims.run, **jobs},
+            flush_interval_s=flush_interval_s,
+        )
+        worker = Worker(
+            WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
+            store,
+            {**live, "claims": claims.run, **jobs},
+            ready=lambda: asyncio.gather(self.settings.ready(), triggers.ready()),
         )
         tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]
         try:

@@ -14,10 +14,10 @@ from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
-from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.batch import decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
-from services.attribution.storage.pending import WaitingRow
+from services.attribution.storage.pending import PendingRow
 from services.attribution.storage.store import Store
 from services.attribution.wire.records import Logged, index_rows
 
@@ -82,21 +82,20 @@ class Story:
         if claims is not None:
             resumed[self.app_id, logged[0].record.record_id] = _waited(logged[0], claims)
 
-        async def work(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
-            return await decide_batch(
+        async with self.lanes.fenced() as connection:
+            changes = await decide_batch(
                 self.store,
                 connection,
                 logged,
                 heads=self.heads,
                 apps={self.app_id: self.rules},
-                next_sequences=next_sequences,
+                next_sequences=self.lanes.next_sequences,
                 new_id=uuid.uuid4,
                 now_us=logged[-1].entry.receive_time_us,
                 resumed=resumed,
             )
-
-        batch = await self.lanes.append(work, lanes=[lane_of(self.app_id)])
-        self.decided += len(batch.decisions)
+            await self.lanes.append(connection, changes, lanes=[lane_of(self.app_id)])
+        self.decided += len(changes.decisions)
 
     async def newest(self) -> dict[str, decision_pb2.Decision]:
         """The newest version of every decision, by conversion."""
@@ -191,8 +190,8 @@ def _claims(claims: Iterable[Claim]) -> bytes:
     return claim_pb2.ConversionClaims(answers=answers).SerializeToString()
 
 
-def _waited(logged: Logged, claims: bytes) -> WaitingRow:
-    return WaitingRow(
+def _waited(logged: Logged, claims: bytes) -> PendingRow:
+    return PendingRow(
         lane=logged.entry.app_lane,
         app_id=logged.record.app_id,
         conversion_id=logged.record.record_id,

@@ -16,9 +16,10 @@ from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
 from services.attribution.jobs import claims
-from services.attribution.jobs.claims import ClaimTriggers
+from services.attribution.live.claim_triggers import ClaimTriggers
+from services.attribution.live.pending import in_turn
 from services.attribution.live.worker import Worker
-from services.attribution.storage.pending import WaitingRow, in_turn
+from services.attribution.storage.pending import PendingRow
 from tests.attribution.conftest import (
     APP,
     World,
@@ -695,8 +696,8 @@ def test_a_wait_beyond_its_range_is_no_configuration(seconds: float) -> None:
 
 def _row(
     name: str, network_ids: Iterable[str] = (), answers: bytes | None = None, device_number: int = 1
-) -> WaitingRow:
-    return WaitingRow(
+) -> PendingRow:
+    return PendingRow(
         lane=0,
         app_id=APP,
         conversion_id=name,
@@ -713,11 +714,11 @@ def _row(
     )
 
 
-def _waits(name: str) -> WaitingRow:
+def _waits(name: str) -> PendingRow:
     return _row(name, ["x"])
 
 
-def _answered(name: str) -> WaitingRow:
+def _answered(name: str) -> PendingRow:
     return _row(name, ["x"], b"")
 
 
@@ -737,5 +738,5 @@ def _answered(name: str) -> WaitingRow:
     ],
     ids=lambda value: ",".join(row if isinstance(row, str) else row.conversion_id for row in value),
 )
-def test_whose_turn_it_is(rows: list[WaitingRow], expected: list[str]) -> None:
+def test_whose_turn_it_is(rows: list[PendingRow], expected: list[str]) -> None:
     assert [row.conversion_id for row in in_turn(rows)] == expected

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from libs.db import Connection
 from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
 from reengage.attribution.v1 import decision_pb2, device_pb2, erasure_pb2, offer_pb2, reattribution_pb2
@@ -23,7 +25,7 @@ from services.attribution.decision.matching import own_key
 from services.attribution.jobs import erasure as erasing
 from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.reattribution import Reattributor
-from services.attribution.live.worker import Job
+from services.attribution.live.worker import Loop
 from services.attribution.queries import offers
 from services.attribution.storage.erasures import Erasure, Erasures
 from services.attribution.storage.store import Store
@@ -64,7 +66,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(world: World, **jobs: Job) -> AsyncIterator[None]:
+async def working(world: World, **jobs: Loop) -> AsyncIterator[None]:
     """With a worker that erases, and does these jobs."""
     eraser = Eraser(store=Store(world.pool), ingest=world.ingest, postback=world.postback)
     async with world.worker(jobs={"eraser": eraser.run, **jobs}):
@@ -553,19 +555,21 @@ async def test_a_crash_between_any_two_steps_is_made_good(
 ) -> None:
     """The worker dies when the erasure is stored for the n-th time; another one goes on."""
     died = asyncio.Event()
-    saved, save = 0, Eraser._save
+    numbers, saving = itertools.count(1), Eraser._saving
 
-    async def dying(self: Eraser, *arguments: Any) -> None:
-        nonlocal saved
-        saved += 1
-        if saved == number:
-            if committed:
-                await save(self, *arguments)
+    @asynccontextmanager
+    async def dying(self: Eraser, *arguments: Any) -> AsyncIterator[Connection]:
+        dies = next(numbers) == number
+        if dies and not committed:
             died.set()
             await asyncio.Event().wait()
-        await save(self, *arguments)
+        async with saving(self, *arguments) as connection:
+            yield connection
+        if dies:
+            died.set()
+            await asyncio.Event().wait()
 
-    monkeypatch.setattr(Eraser, "_save", dying)
+    monkeypatch.setattr(Eraser, "_saving", dying)
     async with working(world):
         await others_come(world)
         before = await all_rows(database.admin_dsn)

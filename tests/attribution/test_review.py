@@ -22,8 +22,7 @@ from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from services.attribution.live import candidates as candidates_module
-from services.attribution.live import decider as decider_module
-from services.attribution.live import worker as worker_module
+from services.attribution.live.identities import MAX_IDS
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Period,
@@ -83,10 +82,9 @@ async def test_lanes_that_could_not_be_given_away_do_not_lie_idle(
             await world.decided(*ids)
 
 
-async def test_quiet_lanes_move_along_while_others_are_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quiet_lanes_move_along_while_others_are_busy(world: World) -> None:
     """Else who takes them over begins where they last were, weeks ago, and reads all of it again."""
-    monkeypatch.setattr(worker_module, "_FLUSH_S", 0.0)
-    async with world.worker():
+    async with world.worker(flush_interval_s=0.0):
         for number in range(5):
             await world.send(event(number, device(number), "View", record_id=f"e{number}"))
             await world.decided(f"e{number}")
@@ -127,7 +125,7 @@ async def test_of_an_address_that_thousands_share_the_nearest_engagements_are_co
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them were read, judged and stored with each conversion; and the device's own click lies further back."""
-    monkeypatch.setattr(candidates_module, "MOST_CONSIDERED", 3)
+    monkeypatch.setattr(candidates_module, "MAX_CONSIDERED", 3)
     async with world.worker():
         await world.send(click(0, device(1), record_id="own"))
         await world.send(*(click(10 * n, record_id=f"k{n}") for n in range(1, 11)))
@@ -143,7 +141,7 @@ async def test_a_flood_of_clicks_that_cannot_win_hides_none_that_can(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else who floods a device with refused clicks, or an address with others' clicks, takes it from the honest one."""
-    monkeypatch.setattr(candidates_module, "MOST_CONSIDERED", 3)
+    monkeypatch.setattr(candidates_module, "MAX_CONSIDERED", 3)
     phone = {"user_agent": "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"}
     async with world.worker():
         await world.send(click(0, device(1), record_id="honest", ip_address="198.51.100.1"))
@@ -254,7 +252,7 @@ async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) ->
     assert (by_guest.outcome, by_itself.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k0")
     assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
     ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
-    assert len(ids["adid"]) == decider_module.MOST_IDS
+    assert len(ids["adid"]) == MAX_IDS
 
 
 async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: World) -> None:
@@ -334,7 +332,7 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     )
     assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
     asked = [AskedKey(b"address", 500, "many", 0), AskedKey(b"x", 7, "few", 1)]
-    await store.find_engagements(connection, asked, [heads], span_us=1000, most=200)
+    await store.find_engagements(connection, asked, [heads], span_us=1000, limit=200)
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
     assert "->  Sort (" not in explaining.plan, "not all that lies behind an address is read"
     clicks = [(b"same", 500, "500", 0), (b"x", 7, "7", 0)]

@@ -8,7 +8,7 @@ import gc
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from services.attribution.decision.rules import (
     compile_rules,
 )
 from services.attribution.jobs.pace import Pace
-from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.batch import decide_batch
+from services.attribution.live.changes import Changes
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import Replay
 from services.attribution.storage.replay import FIRST_DEVICE, Period
@@ -112,28 +113,28 @@ class _Live:
             began = time.perf_counter()
             await in_transaction(self._pool, partial(self._index, rows))
             with self.pace.live():
-                batch = await self._append(conversions)
+                changes = await self._append(conversions)
             took += time.perf_counter() - began
-            decided += len(batch.decisions)
+            decided += len(changes.decisions)
         return decided / took
 
     async def _index(self, rows: IndexRows, connection: Connection) -> None:
         await self.store.insert_index(connection, rows)
 
-    async def _append(self, conversions: list[Logged]) -> Batch:
-        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
-            return await decide_batch(
+    async def _append(self, conversions: list[Logged]) -> Changes:
+        async with self._lanes.fenced() as connection:
+            changes = await decide_batch(
                 self.store,
                 connection,
                 conversions,
                 heads=[self._position] * LANES,
                 apps={APP: self.rules},
-                next_sequences=next_sequences,
+                next_sequences=self._lanes.next_sequences,
                 new_id=uuid.uuid4,
                 now_us=time.time_ns() // 1000,
             )
-
-        return await self._lanes.append(decide, lanes=[lane_of(APP)])
+            await self._lanes.append(connection, changes, lanes=[lane_of(APP)])
+        return changes
 
     def _logged(self) -> list[Logged]:
         logged = []

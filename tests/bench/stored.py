@@ -7,7 +7,7 @@ import gc
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -29,7 +29,7 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.batch import decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.records import Logged, index_rows
@@ -128,24 +128,22 @@ class _Bench:
 
     async def _decide(self, records: Sequence[record_pb2.Record]) -> float:
         logged = self._logged(records)
-
-        async def decide(connection: Connection, sequences: Mapping[int, int]) -> Batch:
-            return await decide_batch(
+        gc.collect()
+        began = time.perf_counter()
+        async with self._lanes.fenced() as connection:
+            changes = await decide_batch(
                 self._store,
                 connection,
                 logged,
                 heads=_HEADS,
                 apps=self._rules,
-                next_sequences=sequences,
+                next_sequences=self._lanes.next_sequences,
                 new_id=uuid.uuid4,
                 now_us=self._now_s * 1_000_000,
             )
-
-        gc.collect()
-        began = time.perf_counter()
-        batch = await self._lanes.append(decide, lanes=[lane_of(APP)])
+            await self._lanes.append(connection, changes, lanes=[lane_of(APP)])
         took = time.perf_counter() - began
-        assert len(batch.decisions) == len(records), "every conversion is decided"
+        assert len(changes.decisions) == len(records), "every conversion is decided"
         return took
 
     def _logged(self, records: Sequence[record_pb2.Record]) -> list[Logged]:

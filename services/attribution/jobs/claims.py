@@ -17,19 +17,19 @@ import structlog
 from google.protobuf import duration_pb2
 from prometheus_client import Counter, Gauge, Histogram
 
-from libs.db import Connection, Pool
+from libs.db import Connection
 from libs.domain.snapshots import Follower
-from libs.worker import keep_running
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.pace import Pace
-from services.attribution.live.decider import Batch, decide_batch
+from services.attribution.live.batch import decide_batch
+from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage import claim_triggers
-from services.attribution.storage import pending as waiting
-from services.attribution.storage.pending import Asking, Key, WaitingRow
+from services.attribution.live.pending import in_turn, logged_of
+from services.attribution.storage import pending
+from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.storage.store import Store
 from services.attribution.wire.records import event_name_of
 from services.attribution.wire.rulebook import Rulebook
@@ -45,7 +45,6 @@ _lag = Histogram(
     buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 600),
 )
 
-_FIRST_LIST_S = 3.0
 _FIRST_CALL_WAIT_S, _CALL_WAIT_S = 0.3, 1.0
 """How long a call waits for answers: what one that is slow costs those that are asked about in the same call."""
 _CALL_GRACE_S = 3.0
@@ -58,55 +57,6 @@ _LOOK_S = 5.0
 _LOOK_SOON_S = 0.05
 _ALARM_S = 10.0
 _STATES = {number: name.removeprefix("STATE_") for name, number in claim_pb2.ClaimAnswer.State.items()}
-
-
-class ClaimTriggers:
-    """Which conversions claims are requested for, as postback says; without postback as it said last.
-
-    `wait_s`: so long a conversion waits for its claims at most, counted from when it was first taken up.
-    """
-
-    def __init__(self, pool: Pool, postback: postback_grpc.PostbackServiceStub, *, wait_s: float) -> None:
-        self._pool, self._postback, self._wait_us = pool, postback, round(wait_s * 1e6)
-        self._networks: Mapping[tuple[str, str], tuple[str, ...]] = {}
-        self._app_ids: frozenset[str] = frozenset()
-        self._loaded, self._heard = asyncio.Event(), asyncio.Event()
-
-    def asking(self, app_ids_waiting: frozenset[str], now_us: int) -> Asking:
-        """Who is asked about what is taken up now."""
-        return Asking(
-            networks=self._networks, app_ids=self._app_ids | app_ids_waiting, deadline_us=now_us + self._wait_us
-        )
-
-    async def ready(self) -> None:
-        """Wait for the list: postback's, or after a few seconds without one that of last time."""
-        await self._loaded.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), _FIRST_LIST_S)
-
-    async def run(self) -> None:
-        """Follow postback until cancelled."""
-        await keep_running("claim_triggers", self._follow)
-
-    async def _follow(self) -> None:
-        if not self._loaded.is_set():
-            self._use(await claim_triggers.read(self._pool))
-            self._loaded.set()
-        call = self._postback.WatchClaimTriggers(claim_pb2.WatchClaimTriggersRequest())
-        try:
-            async for response in call:
-                triggers = {(each.app_id, each.event_name, each.network_id) for each in response.triggers}
-                self._use(triggers)
-                self._heard.set()
-                await claim_triggers.replace(self._pool, triggers)
-        finally:
-            call.cancel()
-
-    def _use(self, triggers: Iterable[tuple[str, str, str]]) -> None:
-        networks: dict[tuple[str, str], tuple[str, ...]] = {}
-        for app_id, event_name, network_id in sorted(triggers):
-            networks[app_id, event_name] = (*networks.get((app_id, event_name), ()), network_id)
-        self._networks, self._app_ids = networks, frozenset(app_id for app_id, _ in networks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,8 +80,8 @@ class _Question:
         return self.lane, self.app_id, self.conversion_id
 
     def is_answered(self) -> bool:
-        pending = claim_pb2.ClaimAnswer.STATE_PENDING
-        return self.said is not None and all(answer.state != pending for answer in self.said.answers)
+        is_pending = claim_pb2.ClaimAnswer.STATE_PENDING
+        return self.said is not None and all(answer.state != is_pending for answer in self.said.answers)
 
     def claims(self) -> claim_pb2.ConversionClaims:
         """What it is decided with: who has not answered is UNAVAILABLE (E4)."""
@@ -178,7 +128,7 @@ class _Questions:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, rows: Iterable[WaitingRow | waiting.Unanswered]) -> None:
+    def add(self, rows: Iterable[PendingRow | pending.Unanswered]) -> None:
         """Take up those that are not held yet, while there is room."""
         for row in rows:
             key = row.app_id, row.conversion_id
@@ -246,14 +196,14 @@ class Claims:
 
     async def run(self, shared: OwnedLanes) -> None:
         """Ask and decide for as long as the lanes are owned. Raises LanesLostError."""
-        mark = await waiting.mark(self._store.pool, shared.lanes)
-        questions, changed = _Questions(), shared.waiting.changed
+        mark = await pending.mark(self._store.pool, shared.lanes)
+        questions, changed = _Questions(), shared.pending.changed
         calls: set[asyncio.Task[None]] = set()
         looked = -_LOOK_S
         try:
             while True:
                 changed.clear()
-                questions.add(shared.waiting.take())
+                questions.add(shared.pending.take())
                 if time.monotonic() - looked >= _LOOK_S:
                     looked = time.monotonic()
                     await self._look(shared, questions)
@@ -277,20 +227,20 @@ class Claims:
 
     async def _look(self, shared: OwnedLanes, questions: _Questions) -> None:
         """Say how it stands, and take up what is not: at the start all, later what there was no room for."""
-        count, unanswered, earliest_us = await waiting.overview(self._store.pool, shared.lanes)
+        count, unanswered, earliest_us = await pending.overview(self._store.pool, shared.lanes)
         overdue_s = 0.0 if earliest_us is None else max(0.0, (self._now_us() - earliest_us) / 1e6)
         _waiting.set(count)
         _overdue.set(overdue_s)
         if overdue_s > _ALARM_S:
             _log.warning("claims.overdue", seconds=round(overdue_s, 1), count=count)
         if unanswered > len(questions):
-            questions.add(await waiting.unanswered(self._store.pool, shared.lanes, _MOST_HELD))
+            questions.add(await pending.unanswered(self._store.pool, shared.lanes, _MOST_HELD))
 
     # Asking.
 
     async def _ask(self, some: Sequence[_Question], questions: _Questions) -> None:
         """One call; what it does not answer is asked again."""
-        found = await waiting.to_ask(self._store.pool, [question.place for question in some])
+        found = await pending.to_ask(self._store.pool, [question.place for question in some])
         asked = [question for question in some if question.key in found]
         if asked:
             left_us = min(question.deadline_us for question in asked) - self._now_us()
@@ -314,7 +264,7 @@ class Claims:
             return {}
         return {(claims.app_id, claims.conversion_id): claims for claims in response.conversions}
 
-    def _conversion(self, question: _Question, asked: waiting.Asked) -> conversion_pb2.Conversion:
+    def _conversion(self, question: _Question, asked: pending.Asked) -> conversion_pb2.Conversion:
         record = record_pb2.Record.FromString(asked.record)
         decision = decision_pb2.Decision(
             app_id=question.app_id,
@@ -334,37 +284,42 @@ class Claims:
         """Store answers and decide what has all of its own and is in turn, in one transaction."""
         some, questions.finished = questions.finished[:_MOST_A_CALL], questions.finished[_MOST_A_CALL:]
         claims = {question.place: question.claims() for question in some}
-        due: list[WaitingRow] = []
-
-        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
-            devices = await waiting.answer(connection, {at: said.SerializeToString() for at, said in claims.items()})
-            due[:] = waiting.in_turn(await waiting.of_devices(connection, devices))
-            due.sort(key=lambda row: (row.receive_time_us, row.log_lane, row.position))
-            await waiting.delete(connection, due)
-            now_us = self._now_us()
-            return await decide_batch(
-                self._store,
-                connection,
-                [row.logged for row in due],
-                heads=shared.heads,
-                apps=self._settings.current.apps,
-                next_sequences=next_sequences,
-                new_id=self._new_id,
-                now_us=now_us,
-                asking=self._triggers.asking(shared.waiting.app_ids, now_us),
-                resumed={row.key: row for row in due},
-            )
-
         with self._pace.live():
-            batch = await shared.append(decide, lanes={question.lane for question in some})
+            async with shared.fenced() as connection:
+                due = await _take_due(connection, claims)
+                now_us = self._now_us()
+                changes = await decide_batch(
+                    self._store,
+                    connection,
+                    [logged_of(row) for row in due],
+                    heads=shared.heads,
+                    apps=self._settings.current.apps,
+                    next_sequences=shared.next_sequences,
+                    new_id=self._new_id,
+                    now_us=now_us,
+                    asking=self._triggers.asking(shared.pending.app_ids, now_us),
+                    resumed={row.key: row for row in due},
+                )
+                await shared.append(connection, changes, lanes={question.lane for question in some})
         questions.settled(some)
-        now_us, again = self._now_us(), {row.key for row in batch.waiting}
+        now_us, again = self._now_us(), {row.key for row in changes.pending}
         for row in due:
             if row.key not in again:
                 _lag.observe((now_us - row.receive_time_us) / 1e6)
         for said in claims.values():
             for answer in said.answers:
                 _answers.labels(_STATES[answer.state]).inc()
+
+
+async def _take_due(
+    connection: Connection, claims: Mapping[tuple[int, str, str], claim_pb2.ConversionClaims]
+) -> list[PendingRow]:
+    """Stores answers, and takes from the table what is in turn now, in order of receipt."""
+    devices = await pending.answer(connection, {at: said.SerializeToString() for at, said in claims.items()})
+    due = in_turn(await pending.of_devices(connection, devices))
+    due.sort(key=lambda row: (row.receive_time_us, row.log_lane, row.position))
+    await pending.delete(connection, due)
+    return due
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -6,11 +6,11 @@ is stored after each.
 """
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -27,7 +27,6 @@ from services.attribution.decision.matching import (
     id_forms,
     own_key,
 )
-from services.attribution.live.decider import Batch
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage import erasures
 from services.attribution.storage.erasures import Erasure, Erasures, StoredEngagement, Work
@@ -48,8 +47,6 @@ _HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _DEVICE_IDS = 500
 _RECORD_IDS = 100_000
 """In one search of the log; of each device id there are up to 190 forms, and ingest takes 100,000."""
-
-Step: TypeAlias = Callable[[Connection, Mapping[int, int]], Awaitable[None]]
 
 
 class Eraser:
@@ -117,8 +114,7 @@ class Eraser:
         """Erase what attribution has of the device, and note what the others are to erase."""
         asked = erasure.work
         assert asked is not None
-
-        async def cut(connection: Connection, sequences: Mapping[int, int]) -> None:
+        async with self._saving(shared, erasure) as connection:
             below = await erasures.known_below(connection, erasure.lane, shared.positions)
             found = await _find(self._store, connection, erasure.app_id, asked.device_ids, below)
             decided_again = await erasures.decided_again(connection, erasure.app_id, found.conversion_ids)
@@ -140,11 +136,9 @@ class Eraser:
                 conversion_ids=sorted(found.conversion_ids),
                 stripped_conversion_ids=stripped,
                 our_ids=sorted(map(str, found.devices)),
-                sequence=sequences[erasure.lane],
+                sequence=shared.next_sequences[erasure.lane],
                 claims_end_us=self._now_us() + round(CLAIMS_END_S * 1e6) if may_be_called else 0,
             )
-
-        await self._save(shared, erasure, cut)
 
     # The others.
 
@@ -155,13 +149,10 @@ class Eraser:
         while links := await self._erasures.refused_links(erasure, after=after, below=work.sequence):
             after = links[-1].time_us, links[-1].sequence
             found = [link.sequence for link in links if not wanted.isdisjoint(_ids(link.record))]
-
-            async def erase(connection: Connection, _: Mapping[int, int], found: Sequence[int] = found) -> None:
-                rows = await erasures.erase_decisions(connection, erasure.lane, found)
-                erasure.count("attribution", {"decisions": rows})
-
             if found:
-                await self._save(shared, erasure, erase)
+                async with self._saving(shared, erasure) as connection:
+                    rows = await erasures.erase_decisions(connection, erasure.lane, found)
+                    erasure.count("attribution", {"decisions": rows})
 
     async def _erase_conversions(self, shared: OwnedLanes, erasure: Erasure, work: Work) -> None:
         """Have postback erase what it has, once nothing can be on its way to it any more."""
@@ -209,18 +200,18 @@ class Eraser:
             finally:
                 call.cancel()
 
-    async def _save(self, shared: OwnedLanes, erasure: Erasure, step: Step | None = None) -> None:
-        """Store how an erasure stands, together with a step on attribution's own tables, if there is one."""
-        counts = erasure.erased_counts
+    async def _save(self, shared: OwnedLanes, erasure: Erasure) -> None:
+        """Stores how an erasure stands."""
+        async with self._saving(shared, erasure):
+            pass
 
-        async def write(connection: Connection, sequences: Mapping[int, int]) -> Batch:
-            erasure.erased_counts = counts  # should the transaction be tried again
-            if step is not None:
-                await step(connection, sequences)
+    @contextlib.asynccontextmanager
+    async def _saving(self, shared: OwnedLanes, erasure: Erasure) -> AsyncIterator[Connection]:
+        """Yields a fenced transaction that ends with storing how an erasure stands."""
+        async with shared.fenced() as connection:
+            yield connection
             await erasures.save(connection, erasure)
-            return Batch(round_id=uuid.UUID(int=0), heads=(), next_sequences=dict(sequences))
-
-        await shared.append(write, lanes=[erasure.lane])
+            await shared.append(connection, lanes=[erasure.lane])
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,7 +7,7 @@ is, so that a crash loses nothing and does nothing twice.
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import structlog
@@ -15,11 +15,9 @@ import structlog
 from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
-from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.decision.matching import own_key
 from services.attribution.jobs.pace import Guest, Pace
-from services.attribution.live.decider import Batch
+from services.attribution.live.changes import Changes, Won
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import Changed, Replay, Replayed
 from services.attribution.redecide.totals import Totals
@@ -35,7 +33,6 @@ _PAGE = 1000
 _WRITTEN_AT_ONCE = 200
 """Conversions decided again in one transaction: live work waits for it, some 20 ms."""
 _LOOK_S = 0.5
-_NO_ROUND = uuid.UUID(int=0)
 
 
 class Reattributions:
@@ -124,37 +121,24 @@ class Reattributor:
             return done
         device_ids = {device_id for each in some if each.changed for device_id in each.device_ids}
         rules = self._settings.current.apps[job.app_id]
-        done = job
-
-        async def decide(connection: Connection, next_sequences: Mapping[int, int]) -> Batch:
-            nonlocal done
+        async with shared.fenced() as connection:
             # Once more: only here nobody else decides for these devices.
             replayed = await Replay(self._store, job.period, rules, _at_once).devices(connection, device_ids)
-            lane, changed = job.period.lane, [changed for each in replayed for changed in each.changed]
-            rows = await self._rows(connection, job, changed, next_sequences[lane])
-            if rows:
-                await self._store.insert_decisions(connection, rows)
+            changed = [changed for each in replayed for changed in each.changed]
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
-            return Batch(
-                round_id=_NO_ROUND,
-                heads=(),
+            changes = Changes(
+                decisions=self._rows(job, changed, shared.next_sequences[job.period.lane]),
+                won={place: Won(each.engagement_id, each.won_us) for place, each in enumerate(changed)},
                 devices=await self._devices(connection, replayed),
-                next_sequences={**next_sequences, lane: next_sequences[lane] + len(rows)},
             )
-
-        await shared.append(decide, lanes=[job.period.lane])
+            await shared.append(connection, changes, lanes=[job.period.lane])
         return done
 
-    async def _rows(
-        self, connection: Connection, job: Reattribution, changed: Sequence[Changed], sequence: int
-    ) -> list[DecisionRow]:
-        """The new versions, with the engagement of each beside it; they keep the round, as what was considered."""
+    def _rows(self, job: Reattribution, changed: Sequence[Changed], sequence: int) -> list[DecisionRow]:
+        """Returns the new versions; they keep the round, as what was considered."""
         now_us = self._now_us()
         messages = [each.message(now_us) for each in changed]
-        keys = [own_key(job.app_id, each.engagement_id) for each in changed]
-        asked = {(key, each.won_us, job.app_id) for key, each in zip(keys, changed, strict=True)}
-        records = await self._store.find_records(connection, asked, span_us=CONSIDERED_US) if asked else {}
         return [
             DecisionRow(
                 lane=job.period.lane,
@@ -171,13 +155,13 @@ class Reattributor:
                 engagement_id=message.engagement_id or None,
                 decision=message.SerializeToString(),
                 record=each.stored.record or b"",
-                engagement=records.get(key),
+                engagement=None,
                 known_ids=each.stored.known_ids,
                 claims=each.stored.claims,
                 reattribution_id=job.reattribution_id,
                 is_relayed=job.send_postbacks,
             )
-            for number, (message, each, key) in enumerate(zip(messages, changed, keys, strict=True))
+            for number, (message, each) in enumerate(zip(messages, changed, strict=True))
         ]
 
     async def _devices(self, connection: Connection, replayed: Iterable[Replayed]) -> list[Device]:

@@ -1,85 +1,132 @@
-"""What the loops of one worker share: the lanes it owns, and the one way in which decisions are appended to them."""
+"""The lanes that one worker owns, and the one way in which its loops write to them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from prometheus_client import Counter
 
-from libs.db import Connection, in_transaction
+from libs.broadcast import Broadcast
+from libs.db import Connection, transaction
 from libs.domain.lanes import LANES
 from reengage.attribution.v1 import decision_pb2
-from services.attribution.live.decider import Batch, write_batch
-from services.attribution.storage.pending import Waiting, WaitingRow
+from services.attribution.live.changes import NO_CHANGES, Changes, write
+from services.attribution.live.pending import Pending
 from services.attribution.storage.store import OwnedLane, Store
 
 _decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
 _OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in decision_pb2.Outcome.items()}
 
 
-class OwnedLanes:
-    """The lanes a worker owns, for as long as it owns them.
+class IndexedPositions:
+    """The positions that the lanes of the log are indexed up to, as far as this worker knows; never more than that.
 
-    `heads`: per lane of the log, the position below which all engagements were indexed when it last decided.
+    `moved` tells of every step.
+    """
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self.moved = Broadcast()
+        self._positions = list(positions)
+
+    def behind(self, heads: Sequence[int]) -> list[int]:
+        """Returns the lanes that are not indexed up to their heads."""
+        return [lane for lane, head in enumerate(heads) if self._positions[lane] < head]
+
+    def advance(self, positions: Mapping[int, int]) -> None:
+        """Notes that lanes are indexed up to these positions."""
+        for lane, position in positions.items():
+            self._positions[lane] = max(self._positions[lane], position)
+        self.moved.notify()
+
+
+class OwnedLanes:
+    """The lanes of one worker, for as long as it owns them; its loops share this.
+
+    `indexed`: how far all lanes of the log are indexed.
+    `heads`: per lane of the log, the position below which all engagements were indexed at the last decisions.
     `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken.
-    `waiting`: which of them wait for claims (E1); `waiting_app_ids` are the apps that have some from before.
+    `pending`: the conversions that wait for claims (E1).
     """
 
     def __init__(
-        self, store: Store, worker_id: str, lanes: Mapping[int, OwnedLane], *, waiting_app_ids: Collection[str] = ()
+        self,
+        store: Store,
+        worker_id: str,
+        lanes: Mapping[int, OwnedLane],
+        *,
+        indexed: Sequence[int] = (0,) * LANES,
+        pending_app_ids: Collection[str] = (),
     ) -> None:
-        self.lanes = frozenset(lanes)
-        self.waiting = Waiting(waiting_app_ids)
+        self.worker_id, self.lanes = worker_id, frozenset(lanes)
+        self.indexed = IndexedPositions(indexed)
+        self.pending = Pending(pending_app_ids)
         self.heads: list[int] = [0] * LANES
         self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
-        self._store, self._worker_id = store, worker_id
-        self._sequences = {number: lane.next_sequence for number, lane in lanes.items()}
-        self._writing = asyncio.Lock()
-        self._grown = asyncio.Event()
+        self._store = store
+        self._next_sequences = {number: lane.next_sequence for number, lane in lanes.items()}
+        self._writing, self._grown = asyncio.Lock(), Broadcast()
+        self._appended: Changes | None = None
+
+    @property
+    def next_sequences(self) -> Mapping[int, int]:
+        """By lane the sequence of its next decision; it holds still inside of `fenced`."""
+        return self._next_sequences
+
+    @contextlib.asynccontextmanager
+    async def fenced(self) -> AsyncIterator[Connection]:
+        """Yields a transaction that only the owner of the lanes can commit; one at a time.
+
+            async with lanes.fenced() as connection:
+                changes = ...
+                await lanes.append(connection, changes, lanes=...)
+
+        `append` comes last: it holds the fence. Raises LanesLostError. A transaction that fails is not tried again
+        here: its loop begins anew from the database, which knows whether it was committed.
+        """
+        async with self._writing:
+            self._appended = None
+            try:
+                async with transaction(self._store.pool) as connection:
+                    yield connection
+                    assert self._appended is not None, "a fenced transaction ends with append"
+            finally:
+                if self._appended is not None:
+                    # Also when nobody knows whether it committed: those that do not wait are not found in the table.
+                    self.pending.begin(self._appended.pending)
+            decisions = self._appended.decisions
+            self._next_sequences |= {row.lane: row.sequence + 1 for row in decisions}
+        self._grown.notify()
+        for row in decisions:
+            if row.version == 1:
+                _decided.labels(_OUTCOMES[row.outcome]).inc()
 
     async def append(
         self,
-        decide: Callable[[Connection, Mapping[int, int]], Awaitable[Batch]],
+        connection: Connection,
+        changes: Changes = NO_CHANGES,
         *,
         lanes: Collection[int] = (),
         decided: Mapping[int, list[int]] | None = None,
-    ) -> Batch:
-        """Decide and write, one at a time and in one transaction that only the owner of the lanes can commit.
+    ) -> None:
+        """Writes changes in a fenced transaction, and moves on the lanes that they are of.
 
-        `decide(connection, next_sequences)` may write to the same transaction whatever else belongs to it. `lanes` are
-        those it touches; with `decided` those, each with the new decide positions. Raises LanesLostError.
+        `lanes` are those; with `decided` those, each with its new decide positions. Raises LanesLostError.
         """
-        begun: list[WaitingRow] = []
-        async with self._writing:
-
-            async def work(connection: Connection) -> Batch:
-                batch = await decide(connection, self._sequences)
-                await write_batch(self._store, connection, batch)
-                await self._store.advance_lanes(
-                    connection, self._worker_id, decided or dict.fromkeys(lanes), self._sequences, batch.next_sequences
-                )
-                begun.extend(batch.waiting)
-                return batch
-
-            try:
-                batch = await in_transaction(self._store.pool, work)
-            finally:
-                # Also when nobody knows whether it committed: those that do not wait are not found in the table.
-                self.waiting.begin(begun)
-            self._sequences.update(batch.next_sequences)
-        self._grown.set()
-        for row in batch.decisions:
-            if row.version == 1:
-                _decided.labels(_OUTCOMES[row.outcome]).inc()
-        return batch
+        await write(self._store, connection, changes)
+        next_sequences = {**self._next_sequences, **{row.lane: row.sequence + 1 for row in changes.decisions}}
+        await self._store.advance_lanes(
+            connection, self.worker_id, decided or dict.fromkeys(lanes), self._next_sequences, next_sequences
+        )
+        self._appended = changes
 
     async def beyond(self, positions: Mapping[int, int]) -> dict[int, range]:
-        """The sequences from these positions on, of the lanes that have some; waits until there is one.
+        """Returns the sequences from these positions on, of the lanes that have some; waits until there is one.
 
         All decisions among them are committed. Sequences are dense, but erased decisions leave gaps.
         """
         while True:
-            ends = {lane: range(at, self._sequences[lane]) for lane, at in positions.items()}
+            grown = self._grown.next()
+            ends = {lane: range(at, self._next_sequences[lane]) for lane, at in positions.items()}
             if found := {lane: sequences for lane, sequences in ends.items() if sequences}:
                 return found
-            self._grown.clear()
-            await self._grown.wait()
+            await grown.wait()

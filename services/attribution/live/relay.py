@@ -1,52 +1,46 @@
-"""Decisions as postback is told of them: what is said of each, in calls that fit into a message."""
+"""The loop that hands decisions over to postback, in their sequence."""
 
-from collections.abc import Iterable, Iterator
+import collections
 
-from reengage.attribution.v1 import decision_pb2
-from reengage.ingest.v1 import record_pb2
+from prometheus_client import Counter
+
+from libs.domain.snapshots import Follower
 from reengage.postback.v1 import conversion_pb2
-from services.attribution.storage.store import OutboxRow
+from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage.store import Store
+from services.attribution.wire.conversions import conversions_for_postback, in_calls
 from services.attribution.wire.rulebook import Rulebook
 
-_CALL_BYTES = 8_000_000
-"""Half of what a message may have. A single conversion has less than that."""
-_NOT_FOR_POSTBACK = frozenset(
-    {decision_pb2.OUTCOME_DUPLICATE, decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED}
-)
+_relayed = Counter("attribution_decisions_relayed_total", "Decisions handed to postback.")
+
+_BATCH = 500
 
 
-def conversions_for_postback(rows: Iterable[OutboxRow], settings: Rulebook) -> list[conversion_pb2.Conversion]:
-    """All but what can never be delivered, with the names that things have now.
+class Relay:
+    """The loop of a worker that reads the outbox: the decisions themselves, in the sequence of their lane."""
 
-    A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
-    """
-    conversions = []
-    for row in rows:
-        decision = decision_pb2.Decision.FromString(row.decision)
-        if decision.outcome in _NOT_FOR_POSTBACK:
-            continue
-        names = settings.tracker_names.get(decision.tracker_id) or settings.app_names.get(decision.app_id)
-        conversion = conversion_pb2.Conversion(
-            decision=decision,
-            record=record_pb2.Record.FromString(row.record),
-            engagement=None if row.engagement is None else record_pb2.Record.FromString(row.engagement),
-            names=names,
-        )
-        conversion.names.retention_days = row.retention_days
-        conversions.append(conversion)
-    return conversions
+    def __init__(
+        self, store: Store, rulebooks: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub
+    ) -> None:
+        self._store, self._rulebooks, self._postback = store, rulebooks, postback
 
-
-def in_calls(conversions: Iterable[conversion_pb2.Conversion]) -> Iterator[list[conversion_pb2.Conversion]]:
-    """The conversions, in their order, in parts that each fit into a message."""
-    some: list[conversion_pb2.Conversion] = []
-    size = 0
-    for conversion in conversions:
-        bytes_more = conversion.ByteSize()
-        if some and size + bytes_more > _CALL_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(conversion)
-        size += bytes_more
-    if some:
-        yield some
+    async def run(self, lanes: OwnedLanes) -> None:
+        """Hands over until cancelled, at least once; postback makes each delivery once. Raises LanesLostError."""
+        stored = await self._store.owned_lanes(lanes.worker_id, lanes.lanes)
+        positions = {lane: each.relayed for lane, each in stored.items()}
+        while True:
+            wanted = await lanes.beyond(positions)
+            limit = -(-_BATCH // len(wanted))
+            rows = await self._store.read_outbox(wanted, limit)
+            relayed = (row for row in rows if row.is_relayed)
+            conversions = conversions_for_postback(relayed, self._rulebooks.current)
+            for some in in_calls(conversions):
+                await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest(conversions=some))
+            found = collections.Counter(row.lane for row in rows)
+            last = {row.lane: row.sequence for row in rows}  # rows of a lane come in order
+            # Where fewer were found than asked for, there are no more: the rest was erased.
+            moved = {lane: last[lane] + 1 if found[lane] == limit else some.stop for lane, some in wanted.items()}
+            await self._store.advance_relayed(lanes.worker_id, moved)
+            positions.update(moved)
+            _relayed.inc(len(conversions))

@@ -20,7 +20,7 @@ from services.attribution.decision.history import Attribution, DeviceHistory, me
 from services.attribution.decision.matching import own_key
 from services.attribution.decision.model import Conversion, ConversionKind, Decision, Engagement, Outcome, Reason
 from services.attribution.decision.rules import AppRules
-from services.attribution.live.candidates import Question, find_candidates
+from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Merge,
@@ -144,7 +144,7 @@ class _Inputs:
     they would come out as says nothing, so they stay as they are.
     """
 
-    questions: dict[str, Question] = field(default_factory=dict)
+    candidates: dict[str, Candidates] = field(default_factory=dict)
     wins: dict[str, list[Win]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)
 
@@ -246,7 +246,7 @@ class Replay:
         for family in families:
             installed = DeviceHistory()
             for stored in family.conversions:
-                if stored.record is not None and stored.conversion_id not in inputs.questions and is_wanted(stored):
+                if stored.record is not None and stored.conversion_id not in inputs.candidates and is_wanted(stored):
                     asked[stored.conversion_id] = (stored, installed)
                 if stored.decision.event_name == INSTALL and not installed.attributions:
                     installed = _after(installed, stored)
@@ -254,24 +254,25 @@ class Replay:
             return
         heads = await find_heads(connection, {stored.round_id for stored, _ in asked.values()})
         places = {round_id: place for place, round_id in enumerate(heads)}
-        fresh = {}
+        queries = {}
         for conversion_id, (stored, installed) in asked.items():
             await self._turn()
-            fresh[conversion_id] = self._question(stored, installed, places[stored.round_id])
-        await find_candidates(self._store, connection, list(fresh.values()), list(heads.values()))
-        inputs.questions |= fresh
+            queries[conversion_id] = self._query(stored, installed, places[stored.round_id])
+        found = await find_candidates(self._store, connection, list(queries.values()), list(heads.values()))
+        fresh = dict(zip(queries, found, strict=True))
+        inputs.candidates |= fresh
         inputs.incomplete |= await self._incomplete(connection, [stored for stored, _ in asked.values()], fresh)
         limited = {
             engagement_id
-            for question in fresh.values()
-            for engagement_id, engagement in question.candidates.items()
+            for candidates in fresh.values()
+            for engagement_id, engagement in candidates.engagements.items()
             if engagement.tracker_id in self._limited
         }
         if more := limited - inputs.wins.keys():
             inputs.wins |= await find_wins(connection, self._period, more)
 
     async def _incomplete(
-        self, connection: Connection, asked: Iterable[Stored], questions: Mapping[str, Question]
+        self, connection: Connection, asked: Iterable[Stored], found: Mapping[str, Candidates]
     ) -> set[str]:
         """Those of which a candidate was found then and is stored no longer; other settings may not look for one."""
         missed = {
@@ -282,7 +283,7 @@ class Replay:
             )
             for stored in asked
             for candidate in stored.decision.candidates
-            if candidate.engagement_id not in questions[stored.conversion_id].candidates
+            if candidate.engagement_id not in found[stored.conversion_id].engagements
             and candidate.matched_by != decision_pb2.MATCH_KIND_CLAIM
         }
         if not missed:
@@ -291,12 +292,12 @@ class Replay:
         there = await self._store.find_records(connection, keys, span_us=0)
         return {conversion_id for conversion_id, key, _ in missed if key not in there}
 
-    def _question(self, stored: Stored, installed: DeviceHistory, heads: int) -> Question:
+    def _query(self, stored: Stored, installed: DeviceHistory, heads: int) -> CandidateQuery:
         record = record_pb2.Record.FromString(stored.record or b"")
         ids = list(record.device_ids.items())
         if stored.known_ids:
             ids += [(kind, value) for kind, values in stored.known_ids.items() for value in values]
-        return Question(
+        return CandidateQuery(
             rules=self._rules,
             conversion=conversion_of(record, stored.decision.event_name),
             ids=ids,
@@ -358,9 +359,9 @@ class Replay:
         own_wins: Mapping[str, int],
         own_ids: frozenset[str],
     ) -> tuple[Conversion, Decision] | None:
-        question = inputs.questions.get(stored.conversion_id)
-        conversion = _outline(stored) if question is None else question.conversion
-        candidates: Mapping[str, Engagement] = {} if question is None else question.candidates
+        found = inputs.candidates.get(stored.conversion_id)
+        conversion = _outline(stored) if found is None else found.conversion
+        candidates: Mapping[str, Engagement] = {} if found is None else found.engagements
         claims, unavailable = claims_of(stored.claims)
         decision = decide(
             conversion,
@@ -371,7 +372,7 @@ class Replay:
             claims=claims,
             claims_unavailable=unavailable,
         )
-        if question is None and (decision.reason is None or decision.reason in _ELIGIBLE):
+        if found is None and (decision.reason is None or decision.reason in _ELIGIBLE):
             return None
         return conversion, decision
 

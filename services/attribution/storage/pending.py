@@ -1,26 +1,19 @@
-"""Conversions that wait for claims of self-attributing networks (section E): who waits, whose turn it is, the table.
+"""The table of pending conversions: those that wait for claims of self-attributing networks (E1), or behind one.
 
-Identities, merges and engagements of a record take effect when it is received; what waits is to be decided. Only the
-worker that owns an app's lane reads and writes its rows, in the transactions that also write decisions.
+Only the worker that owns an app's lane writes its rows, in the transactions that also write decisions.
 """
 
-import asyncio
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection, Pool
-from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.wire.records import Logged
 
 Key: TypeAlias = tuple[str, str]
 """App id and conversion id."""
 
 
-class WaitingRow(NamedTuple):
+class PendingRow(NamedTuple):
     """A conversion that waits, as the table's columns.
 
     Without `network_ids` it only waits for an earlier one of its device. `claims` are set once nothing more is to come.
@@ -43,18 +36,6 @@ class WaitingRow(NamedTuple):
     @property
     def key(self) -> Key:
         return self.app_id, self.conversion_id
-
-    @property
-    def logged(self) -> Logged:
-        """The record as the log served it."""
-        entry = log_pb2.LogEntry(
-            lane=self.log_lane,
-            position=self.position,
-            app_lane=self.lane,
-            receive_time_us=self.receive_time_us,
-            record=self.record,
-        )
-        return Logged(entry, record_pb2.Record.FromString(self.record))
 
 
 class Unanswered(NamedTuple):
@@ -96,70 +77,7 @@ class Overview(NamedTuple):
     earliest_deadline_us: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """Who is asked about the conversions of a batch (E1).
-
-    `networks` by app and event (`_install` for an install). No app but `app_ids` has conversions that are asked about,
-    or that wait already. `deadline_us` is that of those that begin to wait.
-    """
-
-    networks: Mapping[tuple[str, str], tuple[str, ...]]
-    app_ids: frozenset[str]
-    deadline_us: int
-
-
-NOBODY = Asking(networks={}, app_ids=frozenset(), deadline_us=0)
-
-
-class Waiting:
-    """What a worker knows without asking the database: which apps may have conversions waiting, and which began to.
-
-    `changed` is set when some began to.
-    """
-
-    def __init__(self, app_ids: Collection[str]) -> None:
-        self.app_ids = frozenset(app_ids)
-        self.changed = asyncio.Event()
-        self._begun: list[WaitingRow] = []
-
-    def begin(self, rows: Collection[WaitingRow]) -> None:
-        """These wait from now on, unless the transaction that said so has failed."""
-        if rows:
-            self.app_ids |= {row.app_id for row in rows}
-            # What was answered, and waits again behind another install, is not asked about again: the answer stays.
-            self._begun += [row for row in rows if row.claims is None]
-            self.changed.set()
-
-    def take(self) -> list[WaitingRow]:
-        """Those that began to wait since the last call."""
-        begun, self._begun = self._begun, []
-        return begun
-
-
-def in_turn(rows: Iterable[WaitingRow]) -> list[WaitingRow]:
-    """Those of the rows, given in order of device and receipt, that can be decided now.
-
-    An install that cannot holds back all that its device sent later: they would be decided without it (source, MTR
-    clock). An event holds back those that wait for claims themselves, and no others.
-    """
-    found = []
-    for _, of_device in groupby(rows, key=attrgetter("device_id")):
-        is_event_ahead = False
-        for row in of_device:
-            if not row.network_ids or (row.claims is not None and not is_event_ahead):
-                found.append(row)
-            elif row.is_install:
-                break
-            else:
-                is_event_ahead = True
-    return found
-
-
-# The table.
-
-
-async def insert(connection: Connection, rows: Collection[WaitingRow]) -> None:
+async def insert(connection: Connection, rows: Collection[PendingRow]) -> None:
     """Have conversions wait, one or more."""
     await connection.execute(
         """
@@ -183,7 +101,7 @@ async def insert(connection: Connection, rows: Collection[WaitingRow]) -> None:
     )
 
 
-async def delete(connection: Connection, rows: Collection[WaitingRow]) -> None:
+async def delete(connection: Connection, rows: Collection[PendingRow]) -> None:
     """Have these wait no longer."""
     await connection.execute(
         """
@@ -249,7 +167,7 @@ async def answer(connection: Connection, answers: Mapping[tuple[int, str, str], 
     return {(row["lane"], row["device_id"]) for row in rows}
 
 
-async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[WaitingRow]:
+async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[PendingRow]:
     """All that waits of the devices (lane, device id), in order of device and receipt."""
     if not devices:
         return []
@@ -262,7 +180,7 @@ async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid
         """,
         *_columns(devices),
     )
-    return [WaitingRow(*row) for row in rows]
+    return [PendingRow(*row) for row in rows]
 
 
 async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Unanswered]:

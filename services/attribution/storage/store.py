@@ -398,11 +398,11 @@ class Store:
         heads: Sequence[str],
         *,
         span_us: int,
-        most: int,
+        limit: int,
     ) -> Found:
-        """Engagements below their heads under each key asked, at least one.
+        """Returns engagements below their heads under each key asked, at least one.
 
-        At most `most` on either side of the time, those nearest to it, none further away than `span_us`.
+        At most `limit` on either side of the time, those nearest to it, none further away than `span_us`.
         """
         rows = await connection.fetch(
             """
@@ -440,7 +440,7 @@ class Store:
             [key.app_id for key in asked],
             _one_array(heads),
             span_us,
-            most,
+            limit,
         )
         earlier: dict[int, list[int]] = {}
         for row in rows:
@@ -448,7 +448,7 @@ class Store:
                 earlier.setdefault(row[0], []).append(row[4])
         return Found(
             _once_a_conversion(rows, asked),
-            {place: min(times) for place, times in earlier.items() if len(times) == most},
+            {place: min(times) for place, times in earlier.items() if len(times) == limit},
         )
 
     async def find_further(
@@ -460,10 +460,10 @@ class Store:
         tracker_ids: Sequence[Collection[str]],
         *,
         span_us: int,
-        most: int,
+        limit: int,
         through: int,
     ) -> list[FoundEngagement]:
-        """Of the `through` nearest earlier engagements under each key asked those `most` that are likeliest to win.
+        """Returns, of the `through` nearest earlier engagements under each key asked, the `limit` likeliest to win.
 
         That is clicks, then those whose user agent begins as the one asked with its key, then the nearest. Only valid
         ones on the trackers asked with its key.
@@ -501,7 +501,7 @@ class Store:
             span_us,
             through,
             ["\n".join(ids) for ids in lists],
-            most,
+            limit,
             places,
         )
         return _once_a_conversion(rows, asked)
@@ -614,8 +614,8 @@ class Store:
             [device.merge_sequence for device in devices],
         )
 
-    async def upsert_identifiers(self, connection: Connection, owners: dict[bytes, uuid.UUID]) -> None:
-        """Say which devices ids belong to."""
+    async def upsert_identifiers(self, connection: Connection, owners: Mapping[bytes, uuid.UUID]) -> None:
+        """Stores which devices ids belong to."""
         await connection.execute(
             """
             INSERT INTO identifiers (id_key, device_id)

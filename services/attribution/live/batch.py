@@ -1,0 +1,268 @@
+"""Decides a batch of conversions: all is loaded, then decided in order of receipt; the changes are a value."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from libs.db import Connection
+from libs.domain.event_names import INSTALL
+from reengage.attribution.v1 import decision_pb2
+from services.attribution.decision.decide import decide, eligibility
+from services.attribution.decision.history import DeviceHistory, merge
+from services.attribution.decision.model import Reason
+from services.attribution.decision.rules import AppRules
+from services.attribution.live import cases
+from services.attribution.live.cases import Case, Inputs
+from services.attribution.live.changes import Changes, Round, Won
+from services.attribution.live.pending import NOBODY, Asking
+from services.attribution.storage.pending import Key, PendingRow
+from services.attribution.storage.store import DecisionRow, Device, Store
+from services.attribution.wire.decisions import decision_message, linked_message, refused_message
+from services.attribution.wire.records import Logged, claims_of
+
+_TURN = 50
+"""Cases between two turns for others: with many candidates a batch takes seconds, and leases are to be renewed."""
+
+_NO_DEVICE = uuid.UUID(int=0)
+
+
+async def decide_batch(
+    store: Store,
+    connection: Connection,
+    logged: Sequence[Logged],
+    *,
+    heads: Sequence[int],
+    apps: Mapping[str, AppRules],
+    next_sequences: Mapping[int, int],
+    new_id: Callable[[], uuid.UUID],
+    now_us: int,
+    asking: Asking = NOBODY,
+    resumed: Mapping[Key, PendingRow] = MappingProxyType({}),
+) -> Changes:
+    """Decides what of the log was not decided before, or has it wait for claims (E1); the arguments are `cases.load`'s.
+
+    `next_sequences` has for each home lane the sequence of its next decision.
+    """
+    round_id = new_id()
+    inputs = await cases.load(
+        store, connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed
+    )
+    batch = _Batch(inputs, round_id, next_sequences, now_us, asking)
+    for place, case in enumerate(inputs.cases):
+        if place % _TURN == 0:
+            await asyncio.sleep(0)
+        batch.take(place, case)
+    return batch.changes()
+
+
+class _Batch:
+    """A batch while it is decided, case by case: what is read is all in its inputs."""
+
+    def __init__(
+        self, inputs: Inputs, round_id: uuid.UUID, next_sequences: Mapping[int, int], now_us: int, asking: Asking
+    ) -> None:
+        self._inputs, self._round_id, self._now_us, self._asking = inputs, round_id, now_us, asking
+        self._next_sequences = dict(next_sequences)
+        self._decisions: list[DecisionRow] = []
+        self._won: dict[int, Won] = {}
+        self._pending: list[PendingRow] = []
+
+    def take(self, place: int, case: Case) -> None:
+        """Decides a case, or has it wait."""
+        self._join_histories(case)
+        is_held = case.device is not None and case.device.device_id in self._inputs.held
+        network_ids = _networks_to_ask(case, is_held=is_held)
+        if network_ids or (is_held and case.is_conversion):
+            self._begin_to_wait(case, network_ids)
+            return
+        message = self._decide(place, case)
+        if message is not None:
+            self._append(case, message)
+
+    def changes(self) -> Changes:
+        """Returns what the cases taken have changed."""
+        devices = self._inputs.identities.devices
+        return Changes(
+            decisions=self._decisions,
+            round=Round(self._round_id, self._inputs.heads),
+            won=self._won,
+            devices=[device for device in devices if device.changed],
+            identifiers=self._inputs.identities.learned,
+            pending=self._pending,
+            merged=_merged(self._inputs.cases, devices, self._asking),
+        )
+
+    def _join_histories(self, case: Case) -> None:
+        """Merges the histories of devices that a record showed to be one; decisions from it on know both."""
+        if (device := case.device) is None:
+            return
+        held = self._inputs.held
+        for other in case.merged:
+            device.history = merge(device.history, other.history)
+            device.identities = {**other.identities, **device.identities}
+            other.history, other.identities = DeviceHistory(), {}
+            other.merge_sequence = self._next_sequences[case.entry.app_lane]
+            if other.device_id in held:
+                held.add(device.device_id)
+
+    def _begin_to_wait(self, case: Case, network_ids: Sequence[str]) -> None:
+        """Has a case wait for claims, or behind an install of its device that does."""
+        if case.waited is not None:  # behind another install; what networks said of it stays
+            self._pending.append(case.waited)
+            return
+        assert case.device is not None
+        if network_ids and case.record.HasField("session"):
+            _begin_session(case, case.device)  # a second one that comes meanwhile fires nothing
+        is_install = case.event_name == INSTALL
+        if is_install:
+            self._inputs.held.add(case.device.device_id)
+        self._pending.append(
+            PendingRow(
+                lane=case.entry.app_lane,
+                app_id=case.record.app_id,
+                conversion_id=case.record.record_id,
+                device_id=case.device.device_id,
+                is_install=is_install,
+                log_lane=case.entry.lane,
+                position=case.entry.position,
+                receive_time_us=case.entry.receive_time_us,
+                settings_revision=case.record.settings_revision,
+                record=case.entry.record,
+                network_ids=list(network_ids),
+                deadline_us=self._asking.deadline_us,
+            )
+        )
+
+    def _decide(self, place: int, case: Case) -> decision_pb2.Decision | None:
+        """Decides one case and takes its effect on its device; None when there is nothing to decide."""
+        device = case.device
+        if device is None:  # only an identity link makes no device (F3)
+            return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
+        if case.event_name is None:
+            return None
+        if case.is_link:
+            device.identities = {**device.identities, **case.record.identity_link.identities}
+            device.changed = True
+            return linked_message(case.conversion, case.rules.revision)
+        if case.record.HasField("session") and case.waited is None:  # else it has begun when it began to wait
+            if not device.history.begins_session(case.conversion.time_us):
+                return None
+            _begin_session(case, device)
+        found = self._inputs.candidates.get(place)
+        conversion = case.conversion if found is None else found.conversion
+        wins = self._inputs.wins[case.record.app_id]
+        claims, claims_unavailable = claims_of(None if case.waited is None else case.waited.claims)
+        decision = decide(
+            conversion,
+            device.history,
+            case.rules,
+            candidates=() if found is None else found.engagements.values(),
+            wins=wins,
+            claims=claims,
+            claims_unavailable=claims_unavailable,
+        )
+        if decision.engagement_id is not None:
+            wins[decision.engagement_id] = wins.get(decision.engagement_id, 0) + 1
+        history = device.history.after(conversion, decision)
+        if history is not device.history:
+            device.history = history.compacted(case.entry.receive_time_us)
+            device.changed = True
+        return decision_message(conversion, decision)
+
+    def _append(self, case: Case, message: decision_pb2.Decision) -> None:
+        """Adds a decision as the next of its lane."""
+        message.app_id = case.record.app_id
+        message.version = 1
+        message.event_name = case.event_name or ""
+        message.receive_time.FromMicroseconds(case.entry.receive_time_us)
+        message.decide_time.FromMicroseconds(self._now_us)
+        if case.device is not None:
+            message.device_id = str(case.device.device_id)
+        won = _engagement_behind(case, message)
+        if won.engagement_id and not won.engagement_id.startswith("claim:"):
+            self._won[len(self._decisions)] = won
+        lane = case.entry.app_lane
+        self._decisions.append(_row(case, message, self._next_sequences[lane], self._round_id))
+        self._next_sequences[lane] += 1
+
+
+def _networks_to_ask(case: Case, *, is_held: bool) -> tuple[str, ...]:
+    """Returns the networks to ask about a case now.
+
+    None about a duplicate install, or a session that fires no SessionBegin. Whether it is one is known only once the
+    install is decided that holds it back: so none about these either.
+    """
+    if case.device is None or not case.is_conversion:
+        return ()
+    if case.event_name == INSTALL:
+        may_ask = not is_held and eligibility(case.conversion, case.device.history, case.rules) is None
+    elif case.record.HasField("session"):
+        may_ask = not is_held and case.device.history.begins_session(case.conversion.time_us)
+    else:
+        may_ask = True
+    return case.network_ids if may_ask else ()
+
+
+def _begin_session(case: Case, device: Device) -> None:
+    device.history = device.history.after_session(case.conversion.time_us)
+    device.changed = True
+
+
+def _merged(
+    all_cases: Sequence[Case], devices: Sequence[Device], asking: Asking
+) -> dict[tuple[int, uuid.UUID], uuid.UUID]:
+    """Returns what merged devices, of apps that may have pending conversions, have become in the end."""
+    merging = [case for case in all_cases if case.merged and case.record.app_id in asking.app_ids]
+    by_id = {device.device_id: device for device in devices} if merging else {}
+    merged = {}
+    for case in merging:
+        for other in case.merged:
+            device = other
+            while device.merged_into is not None:
+                device = by_id[device.merged_into]
+            merged[case.entry.app_lane, other.device_id] = device.device_id
+    return merged
+
+
+def _engagement_behind(case: Case, message: decision_pb2.Decision) -> Won:
+    """Returns the engagement that won a conversion, "" if there is none, and the time of what it won.
+
+    Or the one that won the source it is credited to: networks want their click id on it as well.
+    """
+    time_us = case.conversion.time_us
+    if message.outcome != decision_pb2.OUTCOME_CREDITED or case.device is None:
+        return Won(message.engagement_id, time_us)
+    source = case.device.history.source_at(time_us)
+    return Won(source.engagement_id or "", source.time_us) if source is not None else Won("", time_us)
+
+
+def _row(case: Case, message: decision_pb2.Decision, sequence: int, round_id: uuid.UUID) -> DecisionRow:
+    return DecisionRow(
+        lane=case.entry.app_lane,
+        sequence=sequence,
+        app_id=message.app_id,
+        conversion_id=message.conversion_id,
+        version=message.version,
+        round_id=round_id,
+        device_id=_NO_DEVICE if case.device is None else case.device.device_id,
+        outcome=message.outcome,
+        conversion_time_us=case.conversion.time_us,
+        retention_days=case.rules.app.retention_days,
+        tracker_id=message.tracker_id or None,
+        engagement_id=message.engagement_id or None,
+        decision=message.SerializeToString(),
+        record=case.entry.record,
+        engagement=None,
+        known_ids=_known_ids(case),
+        claims=None if case.waited is None else case.waited.claims,
+    )
+
+
+def _known_ids(case: Case) -> dict[str, list[str]] | None:
+    """Returns the ids beside the record's own that its device was known by; usually there are none."""
+    known: dict[str, list[str]] = {}
+    for kind, value in case.ids:
+        if case.record.device_ids.get(kind) != value:
+            known.setdefault(kind, []).append(value)
+    return known or None

@@ -1,0 +1,193 @@
+"""Loads all that deciding a batch of records reads; after this nothing is read any more."""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from libs.db import Connection
+from reengage.ingest.v1 import log_pb2, record_pb2
+from services.attribution.decision.decide import eligibility
+from services.attribution.decision.model import Conversion
+from services.attribution.decision.rules import AppRules
+from services.attribution.live import identities
+from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
+from services.attribution.live.identities import Identities
+from services.attribution.live.pending import Asking
+from services.attribution.storage import pending
+from services.attribution.storage.pending import Key, PendingRow
+from services.attribution.storage.store import Device, Store, heads_text
+from services.attribution.wire.records import Logged, conversion_of, event_name_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One record that is to be decided. Without an event name, as the end of a session, it only makes its device known.
+
+    `merged` are the devices that it shows to be the same as its own, `ids` all that its device is known by.
+    `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
+    """
+
+    entry: log_pb2.LogEntry
+    record: record_pb2.Record
+    event_name: str | None
+    is_link: bool
+    rules: AppRules
+    device: Device | None
+    merged: tuple[Device, ...]
+    ids: tuple[tuple[str, str], ...]
+    conversion: Conversion
+    network_ids: tuple[str, ...]
+    waited: PendingRow | None
+
+    @property
+    def is_conversion(self) -> bool:
+        """Whether there is more to it than a device or identities to note."""
+        return self.event_name is not None and not self.is_link
+
+
+class Inputs(NamedTuple):
+    """All that a batch is decided with: its cases in order of receipt, and its devices, which no other batch has.
+
+    `candidates` by the place of the case, of those that may be won. `held` are the devices with a pending install.
+    `wins` are the conversions won so far by engagements on limited trackers (D5), by app.
+    """
+
+    heads: Sequence[int]
+    cases: Sequence[Case]
+    identities: Identities
+    candidates: Mapping[int, Candidates]
+    held: set[uuid.UUID]
+    wins: Mapping[str, dict[str, int]]
+
+
+async def load(
+    store: Store,
+    connection: Connection,
+    logged: Sequence[Logged],
+    *,
+    heads: Sequence[int],
+    apps: Mapping[str, AppRules],
+    new_id: Callable[[], uuid.UUID],
+    asking: Asking,
+    resumed: Mapping[Key, PendingRow],
+) -> Inputs:
+    """Returns the inputs of those of the records, given in order of receipt, that were not decided before.
+
+    Only engagements below `heads` are candidates (G5). `apps` must hold the rules of every app named. `resumed`: the
+    rows of conversions that have waited, if it is those that are decided; they are not in the table any more.
+    """
+    fresh = await _fresh(store, connection, logged, asking)
+    devices = await identities.load(store, connection, [each.record for each in fresh], new_id)
+    cases = [_case(each, devices, apps, asking, resumed) for each in fresh]
+    found = await _candidates(store, connection, cases, heads)
+    return Inputs(
+        heads=heads,
+        cases=cases,
+        identities=devices,
+        candidates=found,
+        held=set() if resumed else await _held(connection, cases, asking),
+        wins=await _wins(store, connection, cases, found),
+    )
+
+
+async def _fresh(store: Store, connection: Connection, logged: Sequence[Logged], asking: Asking) -> list[Logged]:
+    """Returns those whose record id was not decided before, and is not pending.
+
+    Ingest recognises repeats for 7 days. A sender's own record id that comes back after that is the same conversion all
+    the same: nothing is decided twice.
+    """
+    if not logged:
+        return []
+    conversions = [(entry.app_lane, record.record_id) for entry, record in logged]
+    known = await store.already_decided(connection, conversions)
+    if any(record.app_id in asking.app_ids for _, record in logged):
+        known |= await pending.already_waiting(connection, conversions)
+    fresh = []
+    for each in logged:
+        key = (each.record.app_id, each.record.record_id)
+        if key not in known:
+            known.add(key)
+            fresh.append(each)
+    return fresh
+
+
+def _case(
+    logged: Logged,
+    devices: Identities,
+    apps: Mapping[str, AppRules],
+    asking: Asking,
+    resumed: Mapping[Key, PendingRow],
+) -> Case:
+    entry, record = logged
+    event_name = event_name_of(record)
+    is_link = record.HasField("identity_link")
+    device, merged = devices.take(entry, record, may_create=not is_link)  # only an identity link makes no device (F3)
+    row = resumed.get((record.app_id, record.record_id))
+    waited = row if row is not None and row.claims is not None else None
+    return Case(
+        entry=entry,
+        record=record,
+        event_name=event_name,
+        is_link=is_link,
+        rules=apps[record.app_id],
+        device=device,
+        merged=merged,
+        ids=() if device is None else identities.ids_of(device, record),
+        conversion=conversion_of(record, event_name),
+        network_ids=asking.networks.get((record.app_id, event_name or ""), ()) if waited is None else (),
+        waited=waited,
+    )
+
+
+async def _candidates(
+    store: Store, connection: Connection, cases: Sequence[Case], heads: Sequence[int]
+) -> dict[int, Candidates]:
+    """Returns the candidates of every case that can still be won, by its place."""
+    # Inside a batch only a merge can make a case winnable that was not: those are always given candidates.
+    merging = {case.device.device_id for case in cases if case.merged and case.device is not None}
+    queries = {
+        place: CandidateQuery(rules=case.rules, conversion=case.conversion, ids=case.ids, history=case.device.history)
+        for place, case in enumerate(cases)
+        if case.device is not None
+        and case.is_conversion
+        and not case.network_ids  # it waits, unless there is nothing to decide or nobody can win
+        and (
+            case.device.device_id in merging
+            or case.device.merged_into is not None
+            or eligibility(case.conversion, case.device.history, case.rules) is None
+        )
+    }
+    found = await find_candidates(store, connection, list(queries.values()), [heads_text(heads)])
+    return dict(zip(queries, found, strict=True))
+
+
+async def _wins(
+    store: Store, connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
+) -> dict[str, dict[str, int]]:
+    """Returns how many conversions the candidates on limited trackers have won so far (D5), by app and engagement."""
+    limited = {
+        (cases[place].entry.app_lane, engagement.engagement_id)
+        for place, candidates in found.items()
+        for engagement in candidates.engagements.values()
+        if (tracker := cases[place].rules.trackers.get(engagement.tracker_id)) is not None
+        and tracker.tracker.max_conversions_per_engagement
+    }
+    wins: dict[str, dict[str, int]] = {case.record.app_id: {} for case in cases}
+    for app_id, engagement_id, count in await store.count_wins(connection, limited) if limited else ():
+        wins.setdefault(app_id, {})[engagement_id] = count
+    return wins
+
+
+async def _held(connection: Connection, cases: Sequence[Case], asking: Asking) -> set[uuid.UUID]:
+    """Returns the devices with a pending install: it holds back what they sent later."""
+    return await pending.held_devices(
+        connection,
+        {
+            (case.entry.app_lane, device.device_id)
+            for case in cases
+            if case.record.app_id in asking.app_ids
+            for device in (case.device, *case.merged)
+            if device is not None
+        },
+    )

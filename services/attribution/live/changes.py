@@ -1,0 +1,77 @@
+"""The changes that deciding makes, as a value; and the writing of them, in a fenced transaction."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from libs.db import Connection
+from services.attribution.decision.decide import CONSIDERED_US
+from services.attribution.decision.matching import own_key
+from services.attribution.storage import pending
+from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.store import DecisionRow, Device, Store
+
+
+class Round(NamedTuple):
+    """A round of deciding, and the heads of the log that it was decided at."""
+
+    round_id: uuid.UUID
+    heads: Sequence[int]
+
+
+class Won(NamedTuple):
+    """An engagement that is stored beside a decision, and the time of what it won."""
+
+    engagement_id: str
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """All that deciding changes; nothing of it is written yet.
+
+    `decisions` are in the order of their sequences. `round`: the one that made them; None where they are of an earlier
+    one. `won` has for each decision, by its place, the engagement to store beside it. `pending` are conversions that
+    begin to wait (E1). `merged` has for each device (lane, device id) that may have pending ones the one it became.
+    """
+
+    decisions: Sequence[DecisionRow] = ()
+    round: Round | None = None
+    won: Mapping[int, Won] = field(default_factory=dict)
+    devices: Sequence[Device] = ()
+    identifiers: Mapping[bytes, uuid.UUID] = field(default_factory=dict)
+    pending: Sequence[PendingRow] = ()
+    merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
+
+
+NO_CHANGES = Changes()
+
+
+async def write(store: Store, connection: Connection, changes: Changes) -> None:
+    """Writes changes, all but the positions of the lanes."""
+    if changes.devices:
+        await store.upsert_devices(connection, changes.devices)
+    if changes.identifiers:
+        await store.upsert_identifiers(connection, changes.identifiers)
+    if changes.decisions:
+        if changes.round is not None:
+            await store.insert_round(connection, *changes.round, changes.decisions)
+        await store.insert_decisions(connection, await _with_engagements(store, connection, changes))
+    if changes.pending:
+        await pending.insert(connection, changes.pending)
+    if changes.merged:
+        await pending.move(connection, changes.merged)
+
+
+async def _with_engagements(store: Store, connection: Connection, changes: Changes) -> Sequence[DecisionRow]:
+    """Returns the decisions, each with the record of the engagement that it names, if that is still stored."""
+    if not changes.won:
+        return changes.decisions
+    rows = list(changes.decisions)
+    keys = {place: own_key(rows[place].app_id, won.engagement_id) for place, won in changes.won.items()}
+    asked = {(keys[place], won.time_us, rows[place].app_id) for place, won in changes.won.items()}
+    records = await store.find_records(connection, asked, span_us=CONSIDERED_US)
+    for place, key in keys.items():
+        rows[place] = rows[place]._replace(engagement=records.get(key))
+    return rows

@@ -1,0 +1,86 @@
+"""Conversions that wait for claims of self-attributing networks (section E): who is asked, who waits, whose turn it is.
+
+Identities, merges and engagements of a record take effect when it is received; only deciding it waits.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+from reengage.ingest.v1 import log_pb2, record_pb2
+from services.attribution.storage.pending import PendingRow
+from services.attribution.wire.records import Logged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Who is asked about the conversions of a batch (E1).
+
+    `networks` by app and event (`_install` for an install). No app but `app_ids` has conversions that are asked about,
+    or that wait already. `deadline_us` is that of those that begin to wait.
+    """
+
+    networks: Mapping[tuple[str, str], tuple[str, ...]]
+    app_ids: frozenset[str]
+    deadline_us: int
+
+
+NOBODY = Asking(networks={}, app_ids=frozenset(), deadline_us=0)
+
+
+class Pending:
+    """What a worker knows without asking the database: which apps may have conversions waiting, and which began to.
+
+    `changed` is set when some began to.
+    """
+
+    def __init__(self, app_ids: Collection[str]) -> None:
+        self.app_ids = frozenset(app_ids)
+        self.changed = asyncio.Event()
+        self._begun: list[PendingRow] = []
+
+    def begin(self, rows: Collection[PendingRow]) -> None:
+        """These wait from now on, unless the transaction that said so has failed."""
+        if rows:
+            self.app_ids |= {row.app_id for row in rows}
+            # What was answered, and waits again behind another install, is not asked about again: the answer stays.
+            self._begun += [row for row in rows if row.claims is None]
+            self.changed.set()
+
+    def take(self) -> list[PendingRow]:
+        """Those that began to wait since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
+
+
+def in_turn(rows: Iterable[PendingRow]) -> list[PendingRow]:
+    """Those of the rows, given in order of device and receipt, that can be decided now.
+
+    An install that cannot holds back all that its device sent later: they would be decided without it (source, MTR
+    clock). An event holds back those that wait for claims themselves, and no others.
+    """
+    found = []
+    for _, of_device in groupby(rows, key=attrgetter("device_id")):
+        is_event_ahead = False
+        for row in of_device:
+            if not row.network_ids or (row.claims is not None and not is_event_ahead):
+                found.append(row)
+            elif row.is_install:
+                break
+            else:
+                is_event_ahead = True
+    return found
+
+
+def logged_of(row: PendingRow) -> Logged:
+    """Returns the record of a row as the log served it."""
+    entry = log_pb2.LogEntry(
+        lane=row.log_lane,
+        position=row.position,
+        app_lane=row.lane,
+        receive_time_us=row.receive_time_us,
+        record=row.record,
+    )
+    return Logged(entry, record_pb2.Record.FromString(row.record))
