@@ -7,12 +7,15 @@ refuses. Numbers such as B2 are those of the attribution rules.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from libs.errors import Violations
 from reengage.tracker.v1.windows_pb2 import Window
+
+if TYPE_CHECKING:
+    from libs.errors import Violations  # with it comes grpc, which takes the simulator 0.1 s to load
 
 _MINUTE_S, _HOUR_S, DAY_S = 60, 3600, 86_400
 
@@ -79,7 +82,7 @@ NOT_NEGATIVE = frozenset({"max_conversions_per_engagement", "records_per_second"
 """Numbers of which 0 means no limit."""
 
 
-def check_ranges(path: str, resource: Message, violations: Violations) -> None:
+def check_ranges(path: str, resource: Message, violations: "Violations") -> None:
     """Notes every setting of a resource at `path`, at any depth, that is outside of its range."""
     for described, value in resource.ListFields():
         name, inner = described.name, f"{path}.{described.name}"
@@ -99,13 +102,13 @@ def check_ranges(path: str, resource: Message, violations: Violations) -> None:
             violations.add(inner, "OUT_OF_RANGE", "must be 0 (no limit) or more")
 
 
-def check_duration(path: str, duration: Duration, allowed: Range, violations: Violations) -> None:
+def check_duration(path: str, duration: Duration, allowed: Range, violations: "Violations") -> None:
     """Notes a duration that is out of its range, or not of whole seconds."""
     if duration.nanos or not allowed.min_s <= duration.seconds <= allowed.max_s:
         violations.add(path, "OUT_OF_RANGE", f"must be {allowed.text}, in whole seconds")
 
 
-def check_days(path: str, duration: Duration, allowed: Sequence[int], violations: Violations) -> None:
+def check_days(path: str, duration: Duration, allowed: Sequence[int], violations: "Violations") -> None:
     """Notes a duration that is none of these numbers of days."""
     if duration.nanos or duration.seconds % DAY_S or duration.seconds // DAY_S not in allowed:
         *others, last = map(str, allowed)
@@ -113,7 +116,7 @@ def check_days(path: str, duration: Duration, allowed: Sequence[int], violations
         violations.add(path, "OUT_OF_RANGE", f"must be {text} days")
 
 
-def _check_window(path: str, window: Window, allowed: WindowRange, violations: Violations) -> None:
+def _check_window(path: str, window: Window, allowed: WindowRange, violations: "Violations") -> None:
     limit = window.WhichOneof("limit")
     if limit == "duration":
         check_duration(f"{path}.duration", window.duration, allowed.range, violations)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 
 from services.attribution.decision.model import Outcome, Reason, Verdict
-from services.attribution.simulator.scenario import Scenario, read_scenario
+from services.attribution.simulator.scenario import Scenario
+from services.attribution.simulator.scenario_file import read_scenario
 from services.attribution.simulator.simulation import check, simulate
 from tests.attribution.naive import decide_all
 from tests.attribution.strategies import scenario, scenarios, without_needless_records

@@ -1,12 +1,16 @@
 """The stories hold, and a file that is no scenario is told what does not fit, line by line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from libs.yaml_lines import Problem
 from services.attribution.simulator.command import BROKEN, DIFFERS, HOLDS, run
-from services.attribution.simulator.scenario import OUTPUT_KEYS, Problem, ScenarioError, read_scenario
+from services.attribution.simulator.scenario import OUTPUT_KEYS
+from services.attribution.simulator.scenario_file import ScenarioError, read_scenario
 from services.attribution.simulator.simulation import check, simulate
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").iterdir())
@@ -83,22 +87,36 @@ def test_check_tells_the_difference(
         pytest.param("id: k1,", "id: '',", 5, "should not be empty", id="empty id"),
         pytest.param("device: {idfa: A1}", "device: {imei: A1}", 5, "unknown key 'imei'", id="unknown device id"),
         pytest.param("device: {idfa: A1}", "device: [A1]", 5, "should be an object", id="object"),
-        pytest.param("device: {idfa: A1}", "device: {idfa: A1, idfa: B}", 5, "stands here twice", id="repeated key"),
+        pytest.param("device: {idfa: A1}", "device: {idfa: A1, idfa: B}", 5, "is repeated", id="repeated key"),
         pytest.param("device: {idfa: A1}", "ip: 300.1.1.1", 5, "not an IP address", id="ip"),
         pytest.param("2026-03-01T01:00:00Z", "yesterday", 6, "not an ISO 8601 time", id="time"),
         pytest.param("click: {id", "clik: {id", 5, "exactly one of", id="no record"),
         pytest.param("name: Purchase", "nam: Purchase", 6, "'name' is missing", id="event without a name"),
         pytest.param("id: e1", "id: e2", 7, "no install or event 'e1'", id="expects what is not there"),
         pytest.param("{outcome:", "{outcom:", 7, "unknown key 'outcom'", id="expects no output key"),
-        pytest.param("IOS}", "IOS, settings: {windows: {click_ip: 31d}}}", 1, "out of range: 1m to 30d", id="B2 click"),
         pytest.param(
-            "IOS}", "IOS, settings: {windows: {impression_ip: 25h}}}", 1, "out of range: 1m to 1d", id="B2 impression"
+            "IOS}",
+            "IOS, settings: {windows: {click_ip: 31d}}}",
+            1,
+            "out of range: must be 1 minute to 30 days",
+            id="B2 click",
+        ),
+        pytest.param(
+            "IOS}",
+            "IOS, settings: {windows: {impression_ip: 25h}}}",
+            1,
+            "out of range: must be 1 minute to 24 hours",
+            id="B2 impression",
         ),
         pytest.param("IOS}", "IOS, settings: {windows: {click_ip: 59s}}}", 1, "out of range", id="B2 least"),
         pytest.param("IOS}", "IOS, settings: {windows: {click_ip: 1w}}}", 1, "not a duration", id="duration"),
         pytest.param("IOS}", "IOS, settings: {omit_os_minor: 1}}", 1, "should be true or false", id="flag"),
         pytest.param(
-            "IOS}", "IOS, settings: {install_reprocessing_window: 366d}}", 1, "out of range: 1d to 365d", id="F2"
+            "IOS}",
+            "IOS, settings: {install_reprocessing_window: 366d}}",
+            1,
+            "out of range: must be 1 to 365 days",
+            id="F2",
         ),
         pytest.param("[Purchase]", "Purchase", 3, "should be a list", id="list"),
         pytest.param("[Purchase]", "[], post_view_window: 15d", 3, "longer than post_engagement_window", id="B4"),
@@ -108,7 +126,7 @@ def test_check_tells_the_difference(
             "timeline:\n",
             "timeline:\n  - {at: '2026-03-01T00:00:00Z', click: {id: k1, tracker: t1}}\n",
             6,
-            "'k1' is there already",
+            "there is a click or impression 'k1' already",
             id="repeated id",
         ),
         pytest.param(
@@ -124,7 +142,7 @@ def test_check_tells_the_difference(
             "click: {id: k1, tracker: t1, device: {idfa: A1}}", "click: ", 5, "exactly one of", id="null record"
         ),
         pytest.param("timeline:", "timeline: ]", 4, "not YAML or JSON", id="syntax"),
-        pytest.param("timeline:", f"scenario: {'[' * 500}{']' * 500}\ntimeline:", 1, "nested too deeply", id="deep"),
+        pytest.param("timeline:", f"scenario: {'[' * 500}{']' * 500}\ntimeline:", 4, "nested too deeply", id="deep"),
     ],
 )
 def test_problem_is_named_with_its_line(old: str, new: str, line: int, message: str) -> None:
@@ -154,7 +172,7 @@ def test_two_default_trackers_of_a_network_and_type_are_one_too_many() -> None:
     [
         pytest.param('"IOS"', '"BEOS"', 4, "should be one of IOS, ANDROID", id="value"),
         pytest.param('"IOS"', "7", 4, "should be one of IOS, ANDROID", id="type"),
-        pytest.param('"IOS"', '"IOS", "platform": "IOS"', 4, "stands here twice", id="repeated key"),
+        pytest.param('"IOS"', '"IOS", "platform": "IOS"', 4, "is repeated", id="repeated key"),
         pytest.param('"IOS"', '"IOS", "x": 1', 4, "unknown key 'x'", id="unknown key"),
         pytest.param('"kodemo1"', "null", 2, "'app_id' is missing", id="null"),
         pytest.param('"kodemo1"', "[]", 3, "should be a text", id="no text"),
@@ -244,3 +262,16 @@ def test_json_says_the_same_as_yaml() -> None:
     }
     scenario = read_scenario(json.dumps(story, indent="\t"))
     assert (scenario.text, scenario.trackers[0].campaign) == ("\N{GRINNING FACE}", "\N{GRINNING FACE}")
+
+
+def test_the_simulator_starts_by_its_name_and_loads_no_server(tmp_path: Path) -> None:
+    (tmp_path / "story.yaml").write_text(STORY)
+    command = (
+        "import runpy, sys; "
+        f"sys.argv = ['simulate', {str(tmp_path / 'story.yaml')!r}, '--check', '--json']; "
+        "sys.modules.update(dict.fromkeys(('grpc', 'asyncpg', 'rich', 'typer'))); "  # an import of None fails
+        "runpy.run_module('services.attribution.simulator', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (HOLDS, "")
+    assert json.loads(done.stdout)["outcome"] == "REENGAGED"

@@ -34,7 +34,8 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.simulator.scenario import collector_paused, read_scenario
+from services.attribution.simulator.collector import collector_paused
+from services.attribution.simulator.scenario_file import read_scenario
 from services.attribution.simulator.simulation import simulate
 from tests.bench.row import Row
 

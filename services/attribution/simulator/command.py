@@ -1,25 +1,24 @@
-"""The command `reengage simulate`: scenario files in, their decisions out."""
+"""The command of the simulator: scenario files in, their decisions out.
+
+It is started for one small file as often as for many: so it loads what draws tables only when somebody looks at one.
+"""
 
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
-
-from services.attribution.simulator.scenario import ConversionRecord, Scenario, ScenarioError, read_scenario
+from services.attribution.simulator.scenario import ConversionRecord, Scenario
+from services.attribution.simulator.scenario_file import ScenarioError, read_scenario
 from services.attribution.simulator.simulation import check, simulate, simulate_one_by_one
 
 HOLDS, DIFFERS, BROKEN = 0, 1, 2
 """Exit codes; of several files the highest."""
 
 SUFFIXES = (".json", ".yaml", ".yml")
-"""Of the files that are read of a directory."""
+"""The endings of the files that are read of a directory."""
 
 
 def run(path: Path, *, check_expect: bool = False, as_json: bool = False) -> int:
@@ -36,7 +35,7 @@ def run(path: Path, *, check_expect: bool = False, as_json: bool = False) -> int
     except OSError as error:
         return _complain(BROKEN, f"{path}: {error.strerror}")
     if not paths:
-        return _complain(BROKEN, f"{path}: holds no file that ends in {', '.join(SUFFIXES)}")
+        return _complain(BROKEN, f"{path}: there is no file here that ends in {', '.join(SUFFIXES)}")
     for_people = sys.stdout.isatty() and not as_json
     codes = [_run_file(file, is_directory, check_expect, for_people) for file in paths]
     if is_directory:
@@ -47,9 +46,8 @@ def run(path: Path, *, check_expect: bool = False, as_json: bool = False) -> int
 
 
 def _run_file(path: Path, in_directory: bool, check_expect: bool, for_people: bool) -> int:
-    progress = Console(stderr=True)
     try:
-        with progress.status(f"reading {path.name}"):
+        with _status(f"reading {path.name}"):
             scenario = read_scenario(path.read_text(encoding="utf-8"))
     except OSError as error:
         return _complain(BROKEN, f"{path}: {error.strerror}")
@@ -57,9 +55,9 @@ def _run_file(path: Path, in_directory: bool, check_expect: bool, for_people: bo
         return _complain(BROKEN, f"{path}: byte {error.start} is not UTF-8")
     except ScenarioError as error:
         return _complain(BROKEN, *(f"{path}:{line}: {message}" for line, message in error.problems))
-    output = _simulate(scenario, path.name, progress)
+    output = _simulate(scenario, path.name)
     if for_people:
-        Console().print(_table(scenario.text or path.name, output))
+        _print_table(scenario.text or path.name, output)
     else:
         named = {"file": path.name} if in_directory else {}
         sys.stdout.writelines(f"{json.dumps(named | line, ensure_ascii=False)}\n" for line in output)
@@ -71,21 +69,36 @@ def _run_file(path: Path, in_directory: bool, check_expect: bool, for_people: bo
     return _complain(DIFFERS if differences else HOLDS, *(f"{path}: {difference}" for difference in differences))
 
 
-def _simulate(scenario: Scenario, name: str, progress: Console) -> list[dict[str, Any]]:
-    if not progress.is_terminal:
+def _status(text: str) -> Any:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _simulate(scenario: Scenario, name: str) -> list[dict[str, Any]]:
+    if not sys.stderr.isatty():
         return simulate(scenario)
+    from rich.console import Console
+    from rich.progress import track
+
     conversions = sum(isinstance(record, ConversionRecord) for record in scenario.timeline)
     output = simulate_one_by_one(scenario)
+    progress = Console(stderr=True)
     return list(track(output, description=name, total=conversions, console=progress, transient=True))
 
 
 def _complain(code: int, *lines: str) -> int:
-    for line in lines:
-        typer.echo(line, err=True)
+    sys.stderr.writelines(f"{line}\n" for line in lines)
     return code
 
 
-def _table(title: str, output: list[dict[str, Any]]) -> Table:
+def _print_table(title: str, output: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=escape(title), title_justify="left")
     for heading in ("id", "outcome", "tracker", "by", "reason", "candidates"):
         table.add_column(heading, overflow="fold")
@@ -93,4 +106,4 @@ def _table(title: str, output: list[dict[str, Any]]) -> Table:
         candidates = "\n".join(f"{candidate['engagement']} {candidate['verdict']}" for candidate in line["candidates"])
         cells = (line["id"], line["outcome"], line["tracker"], line["matched_by"], line["reason"], candidates)
         table.add_row(*(escape(cell or "") for cell in cells))
-    return table
+    Console().print(table)

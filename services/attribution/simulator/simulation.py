@@ -21,13 +21,8 @@ from services.attribution.decision.matching import (
 from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.decision.user_agents import parse_user_agent
-from services.attribution.simulator.scenario import (
-    OUTPUT_KEYS,
-    ConversionRecord,
-    EngagementRecord,
-    Scenario,
-    collector_paused,
-)
+from services.attribution.simulator.collector import collector_paused
+from services.attribution.simulator.scenario import OUTPUT_KEYS, ConversionRecord, EngagementRecord, Scenario
 
 
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
