@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import open_pool
 from libs.domain.snapshots import follow_tracker
@@ -12,13 +13,14 @@ from reengage.ingest.v1 import service_pb2
 from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_server
 from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
-from services.ingest.reader import Growth
-from services.ingest.refusals import Rejections
+from services.ingest.erasure import Eraser
+from services.ingest.refusals import Refusals
 from services.ingest.retention import keep_purged
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
 from services.ingest.sightings import Sightings
-from services.ingest.storage.log import Store
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer
 
 
@@ -27,12 +29,19 @@ class Config:
     """REENGAGE_*."""
 
     dsn: str = field(repr=False)
+    """The PostgreSQL database that holds the schema `ingest`."""
     listen: str = "127.0.0.1:7102"
+    """`host:port` to serve gRPC on."""
     metrics_port: int = 7202
+    """The port of `/metrics`, on the same host; 0 serves none."""
     log_level: str = "info"
+    """The lowest level that is logged: debug, info, warning or error."""
     tracker_target: str = "127.0.0.1:7101"
+    """`host:port` of tracker, or `dns:///name:port`."""
     service_key: str = field(default="", repr=False)
+    """The API key that tracker knows the other services by."""
     log_retention_days: int = 35
+    """Days for which the log keeps a record."""
 
 
 @asynccontextmanager
@@ -47,25 +56,28 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         async def register(app_id: str, event_names: Collection[str]) -> None:
             await tracker.RegisterEvents(RegisterEventsRequest(app_id=app_id, event_names=event_names))
 
-        store, growth = Store(pool), Growth()
-        writer, rejections = Writer(store.append, growth.announce), Rejections(store.reject)
-        sightings = Sightings(register)
+        log, rejected, grown = LogStore(pool), RejectedStore(pool), Broadcast()
+        writer, refusals, sightings = Writer(log.append, grown.notify), Refusals(rejected.keep), Sightings(register)
         service = IngestService(
-            settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
+            settings=settings,
+            writer=writer,
+            refusals=refusals,
+            sightings=sightings,
+            log=log,
+            rejected=rejected,
+            eraser=Eraser(log, rejected),
+            grown=grown,
         )
-        face = Face.of(
-            service_pb2.DESCRIPTOR.services_by_name["IngestService"],
-            add_IngestServiceServicer_to_server,
-            service,
-        )
+        descriptor = service_pb2.DESCRIPTOR.services_by_name["IngestService"]
+        face = Face.of(descriptor, add_IngestServiceServicer_to_server, service)
         yield Service(
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
             loops={
                 "settings": settings.run,
                 "writer": writer.run,
-                "rejections": rejections.run,
+                "refusals": refusals.run,
                 "sightings": sightings.run,
-                "retention": lambda: keep_purged(store, log_days=config.log_retention_days),
+                "retention": lambda: keep_purged(log, rejected, log_days=config.log_retention_days),
             },
             ready=settings.ready,
         )

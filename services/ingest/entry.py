@@ -1,25 +1,24 @@
-"""From a record as it came to the entry that is stored: what it is recognised by, where it goes, what is kept."""
+"""From a record as it came to the entry that is stored: its dedupe key, its lane, and what is kept of it."""
 
 from hashlib import blake2b
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
 from libs.errors import Violation
+from libs.time import to_timestamp
 from reengage.ingest.v1 import record_pb2
-from services.ingest.model import Entry, Settings, given_key, made_id
+from services.ingest.model import Entry, IngestSettings, given_key, make_id
 from services.ingest.validation import violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
 
 
-def admit(record: record_pb2.Record, settings: Settings, now_us: int) -> Entry | list[Violation]:
-    """The entry of a record that came at `now_us`, or every wrong field of it.
+def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> Entry | list[Violation]:
+    """Returns the entry of a record that came at `now_us`, or every wrong field of it.
 
-    The key is a digest of app and record_id when the sender gave one, whatever else the record says; otherwise of all
-    that it says. So a record_id that is used again, for another device say, is a repeat of the first record.
-    `record` loses its unusable device ids when it is accepted (A2).
+    The key is a digest of app and record_id if the sender gave an id, else of all that the record says. So a record_id
+    that comes again, for another device say, is a repeat of the first record. An accepted `record` loses its unusable
+    device ids (A2).
     """
     app_id, given_id = record.app_id, record.record_id
     if record.settings_revision:
@@ -38,22 +37,20 @@ def admit(record: record_pb2.Record, settings: Settings, now_us: int) -> Entry |
             del record.device_ids[name]
         content = record.SerializeToString(deterministic=True)
     key = given_key(app_id, given_id) if given_id else blake2b(content, digest_size=16, person=b"content").digest()
-    now_s, fraction_us = divmod(now_us, 1_000_000)
-    record_id = given_id or made_id(key, now_s)
-    # A serialised message followed by another is their merge: so what is missing is added at the end.
+    record_id = given_id or make_id(key, now_us)
+    # A serialised message followed by another is their merge. So what is missing is added at the end.
     content += settings.stamp
     if not given_id:
         content += record_pb2.Record(record_id=record_id).SerializeToString()
     if not record.HasField("event_time"):
-        now = Timestamp(seconds=now_s, nanos=fraction_us * 1000)
-        content += record_pb2.Record(event_time=now).SerializeToString()
-    # An engagement without an id stays with its address; without that, it goes anywhere.
+        content += record_pb2.Record(event_time=to_timestamp(now_us)).SerializeToString()
+    # An engagement without an id stays with its address; without an address, it goes anywhere.
     device = (_best(usable).strip().lower() if usable else record.ip_address) or record_id
     return Entry(
         key,
         record_id,
         bool(given_id),
-        now_s,
+        now_us,
         lane_of(app_id, device),
         settings.apps[app_id].app_lane,
         _is_engagement(record, kind),
@@ -73,5 +70,5 @@ def _device_ids(record: record_pb2.Record) -> dict[str, str]:
 
 
 def _best(ids: dict[str, str]) -> str:
-    """Of several ids the one that names a device best."""
+    """Returns the id that names the device best."""
     return ids[min(ids, key=KINDS.index)] if len(ids) > 1 else next(iter(ids.values()))

@@ -1,116 +1,154 @@
-"""Erases a device's records from the log, in small steps: whoever writes and reads the log goes first."""
+"""Erasing a device's records from the log, in small steps, so that writers and readers of the log go first."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
 from reengage.ingest.v1 import record_erasure_pb2, record_pb2, rejected_record_pb2
-from services.ingest.model import LogRow, given_key, made_time_s
-from services.ingest.storage.log import Store
+from services.ingest.model import MADE_ID_KEY_BYTES, LogRow, given_key, made_time_us
+from services.ingest.refusals import MAX_DELAY_S
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
+from services.ingest.validation import MAX_ID
 
-STEP = 2_000
-"""Positions looked into at a time."""
-PAUSES = 3
-"""So many times as long as a step took is rested after it."""
-SETTLING_S = 2.0
-"""Refusals are written by and by (rejections.py): any of before the call is in the table this long after it."""
-_REFUSALS = 500
-_MOST_IDS = 100_000
+MAX_IDS = 100_000
+"""Device ids, and record ids, of one request."""
+_STEP = 2_000
+"""Positions that are looked into at a time."""
+_PAGE_SIZE = 500
+"""Refusals that are looked into at a time; one may have 64 KB."""
+_REST = 3
+"""A step is followed by a rest this many times as long as it took."""
+_KEY_BYTES = 16
+_FIRST_PAGE = (2**63 - 1, 0)
 
 
-async def erase(
-    store: Store, request: record_erasure_pb2.EraseRecordsRequest
-) -> AsyncIterator[record_erasure_pb2.EraseRecordsResponse]:
-    """Erase what `request` names; answers after every lane. Raises InvalidArgument with every wrong field."""
-    below = _parse(request)
-    settled = time.monotonic() + SETTLING_S
-    wanted = _Wanted(request)
-    first_kept = await store.first_kept(dict.fromkeys(below, 0))
-    for place, (lane, end) in enumerate(below.items(), start=1):
+class Eraser:
+    """Erases records, for one call at a time.
+
+    Refusals are written with a delay. So it waits `settle_s` from the beginning of a call before it erases those of
+    before the call.
+    """
+
+    def __init__(self, log: LogStore, rejected: RejectedStore, *, settle_s: float = 10 * MAX_DELAY_S) -> None:
+        self._log, self._rejected, self._settle_s = log, rejected, settle_s
+        self._one_at_a_time = asyncio.Lock()
+
+    async def erase(
+        self, request: record_erasure_pb2.EraseRecordsRequest
+    ) -> AsyncIterator[record_erasure_pb2.EraseRecordsResponse]:
+        """Erases what `request` names, and yields after every lane. Raises InvalidArgument with every wrong field."""
+        below = _parse(request)
+        settled = time.monotonic() + self._settle_s
+        wanted = _Wanted.of(request)
+        async with self._one_at_a_time:
+            first_kept = await self._log.first_kept(dict.fromkeys(below, 0))
+            for place, (lane, end) in enumerate(below.items(), start=1):
+                erased = await self._erase_lane(wanted, lane, start=first_kept[lane], end=end)
+                if place == len(below):
+                    await asyncio.sleep(settled - time.monotonic())
+                    erased += await self._erase_refusals(wanted)
+                yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
+
+    async def _erase_lane(self, wanted: "_Wanted", lane: int, *, start: int, end: int) -> Counter[str]:
         erased = Counter[str]()
-        for start in range(first_kept[lane], end, STEP):
+        for first in range(start, end, _STEP):
             began = time.monotonic()
-            rows = await store.read_lane(lane, start=start, stop=min(start + STEP, end), app_lane=wanted.app_lane)
-            erased += await _erase_entries(store, lane, [found for row in rows if (found := wanted.entry(row))])
-            await asyncio.sleep(PAUSES * (time.monotonic() - began))
-        if place == len(below):
-            await asyncio.sleep(settled - time.monotonic())
-            erased += await _erase_refusals(store, wanted)
-        yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
+            rows = await self._log.read_lane(lane, start=first, stop=min(first + _STEP, end), app_lane=wanted.app_lane)
+            erased += await self._erase_entries(lane, [found for row in rows if (found := wanted.entry(row))])
+            await _rest(began)
+        return erased
+
+    async def _erase_entries(self, lane: int, found: Sequence[tuple[LogRow, record_pb2.Record]]) -> Counter[str]:
+        if not found:
+            return Counter()
+        keys = [each for row, record in found for each in _key_ranges(row, record)]
+        entries, repeats = await self._log.erase(lane, [row.position for row, _ in found], keys)
+        return Counter(log=entries, dedupe=repeats)
+
+    async def _erase_refusals(self, wanted: "_Wanted") -> Counter[str]:
+        erased = Counter[str]()
+        before = _FIRST_PAGE
+        while refusals := await self._rejected.page(wanted.app_id, before=before, size=_PAGE_SIZE):
+            began = time.monotonic()
+            found = [
+                refusal
+                for refusal in refusals
+                if wanted.has(rejected_record_pb2.RejectedRecord.FromString(refusal.refusal).record)
+            ]
+            erased["rejected"] += await self._rejected.erase(wanted.app_id, found) if found else 0
+            before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
+            await _rest(began)
+        return +erased
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What is to be erased."""
+    """The records that a request names."""
 
-    def __init__(self, request: record_erasure_pb2.EraseRecordsRequest) -> None:
-        self.app_id, self.app_lane = request.app_id, lane_of(request.app_id)
-        self._device_ids = frozenset(map(normalise, request.device_ids))
-        self._record_ids = frozenset(request.record_ids)
+    app_id: str
+    app_lane: int
+    device_ids: frozenset[str]
+    record_ids: frozenset[str]
+
+    @classmethod
+    def of(cls, request: record_erasure_pb2.EraseRecordsRequest) -> "_Wanted":
+        return cls(
+            app_id=request.app_id,
+            app_lane=lane_of(request.app_id),
+            device_ids=frozenset(map(normalise, request.device_ids)),
+            record_ids=frozenset(request.record_ids),
+        )
 
     def entry(self, row: LogRow) -> tuple[LogRow, record_pb2.Record] | None:
-        """The entry with its record, if it is wanted."""
+        """Returns the entry with its record, if it is wanted."""
         record = record_pb2.Record.FromString(row.record)
         return (row, record) if record.app_id == self.app_id and self.has(record) else None  # apps share lanes
 
     def has(self, record: record_pb2.Record) -> bool:
+        """Returns whether a record of the app is wanted."""
         ids = record.device_ids
-        return record.record_id in self._record_ids or any(normalise(ids[name]) in self._device_ids for name in ids)
+        return record.record_id in self.record_ids or any(normalise(ids[name]) in self.device_ids for name in ids)
 
 
-async def _erase_entries(store: Store, lane: int, found: list[tuple[LogRow, record_pb2.Record]]) -> Counter[str]:
-    if not found:
-        return Counter()
-    keys = [each for row, record in found for each in _keys(row, record)]
-    entries, repeats = await store.erase_entries(lane, [row.position for row, _ in found], keys)
-    return Counter(log=entries, dedupe=repeats)
+async def _rest(began: float) -> None:
+    await asyncio.sleep(_REST * (time.monotonic() - began))
 
 
-def _keys(row: LogRow, record: record_pb2.Record) -> list[tuple[bytes, bytes, int]]:
-    """The ranges of keys its repeats may be recognised by: whoever made its id, and an id that ingest made has most of
-    its key in it."""
-    receive_time_s = row.receive_time_us // 1_000_000
+def _key_ranges(row: LogRow, record: record_pb2.Record) -> list[tuple[bytes, bytes, int]]:
+    """Returns ranges that hold the dedupe key of a record, and when it was received.
+
+    The key of a sender's id is known. An id that ingest made holds the first bytes of its key.
+    """
     given = given_key(record.app_id, record.record_id)
-    ranges = [(given, given, receive_time_s)]
-    if made_time_s(record.record_id) is not None:
-        most = bytes.fromhex(record.record_id[:24])
-        ranges.append((most + bytes(4), most + b"\xff" * 4, receive_time_s))
+    ranges = [(given, given, row.receive_time_us)]
+    if made_time_us(record.record_id) is not None:
+        begins = bytes.fromhex(record.record_id[: 2 * MADE_ID_KEY_BYTES])
+        rest = _KEY_BYTES - MADE_ID_KEY_BYTES
+        ranges.append((begins + b"\0" * rest, begins + b"\xff" * rest, row.receive_time_us))
     return ranges
 
 
-async def _erase_refusals(store: Store, wanted: _Wanted) -> Counter[str]:
-    erased = Counter[str]()
-    before = (2**63 - 1, 0)
-    while refusals := await store.list_rejected(wanted.app_id, before=before, size=_REFUSALS):
-        began = time.monotonic()
-        found = [
-            each for each in refusals if wanted.has(rejected_record_pb2.RejectedRecord.FromString(each.refusal).record)
-        ]
-        erased["rejected"] += await store.erase_rejected(wanted.app_id, found) if found else 0
-        before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
-        await asyncio.sleep(PAUSES * (time.monotonic() - began))
-    return +erased
-
-
-def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> dict[int, int]:
-    """The position below which to erase, by lane."""
+def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> Mapping[int, int]:
+    """Returns the position below which to erase, by lane. Raises InvalidArgument with every wrong field."""
     found = Violations()
-    if not request.app_id or "\0" in request.app_id:
-        found.add("app_id", "REQUIRED", "the app whose records to erase")
+    found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
     if not request.device_ids and not request.record_ids:
         found.add("device_ids", "REQUIRED", "at least one id, of a device or a record")
     for field, ids in (("device_ids", request.device_ids), ("record_ids", request.record_ids)):
-        if len(ids) > _MOST_IDS:
-            found.add(field, "TOO_MANY", f"at most {_MOST_IDS:,}")
-    if any(not normalise(each).strip("0") for each in request.device_ids):
-        found.add("device_ids", "INVALID_ID", "an id that is empty or all zero is none")
+        if len(ids) > MAX_IDS:
+            found.add(field, "TOO_MANY", f"at most {MAX_IDS:,}")
+    if any(not normalise(device_id).strip("0") for device_id in request.device_ids):
+        found.add("device_ids", "INVALID_ID", "must not be empty or all zero")
     below: dict[int, int] = {}
     for index, place in enumerate(request.below):
         if not 0 <= place.lane < LANES or place.lane in below:
-            found.add(f"below[{index}].lane", "OUT_OF_RANGE", f"0 to {LANES - 1}, each named once")
+            found.add(f"below[{index}].lane", "OUT_OF_RANGE", f"must be 0 to {LANES - 1}, each named once")
         if place.position < 0:
             found.add(f"below[{index}].position", "OUT_OF_RANGE", "must be 0 or more")
         below[place.lane] = place.position

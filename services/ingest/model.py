@@ -1,4 +1,4 @@
-"""The words of the record log. Times are integers: microseconds (`_us`) or seconds (`_s`) since 1970."""
+"""The words of the record log. A time (`…_us`) is an integer: microseconds since 1970."""
 
 import re
 from collections.abc import Mapping
@@ -6,27 +6,31 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
+_SECOND_US = 1_000_000
 _MADE_ID = re.compile("[0-9a-f]{24}-([0-9a-f]{8})")
 
-DAY_S = 86_400
-REPEAT_WINDOW_S = 7 * DAY_S
+REPEAT_WINDOW_US = 7 * 86_400 * _SECOND_US
 """How long a record is remembered to tell its repeats."""
+MADE_ID_KEY_BYTES = 12
+"""The bytes of a dedupe key, of its 16, that stand in an id made from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What ingest must know of a live app: how old or early a record may be, its lane, and its defined events."""
+    """The part of a live app's settings that records are checked against."""
 
     max_age_us: int
+    """How far back the time of a record may lie."""
     max_lead_us: int
+    """How far ahead the time of a record may lie."""
     app_lane: int
     event_names: frozenset[str]
-    """Events that have a definition, archived or not."""
+    """Events that have a definition, archived ones too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Live apps by id, and the app of every tracker, archived ones too: what becomes of those is for the decision."""
+class IngestSettings:
+    """Live apps by id, and the app of every tracker. Archived trackers too: the decision says what becomes of those."""
 
     apps: Mapping[str, App]
     app_of_tracker: Mapping[str, str]
@@ -38,22 +42,22 @@ class Entry(NamedTuple):
     """A record ready to be stored. A tuple, because the hot path makes one for every record."""
 
     key: bytes
-    """16 bytes that are equal for a record and its repeats, and for nothing else."""
+    """The dedupe key: 16 bytes that are equal for a record and its repeats, and for nothing else."""
     record_id: str
     """The sender's, or the one made for it, should it be accepted now."""
     has_given_id: bool
     """Whether record_id is the sender's."""
-    accept_time_s: int
+    accept_time_us: int
     lane: int
     app_lane: int
     is_engagement: bool | None
-    """None: an engagement and a conversion, as a deep-link open that stands for its own click."""
+    """None: both an engagement and a conversion, as a deep-link open that stands for its own click."""
     record: bytes
     """The serialised Record with record_id and event_time in place."""
 
-    def first_record_id(self, first_time_s: int) -> str:
-        """The id that the log holds for it, when it was accepted first at this time."""
-        return self.record_id if self.has_given_id else made_id(self.key, first_time_s)
+    def first_record_id(self, first_time_us: int) -> str:
+        """Returns the id that the log holds for it, given when it was accepted first."""
+        return self.record_id if self.has_given_id else make_id(self.key, first_time_us)
 
 
 class Outcome(NamedTuple):
@@ -88,7 +92,7 @@ class LogRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPage:
-    """What one look at the log found: rows in the order of receipt, where to go on, and where all lanes end."""
+    """The result of one look at the log: rows in the order of receipt, where to go on, and the heads of all lanes."""
 
     rows: list[LogRow]
     next_positions: dict[int, int]
@@ -101,16 +105,19 @@ class LogPage:
 
 
 def given_key(app_id: str, record_id: str) -> bytes:
-    """What a record with an id of the sender's, and its repeats, are recognised by."""
+    """Returns the dedupe key of a record with an id of the sender's."""
     return blake2b(f"{app_id}\0{record_id}".encode(), digest_size=16, person=b"record_id").digest()
 
 
-def made_id(key: bytes, first_time_s: int) -> str:
-    """The id of a record that came without one. The time makes the same record, accepted anew after a week, another."""
-    return f"{key.hex()[:24]}-{first_time_s:x}"
+def make_id(key: bytes, first_time_us: int) -> str:
+    """Returns the id of a record that came without one.
+
+    The second in it makes the same record, accepted anew after a week, another one.
+    """
+    return f"{key[:MADE_ID_KEY_BYTES].hex()}-{first_time_us // _SECOND_US:x}"
 
 
-def made_time_s(record_id: str) -> int | None:
-    """When the record was accepted that has this id, if it is one that `made_id` makes."""
+def made_time_us(record_id: str) -> int | None:
+    """Returns the second in which the record was accepted that has this id, if `make_id` can have made it."""
     match = _MADE_ID.fullmatch(record_id)
-    return int(match[1], 16) if match else None
+    return int(match[1], 16) * _SECOND_US if match else None

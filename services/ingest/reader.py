@@ -4,70 +4,49 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from libs.broadcast import Broadcast, within
 from libs.domain.lanes import LANES
 from services.ingest.model import LogPage
-from services.ingest.storage.log import Store
+from services.ingest.storage.log import LogStore
 
-PAUSE_S = 0.02
-"""Between two looks of a reader: what comes meanwhile fills its next page."""
-BUSY_PAUSE_S = 0.1
-BUSY_ROWS = 50
+_PAUSE_S = 0.02
+"""The time between two looks of a reader: what comes meanwhile fills its next page."""
+_BUSY_PAUSE_S = 0.1
+_BUSY_ROWS = 50
 """After a page this full the pause is the longer one: the fuller a page, the less each of its records costs."""
-POLL_S = 0.1
+_POLL_INTERVAL_S = 0.1
 """How long what another process wrote may go unseen."""
-SILENCE_S = 1.0
+_SILENCE_S = 1.0
 """How long a reader hears nothing when nothing comes."""
 
 
-class Growth:
-    """Tells readers in this process that the log has grown."""
-
-    def __init__(self) -> None:
-        self._next = asyncio.Event()
-
-    def announce(self) -> None:
-        """The log has grown."""
-        self._next.set()
-        self._next = asyncio.Event()
-
-    def next(self) -> asyncio.Event:
-        """Set when the log grows after this call."""
-        return self._next
-
-
 async def follow(
-    store: Store,
-    growth: Growth,
+    log: LogStore,
+    grown: Broadcast,
     start: Mapping[int, int],
     *,
     max_entries: int,
     engagements: bool | None,
     app_lanes: Sequence[int] | None,
 ) -> AsyncIterator[LogPage]:
-    """Pages of the log from these positions (by lane) on, for ever; one at least every `SILENCE_S`, an empty one if
-    need be. A page has no more than `max_entries` or 64 rows a lane, whichever is more, so callers cut it up.
+    """Yields pages of the log from these positions (by lane) on, for ever; one at least every second, if need be empty.
+
+    `grown` tells of writes in this process. A page has at most the larger of `max_entries` rows and LANES rows a lane,
+    so callers cut it up.
     """
-    positions = await store.first_kept(start)
+    positions = await log.first_kept(start)
     span = max(max_entries // len(positions), LANES)
-    sent = -SILENCE_S
+    sent = -_SILENCE_S
     while True:
-        grown = growth.next()
+        growth = grown.next()
         looked = time.monotonic()
-        page = await store.read_page(positions, span=span, engagements=engagements, app_lanes=app_lanes)
+        page = await log.read_page(positions, span=span, engagements=engagements, app_lanes=app_lanes)
         moved, positions = page.next_positions != positions, page.next_positions
-        if page.rows or moved or looked - sent >= SILENCE_S:
+        if page.rows or moved or looked - sent >= _SILENCE_S:
             sent = looked
             yield page
         if not page.caught_up:
             continue
-        pause_s = BUSY_PAUSE_S if len(page.rows) >= BUSY_ROWS else PAUSE_S
+        pause_s = _BUSY_PAUSE_S if len(page.rows) >= _BUSY_ROWS else _PAUSE_S
         await asyncio.sleep(looked + pause_s - time.monotonic())
-        await _set_within(grown, looked + POLL_S - time.monotonic())
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+        await within(growth, looked + _POLL_INTERVAL_S - time.monotonic())

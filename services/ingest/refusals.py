@@ -1,25 +1,32 @@
-"""Refused records are kept for whoever wonders, never at the cost of accepted ones."""
+"""Refused records, kept for whoever wonders, never at the cost of accepted ones."""
 
 import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 from prometheus_client import Counter
 
+from libs.time import to_timestamp
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import Refusal
 from services.ingest.validation import MAX_ID
 
-MOST_WAITING = 5_000
-LARGEST_BYTES = 65_536
-PAUSE_S = 0.2
+MAX_DELAY_S = 0.2
+"""How long a refusal waits to be written, as long as few come."""
+_MAX_WAITING = 5_000
+_MAX_BYTES = 65_536
+_GROUP_SIZE = 1_000
 
 _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are not listed, because too many came.")
 
 
-class Rejections:
-    """Takes refused records at once and writes them by and by: a thousand in `PAUSE_S` at most, the rest is counted."""
+class Refusals:
+    """Takes refused records at once, and writes up to 1,000 of them every `MAX_DELAY_S`.
+
+    When 5,000 wait, more are only counted. `keep` stores refusals; to store one twice changes nothing.
+    """
 
     def __init__(self, keep: Callable[[Sequence[Refusal]], Awaitable[None]]) -> None:
         self._keep = keep
@@ -28,13 +35,14 @@ class Rejections:
     def add(
         self, record: record_pb2.Record, violations: Sequence[record_batch_pb2.FieldViolation], now_us: int
     ) -> None:
-        """Note a refused record."""
-        if len(self._waiting) >= MOST_WAITING:
+        """Notes a refused record."""
+        if len(self._waiting) >= _MAX_WAITING:
             _dropped.inc()
             return
-        refusal = rejected_record_pb2.RejectedRecord(record=record, violations=violations)
-        refusal.reject_time.FromMicroseconds(now_us)
-        if refusal.ByteSize() > LARGEST_BYTES:
+        refusal = rejected_record_pb2.RejectedRecord(
+            record=record, violations=violations, reject_time=to_timestamp(now_us)
+        )
+        if refusal.ByteSize() > _MAX_BYTES:
             # Too large to keep: enough of it to find it again.
             refusal.record.Clear()
             refusal.record.app_id, refusal.record.record_id = record.app_id[:MAX_ID], record.record_id[:MAX_ID]
@@ -44,16 +52,16 @@ class Rejections:
         )
 
     async def run(self) -> None:
-        """Write until cancelled; raises what keeps it from writing, and then goes on where it was."""
+        """Writes until cancelled. Raises what keeps it from writing; begun anew, it goes on where it was."""
         while True:
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(MAX_DELAY_S)
             if self._waiting:
-                some = [self._waiting[index] for index in range(min(1_000, len(self._waiting)))]
-                await self._keep(some)
-                for _ in some:
+                group = list(islice(self._waiting, _GROUP_SIZE))
+                await self._keep(group)
+                for _ in group:
                     self._waiting.popleft()
 
 
 def _text(id_: str) -> str:
-    """As much of an id as is kept; PostgreSQL's text holds no NUL."""
+    """Returns as much of an id as is kept; PostgreSQL's text holds no NUL."""
     return id_.replace("\0", "")[:MAX_ID]

@@ -1,17 +1,18 @@
 """IngestService: the gRPC face of the record log."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from prometheus_client import Counter
 
+from libs.broadcast import Broadcast
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.time import now_us as clock_us
 from reengage.ingest.v1 import (
     log_pb2,
     record_batch_pb2,
@@ -22,25 +23,26 @@ from reengage.ingest.v1 import (
 )
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
 from services.ingest.entry import admit
-from services.ingest.erasure import erase
+from services.ingest.erasure import Eraser
 from services.ingest.lookup import look_up
-from services.ingest.model import Entry, LogPage, Outcome, Settings
-from services.ingest.reader import Growth, follow
-from services.ingest.refusals import Rejections
+from services.ingest.model import Entry, IngestSettings, LogPage, Outcome
+from services.ingest.reader import follow
+from services.ingest.refusals import Refusals
 from services.ingest.sightings import Sightings
-from services.ingest.storage.log import Store
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
 from services.ingest.validation import MAX_ID
-from services.ingest.writer import Answer, Writer
+from services.ingest.writer import Outcomes, Writer
 
 MAX_RECORDS = 1_000
-MAX_ENTRIES = 10_000
-RESPONSE_BYTES = 1_900_000
-"""Of records in one ReadLogResponse: under 2 MB with all that is around them."""
-PIPELINED_REQUESTS = 16
-"""Requests of one RecordStream that may be under way."""
+_MAX_ENTRIES, _DEFAULT_ENTRIES = 10_000, 2_000
+_MAX_RESPONSE_BYTES = 1_900_000
+"""Bytes of the records in one ReadLogResponse: under 2 MB with all that is around them."""
 _ENTRY_OVERHEAD_BYTES = 32
+_MAX_REQUESTS = 16
+"""Requests of one RecordStream that may be under way."""
 
-_records = Counter("ingest_records_total", "Records answered, by what became of them.", ["status"])
+_records = Counter("ingest_records_total", "Records, by what became of them.", ["status"])
 _accepted, _repeated, _rejected = (_records.labels(status) for status in ("accepted", "repeated", "rejected"))
 _SELECTIONS = {
     log_pb2.ReadLogRequest.SELECTION_UNSPECIFIED: None,
@@ -48,28 +50,32 @@ _SELECTIONS = {
     log_pb2.ReadLogRequest.SELECTION_CONVERSIONS: False,
 }
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Checked = list[record_batch_pb2.RecordResult | None]
-"""Results of a request: of refused records at once, None for those handed to the writer."""
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Checked: TypeAlias = list[record_batch_pb2.RecordResult | None]
+"""One item a record of a request: the result of a refused one, None for one that was handed to the writer."""
+UnderWay: TypeAlias = "asyncio.Queue[tuple[Checked, Outcomes | None] | None]"
+"""Requests of a stream that wait for their outcomes, in order; None ends it."""
 
 
 class IngestService(IngestServiceServicer):
-    """See service.proto. `now_us` is the time of receipt, microseconds since 1970."""
+    """The methods of service.proto. `now_us` is the time of receipt."""
 
     def __init__(
         self,
         *,
-        settings: Follower[Settings],
+        settings: Follower[IngestSettings],
         writer: Writer,
-        rejections: Rejections,
+        refusals: Refusals,
         sightings: Sightings,
-        store: Store,
-        growth: Growth,
-        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        log: LogStore,
+        rejected: RejectedStore,
+        eraser: Eraser,
+        grown: Broadcast,
+        now_us: Callable[[], int] = clock_us,
     ) -> None:
-        self._settings, self._writer, self._rejections, self._sightings = settings, writer, rejections, sightings
-        self._store, self._growth, self._now_us = store, growth, now_us
-        self._erasing = asyncio.Lock()
+        self._settings, self._writer, self._refusals, self._sightings = settings, writer, refusals, sightings
+        self._log, self._rejected, self._eraser, self._grown = log, rejected, eraser, grown
+        self._now_us = now_us
 
     async def RecordBatch(
         self, request: record_batch_pb2.RecordBatchRequest, context: Context
@@ -81,13 +87,13 @@ class IngestService(IngestServiceServicer):
     async def RecordStream(
         self, request_iterator: AsyncIterator[record_batch_pb2.RecordStreamRequest], context: Context
     ) -> AsyncIterator[record_batch_pb2.RecordStreamResponse]:
-        under_way: asyncio.Queue[tuple[Checked, Answer | None] | None] = asyncio.Queue(PIPELINED_REQUESTS)
+        under_way: UnderWay = asyncio.Queue(_MAX_REQUESTS)
         receiving = asyncio.create_task(self._receive(request_iterator, under_way))
         try:
             while (item := await _next_of(under_way, receiving)) is not None:
-                results, answer = item
-                outcomes = await answer if answer is not None else []
-                yield record_batch_pb2.RecordStreamResponse(results=_merge(results, outcomes))
+                results, outcomes = item
+                stored = await outcomes if outcomes is not None else []
+                yield record_batch_pb2.RecordStreamResponse(results=_merge(results, stored))
         finally:
             receiving.cancel()
 
@@ -95,10 +101,10 @@ class IngestService(IngestServiceServicer):
         self, request: log_pb2.ReadLogRequest, context: Context
     ) -> AsyncIterator[log_pb2.ReadLogResponse]:
         start = _parse_read_log(request)
-        max_entries = request.max_entries or 2_000
+        max_entries = request.max_entries or _DEFAULT_ENTRIES
         pages = follow(
-            self._store,
-            self._growth,
+            self._log,
+            self._grown,
             start,
             max_entries=max_entries,
             engagements=_SELECTIONS[request.selection],
@@ -112,13 +118,12 @@ class IngestService(IngestServiceServicer):
         self, request: rejected_record_pb2.ListRejectedRequest, context: Context
     ) -> rejected_record_pb2.ListRejectedResponse:
         found = Violations()
-        if not request.app_id or "\0" in request.app_id:
-            found.add("app_id", "REQUIRED", "the app whose refused records to list")
+        found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
         size = page_size(request.page_size, found)
         token = decode_token(request.page_token, (int, int), found)
         found.check()
         before = (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0)
-        rows = await self._store.list_rejected(request.app_id, before=before, size=size)
+        rows = await self._rejected.page(request.app_id, before=before, size=size)
         return rejected_record_pb2.ListRejectedResponse(
             rejected=[rejected_record_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
             next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if len(rows) == size else "",
@@ -128,27 +133,22 @@ class IngestService(IngestServiceServicer):
         self, request: record_lookup_pb2.LookUpRecordRequest, context: Context
     ) -> record_lookup_pb2.LookUpRecordResponse:
         found = Violations()
-        for field in ("app_id", "record_id"):
-            value = getattr(request, field)
-            if not 0 < len(value) <= MAX_ID or "\0" in value:
-                found.add(field, "REQUIRED", f"1 to {MAX_ID} characters")
+        found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
+        found.check_text("record_id", request.record_id, max_characters=MAX_ID, required=True)
         found.check()
-        response = await look_up(self._store, request.app_id, request.record_id)
+        response = await look_up(self._log, self._rejected, request.app_id, request.record_id)
         if not response.HasField("accept_time") and not response.rejected:
-            raise NotFound("RECORD_NOT_FOUND", "nothing is known of this record (any more)")
+            raise NotFound("RECORD_NOT_FOUND", "no record with this id is known, or no longer")
         return response
 
     async def EraseRecords(
         self, request: record_erasure_pb2.EraseRecordsRequest, context: Context
     ) -> AsyncIterator[record_erasure_pb2.EraseRecordsResponse]:
-        async with self._erasing:
-            async for response in erase(self._store, request):
-                yield response
+        async for response in self._eraser.erase(request):
+            yield response
 
     async def _receive(
-        self,
-        requests: AsyncIterator[record_batch_pb2.RecordStreamRequest],
-        under_way: "asyncio.Queue[tuple[Checked, Answer | None] | None]",
+        self, requests: AsyncIterator[record_batch_pb2.RecordStreamRequest], under_way: UnderWay
     ) -> None:
         async for request in requests:
             await self._writer.room(len(request.records))
@@ -157,7 +157,7 @@ class IngestService(IngestServiceServicer):
         await under_way.put(None)
 
     def _check(self, records: Sequence[record_pb2.Record]) -> tuple[Checked, list[Entry]]:
-        """Results of the records that are refused, None for the others, whose entries follow. Never waits."""
+        """Returns the results of refused records, None for the others, and the entries of those. Never waits."""
         if not records:
             raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="at least one record")])
         if len(records) > MAX_RECORDS:
@@ -176,16 +176,14 @@ class IngestService(IngestServiceServicer):
                     self._sightings.add(app_id, event_name, settings.apps[app_id].event_names)
             else:
                 result = _refused(admitted)
-                self._rejections.add(record, result.violations, now_us)
+                self._refusals.add(record, result.violations, now_us)
                 results.append(result)
         _rejected.inc(len(records) - len(entries))
         return results, entries
 
 
-async def _next_of(
-    under_way: "asyncio.Queue[tuple[Checked, Answer | None] | None]", receiving: "asyncio.Task[None]"
-) -> tuple[Checked, Answer | None] | None:
-    """The next request under way, None at the end; raises what ended the receiving before its end."""
+async def _next_of(under_way: UnderWay, receiving: "asyncio.Task[None]") -> tuple[Checked, Outcomes | None] | None:
+    """Returns the next request under way, None at the end. Raises what ended the receiving before its end."""
     getting = asyncio.ensure_future(under_way.get())
     await asyncio.wait((getting, receiving), return_when=asyncio.FIRST_COMPLETED)
     if not getting.done() and (error := receiving.exception()) is not None:
@@ -221,7 +219,7 @@ def _merge(results: Checked, outcomes: Sequence[Outcome]) -> list[record_batch_p
 
 
 def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
-    """The first position wanted, by lane."""
+    """Returns the first position wanted, by lane. Raises InvalidArgument with every wrong field."""
     found = Violations()
     start: dict[int, int] = {}
     places = getattr(request, "from")  # a keyword of Python
@@ -229,7 +227,7 @@ def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
         if not 0 <= place.lane < LANES:
             found.add(f"from[{index}].lane", "OUT_OF_RANGE", f"must be 0 to {LANES - 1}")
         if place.lane in start:
-            found.add(f"from[{index}].lane", "DUPLICATE", "a lane is named once")
+            found.add(f"from[{index}].lane", "DUPLICATE", "each lane is named once")
         if place.position < 0:
             found.add(f"from[{index}].position", "OUT_OF_RANGE", "must be 0 or more")
         start[place.lane] = place.position
@@ -239,19 +237,19 @@ def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
         found.add("selection", "INVALID_VALUE", "must be one of the named selections")
     if any(not 0 <= lane < LANES for lane in request.app_lanes):
         found.add("app_lanes", "OUT_OF_RANGE", f"must be 0 to {LANES - 1}")
-    if not 0 <= request.max_entries <= MAX_ENTRIES:
-        found.add("max_entries", "OUT_OF_RANGE", f"must be 1 to {MAX_ENTRIES:,}")
+    if not 0 <= request.max_entries <= _MAX_ENTRIES:
+        found.add("max_entries", "OUT_OF_RANGE", f"must be 1 to {_MAX_ENTRIES:,}")
     found.check()
     return start
 
 
 def _responses(page: LogPage, max_entries: int) -> Iterator[log_pb2.ReadLogResponse]:
-    """The page as responses of bounded size; the last of them may say that the reader has caught up."""
+    """Yields the page as responses of bounded size; the last of them may say that the reader has caught up."""
     entries: list[log_pb2.LogEntry] = []
     size = 0
     for lane, position, app_lane, receive_time_us, record in page.rows:
         bytes_more = len(record) + _ENTRY_OVERHEAD_BYTES
-        if entries and (len(entries) == max_entries or size + bytes_more > RESPONSE_BYTES):
+        if entries and (len(entries) == max_entries or size + bytes_more > _MAX_RESPONSE_BYTES):
             yield log_pb2.ReadLogResponse(entries=entries, heads=page.heads)
             entries, size = [], 0
         entries.append(

@@ -1,24 +1,25 @@
-"""What ingest takes from the tracker's settings."""
+"""The settings that ingest needs, built from tracker's resources."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Resources
+from libs.time import DAY_US, duration_us
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
-from services.ingest.model import DAY_S, App, Settings
+from services.ingest.model import App, IngestSettings
 
-_DEFAULT_AGE_S = 31 * DAY_S
-_DEFAULT_LEAD_S = DAY_S
+_DEFAULT_AGE_US = 31 * DAY_US
+_DEFAULT_LEAD_US = DAY_US
 
 
-def build_settings(resources: Resources, revision: int) -> Settings:
-    """Live apps with their limits and events, and all trackers."""
+def build_settings(resources: Resources, revision: int) -> IngestSettings:
+    """Returns live apps with their limits and events, and all trackers."""
     event_names = defaultdict[str, list[str]](list)
     for app_id, event_name in resources["event_definition"]:
         event_names[app_id].append(event_name)
-    return Settings(
+    return IngestSettings(
         apps={
             app.app_id: _app(app, event_names[app.app_id])
             for app in resources["app"].values()
@@ -35,11 +36,10 @@ def build_settings(resources: Resources, revision: int) -> Settings:
 
 def _app(app: app_pb2.App, event_names: Iterable[str]) -> App:
     limits = app.settings
-    age_s = limits.max_record_age.seconds if limits.HasField("max_record_age") else _DEFAULT_AGE_S
-    lead_s = limits.max_record_lead.seconds if limits.HasField("max_record_lead") else _DEFAULT_LEAD_S
+    has_age, has_lead = limits.HasField("max_record_age"), limits.HasField("max_record_lead")
     return App(
-        max_age_us=age_s * 1_000_000,
-        max_lead_us=lead_s * 1_000_000,
+        max_age_us=duration_us(limits.max_record_age) if has_age else _DEFAULT_AGE_US,
+        max_lead_us=duration_us(limits.max_record_lead) if has_lead else _DEFAULT_LEAD_US,
         app_lane=lane_of(app.app_id),
         event_names=frozenset(event_names),
     )

@@ -1,4 +1,4 @@
-"""What makes a record acceptable, and which of its device ids count (rule A2). Pure: every wrong field is named."""
+"""Validation of records. Pure: every wrong field of a record is named."""
 
 import re
 import socket
@@ -10,15 +10,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.domain.device_ids import KNOWN_KINDS, RAW_KINDS
 from libs.domain.event_names import INSTALL, RESERVED_EVENT_DATA, is_reserved
 from libs.errors import Violation
+from libs.time import MAX_TIME_US, MIN_TIME_US, SECOND_US, timestamp_us
 from reengage.ingest.v1 import record_pb2
-from services.ingest.model import Settings
+from services.ingest.model import IngestSettings
 
 MAX_ID = 256
 MAX_EVENT_NAME = 128
 MAX_PAIRS = 64
 MAX_TEXT_BYTES = 4096
-"""Of a value of event data and the like, and of every other text that is no id."""
-
+"""The limit of a value of event data and the like, and of every other text that is no id."""
 
 _TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
 _NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "identity_link"})
@@ -28,7 +28,7 @@ _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
 
 def violations(
     record: record_pb2.Record,
-    settings: Settings,
+    settings: IngestSettings,
     now_us: int,
     *,
     content: bytes,
@@ -36,10 +36,10 @@ def violations(
     device_ids: Mapping[str, str],
     has_device: bool,
 ) -> list[Violation]:
-    """Every wrong field of a record that came at `now_us`; an empty list when it is acceptable.
+    """Returns every wrong field of a record that came at `now_us`; an empty list if it is acceptable.
 
-    What the caller has at hand is not taken from `record` again: `content` is the record serialised, `kind` and
-    `device_ids` are its own; `has_device` says whether one of the ids is usable.
+    The caller has these at hand, so they are not taken from `record` again: `content` is the record serialised, `kind`
+    and `device_ids` are its own, and `has_device` says whether one of the ids is usable.
     """
     found = _Found(settings, content)
     _check_app_and_time(record, found, now_us)
@@ -56,85 +56,85 @@ def violations(
 
 
 class _Found:
-    """Collects wrong fields. Methods take the path of a field and its value."""
+    """The wrong fields found so far. Its methods take the path of a field and its value."""
 
     __slots__ = ("is_plain", "settings", "violations")
 
-    def __init__(self, settings: Settings, content: bytes) -> None:
+    def __init__(self, settings: IngestSettings, content: bytes) -> None:
         self.settings = settings
         self.violations: list[Violation] = []
-        # Of a record that is short as a whole, and without a zero byte, no text need be looked at by itself.
+        # A record that is short as a whole and holds no zero byte has no text that need be looked at by itself.
         self.is_plain = len(content) <= MAX_TEXT_BYTES and b"\0" not in content
 
     def is_short(self, part: Message) -> bool:
-        """Whether nothing in a part of the record can be too long, too many or hold NUL."""
+        """Returns whether nothing in a part of the record can be too long, too many or hold NUL."""
         return self.is_plain and part.ByteSize() <= MAX_ID
 
     def add(self, field: str, reason: str, description: str) -> None:
         self.violations.append(Violation(field=field, reason=reason, description=description))
 
-    def identifier(self, field: str, value: str, longest: int = MAX_ID) -> None:
-        if len(value) > longest:
-            self.add(field, "TOO_LONG", f"at most {longest} characters")
+    def check_id(self, field: str, value: str, max_characters: int = MAX_ID) -> None:
+        if len(value) > max_characters:
+            self.add(field, "TOO_LONG", f"at most {max_characters} characters")
         if "\0" in value:
             self.add(field, "INVALID_TEXT", "must not contain NUL")
 
-    def text(self, field: str, value: str) -> None:
+    def check_text(self, field: str, value: str) -> None:
         # Counting bytes costs a copy: only what may be too long in UTF-8 is counted.
         if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
             self.add(field, "TOO_LONG", f"at most {MAX_TEXT_BYTES} bytes")
         if "\0" in value:
             self.add(field, "INVALID_TEXT", "must not contain NUL")
 
-    def required(self, field: str, value: str, what: str) -> None:
+    def check_given(self, field: str, value: str, what: str) -> None:
         if not value:
             self.add(field, "REQUIRED", what)
 
-    def pairs(self, field: str, pairs: Mapping[str, str]) -> None:
+    def check_pairs(self, field: str, pairs: Mapping[str, str]) -> None:
         if len(pairs) > MAX_PAIRS:
             self.add(field, "TOO_MANY", f"at most {MAX_PAIRS} keys")
         for name, value in pairs.items():
-            self.identifier(field, name)
-            self.text(f"{field}.{name[:MAX_ID]}", value)
+            self.check_id(field, name)
+            self.check_text(f"{field}.{name[:MAX_ID]}", value)
 
-    def time_us(self, field: str, time: Timestamp) -> int | None:
-        # The bounds of google.protobuf.Timestamp: years 1 to 9999.
-        seconds, nanos = time.seconds, time.nanos
-        if 0 <= nanos < 1_000_000_000 and -62_135_596_800 <= seconds < 253_402_300_800:
-            return seconds * 1_000_000 + nanos // 1000
+    def check_time(self, field: str, time: Timestamp) -> int | None:
+        """Returns the time in microseconds; None if it is none, which is noted."""
+        time_us = timestamp_us(time)
+        if 0 <= time.nanos < 1_000_000_000 and MIN_TIME_US <= time_us <= MAX_TIME_US:
+            return time_us
         self.add(field, "INVALID_TIME", "seconds or nanos are out of range")
         return None
 
-    def tracker(self, field: str, tracker_id: str, app_id: str) -> None:
+    def check_tracker(self, field: str, tracker_id: str, app_id: str) -> None:
         if not tracker_id:
             self.add(field, "REQUIRED", "the tracker")
         # Of an unknown app nothing can be said about its trackers.
         elif app_id in self.settings.apps and self.settings.app_of_tracker.get(tracker_id) != app_id:
             self.add(field, "UNKNOWN_TRACKER", "the app has no such tracker")
 
-    def ad(self, field: str, ad: record_pb2.AdDetails) -> None:
-        self.identifier(f"{field}.site_id", ad.site_id)
-        self.identifier(f"{field}.sub_site_id", ad.sub_site_id)
-        self.identifier(f"{field}.creative_id", ad.creative_id)
-        self.identifier(f"{field}.partner_campaign_id", ad.partner_campaign_id)
-        self.text(f"{field}.partner_campaign_name", ad.partner_campaign_name)
-        self.pairs(f"{field}.custom_parameters", ad.custom_parameters)
+    def check_ad(self, field: str, ad: record_pb2.AdDetails) -> None:
+        self.check_id(f"{field}.site_id", ad.site_id)
+        self.check_id(f"{field}.sub_site_id", ad.sub_site_id)
+        self.check_id(f"{field}.creative_id", ad.creative_id)
+        self.check_id(f"{field}.partner_campaign_id", ad.partner_campaign_id)
+        self.check_text(f"{field}.partner_campaign_name", ad.partner_campaign_name)
+        self.check_pairs(f"{field}.custom_parameters", ad.custom_parameters)
 
 
 def _check_app_and_time(record: record_pb2.Record, found: _Found, now_us: int) -> None:
     app_id = record.app_id
     app = found.settings.apps.get(app_id)
     if not app_id:
-        found.add("app_id", "REQUIRED", "which app it belongs to")
+        found.add("app_id", "REQUIRED", "the app that the record belongs to")
     elif app is None:
         found.add("app_id", "UNKNOWN_APP", "no live app has this id")
-    found.identifier("record_id", record.record_id)
-    time_us = found.time_us("event_time", record.event_time) if record.HasField("event_time") else None
+    found.check_id("record_id", record.record_id)
+    time_us = found.check_time("event_time", record.event_time) if record.HasField("event_time") else None
     if app is not None and time_us is not None:
         if time_us > now_us + app.max_lead_us:
-            found.add("event_time", "EVENT_TIME_IN_FUTURE", f"at most {app.max_lead_us // 1_000_000} s ahead")
+            found.add("event_time", "EVENT_TIME_IN_FUTURE", f"at most {app.max_lead_us // SECOND_US} s ahead")
         elif time_us < now_us - app.max_age_us:
-            found.add("event_time", "EVENT_TIME_TOO_OLD", f"at most {app.max_age_us // 1_000_000} s back")
+            found.add("event_time", "EVENT_TIME_TOO_OLD", f"at most {app.max_age_us // SECOND_US} s back")
 
 
 def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
@@ -142,7 +142,7 @@ def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
         if name not in KNOWN_KINDS:
             found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(RAW_KINDS)}, with or without a hash")
         elif len(value) > MAX_ID or not found.is_plain:
-            found.identifier(f"device_ids.{name}", value)
+            found.check_id(f"device_ids.{name}", value)
 
 
 def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | None) -> None:
@@ -153,8 +153,8 @@ def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | No
     elif kind in _NEED_IP_ADDRESS:
         found.add("ip_address", "REQUIRED", "the device's IP address")
     if not found.is_plain:
-        found.text("user_agent", record.user_agent)
-        found.text("app_version", record.app_version)
+        found.check_text("user_agent", record.user_agent)
+        found.check_text("app_version", record.app_version)
 
 
 def _check_privacy(record: record_pb2.Record, found: _Found) -> None:
@@ -163,39 +163,39 @@ def _check_privacy(record: record_pb2.Record, found: _Found) -> None:
         if transparency.detail not in _TRANSPARENCY_DETAILS:
             found.add("tracking_transparency.detail", "INVALID_VALUE", "must be one of the named details")
         if transparency.HasField("answer_time"):
-            found.time_us("tracking_transparency.answer_time", transparency.answer_time)
+            found.check_time("tracking_transparency.answer_time", transparency.answer_time)
     if record.HasField("privacy_consent"):
-        found.text("privacy_consent.tc_string", record.privacy_consent.tc_string)
+        found.check_text("privacy_consent.tc_string", record.privacy_consent.tc_string)
 
 
 def _check_click(record: record_pb2.Record, found: _Found) -> None:
     click = record.click
-    found.tracker("click.tracker_id", click.tracker_id, record.app_id)
+    found.check_tracker("click.tracker_id", click.tracker_id, record.app_id)
     if not found.is_short(click):
-        found.identifier("click.click_id", click.click_id)
-        found.ad("click.ad", click.ad)
+        found.check_id("click.click_id", click.click_id)
+        found.check_ad("click.ad", click.ad)
 
 
 def _check_impression(record: record_pb2.Record, found: _Found) -> None:
     impression = record.impression
-    found.tracker("impression.tracker_id", impression.tracker_id, record.app_id)
+    found.check_tracker("impression.tracker_id", impression.tracker_id, record.app_id)
     if not found.is_short(impression):
-        found.identifier("impression.impression_id", impression.impression_id)
-        found.ad("impression.ad", impression.ad)
+        found.check_id("impression.impression_id", impression.impression_id)
+        found.check_ad("impression.ad", impression.ad)
 
 
 def _check_install(record: record_pb2.Record, found: _Found) -> None:
     install = record.install
     if not found.is_short(install):
-        found.identifier("install.click_record_id", install.click_record_id)
-        found.text("install.referrer", install.referrer)
+        found.check_id("install.click_record_id", install.click_record_id)
+        found.check_text("install.referrer", install.referrer)
 
 
 def _check_event(record: record_pb2.Record, found: _Found) -> None:
     event = record.event
     event_name = event.event_name
-    found.required("event.event_name", event_name, "what happened")
-    found.identifier("event.event_name", event_name, MAX_EVENT_NAME)
+    found.check_given("event.event_name", event_name, "the name of the event")
+    found.check_id("event.event_name", event_name, MAX_EVENT_NAME)
     if is_reserved(event_name):
         found.add("event.event_name", "RESERVED_NAME", f"names beginning with {INSTALL} are reserved")
     for name in event.event_data:
@@ -204,8 +204,8 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
     if event.HasField("revenue") and not _CURRENCY_CODE.fullmatch(event.revenue.currency_code):
         found.add("event.revenue.currency_code", "INVALID_CURRENCY_CODE", "three capital letters, as ISO 4217")
     if not found.is_short(event):
-        found.pairs("event.event_data", event.event_data)
-        found.identifier("event.click_record_id", event.click_record_id)
+        found.check_pairs("event.event_data", event.event_data)
+        found.check_id("event.click_record_id", event.click_record_id)
 
 
 def _check_session(record: record_pb2.Record, found: _Found) -> None:
@@ -215,18 +215,18 @@ def _check_session(record: record_pb2.Record, found: _Found) -> None:
 
 def _check_deep_link_open(record: record_pb2.Record, found: _Found) -> None:
     link = record.deep_link_open
-    found.required("deep_link_open.uri", link.uri, "the link that opened the app")
-    found.text("deep_link_open.uri", link.uri)
-    found.identifier("deep_link_open.click_record_id", link.click_record_id)
+    found.check_given("deep_link_open.uri", link.uri, "the link that opened the app")
+    found.check_text("deep_link_open.uri", link.uri)
+    found.check_id("deep_link_open.click_record_id", link.click_record_id)
     # Links come from anywhere: a tracker that is not ours makes no candidate, but the app was opened all the same.
-    found.identifier("deep_link_open.tracker_id", link.tracker_id)
+    found.check_id("deep_link_open.tracker_id", link.tracker_id)
 
 
 def _check_identity_link(record: record_pb2.Record, found: _Found) -> None:
     identities = record.identity_link.identities
     if not identities:
         found.add("identity_link.identities", "REQUIRED", "at least one name and value")
-    found.pairs("identity_link.identities", identities)
+    found.check_pairs("identity_link.identities", identities)
 
 
 _CHECKS: dict[str, Callable[[record_pb2.Record, _Found], None]] = {

@@ -1,4 +1,4 @@
-"""Group commit: calls hand in their entries, one loop writes everything that waits in one transaction."""
+"""Group commit: calls hand in their entries, and one loop writes all that wait in one transaction."""
 
 import asyncio
 from collections import deque
@@ -16,14 +16,14 @@ _group_seconds = Histogram("ingest_group_seconds", "Time to write and commit a g
 _failures = Counter("ingest_group_failures_total", "Groups that could not be written.")
 _log = structlog.get_logger()
 
-Answer = asyncio.Future[list[Outcome]]
+Outcomes = asyncio.Future[list[Outcome]]
 
 
 class Writer:
-    """Takes entries in the order they are handed in and writes them in that order.
+    """Takes entries in the order they are handed in, and writes them in that order.
 
-    `write` makes entries durable and answers an outcome each; what it raises, the callers of that group get. `wrote` is
-    called after each group. At most `most_waiting` records wait. Up to `group_size` go into one transaction; while
+    `write` makes entries durable and returns an outcome each. `wrote` is called after each group. What either raises,
+    the callers of that group get. At most `max_waiting` records wait. Up to `group_size` go into one transaction; while
     it is written, the calls of the next are checked.
     """
 
@@ -33,47 +33,47 @@ class Writer:
         wrote: Callable[[], None],
         *,
         group_size: int = 1_000,
-        most_waiting: int = 20_000,
+        max_waiting: int = 20_000,
     ) -> None:
         self._write, self._wrote = write, wrote
-        self._group_size, self._most_waiting = group_size, most_waiting
-        self._calls: deque[tuple[Sequence[Entry], Answer]] = deque()
+        self._group_size, self._max_waiting = group_size, max_waiting
+        self._calls: deque[tuple[Sequence[Entry], Outcomes]] = deque()
         self._waiting_records = 0
-        self._changed = asyncio.Event()
+        self._handed_in = asyncio.Event()
         self._room = asyncio.Event()
 
-    def submit(self, entries: Sequence[Entry]) -> Answer:
-        """Hand in entries; the answer comes when they are durable. Raises ResourceExhausted `OVERLOADED` when full."""
+    def submit(self, entries: Sequence[Entry]) -> Outcomes:
+        """Hands in entries, and returns their outcomes to come. Raises ResourceExhausted `OVERLOADED` when full."""
         if not self._has_room(len(entries)):
             raise ResourceExhausted("OVERLOADED", "too many records wait to be written", retry_after_s=1.0)
-        answer: Answer = asyncio.get_running_loop().create_future()
-        self._calls.append((entries, answer))
+        outcomes: Outcomes = asyncio.get_running_loop().create_future()
+        self._calls.append((entries, outcomes))
         self._count(len(entries))
-        self._changed.set()
-        return answer
+        self._handed_in.set()
+        return outcomes
 
     async def room(self, records: int) -> None:
-        """Wait until so many records can be handed in; do so before the next await."""
+        """Waits until so many records can be handed in; do so before the next await."""
         while not self._has_room(records):
             self._room.clear()
             await self._room.wait()
 
     async def run(self) -> None:
-        """Write until cancelled. What has no answer by then is not promised to anyone."""
+        """Writes until cancelled; begun anew, it goes on with what waits. No outcome by then, no promise."""
         while True:
-            await self._changed.wait()
-            self._changed.clear()
             while self._calls:
                 await self._write_group(self._take())
+            self._handed_in.clear()
+            await self._handed_in.wait()
 
     def _has_room(self, records: int) -> bool:
-        return self._waiting_records == 0 or self._waiting_records + records <= self._most_waiting
+        return self._waiting_records == 0 or self._waiting_records + records <= self._max_waiting
 
     def _count(self, records: int) -> None:
         self._waiting_records += records
         _waiting.set(self._waiting_records)
 
-    def _take(self) -> list[tuple[Sequence[Entry], Answer]]:
+    def _take(self) -> list[tuple[Sequence[Entry], Outcomes]]:
         group = [self._calls.popleft()]
         size = len(group[0][0])
         while self._calls and size + len(self._calls[0][0]) <= self._group_size:
@@ -81,25 +81,25 @@ class Writer:
             size += len(group[-1][0])
         return group
 
-    async def _write_group(self, group: list[tuple[Sequence[Entry], Answer]]) -> None:
+    async def _write_group(self, group: list[tuple[Sequence[Entry], Outcomes]]) -> None:
         entries = [entry for call, _ in group for entry in call]
         try:
             with _group_seconds.time():
-                outcomes = await self._write(entries)
+                written = await self._write(entries)
+            self._wrote()
         except Exception as error:
             # The edge of a worker: the callers are told, the loop goes on.
             _failures.inc()
             _log.warning("group.failed", records=len(entries), exc_info=error)
-            for _, answer in group:
-                if not answer.cancelled():
-                    answer.set_exception(error)
+            for _, outcomes in group:
+                if not outcomes.cancelled():
+                    outcomes.set_exception(error)
         else:
-            self._wrote()
             _group_records.observe(len(entries))
             start = 0
-            for call, answer in group:
-                if not answer.cancelled():
-                    answer.set_result(outcomes[start : start + len(call)])
+            for call, outcomes in group:
+                if not outcomes.cancelled():
+                    outcomes.set_result(written[start : start + len(call)])
                 start += len(call)
         finally:
             self._count(-len(entries))

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 
+from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
@@ -52,11 +53,12 @@ from services.attribution.service import Attribution
 from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire import rulebook
 from services.ingest import settings as ingest_settings
-from services.ingest.reader import Growth
-from services.ingest.refusals import Rejections
+from services.ingest.erasure import Eraser
+from services.ingest.refusals import Refusals
 from services.ingest.service import IngestService
 from services.ingest.sightings import Sightings
-from services.ingest.storage.log import Store as LogStore
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer
 from tests.conftest import Database
 
@@ -317,21 +319,23 @@ def start_world(tmp_path: Path) -> StartWorld:
 
             log_settings = Follower(feed.watch, ingest_settings.build_settings)
             log_pool = await pool_of("ingest")
-            log_store, growth = LogStore(log_pool), Growth()
-            writer, rejections = Writer(log_store.append, growth.announce), Rejections(log_store.reject)
+            log_store, rejected, grown = LogStore(log_pool), RejectedStore(log_pool), Broadcast()
+            writer, refusals = Writer(log_store.append, grown.notify), Refusals(rejected.keep)
             log = IngestService(
                 settings=log_settings,
                 writer=writer,
-                rejections=rejections,
+                refusals=refusals,
                 sightings=Sightings(lambda app_id, event_names: asyncio.sleep(0)),  # there is no tracker to tell
-                store=log_store,
-                growth=growth,
+                log=log_store,
+                rejected=rejected,
+                eraser=Eraser(log_store, rejected, settle_s=0.5),
+                grown=grown,
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, rulebook.RulebookBuilder())
             pace = Pace()
             watching = Watching(pool, pace)
-            await background(log_settings.run, settings.run, writer.run, rejections.run, watching.run)
+            await background(log_settings.run, settings.run, writer.run, refusals.run, watching.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
             to_ingest = await serve(
                 "ingest",

@@ -29,7 +29,6 @@ from services.attribution.live.worker import Loop
 from services.attribution.queries import offers
 from services.attribution.storage.erasures import Erasure, Erasures
 from services.attribution.storage.store import Store
-from services.ingest import erasure as ingest_erasing
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -59,7 +58,6 @@ KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the waits for what other processes may have under way: there are none."""
-    monkeypatch.setattr(ingest_erasing, "SETTLING_S", 0.5)
     monkeypatch.setattr(erasing, "CLAIMS_END_S", 0)
     monkeypatch.setattr(erasing, "_LOOK_S", 0.02)
     monkeypatch.setattr(erasing, "_WAIT_S", 0.02)

@@ -83,7 +83,7 @@ async def _row_limits(dsn: str, records: int) -> tuple[float, float]:
         " SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::smallint[], $4::boolean[], $5::bigint[], $6::bytea[])"
     )
     dedupe = await connection.prepare(
-        "INSERT INTO equal_dedupe (key, first_time_s) SELECT * FROM unnest($1::bytea[], $2::integer[])"
+        "INSERT INTO equal_dedupe (key, first_time_us) SELECT * FROM unnest($1::bytea[], $2::bigint[])"
         " ON CONFLICT DO NOTHING"
     )
     size = len(make_record(0).SerializeToString()) + 45  # the id and the time that ingest adds

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
+from libs.domain.lanes import LANES
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import app_pb2, network_pb2, tracker_pb2
@@ -72,7 +73,7 @@ class World:
 
     async def log(self) -> list[record_pb2.Record]:
         """All of ingest's log."""
-        places = [log_pb2.LanePosition(lane=lane) for lane in range(64)]
+        places = [log_pb2.LanePosition(lane=lane) for lane in range(LANES)]
         records: list[record_pb2.Record] = []
         async with open_channel(self.backend.ingest.target) as channel:
             request = log_pb2.ReadLogRequest(**{"from": places})  # type: ignore[arg-type]

@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import asyncpg
 import pytest
 
+from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import Pool, open_pool
+from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.server import Face, ServerConfig, build_server
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, service_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
-from services.ingest.reader import Growth
-from services.ingest.refusals import Rejections
+from services.ingest.erasure import Eraser
+from services.ingest.refusals import Refusals
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
 from services.ingest.sightings import Sightings
-from services.ingest.storage.log import Store
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer
 from tests.conftest import Database
 
@@ -76,7 +80,8 @@ class Ingest:
 
     stub: IngestServiceStub
     pool: Pool
-    store: Store
+    log_store: LogStore
+    rejected: RejectedStore
     sightings: Sightings
 
     async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
@@ -92,7 +97,7 @@ class Ingest:
 StartIngest: TypeAlias = Callable[..., AbstractAsyncContextManager[Ingest]]
 
 
-def read_log_request(positions: Sequence[int] = (0,) * 64, **options: Any) -> log_pb2.ReadLogRequest:
+def read_log_request(positions: Sequence[int] = (0,) * LANES, **options: Any) -> log_pb2.ReadLogRequest:
     """A request for every lane from these positions on."""
     request = log_pb2.ReadLogRequest(**options)
     for lane, position in enumerate(positions):
@@ -122,7 +127,9 @@ def start_ingest(tmp_path: Path) -> StartIngest:
     async def start(
         database: Database,
         *,
-        most_waiting: int = 20_000,
+        max_waiting: int = 20_000,
+        page_bytes: int = 8_000_000,
+        settle_s: float = 0.0,
         write: bool = True,
         watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]] = watch,
         register: Callable[[str, Collection[str]], Awaitable[object]] = register_nothing,
@@ -131,12 +138,19 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             pool = await stack.enter_async_context(
                 open_pool(database.dsn("ingest"), schema="ingest", application_name="test", max_size=4)
             )
-            store, growth = Store(pool), Growth()
-            writer = Writer(store.append, growth.announce, most_waiting=most_waiting)
-            rejections, sightings = Rejections(store.reject), Sightings(register)
+            log, rejected, grown = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), Broadcast()
+            writer = Writer(log.append, grown.notify, max_waiting=max_waiting)
+            refusals, sightings = Refusals(rejected.keep), Sightings(register)
             settings = Follower(watch, build_settings)
             service = IngestService(
-                settings=settings, writer=writer, rejections=rejections, sightings=sightings, store=store, growth=growth
+                settings=settings,
+                writer=writer,
+                refusals=refusals,
+                sightings=sightings,
+                log=log,
+                rejected=rejected,
+                eraser=Eraser(log, rejected, settle_s=settle_s),
+                grown=grown,
             )
             face = Face.of(
                 service_pb2.DESCRIPTOR.services_by_name["IngestService"],
@@ -148,12 +162,14 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             server.add_insecure_port(address)
             await server.start()
             stack.push_async_callback(server.stop, 0)
-            running = [settings.run, rejections.run, *([writer.run] if write else [])]
+            running = [settings.run, refusals.run, *([writer.run] if write else [])]
             tasks = [asyncio.create_task(task()) for task in running]
             stack.push_async_callback(_cancel, tasks)
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
-            yield Ingest(stub=IngestServiceStub(channel), pool=pool, store=store, sightings=sightings)
+            yield Ingest(
+                stub=IngestServiceStub(channel), pool=pool, log_store=log, rejected=rejected, sightings=sightings
+            )
 
     return start
 
@@ -185,3 +201,13 @@ def record(**fields: object) -> record_pb2.Record:
     """A record with what every kind needs."""
     usual = {"app_id": APP, "device_ids": {"idfa": "11111111-1111-4111-8111-111111111111"}, "ip_address": "192.0.2.7"}
     return record_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
+
+
+async def age_all(database: Database, length_us: int) -> None:
+    """Makes everything that ingest holds so much older."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    await connection.execute("SET search_path = ingest")
+    await connection.execute("UPDATE dedupe SET first_time_us = first_time_us - $1::bigint", length_us)
+    await connection.execute("UPDATE log SET receive_time_us = receive_time_us - $1::bigint", length_us)
+    await connection.execute("UPDATE rejected SET reject_time_us = reject_time_us - $1::bigint", length_us)
+    await connection.close()

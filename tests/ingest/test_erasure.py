@@ -9,14 +9,16 @@ import asyncpg
 import grpc
 import pytest
 
+from libs.domain.lanes import LANES
 from libs.errors import from_rpc_error
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_erasure_pb2, record_pb2
-from services.ingest import erasure as erasing
-from services.ingest.model import REPEAT_WINDOW_S
-from services.ingest.storage import log as store
+from services.ingest.model import REPEAT_WINDOW_US
+from services.ingest.storage import dedupe
+from services.ingest.storage.log import LogStore
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, STRICT_TRACKER, Ingest, StartIngest, click, event, record
 from tests.ingest.test_log import Reader, Senders, id_of
+from tests.support.plans import query_log
 
 MINE = "AAAAAAAA-1111-4111-8111-AAAAAAAAAAAA"
 MINE_MD5 = "0123456789ABCDEF0123456789abcdef"
@@ -24,14 +26,9 @@ ACCEPTED, REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch
 TABLES = ("log", "dedupe", "rejected")
 
 
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasing, "SETTLING_S", 0)
-
-
 async def request(ingest: Ingest, *device_ids: str, **fields: object) -> record_erasure_pb2.EraseRecordsRequest:
     """For all that the log holds now."""
-    heads = (await ingest.store.read_page({0: 0}, span=1)).heads
+    heads = (await ingest.log_store.read_page({0: 0}, span=1)).heads
     below = [log_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(heads)]
     given = {"app_id": APP, "device_ids": device_ids, "below": below, **fields}
     return record_erasure_pb2.EraseRecordsRequest(**given)  # type: ignore[arg-type]
@@ -111,19 +108,17 @@ async def test_what_a_later_record_is_recognised_by_stays(ingest: Ingest) -> Non
     """The same id, accepted anew a week later: the entry below the positions is erased, the key is not."""
     await ingest.send(event(device_ids={"idfa": MINE}, record_id="e-1"))
     wanted = await request(ingest, MINE)
-    await ingest.pool.execute(
-        "UPDATE log SET receive_time_us = receive_time_us - $1::bigint * 1000000", REPEAT_WINDOW_S
-    )
+    await ingest.pool.execute("UPDATE log SET receive_time_us = receive_time_us - $1::bigint", REPEAT_WINDOW_US)
     assert await erase(ingest, wanted) == {"log": 1}
     assert [result.status for result in await ingest.send(event(device_ids={"idfa": MINE}, record_id="e-1"))] == [
         REPEATED
     ]
 
 
-async def test_a_refusal_that_is_yet_to_be_written_goes_too(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    await ingest.send(event("_install", device_ids={"idfa": MINE}))
-    assert await erase(ingest, await request(ingest, MINE)) == {"rejected": 1}
+async def test_a_refusal_that_is_yet_to_be_written_goes_too(start_ingest: StartIngest, database: Database) -> None:
+    async with start_ingest(database, settle_s=2.0) as ingest:
+        await ingest.send(event("_install", device_ids={"idfa": MINE}))
+        assert await erase(ingest, await request(ingest, MINE)) == {"rejected": 1}
 
 
 async def test_a_call_broken_off_goes_on_with_the_lanes_left(ingest: Ingest) -> None:
@@ -161,8 +156,8 @@ async def test_pages_over_gaps_come_in_the_order_of_receipt(ingest: Ingest, seed
         for row in await ingest.pool.fetch("SELECT lane, position FROM log ORDER BY receive_time_us")
     ]
     for span in (1, 2, 5):
-        positions, read = dict.fromkeys(range(64), 0), []
-        while not (page := await ingest.store.read_page(positions, span=span)).caught_up or page.rows:
+        positions, read = dict.fromkeys(range(LANES), 0), []
+        while not (page := await ingest.log_store.read_page(positions, span=span)).caught_up or page.rows:
             read += page.rows
             positions = page.next_positions
         assert [(row.lane, row.position) for row in read] == left
@@ -220,22 +215,19 @@ async def test_all_wrong_fields_are_named(ingest: Ingest) -> None:
 
 
 async def test_a_step_reads_by_the_primary_keys(database: Database) -> None:
-    connection = await asyncpg.connect(database.admin_dsn)
-    await connection.execute("SET search_path = ingest; SET plan_cache_mode = force_generic_plan")
-    await connection.execute(
-        "INSERT INTO log SELECT lane, 1, true, position, position, 'x'"
-        " FROM generate_series(0, 63) AS lane, generate_series(0, 999) AS position;"
-        "INSERT INTO dedupe SELECT decode(md5(n::text), 'hex'), n FROM generate_series(1, 50000) AS n;"
-        "ANALYZE log; ANALYZE dedupe"
-    )
-    await connection.execute(
-        f"PREPARE lane (smallint, bigint, bigint, smallint) AS {store._READ_LANE};"
-        f"PREPARE keys (bytea[], bytea[], integer[], integer) AS {store._ERASE_KEYS}"
-    )
-    lane, keys = [
-        "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE {execute}"))
-        for execute in ("lane (1, 0, 100, 1)", r"keys ('{\\x00}', '{\\x01}', '{1}', 1)")
-    ]
-    await connection.close()
-    assert "Seq Scan" not in lane
-    assert "Seq Scan" not in keys
+    async with query_log(database.admin_dsn, "ingest") as log:
+        await log.pool.execute(
+            """
+            INSERT INTO log (lane, app_lane, is_engagement, position, receive_time_us, record)
+            SELECT lane, 1, true, position, position, 'x'
+            FROM generate_series(0, 63) AS lane, generate_series(0, 999) AS position;
+            INSERT INTO dedupe (key, first_time_us)
+            SELECT decode(md5(n::text), 'hex'), n FROM generate_series(1, 50000) AS n;
+            ANALYZE log; ANALYZE dedupe
+            """
+        )
+        await LogStore(log.pool).read_lane(1, start=0, stop=100, app_lane=1)
+        assert "Seq Scan" not in await log.last_plan()
+        async with log.pool.acquire() as connection:
+            await dedupe.forget_keys(connection, [(b"\0", b"\1", 1)])
+        assert "Seq Scan" not in await log.last_plan()

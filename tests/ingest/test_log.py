@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
+from libs.domain.lanes import LANES
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.ingest.storage.log import Store
+from services.ingest.storage.log import LogStore
 from tests.conftest import Database
 from tests.ingest.conftest import Ingest, StartIngest, event, read_log_request
 
@@ -51,7 +52,7 @@ class Reader:
 
     replicas: Sequence[Ingest]
     responses: list[log_pb2.ReadLogResponse] = field(default_factory=list)
-    positions: list[int] = field(default_factory=lambda: [0] * 64)
+    positions: list[int] = field(default_factory=lambda: [0] * LANES)
 
     async def run(self, all_sent: asyncio.Event) -> None:
         """Until it has caught up with a call that it began when all was sent."""
@@ -99,7 +100,7 @@ async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
             mine = [record_id for record_id in reader.ids if record_id.startswith(f"{device}:")]
             assert mine == [f"{device}:{number}" for number in range(25)], "nothing swapped"
         entries = [entry for response in reader.responses for entry in response.entries]
-        for lane in range(64):
+        for lane in range(LANES):
             in_lane = [entry for entry in entries if entry.lane == lane]
             assert [entry.position for entry in in_lane] == list(range(len(in_lane)))
             times = [entry.receive_time_us for entry in in_lane]
@@ -138,13 +139,13 @@ async def test_heads_are_above_all_that_was_answered_before(start_ingest: StartI
             assert position < heads[lane]
 
 
-@pytest.mark.parametrize("lanes", [[0], [3, 9], list(range(64))], ids=["one lane", "two lanes", "all lanes"])
+@pytest.mark.parametrize("lanes", [[0], [3, 9], list(range(LANES))], ids=["one lane", "two lanes", "all lanes"])
 @pytest.mark.parametrize("span", [1, 7, 1000])
 async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span: int) -> None:
     """Whatever the size of pages, together they are the log; across lanes in the order of receipt."""
     # Lanes of very different lengths, in an order of their own.
     pick = random.Random(7)
-    rows, ends = [], [0] * 64
+    rows, ends = [], [0] * LANES
     for number in range(600):
         lane = min(int(pick.expovariate(0.15)), 63)
         is_engagement = (True, False, None)[number % 3]
@@ -163,30 +164,30 @@ async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span:
                 and (engagements is None or row[3] is None or row[3] is engagements)
                 and (app_lanes is None or row[2] in app_lanes)
             )
-            found = await _read_all(ingest.store, lanes, span, engagements, app_lanes)
+            found = await _read_all(ingest.log_store, lanes, span, engagements, app_lanes)
             assert sorted(found) == expected
             assert [row[0] for row in found] == [row[0] for row in expected]
 
 
-async def test_a_page_cut_by_its_size_loses_nothing(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.ingest.storage.log.PAGE_BYTES", 5_000)
+async def test_a_page_cut_by_its_size_loses_nothing(start_ingest: StartIngest, database: Database) -> None:
     records = [
         event(record_id=f"r-{number}", device_ids={"idfa": f"id-{number}"}, user_agent="x" * 2_000)
         for number in range(40)
     ]
-    await ingest.send(*records)
-    found = await _read_all(ingest.store, list(range(64)), 1000, None, None)
+    async with start_ingest(database, page_bytes=5_000) as ingest:
+        await ingest.send(*records)
+        found = await _read_all(ingest.log_store, list(range(LANES)), 1000, None, None)
     assert [record_pb2.Record.FromString(row[3]).record_id for row in found] == [f"r-{number}" for number in range(40)]
 
 
 async def _read_all(
-    store: Store, lanes: Sequence[int], span: int, engagements: bool | None, app_lanes: list[int] | None
+    log: LogStore, lanes: Sequence[int], span: int, engagements: bool | None, app_lanes: list[int] | None
 ) -> list[tuple[int, int, int, bytes]]:
     positions = dict.fromkeys(lanes, 0)
     found = []
     caught_up = False
     while not caught_up:
-        page = await store.read_page(positions, span=span, engagements=engagements, app_lanes=app_lanes)
+        page = await log.read_page(positions, span=span, engagements=engagements, app_lanes=app_lanes)
         assert page.caught_up or page.next_positions != positions, "every look gets on"
         positions, caught_up = page.next_positions, page.caught_up
         found += [(row.receive_time_us, row.lane, row.position, row.record) for row in page.rows]

@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import Awaitable
 
-import asyncpg
 import grpc
 import pytest
 
 from libs.errors import from_rpc_error
+from libs.time import DAY_US, MINUTE_US
 from reengage.ingest.v1 import record_lookup_pb2, record_pb2
-from services.ingest.lookup import AFTER_S, MOST_REFUSALS
-from services.ingest.model import DAY_S
+from services.ingest.lookup import AFTER_US, MAX_REFUSALS
 from services.ingest.retention import purge
-from services.ingest.storage import log as store
+from services.ingest.storage.log import LogStore
+from services.ingest.storage.rejected import RejectedStore
 from tests.conftest import Database
-from tests.ingest.conftest import APP, STRICT_APP, Ingest, event, record
+from tests.ingest.conftest import APP, STRICT_APP, Ingest, age_all, event, record
+from tests.support.plans import query_log
 
 
 async def look_up(ingest: Ingest, record_id: str, app_id: str = APP) -> record_lookup_pb2.LookUpRecordResponse:
@@ -28,19 +29,10 @@ async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
     return details.code, details.reason
 
 
-async def age_all(database: Database, seconds: int) -> None:
-    """As if everything had been accepted that much earlier."""
-    connection = await asyncpg.connect(database.admin_dsn)
-    await connection.execute(
-        f"UPDATE ingest.dedupe SET first_time_s = first_time_s - {seconds};"
-        f"UPDATE ingest.log SET receive_time_us = receive_time_us - {seconds}::bigint * 1000000"
-    )
-    await connection.close()
-
-
-@pytest.mark.parametrize("given", ["sender-7", "0123456789abcdef01234567-0badcafe", ""])
+@pytest.mark.parametrize(
+    "given", ["sender-7", "0123456789abcdef01234567-0badcafe", ""], ids=["sender's", "looks like ingest's", "ingest's"]
+)
 async def test_an_accepted_record_is_found_with_its_place(ingest: Ingest, given: str) -> None:
-    """By an id of the sender's, one that only looks like ingest's, and one that ingest made."""
     await ingest.send(*(event(record_id=f"r-{n}", device_ids={"idfa": f"d-{n}"}) for n in range(200)))
     # Holds the very bytes as well, elsewhere.
     await ingest.send(record(install=record_pb2.Install(click_record_id=given or "c")))
@@ -51,11 +43,11 @@ async def test_an_accepted_record_is_found_with_its_place(ingest: Ingest, given:
         for entry in await ingest.log()
         if (sent := record_pb2.Record.FromString(entry.record)).event.event_name == "Mine"
     ]
-    answer = await look_up(ingest, result.record_id)
-    assert answer.record == sent
-    assert (answer.place.lane, answer.place.position) == (entry.lane, entry.position)
-    assert answer.accept_time.ToMicroseconds() == entry.receive_time_us
-    assert not answer.rejected
+    response = await look_up(ingest, result.record_id)
+    assert response.record == sent
+    assert (response.place.lane, response.place.position) == (entry.lane, entry.position)
+    assert response.accept_time.ToMicroseconds() == entry.receive_time_us
+    assert not response.rejected
     assert await failure(look_up(ingest, result.record_id, STRICT_APP)) == (
         grpc.StatusCode.NOT_FOUND,
         "RECORD_NOT_FOUND",
@@ -64,31 +56,30 @@ async def test_an_accepted_record_is_found_with_its_place(ingest: Ingest, given:
 
 async def test_refusals_are_found_newest_first_beside_other_records(ingest: Ingest) -> None:
     await ingest.send(*(event("_install", record_id=f"r-{n}") for n in range(50)))
-    for number in range(MOST_REFUSALS + 2):
+    for number in range(MAX_REFUSALS + 2):
         await ingest.send(event(f"_install{number}", record_id="r"))
     async with asyncio.timeout(10):  # they are written by and by
-        while await ingest.pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = 'r'") < MOST_REFUSALS + 2:
+        while await ingest.pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = 'r'") < MAX_REFUSALS + 2:
             await asyncio.sleep(0.01)
-    answer = await look_up(ingest, "r")
-    assert not answer.HasField("accept_time")
-    assert [refusal.record.event.event_name for refusal in answer.rejected] == [
-        f"_install{number}" for number in range(MOST_REFUSALS + 1, 1, -1)
+    response = await look_up(ingest, "r")
+    assert not response.HasField("accept_time")
+    assert [refusal.record.event.event_name for refusal in response.rejected] == [
+        f"_install{number}" for number in range(MAX_REFUSALS + 1, 1, -1)
     ]
-    assert [violation.reason for violation in answer.rejected[0].violations] == ["RESERVED_NAME"]
+    assert [violation.reason for violation in response.rejected[0].violations] == ["RESERVED_NAME"]
 
 
-async def test_what_the_log_holds_no_more_is_known_to_the_second_for_a_week(ingest: Ingest, database: Database) -> None:
+async def test_what_the_log_holds_no_more_is_known_for_a_week(ingest: Ingest, database: Database) -> None:
     [given, made] = await ingest.send(event(record_id="given"), event())
-    exact = (await look_up(ingest, "given")).accept_time
+    received_us = (await look_up(ingest, "given")).accept_time.ToMicroseconds()
     await ingest.pool.execute("DELETE FROM log")
-    answer = await look_up(ingest, given.record_id)
-    assert not answer.HasField("record")
-    assert not answer.HasField("place")
-    assert answer.accept_time.nanos == 0
-    assert 0 <= exact.seconds - answer.accept_time.seconds <= AFTER_S
+    response = await look_up(ingest, given.record_id)
+    assert not response.HasField("record")
+    assert not response.HasField("place")
+    assert 0 <= received_us - response.accept_time.ToMicroseconds() <= AFTER_US
     assert (await failure(look_up(ingest, made.record_id)))[1] == "RECORD_NOT_FOUND"
-    await age_all(database, 7 * DAY_S + 60)
-    await purge(ingest.store, log_days=35)
+    await age_all(database, 7 * DAY_US + MINUTE_US)
+    await purge(ingest.log_store, ingest.rejected, log_days=35)
     assert (await failure(look_up(ingest, given.record_id)))[1] == "RECORD_NOT_FOUND"
 
 
@@ -102,28 +93,21 @@ async def test_a_record_beyond_holes_and_the_purged_is_found(ingest: Ingest) -> 
 
 
 async def test_looking_up_reads_by_keys(database: Database) -> None:
-    connection = await asyncpg.connect(database.admin_dsn)
-    await connection.execute("SET search_path = ingest; SET plan_cache_mode = force_generic_plan")
-    await connection.execute(
-        "INSERT INTO log SELECT lane, 1, true, position, position * 1000000, 'x'"
-        " FROM generate_series(0, 63) AS lane, generate_series(0, 999) AS position;"
-        "INSERT INTO rejected SELECT 'shop', n, n, 'x', 'r-' || n FROM generate_series(1, 20000) AS n;"
-        "UPDATE lanes SET next_position = 1000; ANALYZE log; ANALYZE rejected"
-    )
-    await connection.execute(
-        f"PREPARE records (bigint, bigint, smallint, bytea, bigint) AS {store._FIND_RECORDS};"
-        f"PREPARE refusals (text, text, bigint) AS {store._REFUSALS_OF}"
-    )
-    plans = [
-        "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) EXECUTE {execute}"))
-        for execute in ("records (500000000, 535000000, 1, 'y', 4096)", "refusals ('shop', 'r-7', 10)")
-    ]
-    await connection.close()
-    assert "Seq Scan on log" not in plans[0]
-    assert "using log_pkey on log" in plans[0]
-    assert "rejected_by_record" in plans[1]
-
-
-@pytest.mark.parametrize(("app_id", "record_id"), [("", "r"), ("a", ""), ("a\0", "r"), ("a", "r" * 257)])
-async def test_what_names_no_record_is_refused(ingest: Ingest, app_id: str, record_id: str) -> None:
-    assert (await failure(look_up(ingest, record_id, app_id)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    async with query_log(database.admin_dsn, "ingest") as log:
+        await log.pool.execute(
+            """
+            INSERT INTO log (lane, app_lane, is_engagement, position, receive_time_us, record)
+            SELECT lane, 1, true, position, position * 1000000, 'x'
+            FROM generate_series(0, 63) AS lane, generate_series(0, 999) AS position;
+            INSERT INTO rejected (app_id, reject_time_us, rejected_id, record_id, refusal)
+            SELECT 'shop', n, n, 'r-' || n, 'x' FROM generate_series(1, 20000) AS n;
+            UPDATE lanes SET next_position = 1000; ANALYZE log; ANALYZE rejected
+            """
+        )
+        await LogStore(log.pool).find_records(1, b"y", since_us=500_000_000, until_us=535_000_000, max_entries=4096)
+        records = await log.last_plan()
+        await RejectedStore(log.pool).of_record(APP, "r-7", size=10)
+        refusals = await log.last_plan()
+    assert "Seq Scan on log" not in records
+    assert "using log_pkey on log" in records
+    assert "rejected_by_record" in refusals

@@ -5,16 +5,28 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 
+from libs.domain.lanes import LANES
 from libs.errors import from_rpc_error
+from libs.time import DAY_US, MINUTE_US
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, rejected_record_pb2
-from services.ingest.model import DAY_S
 from services.ingest.retention import purge
+from services.ingest.storage.log import LogStore
 from tests.conftest import Database
-from tests.ingest.conftest import APP, Ingest, StartIngest, click, event, read_log_request, read_until_caught_up, record
+from tests.ingest.conftest import (
+    APP,
+    Ingest,
+    StartIngest,
+    age_all,
+    click,
+    event,
+    read_log_request,
+    read_until_caught_up,
+    record,
+)
+from tests.support.plans import query_log
 
 ACCEPTED = record_batch_pb2.RecordResult.STATUS_ACCEPTED
 REPEATED = record_batch_pb2.RecordResult.STATUS_REPEATED
@@ -34,17 +46,6 @@ async def error_of(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, float
 
 async def kept_ids(ingest: Ingest) -> list[str]:
     return [record_pb2.Record.FromString(entry.record).record_id for entry in await ingest.log()]
-
-
-async def age_all(database: Database, seconds: int) -> None:
-    """As if everything had happened that much earlier."""
-    connection = await asyncpg.connect(database.admin_dsn)
-    await connection.execute(
-        f"UPDATE ingest.dedupe SET first_time_s = first_time_s - {seconds};"
-        f"UPDATE ingest.log SET receive_time_us = receive_time_us - {seconds}::bigint * 1000000;"
-        f"UPDATE ingest.rejected SET reject_time_us = reject_time_us - {seconds}::bigint * 1000000"
-    )
-    await connection.close()
 
 
 async def test_each_item_has_its_result_and_good_ones_are_kept(ingest: Ingest) -> None:
@@ -82,7 +83,7 @@ async def test_concurrent_repeats_in_two_processes_are_stored_once(
             for backwards in (False, True)
             for _ in range(5)
         ]
-        results = [result for answer in await asyncio.gather(*calls) for result in answer]
+        results = [result for results in await asyncio.gather(*calls) for result in results]
         assert statuses(results).count(ACCEPTED) == 50
         assert statuses(results).count(REPEATED) == 50 * 19
         assert sorted(await kept_ids(one)) == sorted(record.record_id for record in records)
@@ -90,23 +91,25 @@ async def test_concurrent_repeats_in_two_processes_are_stored_once(
 
 async def test_after_a_week_it_is_a_new_record(ingest: Ingest, database: Database) -> None:
     first = await ingest.send(event())
-    await age_all(database, 7 * DAY_S - 60)
+    await age_all(database, 7 * DAY_US - MINUTE_US)
     assert statuses(await ingest.send(event())) == [REPEATED]
-    await age_all(database, 60)
+    await age_all(database, MINUTE_US)
     second = await ingest.send(event())
     assert statuses(second) == [ACCEPTED]
     assert statuses(await ingest.send(event())) == [REPEATED]
     assert await kept_ids(ingest) == [first[0].record_id, second[0].record_id]
 
 
-@pytest.mark.parametrize(("records", "reason"), [(0, "INVALID_ARGUMENT"), (1001, "BATCH_TOO_LARGE")])
+@pytest.mark.parametrize(
+    ("records", "reason"), [(0, "INVALID_ARGUMENT"), (1001, "BATCH_TOO_LARGE")], ids=["none", "1,001"]
+)
 async def test_size_of_a_batch(ingest: Ingest, records: int, reason: str) -> None:
     call = ingest.stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[event()] * records))
     assert (await error_of(call))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
 async def test_too_much_waiting_is_refused_with_a_time_to_retry(start_ingest: StartIngest, database: Database) -> None:
-    async with start_ingest(database, most_waiting=10) as ingest:
+    async with start_ingest(database, max_waiting=10) as ingest:
         async with blocked_lanes(ingest):
             waiting = asyncio.ensure_future(ingest.send(*(event(record_id=f"a-{number}") for number in range(8))))
             while not await waiting_for_lock(ingest):
@@ -118,16 +121,16 @@ async def test_too_much_waiting_is_refused_with_a_time_to_retry(start_ingest: St
         assert statuses(await waiting) == [ACCEPTED] * 8
 
 
-async def test_a_stream_waits_for_room_and_answers_in_order(start_ingest: StartIngest, database: Database) -> None:
-    async with start_ingest(database, most_waiting=10) as ingest:
+async def test_a_stream_waits_for_room_and_responds_in_order(start_ingest: StartIngest, database: Database) -> None:
+    async with start_ingest(database, max_waiting=10) as ingest:
 
         async def requests() -> AsyncIterator[record_batch_pb2.RecordStreamRequest]:
             for number in range(40):
                 records = [event(record_id=f"{number}-{part}") for part in range(7)] + [event("_install")]
                 yield record_batch_pb2.RecordStreamRequest(records=records)
 
-        answers = [answer async for answer in ingest.stub.RecordStream(requests())]
-        assert [[result.record_id for result in answer.results] for answer in answers] == [
+        responses = [response async for response in ingest.stub.RecordStream(requests())]
+        assert [[result.record_id for result in response.results] for response in responses] == [
             [f"{number}-{part}" for part in range(7)] + [""] for number in range(40)
         ]
         # One device, so one lane: in the order of sending.
@@ -140,10 +143,10 @@ async def test_a_stream_ends_with_the_error_of_a_bad_request(ingest: Ingest) -> 
         yield record_batch_pb2.RecordStreamRequest()
         await asyncio.Event().wait()
 
-    answers = aiter(ingest.stub.RecordStream(requests()))
-    assert statuses(list((await anext(answers)).results)) == [ACCEPTED]
+    responses = aiter(ingest.stub.RecordStream(requests()))
+    assert statuses(list((await anext(responses)).results)) == [ACCEPTED]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await anext(answers)
+        await anext(responses)
     assert from_rpc_error(raised.value).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -260,7 +263,7 @@ async def test_a_reader_hears_of_silence_and_of_new_records(ingest: Ingest) -> N
     responses = aiter(call)
     assert (await anext(responses)).caught_up
     silent = await anext(responses)
-    assert (silent.caught_up, len(silent.entries), list(silent.heads)) == (True, 0, [0] * 64)
+    assert (silent.caught_up, len(silent.entries), list(silent.heads)) == (True, 0, [0] * LANES)
     [result] = await ingest.send(event())
     response = await anext(responses)
     while not response.entries:
@@ -275,9 +278,9 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
     async with asyncio.timeout(10):
         while await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0:
             await asyncio.sleep(0.01)
-    await age_all(database, 36 * DAY_S)
+    await age_all(database, 36 * DAY_US)
     await ingest.send(event(record_id="new"))
-    await purge(ingest.store, log_days=35)
+    await purge(ingest.log_store, ingest.rejected, log_days=35)
     entries = await ingest.log()
     assert [(entry.position, record_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
     assert await ingest.pool.fetchval("SELECT count(*) FROM dedupe") == 1
@@ -285,22 +288,18 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
 
 
 async def test_a_page_is_read_by_the_primary_key(ingest: Ingest, database: Database) -> None:
-    from services.ingest.storage import log as store
-
     await ingest.send(*(event(record_id=f"r-{number}") for number in range(1000)))
-    connection = await asyncpg.connect(database.admin_dsn)
-    await connection.execute("SET search_path = ingest; SET plan_cache_mode = force_generic_plan")
-    await connection.execute(
-        "INSERT INTO log SELECT lane, 1, true, position, position, 'x'"
-        " FROM generate_series(0, 63) AS lane, generate_series(1000, 1999) AS position; ANALYZE log"
-    )
-    await connection.execute(
-        f"PREPARE page (smallint[], bigint[], bigint, boolean, smallint[], bigint) AS {store._PAGE}"
-    )
-    plan = "\n".join(
-        row[0] for row in await connection.fetch("EXPLAIN EXECUTE page ('{1,2}', '{0,0}', 64, true, NULL, 8000000)")
-    )
-    await connection.close()
+    async with query_log(database.admin_dsn, "ingest") as log:
+        await log.pool.execute(
+            """
+            INSERT INTO log (lane, app_lane, is_engagement, position, receive_time_us, record)
+            SELECT lane, 1, true, position, position, 'x'
+            FROM generate_series(0, 63) AS lane, generate_series(1000, 1999) AS position;
+            ANALYZE log
+            """
+        )
+        await LogStore(log.pool).read_page({1: 0, 2: 0}, span=64, engagements=True)
+        plan = await log.last_plan()
     assert "Seq Scan on log" not in plan
     assert plan.count("using log_pkey on log") == 3
 

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from libs.errors import Unavailable
 from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2
-from services.ingest.sightings import FORGET_S, MOST_NAMES, Sightings
+from services.ingest.sightings import FORGET_S, MAX_NAMES, Sightings
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, StartIngest, click, event
 from tests.tracker.conftest import running
@@ -107,17 +107,17 @@ async def test_what_fails_for_one_app_keeps_no_other_waiting(tracker: Tracker, s
 
 async def test_made_up_names_are_bounded_in_memory_and_in_settings(tracker: Tracker, sightings: Sightings) -> None:
     before = dropped()
-    for number in range(MOST_NAMES + 5):
+    for number in range(MAX_NAMES + 5):
         sightings.add(f"app {number % 10}", f"e{number}", NONE)
     assert dropped() - before == 5
     await sightings.hand_over()
-    assert sum(len(names) for _, names in tracker.told) == MOST_NAMES
+    assert sum(len(names) for _, names in tracker.told) == MAX_NAMES
     sightings.add(APP, "Purchase", NONE)
     assert dropped() - before == 6, "those handed over are remembered, and count"
 
     tracker.told, tracker.now_s = [], FORGET_S
     await sightings.hand_over()
-    defined = frozenset(f"e{number}" for number in range(MOST_NAMES - 1))
+    defined = frozenset(f"e{number}" for number in range(MAX_NAMES - 1))
     sightings.add(APP, "the last", defined)
     sightings.add(APP, "one more", defined)
     await sightings.hand_over()

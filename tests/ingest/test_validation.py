@@ -10,7 +10,7 @@ from libs.domain.event_names import RESERVED_EVENT_DATA
 from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import record_pb2
 from services.ingest.entry import admit
-from services.ingest.model import App, Entry, Settings
+from services.ingest.model import App, Entry, IngestSettings
 from tests.ingest.conftest import (
     APP,
     ARCHIVED_APP,
@@ -29,7 +29,7 @@ NOW_S = 1_800_000_000
 NOW_US = NOW_S * 1_000_000
 HOUR_S, DAY_S = 3600, 86_400
 
-SETTINGS = Settings(
+SETTINGS = IngestSettings(
     apps={
         APP: App(
             max_age_us=31 * DAY_S * 1_000_000, max_lead_us=DAY_S * 1_000_000, app_lane=5, event_names=DEFINED_EVENTS

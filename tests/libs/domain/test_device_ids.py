@@ -17,7 +17,7 @@ from services.gateway.model import App, Platform, Template, Tracker
 from services.gateway.translation.record import translate
 from services.ingest.entry import admit
 from services.ingest.model import App as IngestApp
-from services.ingest.model import Settings
+from services.ingest.model import IngestSettings
 from tests.attribution.naive import is_usable as naively_usable
 
 ADID = "cdda802e-fb9c-47ad-9866-0794d394c912"
@@ -92,7 +92,7 @@ SOMEBODYS = {
 APP = App(app_id="shop", platform=Platform.ANDROID)
 TRACKER = Tracker(tracker_id="t1", app=APP, install_url=Template("https://example.com/"))
 VISIT = Visit(ip_address="203.0.113.7", user_agent="", time_s=time.time())
-SETTINGS = Settings(
+SETTINGS = IngestSettings(
     apps={
         "shop": IngestApp(
             app_lane=lane_of("shop"), max_age_us=31 * DAY_US, max_lead_us=DAY_US, event_names=frozenset({"Purchase"})

@@ -1,0 +1,29 @@
+"""What callers get while the database cannot do what it is asked."""
+
+import contextlib
+from collections.abc import Iterator
+
+import asyncpg
+
+from libs.db import ASKED_TO_RETRY, CONNECTION_LOST
+from libs.errors import Unavailable
+
+_AWAY = (
+    *CONNECTION_LOST,
+    *ASKED_TO_RETRY,
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,  # a connection or pool that is closed already
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that is not promoted yet
+)
+
+
+@contextlib.contextmanager
+def log_unavailable() -> Iterator[None]:
+    """Raises `Unavailable` `LOG_UNAVAILABLE` in place of what asyncpg raises while the database is away."""
+    try:
+        yield
+    except _AWAY as error:
+        raise Unavailable("LOG_UNAVAILABLE", "the log cannot be reached, try again", retry_after_s=1.0) from error
