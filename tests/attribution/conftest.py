@@ -39,7 +39,7 @@ from reengage.tracker.v1 import (
     status_pb2,
     tracker_pb2,
 )
-from services.attribution.jobs.claims import Claims
+from services.attribution.jobs.claims import Claims, ClaimsConfig
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.live.claim_triggers import ClaimTriggers
@@ -241,11 +241,19 @@ class World:
         ingest: IngestServiceStub | None = None,
         jobs: Mapping[str, Loop] = MappingProxyType({}),
         claim_wait_s: float = 15.0,
+        claims_config: ClaimsConfig | None = None,
         flush_interval_s: float = 5.0,
     ) -> AsyncIterator[Worker]:
         """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
         store, triggers = Store(self.pool), ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
-        claims = Claims(store=store, settings=self.settings, triggers=triggers, postback=self.postback, pace=self.pace)
+        claims = Claims(
+            store=store,
+            settings=self.settings,
+            triggers=triggers,
+            postback=self.postback,
+            pace=self.pace,
+            config=claims_config or ClaimsConfig(),
+        )
         live = live_loops(
             store,
             self.settings,

@@ -15,7 +15,7 @@ from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
-from services.attribution.jobs import claims
+from services.attribution.jobs.claims import ClaimsConfig
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.pending import in_turn
 from services.attribution.live.worker import Worker
@@ -216,11 +216,10 @@ async def test_postback_away_until_the_deadline(world: World) -> None:
     assert (e2.engagement_id, list(e2.claims_unavailable)) == ("k1", ["x"])
 
 
-async def test_postback_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "_CALL_GRACE_S", 0.1)
+async def test_postback_that_hangs(world: World) -> None:
     world.received.hanging = True
     await world.received.trigger(PURCHASES_OF_X)
-    async with world.worker(claim_wait_s=0.3):
+    async with world.worker(claim_wait_s=0.3, claims_config=ClaimsConfig(call_grace_s=0.1)):
         await world.send(event(0, device(1), record_id="e1"))
         (e1,) = await world.decided("e1")
     assert list(e1.claims_unavailable) == ["x"]
@@ -493,16 +492,14 @@ async def test_a_slow_network_holds_up_no_other(world: World) -> None:
         assert not [each for each in stuck if await _is_decided(world, each)]
 
 
-async def test_all_that_was_asked_in_vain_is_asked_again_in_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_that_was_asked_in_vain_is_asked_again_in_turn(world: World) -> None:
     """However few calls there may be: what came last is answered before what came first is given up."""
-    monkeypatch.setattr(claims, "_MOST_A_CALL", 1)
-    monkeypatch.setattr(claims, "_MOST_CALLS", 1)
-    monkeypatch.setattr(claims, "_CALL_WAIT_S", 0.05)
+    one_at_a_time = ClaimsConfig(max_per_call=1, max_calls=1, call_wait_s=0.05)
     await world.received.trigger(PURCHASES_OF_X)
     ids = [f"e{n}" for n in range(4)]
     for each in ids:
         await world.received.answer(each, pending("x"))
-    async with world.worker(claim_wait_s=600):
+    async with world.worker(claim_wait_s=600, claims_config=one_at_a_time):
         await world.send(*(event(n, device(n), record_id=each) for n, each in enumerate(ids)))
         await _asked(world, *ids)
         await world.received.answer("e3", claimed("x", -60))
@@ -511,16 +508,12 @@ async def test_all_that_was_asked_in_vain_is_asked_again_in_turn(world: World, m
     assert e3.engagement_id == "claim:x"
 
 
-async def test_what_there_is_no_room_for_in_memory_waits_in_the_table(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims, "_MOST_HELD", 5)
-    monkeypatch.setattr(claims, "_LOOK_S", 0.02)
+async def test_what_there_is_no_room_for_in_memory_waits_in_the_table(world: World) -> None:
     await world.received.trigger(PURCHASES_OF_X)
     ids = [f"e{n}" for n in range(40)]
     for each in ids:
         await world.received.answer(each, pending("x"))
-    async with world.worker():
+    async with world.worker(claims_config=ClaimsConfig(max_held=5, look_interval_s=0.02)):
         await world.send(*(event(n, device(n), record_id=each) for n, each in enumerate(ids)))
         while await world.pool.fetchval("SELECT count(*) FROM waiting") != 40:
             await asyncio.sleep(0.01)
