@@ -60,6 +60,9 @@ def once_a_day(configuration: Configuration) -> bool:
 
 
 def _is_withheld(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
+    """Returns whether a network is not told of a conversion at all: a person's wish, or a refund (D11)."""
+    if conversion.record.event.revenue.amount_micros < 0:
+        return True
     return configuration.respect_data_controlled and conversion.record.data_controlled
 
 

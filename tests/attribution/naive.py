@@ -155,6 +155,8 @@ class Naive:
             for tracker in self.scenario.trackers
         ):
             return "EVENT_NOT_SELECTED"  # D1
+        if event.is_refund:
+            return "REFUND"  # D11
         attributions = [decided.conversion.time_us for decided in history if decided.is_attribution]
         mtr = self.mtr(event.name)
         if mtr > 0 and attributions and event.time_us - max(attributions) < mtr:

@@ -170,6 +170,8 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
     made.limit_ad_tracking = record.limit_ad_tracking
     if record.name:
         made.event.CopyFrom(record_pb2.Event(event_name=record.name, click_record_id=record.click))
+        if record.is_refund:
+            made.event.revenue.CopyFrom(record_pb2.Money(amount_micros=-1, currency_code="USD"))
     else:
         made.install.CopyFrom(record_pb2.Install(click_record_id=record.click))
     return made

@@ -198,16 +198,18 @@ def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord
 
 
 def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord:
+    name = "" if chance(random, 1 / 5) else random.choice(EVENTS)
     return ConversionRecord(
         id=record_id,
         time_us=time_us,
-        name="" if chance(random, 1 / 5) else random.choice(EVENTS),
+        name=name,
         device=device(random),
         ip=random.choice(IPS),
         ua=random.choice(AGENTS),
         click=random.choice(("", "", "", "", "r0", "r1", "r2", "r3")),
         limit_ad_tracking=chance(random, 1 / 2),
         claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),
+        is_refund=bool(name) and chance(random, 1 / 12),
     )
 
 

@@ -1,6 +1,7 @@
 """Which configurations want a conversion."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
 from services.postback.adapters.template import Template
 from services.postback.model import Configuration, Status
-from services.postback.selection import once_a_day, wants
+from services.postback.selection import once_a_day, wants, wants_claim
 from tests.postback.conftest import purchase
 
 ALL = Configuration(
@@ -39,6 +40,16 @@ NONE = {"attribution_type": decision_pb2.ATTRIBUTION_TYPE_NONE, "network_id": ""
 def test_outcomes(outcome: str) -> None:
     untold = {"OUTCOME_UNSPECIFIED", "OUTCOME_DUPLICATE", "OUTCOME_LINKED", "OUTCOME_REFUSED"}
     assert wants(ALL, purchase(outcome=decision_pb2.Outcome.Value(outcome))) == (outcome not in untold)
+
+
+@pytest.mark.parametrize("amount_micros", [-1, -49_000_000])
+def test_d11_nobody_is_told_of_a_refund_or_asked_about_it(amount_micros: int) -> None:
+    refund = purchase()
+    refund.record.event.revenue.amount_micros = amount_micros
+    assert not wants(ALL, refund)
+    claiming: Any = SimpleNamespace(is_claim_capable=True)
+    assert not wants_claim(replace(ALL, adapter=claiming), refund)
+    assert wants_claim(replace(ALL, adapter=claiming), purchase())
 
 
 @pytest.mark.parametrize("status", Status)

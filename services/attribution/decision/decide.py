@@ -68,22 +68,25 @@ def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules)
                 return None
             return Reason.DUPLICATE_INSTALL
         case ConversionKind.EVENT:
-            return _event_eligibility(conversion.event_name, conversion.time_us, history, rules)
+            return _event_eligibility(conversion, history, rules)
         case _:
             assert_never(conversion.kind)
 
 
-def _event_eligibility(name: str, time_us: int, history: DeviceHistory, rules: AppRules) -> Reason | None:
-    """D10, D1, D3, D4.
+def _event_eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
+    """D10, D1, D11, D3, D4.
 
     OURS: the MTR counts from the latest attribution even when a late record lies before it; the record is not eligible
     then, so no order of arrival puts two reengagements inside one MTR.
     """
+    name, time_us = conversion.event_name, conversion.time_us
     first_install, latest = history.first_install, history.latest
     if first_install is not None and time_us <= first_install.time_us:
         return Reason.EVENT_BEFORE_INSTALL
     if name not in rules.reengaging_events:
         return Reason.EVENT_NOT_SELECTED
+    if conversion.is_refund:
+        return Reason.REFUND
     mtr_us = rules.mtr_us(name)
     if mtr_us and latest is not None and time_us - latest.time_us < mtr_us:
         return Reason.MTR_NOT_MET

@@ -88,6 +88,7 @@ class Reason(StrEnum):
     DUPLICATE_INSTALL = "DUPLICATE_INSTALL"
     EVENT_BEFORE_INSTALL = "EVENT_BEFORE_INSTALL"
     EVENT_NOT_SELECTED = "EVENT_NOT_SELECTED"
+    REFUND = "REFUND"
     MTR_NOT_MET = "MTR_NOT_MET"
     SESSION_ALREADY_REENGAGED = "SESSION_ALREADY_REENGAGED"
     NO_CANDIDATE = "NO_CANDIDATE"
@@ -169,7 +170,8 @@ class Conversion:
     """An install, or a post-install event of name `event_name` ("" for an install).
 
     `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own
-    click id that came back, "" when none did. `has_idfa` tells whether the record itself carried a usable IDFA (A4).
+    click id that came back, "" when none did. `has_idfa` tells whether the record itself carried a usable IDFA (A4),
+    `is_refund` whether its amount is negative (D11).
     """
 
     conversion_id: str
@@ -182,6 +184,7 @@ class Conversion:
     user_agent: UserAgent | None = None
     limit_ad_tracking: bool = False
     has_idfa: bool = False
+    is_refund: bool = False
 
 
 class Candidate(NamedTuple):

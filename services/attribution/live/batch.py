@@ -190,8 +190,8 @@ class _Batch:
 def _networks_to_ask(case: Case, *, is_held: bool) -> tuple[str, ...]:
     """Returns the networks to ask about a case now.
 
-    None about a duplicate install, or a session that fires no SessionBegin. Whether it is one is known only once the
-    install is decided that holds it back: so none about these either.
+    None about a refund (D11), a duplicate install, or a session that fires no SessionBegin. Whether it is one of these
+    two is known only once the install is decided that holds it back: so none about what is held back either.
     """
     if case.device is None or not case.is_conversion:
         return ()
@@ -200,7 +200,7 @@ def _networks_to_ask(case: Case, *, is_held: bool) -> tuple[str, ...]:
     elif case.record.HasField("session"):
         may_ask = not is_held and case.device.history.begins_session(case.conversion.time_us)
     else:
-        may_ask = True
+        may_ask = not case.conversion.is_refund
     return case.network_ids if may_ask else ()
 
 

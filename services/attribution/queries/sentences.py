@@ -15,6 +15,7 @@ _REASONS = {
     decision_pb2.REASON_DUPLICATE_INSTALL: "this device had installed the app before",
     decision_pb2.REASON_EVENT_BEFORE_INSTALL: "it happened at or before the device's first known install",
     decision_pb2.REASON_EVENT_NOT_SELECTED: "no live reengagement tracker of the app selects this event",
+    decision_pb2.REASON_REFUND: "its amount is negative, and a refund reengages nobody",
     decision_pb2.REASON_SESSION_ALREADY_REENGAGED: "SessionBegin had reengaged this device within 24 hours",
     decision_pb2.REASON_NO_CANDIDATE: "no click, impression or claim matched this device",
     decision_pb2.REASON_NO_WINNER: "every candidate was refused",

@@ -47,7 +47,10 @@ class EngagementRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRecord:
-    """An install, or an event with its `name` ("" for an install), as received. `click` is our click id, come back."""
+    """An install, or an event with its `name` ("" for an install), as received. `click` is our click id, come back.
+
+    `is_refund`: its amount is negative (D11).
+    """
 
     id: str
     time_us: int
@@ -58,6 +61,7 @@ class ConversionRecord:
     click: str = ""
     limit_ad_tracking: bool = False
     claims: tuple[Claim, ...] = ()
+    is_refund: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from services.attribution.simulator.values import (
     known_id,
     new_id,
     one_of,
+    parse_amount,
     parse_count,
     parse_flag,
     parse_id,
@@ -75,7 +76,7 @@ class ScenarioReader:
         self._networks: set[str] = set()
         self._self_attributing: set[str] = set()
         self._trackers: set[str] = set()
-        self._defaults: set[tuple[str, TrackerType]] = set()
+        self._defaults: set[tuple[str, TrackerType, str]] = set()
         self._definitions: set[str] = set()
         self._engagements: set[str] = set()
         self._conversions: set[str] = set()
@@ -86,8 +87,8 @@ class ScenarioReader:
                 "received_at": parse_time,
                 "click": self._engagement({"click_id": parse_text}),
                 "impression": self._engagement({"completed_view": parse_flag}),
-                "install": self._conversion({}),
-                "event": self._conversion({"name": parse_id}),
+                "install": self._conversion({}, {}),
+                "event": self._conversion({"name": parse_id}, {"amount": parse_amount}),
             },
         )
 
@@ -192,9 +193,11 @@ class ScenarioReader:
             create_time_us=found.get("create_time", len(self._trackers)),
         )
         if tracker.default_tracker and tracker.live:
-            if (tracker.network_id, tracker.type) in self._defaults:
-                raise MisfitError(f"a second default tracker of {tracker.network_id} and type {tracker.type} (E3)")
-            self._defaults.add((tracker.network_id, tracker.type))
+            # An acquisition tracker selects nothing, and one without events is the default one of nothing else.
+            selected = {(tracker.network_id, tracker.type, event_name) for event_name in tracker.events or {""}}
+            if selected & self._defaults:
+                raise MisfitError(f"a second default tracker of {tracker.network_id}, type and event (E3)")
+            self._defaults |= selected
         return tracker
 
     def _definition(self, value: Any) -> EventDefinition:
@@ -219,7 +222,8 @@ class ScenarioReader:
             case "impression":
                 return EngagementRecord(kind=EngagementKind.IMPRESSION, time_us=found["at"], **found[kind])
             case _:
-                return ConversionRecord(time_us=found["at"], **found[kind])
+                is_refund = found[kind].pop("amount", 0) < 0
+                return ConversionRecord(time_us=found["at"], is_refund=is_refund, **found[kind])
 
     def _engagement(self, more: Mapping[str, Parser]) -> Parser:
         required = {
@@ -229,8 +233,8 @@ class ScenarioReader:
         shape = _Shape(required, {**self._sender(), **more})
         return lambda value: self._fit(value, shape)
 
-    def _conversion(self, required: Mapping[str, Parser]) -> Parser:
-        optional = {"click": parse_text, "limit_ad_tracking": parse_flag, "claims": self._list(self._claim)}
+    def _conversion(self, required: Mapping[str, Parser], more: Mapping[str, Parser]) -> Parser:
+        optional = {"click": parse_text, "limit_ad_tracking": parse_flag, "claims": self._list(self._claim), **more}
         id_and_more = {"id": new_id(self._conversions, "install or event"), **required}
         shape = _Shape(id_and_more, {**self._sender(), **optional})
         return lambda value: self._fit(value, shape)

@@ -127,6 +127,7 @@ class _Story:
             user_agent=parse_user_agent(record.ua) if record.ua else None,
             limit_ad_tracking=record.limit_ad_tracking,
             has_idfa="idfa" in device_ids,
+            is_refund=record.is_refund,
         )
         keys = conversion_keys(app, conversion)
         found = {engagement_id for key in keys for engagement_id in self._ids_by_key.get(key, ())}

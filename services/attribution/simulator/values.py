@@ -6,6 +6,7 @@ A plain value is a dict, a list, a str, a bool or None. A time without an offset
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from libs.domain.setting_ranges import Range
@@ -16,6 +17,7 @@ Parser: TypeAlias = Callable[[Any], Any]
 
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _DECIMAL = re.compile(r"-?(0|[1-9]\d{0,17})")
+_AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,6})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -59,6 +61,14 @@ def parse_count(value: Any) -> int:
     if not re.fullmatch(r"\d{1,9}", text):
         raise MisfitError("should be a whole number, 0 or more")
     return int(text)
+
+
+def parse_amount(value: Any) -> Decimal:
+    """Returns a decimal number."""
+    text = parse_text(value)
+    if not _AMOUNT.fullmatch(text):
+        raise MisfitError("should be an amount such as 49.00 or -19.90")
+    return Decimal(text)
 
 
 def parse_ip(value: Any) -> str:

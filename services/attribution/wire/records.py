@@ -138,6 +138,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
         user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
+        is_refund=record.event.revenue.amount_micros < 0,
     )
 
 

@@ -197,6 +197,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Every candidate was refused."""
     REASON_DEVICE_NOT_KNOWN: _Reason.ValueType  # 8
     """Nothing of the device of an identity link was received before it (F3)."""
+    REASON_REFUND: _Reason.ValueType  # 9
+    """The amount of the event is negative: a refund reengages nobody (D11). In the order it stands before MTR_NOT_MET."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why nobody won a conversion; of several that hold, the first in this order (G2)."""
@@ -219,6 +221,8 @@ REASON_NO_WINNER: Reason.ValueType  # 7
 """Every candidate was refused."""
 REASON_DEVICE_NOT_KNOWN: Reason.ValueType  # 8
 """Nothing of the device of an identity link was received before it (F3)."""
+REASON_REFUND: Reason.ValueType  # 9
+"""The amount of the event is negative: a refund reengages nobody (D11). In the order it stands before MTR_NOT_MET."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _EngagementKind:
