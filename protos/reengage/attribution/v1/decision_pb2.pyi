@@ -187,18 +187,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The event happened at or before the first known install of its device (D9)."""
     REASON_EVENT_NOT_SELECTED: _Reason.ValueType  # 3
     """No live reengagement tracker of the app selects this event (D2)."""
-    REASON_MTR_NOT_MET: _Reason.ValueType  # 4
+    REASON_REFUND: _Reason.ValueType  # 4
+    """The amount of the event is negative: a refund reengages nobody (D11)."""
+    REASON_MTR_NOT_MET: _Reason.ValueType  # 5
     """The minimum time to reengagement had not passed (D3)."""
-    REASON_SESSION_ALREADY_REENGAGED: _Reason.ValueType  # 5
+    REASON_SESSION_ALREADY_REENGAGED: _Reason.ValueType  # 6
     """SessionBegin had reengaged the device within 24 hours (D4)."""
-    REASON_NO_CANDIDATE: _Reason.ValueType  # 6
+    REASON_NO_CANDIDATE: _Reason.ValueType  # 7
     """No engagement and no claim matched the device."""
-    REASON_NO_WINNER: _Reason.ValueType  # 7
+    REASON_NO_WINNER: _Reason.ValueType  # 8
     """Every candidate was refused."""
-    REASON_DEVICE_NOT_KNOWN: _Reason.ValueType  # 8
+    REASON_DEVICE_NOT_KNOWN: _Reason.ValueType  # 9
     """Nothing of the device of an identity link was received before it (F3)."""
-    REASON_REFUND: _Reason.ValueType  # 9
-    """The amount of the event is negative: a refund reengages nobody (D11). In the order it stands before MTR_NOT_MET."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why nobody won a conversion; of several that hold, the first in this order (G2)."""
@@ -211,18 +211,18 @@ REASON_EVENT_BEFORE_INSTALL: Reason.ValueType  # 2
 """The event happened at or before the first known install of its device (D9)."""
 REASON_EVENT_NOT_SELECTED: Reason.ValueType  # 3
 """No live reengagement tracker of the app selects this event (D2)."""
-REASON_MTR_NOT_MET: Reason.ValueType  # 4
+REASON_REFUND: Reason.ValueType  # 4
+"""The amount of the event is negative: a refund reengages nobody (D11)."""
+REASON_MTR_NOT_MET: Reason.ValueType  # 5
 """The minimum time to reengagement had not passed (D3)."""
-REASON_SESSION_ALREADY_REENGAGED: Reason.ValueType  # 5
+REASON_SESSION_ALREADY_REENGAGED: Reason.ValueType  # 6
 """SessionBegin had reengaged the device within 24 hours (D4)."""
-REASON_NO_CANDIDATE: Reason.ValueType  # 6
+REASON_NO_CANDIDATE: Reason.ValueType  # 7
 """No engagement and no claim matched the device."""
-REASON_NO_WINNER: Reason.ValueType  # 7
+REASON_NO_WINNER: Reason.ValueType  # 8
 """Every candidate was refused."""
-REASON_DEVICE_NOT_KNOWN: Reason.ValueType  # 8
+REASON_DEVICE_NOT_KNOWN: Reason.ValueType  # 9
 """Nothing of the device of an identity link was received before it (F3)."""
-REASON_REFUND: Reason.ValueType  # 9
-"""The amount of the event is negative: a refund reengages nobody (D11). In the order it stands before MTR_NOT_MET."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _EngagementKind:
