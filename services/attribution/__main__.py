@@ -30,7 +30,7 @@ from services.attribution.queries.following import Watching
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
-from services.attribution.storage.store import PLANNER, Store
+from services.attribution.storage import PLANNER
 from services.attribution.wire.rulebook import RulebookBuilder
 
 
@@ -65,29 +65,27 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         open_channel(config.postback_target) as to_postback,
     ):
         settings = follow_tracker(to_tracker, RulebookBuilder())
-        store, ingest = Store(pool), IngestServiceStub(to_ingest)
+        ingest = IngestServiceStub(to_ingest)
         postback = postback_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         pace = Pace()
-        claims = Claims(store=store, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
-        eraser = Eraser(store=store, ingest=ingest, postback=postback, now_us=now_us)
-        reattributor = Reattributor(store, settings, pace, now_us)
-        live = live_loops(
-            store, settings, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
-        )
+        claims = Claims(pool=pool, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
+        eraser = Eraser(pool=pool, ingest=ingest, postback=postback, now_us=now_us)
+        reattributor = Reattributor(pool, settings, pace, now_us)
+        live = live_loops(pool, settings, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us)
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
-            store,
+            pool,
             {**live, "claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
             ready=lambda: asyncio.gather(settings.ready(), triggers.ready()),
         )
         watching = Watching(pool, pace)
         service = Attribution(
-            store,
+            pool,
             settings,
             explanations=Explanations(pool, ingest),
             watching=watching,
-            what_ifs=WhatIfs(store, settings, pace, now_us),
+            what_ifs=WhatIfs(pool, settings, pace, now_us),
             reattributions=Reattributions(pool, settings),
             offers=Offers(pool, settings, postback),
             now_us=now_us,

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
+from libs.db import Pool
 from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
@@ -30,10 +31,11 @@ from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Wanted, Watching, read_token
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
+from services.attribution.storage.decisions import list_decisions, newest_decision
+from services.attribution.storage.devices import Device, device_of
 from services.attribution.storage.erasures import Erasures
 from services.attribution.storage.reattributions import Reattribution
 from services.attribution.storage.replay import Period
-from services.attribution.storage.store import Device, Store
 from services.attribution.wire.decisions import source_message
 from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.records import identity_key
@@ -49,7 +51,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
 
     def __init__(
         self,
-        store: Store,
+        pool: Pool,
         settings: Follower[Rulebook],
         *,
         explanations: Explanations,
@@ -60,9 +62,9 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         now_us: Callable[[], int],
     ) -> None:
         self._what_ifs, self._reattributions, self._offers = what_ifs, reattributions, offers
-        self._store, self._settings, self._now_us = store, settings, now_us
+        self._pool, self._settings, self._now_us = pool, settings, now_us
         self._explanations, self._watching = explanations, watching
-        self._erasures = Erasures(store.pool)
+        self._erasures = Erasures(pool)
 
     async def GetDecision(
         self, request: decision_pb2.GetDecisionRequest, context: Any
@@ -71,7 +73,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         _required(violations, "app_id", request.app_id)
         _required(violations, "conversion_id", request.conversion_id)
         violations.check()
-        found = await self._store.newest_decision(lane_of(request.app_id), request.app_id, request.conversion_id)
+        found = await newest_decision(self._pool, lane_of(request.app_id), request.app_id, request.conversion_id)
         if found is None:
             raise NotFound("CONVERSION_NOT_FOUND", "no decision on this conversion (yet)")
         return decision_pb2.GetDecisionResponse(decision=decision_pb2.Decision.FromString(found))
@@ -107,7 +109,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         start_us = _time_us(violations, "start_time", request.start_time)
         end_us = _time_us(violations, "end_time", request.end_time)
         violations.check()
-        found = await self._store.list_decisions(
+        found = await list_decisions(
+            self._pool,
             lane_of(request.app_id),
             request.app_id,
             tracker_id=request.tracker_id or None,
@@ -283,7 +286,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     async def _device(self, app_id: str, device_id: str) -> Device:
         """The device that has an id, of whatever kind, or this id of ours."""
         keys = [identity_key(app_id, kind, device_id) for kind in KINDS]
-        device = await self._store.device_of(keys, _as_uuid(device_id))
+        device = await device_of(self._pool, keys, _as_uuid(device_id))
         if device is None or device.app_id != app_id:
             raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")
         return device

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -50,7 +50,7 @@ from services.attribution.queries.following import Watching
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
-from services.attribution.storage.store import PLANNER, Store
+from services.attribution.storage import PLANNER
 from services.attribution.wire import rulebook
 from services.ingest import settings as ingest_settings
 from services.ingest.erasure import Eraser
@@ -245,9 +245,9 @@ class World:
         flush_interval_s: float = 5.0,
     ) -> AsyncIterator[Worker]:
         """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
-        store, triggers = Store(self.pool), ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
+        triggers = ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
         claims = Claims(
-            store=store,
+            pool=self.pool,
             settings=self.settings,
             triggers=triggers,
             postback=self.postback,
@@ -255,7 +255,7 @@ class World:
             config=claims_config or ClaimsConfig(),
         )
         live = live_loops(
-            store,
+            self.pool,
             self.settings,
             ingest=ingest or self.ingest,
             postback=self.postback,
@@ -265,7 +265,7 @@ class World:
         )
         worker = Worker(
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
-            store,
+            self.pool,
             {**live, "claims": claims.run, **jobs},
             ready=lambda: asyncio.gather(self.settings.ready(), triggers.ready()),
         )
@@ -288,6 +288,11 @@ class World:
                         raise
                     await asyncio.sleep(0.01)
         return decisions
+
+
+def die(worker: Worker) -> None:
+    """Lets a worker end without giving anything back, as SIGKILL does."""
+    worker._config = replace(worker._config, worker_id="nobody")
 
 
 StartWorld: TypeAlias = Callable[[Database], AbstractAsyncContextManager[World]]
@@ -361,11 +366,11 @@ def start_world(tmp_path: Path) -> StartWorld:
             )
             postback = postback_grpc.PostbackServiceStub(to_postback)
             api = Attribution(
-                Store(pool),
+                pool,
                 settings,
                 explanations=Explanations(pool, IngestServiceStub(to_ingest)),
                 watching=watching,
-                what_ifs=WhatIfs(Store(pool), settings, pace, lambda: time.time_ns() // 1000),
+                what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000),
                 reattributions=Reattributions(pool, settings),
                 offers=Offers(pool, settings, postback),
                 now_us=lambda: 2**60,

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from libs.db import Connection, Pool, in_transaction
+from libs.db import Pool, transaction
 from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import decision_pb2
@@ -17,8 +17,9 @@ from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
+from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.lanes import forget_worker, read_owned_lanes, take_lanes
 from services.attribution.storage.pending import PendingRow
-from services.attribution.storage.store import Store
 from services.attribution.wire.records import Logged, index_rows
 
 ALL_TIME = (0, 1 << 54)
@@ -28,7 +29,7 @@ ALL_TIME = (0, 1 << 54)
 class Story:
     """A scenario of an app of its own, on its way through a store."""
 
-    store: Store
+    pool: Pool
     lanes: OwnedLanes
     app_id: str
     scenario: Scenario
@@ -55,7 +56,8 @@ class Story:
         rules = {self.app_id: self.rules}
         rows = index_rows(self.logged, rules)
         # All at once: what lies beyond the heads must not matter.
-        await in_transaction(self.store.pool, lambda connection: self.store.insert_index(connection, rows))
+        async with transaction(self.pool) as connection:
+            await EngagementIndex(self.pool).insert(connection, rows)
         at = 0
         while at < len(self.logged):
             some = self.logged[at : at + random.randint(1, 6)]
@@ -84,7 +86,6 @@ class Story:
 
         async with self.lanes.fenced() as connection:
             changes = await decide_batch(
-                self.store,
                 connection,
                 logged,
                 heads=self.heads,
@@ -99,7 +100,7 @@ class Story:
 
     async def newest(self) -> dict[str, decision_pb2.Decision]:
         """The newest version of every decision, by conversion."""
-        rows = await self.store.pool.fetch(
+        rows = await self.pool.fetch(
             "SELECT decision FROM decisions WHERE lane = $1 AND app_id = $2 ORDER BY version",
             lane_of(self.app_id),
             self.app_id,
@@ -111,19 +112,15 @@ class Story:
 @asynccontextmanager
 async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
     """All lanes, owned by the test and given back."""
-    store = Store(pool)
-
-    async def take(connection: Connection) -> set[int]:
-        return await store.take_lanes(connection, "test", LANES, 3600)
-
-    lanes = await in_transaction(pool, take)
+    async with transaction(pool) as connection:
+        lanes = await take_lanes(connection, "test", LANES, 3600)
     try:
-        yield OwnedLanes(store, "test", await store.owned_lanes("test", lanes))
+        yield OwnedLanes(pool, "test", await read_owned_lanes(pool, "test", lanes))
     finally:
-        await store.forget_worker("test")
+        await forget_worker(pool, "test")
 
 
-def story_of(scenario: Scenario, lanes: OwnedLanes, store: Store) -> Story:
+def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
     """A scenario as an app of its own. Records are received in the order of the scenario, one a millisecond."""
     app_id = f"app-{uuid.uuid4()}"
     records = [_record(app_id, record) for record in scenario.timeline]
@@ -143,7 +140,7 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, store: Store) -> Story:
             record=record.SerializeToString(),
         )
         logged.append(Logged(entry, record))
-    return Story(store=store, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
+    return Story(pool=pool, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
 
 
 def event_of(record: record_pb2.Record) -> str | None:

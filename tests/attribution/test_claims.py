@@ -18,7 +18,6 @@ from services.attribution.__main__ import Config
 from services.attribution.jobs.claims import ClaimsConfig
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.pending import in_turn
-from services.attribution.live.worker import Worker
 from services.attribution.storage.pending import PendingRow
 from tests.attribution.conftest import (
     APP,
@@ -26,6 +25,7 @@ from tests.attribution.conftest import (
     claimed,
     click,
     device,
+    die,
     event,
     install,
     not_claimed,
@@ -545,22 +545,13 @@ async def test_a_conversion_that_comes_again_while_it_waits_is_decided_once(worl
 # Crashes.
 
 
-def _die(worker: Worker) -> None:
-    """Let a worker end without giving anything back, as SIGKILL does."""
-
-    async def nothing(worker_id: str) -> None:
-        return
-
-    worker._store.forget_worker = nothing  # type: ignore[method-assign]
-
-
 async def test_lanes_that_move_take_what_waits_with_them(world: World) -> None:
     await world.received.trigger(PURCHASES_OF_X, ("_install", "x"))
     await world.received.answer("i1", pending("x"))
     async with world.worker(lease_s=1.0) as worker:
         await world.send(install(0, device(1), record_id="i1"), event(60, device(1), "View", record_id="v1"))
         await _asked(world, "i1")
-        _die(worker)
+        die(worker)
     # Whoever comes next holds the device back as well, although nobody is asked about its app any more.
     await world.received.trigger()
     async with world.worker(lease_s=1.0):
@@ -606,7 +597,7 @@ async def test_after_a_move_nothing_is_decided_without_its_engagements(world: Wo
     async with world.worker(lease_s=1.0) as worker:
         await world.send(click(60, device(1), record_id="k1"), event(HOUR, device(1), record_id="e1"))
         await _asked(world, "e1")
-        _die(worker)
+        die(worker)
     await world.received.answer("e1", not_claimed("x"))
     before, late = world.received.asked["e1"], _LateLog(world.ingest)
     async with world.worker(lease_s=1.0, ingest=late):  # type: ignore[arg-type]
@@ -627,7 +618,7 @@ async def test_what_nobody_asked_about_before_its_deadline_is_asked_once(world: 
     async with world.worker(lease_s=1.0) as worker:
         await world.send(event(HOUR, device(1), record_id="e1"))
         await _asked(world, "e1")
-        _die(worker)
+        die(worker)
     await world.pool.execute("UPDATE waiting SET deadline_us = 0")
     await world.received.answer("e1", claimed("x", 60))
     async with world.worker(lease_s=1.0):
@@ -663,7 +654,7 @@ async def test_workers_that_come_and_die_decide_everything_once_and_in_order(wor
             seen = await world.pool.fetchval("SELECT count(*) FROM decisions")
             while await world.pool.fetchval("SELECT count(*) FROM decisions") == seen and not sending.done():
                 await asyncio.sleep(0.002)
-            _die(worker)
+            die(worker)
     async with world.worker(lease_s=1.0):
         await sending
         decisions = {each.conversion_id: each for each in await world.decided(*sent)}

@@ -24,8 +24,8 @@ from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.queries import following
 from services.attribution.queries.following import Wanted, Watching
+from services.attribution.storage import PLANNER
 from services.attribution.storage.following import READ_ALL, READ_APP
-from services.attribution.storage.store import PLANNER
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,

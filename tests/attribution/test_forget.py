@@ -28,7 +28,6 @@ from services.attribution.jobs.reattribution import Reattributor
 from services.attribution.live.worker import Loop
 from services.attribution.queries import offers
 from services.attribution.storage.erasures import Erasure, Erasures
-from services.attribution.storage.store import Store
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -66,7 +65,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def working(world: World, **jobs: Loop) -> AsyncIterator[None]:
     """With a worker that erases, and does these jobs."""
-    eraser = Eraser(store=Store(world.pool), ingest=world.ingest, postback=world.postback)
+    eraser = Eraser(pool=world.pool, ingest=world.ingest, postback=world.postback)
     async with world.worker(jobs={"eraser": eraser.run, **jobs}):
         yield
 
@@ -460,7 +459,7 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
     """Who asked for a re-attribution's postbacks was just handing them over: read before the cut, there after it."""
     monkeypatch.setattr(erasing, "CLAIMS_END_S", 1.0)
     monkeypatch.setattr(offers, "_HAND_OVER_S", 0.8)
-    reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
+    reattributor = Reattributor(world.pool, world.settings, world.pace, lambda: time.time_ns() // 1000)
     async with working(world, reattributor=reattributor.run):
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
         await world.decided("e1")
@@ -520,7 +519,7 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
         return await step(self, *arguments)
 
     monkeypatch.setattr(Reattributor, "_step", slow)
-    reattributor = Reattributor(Store(world.pool), world.settings, world.pace, lambda: time.time_ns() // 1000)
+    reattributor = Reattributor(world.pool, world.settings, world.pace, lambda: time.time_ns() // 1000)
     async with working(world, reattributor=reattributor.run):
         for number in (1, 2):
             # From addresses of their own: what an erased click was a candidate of is not decided again.

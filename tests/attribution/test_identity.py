@@ -17,11 +17,11 @@ from tests.attribution.conftest import (
     World,
     click,
     device,
+    die,
     event,
     install,
     record,
 )
-from tests.attribution.test_lane_trap import _die
 from tests.conftest import Database
 
 HOUR = 3600
@@ -168,7 +168,7 @@ async def test_devices_that_meet_lose_and_double_nothing_however_records_come(
                             await world.pool.fetchval("SELECT count(*) FROM decisions") == seen and not sending.done()
                         ):
                             await asyncio.sleep(0.002)
-                        _die(worker)
+                        die(worker)
                 await sending
                 async with world.worker(lease_s=0.5):
                     await world.decided(*to_decide)

@@ -13,8 +13,7 @@ from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
-from services.attribution.live.worker import Worker
-from tests.attribution.conftest import APP, World, click, device, event, install
+from tests.attribution.conftest import APP, World, click, device, die, event, install
 
 REENGAGED = decision_pb2.OUTCOME_REENGAGED
 
@@ -94,7 +93,7 @@ async def test_a_dead_workers_lanes_move_and_nothing_is_decided_without_them(wor
             await world.send(click(0, a, record_id="k1"))
             await slow.held_back.wait()
             await world.send(event(10, a, record_id="e1"))
-            _die(dying)
+            die(dying)
         (e1,) = await world.decided("e1")
         left = await world.pool.fetchval("SELECT count(*) FROM lanes WHERE owner = 'worker-2'")
     assert (e1.outcome, e1.engagement_id) == (REENGAGED, "k1")
@@ -133,7 +132,7 @@ async def test_workers_that_come_and_die_decide_everything_once(world: World) ->
             seen = await world.pool.fetchval("SELECT count(*) FROM decisions")
             while await world.pool.fetchval("SELECT count(*) FROM decisions") == seen and not sending.done():
                 await asyncio.sleep(0.002)
-            _die(worker)
+            die(worker)
     async with world.worker(lease_s=1.0):
         await sending
         decisions = await world.decided(*sent)
@@ -145,12 +144,3 @@ async def test_workers_that_come_and_die_decide_everything_once(world: World) ->
     assert await world.pool.fetchval("SELECT count(*) FROM decisions") == len(sent)
     gaps = await world.pool.fetchval("SELECT max(sequence) + 1 - count(*) FROM decisions GROUP BY lane")
     assert gaps == 0, "the sequence of a lane has no gaps"
-
-
-def _die(worker: Worker) -> None:
-    """Let a worker end without giving anything back, as SIGKILL does."""
-
-    async def nothing(worker_id: str) -> None:
-        return
-
-    worker._store.forget_worker = nothing  # type: ignore[method-assign]

@@ -33,9 +33,10 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage import PLANNER
+from services.attribution.storage.lanes import read_owned_lanes
 from services.attribution.storage.reattributions import State
 from services.attribution.storage.replay import Period
-from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.decisions import says
 from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.rulebook import Rulebook
@@ -89,13 +90,13 @@ async def reattribute(
 ) -> reattribution_pb2.Reattribution:
     """All of a story's conversions, by a worker that is stopped now and then in the middle, if it `crashes`."""
     using = settings_of(rules)
-    jobs = Reattributions(story.store.pool, using)
+    jobs = Reattributions(story.pool, using)
     period = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
     job = await jobs.start(period, "r1", send_postbacks=False)
-    worker = Reattributor(story.store, using, Pace(), lambda: 1 << 50, page=random.choice((1, 2, 1000)))
+    worker = Reattributor(story.pool, using, Pace(), lambda: 1 << 50, page=random.choice((1, 2, 1000)))
     while job.state is State.RUNNING:
         # As a worker begins anew: all it knows is what is stored.
-        lanes = OwnedLanes(story.store, "test", await story.store.owned_lanes("test", range(LANES)))
+        lanes = OwnedLanes(story.pool, "test", await read_owned_lanes(story.pool, "test", range(LANES)))
         running = asyncio.ensure_future(worker.run(lanes))
         turns = random.randint(0, 60)
         while job.state is State.RUNNING and not (crashes and turns == 0):
@@ -109,7 +110,7 @@ async def reattribute(
 
 async def histories(story: Story) -> set[tuple[Any, ...]]:
     """What every device is credited to, whatever its id."""
-    rows = await story.store.pool.fetch("SELECT history FROM devices WHERE app_id = $1", story.app_id)
+    rows = await story.pool.fetch("SELECT history FROM devices WHERE app_id = $1", story.app_id)
     return {DeviceHistory.from_json(row["history"]).attributions for row in rows}
 
 
@@ -131,7 +132,7 @@ async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
     )
     order = random.randint(0, 1 << 60)
     async with owning(pool) as lanes:
-        story, afresh = story_of(told, lanes, Store(pool)), story_of(anew, lanes, Store(pool))
+        story, afresh = story_of(told, lanes, pool), story_of(anew, lanes, pool)
         await story.live(Random(order))
         await afresh.live(Random(order))
         rules = story.rules_of(anew)
@@ -185,7 +186,7 @@ async def ended(world: World, reattribution_id: str = "r1") -> reattribution_pb2
 
 def working(world: World) -> Any:
     """A worker that re-attributes, too."""
-    job = Reattributor(Store(world.pool), world.settings, world.pace, lambda: 1 << 50)
+    job = Reattributor(world.pool, world.settings, world.pace, lambda: 1 << 50)
     return world.worker(jobs={"reattributor": job.run})
 
 
@@ -193,7 +194,7 @@ class Watched(Reattributor):
     """Does something after its first step."""
 
     def __init__(self, world: World, then: Callable[[], Awaitable[None]], **options: int) -> None:
-        super().__init__(Store(world.pool), world.settings, world.pace, lambda: 1 << 50, **options)
+        super().__init__(world.pool, world.settings, world.pace, lambda: 1 << 50, **options)
         self._then: Callable[[], Awaitable[None]] | None = then
 
     async def _step(self, shared: OwnedLanes, job: Any, some: Sequence[Any]) -> Any:

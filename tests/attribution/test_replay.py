@@ -14,8 +14,8 @@ from libs.db import Pool, open_pool
 from services.attribution.decision.rules import App, AppRules, ModeledLevel
 from services.attribution.redecide.replay import Replay, Replayed
 from services.attribution.simulator.scenario import Scenario
+from services.attribution.storage import PLANNER
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
-from services.attribution.storage.store import PLANNER, Store
 from services.attribution.wire.decisions import says
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
@@ -44,7 +44,7 @@ async def replay(
 ) -> list[Replayed]:
     """The whole period, page by page."""
     asked = Period(app_id=story.app_id, start_us=period[0], end_us=period[1])
-    replaying = Replay(story.store, asked, rules, at_once)
+    replaying = Replay(story.pool, asked, rules, at_once)
     found: list[Replayed] = []
     after: uuid.UUID | None = FIRST_DEVICE
     while after is not None:
@@ -59,7 +59,7 @@ async def replay(
 async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
     random = Random(seed)
     async with owning(pool) as lanes:
-        story = story_of(scenario(random), lanes, Store(pool))
+        story = story_of(scenario(random), lanes, pool)
         await story.live(random)
         times = sorted(record.time_us for record in story.scenario.timeline)
         halves = [ALL_TIME, (0, random.choice(times) + 1), (random.choice(times), ALL_TIME[1])]
@@ -82,7 +82,7 @@ async def test_other_settings_give_what_they_would_have_given_from_the_start(poo
     told, other = unlimited(scenario(random)), unlimited(scenario(random))
     order = random.randint(0, 1 << 60)
     async with owning(pool) as lanes:
-        story = story_of(told, lanes, Store(pool))
+        story = story_of(told, lanes, pool)
         await story.live(Random(order))
         afresh = story_of(
             replace(
@@ -93,7 +93,7 @@ async def test_other_settings_give_what_they_would_have_given_from_the_start(poo
                 events=other.events,
             ),
             lanes,
-            Store(pool),
+            pool,
         )
         await afresh.live(Random(order))
         replayed = await replay(story, story.rules_of(afresh.scenario), size=random.choice((1, 3, 1000)))
@@ -135,7 +135,7 @@ async def test_others_get_turns_while_one_device_is_decided(pool: Pool, monkeypa
     """However many conversions it has: else the worker would lose its lanes over it, again and again."""
     random = Random(1)
     async with owning(pool) as lanes:
-        story = story_of(scenario(random), lanes, Store(pool))
+        story = story_of(scenario(random), lanes, pool)
         await story.live(random)
         turns = 0
 
@@ -144,7 +144,7 @@ async def test_others_get_turns_while_one_device_is_decided(pool: Pool, monkeypa
             turns += 1
 
         asked = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
-        replaying = Replay(story.store, asked, story.rules, turn)
+        replaying = Replay(story.pool, asked, story.rules, turn)
         deciding: list[int] = []
         decide_one = replaying._decide_one
 

@@ -5,7 +5,7 @@ import random
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +23,15 @@ from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from services.attribution.live import candidates as candidates_module
 from services.attribution.live.identities import MAX_IDS
+from services.attribution.storage.decisions import already_decided, count_wins, list_decisions, read_outbox
+from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats, heads_text
+from services.attribution.storage.lanes import (
+    advance_decided,
+    advance_indexed,
+    advance_relayed,
+    release_lanes,
+    renew_lanes,
+)
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Period,
@@ -31,7 +40,6 @@ from services.attribution.storage.replay import (
     find_devices,
     find_wins,
 )
-from services.attribution.storage.store import AskedKey, Store, heads_text
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -62,15 +70,14 @@ async def test_lanes_that_could_not_be_given_away_do_not_lie_idle(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held in the database, worked on by nobody, prolonged with every beat: the barrier waited for them for ever."""
-    give = Store.release_lanes
     failures = iter([ConnectionError("the database is away")])
 
-    async def fails_once(store: Store, *lanes: Any) -> None:
+    async def fails_once(connection: "Connection | Pool", worker_id: str, lanes: Collection[int]) -> None:
         for failure in failures:
             raise failure
-        await give(store, *lanes)
+        await release_lanes(connection, worker_id, lanes)
 
-    monkeypatch.setattr(Store, "release_lanes", fails_once)
+    monkeypatch.setattr("services.attribution.live.worker.release_lanes", fails_once)
     async with world.worker():
         while await world.pool.fetchval("SELECT count(*) FROM lanes WHERE owner = 'worker-1'") < 64:
             await asyncio.sleep(0.01)
@@ -180,25 +187,25 @@ async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
 
 async def test_the_loops_of_a_worker_do_not_deadlock_over_their_lanes(world: World) -> None:
     """They write the same rows, each its own column: every second one was a deadlock, and a second lost."""
-    store, numbers = Store(world.pool), random.Random(7)
+    numbers = random.Random(7)
     await world.pool.execute("UPDATE lanes SET owner = 'w'")
 
     def some() -> list[int]:
         return numbers.sample(range(LANES), numbers.choice((3, 20, 64)))
 
     async def index(connection: Connection) -> None:
-        await store.advance_indexed(connection, "w", dict.fromkeys(some(), 1))
+        await advance_indexed(connection, "w", dict.fromkeys(some(), 1))
 
     async def decide(connection: Connection) -> None:
         lanes = some()
         sequences = dict.fromkeys(lanes, 0)
-        await store.advance_lanes(connection, "w", {lane: [0] * LANES for lane in lanes}, sequences, sequences)
+        await advance_decided(connection, "w", {lane: [0] * LANES for lane in lanes}, sequences, sequences)
 
     async def relay(_: Connection) -> None:
-        await store.advance_relayed("w", dict.fromkeys(some(), 0))
+        await advance_relayed(world.pool, "w", dict.fromkeys(some(), 0))
 
     async def renew(connection: Connection) -> None:
-        await store.renew_lanes(connection, "w", 5.0)
+        await renew_lanes(connection, "w", 5.0)
 
     async def often(work: Callable[[Connection], Awaitable[None]]) -> None:
         for _ in range(60):
@@ -325,27 +332,27 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
         await admin.execute("ANALYZE")
         await admin.close()
     explaining, heads = _Explaining(world.pool), heads_text([1 << 40] * LANES)
-    store, connection = Store(cast("Pool", explaining)), cast("Connection", explaining)
+    pool, connection = cast("Pool", explaining), cast("Connection", explaining)
 
-    await store.list_decisions(
-        0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
+    await list_decisions(
+        pool, 0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
     )
     assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
     asked = [AskedKey(b"address", 500, "many", 0), AskedKey(b"x", 7, "few", 1)]
-    await store.find_engagements(connection, asked, [heads], span_us=1000, limit=200)
+    await find_engagements(connection, asked, [heads], span_us=1000, limit=200)
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
     assert "->  Sort (" not in explaining.plan, "not all that lies behind an address is read"
     clicks = [(b"same", 500, "500", 0), (b"x", 7, "7", 0)]
-    await store.find_repeats(connection, clicks, [heads], within_us=1000)
+    await find_repeats(connection, clicks, [heads], within_us=1000)
     assert "network_clicks_197001_400_pkey" in explaining.used("network_clicks")
     assert len(explaining.used("network_clicks")) == 2, "of one month those of both retentions"
-    await store.find_records(connection, [(b"address", 500, "many")], span_us=1000)
+    await find_records(connection, [(b"address", 500, "many")], span_us=1000)
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}
-    await store.already_decided(connection, [(0, "700"), (0, "new")])
+    await already_decided(connection, [(0, "700"), (0, "new")])
     assert "decisions_197001_400_pkey" in explaining.used("decisions")
-    await store.read_outbox({0: range(700, 710)}, 10)
+    await read_outbox(pool, {0: range(700, 710)}, 10)
     assert "decisions_197001_400_lane_sequence_idx" in explaining.used("decisions")
-    await store.count_wins(connection, [(0, "700")])
+    await count_wins(connection, [(0, "700")])
     assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
 
     period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40))

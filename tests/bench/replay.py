@@ -10,11 +10,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.db import Connection, Pool, in_transaction, open_pool
+from libs.db import Pool, open_pool, transaction
 from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
 from reengage.ingest.v1 import log_pb2
@@ -33,8 +32,9 @@ from services.attribution.live.batch import decide_batch
 from services.attribution.live.changes import Changes
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import Replay
+from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.lanes import read_owned_lanes, take_lanes
 from services.attribution.storage.replay import FIRST_DEVICE, Period
-from services.attribution.storage.store import IndexRows, Store
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.load import APP, CLICKED, INSTALLED, Traffic
 from tests.bench.row import Row
@@ -88,20 +88,16 @@ class _Live:
     """A worker's writing half: it owns all lanes and decides what it is given."""
 
     def __init__(self, pool: Pool, lanes: OwnedLanes) -> None:
-        self.store, self.pace, self.rules = Store(pool), Pace(), _rules()
-        self._pool, self._lanes, self._traffic = pool, lanes, Traffic(7)
+        self.pool, self.pace, self.rules = pool, Pace(), _rules()
+        self._index, self._lanes, self._traffic = EngagementIndex(pool), lanes, Traffic(7)
         self._batch, self._position = 0, 0
 
     @classmethod
     async def owning(cls, pool: Pool) -> "_Live":
         """Of all lanes, for longer than the bench runs."""
-        store = Store(pool)
-
-        async def take(connection: Connection) -> set[int]:
-            return await store.take_lanes(connection, "bench", LANES, 86_400)
-
-        lanes = await in_transaction(pool, take)
-        return cls(pool, OwnedLanes(store, "bench", await store.owned_lanes("bench", lanes)))
+        async with transaction(pool) as connection:
+            lanes = await take_lanes(connection, "bench", LANES, 86_400)
+        return cls(pool, OwnedLanes(pool, "bench", await read_owned_lanes(pool, "bench", lanes)))
 
     async def decide(self, batches: int) -> float:
         """So many more batches of the mix, ten at a time; answers conversions decided a second."""
@@ -111,20 +107,17 @@ class _Live:
             rows = index_rows(logged, {APP: self.rules})
             conversions = [each for each in logged if each.record.WhichOneof("kind") in ("install", "event")]
             began = time.perf_counter()
-            await in_transaction(self._pool, partial(self._index, rows))
+            async with transaction(self.pool) as connection:
+                await self._index.insert(connection, rows)
             with self.pace.live():
                 changes = await self._append(conversions)
             took += time.perf_counter() - began
             decided += len(changes.decisions)
         return decided / took
 
-    async def _index(self, rows: IndexRows, connection: Connection) -> None:
-        await self.store.insert_index(connection, rows)
-
     async def _append(self, conversions: list[Logged]) -> Changes:
         async with self._lanes.fenced() as connection:
             changes = await decide_batch(
-                self.store,
                 connection,
                 conversions,
                 heads=[self._position] * LANES,
@@ -158,7 +151,7 @@ class _Live:
 async def _replayed(live: _Live, pace: Pace) -> float:
     """Conversions decided again a second of this process's time; what PostgreSQL does on another core is not in it."""
     with pace.guest() as guest:
-        replay = Replay(live.store, _ALL_TIME, live.rules, guest.turn)
+        replay = Replay(live.pool, _ALL_TIME, live.rules, guest.turn)
         after: uuid.UUID | None = FIRST_DEVICE
         count, began = 0, time.process_time()
         while after is not None:

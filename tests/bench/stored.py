@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 
 from deploy.local.embedded import EmbeddedPostgres
-from libs.db import Connection, Pool, in_transaction, open_pool
+from libs.db import Pool, open_pool, transaction
 from libs.domain.lanes import LANES, lane_of
 from libs.migrations import prepare
 from libs.periods import Periods
@@ -31,7 +31,9 @@ from services.attribution.decision.rules import (
 )
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage.store import PLANNER, Store
+from services.attribution.storage import PLANNER
+from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.lanes import read_owned_lanes, take_lanes
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.row import Row
 
@@ -84,19 +86,16 @@ class _Bench:
     """A worker's writing half: it owns all lanes and decides what it is given."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool, self._store = pool, Store(pool)
+        self._pool, self._engagements = pool, EngagementIndex(pool)
         self._rules = {APP: _rules()}
         self._now_s = int(time.time())
         self._numbers = iter(range(1 << 40))
 
     async def own(self) -> None:
         """Take all lanes for longer than the bench runs."""
-
-        async def take(connection: Connection) -> set[int]:
-            return await self._store.take_lanes(connection, "bench", LANES, 86_400)
-
-        lanes = await in_transaction(self._pool, take)
-        self._lanes = OwnedLanes(self._store, "bench", await self._store.owned_lanes("bench", lanes))
+        async with transaction(self._pool) as connection:
+            lanes = await take_lanes(connection, "bench", LANES, 86_400)
+        self._lanes = OwnedLanes(self._pool, "bench", await read_owned_lanes(self._pool, "bench", lanes))
         self._lanes.heads = _HEADS
 
     async def one_device(self) -> dict[int, float]:
@@ -124,7 +123,8 @@ class _Bench:
 
     async def _index(self, records: Sequence[record_pb2.Record]) -> None:
         rows = index_rows(self._logged(records), self._rules)
-        await in_transaction(self._pool, lambda connection: self._store.insert_index(connection, rows))
+        async with transaction(self._pool) as connection:
+            await self._engagements.insert(connection, rows)
 
     async def _decide(self, records: Sequence[record_pb2.Record]) -> float:
         logged = self._logged(records)
@@ -132,7 +132,6 @@ class _Bench:
         began = time.perf_counter()
         async with self._lanes.fenced() as connection:
             changes = await decide_batch(
-                self._store,
                 connection,
                 logged,
                 heads=_HEADS,

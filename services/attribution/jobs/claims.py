@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
-from libs.db import Connection
+from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.time import now_us, to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2
@@ -30,7 +30,6 @@ from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.pending import in_turn, logged_of
 from services.attribution.storage import pending
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.storage.store import Store
 from services.attribution.wire.records import event_name_of
 from services.attribution.wire.rulebook import Rulebook
 
@@ -77,7 +76,7 @@ class Claims:
     def __init__(
         self,
         *,
-        store: Store,
+        pool: Pool,
         settings: Follower[Rulebook],
         triggers: ClaimTriggers,
         postback: postback_grpc.PostbackServiceStub,
@@ -86,12 +85,12 @@ class Claims:
         now_us: Callable[[], int] = now_us,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
-        self._store, self._settings, self._triggers, self._postback = store, settings, triggers, postback
+        self._pool, self._settings, self._triggers, self._postback = pool, settings, triggers, postback
         self._pace, self._config, self._now_us, self._new_id = pace, config, now_us, new_id
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Asks and decides for as long as the lanes are owned. Raises LanesLostError."""
-        mark = await pending.mark(self._store.pool, lanes.lanes)
+        mark = await pending.mark(self._pool, lanes.lanes)
         requests, calls = self._no_requests(), set[asyncio.Task[None]]()
         looked = -self._config.look_interval_s
         try:
@@ -125,20 +124,20 @@ class Claims:
 
     async def _look(self, lanes: OwnedLanes, requests: ClaimRequests) -> None:
         """Measures what is pending, and adds requests: at the start all, later those that there was no room for."""
-        count, unanswered, earliest_us = await pending.overview(self._store.pool, lanes.lanes)
+        count, unanswered, earliest_us = await pending.overview(self._pool, lanes.lanes)
         overdue_s = 0.0 if earliest_us is None else max(0.0, (self._now_us() - earliest_us) / 1e6)
         _pending.set(count)
         _overdue.set(overdue_s)
         if overdue_s > _OVERDUE_ALARM_S:
             _log.warning("claims.overdue", seconds=round(overdue_s, 1), count=count)
         if unanswered > len(requests):
-            requests.add(await pending.unanswered(self._store.pool, lanes.lanes, self._config.max_held))
+            requests.add(await pending.unanswered(self._pool, lanes.lanes, self._config.max_held))
 
     # Asking.
 
     async def _call(self, some: Sequence[ClaimRequest], requests: ClaimRequests) -> None:
         """Makes one call; requests that it does not answer are sent again."""
-        found = await pending.to_ask(self._store.pool, [request.place for request in some])
+        found = await pending.to_ask(self._pool, [request.place for request in some])
         sent = [request for request in some if request.key in found]
         if sent:
             answers = await self._ask([self._conversion(each, found[each.key]) for each in sent], self._wait_s(sent))
@@ -191,7 +190,6 @@ class Claims:
                 due = await _take_due(connection, claims)
                 now_us = self._now_us()
                 changes = await decide_batch(
-                    self._store,
                     connection,
                     [logged_of(row) for row in due],
                     heads=lanes.heads,

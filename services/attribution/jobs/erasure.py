@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 from prometheus_client import Counter, Gauge
 
-from libs.db import Connection
+from libs.db import Connection, Pool
 from libs.domain.device_ids import HASH_METHODS, KINDS, RAW_KINDS, normalise
 from libs.domain.lanes import LANES
 from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
@@ -29,8 +29,9 @@ from services.attribution.decision.matching import (
 )
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage import erasures
+from services.attribution.storage.devices import find_identifiers
 from services.attribution.storage.erasures import Erasure, Erasures, StoredEngagement, Work
-from services.attribution.storage.store import Store
+from services.attribution.storage.lanes import read_indexed
 from services.attribution.wire.records import click_id_of, identity_key
 
 _log = structlog.get_logger()
@@ -55,13 +56,13 @@ class Eraser:
     def __init__(
         self,
         *,
-        store: Store,
+        pool: Pool,
         ingest: IngestServiceStub,
         postback: postback_grpc.PostbackServiceStub,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._store, self._ingest, self._postback, self._now_us = store, ingest, postback, now_us
-        self._erasures = Erasures(store.pool)
+        self._pool, self._ingest, self._postback, self._now_us = pool, ingest, postback, now_us
+        self._erasures = Erasures(pool)
 
     async def run(self, shared: OwnedLanes) -> None:
         """Erase for as long as the lanes are owned. Raises LanesLostError."""
@@ -91,7 +92,7 @@ class Eraser:
         """Wait until all that the log holds now is indexed, and decided or waiting for claims."""
         heads = await self._heads()
         while True:
-            indexed = await self._store.indexed()
+            indexed = await read_indexed(self._pool)
             if all(head <= min(at) for head, *at in zip(heads, indexed, shared.positions, strict=True)):
                 return
             await asyncio.sleep(_WAIT_S)
@@ -116,7 +117,7 @@ class Eraser:
         assert asked is not None
         async with self._saving(shared, erasure) as connection:
             below = await erasures.known_below(connection, erasure.lane, shared.positions)
-            found = await _find(self._store, connection, erasure.app_id, asked.device_ids, below)
+            found = await _find(connection, erasure.app_id, asked.device_ids, below)
             decided_again = await erasures.decided_again(connection, erasure.app_id, found.conversion_ids)
             rows = await erasures.erase_devices(connection, erasure.app_id, found.devices)
             erasure.count("attribution", rows)
@@ -224,9 +225,7 @@ class _Found:
     engagements: set[StoredEngagement] = field(default_factory=set)
 
 
-async def _find(
-    store: Store, connection: Connection, app_id: str, given: Collection[str], below: Sequence[int]
-) -> _Found:
+async def _find(connection: Connection, app_id: str, given: Collection[str], below: Sequence[int]) -> _Found:
     """All that is known of the device that has one of these ids, or several devices: an id is one whatever its kind.
 
     An engagement is the device's when it carries one of its ids, in any form (A3), or when it carries none and one of
@@ -238,7 +237,7 @@ async def _find(
         found.ids |= new
         owners = set(_uuids(new))
         for device_id in new:
-            owners.update((await store.find_identifiers(connection, identity_keys(app_id, device_id))).values())
+            owners.update((await find_identifiers(connection, identity_keys(app_id, device_id))).values())
         devices = await erasures.merged_devices(connection, app_id, owners) - found.devices
         found.devices |= devices
         new = {value for ids in await erasures.ids_of(connection, devices) for each in ids.values() for value in each}

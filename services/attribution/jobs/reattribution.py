@@ -22,9 +22,10 @@ from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.redecide.replay import Changed, Replay, Replayed
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage import reattributions
+from services.attribution.storage.decisions import DecisionRow
+from services.attribution.storage.devices import Device, find_devices
 from services.attribution.storage.reattributions import Reattribution, State
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
-from services.attribution.storage.store import DecisionRow, Device, Store
 from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
@@ -76,14 +77,14 @@ class Reattributor:
     """Works on the jobs of the apps homed in the owned lanes; `run` is a job of the worker."""
 
     def __init__(
-        self, store: Store, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
+        self, pool: Pool, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
     ) -> None:
-        self._store, self._settings, self._pace, self._now_us, self._page = store, settings, pace, now_us, page
+        self._pool, self._settings, self._pace, self._now_us, self._page = pool, settings, pace, now_us, page
 
     async def run(self, shared: OwnedLanes) -> None:
         """Take the oldest job, a page at a time, until cancelled."""
         while True:
-            job = await reattributions.oldest_running(self._store.pool, shared.lanes)
+            job = await reattributions.oldest_running(self._pool, shared.lanes)
             if job is None:
                 await asyncio.sleep(_LOOK_S)
                 continue
@@ -95,15 +96,15 @@ class Reattributor:
 
     async def _work(self, shared: OwnedLanes, job: Reattribution, guest: Guest) -> None:
         """One page of a job."""
-        replay = Replay(self._store, job.period, self._settings.current.apps[job.app_id], guest.turn)
+        replay = Replay(self._pool, job.period, self._settings.current.apps[job.app_id], guest.turn)
         page = await replay.page(job.after_device or FIRST_DEVICE, self._page)
         for some in _in_steps(page.replayed):
             job = await self._step(shared, job, some)
             await guest.turn()
         if page.last_device_id is not None:
-            await _advance(self._store.pool, job, replace(job, after_device=page.last_device_id))
+            await _advance(self._pool, job, replace(job, after_device=page.last_device_id))
             return
-        await reattributions.end(self._store.pool, job, State.DONE)
+        await reattributions.end(self._pool, job, State.DONE)
         _log.info(
             "reattribution.done",
             app_id=job.app_id,
@@ -117,13 +118,13 @@ class Reattributor:
         unchanged = [replayed for replayed in some if not replayed.changed]
         if len(unchanged) == len(some):
             done = _done(job, some, some[-1].last_device_id)
-            await _advance(self._store.pool, job, done)
+            await _advance(self._pool, job, done)
             return done
         device_ids = {device_id for each in some if each.changed for device_id in each.device_ids}
         rules = self._settings.current.apps[job.app_id]
         async with shared.fenced() as connection:
             # Once more: only here nobody else decides for these devices.
-            replayed = await Replay(self._store, job.period, rules, _at_once).devices(connection, device_ids)
+            replayed = await Replay(self._pool, job.period, rules, _at_once).devices(connection, device_ids)
             changed = [changed for each in replayed for changed in each.changed]
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
@@ -172,7 +173,7 @@ class Reattributor:
             for device_id, history in each.histories.items()
         }
         changed = []
-        for device_id, device in (await self._store.find_devices(connection, read)).items():
+        for device_id, device in (await find_devices(connection, read)).items():
             conversion_ids, history = read[device_id]
             rest = tuple(a for a in device.history.attributions if a.conversion_id not in conversion_ids)
             live = DeviceHistory(attributions=rest, sessions=device.history.sessions)

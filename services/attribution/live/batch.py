@@ -16,8 +16,9 @@ from services.attribution.live import cases
 from services.attribution.live.cases import Case, Inputs
 from services.attribution.live.changes import Changes, Round, Won
 from services.attribution.live.pending import NOBODY, Asking
+from services.attribution.storage.decisions import DecisionRow
+from services.attribution.storage.devices import Device
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.storage.store import DecisionRow, Device, Store
 from services.attribution.wire.decisions import decision_message, linked_message, refused_message
 from services.attribution.wire.records import Logged, claims_of
 
@@ -28,7 +29,6 @@ _NO_DEVICE = uuid.UUID(int=0)
 
 
 async def decide_batch(
-    store: Store,
     connection: Connection,
     logged: Sequence[Logged],
     *,
@@ -45,9 +45,7 @@ async def decide_batch(
     `next_sequences` has for each home lane the sequence of its next decision.
     """
     round_id = new_id()
-    inputs = await cases.load(
-        store, connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed
-    )
+    inputs = await cases.load(connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed)
     batch = _Batch(inputs, round_id, next_sequences, now_us, asking)
     for place, case in enumerate(inputs.cases):
         if place % _TURN == 0:

@@ -14,7 +14,14 @@ from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.matching import DUPLICATE_CLICK_US, conversion_keys, device_key, raw_id_keys
 from services.attribution.decision.model import Conversion, Engagement, EngagementKind, Verdict, WindowKind
 from services.attribution.decision.rules import AppRules
-from services.attribution.storage.store import AskedKey, FoundEngagement, Store
+from services.attribution.storage.engagements import (
+    AskedKey,
+    FoundEngagement,
+    find_engagements,
+    find_further,
+    find_hash_lengths,
+    find_repeats,
+)
 from services.attribution.wire.records import network_click_key
 
 MAX_CONSIDERED = 40
@@ -51,12 +58,12 @@ class Candidates(NamedTuple):
 
 
 async def find_candidates(
-    store: Store, connection: Connection, queries: Sequence[CandidateQuery], heads: Sequence[str]
+    connection: Connection, queries: Sequence[CandidateQuery], heads: Sequence[str]
 ) -> list[Candidates]:
     """Returns the candidates of each query, repeated clicks marked. `heads` are as `heads_text` gives them."""
     if not queries:
         return []
-    lengths = await store.hash_lengths(connection, {query.rules.app.app_id for query in queries})
+    lengths = await find_hash_lengths(connection, {query.rules.app.app_id for query in queries})
     found = [Candidates(_with_device_keys(query, lengths), {}) for query in queries]
     asked = [
         AskedKey(key, conversion.time_us, query.rules.app.app_id, number, query.heads)
@@ -65,8 +72,8 @@ async def find_candidates(
     ]
     if not asked:
         return found
-    nearest = await store.find_engagements(connection, asked, heads, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
-    await _add(store, connection, queries, found, nearest.engagements, heads)
+    nearest = await find_engagements(connection, asked, heads, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
+    await _add(connection, queries, found, nearest.engagements, heads)
     full = ((asked[place], reached_us) for place, reached_us in nearest.reached_us.items())
     unsettled = [
         key
@@ -74,7 +81,7 @@ async def find_candidates(
         if not _is_settled(queries[key.conversion], found[key.conversion], key, reached_us)
     ]
     if unsettled:
-        further = await store.find_further(
+        further = await find_further(
             connection,
             unsettled,
             heads,
@@ -84,7 +91,7 @@ async def find_candidates(
             limit=MAX_CONSIDERED,
             through=MAX_LOOKED_THROUGH,
         )
-        await _add(store, connection, queries, found, further, heads)
+        await _add(connection, queries, found, further, heads)
     return found
 
 
@@ -97,7 +104,6 @@ def _with_device_keys(query: CandidateQuery, lengths: Mapping[str, frozenset[int
 
 
 async def _add(
-    store: Store,
     connection: Connection,
     queries: Sequence[CandidateQuery],
     found: Sequence[Candidates],
@@ -118,7 +124,7 @@ async def _add(
     repeats = set()
     if clicks:
         # A6, whichever device the first one was of. Two conversions may know of different firsts.
-        repeated = await store.find_repeats(connection, clicks, heads, within_us=DUPLICATE_CLICK_US)
+        repeated = await find_repeats(connection, clicks, heads, within_us=DUPLICATE_CLICK_US)
         repeats = {(engagement_id, at) for _, engagement_id, at in repeated}
     for number, engagement in engagements:
         is_repeat = bool(repeats) and (engagement.engagement_id, queries[number].heads) in repeats

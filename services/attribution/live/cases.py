@@ -15,8 +15,10 @@ from services.attribution.live.candidates import CandidateQuery, Candidates, fin
 from services.attribution.live.identities import Identities
 from services.attribution.live.pending import Asking
 from services.attribution.storage import pending
+from services.attribution.storage.decisions import already_decided, count_wins
+from services.attribution.storage.devices import Device
+from services.attribution.storage.engagements import heads_text
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.storage.store import Device, Store, heads_text
 from services.attribution.wire.records import Logged, conversion_of, event_name_of
 
 
@@ -62,7 +64,6 @@ class Inputs(NamedTuple):
 
 
 async def load(
-    store: Store,
     connection: Connection,
     logged: Sequence[Logged],
     *,
@@ -77,21 +78,21 @@ async def load(
     Only engagements below `heads` are candidates (G5). `apps` must hold the rules of every app named. `resumed`: the
     rows of conversions that have waited, if it is those that are decided; they are not in the table any more.
     """
-    fresh = await _fresh(store, connection, logged, asking)
-    devices = await identities.load(store, connection, [each.record for each in fresh], new_id)
+    fresh = await _fresh(connection, logged, asking)
+    devices = await identities.load(connection, [each.record for each in fresh], new_id)
     cases = [_case(each, devices, apps, asking, resumed) for each in fresh]
-    found = await _candidates(store, connection, cases, heads)
+    found = await _candidates(connection, cases, heads)
     return Inputs(
         heads=heads,
         cases=cases,
         identities=devices,
         candidates=found,
         held=set() if resumed else await _held(connection, cases, asking),
-        wins=await _wins(store, connection, cases, found),
+        wins=await _wins(connection, cases, found),
     )
 
 
-async def _fresh(store: Store, connection: Connection, logged: Sequence[Logged], asking: Asking) -> list[Logged]:
+async def _fresh(connection: Connection, logged: Sequence[Logged], asking: Asking) -> list[Logged]:
     """Returns those whose record id was not decided before, and is not pending.
 
     Ingest recognises repeats for 7 days. A sender's own record id that comes back after that is the same conversion all
@@ -100,7 +101,7 @@ async def _fresh(store: Store, connection: Connection, logged: Sequence[Logged],
     if not logged:
         return []
     conversions = [(entry.app_lane, record.record_id) for entry, record in logged]
-    known = await store.already_decided(connection, conversions)
+    known = await already_decided(connection, conversions)
     if any(record.app_id in asking.app_ids for _, record in logged):
         known |= await pending.already_waiting(connection, conversions)
     fresh = []
@@ -140,9 +141,7 @@ def _case(
     )
 
 
-async def _candidates(
-    store: Store, connection: Connection, cases: Sequence[Case], heads: Sequence[int]
-) -> dict[int, Candidates]:
+async def _candidates(connection: Connection, cases: Sequence[Case], heads: Sequence[int]) -> dict[int, Candidates]:
     """Returns the candidates of every case that can still be won, by its place."""
     # Inside a batch only a merge can make a case winnable that was not: those are always given candidates.
     merging = {case.device.device_id for case in cases if case.merged and case.device is not None}
@@ -158,12 +157,12 @@ async def _candidates(
             or eligibility(case.conversion, case.device.history, case.rules) is None
         )
     }
-    found = await find_candidates(store, connection, list(queries.values()), [heads_text(heads)])
+    found = await find_candidates(connection, list(queries.values()), [heads_text(heads)])
     return dict(zip(queries, found, strict=True))
 
 
 async def _wins(
-    store: Store, connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
+    connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
 ) -> dict[str, dict[str, int]]:
     """Returns how many conversions the candidates on limited trackers have won so far (D5), by app and engagement."""
     limited = {
@@ -174,7 +173,7 @@ async def _wins(
         and tracker.tracker.max_conversions_per_engagement
     }
     wins: dict[str, dict[str, int]] = {case.record.app_id: {} for case in cases}
-    for app_id, engagement_id, count in await store.count_wins(connection, limited) if limited else ():
+    for app_id, engagement_id, count in await count_wins(connection, limited) if limited else ():
         wins.setdefault(app_id, {})[engagement_id] = count
     return wins
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from libs.db import Connection
+from libs.periods import Periods
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
 from services.attribution.storage import pending
+from services.attribution.storage.decisions import DecisionRow, insert_decisions, insert_round
+from services.attribution.storage.devices import Device, upsert_devices, upsert_identifiers
+from services.attribution.storage.engagements import find_records
 from services.attribution.storage.pending import PendingRow
-from services.attribution.storage.store import DecisionRow, Device, Store
 
 
 class Round(NamedTuple):
@@ -48,30 +51,40 @@ class Changes:
 NO_CHANGES = Changes()
 
 
-async def write(store: Store, connection: Connection, changes: Changes) -> None:
+async def write(connection: Connection, periods: Periods, changes: Changes) -> None:
     """Writes changes, all but the positions of the lanes."""
     if changes.devices:
-        await store.upsert_devices(connection, changes.devices)
+        await upsert_devices(connection, changes.devices)
     if changes.identifiers:
-        await store.upsert_identifiers(connection, changes.identifiers)
+        await upsert_identifiers(connection, changes.identifiers)
     if changes.decisions:
-        if changes.round is not None:
-            await store.insert_round(connection, *changes.round, changes.decisions)
-        await store.insert_decisions(connection, await _with_engagements(store, connection, changes))
+        await _write_decisions(connection, periods, changes)
     if changes.pending:
         await pending.insert(connection, changes.pending)
     if changes.merged:
         await pending.move(connection, changes.merged)
 
 
-async def _with_engagements(store: Store, connection: Connection, changes: Changes) -> Sequence[DecisionRow]:
+async def _write_decisions(connection: Connection, periods: Periods, changes: Changes) -> None:
+    """Writes decisions and their round, each into a period that is kept as long as it."""
+    kept = {(row.conversion_time_us, row.retention_days) for row in changes.decisions}
+    if changes.round is None:
+        await periods.ensure(kept)
+    else:
+        time_us, days = max(time_us for time_us, _ in kept), max(days for _, days in kept)
+        await periods.ensure({*kept, (time_us, days)})
+        await insert_round(connection, *changes.round, conversion_time_us=time_us, retention_days=days)
+    await insert_decisions(connection, await _with_engagements(connection, changes))
+
+
+async def _with_engagements(connection: Connection, changes: Changes) -> Sequence[DecisionRow]:
     """Returns the decisions, each with the record of the engagement that it names, if that is still stored."""
     if not changes.won:
         return changes.decisions
     rows = list(changes.decisions)
     keys = {place: own_key(rows[place].app_id, won.engagement_id) for place, won in changes.won.items()}
     asked = {(keys[place], won.time_us, rows[place].app_id) for place, won in changes.won.items()}
-    records = await store.find_records(connection, asked, span_us=CONSIDERED_US)
+    records = await find_records(connection, asked, span_us=CONSIDERED_US)
     for place, key in keys.items():
         rows[place] = rows[place]._replace(engagement=records.get(key))
     return rows

@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from libs.broadcast import within
+from libs.db import Pool
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.time import now_us
@@ -21,7 +22,7 @@ from services.attribution.live.batch import decide_batch
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.log_reader import LogReader, moved, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage.store import Store
+from services.attribution.storage.lanes import read_indexed, read_owned_lanes
 from services.attribution.wire.records import Logged, parse
 from services.attribution.wire.rulebook import Rulebook
 
@@ -44,7 +45,7 @@ class Decider:
 
     def __init__(
         self,
-        store: Store,
+        pool: Pool,
         rulebooks: Follower[Rulebook],
         log: LogReader,
         *,
@@ -54,13 +55,13 @@ class Decider:
         now_us: Callable[[], int] = now_us,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
-        self._store, self._rulebooks, self._log = store, rulebooks, log
+        self._pool, self._rulebooks, self._log = pool, rulebooks, log
         self._triggers, self._pace, self._flush_interval_s = triggers, pace, flush_interval_s
         self._now_us, self._new_id = now_us, new_id
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Decides until cancelled. Raises LanesLostError."""
-        stored = await self._store.owned_lanes(lanes.worker_id, lanes.lanes)
+        stored = await read_owned_lanes(self._pool, lanes.worker_id, lanes.lanes)
         begun = {lane: each.decided for lane, each in stored.items()}
         # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
         position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
@@ -90,7 +91,6 @@ class Decider:
         with self._pace.live():
             async with lanes.fenced() as connection:
                 changes = await decide_batch(
-                    self._store,
                     connection,
                     logged,
                     heads=lanes.heads,
@@ -116,7 +116,7 @@ class Decider:
         while behind := lanes.indexed.behind(heads):
             await within(lanes.indexed.moved.next(), _BARRIER_LOOK_INTERVAL_S)
             if lanes.indexed.behind(heads):
-                lanes.indexed.advance(dict(enumerate(await self._store.indexed())))
+                lanes.indexed.advance(dict(enumerate(await read_indexed(self._pool))))
             _barrier_wait.set(time.monotonic() - began)
             if time.monotonic() - alarmed > _BARRIER_ALARM_S:
                 alarmed = time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from libs.db import Connection
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.storage.store import Device, Store
+from services.attribution.storage.devices import Device, find_devices, find_identifiers
 from services.attribution.wire.records import identity_key
 
 MAX_IDS = 20
@@ -68,14 +68,14 @@ class Identities:
 
 
 async def load(
-    store: Store, connection: Connection, records: Collection[record_pb2.Record], new_id: Callable[[], uuid.UUID]
+    connection: Connection, records: Collection[record_pb2.Record], new_id: Callable[[], uuid.UUID]
 ) -> Identities:
     """Returns the devices that the ids of these records lead to; those that were merged with all that they became."""
     keys = {key for record in records for key in _keys(record)}
-    owners = await store.find_identifiers(connection, keys)
-    devices = await store.find_devices(connection, set(owners.values()))
+    owners = await find_identifiers(connection, keys)
+    devices = await find_devices(connection, set(owners.values()))
     while signposts := {into for each in devices.values() if (into := each.merged_into)} - devices.keys():
-        devices |= await store.find_devices(connection, signposts)
+        devices |= await find_devices(connection, signposts)
     by_key = {}
     for key, device_id in owners.items():
         device = devices[device_id]

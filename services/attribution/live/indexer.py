@@ -2,12 +2,13 @@
 
 from prometheus_client import Counter
 
-from libs.db import transactions
+from libs.db import Pool, transactions
 from libs.domain.snapshots import Follower
 from reengage.ingest.v1 import log_pb2
 from services.attribution.live.log_reader import LogReader, moved, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage.store import Store
+from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.lanes import advance_indexed, read_owned_lanes
 from services.attribution.wire.records import index_rows, parse
 from services.attribution.wire.rulebook import Rulebook
 
@@ -17,12 +18,12 @@ _indexed = Counter("attribution_engagements_indexed_total", "Engagements stored.
 class Indexer:
     """The indexing loop of a worker."""
 
-    def __init__(self, store: Store, rulebooks: Follower[Rulebook], log: LogReader) -> None:
-        self._store, self._rulebooks, self._log = store, rulebooks, log
+    def __init__(self, pool: Pool, rulebooks: Follower[Rulebook], log: LogReader) -> None:
+        self._pool, self._index, self._rulebooks, self._log = pool, EngagementIndex(pool), rulebooks, log
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Indexes the owned lanes of the log until cancelled. Raises LanesLostError."""
-        stored = await self._store.owned_lanes(lanes.worker_id, lanes.lanes)
+        stored = await read_owned_lanes(self._pool, lanes.worker_id, lanes.lanes)
         positions = {lane: each.indexed for lane, each in stored.items()}
         async for response in self._log.read(positions, log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS):
             moved_to = moved(positions, response)
@@ -30,10 +31,10 @@ class Indexer:
                 continue
             logged = parse(response.entries)
             rows = index_rows(logged, (await rulebook_for(self._rulebooks, logged)).apps)
-            async for attempt in transactions(self._store.pool):
+            async for attempt in transactions(self._pool):
                 async with attempt as connection:
-                    await self._store.insert_index(connection, rows)
-                    await self._store.advance_indexed(connection, lanes.worker_id, moved_to)
+                    await self._index.insert(connection, rows)
+                    await advance_indexed(connection, lanes.worker_id, moved_to)
             positions.update(moved_to)
             lanes.indexed.advance(moved_to)
             _indexed.inc(len(response.entries))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from libs.db import Pool
 from libs.domain.snapshots import Follower
 from libs.time import now_us
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
@@ -13,12 +14,11 @@ from services.attribution.live.indexer import Indexer
 from services.attribution.live.log_reader import LogReader
 from services.attribution.live.relay import Relay
 from services.attribution.live.worker import Loop
-from services.attribution.storage.store import Store
 from services.attribution.wire.rulebook import Rulebook
 
 
 def live_loops(
-    store: Store,
+    pool: Pool,
     rulebooks: Follower[Rulebook],
     *,
     ingest: IngestServiceStub,
@@ -31,7 +31,7 @@ def live_loops(
     """Returns the indexer, the decider and the relay of one worker."""
     log = LogReader(ingest)
     decider = Decider(
-        store,
+        pool,
         rulebooks,
         log,
         triggers=triggers,
@@ -40,7 +40,7 @@ def live_loops(
         now_us=now_us,
     )
     return {
-        "indexer": Indexer(store, rulebooks, log).run,
+        "indexer": Indexer(pool, rulebooks, log).run,
         "decider": decider.run,
-        "relay": Relay(store, rulebooks, postback).run,
+        "relay": Relay(pool, rulebooks, postback).run,
     }

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from prometheus_client import Counter
 
 from libs.broadcast import Broadcast
-from libs.db import Connection, transaction
+from libs.db import Connection, Pool, transaction
 from libs.domain.lanes import LANES
+from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.live.changes import NO_CHANGES, Changes, write
 from services.attribution.live.pending import Pending
-from services.attribution.storage.store import OwnedLane, Store
+from services.attribution.storage.lanes import OwnedLane, advance_decided
 
 _decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
 _OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in decision_pb2.Outcome.items()}
@@ -50,7 +51,7 @@ class OwnedLanes:
 
     def __init__(
         self,
-        store: Store,
+        pool: Pool,
         worker_id: str,
         lanes: Mapping[int, OwnedLane],
         *,
@@ -62,7 +63,7 @@ class OwnedLanes:
         self.pending = Pending(pending_app_ids)
         self.heads: list[int] = [0] * LANES
         self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
-        self._store = store
+        self._pool, self._periods = pool, Periods(pool)
         self._next_sequences = {number: lane.next_sequence for number, lane in lanes.items()}
         self._writing, self._grown = asyncio.Lock(), Broadcast()
         self._appended: Changes | None = None
@@ -86,7 +87,7 @@ class OwnedLanes:
         async with self._writing:
             self._appended = None
             try:
-                async with transaction(self._store.pool) as connection:
+                async with transaction(self._pool) as connection:
                     yield connection
                     assert self._appended is not None, "a fenced transaction ends with append"
             finally:
@@ -112,9 +113,9 @@ class OwnedLanes:
 
         `lanes` are those; with `decided` those, each with its new decide positions. Raises LanesLostError.
         """
-        await write(self._store, connection, changes)
+        await write(connection, self._periods, changes)
         next_sequences = {**self._next_sequences, **{row.lane: row.sequence + 1 for row in changes.decisions}}
-        await self._store.advance_lanes(
+        await advance_decided(
             connection, self.worker_id, decided or dict.fromkeys(lanes), self._next_sequences, next_sequences
         )
         self._appended = changes

@@ -4,11 +4,13 @@ import collections
 
 from prometheus_client import Counter
 
+from libs.db import Pool
 from libs.domain.snapshots import Follower
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage.store import Store
+from services.attribution.storage.decisions import read_outbox
+from services.attribution.storage.lanes import advance_relayed, read_owned_lanes
 from services.attribution.wire.conversions import conversions_for_postback, in_calls
 from services.attribution.wire.rulebook import Rulebook
 
@@ -20,19 +22,17 @@ _BATCH = 500
 class Relay:
     """The loop of a worker that reads the outbox: the decisions themselves, in the sequence of their lane."""
 
-    def __init__(
-        self, store: Store, rulebooks: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub
-    ) -> None:
-        self._store, self._rulebooks, self._postback = store, rulebooks, postback
+    def __init__(self, pool: Pool, rulebooks: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub) -> None:
+        self._pool, self._rulebooks, self._postback = pool, rulebooks, postback
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Hands over until cancelled, at least once; postback makes each delivery once. Raises LanesLostError."""
-        stored = await self._store.owned_lanes(lanes.worker_id, lanes.lanes)
+        stored = await read_owned_lanes(self._pool, lanes.worker_id, lanes.lanes)
         positions = {lane: each.relayed for lane, each in stored.items()}
         while True:
             wanted = await lanes.beyond(positions)
             limit = -(-_BATCH // len(wanted))
-            rows = await self._store.read_outbox(wanted, limit)
+            rows = await read_outbox(self._pool, wanted, limit)
             relayed = (row for row in rows if row.is_relayed)
             conversions = conversions_for_postback(relayed, self._rulebooks.current)
             for some in in_calls(conversions):
@@ -41,6 +41,6 @@ class Relay:
             last = {row.lane: row.sequence for row in rows}  # rows of a lane come in order
             # Where fewer were found than asked for, there are no more: the rest was erased.
             moved = {lane: last[lane] + 1 if found[lane] == limit else some.stop for lane, some in wanted.items()}
-            await self._store.advance_relayed(lanes.worker_id, moved)
+            await advance_relayed(self._pool, lanes.worker_id, moved)
             positions.update(moved)
             _relayed.inc(len(conversions))

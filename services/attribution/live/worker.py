@@ -14,12 +14,21 @@ from typing import TypeAlias
 import structlog
 from prometheus_client import Gauge
 
-from libs.db import transactions
+from libs.db import Pool, transactions
 from libs.domain.lanes import LANES
 from libs.worker import keep_running
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage.lanes import (
+    LanesLostError,
+    forget_worker,
+    read_indexed,
+    read_owned_lanes,
+    release_lanes,
+    renew_lanes,
+    see_worker,
+    take_lanes,
+)
 from services.attribution.storage.pending import app_ids_waiting
-from services.attribution.storage.store import LanesLostError, Store
 
 _log = structlog.get_logger()
 
@@ -41,9 +50,9 @@ class Worker:
     """One attribution worker; several share the lanes. `ready` is awaited before it takes any."""
 
     def __init__(
-        self, config: WorkerConfig, store: Store, loops: Mapping[str, Loop], *, ready: Callable[[], Awaitable[object]]
+        self, config: WorkerConfig, pool: Pool, loops: Mapping[str, Loop], *, ready: Callable[[], Awaitable[object]]
     ) -> None:
-        self._config, self._store, self._loops, self._ready = config, store, loops, ready
+        self._config, self._pool, self._loops, self._ready = config, pool, loops, ready
 
     async def run(self) -> None:
         """Works until cancelled, then gives the lanes back."""
@@ -52,7 +61,7 @@ class Worker:
             await keep_running("ownership", self._own)
         finally:
             with contextlib.suppress(Exception):  # the leases end by themselves
-                await self._store.forget_worker(self._config.worker_id)
+                await forget_worker(self._pool, self._config.worker_id)
 
     async def _own(self) -> None:
         """Holds a fair share of the lanes and works on them; anew whenever the share changes."""
@@ -64,7 +73,7 @@ class Worker:
                 if share != owned or (work is not None and work.done()):
                     await _stop(work)
                     if surplus := owned - share:
-                        await self._store.release_lanes(self._store.pool, self._config.worker_id, surplus)
+                        await release_lanes(self._pool, self._config.worker_id, surplus)
                     owned = share
                     work = asyncio.ensure_future(self._work(owned)) if owned else None
                     _lanes_owned.set(len(owned))
@@ -82,27 +91,27 @@ class Worker:
         """Renews the leases, takes what is free up to the fair share, and returns what to own from now on."""
         worker_id, lease_s = self._config.worker_id, self._config.lease_s
         share = owned
-        async for attempt in transactions(self._store.pool):
+        async for attempt in transactions(self._pool):
             async with attempt as connection:
-                workers = await self._store.see_worker(connection, worker_id, lease_s)
-                mine = await self._store.renew_lanes(connection, worker_id, lease_s)
+                workers = await see_worker(connection, worker_id, lease_s)
+                mine = await renew_lanes(connection, worker_id, lease_s)
                 fair = -(-LANES // workers)
                 if len(mine) < fair:
-                    mine |= await self._store.take_lanes(connection, worker_id, fair - len(mine), lease_s)
+                    mine |= await take_lanes(connection, worker_id, fair - len(mine), lease_s)
                 # Keep what is already being worked on; a lane given away goes to a worker that has too few.
                 share = frozenset(sorted(mine, key=lambda lane: (lane not in owned, lane))[:fair])
                 if idle := mine - share - owned:  # left over from a run that failed: nobody works on them
-                    await self._store.release_lanes(connection, worker_id, idle)
+                    await release_lanes(connection, worker_id, idle)
         return share
 
     async def _work(self, owned: frozenset[int]) -> None:
         """Runs the loops until cancelled, or until the owned lanes turn out to be lost."""
         lanes = OwnedLanes(
-            self._store,
+            self._pool,
             self._config.worker_id,
-            await self._store.owned_lanes(self._config.worker_id, owned),
-            indexed=await self._store.indexed(),
-            pending_app_ids=await app_ids_waiting(self._store.pool, owned),
+            await read_owned_lanes(self._pool, self._config.worker_id, owned),
+            indexed=await read_indexed(self._pool),
+            pending_app_ids=await app_ids_waiting(self._pool, owned),
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -12,8 +12,8 @@ from libs.errors import FailedPrecondition, Unavailable
 from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.reattributions import Reattribution, State, versions_of
-from services.attribution.storage.store import OutboxRow
 from services.attribution.wire.conversions import conversions_for_postback, in_calls
 from services.attribution.wire.rulebook import Rulebook
 

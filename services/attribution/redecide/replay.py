@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from libs.db import Connection
+from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
@@ -21,6 +21,7 @@ from services.attribution.decision.matching import own_key
 from services.attribution.decision.model import Conversion, ConversionKind, Decision, Engagement, Outcome, Reason
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
+from services.attribution.storage.engagements import find_records
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Merge,
@@ -34,7 +35,6 @@ from services.attribution.storage.replay import (
     find_merges,
     find_wins,
 )
-from services.attribution.storage.store import Store
 from services.attribution.wire.decisions import attribution_of, decision_message, says
 from services.attribution.wire.records import claims_of, conversion_of
 
@@ -155,8 +155,8 @@ class Replay:
     `turn` is awaited every few milliseconds of work.
     """
 
-    def __init__(self, store: Store, period: Period, rules: AppRules, turn: Callable[[], Awaitable[None]]) -> None:
-        self._store, self._period, self._rules, self._turn = store, period, rules, turn
+    def __init__(self, pool: Pool, period: Period, rules: AppRules, turn: Callable[[], Awaitable[None]]) -> None:
+        self._pool, self._period, self._rules, self._turn = pool, period, rules, turn
         self._limited = frozenset(
             tracker_id for tracker_id, each in rules.trackers.items() if each.tracker.max_conversions_per_engagement
         )
@@ -164,7 +164,7 @@ class Replay:
     async def page(self, after: uuid.UUID, size: int) -> Page:
         """The devices after one that has been, with about `size` conversions in the period, as of one moment."""
         async with (
-            self._store.pool.acquire() as connection,
+            self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             device_ids, is_last = await find_devices(connection, self._period, after, size)
@@ -258,7 +258,7 @@ class Replay:
         for conversion_id, (stored, installed) in asked.items():
             await self._turn()
             queries[conversion_id] = self._query(stored, installed, places[stored.round_id])
-        found = await find_candidates(self._store, connection, list(queries.values()), list(heads.values()))
+        found = await find_candidates(connection, list(queries.values()), list(heads.values()))
         fresh = dict(zip(queries, found, strict=True))
         inputs.candidates |= fresh
         inputs.incomplete |= await self._incomplete(connection, [stored for stored, _ in asked.values()], fresh)
@@ -289,7 +289,7 @@ class Replay:
         if not missed:
             return set()
         keys = {(key, time_us, self._period.app_id) for _, key, time_us in missed}
-        there = await self._store.find_records(connection, keys, span_us=0)
+        there = await find_records(connection, keys, span_us=0)
         return {conversion_id for conversion_id, key, _ in missed if key not in there}
 
     def _query(self, stored: Stored, installed: DeviceHistory, heads: int) -> CandidateQuery:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
+from libs.db import Pool
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, ResourceExhausted
 from libs.pages import encode_token
@@ -12,7 +13,6 @@ from services.attribution.jobs.pace import Pace
 from services.attribution.redecide.replay import Page, Replay
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
-from services.attribution.storage.store import Store
 from services.attribution.wire.rulebook import Rulebook, rules_with
 
 _MOST_AT_ONCE = 2
@@ -25,8 +25,8 @@ _PART_BYTES = 1_000_000
 class WhatIfs:
     """Decides stored conversions again under changed settings, a few callers at a time."""
 
-    def __init__(self, store: Store, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int]) -> None:
-        self._store, self._settings, self._pace, self._now_us = store, settings, pace, now_us
+    def __init__(self, pool: Pool, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int]) -> None:
+        self._pool, self._settings, self._pace, self._now_us = pool, settings, pace, now_us
         self._running = 0
 
     async def run(
@@ -45,7 +45,7 @@ class WhatIfs:
         self._running += 1
         try:
             with self._pace.guest() as guest:
-                replay = Replay(self._store, period, rules, guest.turn)
+                replay = Replay(self._pool, period, rules, guest.turn)
                 after: uuid.UUID | None
                 after, total = resume or (FIRST_DEVICE, await self._estimate(period))
                 while after is not None:
@@ -58,7 +58,7 @@ class WhatIfs:
             self._running -= 1
 
     async def _estimate(self, period: Period) -> int:
-        async with self._store.pool.acquire() as connection:
+        async with self._pool.acquire() as connection:
             return await estimate(connection, period)
 
     def _parts(self, page: Page, after: uuid.UUID, total: int) -> Iterator[what_if_pb2.WhatIfResponse]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from libs.db import Connection, Pool
 from libs.domain.lanes import lane_of
+from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.replay import Period
-from services.attribution.storage.store import OutboxRow
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 

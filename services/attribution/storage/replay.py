@@ -186,7 +186,7 @@ async def find_histories(
 
 
 async def find_heads(connection: Connection, round_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
-    """Returns the heads that rounds were decided at, as `store.heads_text` gives them."""
+    """Returns the heads that rounds were decided at, as `heads_text` gives them."""
     rows = await connection.fetch("SELECT round_id, heads::text FROM rounds WHERE round_id = ANY($1)", list(round_ids))
     return {row[0]: row[1] for row in rows}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
-from services.attribution.storage.store import OutboxRow
+from services.attribution.storage.decisions import OutboxRow
 from services.attribution.wire.rulebook import Rulebook
 
 _CALL_BYTES = 8_000_000

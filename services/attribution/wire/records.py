@@ -19,7 +19,7 @@ from services.attribution.decision.matching import (
 from services.attribution.decision.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind
 from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
-from services.attribution.storage.store import EngagementRow, IndexRows, NetworkClick
+from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
 
 OPEN_AFTER_CLICK_US = 1_000_000
 """OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as

@@ -1,0 +1,190 @@
+"""The tables of decisions, which are their own outbox, and of the rounds that made them."""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from libs.db import Connection, Pool, columns
+
+
+class DecisionRow(NamedTuple):
+    """A decision, as the table's columns."""
+
+    lane: int
+    sequence: int
+    app_id: str
+    conversion_id: str
+    version: int
+    round_id: uuid.UUID
+    device_id: uuid.UUID
+    outcome: int
+    conversion_time_us: int
+    retention_days: int
+    """Of a later version that of the first: so both are told of, and go, together."""
+    tracker_id: str | None
+    engagement_id: str | None
+    decision: bytes
+    record: bytes
+    engagement: bytes | None
+    known_ids: dict[str, list[str]] | None = None
+    claims: bytes | None = None
+    reattribution_id: str | None = None
+    is_relayed: bool = True
+
+
+class OutboxRow(NamedTuple):
+    """A decision on its way to postback."""
+
+    lane: int
+    sequence: int
+    decision: bytes
+    record: bytes
+    engagement: bytes | None
+    is_relayed: bool
+    retention_days: int
+
+
+async def already_decided(connection: Connection, conversions: Collection[tuple[int, str]]) -> set[tuple[str, str]]:
+    """Returns the decided ones (app id, conversion id) of the conversions (lane, conversion id).
+
+    Whatever their time: a sender that gives none repeats a record at another.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT app_id, conversion_id
+        -- Pair by pair: two lists would be looked up in every combination.
+        FROM unnest($1::smallint[], $2::text[]) AS asked (lane, conversion_id)
+        JOIN decisions USING (lane, conversion_id)
+        """,
+        *columns(conversions, 2),
+    )
+    return {(row["app_id"], row["conversion_id"]) for row in rows}
+
+
+async def count_wins(connection: Connection, engagements: Collection[tuple[int, str]]) -> list[tuple[str, str, int]]:
+    """Returns how many conversions engagements (lane, engagement id) have won by their newest versions (D5).
+
+    As (app id, engagement id, wins), of every app of the lane; those without a win are left out.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT app_id, engagement_id, count(*)
+        FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
+        JOIN decisions USING (lane, engagement_id)
+        WHERE version = (
+            SELECT max(newest.version) FROM decisions AS newest
+            WHERE newest.lane = decisions.lane AND newest.conversion_id = decisions.conversion_id
+              AND newest.app_id = decisions.app_id
+        )
+        GROUP BY app_id, engagement_id
+        """,
+        *columns(engagements, 2),
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def insert_round(
+    connection: Connection, round_id: uuid.UUID, heads: Sequence[int], *, conversion_time_us: int, retention_days: int
+) -> None:
+    """Notes where the log ended when a batch was decided; it is kept as long as the longest kept decision of it.
+
+    There must be a partition for it.
+    """
+    await connection.execute(
+        "INSERT INTO rounds (round_id, heads, conversion_time_us, retention_days) VALUES ($1, $2, $3, $4)",
+        round_id,
+        list(heads),
+        conversion_time_us,
+        retention_days,
+    )
+
+
+async def insert_decisions(connection: Connection, rows: Sequence[DecisionRow]) -> None:
+    """Appends decisions; there must be partitions for them."""
+    await connection.execute(
+        """
+        INSERT INTO decisions (
+            lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us,
+            retention_days, tracker_id, engagement_id, decision, record, engagement, known_ids, claims,
+            reattribution_id, is_relayed
+        )
+        SELECT * FROM unnest(
+            $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::uuid[],
+            $8::smallint[], $9::bigint[], $10::smallint[], $11::text[], $12::text[], $13::bytea[], $14::bytea[],
+            $15::bytea[], $16::jsonb[], $17::bytea[], $18::text[], $19::boolean[]
+        )
+        """,
+        *columns(rows, len(DecisionRow._fields)),
+    )
+
+
+async def read_outbox(pool: Pool, lanes: Mapping[int, range], limit: int) -> list[OutboxRow]:
+    """Returns the first decisions of these sequences, by lane, up to `limit` a lane; those of a lane in their order."""
+    rows = await pool.fetch(
+        """
+        SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.is_relayed, d.retention_days
+        FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
+        CROSS JOIN LATERAL (
+            SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
+            FROM decisions
+            WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
+            ORDER BY sequence LIMIT $4
+        ) AS d
+        """,
+        list(lanes.keys()),
+        [wanted.start for wanted in lanes.values()],
+        [wanted.stop for wanted in lanes.values()],
+        limit,
+    )
+    return [OutboxRow(*row) for row in rows]
+
+
+async def newest_decision(pool: Pool, lane: int, app_id: str, conversion_id: str) -> bytes | None:
+    """Returns the newest version of the decision on a conversion, if there is one."""
+    found = await pool.fetchval(
+        """
+        SELECT decision FROM decisions
+        WHERE lane = $1 AND conversion_id = $2 AND app_id = $3
+        ORDER BY version DESC LIMIT 1
+        """,
+        lane,
+        conversion_id,
+        app_id,
+    )
+    return bytes(found) if found is not None else None
+
+
+async def list_decisions(
+    pool: Pool,
+    lane: int,
+    app_id: str,
+    *,
+    tracker_id: str | None,
+    outcomes: Sequence[int],
+    start_us: int | None,
+    end_us: int | None,
+    before: int | None,
+    limit: int,
+) -> list[tuple[int, bytes]]:
+    """Returns decisions of an app as (sequence, decision), newest first; all filters given must hold."""
+    rows = await pool.fetch(
+        """
+        SELECT sequence, decision FROM decisions
+        WHERE lane = $1 AND app_id = $2
+          AND ($3::text IS NULL OR tracker_id = $3)
+          AND (cardinality($4::smallint[]) = 0 OR outcome = ANY($4))
+          AND ($5::bigint IS NULL OR conversion_time_us >= $5)
+          AND ($6::bigint IS NULL OR conversion_time_us < $6)
+          AND ($7::bigint IS NULL OR sequence < $7)
+        ORDER BY sequence DESC LIMIT $8
+        """,
+        lane,
+        app_id,
+        tracker_id,
+        list(outcomes),
+        start_us,
+        end_us,
+        before,
+        limit,
+    )
+    return [(row["sequence"], bytes(row["decision"])) for row in rows]

@@ -1,0 +1,387 @@
+"""The tables of engagements: under their match keys, under their networks' click ids, and what to look for."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from libs.db import Connection, Pool, columns
+from libs.periods import Periods
+from services.attribution.decision.model import Engagement, EngagementKind, UserAgent
+
+
+class EngagementRow(NamedTuple):
+    """An engagement under one of its match keys, as the table's columns. `record` only under its own key."""
+
+    match_key: bytes
+    time_us: int
+    engagement_id: str
+    lane: int
+    position: int
+    is_click: bool
+    tracker_id: str
+    device_keys: bytes
+    ip: str
+    user_agent: str | None
+    click_id: str
+    completed_view: bool
+    is_valid: bool
+    record: bytes | None
+    retention_days: int
+
+
+class NetworkClick(NamedTuple):
+    """A click under its network's own id, and its place in the log."""
+
+    click_key: bytes
+    time_us: int
+    engagement_id: str
+    lane: int
+    position: int
+    retention_days: int
+
+
+class IndexRows(NamedTuple):
+    """What a batch of engagements adds to the tables."""
+
+    engagements: list[EngagementRow]
+    network_clicks: list[NetworkClick]
+    hash_lengths: set[tuple[str, int]]
+    retentions: set[tuple[str, int]]
+
+
+class AskedKey(NamedTuple):
+    """A match key under which a conversion looks for engagements, at most so far away from its time.
+
+    `conversion` is a number the caller gives it, `heads` says which of several heads it is decided at.
+    """
+
+    match_key: bytes
+    time_us: int
+    app_id: str
+    conversion: int
+    heads: int = 0
+
+
+class FoundEngagement(NamedTuple):
+    """An engagement, and the number of the conversion that it was found for."""
+
+    conversion: int
+    engagement: Engagement
+
+
+class Found(NamedTuple):
+    """Each engagement once a conversion; and, by the place of the key, how far keys reach that hold more than asked."""
+
+    engagements: list[FoundEngagement]
+    reached_us: dict[int, int]
+
+
+class EngagementIndex:
+    """Stores engagements, each where it is looked for."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._periods = pool, Periods(pool)
+        self._noted: set[tuple[str, int]] = set()
+
+    async def insert(self, connection: Connection, rows: IndexRows) -> None:
+        """Stores engagements. One that is there already stays as it is: its id was used before."""
+        # Both over a connection of their own: who looks for an engagement knows where before it can be seen.
+        if not self._noted.issuperset(rows.retentions):
+            await note_retentions(self._pool, rows.retentions)
+            self._noted.update(rows.retentions)
+        await self._periods.ensure((row.time_us, row.retention_days) for row in rows.engagements)
+        await insert_engagements(connection, rows.engagements)
+        await insert_network_clicks(connection, rows.network_clicks)
+        await insert_hash_lengths(connection, rows.hash_lengths)
+
+
+async def note_retentions(pool: Pool, retentions: Collection[tuple[str, int]]) -> None:
+    """Notes for how long engagements of apps are kept (app id, days)."""
+    await pool.execute(
+        """
+        INSERT INTO retentions AS kept (app_id, least_days, most_days)
+        SELECT app_id, min(days), max(days) FROM unnest($1::text[], $2::smallint[]) AS new (app_id, days)
+        GROUP BY app_id
+        ORDER BY app_id -- locked in this order by all
+        ON CONFLICT (app_id) DO UPDATE SET
+            least_days = LEAST(kept.least_days, excluded.least_days),
+            most_days = GREATEST(kept.most_days, excluded.most_days)
+        """,
+        *columns(retentions, 2),
+    )
+
+
+async def insert_engagements(connection: Connection, rows: Collection[EngagementRow]) -> None:
+    """Stores engagements under their match keys; there must be partitions for them."""
+    if not rows:
+        return
+    await connection.execute(
+        """
+        INSERT INTO engagements (
+            match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
+            device_keys, ip, user_agent, click_id, completed_view, is_valid, record, retention_days
+        )
+        SELECT * FROM unnest(
+            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
+            $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[],
+            $15::smallint[]
+        )
+        ON CONFLICT DO NOTHING
+        """,
+        *columns(rows, len(EngagementRow._fields)),
+    )
+
+
+async def insert_network_clicks(connection: Connection, rows: Collection[NetworkClick]) -> None:
+    """Stores clicks under their networks' own ids; there must be partitions for them."""
+    if not rows:
+        return
+    await connection.execute(
+        """
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
+        SELECT * FROM unnest(
+            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::smallint[]
+        )
+        ON CONFLICT DO NOTHING
+        """,
+        *columns(rows, len(NetworkClick._fields)),
+    )
+
+
+async def insert_hash_lengths(connection: Connection, lengths: Collection[tuple[str, int]]) -> None:
+    """Notes the lengths of hashes that engagements carry (app id, length)."""
+    if not lengths:
+        return
+    await connection.execute(
+        """
+        INSERT INTO hash_lengths (app_id, length)
+        SELECT * FROM unnest($1::text[], $2::smallint[])
+        ON CONFLICT DO NOTHING
+        """,
+        *columns(sorted(lengths), 2),
+    )
+
+
+async def find_hash_lengths(connection: Connection, app_ids: Collection[str]) -> dict[str, frozenset[int]]:
+    """Returns the lengths of hashes that engagements of these apps ever carried."""
+    rows = await connection.fetch(
+        "SELECT app_id, array_agg(length) AS lengths FROM hash_lengths WHERE app_id = ANY($1) GROUP BY app_id",
+        list(app_ids),
+    )
+    return {row["app_id"]: frozenset(row["lengths"]) for row in rows}
+
+
+async def find_engagements(
+    connection: Connection,
+    asked: Sequence[AskedKey],
+    heads: Sequence[str],
+    *,
+    span_us: int,
+    limit: int,
+) -> Found:
+    """Returns engagements below their heads under each key asked, at least one.
+
+    At most `limit` on either side of the time, those nearest to it, none further away than `span_us`.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT asked.place - 1, found.*
+        FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[])
+            WITH ORDINALITY AS asked (match_key, time_us, heads, app_id, place)
+        JOIN retentions USING (app_id)
+        CROSS JOIN LATERAL (
+            (
+                SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                       completed_view, is_valid
+                FROM engagements
+                WHERE match_key = asked.match_key
+                  AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
+                  AND retention_days BETWEEN least_days AND most_days
+                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
+                ORDER BY time_us DESC, engagement_id DESC LIMIT $7
+            )
+            UNION ALL
+            (
+                SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                       completed_view, is_valid
+                FROM engagements
+                WHERE match_key = asked.match_key
+                  AND time_us >= asked.time_us AND time_us <= asked.time_us + $6
+                  AND retention_days BETWEEN least_days AND most_days
+                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
+                ORDER BY time_us, engagement_id LIMIT $7
+            )
+        ) AS found
+        """,
+        [key.match_key for key in asked],
+        [key.time_us for key in asked],
+        [key.heads for key in asked],
+        [key.app_id for key in asked],
+        _array_of(heads),
+        span_us,
+        limit,
+    )
+    earlier: dict[int, list[int]] = {}
+    for row in rows:
+        if row[4] < asked[row[0]].time_us:
+            earlier.setdefault(row[0], []).append(row[4])
+    return Found(
+        _once_a_conversion(rows, asked),
+        {place: min(times) for place, times in earlier.items() if len(times) == limit},
+    )
+
+
+async def find_further(
+    connection: Connection,
+    asked: Sequence[AskedKey],
+    heads: Sequence[str],
+    user_agents: Sequence[str],
+    tracker_ids: Sequence[Collection[str]],
+    *,
+    span_us: int,
+    limit: int,
+    through: int,
+) -> list[FoundEngagement]:
+    """Returns, of the `through` nearest earlier engagements under each key asked, the `limit` likeliest to win.
+
+    That is clicks, then those whose user agent begins as the one asked with its key, then the nearest. Only valid
+    ones on the trackers asked with its key.
+    """
+    lists: dict[frozenset[str], int] = {}
+    places = [lists.setdefault(frozenset(ids), len(lists) + 1) for ids in tracker_ids]
+    rows = await connection.fetch(
+        """
+        SELECT asked.place - 1, found.*
+        FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[], $10::integer[])
+            WITH ORDINALITY AS asked (match_key, time_us, heads, user_agent, trackers, place)
+        CROSS JOIN LATERAL (
+            SELECT string_to_array(($8::text[])[asked.trackers], E'\n') AS ids OFFSET 0 -- taken apart once a key
+        ) AS trackers
+        CROSS JOIN LATERAL (
+            SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
+                   completed_view, is_valid
+            FROM (
+                SELECT * FROM engagements
+                WHERE match_key = asked.match_key
+                  AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
+                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
+                ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
+            ) AS nearest
+            WHERE is_valid AND tracker_id = ANY(trackers.ids)
+            ORDER BY is_click DESC, starts_with(COALESCE(user_agent, ''), asked.user_agent) DESC, time_us DESC
+            LIMIT $9
+        ) AS found
+        """,
+        [key.match_key for key in asked],
+        [key.time_us for key in asked],
+        [key.heads for key in asked],
+        list(user_agents),
+        _array_of(heads),
+        span_us,
+        through,
+        ["\n".join(ids) for ids in lists],
+        limit,
+        places,
+    )
+    return _once_a_conversion(rows, asked)
+
+
+async def find_repeats(
+    connection: Connection,
+    clicks: Collection[tuple[bytes, int, str, int]],
+    heads: Sequence[str],
+    *,
+    within_us: int,
+) -> set[tuple[bytes, str, int]]:
+    """Returns those of these clicks (click key, time, engagement id, which heads) that repeat another.
+
+    They follow it in less than `within_us`. Only clicks below the heads count; of two at the same time the one
+    with the higher id follows.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT click.click_key, click.engagement_id, click.heads
+        FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::integer[])
+            AS click (click_key, time_us, engagement_id, heads)
+        CROSS JOIN LATERAL (
+            SELECT FROM network_clicks AS earlier
+            WHERE earlier.click_key = click.click_key
+              AND earlier.time_us > click.time_us - $6
+              AND earlier.time_us <= click.time_us -- said for the choice of partitions, too
+              AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
+              AND earlier.position < (SELECT $5::text::bigint[])[click.heads + 1][earlier.lane + 1]
+            LIMIT 1
+        ) AS found
+        """,
+        *columns(clicks, 4),
+        _array_of(heads),
+        within_us,
+    )
+    return {(row["click_key"], row["engagement_id"], row["heads"]) for row in rows}
+
+
+async def find_records(
+    connection: Connection, asked: Collection[tuple[bytes, int, str]], *, span_us: int
+) -> dict[bytes, bytes]:
+    """Returns the records of engagements (own key, time of what it won, app id) by own key.
+
+    What it won came at most `span_us` after it; 0: the time given is its own.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT asked.match_key, found.record
+        FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS asked (match_key, time_us, app_id)
+        JOIN retentions USING (app_id)
+        CROSS JOIN LATERAL (
+            SELECT record FROM engagements
+            WHERE match_key = asked.match_key AND record IS NOT NULL
+              AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us
+              AND retention_days BETWEEN least_days AND most_days
+            LIMIT 1
+        ) AS found
+        """,
+        *columns(asked, 3),
+        span_us,
+    )
+    return {row["match_key"]: row["record"] for row in rows}
+
+
+def heads_text(heads: Sequence[int]) -> str:
+    """Returns heads as the text of an array: thousands of conversions may each have some; numbers are slow to send."""
+    return "{" + ",".join(map(str, heads)) + "}"
+
+
+def _array_of(heads: Sequence[str]) -> str:
+    """Returns several heads as the text of an array of two dimensions."""
+    return "{" + ",".join(heads) + "}"
+
+
+def _once_a_conversion(rows: Iterable[Any], asked: Sequence[AskedKey]) -> list[FoundEngagement]:
+    """Returns the engagements of rows that begin with the place of their key, each once a conversion."""
+    first = {(asked[row[0]].conversion, row[1]): row for row in rows}
+    return [FoundEngagement(conversion, _engagement(*row[1:])) for (conversion, _), row in first.items()]
+
+
+def _engagement(
+    engagement_id: str,
+    is_click: bool,
+    tracker_id: str,
+    time_us: int,
+    device_keys: bytes,
+    ip: str,
+    user_agent: str | None,
+    click_id: str,
+    completed_view: bool,
+    is_valid: bool,
+) -> Engagement:
+    return Engagement(
+        engagement_id=engagement_id,
+        kind=EngagementKind.CLICK if is_click else EngagementKind.IMPRESSION,
+        tracker_id=tracker_id,
+        time_us=time_us,
+        device_keys=tuple(device_keys[at : at + 16] for at in range(0, len(device_keys), 16)),
+        ip=ip,
+        user_agent=None if user_agent is None else UserAgent(*user_agent.split("\t")),
+        click_id=click_id,
+        completed_view=completed_view,
+        valid=is_valid,
+    )
