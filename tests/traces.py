@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import asyncpg
 
 from services.attribution.decision.matching import device_key, id_forms
-from services.attribution.jobs.erasure import identity_keys
+from services.attribution.jobs.device_traces import identity_keys
 
 
 async def all_rows(admin_dsn: str) -> dict[str, list[asyncpg.Record]]:

@@ -31,12 +31,13 @@ from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Wanted, Watching, read_token
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
+from services.attribution.storage import erasures
 from services.attribution.storage.decisions import list_decisions, newest_decision
 from services.attribution.storage.devices import Device, device_of
-from services.attribution.storage.erasures import Erasures
 from services.attribution.storage.reattributions import Reattribution
 from services.attribution.storage.replay import Period
 from services.attribution.wire.decisions import source_message
+from services.attribution.wire.erasures import erasure_message
 from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.records import identity_key
 from services.attribution.wire.rulebook import Rulebook
@@ -64,7 +65,6 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         self._what_ifs, self._reattributions, self._offers = what_ifs, reattributions, offers
         self._pool, self._settings, self._now_us = pool, settings, now_us
         self._explanations, self._watching = explanations, watching
-        self._erasures = Erasures(pool)
 
     async def GetDecision(
         self, request: decision_pb2.GetDecisionRequest, context: Any
@@ -186,8 +186,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             violations.add("device_id", "INVALID_ID", "all zero, a macro or a name is no id of a device")
         violations.check()
         # Of whatever app: what was refused for naming one that there is not is kept, too.
-        erasure = await self._erasures.begin(request.app_id, request.device_id)
-        return erasure_pb2.ForgetDeviceResponse(erasure=erasure.message())
+        erasure = await erasures.begin(self._pool, request.app_id, request.device_id)
+        return erasure_pb2.ForgetDeviceResponse(erasure=erasure_message(erasure))
 
     async def GetErasure(self, request: erasure_pb2.GetErasureRequest, context: Any) -> erasure_pb2.GetErasureResponse:
         violations = Violations()
@@ -195,10 +195,10 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         _required(violations, "erasure_id", request.erasure_id)
         violations.check()
         erasure_id = _as_uuid(request.erasure_id)
-        erasure = await self._erasures.find(request.app_id, erasure_id) if erasure_id else None
+        erasure = await erasures.find(self._pool, request.app_id, erasure_id) if erasure_id else None
         if erasure is None:
             raise NotFound("ERASURE_NOT_FOUND", "no device of this app was forgotten under this id")
-        return erasure_pb2.GetErasureResponse(erasure=erasure.message())
+        return erasure_pb2.GetErasureResponse(erasure=erasure_message(erasure))
 
     async def WhatIf(
         self, request: what_if_pb2.WhatIfRequest, context: Any

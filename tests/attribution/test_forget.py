@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,12 +23,12 @@ from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.matching import own_key
-from services.attribution.jobs import erasure as erasing
-from services.attribution.jobs.erasure import Eraser
+from services.attribution.jobs.erasure import Eraser, EraserConfig
 from services.attribution.jobs.reattribution import Reattributor
 from services.attribution.live.worker import Loop
 from services.attribution.queries import offers
-from services.attribution.storage.erasures import Erasure, Erasures
+from services.attribution.storage import erasures
+from services.attribution.storage.erasures import Erasure
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -52,20 +53,14 @@ DONE = erasure_pb2.Erasure.STATE_DONE
 DONE_AGAIN = reattribution_pb2.Reattribution.STATE_DONE
 KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", "waiting", "log", "dedupe", "rejected")
 """Tables that hold what was received."""
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the waits for what other processes may have under way: there are none."""
-    monkeypatch.setattr(erasing, "CLAIMS_END_S", 0)
-    monkeypatch.setattr(erasing, "_LOOK_S", 0.02)
-    monkeypatch.setattr(erasing, "_WAIT_S", 0.02)
+AT_ONCE = EraserConfig(calls_end_s=0, look_interval_s=0.02, wait_interval_s=0.02)
+"""Without the waits for what other processes may have under way: there are none."""
 
 
 @asynccontextmanager
-async def working(world: World, **jobs: Loop) -> AsyncIterator[None]:
+async def working(world: World, config: EraserConfig = AT_ONCE, **jobs: Loop) -> AsyncIterator[None]:
     """With a worker that erases, and does these jobs."""
-    eraser = Eraser(pool=world.pool, ingest=world.ingest, postback=world.postback)
+    eraser = Eraser(pool=world.pool, ingest=world.ingest, postback=world.postback, config=config)
     async with world.worker(jobs={"eraser": eraser.run, **jobs}):
         yield
 
@@ -184,7 +179,7 @@ async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(worl
         before = await all_rows(database.admin_dsn)
         decided = await the_person_comes(world)
         made = await world.pool.fetchval("SELECT max(sequence) + 1 FROM decisions")
-        while not await Erasures(world.pool).relayed(lane_of(APP), made):
+        while not await erasures.relayed(world.pool, lane_of(APP), made):
             await asyncio.sleep(0.01)
         handed = [conversion_id for conversion_id in world.received.conversions if conversion_id.startswith("p-")]
         during = await all_rows(database.admin_dsn)
@@ -351,13 +346,13 @@ class SlowPostback:
 async def test_what_is_on_its_way_to_postback_is_erased_when_it_has_come(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, relayed = asyncio.Semaphore(0), Erasures.relayed
+    looks, relayed = asyncio.Semaphore(0), erasures.relayed
 
-    async def looking(self: Erasures, *arguments: Any) -> bool:
+    async def looking(*arguments: Any) -> bool:
         looks.release()
-        return await relayed(self, *arguments)
+        return await relayed(*arguments)
 
-    monkeypatch.setattr(Erasures, "relayed", looking)
+    monkeypatch.setattr(erasures, "relayed", looking)
     slow = SlowPostback(world.postback)
     world.postback = slow  # type: ignore[assignment]  # has its methods
     async with working(world):
@@ -409,7 +404,7 @@ async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(wor
 async def test_what_waits_for_claims_is_never_decided(world: World) -> None:
     await world.received.trigger(("Order", "acme"))
     await world.received.answer("w1", pending("acme"))
-    async with working(world):
+    async with working(world, replace(AT_ONCE, calls_end_s=0.5)):
         while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
             await asyncio.sleep(0.01)
         await world.send(event(0, device(1), "Order", record_id="w1"))
@@ -429,7 +424,6 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Postback is told to erase when no request can make a delivery any more."""
-    monkeypatch.setattr(erasing, "CLAIMS_END_S", 0.5)
     claims_ends_us, cut = [], Eraser._cut
 
     async def noted(self: Eraser, shared: Any, erasure: Erasure) -> None:
@@ -440,7 +434,7 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
     monkeypatch.setattr(Eraser, "_cut", noted)
     await world.received.trigger(("Order", "acme"))
     await world.received.answer("w1", pending("acme"))
-    async with working(world):
+    async with working(world, replace(AT_ONCE, calls_end_s=0.5)):
         while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
             await asyncio.sleep(0.01)
         await world.send(event(0, device(1), "Order", record_id="w1"))
@@ -457,10 +451,9 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asked for a re-attribution's postbacks was just handing them over: read before the cut, there after it."""
-    monkeypatch.setattr(erasing, "CLAIMS_END_S", 1.0)
     monkeypatch.setattr(offers, "_HAND_OVER_S", 0.8)
     reattributor = Reattributor(world.pool, world.settings, world.pace, lambda: time.time_ns() // 1000)
-    async with working(world, reattributor=reattributor.run):
+    async with working(world, replace(AT_ONCE, calls_end_s=1.0), reattributor=reattributor.run):
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))
         await world.decided("e1")
         archived = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
@@ -600,13 +593,9 @@ async def test_neighbours_that_are_away_are_waited_for(world: World, database: D
     assert places(await all_rows(database.admin_dsn), traces(APP, ADID)) == set()
 
 
-async def test_a_device_of_very_many_ids_goes_in_several_searches(
-    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(erasing, "_DEVICE_IDS", 10)
-    monkeypatch.setattr(erasing, "_BATCH", 7)
+async def test_a_device_of_very_many_ids_goes_in_several_searches(world: World, database: Database) -> None:
     ids = [device(number) for number in range(1, 36)]
-    async with working(world):
+    async with working(world, replace(AT_ONCE, max_device_ids=10, max_conversions=7)):
         await world.send(event(0, {"adid": ids[0], "custom": "shared"}, "View", record_id="v0"))
         for number, each in enumerate(ids[1:], start=1):
             await world.send(event(number, {"adid": each, "custom": "shared"}, "View", record_id=f"v{number}"))

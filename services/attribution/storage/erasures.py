@@ -1,4 +1,4 @@
-"""The table of erasures, and what of the other tables is a device's (ForgetDevice)."""
+"""The table of erasures, and the rows of other tables that are of one device (ForgetDevice)."""
 
 import uuid
 from collections import Counter
@@ -7,25 +7,29 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from libs.db import Connection, Pool
+from libs.db import Connection, Pool, columns, rows_affected
 from libs.domain.lanes import LANES, lane_of
-from reengage.attribution.v1 import erasure_pb2
 from services.attribution.decision.matching import possible_keys
 from services.attribution.wire.records import network_click_key
 
 NOT_KNOWN = uuid.UUID(int=0)
-"""The device of decisions on identity links that were refused: nothing was known of it (F3)."""
+"""The device of decisions on refused identity links: nothing was known of it (F3)."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """What is left of an erasure: all that still names the device, and only while it is under way.
+    """The rest of an erasure that is under way: only here the device is still named.
 
-    `device_ids`: as the caller gave it, later as they were received, raw and hashed. The rest is empty until what
-    attribution has of it is erased: `below` says up to where it knew the log then, `lanes` which of the log's are to be
-    searched, `record_ids` are clicks known by their id alone, `our_ids` attribution's ids of the device,
-    `stripped_conversion_ids` conversions of others whose winner is erased. `sequence` is where the app's decisions
-    ended, `claims_end_us` when no request for claims can be under way any more.
+    `device_ids` are as the caller gave them, later as they were received, raw and hashed. The other fields are empty
+    until attribution's own rows are erased (the cut):
+
+    - `below`: the position in each lane of the log that attribution had reached;
+    - `lanes`: the lanes of the log that are still to be searched;
+    - `record_ids`: clicks that are known by their id alone;
+    - `conversion_ids`, `our_ids`: the conversions, and attribution's ids of the device;
+    - `stripped_conversion_ids`: conversions of other devices, whose winner is erased;
+    - `sequence`: the end of the app's decisions;
+    - `claims_end_us`: the time after which no request for claims is under way any more.
     """
 
     device_ids: list[str]
@@ -41,7 +45,7 @@ class Work:
 
 @dataclass(slots=True, kw_only=True)
 class Erasure:
-    """An erasure as it stands. `work` is None when it is done."""
+    """An erasure. `work` is None when it is done."""
 
     app_id: str
     erasure_id: uuid.UUID
@@ -52,30 +56,17 @@ class Erasure:
 
     @property
     def lane(self) -> int:
-        """The app's."""
+        """The home lane of the app."""
         return lane_of(self.app_id)
 
     def count(self, schema: str, rows: Mapping[str, int]) -> None:
-        """Add rows erased (by table)."""
+        """Adds numbers of erased rows, by table."""
         more = {f"{schema}.{table}": number for table, number in rows.items() if number}
         self.erased_counts = dict(Counter(self.erased_counts) + Counter(more))
 
-    def message(self) -> erasure_pb2.Erasure:
-        """As the API shows it."""
-        message = erasure_pb2.Erasure(
-            erasure_id=str(self.erasure_id),
-            app_id=self.app_id,
-            state=erasure_pb2.Erasure.STATE_DONE if self.work is None else erasure_pb2.Erasure.STATE_RUNNING,
-            erased_counts=self.erased_counts,
-        )
-        message.request_time.FromDatetime(self.request_time)
-        if self.finish_time is not None:
-            message.finish_time.FromDatetime(self.finish_time)
-        return message
-
 
 class Received(NamedTuple):
-    """A conversion that was received of a device; its record, and other ids its device was known by then."""
+    """A conversion of a device: its record, and other ids that its device was known by."""
 
     conversion_id: str
     record: bytes
@@ -83,7 +74,7 @@ class Received(NamedTuple):
 
 
 class StoredEngagement(NamedTuple):
-    """An engagement, as much of it as finds all its rows."""
+    """The part of an engagement that finds all its rows."""
 
     engagement_id: str
     time_us: int
@@ -109,78 +100,76 @@ class RefusedLink(NamedTuple):
     record: bytes
 
 
-class Erasures:
-    """The proofs, and the work that is left."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    async def begin(self, app_id: str, device_id: str) -> Erasure:
-        """Note that a device is to be forgotten."""
-        row = await self._pool.fetchrow(
-            """
-            INSERT INTO erasures (lane, app_id, erasure_id, work) VALUES ($1, $2, $3, $4)
-            RETURNING app_id, erasure_id, request_time, finish_time, erased_counts, work
-            """,
-            lane_of(app_id),
-            app_id,
-            uuid.uuid4(),
-            asdict(Work(device_ids=[device_id])),
-        )
-        assert row is not None
-        return _erasure(row)
-
-    async def find(self, app_id: str, erasure_id: uuid.UUID) -> Erasure | None:
-        """An erasure of an app, as it stands."""
-        row = await self._pool.fetchrow(
-            """
-            SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
-            WHERE lane = $1 AND app_id = $2 AND erasure_id = $3
-            """,
-            lane_of(app_id),
-            app_id,
-            erasure_id,
-        )
-        return None if row is None else _erasure(row)
-
-    async def under_way(self, lanes: Collection[int]) -> list[Erasure]:
-        """Those of the apps of these lanes that are not done, longest asked for first, some at a time."""
-        rows = await self._pool.fetch(
-            """
-            SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
-            WHERE lane = ANY($1) AND work IS NOT NULL ORDER BY request_time LIMIT 100
-            """,
-            list(lanes),
-        )
-        return [_erasure(row) for row in rows]
-
-    async def refused_links(self, erasure: Erasure, *, after: tuple[int, int], below: int) -> list[RefusedLink]:
-        """Some of the app's refused identity links, in order of (time, sequence) after such a place; [] at the end.
-
-        Only decisions with a sequence under `below`.
+async def begin(pool: Pool, app_id: str, device_id: str) -> Erasure:
+    """Adds the erasure of a device."""
+    row = await pool.fetchrow(
         """
-        rows = await self._pool.fetch(
-            """
-            SELECT conversion_time_us, sequence, record FROM decisions
-            WHERE lane = $1 AND app_id = $2 AND device_id = $3 AND (conversion_time_us, sequence) > ($4, $5)
-              AND sequence < $6
-            ORDER BY conversion_time_us, sequence LIMIT 1000
-            """,
-            erasure.lane,
-            erasure.app_id,
-            NOT_KNOWN,
-            *after,
-            below,
-        )
-        return [RefusedLink(*row) for row in rows]
+        INSERT INTO erasures (lane, app_id, erasure_id, work) VALUES ($1, $2, $3, $4)
+        RETURNING app_id, erasure_id, request_time, finish_time, erased_counts, work
+        """,
+        lane_of(app_id),
+        app_id,
+        uuid.uuid4(),
+        asdict(Work(device_ids=[device_id])),
+    )
+    assert row is not None
+    return _erasure(row)
 
-    async def relayed(self, lane: int, sequence: int) -> bool:
-        """Whether all decisions of a lane with a sequence under this one were handed to postback."""
-        return bool(await self._pool.fetchval("SELECT relayed >= $2 FROM lanes WHERE lane = $1", lane, sequence))
+
+async def find(pool: Pool, app_id: str, erasure_id: uuid.UUID) -> Erasure | None:
+    """Returns an erasure of an app, None if there is none with this id."""
+    row = await pool.fetchrow(
+        """
+        SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
+        WHERE lane = $1 AND app_id = $2 AND erasure_id = $3
+        """,
+        lane_of(app_id),
+        app_id,
+        erasure_id,
+    )
+    return None if row is None else _erasure(row)
+
+
+async def under_way(pool: Pool, lanes: Collection[int]) -> list[Erasure]:
+    """Returns at most 100 erasures of these home lanes that are not done, the oldest first."""
+    rows = await pool.fetch(
+        """
+        SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
+        WHERE lane = ANY($1) AND work IS NOT NULL ORDER BY request_time LIMIT 100
+        """,
+        list(lanes),
+    )
+    return [_erasure(row) for row in rows]
+
+
+async def refused_links(pool: Pool, erasure: Erasure, *, after: tuple[int, int], below: int) -> list[RefusedLink]:
+    """Returns up to 1,000 refused identity links of the app, in order of (time, sequence), after a place in that order.
+
+    Only decisions with a sequence under `below`.
+    """
+    rows = await pool.fetch(
+        """
+        SELECT conversion_time_us, sequence, record FROM decisions
+        WHERE lane = $1 AND app_id = $2 AND device_id = $3 AND (conversion_time_us, sequence) > ($4, $5)
+          AND sequence < $6
+        ORDER BY conversion_time_us, sequence LIMIT 1000
+        """,
+        erasure.lane,
+        erasure.app_id,
+        NOT_KNOWN,
+        *after,
+        below,
+    )
+    return [RefusedLink(*row) for row in rows]
+
+
+async def relayed(pool: Pool, lane: int, sequence: int) -> bool:
+    """Returns whether all decisions of a lane with a sequence under this one were handed to postback."""
+    return bool(await pool.fetchval("SELECT relayed >= $2 FROM lanes WHERE lane = $1", lane, sequence))
 
 
 async def save(connection: Connection, erasure: Erasure) -> None:
-    """Store what is left of an erasure, and what was erased; without work it is finished."""
+    """Stores an erasure; one without work is finished."""
     await connection.execute(
         """
         UPDATE erasures SET work = $4, erased_counts = $5, finish_time = CASE WHEN $4::jsonb IS NULL THEN now() END
@@ -194,12 +183,12 @@ async def save(connection: Connection, erasure: Erasure) -> None:
     )
 
 
-# What is a device's.
+# The rows of a device.
 
 
 async def known_below(connection: Connection, lane: int, taken: Sequence[int]) -> list[int]:
-    """Per lane of the log, the position below which all engagements are stored, and all conversions homed in `lane`
-    taken; `taken` is what the lane's owner knows of the latter."""
+    """Returns for each lane of the log the position below which all engagements are stored and all conversions homed in
+    `lane` are decided or pending. `taken` are the positions that the lane's owner knows of the latter."""
     return [
         row["position"]
         for row in await connection.fetch(
@@ -217,7 +206,7 @@ async def known_below(connection: Connection, lane: int, taken: Sequence[int]) -
 
 
 async def merged_devices(connection: Connection, app_id: str, device_ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Those of the devices that are the app's, with all that turned out to be the same as one of them."""
+    """Returns these devices, if they are of the app, and all that were merged with one of them."""
     found: set[uuid.UUID] = set()
     asked: set[uuid.UUID] = set()
     wanted = set(device_ids)
@@ -237,7 +226,7 @@ async def merged_devices(connection: Connection, app_id: str, device_ids: Collec
 
 
 async def ids_of(connection: Connection, device_ids: Collection[uuid.UUID]) -> list[dict[str, list[str]]]:
-    """The ids of devices, by kind."""
+    """Returns the ids of each device, by kind."""
     rows = await connection.fetch("SELECT ids FROM devices WHERE device_id = ANY($1)", list(device_ids))
     return [row["ids"] for row in rows]
 
@@ -245,7 +234,7 @@ async def ids_of(connection: Connection, device_ids: Collection[uuid.UUID]) -> l
 async def conversions_of(
     connection: Connection, app_id: str, device_ids: Collection[uuid.UUID]
 ) -> AsyncIterator[Received]:
-    """All that was received of devices: decided in whatever version, or waiting."""
+    """Yields all conversions of devices: every version of those decided, and those pending."""
     async for row in connection.cursor(
         """
         SELECT conversion_id, record, known_ids FROM decisions
@@ -264,7 +253,7 @@ async def conversions_of(
 async def engagements_under(
     connection: Connection, match_keys: Collection[bytes], below: Sequence[int]
 ) -> set[StoredEngagement]:
-    """Engagements under these keys, of those below these positions of the log."""
+    """Returns the engagements under these keys that lie below these positions of the log."""
     rows = await connection.fetch(
         """
         SELECT engagement_id, time_us, tracker_id, device_keys, ip, click_id FROM engagements
@@ -277,7 +266,7 @@ async def engagements_under(
 
 
 async def decided_again(connection: Connection, app_id: str, conversion_ids: Collection[str]) -> bool:
-    """Whether a re-attribution has made a version of one of these conversions."""
+    """Returns whether a re-attribution has made a version of one of these conversions."""
     return bool(
         await connection.fetchval(
             """
@@ -297,9 +286,9 @@ async def decided_again(connection: Connection, app_id: str, conversion_ids: Col
 async def decisions_holding(
     connection: Connection, app_id: str, engagement_ids: Collection[str]
 ) -> AsyncIterator[StoredWinner]:
-    """Decisions that hold the record of an engagement and may hold one of these: they are of devices that one has won.
+    """Yields the decisions with the record of an engagement that are of devices which one of these engagements won.
 
-    Not only what it won: what is credited to such a source holds the record, too.
+    Not only the conversions that it won: those credited to it as a source hold its record, too.
     """
     won = await connection.fetch(
         "SELECT DISTINCT device_id FROM decisions WHERE lane = $1 AND app_id = $2 AND engagement_id = ANY($3)",
@@ -321,25 +310,32 @@ async def decisions_holding(
         yield StoredWinner(*row)
 
 
-# Erasing.
+# Erasure.
 
 
 async def erase_devices(connection: Connection, app_id: str, device_ids: Collection[uuid.UUID]) -> dict[str, int]:
-    """Delete devices and all that names them; answers rows by table."""
+    """Deletes devices and all that names them; returns the number of rows by table."""
     lane, wanted = lane_of(app_id), list(device_ids)
-    of_app = "WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)"
+    decisions = await connection.execute(
+        "DELETE FROM decisions WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
+    )
+    pending = await connection.execute(
+        "DELETE FROM waiting WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
+    )
     return {
-        "decisions": _count(await connection.execute(f"DELETE FROM decisions {of_app}", lane, app_id, wanted)),
-        "waiting": _count(await connection.execute(f"DELETE FROM waiting {of_app}", lane, app_id, wanted)),
-        "identifiers": _count(await connection.execute("DELETE FROM identifiers WHERE device_id = ANY($1)", wanted)),
-        "devices": _count(await connection.execute("DELETE FROM devices WHERE device_id = ANY($1)", wanted)),
+        "decisions": rows_affected(decisions),
+        "waiting": rows_affected(pending),
+        "identifiers": rows_affected(
+            await connection.execute("DELETE FROM identifiers WHERE device_id = ANY($1)", wanted)
+        ),
+        "devices": rows_affected(await connection.execute("DELETE FROM devices WHERE device_id = ANY($1)", wanted)),
     }
 
 
 async def erase_engagements(
     connection: Connection, app_id: str, engagements: Collection[StoredEngagement]
 ) -> dict[str, int]:
-    """Delete engagements, at least one, under all their keys; answers rows by table."""
+    """Deletes engagements, at least one, under all their keys; returns the number of rows by table."""
     rows = [
         (key, each.time_us, each.engagement_id)
         for each in engagements
@@ -351,7 +347,7 @@ async def erase_engagements(
         if each.click_id
     ]
     return {
-        "engagements": _count(
+        "engagements": rows_affected(
             await connection.execute(
                 """
                 DELETE FROM engagements AS stored USING unnest($1::bytea[], $2::bigint[], $3::text[])
@@ -359,10 +355,10 @@ async def erase_engagements(
                 WHERE (stored.match_key, stored.time_us, stored.engagement_id)
                     = (erased.match_key, erased.time_us, erased.engagement_id)
                 """,
-                *_columns(rows),
+                *columns(rows, 3),
             )
         ),
-        "network_clicks": _count(
+        "network_clicks": rows_affected(
             await connection.execute(
                 """
                 DELETE FROM network_clicks AS click USING unnest($1::bytea[], $2::bigint[], $3::text[])
@@ -370,7 +366,7 @@ async def erase_engagements(
                 WHERE (click.click_key, click.time_us, click.engagement_id)
                     = (erased.click_key, erased.time_us, erased.engagement_id)
                 """,
-                *_columns(clicks),
+                *columns(clicks, 3),
             )
         )
         if clicks
@@ -379,15 +375,15 @@ async def erase_engagements(
 
 
 async def strip_decisions(connection: Connection, lane: int, sequences: Collection[int]) -> None:
-    """Take the record of their engagement from decisions."""
+    """Removes the record of their engagement from decisions."""
     await connection.execute(
         "UPDATE decisions SET engagement = NULL WHERE lane = $1 AND sequence = ANY($2)", lane, list(sequences)
     )
 
 
 async def erase_decisions(connection: Connection, lane: int, sequences: Collection[int]) -> int:
-    """Delete decisions of a lane; answers how many."""
-    return _count(
+    """Deletes decisions of a lane; returns how many."""
+    return rows_affected(
         await connection.execute("DELETE FROM decisions WHERE lane = $1 AND sequence = ANY($2)", lane, list(sequences))
     )
 
@@ -406,11 +402,3 @@ def _erasure(row: Any) -> Erasure:
 
 def _split(device_keys: bytes) -> list[bytes]:
     return [device_keys[at : at + 16] for at in range(0, len(device_keys), 16)]
-
-
-def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _count(tag: str) -> int:
-    return int(tag.rpartition(" ")[2])
