@@ -87,6 +87,9 @@ class Server(Protocol):
     async def announce(self) -> None:
         """Tells balancers that the service is ready."""
 
+    async def ended(self) -> None:
+        """Waits until it has been stopped. Raises what ended it before."""
+
     async def stop(self, *, drain: bool) -> None:
         """Tells balancers that it is not, with `drain` gives them time to notice, and ends once calls have ended."""
 
@@ -148,6 +151,7 @@ async def supervise(service: Service, stop: asyncio.Event) -> None:
     async with asyncio.TaskGroup() as tasks:
         loops = [tasks.create_task(keep_running(name, loop), name=name) for name, loop in service.loops.items()]
         becoming_ready = tasks.create_task(_become_ready(service))
+        tasks.create_task(service.server.ended())  # a listener that fails ends the process
         try:
             await stop.wait()
         finally:
@@ -174,6 +178,7 @@ class GrpcServer:
         self._interceptor = ServerInterceptor(max_calls=config.max_calls, max_streams=config.max_streams)
         self._server, self._checks = build_server(config, faces, self._interceptor)
         self._port = 0
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None:
         """Begins to listen, NOT_SERVING. Raises OSError when the port cannot be had."""
@@ -201,6 +206,11 @@ class GrpcServer:
         stopped = asyncio.ensure_future(self._server.stop(self._config.grace_s))
         self._interceptor.end_watches()
         await stopped
+        self._stopped.set()
+
+    async def ended(self) -> None:
+        """Waits until it has been stopped: gRPC serves until then."""
+        await self._stopped.wait()
 
 
 def build_server(

@@ -1,4 +1,4 @@
-"""Whose address a request comes from, when proxies stand between."""
+"""The address that a request comes from, when proxies stand between."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from services.gateway.links import is_ip_address
 
 
 class ClientAddresses:
-    """Believes `X-Forwarded-For` only as far as trusted proxies wrote it.
+    """Addresses of clients: `X-Forwarded-For` is believed only as far as trusted proxies wrote it.
 
     `proxies` are addresses or networks (`10.0.0.0/8`). Raises ValueError for anything else.
     """
@@ -18,7 +18,7 @@ class ClientAddresses:
         self._is_proxy = lru_cache(4096)(self._belongs_to_proxy)
 
     def client(self, peer: str, forwarded_for: str) -> str:
-        """The peer; if that is a trusted proxy, the last forwarded address that is none. Empty when not known."""
+        """Returns the peer or, behind trusted proxies, the last forwarded address that is none; empty if unknown."""
         if not self._networks or not forwarded_for or not self._is_proxy(peer):
             return peer
         for address in map(_without_port, reversed(forwarded_for.split(","))):

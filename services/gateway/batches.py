@@ -1,4 +1,4 @@
-"""Many requests, few calls: what arrives while calls are under way goes out together with the next."""
+"""Many requests in few calls: what arrives while calls are under way goes out together with the next."""
 
 import asyncio
 from collections import deque
@@ -9,9 +9,9 @@ from libs.errors import ResourceExhausted, ServiceError
 from reengage.ingest.v1 import record_batch_pb2
 
 Outcome: TypeAlias = record_batch_pb2.RecordResult | ServiceError
-"""What became of a record: ingest's answer, or why there is none."""
+"""What became of a record: the result from ingest, or why there is none."""
 Send: TypeAlias = Callable[[Sequence[bytes], str], Awaitable[Sequence[Outcome]]]
-"""Sends serialised records under a request id; answers one outcome a record and never raises."""
+"""Sends serialised records under a request id; returns one outcome a record and never raises."""
 _Waiting: TypeAlias = "tuple[bytes, str, asyncio.Future[Outcome]]"
 
 
@@ -41,7 +41,7 @@ class Batches:
         self._start_is_due = False
 
     def add(self, record: bytes, request_id: str) -> asyncio.Future[Outcome]:
-        """Queue a record; the future tells what became of it. A call goes under the request id of its first record."""
+        """Queues a record; the future tells what became of it. A call goes under the request id of its first record."""
         if len(self._waiting) >= self._max_waiting:
             raise ResourceExhausted("OVERLOADED", "too many records are waiting to be stored", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class Batches:
         return future
 
     async def close(self) -> None:
-        """Wait until everything queued has its outcome. Add nothing any more."""
+        """Waits until everything queued has its outcome. Add nothing any more."""
         while self._running or self._waiting:
             if self._running:
                 await asyncio.wait(self._running)

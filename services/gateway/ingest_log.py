@@ -10,7 +10,6 @@ from prometheus_client import Counter, Gauge
 
 from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, from_rpc_error
-from libs.worker import keep_running
 from reengage.ingest.v1 import record_batch_pb2
 from services.gateway.batches import Outcome
 from services.gateway.spool import Spool, SpoolFullError
@@ -18,8 +17,8 @@ from services.gateway.spool import Spool, SpoolFullError
 _RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, record_batch_pb2.RecordBatchResponse]"
 _METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
 _REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
-_LOUDLY_EVERY_S = 5.0
-_REPLAY_PATIENCE_S = 10.0
+_LOST_LOG_INTERVAL_S = 5.0
+_RESEND_PATIENCE_S = 10.0
 
 _lost = Counter("gateway_engagements_lost_total", "Clicks and impressions that could be kept nowhere.")
 _refused = Counter("gateway_engagements_refused_total", "Clicks and impressions that ingest refused.")
@@ -41,7 +40,7 @@ class IngestLog:
     async def store(
         self, records: Sequence[bytes], request_id: str, timeout_s: float | None = None
     ) -> Sequence[record_batch_pb2.RecordResult]:
-        """One result a record, in order. Raises `Unavailable` or `ResourceExhausted` with a time to retry after."""
+        """Returns one result a record, in order. Raises `Unavailable` or `ResourceExhausted`, to be retried."""
         request = b"".join(b"\n" + _varint(len(record)) + record for record in records)
         try:
             response = await self._record_batch(request, timeout=timeout_s, metadata=((REQUEST_ID_HEADER, request_id),))
@@ -50,7 +49,7 @@ class IngestLog:
         return response.results
 
     async def try_to_store(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
-        """The same, with the error as the outcome of every record."""
+        """Returns the same, with the error as the outcome of every record."""
         try:
             return await self.store(records, request_id)
         except ServiceError as error:
@@ -58,7 +57,7 @@ class IngestLog:
 
 
 class EngagementLog:
-    """Keeps clicks and impressions: in ingest's log when it answers within `patience_s`, else in the spool.
+    """Keeps clicks and impressions: in ingest's log when that takes at most `patience_s`, else in the spool.
 
     After a failure everything goes to the spool at once, until ingest has taken the oldest of it. Whether a record sent
     in vain was stored all the same does not matter: its record id makes the second time a repeat.
@@ -67,11 +66,11 @@ class EngagementLog:
     def __init__(self, ingest: IngestLog, spool: Spool, *, patience_s: float) -> None:
         self._ingest, self._spool, self._patience_s = ingest, spool, patience_s
         self._ingest_is_well = True
-        self._next_loud_s = 0.0
+        self._next_log_s = 0.0
         _spool_bytes.set_function(lambda: spool.size_bytes)
 
     async def keep(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
-        """One outcome a record: a result once it is durable somewhere, `Unavailable` `ENGAGEMENT_LOST` if nowhere."""
+        """Returns one outcome a record: a result once it is durable somewhere, else `Unavailable` `ENGAGEMENT_LOST`."""
         if self._ingest_is_well:
             try:
                 results = await self._ingest.store(records, request_id, self._patience_s)
@@ -88,12 +87,12 @@ class EngagementLog:
         _spooled.inc(len(records))
         return [record_batch_pb2.RecordResult(status=record_batch_pb2.RecordResult.STATUS_ACCEPTED)] * len(records)
 
-    async def replay(self) -> None:
-        """Send on what the spool holds, until cancelled."""
-        await keep_running("replay", lambda: self._spool.replay(self._send_on))
+    async def resend(self) -> None:
+        """Sends on what the spool holds, until cancelled. Raises what keeps it from that; begun anew, it goes on."""
+        await self._spool.resend(self._send_on)
 
     async def _send_on(self, records: Sequence[bytes]) -> None:
-        _count_refused(await self._ingest.store(records, "replay", _REPLAY_PATIENCE_S))
+        _count_refused(await self._ingest.store(records, "resending", _RESEND_PATIENCE_S))
         if not self._ingest_is_well:
             self._ingest_is_well = True
             _log.info("ingest.well")
@@ -101,8 +100,8 @@ class EngagementLog:
     def _lose(self, count: int, error: Exception) -> Sequence[Outcome]:
         _lost.inc(count)
         now_s = asyncio.get_running_loop().time()
-        if now_s >= self._next_loud_s:
-            self._next_loud_s = now_s + _LOUDLY_EVERY_S
+        if now_s >= self._next_log_s:
+            self._next_log_s = now_s + _LOST_LOG_INTERVAL_S
             _log.error("engagement.lost", count=count, because=type(error).__name__)
         return [Unavailable("ENGAGEMENT_LOST", "ingest is away and the spool takes no more")] * count
 

@@ -12,7 +12,7 @@ from reengage.ingest.v1 import record_pb2
 from services.gateway.model import Platform, Tracker
 
 MAX_CUSTOM_PARAMETERS = 64
-LATEST_PING_S = 12 * 3600
+MAX_PING_DELAY_S = 12 * 3600
 _HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _TRUE = ("1", "true", "yes")
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
@@ -31,7 +31,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """Who asked for a link (address and user agent, empty when not known), and when, in seconds since 1970."""
+    """A visit to a link: address and user agent, empty when not known, and the time in seconds since 1970."""
 
     ip_address: str
     user_agent: str
@@ -39,7 +39,7 @@ class Visit:
 
 
 def parse_query(raw: bytes) -> dict[str, str]:
-    """The parameters of a query string; of equal keys the first. Absent values (empty, unreplaced macros) are left out.
+    """Returns the parameters of a query string, of equal keys the first. Absent values (empty, macros) are left out.
 
     `?campaign_id?campaign_id=x`, which some networks make, reads as `campaign_id=x`.
     """
@@ -71,7 +71,7 @@ def is_present(key: str, value: str) -> bool:
 def click_record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, click_id: str, invalid: bool
 ) -> record_pb2.Record:
-    """The record of a click. `click_id` becomes its record id: it is what the redirect hands on as `ko_click_id`.
+    """Returns the record of a click. `click_id` becomes its record id; the redirect hands it on as `ko_click_id`.
 
     A ping later than 12 hours is invalid as well: kept, never a candidate.
     """
@@ -81,7 +81,7 @@ def click_record(
     click.tracker_id = tracker.tracker_id
     if value := parameters.get("click_id"):
         click.click_id = value
-    if invalid or visit.time_s - time_s > LATEST_PING_S:
+    if invalid or visit.time_s - time_s > MAX_PING_DELAY_S:
         click.invalid = True
     _describe_ad(click.ad, parameters)
     return record
@@ -90,7 +90,7 @@ def click_record(
 def impression_record(
     tracker: Tracker, parameters: Mapping[str, str], visit: Visit, *, record_id: str
 ) -> record_pb2.Record:
-    """The record of a view. `event` says whether a video was seen to its end."""
+    """Returns the record of a view. The parameter `event` says whether a video was seen to its end."""
     record = _record(tracker, parameters, visit, record_id, _time_s(parameters, visit))
     impression = record.impression
     impression.tracker_id = tracker.tracker_id
@@ -103,7 +103,7 @@ def impression_record(
 
 
 def is_ip_address(text: str) -> bool:
-    """Whether this is an IPv4 or IPv6 address."""
+    """Returns whether this is an IPv4 or IPv6 address."""
     try:
         socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
@@ -112,7 +112,7 @@ def is_ip_address(text: str) -> bool:
 
 
 def device_user_agent(parameters: Mapping[str, str], visit: Visit) -> str:
-    """The device's user agent: the one given, else the visitor's, unless that is a server speaking for a device."""
+    """Returns the device's user agent: the one given, else the visitor's, unless a server speaks for the device."""
     given = parameters.get("device_ua") or parameters.get("user_agent")
     return given or ("" if "ip_address" in parameters else visit.user_agent)
 
@@ -168,7 +168,7 @@ def _time_s(parameters: Mapping[str, str], visit: Visit) -> float:
 
 
 def epoch_s(value: object) -> float | None:
-    """Seconds since 1970 out of epoch seconds or milliseconds (by magnitude), a number or its text; else None."""
+    """Returns the seconds of epoch seconds or milliseconds (by magnitude), a number or its text; else None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The words of the gateway: apps and trackers as a link needs them, and URLs with places to fill."""
+"""The words of the gateway: apps and trackers as a link needs them, and URLs with macros."""
 
 import enum
 import re
@@ -14,14 +14,14 @@ _PLACE = re.compile(r"\{([^{}]*)\}")
 
 
 class Platform(enum.Enum):
-    """What an app or a device runs on."""
+    """The platform of an app or a device."""
 
     IOS = enum.auto()
     ANDROID = enum.auto()
 
 
 class Destination(enum.Enum):
-    """What a tracker's install URL is."""
+    """The kind of a tracker's install URL."""
 
     CUSTOM = enum.auto()
     GOOGLE_REFERRER = enum.auto()
@@ -52,7 +52,7 @@ class Template:
 
 
 def origin(url: str) -> tuple[str, str]:
-    """Scheme and host (with a port, without user and password) of a URL; empty strings where it has none."""
+    """Returns scheme and host (with a port, without user and password) of a URL; empty strings where it has none."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How many records a second each app may send: a token bucket an app, in this process alone."""
+"""Rates: the records a second that each app may send. A token bucket an app, in this process alone."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from services.gateway.model import App
 
 
 class Rates:
-    """The buckets. `now_s` is a clock that never falls back."""
+    """The buckets of all apps. `now_s` is a clock that never falls back."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, app: App, records: int = 1) -> None:
-        """Take tokens, or raise ResourceExhausted `RATE_LIMITED` with a time to retry after.
+        """Takes tokens, or raises ResourceExhausted `RATE_LIMITED` with a time to retry after.
 
         A bucket holds one second's worth. Whoever finds it above zero may overdraw it, so that an array larger than the
         bucket passes too; the debt is waited for afterwards.

@@ -1,4 +1,4 @@
-"""Where a click leads to. Pure: the tracker, the click's parameters and the device in, a URL out.
+"""The URL that a click leads to. Pure: the tracker, the click's parameters and the device in, a URL out.
 
 A click link is never an open redirect: whatever the click's parameters say, the result has the scheme, the host, the
 path and the query keys that the tracker's owner wrote. Only where a deep link is nothing but one place, the value may
@@ -16,12 +16,11 @@ _WEB = ("https", "http")
 
 
 def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], user_agent: str) -> str | None:
-    """The URL for this click: the deep link on a device of the app's platform, else the install URL.
+    """Returns the URL for this click: the deep link on a device of the app's platform, else the install URL.
 
-    Both get `ko_click_id`, and their macros filled from `parameters` (the click's query), the tracker's custom
-    parameters and the click id; unknown ones are left empty. A Play referrer carries the click id and the
-    custom parameters.
-    None when the tracker has no URL that may be led to.
+    Both get `ko_click_id`. Their macros are filled from `parameters` (the click's query), the tracker's custom
+    parameters and the click id; unknown ones are left empty. A Play referrer carries the click id and the custom
+    parameters. Returns None when the tracker has no URL that a click may lead to.
     """
     if tracker.deep_link is not None and platform_of(user_agent) is tracker.app.platform:
         link = _fill(tracker.deep_link, tracker, click_id, parameters)
@@ -37,7 +36,7 @@ def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], 
 
 
 def platform_of(user_agent: str) -> Platform | None:
-    """The platform a user agent names, None when neither."""
+    """Returns the platform that a user agent names; None when it names neither."""
     if "Android" in user_agent:
         return Platform.ANDROID
     if "iPhone" in user_agent or "iPad" in user_agent or "iPod" in user_agent:
@@ -46,7 +45,7 @@ def platform_of(user_agent: str) -> Platform | None:
 
 
 def add_parameter(url: str, key: str, value: str) -> str:
-    """The URL with one more query parameter, encoded, before its fragment. A `referrer` it has already is added to."""
+    """Returns a URL with one more query parameter, encoded, before its fragment; a `referrer` it has is added to."""
     body, hash_sign, fragment = url.partition("#")
     encoded = quote(value, safe="")
     if key == "referrer" and (found := _find_referrer(body)) >= 0:
@@ -95,7 +94,7 @@ def _fill(template: Template, tracker: Tracker, click_id: str, parameters: Mappi
 
 
 def _encode(value: str, written: str) -> str:
-    """A value, to stand after what the owner wrote before it."""
+    """Returns a value encoded so that it can stand after what the owner wrote before it."""
     body, hash_sign, _ = written.partition("#")
     _, question_mark, query = body.partition("?")
     if not value.strip(".") and not question_mark and not hash_sign:

@@ -1,4 +1,4 @@
-"""What the gateway reads of tracker's settings: built from the messages when first asked for."""
+"""The settings that the gateway needs, each built from tracker's message when it is first asked for."""
 
 from google.protobuf.message import Message
 
@@ -12,7 +12,7 @@ _DESTINATIONS = {
 }
 
 
-class Settings:
+class GatewaySettings:
     """One revision of the settings."""
 
     def __init__(self, resources: Resources, revision: int) -> None:
@@ -25,7 +25,7 @@ class Settings:
         self._trackers: dict[str, Tracker | None] = {}
 
     def app(self, app_id: str) -> App | None:
-        """The live app of this id."""
+        """Returns the live app of this id."""
         try:
             app = self._apps[app_id]
         except KeyError:
@@ -37,7 +37,7 @@ class Settings:
         return app if app is not None and app.live else None
 
     def tracker(self, tracker_id: str) -> Tracker | None:
-        """The tracker of this id, archived ones too, if links can lead anywhere by it."""
+        """Returns the tracker of this id, archived ones too, if links can lead anywhere by it."""
         try:
             return self._trackers[tracker_id]
         except KeyError:
@@ -52,7 +52,7 @@ class Settings:
         return tracker
 
     def names_of(self, tracker_id: str) -> dict[str, str]:
-        """Names of the tracker and of the network and campaign it belongs to; ids where a name is not known."""
+        """Returns the names of the tracker, its network and its campaign; ids where a name is not known."""
         tracker = self._messages["tracker"].get((tracker_id,))
         if not isinstance(tracker, tracker_pb2.Tracker):
             return {"tracker": tracker_id}

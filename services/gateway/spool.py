@@ -1,8 +1,8 @@
 """A bounded queue on disk for records that ingest cannot take just now.
 
 Append-only segment files of frames: length and CRC-32 of the record (4 bytes each, little-endian), then the record.
-A frame counts once `append` has returned: its group is on the disk. What a crash leaves half-written is the end of a
-segment, and is never read as a record; a new process begins a new segment.
+A frame counts once `append` has returned: its group is on the disk. A crash leaves at most the end of a segment half
+written, which is never read as a record; a new process begins a new segment.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class SpoolFullError(Exception):
 
 
 class Spool:
-    """The spool in `directory`, of at most `max_bytes`. Open with `async with`; one process at a time may."""
+    """The spool in `directory`, of at most `max_bytes`. Open it with `async with`; one process at a time may."""
 
     def __init__(self, directory: Path, *, max_bytes: int, segment_bytes: int = 4 * 1024 * 1024) -> None:
         self._directory, self._max_bytes, self._segment_bytes = directory, max_bytes, segment_bytes
@@ -56,7 +56,7 @@ class Spool:
         self._disk.shutdown()
 
     async def append(self, records: Sequence[bytes]) -> None:
-        """Add records; on return they are durable. Raises SpoolFullError, or OSError when the disk refuses."""
+        """Adds records; on return they are durable. Raises SpoolFullError, or OSError when the disk refuses."""
         frames = b"".join(_FRAME.pack(len(record), zlib.crc32(record)) + record for record in records)
         if self.size_bytes + len(frames) > self._max_bytes:
             raise SpoolFullError
@@ -68,10 +68,10 @@ class Spool:
             raise
         self._filled.set()
 
-    async def replay(self, send: Callable[[Sequence[bytes]], Awaitable[None]], *, batch: int = 500) -> None:
-        """Hand all records to `send`, oldest first, until cancelled; a segment is dropped once all of it was sent.
+    async def resend(self, send: Callable[[Sequence[bytes]], Awaitable[None]], *, batch: int = 500) -> None:
+        """Hands all records to `send`, oldest first, until cancelled; a segment is dropped once all of it was sent.
 
-        What `send` raises ends the replay; the next one begins with the same segment, so records may be sent twice.
+        Raises what `send` raises. Begun anew, it begins with the same segment, so records may be sent twice.
         """
         while True:
             await self._filled.wait()

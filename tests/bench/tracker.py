@@ -30,7 +30,7 @@ from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.attribution.wire.rulebook import RulebookBuilder
-from services.gateway.settings import Settings as GatewaySettings
+from services.gateway.settings import GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
 from tests.bench.row import Row
 from tests.support.processes import tracker_process

@@ -26,7 +26,7 @@ KEY = "k" * 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Response:
     """What came back."""
 
     status: int
@@ -52,17 +52,17 @@ class World:
         """A device id that no other test uses."""
         return f"device-{next(self._numbers)}"
 
-    async def ask(self, method: str, path: str, *, at: ServiceProcess | None = None, **options: Any) -> Answer:
+    async def ask(self, method: str, path: str, *, at: ServiceProcess | None = None, **options: Any) -> Response:
         """A request; redirects are not followed."""
         url = (at or self.gateway).url + path
-        async with self.session.request(method, url, allow_redirects=False, **options) as answer:
-            return Answer(
-                status=answer.status,
-                headers={key.lower(): value for key, value in answer.headers.items()},
-                body=await answer.read(),
+        async with self.session.request(method, url, allow_redirects=False, **options) as response:
+            return Response(
+                status=response.status,
+                headers={key.lower(): value for key, value in response.headers.items()},
+                body=await response.read(),
             )
 
-    async def track(self, body: Any, **options: Any) -> Answer:
+    async def track(self, body: Any, **options: Any) -> Response:
         """POST /track/json of a value, or of bytes as they are."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.ask("POST", "/track/json", data=io.BytesIO(data), **options)

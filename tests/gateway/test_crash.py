@@ -66,15 +66,15 @@ async def serving(add: Callable[[grpc.aio.Server], None], target: str) -> AsyncI
 
 
 async def click(world: World, gateway: ServiceProcess, device: str) -> str:
-    """Clicks; answers the click id that the redirect hands on."""
-    answer = await world.ask("GET", f"/c/plain?adid={device}", at=gateway)
-    assert (answer.status, answer.headers.get("x-engagement")) == (302, None)
-    return answer.headers["location"].rpartition("ko_click_id=")[2]
+    """Clicks; responses the click id that the redirect hands on."""
+    response = await world.ask("GET", f"/c/plain?adid={device}", at=gateway)
+    assert (response.status, response.headers.get("x-engagement")) == (302, None)
+    return response.headers["location"].rpartition("ko_click_id=")[2]
 
 
 async def spooled_bytes(world: World, gateway: ServiceProcess) -> float:
-    answer = await world.ask("GET", "/metrics", at=gateway)
-    [line] = [line for line in answer.body.splitlines() if line.startswith(b"gateway_spool_bytes ")]
+    response = await world.ask("GET", "/metrics", at=gateway)
+    [line] = [line for line in response.body.splitlines() if line.startswith(b"gateway_spool_bytes ")]
     return float(line.split()[1])
 
 
@@ -169,18 +169,18 @@ async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: 
     ):
         async with asyncio.timeout(2):
             for value in (body, [body]):
-                answer = await world.track(value, at=gateway)
-                assert (answer.status, answer.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
-                assert answer.headers["retry-after"] == "1"
+                response = await world.track(value, at=gateway)
+                assert (response.status, response.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
+                assert response.headers["retry-after"] == "1"
 
 
 async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
     away = f"127.0.0.1:{free_port()}"
     async with running(world.backend.gateway(tmp_path, ingest_target=away, spool_max_bytes="400")) as gateway:
-        answers = [await world.ask("GET", "/c/plain", at=gateway) for _ in range(20)]
+        responses = [await world.ask("GET", "/c/plain", at=gateway) for _ in range(20)]
         metrics = (await world.ask("GET", "/metrics", at=gateway)).body
-    assert {answer.status for answer in answers} == {302}
-    lost = sum(answer.headers.get("x-engagement") == "lost" for answer in answers)
+    assert {response.status for response in responses} == {302}
+    lost = sum(response.headers.get("x-engagement") == "lost" for response in responses)
     assert 0 < lost < 20
     assert f"gateway_engagements_lost_total {lost}.0".encode() in metrics
 
@@ -205,8 +205,8 @@ async def test_what_ingest_cannot_take_is_to_be_sent_again(
         running(world.backend.gateway(tmp_path, ingest_target=target)) as gateway,
     ):
         for value in (body, [body]):
-            answer = await world.track(value, at=gateway)
-            assert (answer.status, answer.headers["retry-after"]) == (status, retry_after)
+            response = await world.track(value, at=gateway)
+            assert (response.status, response.headers["retry-after"]) == (status, retry_after)
 
 
 async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def event(device_id: str, /, **data: Any) -> dict[str, Any]:
 
 async def test_a_record_is_in_the_log_once_it_is_answered(world: World) -> None:
     device = world.new_id()
-    answer = await world.track(event(device, event_data={"sum": 5}))
-    assert (answer.status, answer.json) == (200, {"success": 1})
+    response = await world.track(event(device, event_data={"sum": 5}))
+    assert (response.status, response.json) == (200, {"success": 1})
     [record] = await world.log_of(device)
     assert (record.event.event_name, record.event.revenue.amount_micros) == ("Buy", 5_000_000)
 
@@ -49,14 +49,14 @@ async def test_all_actions(world: World) -> None:
     for action in ({"action": "install"}, {"action": "session", "state": "start"}, {"action": "update"}):
         assert (await world.track({**whole, **action})).status == 200
     linked = {"kochava_app_id": "shop", "device_id": {"idfv": device}, "data": {"email": "a@b.example"}}
-    answer = await world.ask("POST", "/v1/cpi/identityLink.php", data=json.dumps(linked))
-    assert (answer.status, answer.json) == (200, {"success": 1})
+    response = await world.ask("POST", "/v1/cpi/identityLink.php", data=json.dumps(linked))
+    assert (response.status, response.json) == (200, {"success": 1})
     kinds = [record.WhichOneof("kind") for record in await world.log_of(device)]
     assert sorted(kinds, key=str) == ["event", "identity_link", "install", "session"]
 
 
 async def test_every_wrong_field_is_named_where_it_was_written(world: World) -> None:
-    answer = await world.track(
+    response = await world.track(
         {
             "action": "event",
             "kochava_app_id": "shop",
@@ -64,8 +64,8 @@ async def test_every_wrong_field_is_named_where_it_was_written(world: World) -> 
             "data": {"event_data": {"network": "x"}},
         }
     )
-    assert (answer.status, answer.json["success"]) == (400, 0)
-    assert {field["field"]: field["reason"] for field in answer.json["error"]["fields"]} == {
+    assert (response.status, response.json["success"]) == (400, 0)
+    assert {field["field"]: field["reason"] for field in response.json["error"]["fields"]} == {
         "data.device_ids": "REQUIRED",
         "origination_ip": "INVALID_IP_ADDRESS",
         "data.event_name": "REQUIRED",
@@ -80,9 +80,9 @@ async def test_every_wrong_field_is_named_where_it_was_written(world: World) -> 
 )
 async def test_clocks(world: World, lead_s: int, reason: str) -> None:
     usertime = int(time.time()) + lead_s
-    answer = await world.track(event(world.new_id(), usertime=usertime))
-    assert answer.status == 400
-    assert [(f["field"], f["reason"]) for f in answer.json["error"]["fields"]] == [("data.usertime", reason)]
+    response = await world.track(event(world.new_id(), usertime=usertime))
+    assert response.status == 400
+    assert [(f["field"], f["reason"]) for f in response.json["error"]["fields"]] == [("data.usertime", reason)]
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ async def test_clocks(world: World, lead_s: int, reason: str) -> None:
     ids=["empty", "cut", "number", "text", "no utf-8", "surrogate", "very deep", "deep", "nul", "{}", "1,001", "2 MB"],
 )
 async def test_bad_bodies(world: World, body: bytes, status: int, code: str) -> None:
-    answer = await world.track(body)
-    assert (answer.status, answer.json["success"], answer.json["error"]["code"]) == (status, 0, code)
+    response = await world.track(body)
+    assert (response.status, response.json["success"], response.json["error"]["code"]) == (status, 0, code)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
 async def test_a_compressed_body(world: World, encoding: str) -> None:
-    answer = await world.track(gzip.compress(b"{}"), headers={"Content-Encoding": encoding})
-    assert (answer.status, answer.json["error"]["code"]) == (415, "UNSUPPORTED_ENCODING")
-    assert encoding in answer.json["error"]["message"]
+    response = await world.track(gzip.compress(b"{}"), headers={"Content-Encoding": encoding})
+    assert (response.status, response.json["error"]["code"]) == (415, "UNSUPPORTED_ENCODING")
+    assert encoding in response.json["error"]["message"]
 
 
 async def test_a_body_that_says_it_is_not_compressed(world: World) -> None:
@@ -125,8 +125,8 @@ async def test_a_chunked_body_is_bounded_too(world: World) -> None:
         for _ in range(64):
             yield b" " * 65_536
 
-    answer = await world.ask("POST", "/track/json", data=chunks())
-    assert (answer.status, answer.json["error"]["code"]) == (413, "BODY_TOO_LARGE")
+    response = await world.ask("POST", "/track/json", data=chunks())
+    assert (response.status, response.json["error"]["code"]) == (413, "BODY_TOO_LARGE")
 
 
 @pytest.mark.parametrize("app_id", ["nobody", "gone", "x" * 250])
@@ -142,10 +142,10 @@ async def test_an_unknown_app(world: World, app_id: str) -> None:
             {"code": "UNKNOWN_APP", "message": "kochava_app_id: no live app has this id", "fields": [unknown]},
         )
     for more in ({"event_name": ""}, {"usertime": "x"}):  # what ingest finds, and what the gateway does
-        answer = await world.track({**body, "data": body["data"] | more})
-        assert (answer.status, answer.json["error"]["code"]) == (400, "INVALID_ARGUMENT")
-        assert unknown in answer.json["error"]["fields"]
-        assert len(answer.json["error"]["fields"]) == 2
+        response = await world.track({**body, "data": body["data"] | more})
+        assert (response.status, response.json["error"]["code"]) == (400, "INVALID_ARGUMENT")
+        assert unknown in response.json["error"]["fields"]
+        assert len(response.json["error"]["fields"]) == 2
 
 
 async def test_a_nul_hides_nothing(world: World) -> None:
@@ -174,21 +174,22 @@ async def test_an_array_gets_a_result_per_element(world: World) -> None:
         event(device, usertime="x"),
         event(device, n=1),
     ]
-    answer = await world.track(body)
-    assert answer.status == 200
-    codes = [result.get("error", {}).get("code") for result in answer.json]
+    response = await world.track(body)
+    assert response.status == 200
+    codes = [result.get("error", {}).get("code") for result in response.json]
     assert codes == [None, "INVALID_RECORD", "UNKNOWN_APP", "INVALID_ARGUMENT", None]
-    assert [result["success"] for result in answer.json] == [1, 0, 0, 0, 1]
+    assert [result["success"] for result in response.json] == [1, 0, 0, 0, 1]
     assert (await world.track([])).json == []
 
 
 async def test_an_app_over_its_rate(world: World) -> None:
     device = world.new_id()
     limited = {**event(device), "kochava_app_id": "limited"}
-    answers = [await world.track([{**limited, "record_id": f"{device}-{number}"} for number in range(9)]) for _ in "12"]
-    assert [answer.status for answer in answers] == [200, 429]
-    assert answers[1].json["error"]["code"] == "RATE_LIMITED"
-    assert int(answers[1].headers["retry-after"]) >= 1
+    batch = [{**limited, "record_id": f"{device}-{number}"} for number in range(9)]
+    responses = [await world.track(batch) for _ in range(2)]
+    assert [response.status for response in responses] == [200, 429]
+    assert responses[1].json["error"]["code"] == "RATE_LIMITED"
+    assert int(responses[1].headers["retry-after"]) >= 1
     assert (await world.track(limited)).status == 429
     assert (await world.track(event(device))).status == 200
 
@@ -197,8 +198,8 @@ async def test_many_at_once_are_each_answered_for_themselves(world: World) -> No
     device = world.new_id()
     bodies = [event(device, usertime="x") if number % 10 == 0 else event(device, event_data={"n": number})
               for number in range(200)]  # fmt: skip
-    answers = await asyncio.gather(*(world.track(body) for body in bodies))
-    assert [answer.status for answer in answers] == [400 if number % 10 == 0 else 200 for number in range(200)]
+    responses = await asyncio.gather(*(world.track(body) for body in bodies))
+    assert [response.status for response in responses] == [400 if number % 10 == 0 else 200 for number in range(200)]
     numbers = sorted(int(record.event.event_data["n"]) for record in await world.log_of(device))
     assert numbers == [number for number in range(200) if number % 10]
 
@@ -214,10 +215,10 @@ async def test_many_at_once_are_each_answered_for_themselves(world: World) -> No
 )
 async def test_a_click_is_redirected_and_in_the_log(world: World, path: str) -> None:
     device = world.new_id()
-    answer = await world.ask("GET", path.format(id=device), headers={"User-Agent": ANDROID})
-    assert answer.status == 302
-    assert answer.headers["cache-control"] == "no-store"
-    place = urlsplit(answer.headers["location"])
+    response = await world.ask("GET", path.format(id=device), headers={"User-Agent": ANDROID})
+    assert response.status == 302
+    assert response.headers["cache-control"] == "no-store"
+    place = urlsplit(response.headers["location"])
     [click_id] = parse_qs(place.query)["ko_click_id"]
     assert (place.netloc, len(click_id)) == ("play.google.com", 32)
     [record] = await world.log_of(device)
@@ -251,16 +252,16 @@ async def test_the_address_is_what_the_trusted_proxy_says(world: World) -> None:
 
 @pytest.mark.parametrize("tracker_id", ["nothing", "", "a%2Fb", "%00", "x" * 5_000])
 async def test_a_link_of_nobody(world: World, tracker_id: str) -> None:
-    answer = await world.ask("GET", f"/c/{tracker_id}")
-    assert (answer.status, answer.headers["content-type"]) == (404, "text/plain; charset=utf-8")
-    assert b"no tracker" in answer.body
+    response = await world.ask("GET", f"/c/{tracker_id}")
+    assert (response.status, response.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+    assert b"no tracker" in response.body
 
 
 async def test_a_click_that_leads_nowhere_is_kept(world: World) -> None:
     device = world.new_id()
-    answer = await world.ask("GET", f"/c/nowhere?adid={device}")
-    assert (answer.status, answer.headers["cache-control"]) == (404, "no-store")
-    assert b"nowhere to lead to" in answer.body
+    response = await world.ask("GET", f"/c/nowhere?adid={device}")
+    assert (response.status, response.headers["cache-control"]) == (404, "no-store")
+    assert b"nowhere to lead to" in response.body
     assert [record.click.tracker_id for record in await world.log_of(device)] == ["nowhere"]
 
 
@@ -271,8 +272,8 @@ async def test_links_of_the_archived_lead_on(world: World) -> None:
 
 async def test_a_link_checker_is_no_click(world: World) -> None:
     device = world.new_id()
-    answer = await world.ask("HEAD", f"/c/plain?adid={device}")
-    assert (answer.status, await world.log_of(device)) == (302, [])
+    response = await world.ask("HEAD", f"/c/plain?adid={device}")
+    assert (response.status, await world.log_of(device)) == (302, [])
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -280,8 +281,8 @@ async def test_a_click_with_a_wrong_signature_is_kept_as_invalid(world: World, *
     device = world.new_id()
     signed = f"/c/checked?adid={device}&expires={int(time.time()) + 60}"
     signature = hmac.new(KEY.encode(), signed.encode(), hashlib.sha256).hexdigest()
-    answer = await world.ask("GET", f"{signed}&signature={signature if good else signature[::-1]}")
-    assert answer.status == 302
+    response = await world.ask("GET", f"{signed}&signature={signature if good else signature[::-1]}")
+    assert response.status == 302
     [record] = await world.log_of(device)
     assert record.click.invalid is not good
 
@@ -299,9 +300,9 @@ async def test_a_late_ping(world: World) -> None:
 async def test_an_impression(world: World, accept: str, status: int, kind: str | None) -> None:
     device = world.new_id()
     path = f"/track/impression?event=view&campaign_id=plain&adid={device}&impression_id=i-{device}"
-    answer = await world.ask("GET", path, headers={"Accept": accept})
-    assert (answer.status, answer.headers.get("content-type")) == (status, kind)
-    assert answer.body[:6] == (b"GIF89a" if kind else b"")
+    response = await world.ask("GET", path, headers={"Accept": accept})
+    assert (response.status, response.headers.get("content-type")) == (status, kind)
+    assert response.body[:6] == (b"GIF89a" if kind else b"")
     [record] = await world.log_of(device)
     assert (record.impression.tracker_id, record.impression.impression_id) == ("plain", f"i-{device}")
     assert (await world.ask("GET", "/track/impression?campaign_id=nothing")).status == 404
@@ -327,7 +328,7 @@ async def test_the_rest(world: World, method: str, path: str, status: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("url", "answers"),
+    ("url", "responses"),
     [
         ("/c/plain?q=é".encode(), {(400, "INVALID_HTTP")}),
         (b"/a b", {(400, "INVALID_HTTP")}),
@@ -336,13 +337,13 @@ async def test_the_rest(world: World, method: str, path: str, status: int) -> No
     ],
     ids=["not ascii", "space", "overlong"],
 )
-async def test_a_url_that_cannot_be_read(world: World, url: bytes, answers: set[tuple[int, str]]) -> None:
+async def test_a_url_that_cannot_be_read(world: World, url: bytes, responses: set[tuple[int, str]]) -> None:
     host, _, port = world.gateway.target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET " + url + b" HTTP/1.1\r\nhost: x\r\n\r\n")
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
-    assert (int(head.split()[1]), json.loads(body)["error"]["code"]) in answers
+    assert (int(head.split()[1]), json.loads(body)["error"]["code"]) in responses
 
 
 async def test_a_head_without_end_is_cut_off(world: World) -> None:
@@ -357,10 +358,10 @@ async def test_a_head_without_end_is_cut_off(world: World) -> None:
     except ConnectionError:
         pass
     try:
-        answer = await reader.read()
+        response = await reader.read()
     except ConnectionError:
-        answer = b"HTTP/1.1 431 cut before it was read"
-    assert answer.startswith(b"HTTP/1.1 431 ")
+        response = b"HTTP/1.1 431 cut before it was read"
+    assert response.startswith(b"HTTP/1.1 431 ")
     writer.close()
 
 
@@ -378,17 +379,17 @@ async def test_no_body_makes_it_fail(world: World) -> None:
     bodies += [event(device, **{key: value}) for key in keys for value in values]
     bodies += [{**event(device), key: value} for key in event("") for value in values]
     for start in range(0, len(bodies), 500):
-        answer = await world.track(bodies[start : start + 500])
-        assert answer.status == 200
-        codes = {result["error"]["code"] for result in answer.json if not result["success"]}
+        response = await world.track(bodies[start : start + 500])
+        assert response.status == 200
+        codes = {result["error"]["code"] for result in response.json if not result["success"]}
         assert codes <= {"INVALID_ARGUMENT", "UNKNOWN_APP"}
 
 
-async def test_metrics_count_answers(world: World) -> None:
+async def test_metrics_count_responses(world: World) -> None:
     await world.ask("GET", "/c/plain")
-    answer = await world.ask("GET", "/metrics")
-    assert b'http_answers_total{route="/c/",status="302"}' in answer.body
-    assert b"gateway_spool_bytes 0.0" in answer.body
+    response = await world.ask("GET", "/metrics")
+    assert b'http_responses_total{route="/c/",status="302"}' in response.body
+    assert b"gateway_spool_bytes 0.0" in response.body
 
 
 async def refused_records(world: World) -> dict[tuple[str, str], float]:

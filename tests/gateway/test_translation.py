@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument, Violation
 from reengage.ingest.v1 import record_pb2
-from services.gateway.translation.record import in_senders_words, is_too_deep, nul_fields
 from services.gateway.translation.record import translate as translate_for
+from services.gateway.translation.violations import in_senders_words, nul_fields
 
 IOS_17 = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"
 IOS_13 = "Mozilla/5.0 (iPhone; CPU iPhone OS 13_3 like Mac OS X)"
@@ -392,10 +392,8 @@ def test_what_is_found_already_is_named_with_the_rest() -> None:
     ]
 
 
-def test_nul_and_depth() -> None:
+def test_nul_fields() -> None:
     assert list(nul_fields({"a": "x\0", "b": [{"c": "\0"}], "d\0": 1, "e": 1})) == ["a", "b[0].c", "d"]
-    assert is_too_deep([[[]]], 2)
-    assert not is_too_deep([[[]]], 3)
 
 
 _JSON = st.recursive(

@@ -170,7 +170,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
-        self.announced = asyncio.Event()
+        self.announced, self.stopped = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> None:
         self.taken.append("start")
@@ -181,6 +181,10 @@ class Steps:
 
     async def stop(self, *, drain: bool) -> None:
         self.taken.append(f"stop, drain {drain}")
+        self.stopped.set()
+
+    async def ended(self) -> None:
+        await self.stopped.wait()
 
 
 async def test_a_service_starts_and_stops_in_order() -> None:

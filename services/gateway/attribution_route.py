@@ -1,0 +1,112 @@
+"""The route `get_attribution`: the source that a device is credited to, in the form that SDKs know."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+
+from libs.call_context import REQUEST_ID_HEADER
+from libs.errors import InvalidArgument, Unavailable, Violation, from_rpc_error
+from reengage.attribution.v1 import decision_pb2, device_pb2
+from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
+from services.gateway.asgi import Request, Response, Route, json_response
+from services.gateway.errors import Refused, unknown_app
+from services.gateway.links import parse_query
+from services.gateway.rates import Rates
+from services.gateway.settings import GatewaySettings
+
+_RETRY_S = 10
+_RETRY_NEVER = -1
+_MAX_ID = 256
+_ACTIONS = {
+    decision_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
+    decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT: "reengagement",
+}
+
+
+class AttributionRoute:
+    """Asks attribution about one device. `settings` returns the newest settings or raises `Unavailable`."""
+
+    def __init__(
+        self, *, settings: Callable[[], GatewaySettings], attribution: AttributionServiceStub, rates: Rates
+    ) -> None:
+        self._settings, self._attribution, self._rates = settings, attribution, rates
+        self.routes = {"/v1/cpi/get_attribution": Route(("GET",), self._get_attribution)}
+
+    async def _get_attribution(self, request: Request) -> Response:
+        parameters = parse_query(request.query)
+        return await self.of_device(parameters.get("kochava_app_id"), parameters.get("kochava_device_id"), request)
+
+    async def of_device(self, app_id: Any, device_id: Any, request: Request) -> Response:
+        """Returns the response for a device. Raises a ServiceError or Refused; the ids may be anything."""
+        named = {"kochava_app_id": app_id, "kochava_device_id": device_id}
+        wrong = [
+            Violation(field=name, reason="REQUIRED", description=f"must be text of at most {_MAX_ID} characters")
+            for name, value in named.items()
+            if not isinstance(value, str) or not value or len(value) > _MAX_ID or "\0" in value
+        ]
+        if wrong:
+            raise InvalidArgument(wrong)
+        settings = self._settings()
+        app = settings.app(app_id)
+        if app is None:
+            raise Refused.for_fields([unknown_app("kochava_app_id")])
+        self._rates.take(app)
+        found = await self._find(app_id, device_id, request.request_id)
+        return json_response(_describe(device_id, found, settings.names_of))
+
+    async def _find(
+        self, app_id: str, device_id: str, request_id: str
+    ) -> device_pb2.GetDeviceAttributionResponse | None:
+        """Returns what attribution knows of a device; None if it does not know the device."""
+        try:
+            return await self._attribution.GetDeviceAttribution(
+                device_pb2.GetDeviceAttributionRequest(app_id=app_id, device_id=device_id),
+                metadata=((REQUEST_ID_HEADER, request_id),),
+            )
+        except grpc.aio.AioRpcError as error:
+            if from_rpc_error(error).code is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise Unavailable(
+                "ATTRIBUTION_UNAVAILABLE", "attribution cannot be reached just now", retry_after_s=1.0
+            ) from None
+
+
+def _describe(
+    device_id: str,
+    found: device_pb2.GetDeviceAttributionResponse | None,
+    names_of: Callable[[str], Mapping[str, str]],
+) -> dict[str, Any]:
+    """Returns the JSON for a device. While `found` is None, it asks the SDK to come again.
+
+    `attribution` is false for an organic device. Else it holds the current source, and the install source under the
+    same keys with `install_`. Networks, campaigns and trackers go by their names.
+    """
+    retry_s = _RETRY_S if found is None else _RETRY_NEVER
+    attribution: dict[str, Any] | bool = False
+    if found is not None:
+        current = found.current if found.HasField("current") else found.install
+        if current.tracker_id or found.install.tracker_id:
+            install = _source(found.install, names_of)
+            attribution = {**_source(current, names_of), **{f"install_{key}": value for key, value in install.items()}}
+    return {
+        "success": 1,
+        "action": "get_attribution",
+        "data": {"kochava_device_id": device_id, "retry": retry_s, "attribution": attribution},
+    }
+
+
+def _source(source: device_pb2.Source, names_of: Callable[[str], Mapping[str, str]]) -> dict[str, Any]:
+    names = names_of(source.tracker_id) if source.tracker_id else {}
+    return {
+        "network": names.get("network", ""),
+        "campaign": names.get("campaign", ""),
+        "tracker": names.get("tracker", ""),
+        "site": "",
+        "creative": "",
+        "attribution_action": _ACTIONS.get(source.attribution_type, ""),
+        "matched_by": decision_pb2.MatchKind.Name(source.matched_by).removeprefix("MATCH_KIND_").lower()
+        if source.matched_by
+        else "",
+        "click": {"ko_click_id": source.engagement_id} if source.engagement_id else {},
+    }
