@@ -15,6 +15,7 @@ from rich.table import Table
 from libs.messages import short_name
 from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2, what_if_pb2
 from reengage.postback.v1 import delivery_pb2
+from reengage.postback.v1.method_pb2 import Method
 from services.attribution.queries.sentences import span
 
 # A file or a pipe has no width: wide enough for a table of candidates.
@@ -165,13 +166,14 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
     """One delivery with every attempt."""
     print_deliveries(delivery.app_id, [delivery])
     for number, attempt in enumerate(delivery.attempts, start=1):
+        verdict = _word(delivery_pb2.Attempt.Verdict.Name(attempt.verdict), "VERDICT_")
         console.print(
             f"\n[bold]attempt {number}[/]  {_time(attempt.start_time)}  {span(attempt.duration)}  "
-            f"status {attempt.status_code or 'none'}  [cyan]{escape(attempt.verdict)}[/]"
+            f"status {attempt.status_code or 'none'}  [cyan]{verdict}[/]"
             f"{'  another try follows' if attempt.will_retry else ''}"
         )
         # No break that is not theirs: they are there to be copied.
-        console.print(f"  {attempt.method} {escape(attempt.url)}", soft_wrap=True)
+        console.print(f"  {_word(Method.Name(attempt.method), 'METHOD_')} {escape(attempt.url)}", soft_wrap=True)
         for part in (attempt.request_body, attempt.response_body):
             if part:
                 console.print(f"  [dim]{escape(part)}[/]", soft_wrap=True)

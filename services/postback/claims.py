@@ -1,24 +1,25 @@
-"""Claims of self-attributing networks (E1 to E4): asked for before a conversion is decided, answered to who waits."""
+"""Claims of self-attributing networks (E1 to E4): requested before a conversion is decided, handed to who waits."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from uuid import UUID
 
 import structlog
 from prometheus_client import Counter
 
+from libs.broadcast import within
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapters.adapter import best_claim
-from services.postback.configurations import Catalog
+from services.postback.configurations import Configurations
 from services.postback.delivery import delivery_id
 from services.postback.model import NetworkAnswer, State
-from services.postback.store import Store
+from services.postback.storage.claims import ClaimStore
 
-POLL_S = 0.25
+POLL_INTERVAL_S = 0.25
 """Another process may be the one that hears the answer."""
-RECHECK_S = 5.0
+RECHECK_INTERVAL_S = 5.0
 
 ClaimAnswer = claim_pb2.ClaimAnswer
 
@@ -36,60 +37,59 @@ _log = structlog.get_logger()
 
 
 class Endings:
-    """Tells those who wait that deliveries of this process have ended."""
+    """The ends of this process's deliveries, told to those who wait for them."""
 
     def __init__(self) -> None:
-        self._waiting: set[_Waiting] = set()
+        self._waiters: set[_Waiter] = set()
 
     def note(self, delivery_ids: Iterable[UUID]) -> None:
-        """Say which have ended."""
+        """Tells all who wait which have ended."""
         ended = set(delivery_ids)
-        for one in self._waiting:
+        for one in self._waiters:
             one.end(ended)
 
     @contextmanager
-    def waiting(self) -> Iterator["_Waiting"]:
-        """A place to wait at, for as long as the context lasts."""
-        one = _Waiting()
-        self._waiting.add(one)
+    def waiter(self) -> Iterator["_Waiter"]:
+        """Yields a place to wait at, for as long as the context lasts."""
+        one = _Waiter()
+        self._waiters.add(one)
         try:
             yield one
         finally:
-            self._waiting.discard(one)
+            self._waiters.discard(one)
 
 
-class _Waiting:
+class _Waiter:
     def __init__(self) -> None:
         self._left: set[UUID] = set()
         self._none_left = asyncio.Event()
 
     def expect(self, delivery_ids: Iterable[UUID]) -> None:
-        """Wait for these from now on."""
+        """Waits for these from now on."""
         self._left = set(delivery_ids)
         self._none_left.clear()
 
     def end(self, delivery_ids: set[UUID]) -> None:
-        """Wait for these no more, whether they ended or had ended before."""
+        """Waits for these no more, whether they ended or had ended before."""
         self._left -= delivery_ids
         if not self._left:
             self._none_left.set()
 
-    async def all(self, within_s: float) -> None:
-        """Return when all have ended, or time is up."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._none_left.wait(), within_s)
+    async def all(self, seconds: float) -> None:
+        """Returns when all have ended, or time is up."""
+        await within(self._none_left, seconds)
 
 
 class Claims:
-    """What networks answered; `endings` hears from the worker that sends the requests."""
+    """The answers of networks to claim requests; `endings` hears from the worker that sends them."""
 
-    def __init__(self, store: Store, catalog: Catalog, endings: Endings) -> None:
-        self._store, self._catalog, self._endings = store, catalog, endings
+    def __init__(self, store: ClaimStore, configurations: Configurations, endings: Endings) -> None:
+        self._store, self._configurations, self._endings = store, configurations, endings
 
     async def answers(
         self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
     ) -> list[claim_pb2.ConversionClaims]:
-        """The answers of every network asked about each conversion, as far as they come within `wait_s`."""
+        """Returns the answers of every network asked about each conversion, as far as they come within `wait_s`."""
         asked = [list(self._asked(conversion)) for conversion in conversions]
         known = await self._known([one for those in asked for _, one in those], wait_s)
         return [
@@ -104,11 +104,11 @@ class Claims:
         ]
 
     async def triggers(self) -> AsyncGenerator[claim_pb2.WatchClaimTriggersResponse, None]:
-        """What claims are to be asked for, now and whenever that changes, without end."""
+        """Yields what claims are to be requested for, now and whenever that changes, without end."""
         told = None
         while True:
-            change = self._catalog.next_change()  # before reading, so that none comes between
-            triggers = self._catalog.claim_triggers()
+            change = self._configurations.next_change()  # before reading, so that none comes between
+            triggers = self._configurations.claim_triggers()
             if triggers != told:
                 yield claim_pb2.WatchClaimTriggersResponse(
                     triggers=[
@@ -117,14 +117,14 @@ class Claims:
                     ]
                 )
                 told = triggers
-            with suppress(TimeoutError):
-                await asyncio.wait_for(change.wait(), RECHECK_S)
+            await within(change, RECHECK_INTERVAL_S)
 
     def _asked(self, conversion: conversion_pb2.Conversion) -> Iterator[tuple[str, tuple[str, UUID]]]:
-        """Each request there may be, by network: its configuration, paused and archived ones too, and its delivery."""
+        """Yields each request there may be: its network, and its configuration (paused and archived ones too) and
+        delivery."""
         decision = conversion.decision
-        for one in self._catalog.triggered(decision.app_id, decision.event_name):
-            if one.adapter.is_claim_capable:
+        for one in self._configurations.triggered(decision.app_id, decision.event_name):
+            if one.is_claim_capable:
                 identity = delivery_id(one.configuration_id, decision.app_id, decision.conversion_id)
                 yield one.network_id, (one.configuration_id, identity)
 
@@ -132,10 +132,10 @@ class Claims:
         give_up = time.monotonic() + wait_s
         known: dict[UUID, NetworkAnswer] = {}
         left = asked
-        with self._endings.waiting() as waiting:
+        with self._endings.waiter() as waiter:
             while left:
-                waiting.expect(identity for _, identity in left)
-                found = await self._store.network_answers(left)
+                waiter.expect(identity for _, identity in left)
+                found = await self._store.answers(left)
                 ended = {identity for _, identity in left if not _is_pending(found.get(identity))}
                 # Those that were not asked, or have been erased, end without an answer.
                 known |= {identity: found[identity] for identity in ended & found.keys()}
@@ -143,13 +143,13 @@ class Claims:
                 left_s = give_up - time.monotonic()
                 if left_s <= 0:
                     return known | {identity: found[identity] for _, identity in left}
-                waiting.end(ended)
-                await waiting.all(min(left_s, POLL_S))
+                waiter.end(ended)
+                await waiter.all(min(left_s, POLL_INTERVAL_S))
         return known
 
 
 def note_late(delivery_id: UUID, configuration_id: str) -> None:
-    """Tell of a claim that changes nothing any more (E4)."""
+    """Counts and logs a claim that changes nothing any more (E4)."""
     _late.inc()
     _log.info("claim.late", delivery_id=str(delivery_id), configuration_id=configuration_id)
 

@@ -1,8 +1,8 @@
 """A delivery: its id, how it is made of a conversion, and the request it makes."""
 
-from datetime import UTC
 from uuid import UUID, uuid5
 
+from libs.time import timestamp_us
 from reengage.postback.v1 import conversion_pb2
 from services.postback.adapters.adapter import Request, Stamp
 from services.postback.macros import Values
@@ -10,14 +10,14 @@ from services.postback.model import Configuration, NewDelivery
 from services.postback.selection import once_a_day
 
 RETENTION_DAYS = 400
-"""Of an app of which nothing else is said."""
+"""The retention of an app that says nothing else."""
 
 # Never changes: with another namespace, conversions handed over again would be told again.
 _NAMESPACE = UUID("6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55")
 
 
 def delivery_id(configuration_id: str, app_id: str, conversion_id: str) -> UUID:
-    """The id of the one delivery of a conversion to a configuration; a re-attributed conversion keeps it."""
+    """Returns the id of the one delivery of a conversion to a configuration; a re-attributed conversion keeps it."""
     # With lengths, as any character may stand in an id.
     return uuid5(_NAMESPACE, f"{len(configuration_id)}:{configuration_id}{len(app_id)}:{app_id}{conversion_id}")
 
@@ -25,7 +25,8 @@ def delivery_id(configuration_id: str, app_id: str, conversion_id: str) -> UUID:
 def new_delivery(
     conversion: conversion_pb2.Conversion, configuration: Configuration, *, awaits_decision: bool = False
 ) -> NewDelivery:
-    """The delivery of a conversion to a configuration; `awaits_decision` of a claim asked for before it is decided."""
+    """Returns the delivery of a conversion to a configuration; `awaits_decision` for a claim request, made before the
+    conversion is decided."""
     decision = conversion.decision
     return NewDelivery(
         delivery_id=delivery_id(configuration.configuration_id, decision.app_id, decision.conversion_id),
@@ -35,10 +36,10 @@ def new_delivery(
         conversion_id=decision.conversion_id,
         event_name=decision.event_name,
         device_id=decision.device_id,
-        conversion_time=decision.conversion_time.ToDatetime(UTC),
+        conversion_us=timestamp_us(decision.conversion_time),
         retention_days=conversion.names.retention_days or RETENTION_DAYS,
         conversion=conversion.SerializeToString(),
-        delay_s=configuration.delay_s,
+        delay_us=configuration.delay_us,
         once_a_day=bool(decision.device_id) and once_a_day(configuration),
         awaits_decision=awaits_decision,
     )
@@ -47,7 +48,7 @@ def new_delivery(
 def requests(
     configuration: Configuration, conversion: conversion_pb2.Conversion, delivery_id: UUID, stamp: Stamp
 ) -> tuple[Request, Request]:
-    """The request of a delivery, and the same with its secrets masked, to be kept and shown.
+    """Returns the request of a delivery, and the same with its secrets masked, to be kept and shown.
 
     Raises NotRenderableError when the conversion lacks what the network needs.
     """

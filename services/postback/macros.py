@@ -1,4 +1,4 @@
-"""What each macro of a template gives for a conversion.
+"""The values of a template's macros for a conversion.
 
 Times are ISO 8601 in UTC with milliseconds, `event_timestamp` is in whole seconds since 1970, flags are 1 or 0, amounts
 are decimal numbers of the currency's unit. Beside the names in `MACROS`, `cp_0` to `cp_9` and every other parameter of
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.device_ids import is_usable
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
@@ -23,7 +24,6 @@ _AMOUNT_KEYS = frozenset({"sum", "revenue", "price", "currency"})
 _CUSTOM_PARAMETERS = frozenset(f"cp_{n}" for n in range(10))
 _ADVERTISING_IDS = {"IOS": ("idfa", "idfv"), "ANDROID": ("adid", "oaid", "android_id")}
 _OTHER_IDS = ("adid", "idfa", "oaid", "android_id", "idfv", "custom", "kochava_device_id")
-_ABSENT_ID = re.compile(r"[0:-]*|[{\[%].*|null|device_id=device_id", re.IGNORECASE)
 _OS_VERSION = re.compile(r"Android[ /-](\d+(?:\.\d+)*)|OS[ -](\d+(?:[._]\d+)*)")
 _ATTRIBUTION_TYPES = {
     decision_pb2.ATTRIBUTION_TYPE_INSTALL: "install",
@@ -50,7 +50,7 @@ class Values:
         self.ad = self.click.ad if self.engagement.HasField("click") else self.impression.ad
 
     def get(self, name: str) -> str:
-        """The value of a macro, empty when there is none."""
+        """Returns the value of a macro, empty when there is none."""
         built_in = MACROS.get(name)
         if built_in is not None:
             return built_in(self)
@@ -61,13 +61,13 @@ class Values:
         return self.event.event_data.get(name) or self.ad.custom_parameters.get(name, "")
 
     def device_id(self, name: str) -> str:
-        """The device's raw id of this name, unless it is one of those that mean none (rule A2)."""
+        """Returns the device's raw id of this name, empty unless it is somebody's (A2)."""
         value = self.record.device_ids.get(name, "")
-        return "" if _ABSENT_ID.fullmatch(value) else value
+        return value.strip() if is_usable(value) else ""
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is a macro in every syntax, not only as `{name}`."""
+    """Returns whether a name is a macro in every syntax, not only as `{name}`."""
     return name in MACROS or name in _CUSTOM_PARAMETERS or name.startswith(SECRET_PREFIX)
 
 

@@ -1,28 +1,27 @@
-"""The words of the domain."""
+"""The words of the domain. Enums have the numbers of the protos, which are also those of the columns."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum
 from uuid import UUID
 
 from services.postback.adapters.adapter import Adapter
 
 
-class Status(StrEnum):
+class Status(IntEnum):
     """Status of a configuration."""
 
-    LIVE = "LIVE"
-    PAUSED = "PAUSED"
-    ARCHIVED = "ARCHIVED"
+    LIVE = 1
+    PAUSED = 2
+    ARCHIVED = 3
 
 
-class State(StrEnum):
-    """State of a delivery; all but PENDING are its end, until it is replayed."""
+class State(IntEnum):
+    """State of a delivery; all but PENDING are its end, until it is sent again."""
 
-    PENDING = "PENDING"
-    DELIVERED = "DELIVERED"
-    REFUSED = "REFUSED"
-    EXHAUSTED = "EXHAUSTED"
+    PENDING = 1
+    DELIVERED = 2
+    REFUSED = 3
+    EXHAUSTED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class Configuration:
     trigger: str
     status: Status
     adapter: Adapter
-    delay_s: float
+    delay_us: int
     retry_attempts: int
     network_only: bool
     clicks_only: bool
@@ -46,9 +45,14 @@ class Configuration:
     secrets: dict[str, str] = field(repr=False)
 
     @property
+    def is_claim_capable(self) -> bool:
+        """The network's answer says whether it drove the conversion (E1)."""
+        return self.adapter.description.is_claim_capable
+
+    @property
     def makes_quick_tries(self) -> bool:
-        """Whether the first tries after a failed one are soon: somebody waits for the answer to a claim."""
-        return self.adapter.is_claim_capable and self.retry_attempts > 0
+        """The first tries after a failed one are soon: somebody waits for the answer to a claim request."""
+        return self.is_claim_capable and self.retry_attempts > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +66,10 @@ class NewDelivery:
     conversion_id: str
     event_name: str
     device_id: str
-    conversion_time: datetime
+    conversion_us: int
     retention_days: int
-    conversion: bytes
-    delay_s: float
+    conversion: bytes = field(repr=False)
+    delay_us: int
     once_a_day: bool
     """Held back when another conversion of the device was told to this configuration less than 24 hours apart."""
     awaits_decision: bool
@@ -73,45 +77,46 @@ class NewDelivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """How many deliveries of a configuration are wanted, and for how long their sender has them to himself."""
+class LeaseRequest:
+    """The number of deliveries of a configuration that are wanted, and for how long."""
 
     configuration_id: str
     room: int
-    lease_s: float
+    length_us: int
     is_claim: bool = False
-    """Its answers are waited for."""
+    """Somebody waits for the answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class Leased:
     """A delivery to be sent now, by this process alone until its lease ends."""
 
-    claim_id: UUID
+    lease_id: UUID
     delivery_id: UUID
     configuration_id: str
-    conversion_time: datetime
+    conversion_us: int
     retention_days: int
-    conversion: bytes
+    conversion: bytes = field(repr=False)
     number: int
     """Of the attempt to be made, in this run: 1, 2, …"""
     failure_count: int
-    replay_count: int
-    claim_time: datetime
-    waited_s: float
+    redelivery_count: int
+    leased_us: int
+    waited_us: int
     """Since it was due."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """What became of an attempt, and of its delivery."""
+    """An attempt that has ended, and what it makes of its delivery."""
 
-    claimed: Claimed
+    leased: Leased
     state: State
-    wait_s: float
+    wait_us: int
     """Until the next attempt, while PENDING."""
-    verdict: str
-    attempt: bytes
+    verdict: int
+    """A value of Attempt.Verdict."""
+    attempt: bytes = field(repr=False)
     """A serialised message Attempt."""
     pauses_configuration: bool
     network_claim: bytes | None = None
@@ -120,7 +125,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkAnswer:
-    """What is known of a network's answer to a claim request."""
+    """A network's answer to a claim request, as far as it is known."""
 
     state: State
     """The delivery's: while it is PENDING, the answer may come."""

@@ -1,4 +1,4 @@
-"""What an answer means, and when to try again (domain rules: success, retry on what, on which schedule)."""
+"""The meaning of an answer, and the time of the next try (rules: success, which failures are retried, the schedule)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,32 @@ SCHEDULE_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200)
 QUICK_TRIES_S = (1, 2, 5)
 """Before them and on top of them, where the answer is a claim: one that comes late is worth nothing (E4), but the
 request is also the postback, whose tries a minute's trouble must not use up."""
-LONGEST_ASKED_S = 43_200
+MAX_ASKED_S = 43_200
 """An endpoint can ask for no longer a wait than the schedule's longest."""
-MOST_INTERRUPTIONS = 10
+MAX_INTERRUPTIONS = 10
 """An attempt that this service did not survive is no failure of the endpoint's, but neither repeated for ever."""
 
 _RETRIED = frozenset({408, 423, 425, 429})
 _RATE_LIMITS = ("x-rate-limit", "x-account-rate-limit")
 
 
+class Word(StrEnum):
+    """The stable word for what became of an attempt."""
+
+    DELIVERED = "DELIVERED"
+    HTTP_STATUS = "HTTP_STATUS"
+    REDIRECT = "REDIRECT"
+    BODY_MISMATCH = "BODY_MISMATCH"
+    TIMEOUT = "TIMEOUT"
+    CONNECTION_FAILED = "CONNECTION_FAILED"
+    ADDRESS_FORBIDDEN = "ADDRESS_FORBIDDEN"
+    SANDBOX = "SANDBOX"
+    NOT_RENDERED = "NOT_RENDERED"
+    INTERRUPTED = "INTERRUPTED"
+
+
 class Failure(StrEnum):
-    """Why there was no whole answer."""
+    """The reason for which there was no whole answer."""
 
     TIMEOUT = "TIMEOUT"
     CONNECTION_FAILED = "CONNECTION_FAILED"
@@ -33,7 +48,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back; `status_code` is 0 when nothing did. Headers by lower-case name."""
+    """An endpoint's answer; `status_code` is 0 when there was none. Headers by lower-case name."""
 
     status_code: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -43,7 +58,7 @@ class Answer:
 
 
 class Next(StrEnum):
-    """What follows an attempt."""
+    """The step that follows an attempt."""
 
     DONE = "DONE"
     RETRY = "RETRY"
@@ -52,15 +67,15 @@ class Next(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`word` is the stable verdict kept with the attempt."""
+    """The judgement of one attempt; `word` is kept with it."""
 
-    word: str
+    word: Word
     next: Next
     pauses_configuration: bool = False
 
 
 def judge(answer: Answer, *, success_substring: str = "") -> Verdict:
-    """The verdict on an attempt. Success: a 2xx status, and `success_substring` in the body when it is not empty.
+    """Returns the verdict on an attempt. Success is a 2xx status, and `success_substring` in the body.
 
     Tried again: no whole answer, 408, 423, 425, 429, 5xx. All else is for good: a redirect is never followed, and 410
     also pauses the configuration.
@@ -70,20 +85,20 @@ def judge(answer: Answer, *, success_substring: str = "") -> Verdict:
         case None:
             pass
         case Failure.TIMEOUT | Failure.CONNECTION_FAILED:
-            return Verdict(word=answer.failure, next=Next.RETRY)
+            return Verdict(word=Word(answer.failure), next=Next.RETRY)
         case Failure.ADDRESS_FORBIDDEN | Failure.SANDBOX:
-            return Verdict(word=answer.failure, next=Next.GIVE_UP)
+            return Verdict(word=Word(answer.failure), next=Next.GIVE_UP)
         case _:
             assert_never(answer.failure)
     if 200 <= status_code < 300:
         if success_substring in answer.body:
-            return Verdict(word="DELIVERED", next=Next.DONE)
-        return Verdict(word="BODY_MISMATCH", next=Next.GIVE_UP)
+            return Verdict(word=Word.DELIVERED, next=Next.DONE)
+        return Verdict(word=Word.BODY_MISMATCH, next=Next.GIVE_UP)
     if 300 <= status_code < 400:
-        return Verdict(word="REDIRECT", next=Next.GIVE_UP)
+        return Verdict(word=Word.REDIRECT, next=Next.GIVE_UP)
     if status_code in _RETRIED or status_code >= 500:
-        return Verdict(word="HTTP_STATUS", next=Next.RETRY)
-    return Verdict(word="HTTP_STATUS", next=Next.GIVE_UP, pauses_configuration=status_code == 410)
+        return Verdict(word=Word.HTTP_STATUS, next=Next.RETRY)
+    return Verdict(word=Word.HTTP_STATUS, next=Next.GIVE_UP, pauses_configuration=status_code == 410)
 
 
 def next_attempt(
@@ -94,7 +109,7 @@ def next_attempt(
     asked_s: float = 0.0,
     quick_s: Sequence[float] = (),
 ) -> float | None:
-    """Seconds until the next attempt after `failures` (1 or more) failed ones; None when no try is left.
+    """Returns the seconds until the next attempt after `failures` (1 or more) failed ones; None when no try is left.
 
     `jitter` is drawn evenly from [0, 1). The endpoint's wish `asked_s` is the least wait, up to 12 hours. `quick_s`
     are tries that come first and do not count.
@@ -103,11 +118,11 @@ def next_attempt(
     if failures > retry_attempts + len(quick_s):
         return None
     longest = schedule_s[min(failures, len(schedule_s)) - 1]
-    return max(longest * jitter, min(asked_s, LONGEST_ASKED_S))
+    return max(longest * jitter, min(asked_s, MAX_ASKED_S))
 
 
 def asked_wait(answer: Answer, now_s: float) -> float:
-    """Seconds an answer asks to wait, 0 or more: `Retry-After` (seconds or a date), and the limit's reset of a 429.
+    """Returns the seconds that an answer asks to wait: `Retry-After` (seconds or a date), or the reset of a 429.
 
     `now_s`, `x-rate-limit-reset` and `x-account-rate-limit-reset` in seconds since 1970. Nonsense asks nothing.
     """

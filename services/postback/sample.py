@@ -15,7 +15,7 @@ _INSTALL_TIME = Timestamp(seconds=1_766_664_000)
 
 
 def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion:
-    """A reengagement (or an install, as the configuration's trigger says) won by a click on its network."""
+    """Returns a reengagement (or an install, as the configuration's trigger says) won by a click on its network."""
     install = configuration.trigger == INSTALL
     record = record_pb2.Record(
         record_id="sample-conversion",
@@ -25,7 +25,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
             "idfa": "6D92078A-8246-4BA4-AE5B-76104861E7DC",
             "idfv": "599F9C00-92DC-4B5C-9464-7971F01F8370",
             "adid": "38400000-8cf0-11bd-b23e-10b96e40000d",
-            "android_id": "9774d56d682e549c",
+            "android_id": "3f9a2c5b7d1e4086",
             "oaid": "1fe9a970-efbb-29e0-0bdd-f5dbbf751ab5",
             "kochava_device_id": "KD1234567890",
         },

@@ -1,4 +1,4 @@
-"""Which configurations want a conversion."""
+"""The choice of configurations that want a conversion."""
 
 from libs.domain.event_names import SESSION_BEGIN
 from reengage.attribution.v1 import decision_pb2
@@ -22,24 +22,24 @@ _CREDITED = frozenset(
 
 
 def wants(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
-    """Whether a configuration of the conversion's app and event wants it sent: it is live, and the conversion fits."""
+    """Returns whether a configuration of the conversion's app and event wants it: it is live, and it fits."""
     return configuration.status is Status.LIVE and fits(configuration, conversion)
 
 
 def wants_claim(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
-    """Whether a configuration of the conversion's app and event asks for a claim, before it is decided (E1)."""
+    """Returns whether a configuration of the conversion's app and event asks for a claim, before it is decided (E1)."""
     return (
-        configuration.adapter.is_claim_capable
+        configuration.is_claim_capable
         and configuration.status is Status.LIVE
         and not _is_withheld(configuration, conversion)
     )
 
 
 def fits(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
-    """Whether a decided conversion is one of those that a configuration of its app and event is for.
+    """Returns whether a decided conversion is one of those that a configuration of its app and event is for.
 
     Duplicate installs, identity links and refused records are never sent. NETWORK_ONLY wants what its network won or is
-    credited with; clicks only: what an ad's click won, or a source won by a click is credited with.
+    credited with. Clicks only wants what an ad's click won, or what is credited to a source that a click won.
     """
     decision = conversion.decision
     if decision.outcome not in _TOLD or _is_withheld(configuration, conversion):
@@ -52,7 +52,8 @@ def fits(configuration: Configuration, conversion: conversion_pb2.Conversion) ->
 
 
 def once_a_day(configuration: Configuration) -> bool:
-    """Whether at most one conversion of a device goes out to this configuration in 24 hours: NETWORK_ONLY SessionBegin.
+    """Returns whether at most one conversion of a device goes out to this configuration in 24 hours: NETWORK_ONLY
+    SessionBegin.
 
     OURS: rolling, by the time of the conversions, won or credited alike; one older than the last told is held back.
     """

@@ -10,7 +10,7 @@ from services.postback.adapters.adapter import Request
 from services.postback.guard import AddressForbiddenError, Guard, Lookup
 from services.postback.retry import Answer, Failure
 
-MOST_READ_BYTES = 64 * 1024
+MAX_READ_BYTES = 64 * 1024
 
 
 class Sender:
@@ -20,7 +20,7 @@ class Sender:
         self._guard, self._public, self._trusting = guard, public, trusting
 
     async def send(self, request: Request, *, timeout_s: float, sandbox: bool) -> Answer:
-        """Make a request, of a sandbox app to the guard's allowed hosts alone.
+        """Makes a request; that of a sandbox app only to the guard's allowed hosts.
 
         Whatever the other side does ends in an Answer, within the time given.
         """
@@ -52,7 +52,7 @@ class Sender:
 
 @asynccontextmanager
 async def open_sender(guard: Guard, *, lookup: Lookup | None = None) -> AsyncIterator[Sender]:
-    """A sender with connections of its own, closed on leaving. `lookup` stands in for the system's resolver."""
+    """Yields a sender with connections of its own, closed on leaving. `lookup` replaces the system's resolver."""
     async with _session(guard.connector(lookup=lookup)) as public, _session(guard.trusting_connector()) as trusting:
         yield Sender(guard, public, trusting)
 
@@ -71,10 +71,10 @@ async def _read(response: ClientResponse) -> str:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) >= MOST_READ_BYTES:
+        if len(body) >= MAX_READ_BYTES:
             response.close()  # the rest is not wanted, nor the connection it would come on
             break
-    return body[:MOST_READ_BYTES].decode(errors="replace")
+    return body[:MAX_READ_BYTES].decode(errors="replace")
 
 
 def _is_forbidden(error: BaseException) -> bool:

@@ -11,6 +11,8 @@ import aiohttp
 import asyncpg
 import grpc
 import psutil
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
@@ -99,9 +101,13 @@ async def _configure(channel: grpc.aio.Channel, host: str) -> None:
             app_id="app",
             network_id="network",
             trigger=trigger,
-            template=configuration_pb2.Template(
-                url=f"http://{host}/postback?click={{click_id}}&event={{event_name}}&time={{event_timestamp}}&"
-                "revenue={revenue}&currency={currency}&type={attribution_type}&id={delivery_id}"
+            adapter="template",
+            adapter_fields=ParseDict(
+                {
+                    "url": f"http://{host}/postback?click={{click_id}}&event={{event_name}}&time={{event_timestamp}}&"
+                    "revenue={revenue}&currency={currency}&type={attribution_type}&id={delivery_id}"
+                },
+                Struct(),
             ),
             is_revenue=True,
         )
@@ -130,9 +136,14 @@ async def _row_limit(admin: "asyncpg.Connection[asyncpg.Record]", rows: int) -> 
     await admin.execute("CREATE TABLE equal_rows (LIKE deliveries INCLUDING ALL)")
     conversion = purchase().SerializeToString()
     statement = await admin.prepare(
-        "INSERT INTO equal_rows (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, "
-        "device_id, conversion, due_time) SELECT *, now() FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], "
-        "$5::text[], $6::text[], $7::text[], $8::bytea[])"
+        """
+        INSERT INTO equal_rows (
+            delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion, due_us,
+            conversion_us, retention_days
+        )
+        SELECT *, now_us(), now_us(), 400
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[])
+        """
     )
     texts = [["configuration"], ["app"], ["network"], ["conversion"], ["Purchase"], ["device"]]
     began = time.perf_counter()
@@ -180,7 +191,7 @@ async def _steady(
 ) -> list[Row]:
     """From a conversion's taking to its attempt, at 300 deliveries a second in ten calls."""
     began, used = time.perf_counter(), _cpu_s(process)
-    since = await admin.fetchval("SELECT now()")
+    since = await admin.fetchval("SELECT now_us()")
     for tick in range(seconds * 10):
         count = STEADY_PER_SECOND // 10
         await stub.EnqueueConversions(_request("steady", tick * count, "Purchase", count), timeout=60)
@@ -188,15 +199,19 @@ async def _steady(
     used = (_cpu_s(process) - used) / (time.perf_counter() - began)
     await _all_ended(admin)
     times = await admin.fetch(
-        "SELECT extract(epoch FROM attempt.start_time - delivery.create_time)::float8 * 1000 AS begun, "
-        "extract(epoch FROM delivery.end_time - delivery.create_time)::float8 * 1000 AS ended "
-        "FROM deliveries AS delivery JOIN attempts AS attempt USING (delivery_id, configuration_id) "
-        "WHERE delivery.create_time >= $1",
+        """
+        SELECT
+            (attempt.start_us - delivery.create_us) / 1000.0::float8 AS begun,
+            (delivery.end_us - delivery.create_us) / 1000.0::float8 AS ended
+        FROM deliveries AS delivery
+        INNER JOIN attempts AS attempt USING (delivery_id, configuration_id)
+        WHERE delivery.create_us >= $1
+        """,
         since,
     )
     assert len(times) == seconds * STEADY_PER_SECOND
     rows = [Row(name=f"CPU of postback at {STEADY_PER_SECOND} deliveries/s", value=used * 100, unit="% of a core")]
-    for what, column in (("claimed", "begun"), ("settled", "ended")):
+    for what, column in (("leased", "begun"), ("settled", "ended")):
         values = sorted(row[column] for row in times)
         rows += [
             Row(name=f"taken to {what}, p{percent}", value=values[len(values) * percent // 100], unit="ms")
@@ -208,7 +223,7 @@ async def _steady(
 async def _all_ended(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
     async with asyncio.timeout(120):
         while await admin.fetchval(
-            "SELECT count(*) FROM deliveries WHERE state = 'PENDING' AND event_name = 'Purchase'"
+            "SELECT count(*) FROM deliveries WHERE state = 1 AND event_name = 'Purchase'"  # PENDING
         ):
             await asyncio.sleep(0.02)  # a database says nothing by itself
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import asyncpg
 import psutil
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
@@ -186,15 +188,15 @@ async def create_settings(suite: Suite) -> None:
             )
             await stub.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracker))
     async with open_channel(ports.address("postback")) as channel:
+        url = f"http://{HOST}:{ports.network}/postback?event={{event_name}}&click={{click_id}}&sent={{sent}}"
         configuration = configuration_pb2.Configuration(
             configuration_id="bench-postback",
             app_id=APP,
             network_id="bench-net",
             trigger="Purchase",
             delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
-            template=configuration_pb2.Template(
-                url=f"http://{HOST}:{ports.network}/postback?event={{event_name}}&click={{click_id}}&sent={{sent}}"
-            ),
+            adapter="template",
+            adapter_fields=ParseDict({"url": url}, Struct()),
         )
         config = postback_grpc.PostbackConfigServiceStub(channel)
         await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))

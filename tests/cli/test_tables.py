@@ -6,6 +6,7 @@ from rich.console import Console
 
 from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2
 from reengage.postback.v1 import delivery_pb2
+from reengage.postback.v1.method_pb2 import METHOD_POST
 from services.attribution.queries.sentences import sentences
 from services.cli import tables
 
@@ -37,7 +38,7 @@ def test_what_was_sent_and_answered_can_be_copied(monkeypatch: pytest.MonkeyPatc
     console = Console(highlight=False, width=40)
     monkeypatch.setattr(tables, "console", console)
     url, body, answer = "https://x.example/postback?" + "a=1&" * 30, "sent " * 20 + ".", "answered " * 20 + "."
-    attempt = delivery_pb2.Attempt(method="POST", url=url, request_body=body, response_body=answer)
+    attempt = delivery_pb2.Attempt(method=METHOD_POST, url=url, request_body=body, response_body=answer)
     with console.capture() as shown:
         tables.print_delivery(delivery_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
     assert [line.strip() for line in shown.get().splitlines()[-3:]] == [f"POST {url}", body, answer]

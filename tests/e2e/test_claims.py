@@ -20,6 +20,7 @@ from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
+from reengage.postback.v1.delivery_pb2 import Delivery
 from tests.e2e.test_crash import _connect, _kill
 
 KILLED = ("postback", "attribution", "postback", "postgres", "attribution")
@@ -114,7 +115,7 @@ async def check(database: "asyncpg.Connection[asyncpg.Record]", devices: Devices
         "SELECT conversion_id, state, attempt_count FROM postback.deliveries WHERE configuration_id = 'x-ios-subscribe'"
     )
     assert sorted(row["conversion_id"] for row in deliveries) == sorted(devices.subscribed)
-    assert {row["state"] for row in deliveries} == {"DELIVERED"}
+    assert {row["state"] for row in deliveries} == {Delivery.STATE_DELIVERED}
     asked = Counter(parameters["hashed_device_id"] for parameters in x.received)
     assert len(asked) == len(deliveries)
     assert asked.total() <= sum(row["attempt_count"] for row in deliveries)

@@ -16,6 +16,8 @@ import aiohttp
 import asyncpg
 import pytest
 from aiohttp import web
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 
 from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
 from libs.channels import open_channel
@@ -172,15 +174,15 @@ async def _settings(suite: Suite) -> None:
     await create_settings(suite)
     ports = suite.ports
     async with open_channel(ports.address("postback")) as channel:
+        url = f"http://{HOST}:{ports.network}/postback?sent={{sent}}&adid={{adid}}&click={{click_id}}"
         configuration = configuration_pb2.Configuration(
             configuration_id="named",
             app_id=APP,
             network_id="bench-net",
             trigger="Purchase",
             delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_ALL,
-            template=configuration_pb2.Template(
-                url=f"http://{HOST}:{ports.network}/postback?sent={{sent}}&adid={{adid}}&click={{click_id}}"
-            ),
+            adapter="template",
+            adapter_fields=ParseDict({"url": url}, Struct()),
         )
         config = postback_grpc.PostbackConfigServiceStub(channel)
         await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))
@@ -210,7 +212,7 @@ async def _rows(suite: Suite, table: str, count: int) -> None:
 async def _settled(suite: Suite) -> None:
     """Wait until no delivery is left to be sent, and none is noted as under way."""
     connection = await asyncpg.connect(suite.postgres.admin_dsn())
-    while await connection.fetchval("SELECT count(*) FROM postback.deliveries WHERE state = 'PENDING'"):
+    while await connection.fetchval("SELECT count(*) FROM postback.deliveries WHERE state = 1"):
         await asyncio.sleep(0.02)
     await connection.close()
 

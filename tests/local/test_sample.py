@@ -60,14 +60,14 @@ async def test_its_postbacks_follow_the_local_network_and_others_stay(
             for each in ("acme-ios-install", "bravo-ios-install", "bravo-ios-purchase", "x-ios-subscribe")
         ]
         found = [each.configuration for each in listed]
-        return [(each.template.url or each.x.base_url).partition("?")[0] for each in found]
+        fields = [each.adapter_fields.fields for each in found]
+        return [each["url" if "url" in each else "base_url"].string_value.partition("?")[0] for each in fields]
 
     async def point(configuration_id: str, url: str) -> None:
-        changed = configuration_pb2.Configuration(
-            configuration_id=configuration_id, template=configuration_pb2.Template(url=url)
-        )
+        changed = configuration_pb2.Configuration(configuration_id=configuration_id)
+        changed.adapter_fields["url"] = url
         request = configuration_pb2.UpdateConfigurationRequest(configuration=changed)
-        request.update_mask.paths.append("template.url")
+        request.update_mask.paths.append("adapter_fields.url")
         await stub.UpdateConfiguration(request)
 
     async with open_channel(tracker_target, key="admin") as tracker:

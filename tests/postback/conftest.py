@@ -1,9 +1,7 @@
 """A postback service behind a real channel on a real PostgreSQL, and an endpoint that behaves as it is told."""
 
 import asyncio
-import secrets
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,21 +14,19 @@ from aiohttp.abc import ResolveResult
 from cryptography.fernet import Fernet
 
 from libs.channels import open_channel
-from libs.db import Pool, open_pool
-from libs.server import Face, ServerConfig, build_server
-from libs.vault import Vault
+from libs.db import Pool
+from libs.server import ServerConfig, build_server
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
-from services.postback.adapters.adapter import Stamp
-from services.postback.claims import Claims, Endings
-from services.postback.configurations import Catalog
-from services.postback.guard import Guard, Lookup
-from services.postback.sender import open_sender
-from services.postback.service import PostbackConfigService, PostbackService
-from services.postback.store import Store
-from services.postback.worker import DeliveryWorker
+from services.postback.adapters.adapter import ADAPTERS
+from services.postback.configurations import POLL_INTERVAL_S, Configurations
+from services.postback.guard import Lookup
+from services.postback.storage.queue import Queue
+from services.postback.validation import complete
+from services.postback.wiring import wire_parts
 from tests.conftest import Database
+from tests.support.eventually import eventually
 
 KEY = Fernet.generate_key().decode()
 Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -135,13 +131,12 @@ class Running:
     configs: service_pb2_grpc.PostbackConfigServiceStub
     deliveries: service_pb2_grpc.PostbackServiceStub
     pool: Pool
-    store: Store
-    catalog: Catalog
+    queue: Queue
+    configurations: Configurations
 
     async def configure(self, **fields: Any) -> configuration_pb2.Configuration:
-        """A configuration for `Purchase` of app `app`, unless told otherwise."""
-        given: dict[str, Any] = {"app_id": "app", "network_id": "network", "trigger": "Purchase", **fields}
-        request = configuration_pb2.CreateConfigurationRequest(configuration=configuration_pb2.Configuration(**given))
+        """Returns a new configuration for `Purchase` of app `app`, unless told otherwise; see `configuration`."""
+        request = configuration_pb2.CreateConfigurationRequest(configuration=configuration(**fields))
         return (await self.configs.CreateConfiguration(request)).configuration
 
     async def enqueue(self, *conversions: conversion_pb2.Conversion) -> int:
@@ -162,13 +157,25 @@ class Running:
         return await self.get(delivery.delivery_id)
 
     async def due_now(self) -> None:
-        """Make every waiting delivery due: the test's way through the schedule."""
-        await self.pool.execute("UPDATE deliveries SET due_time = now() WHERE state = 'PENDING' AND claim_id IS NULL")
+        """Makes every delivery that waits due: the test's way through the schedule."""
+        await self.pool.execute("UPDATE deliveries SET due_us = now_us() WHERE state = 1 AND lease_id IS NULL")
 
 
-def stamp() -> Stamp:
-    """As the service makes them."""
-    return Stamp(nonce=secrets.token_hex(16), time_s=int(time.time()))
+def configuration(**fields: Any) -> configuration_pb2.Configuration:
+    """Returns a configuration for `Purchase` of app `app`, unless told otherwise.
+
+    An adapter's name is a field that stands for it and its fields: `template={"url": …}`.
+    """
+    given: dict[str, Any] = {"app_id": "app", "network_id": "network", "trigger": "Purchase", **fields}
+    for name in ADAPTERS.keys() & given.keys():
+        given |= {"adapter": name, "adapter_fields": given.pop(name)}
+    return configuration_pb2.Configuration(**given)
+
+
+def completed(message: configuration_pb2.Configuration) -> configuration_pb2.Configuration:
+    """Returns a configuration with its defaults filled in."""
+    complete(message)
+    return message
 
 
 @asynccontextmanager
@@ -181,45 +188,30 @@ async def running(
     jitter: Callable[[], float] = lambda: 0.0,
     keys: str = KEY,
     works: bool = True,
-    **bounds: int,
+    poll_interval_s: float = POLL_INTERVAL_S,
 ) -> AsyncIterator[Running]:
-    """A service with its worker, unless it must not work. Without jitter, retries are due at once."""
-    guard, vault = Guard(allowed), Vault(keys)
-    async with (
-        open_pool(database.dsn("postback"), schema="postback", application_name="postback") as pool,
-        open_sender(guard, lookup=lookup) as sender,
-    ):
-        store = Store(pool)
-        catalog = Catalog(store, vault)
-        await catalog.refresh()
-        endings = Endings()
-        worker = DeliveryWorker(store, catalog, sender, endings, jitter=jitter, stamp=stamp, **bounds)
-        configs = PostbackConfigService(store=store, catalog=catalog, vault=vault, guard=guard)
-        claims = Claims(store, catalog, endings)
-        deliveries = PostbackService(store=store, catalog=catalog, claims=claims, wake=worker.wake)
-        faces = [
-            Face(
-                name="configs",
-                add=lambda server: service_pb2_grpc.add_PostbackConfigServiceServicer_to_server(configs, server),
-            ),
-            Face(
-                name="deliveries",
-                add=lambda server: service_pb2_grpc.add_PostbackServiceServicer_to_server(deliveries, server),
-            ),
-        ]
-        server, _ = build_server(ServerConfig(listen=""), faces)
+    """Yields a service with its worker, unless it must not work. Without jitter, retries are due at once."""
+    async with wire_parts(
+        dsn=database.dsn("postback"),
+        secrets_keys=keys,
+        allowed_hosts=allowed,
+        lookup=lookup,
+        jitter=jitter,
+        poll_interval_s=poll_interval_s,
+    ) as parts:
+        server, _ = build_server(ServerConfig(listen=""), parts.faces)
         server.add_insecure_port(f"unix:{socket}")
         await server.start()
-        bodies = [catalog.run, worker.run] if works else [catalog.run]
-        tasks = [asyncio.create_task(body()) for body in bodies]
+        names = ("configurations", "deliver") if works else ("configurations",)
+        tasks = [asyncio.ensure_future(parts.loops[name]()) for name in names]
         try:
             async with open_channel(f"unix:{socket}") as channel:
                 yield Running(
                     configs=service_pb2_grpc.PostbackConfigServiceStub(channel),
                     deliveries=service_pb2_grpc.PostbackServiceStub(channel),
-                    pool=pool,
-                    store=store,
-                    catalog=catalog,
+                    pool=parts.pool,
+                    queue=parts.queue,
+                    configurations=parts.configurations,
                 )
         finally:
             await server.stop(None)
@@ -267,19 +259,12 @@ def purchase(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conve
     return conversion
 
 
-async def until(fact: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
-    """Wait for a fact."""
-    async with asyncio.timeout(within_s):
-        while not await fact():  # facts in a database set no event
-            await asyncio.sleep(0.02)
-
-
 async def until_ended(service: Running, count: int = 1) -> list[delivery_pb2.Delivery]:
-    """Wait until `count` deliveries of app `app` have ended, and answer all there are."""
+    """Returns all deliveries of app `app` once `count` of them have ended."""
 
     async def ended() -> bool:
-        those = await service.list()
-        return sum(one.state != delivery_pb2.Delivery.STATE_PENDING for one in those) >= count
+        found = await service.list()
+        return sum(one.state != delivery_pb2.Delivery.STATE_PENDING for one in found) >= count
 
-    await until(ended)
+    await eventually(ended)
     return await service.list()

@@ -20,8 +20,10 @@ from libs.errors import from_rpc_error
 from reengage.attribution.v1 import offer_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2
+from reengage.postback.v1.method_pb2 import METHOD_POST
 from tests.conftest import Database
-from tests.postback.conftest import Endpoint, Running, purchase, running, until, until_ended
+from tests.postback.conftest import Endpoint, Running, purchase, running, until_ended
+from tests.support.eventually import eventually
 
 ClaimAnswer = claim_pb2.ClaimAnswer
 Delivery = delivery_pb2.Delivery
@@ -41,7 +43,7 @@ def x(endpoint: Endpoint) -> LocalX:
 
 def fields(endpoint: Endpoint, **changes: Any) -> dict[str, Any]:
     """Of a configuration of the X adapter for `Purchase` of app `app`."""
-    adapter = configuration_pb2.X(app_id="333903271", conversion_type="PURCHASE", base_url=endpoint.url(""))
+    adapter = {"app_id": "333903271", "conversion_type": "PURCHASE", "base_url": endpoint.url("")}
     return {"configuration_id": "k", "network_id": "x-ios", "x": adapter, "secrets": SECRETS, **changes}
 
 
@@ -125,7 +127,11 @@ async def test_answers_that_claim_nothing(service: Running, endpoint: Endpoint, 
     assert [one.conversion_id for one in answers] == ["none", "broken", "refused", "anonymous"]
     (delivery,) = await service.list(conversion_id="anonymous")
     (attempt,) = (await service.get(delivery.delivery_id)).attempts
-    assert (delivery.state, attempt.verdict, attempt.method) == (Delivery.STATE_REFUSED, "NOT_RENDERED", "POST")
+    assert (delivery.state, attempt.verdict, attempt.method) == (
+        Delivery.STATE_REFUSED,
+        delivery_pb2.Attempt.VERDICT_NOT_RENDERED,
+        METHOD_POST,
+    )
 
 
 async def test_what_is_kept_of_a_request_opens_nothing(service: Running, endpoint: Endpoint, x: LocalX) -> None:
@@ -193,7 +199,7 @@ async def test_the_limit_that_was_met_is_waited_for(service: Running, endpoint: 
     async def attempted() -> bool:
         return len((await service.only()).attempts) == 1
 
-    await until(attempted)
+    await eventually(attempted)
     (attempt,) = (await service.only()).attempts
     assert abs(attempt.next_attempt_time.ToSeconds() - reset) <= 2
 
@@ -230,7 +236,7 @@ async def test_of_several_configurations_of_a_network_the_best_answer_counts(
     async def best(*paths: str) -> tuple[ClaimAnswer.State.ValueType, str]:
         app_id = "+".join(paths)
         for path in paths:
-            adapter = configuration_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url(path))
+            adapter = {"app_id": "1", "conversion_type": "PURCHASE", "base_url": endpoint.url(path)}
             changed = fields(endpoint, x=adapter, app_id=app_id, configuration_id=f"{app_id}.{path}".replace("/", ""))
             changed["configuration_id"] = changed["configuration_id"].replace("+", ".")
             await service.configure(**changed)
@@ -257,20 +263,17 @@ async def test_only_live_configurations_that_may_be_told_are_asked(
     assert [found.network_id for found in free.answers] == ["x-ios"]
     assert list(withheld.answers) == []
     assert len(x.received) == 1
-    await service.configure(
-        **fields(endpoint, configuration_id="template", x=None, template={"url": endpoint.url("/t")})
-    )
+    await service.configure(configuration_id="template", network_id="x-ios", template={"url": endpoint.url("/t")})
     await ask(service, undecided("link-based networks learn of decided conversions"))
     assert endpoint.at("/t") == []
 
 
 async def test_a_configuration_that_another_process_was_told_of_is_asked(
-    database: Database, tmp_path: Path, endpoint: Endpoint, x: LocalX, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, endpoint: Endpoint, x: LocalX
 ) -> None:
-    monkeypatch.setattr("services.postback.configurations.POLL_S", 3600.0)
     async with (
         running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
-        running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
+        running(database, tmp_path / "two.sock", allowed=endpoint.host, poll_interval_s=3600.0) as two,
     ):
         await one.configure(**fields(endpoint))
         assert (await answer(two)).state == ClaimAnswer.STATE_NOT_CLAIMED
@@ -284,7 +287,7 @@ async def test_any_process_may_hear_the_answer(
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
     ):
         await one.configure(**fields(endpoint))
-        await two.catalog.refresh()
+        await two.configurations.refresh()
         conversions = [undecided(f"c{n}") for n in range(60)]
         both = await asyncio.gather(ask(one, *conversions), ask(two, *conversions))
     for claims in both:
@@ -309,7 +312,7 @@ async def test_a_claim_that_comes_when_it_was_decided_is_kept_counted_and_no_ans
     stored = await service.pool.fetchrow("SELECT conversion, network_claim FROM deliveries")
     assert stored is not None
     assert claim_pb2.Claim.FromString(stored["network_claim"]).campaign_name == "Summer"
-    # What is replayed later is the conversion as it was decided.
+    # What is sent again later is the conversion as it was decided.
     assert conversion_pb2.Conversion.FromString(stored["conversion"]).decision.claims_unavailable == ["x-ios"]
 
 
@@ -339,7 +342,7 @@ async def test_a_claim_that_was_heard_is_not_late_and_stays_what_it_was(
     assert late() == before
     x.conducts[HASHED] = Conduct()
     delivery = await service.only()
-    await service.deliveries.Replay(delivery_pb2.ReplayRequest(delivery_id=delivery.delivery_id, request_id="r"))
+    await service.deliveries.Redeliver(delivery_pb2.RedeliverRequest(delivery_id=delivery.delivery_id, request_id="r"))
     await until_ended(service)
     assert len(x.received) == 2
     assert (await answer(service)).claim.campaign_name == "Summer"
@@ -412,18 +415,20 @@ async def test_what_is_asked_about_must_be_whole(service: Running) -> None:
 
 
 async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service: Running, endpoint: Endpoint) -> None:
-    adapter = configuration_pb2.X(
-        conversion_type="BUY",
-        click_window=Duration(seconds=7 * 86_400),
-        view_through_window=Duration(seconds=14 * 86_400),
-        letter_case=9,  # type: ignore[arg-type]
-        encoding=9,  # type: ignore[arg-type]
-        base_url="https://user@x.example/",
-    )
+    adapter = {
+        "conversion_type": "BUY",
+        "click_window": "7d",
+        "view_through_window": "14d",
+        "letter_case": 9,
+        "encoding": "HEXADECIMAL",
+        "base_url": "https://user@x.example/",
+        "token_secret": "t",
+    }
     wrong = fields(
         endpoint,
         x=adapter,
-        secrets={"token": "t"},
+        secrets={"token": "t", "tokem": "t"},
+        deliveries_per_second=67,
         clicks_only=True,
         delivery_delay=Duration(seconds=30),
         delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
@@ -433,13 +438,16 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
     found = [f"{one.field} {one.reason}" for one in from_rpc_error(caught.value).violations]
     assert sorted(found) == sorted(
         [
-            "configuration.x.app_id REQUIRED",
-            "configuration.x.conversion_type UNKNOWN",
-            "configuration.x.view_through_window NOT_ALLOWED",
-            "configuration.x.letter_case UNKNOWN",
-            "configuration.x.encoding UNKNOWN",
-            "configuration.x.base_url INVALID_URL",
-            *["configuration.x UNKNOWN_SECRET"] * 4,
+            "configuration.adapter_fields.app_id REQUIRED",
+            "configuration.adapter_fields.conversion_type NOT_ALLOWED",
+            "configuration.adapter_fields.view_through_window NOT_ALLOWED",
+            "configuration.adapter_fields.letter_case INVALID_TYPE",
+            "configuration.adapter_fields.encoding NOT_ALLOWED",
+            "configuration.adapter_fields.base_url INVALID_URL",
+            "configuration.adapter_fields.token_secret SECRET",
+            *(f"configuration.secrets.{name} REQUIRED" for name in SECRETS if name != "token"),
+            "configuration.secrets.tokem UNKNOWN_FIELD",
+            "configuration.deliveries_per_second OUT_OF_RANGE",
             "configuration.clicks_only NOT_ALLOWED",
             "configuration.delivery_delay NOT_ALLOWED",
             "configuration.delivery_method NOT_ALLOWED",
@@ -454,32 +462,37 @@ async def test_windows(service: Running, endpoint: Endpoint, name: str, allowed:
     """The view-through window within a click window of 14 days."""
 
     async def takes(days: int) -> bool:
-        adapter = configuration_pb2.X(app_id="1", conversion_type="PURCHASE")
-        getattr(adapter, name).FromSeconds(days * 86_400)
+        adapter = {"app_id": "1", "conversion_type": "PURCHASE", name: f"{days * 24}h"}
         try:
             created = await service.configure(**fields(endpoint, x=adapter, configuration_id=f"k{days}"))
         except grpc.aio.AioRpcError as error:
-            return [one.field for one in from_rpc_error(error).violations] != [f"configuration.x.{name}"]
-        return bool(getattr(created.x, name).seconds == days * 86_400)
+            return [one.field for one in from_rpc_error(error).violations] != [f"configuration.adapter_fields.{name}"]
+        return bool(created.adapter_fields[name] == (f"{days}d" if days else "0s"))
 
     assert {days for days in (0, 1, 2, 6, 7, 8, 14, 15, 30, 31) if await takes(days)} == allowed
 
 
 async def test_an_x_configuration_s_defaults_address_and_preview(service: Running, endpoint: Endpoint) -> None:
     created = await service.configure(**fields(endpoint, x={"app_id": "1", "conversion_type": "INSTALL"}))
-    assert created.WhichOneof("adapter") == "x"
-    assert (created.x.click_window.seconds, created.x.view_through_window.seconds) == (14 * 86_400, 0)
-    assert created.x.base_url == "https://ads-api.x.com"
+    assert dict(created.adapter_fields) == {
+        "app_id": "1",
+        "conversion_type": "INSTALL",
+        "click_window": "14d",
+        "view_through_window": "0s",
+        "letter_case": "LOWER",
+        "encoding": "HEX",
+        "base_url": "https://ads-api.x.com",
+    }
     assert sorted(created.secret_names) == sorted(SECRETS)
     preview = await service.configs.Preview(configuration_pb2.PreviewRequest(configuration_id="k"))
-    assert preview.method == "POST"
+    assert preview.method == METHOD_POST
     assert preview.url.startswith("https://ads-api.x.com/12/conversion_event?app_id=1&conversion_time=2026-01-01T")
     assert preview.headers["Authorization"] == "OAuth _masked_"
     adapter = {"app_id": "1", "conversion_type": "INSTALL", "base_url": "http://10.0.0.1/"}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await service.configure(**fields(endpoint, configuration_id="private", x=adapter))
     (found,) = from_rpc_error(caught.value).violations
-    assert (found.field, found.reason) == ("configuration.x.base_url", "ADDRESS_FORBIDDEN")
+    assert (found.field, found.reason) == ("configuration.adapter_fields.base_url", "ADDRESS_FORBIDDEN")
 
 
 # Offered postbacks and erasing
@@ -607,7 +620,7 @@ async def test_an_attempt_that_ends_after_its_delivery_was_erased_leaves_no_row(
     async def under_way() -> bool:
         return len(x.received) == 1
 
-    await until(under_way)
+    await eventually(under_way)
     assert await erase(service, conversion_ids=["c1"]) == {"deliveries": 1, "attempts": 0, "session_holds": 0}
     # Whoever waits is told that there is nobody to wait for.
     (claims,) = await asked

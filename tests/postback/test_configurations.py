@@ -15,13 +15,15 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from libs.errors import from_rpc_error
 from libs.vault import Vault
 from reengage.postback.v1 import configuration_pb2
-from services.postback.configurations import POLL_S
+from reengage.postback.v1.method_pb2 import METHOD_POST
+from services.postback.configurations import POLL_INTERVAL_S
 from services.postback.macros import MACROS
 from tests.conftest import Database
-from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until, until_ended
+from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until_ended
+from tests.support.eventually import eventually
 
 Configuration = configuration_pb2.Configuration
-TEMPLATE = configuration_pb2.Template(url="https://partner.example/{click_id}")
+TEMPLATE = {"url": "https://partner.example/{click_id}"}
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
@@ -49,7 +51,7 @@ async def test_defaults(service: Running) -> None:
     assert created.configuration_id
     assert created.status == Configuration.STATUS_LIVE
     assert created.delivery_method == Configuration.DELIVERY_METHOD_ALL
-    assert created.template.method == configuration_pb2.Template.METHOD_GET
+    assert dict(created.adapter_fields) == {"method": "GET", **TEMPLATE}
     assert created.retry_attempts == 3
     assert created.attempt_timeout.ToSeconds() == 5
     assert created.delivery_delay.ToSeconds() == 0
@@ -75,7 +77,7 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
             network_id="",
             trigger="x" * 129,
             status=Configuration.STATUS_ARCHIVED,
-            template=configuration_pb2.Template(url="https://{network}/{secret.none}", headers={"Host": "x"}, body="x"),
+            template={"url": "https://{network}/{secret.none}", "headers": {"Host": "x"}, "body": "x"},
             delivery_delay=Duration(seconds=31),
             retry_attempts=11,
             attempt_timeout=Duration(nanos=999_999_999),
@@ -88,18 +90,18 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
         "configuration.configuration_id INVALID_ID",
         "configuration.app_id REQUIRED",
         "configuration.network_id REQUIRED",
-        "configuration.trigger REQUIRED",
+        "configuration.trigger TOO_LONG",
         "configuration.status NOT_ALLOWED",
         "configuration.delivery_delay NOT_ALLOWED",
         "configuration.retry_attempts OUT_OF_RANGE",
         "configuration.attempt_timeout OUT_OF_RANGE",
         "configuration.deliveries_per_second OUT_OF_RANGE",
         "configuration.secrets INVALID_NAME",
-        "configuration.secrets INVALID_VALUE",
-        "configuration.template UNKNOWN_SECRET",
-        "configuration.template.url INVALID_URL",
-        "configuration.template.body NOT_ALLOWED",
-        "configuration.template.headers[Host] INVALID_NAME",
+        "configuration.secrets.empty INVALID_VALUE",
+        "configuration.secrets.none REQUIRED",
+        "configuration.adapter_fields.url INVALID_URL",
+        "configuration.adapter_fields.body NOT_ALLOWED",
+        "configuration.adapter_fields.headers[Host] INVALID_NAME",
     }
 
 
@@ -109,18 +111,18 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
 )
 async def test_forbidden_addresses_are_refused_at_once_with_the_remedy(service: Running, url: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.configure(template=configuration_pb2.Template(url=url))
+        await service.configure(template={"url": url})
     (found,) = from_rpc_error(caught.value).violations
-    assert (found.field, found.reason) == ("configuration.template.url", "ADDRESS_FORBIDDEN")
+    assert (found.field, found.reason) == ("configuration.adapter_fields.url", "ADDRESS_FORBIDDEN")
     assert "REENGAGE_ALLOWED_HOSTS" in found.description
 
 
 @pytest.mark.parametrize("url", ["", "https://a.example:x/", "ftp://a.example/"])
 async def test_a_wrong_url_is_named_once(service: Running, url: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.configure(template=configuration_pb2.Template(url=url))
+        await service.configure(template={"url": url})
     (found,) = from_rpc_error(caught.value).violations
-    assert (found.field, found.reason) == ("configuration.template.url", "INVALID_URL" if url else "REQUIRED")
+    assert (found.field, found.reason) == ("configuration.adapter_fields.url", "INVALID_URL" if url else "REQUIRED")
 
 
 @pytest.mark.parametrize(
@@ -145,13 +147,13 @@ async def test_update_changes_what_the_mask_names(service: Running) -> None:
     created = await service.configure(configuration_id="k", template=TEMPLATE, retry_attempts=7, is_revenue=True)
     changed = await update(
         service,
-        ["template.url", "retry_attempts", "is_revenue"],
+        ["adapter_fields.url", "retry_attempts", "is_revenue"],
         configuration_id="k",
-        template=configuration_pb2.Template(url="https://other.example/"),
+        adapter_fields={"url": "https://other.example/"},
         clicks_only=True,
     )
-    assert changed.template.url == "https://other.example/"
-    assert changed.template.method == created.template.method
+    assert changed.adapter_fields["url"] == "https://other.example/"
+    assert changed.adapter_fields["method"] == created.adapter_fields["method"]
     assert changed.retry_attempts == 3  # named and not set: cleared, so the default
     assert not changed.is_revenue
     assert not changed.clicks_only
@@ -162,13 +164,13 @@ async def test_update_changes_what_the_mask_names(service: Running) -> None:
 async def test_updates_that_are_refused(service: Running) -> None:
     await service.configure(configuration_id="k", template=TEMPLATE)
     code, _, fields = await refused(
-        update(service, ["app_id", "secret_names", "nothing", "template.nothing"], configuration_id="k")
+        update(service, ["app_id", "secret_names", "nothing", "adapter_fields.nothing"], configuration_id="k")
     )
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert fields == {"update_mask IMMUTABLE", "update_mask UNKNOWN_FIELD"}
     _, _, fields = await refused(update(service, [], configuration_id="k"))
     assert fields == {"update_mask REQUIRED"}
-    _, _, fields = await refused(update(service, ["template"], configuration_id="k"))
+    _, _, fields = await refused(update(service, ["adapter"], configuration_id="k"))
     assert fields == {"configuration.adapter REQUIRED"}
     code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="none"))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "CONFIGURATION_NOT_FOUND")
@@ -207,15 +209,13 @@ async def test_preview_fills_every_macro_of_a_sample(service: Running) -> None:
     body = json.dumps({name: f"{{{name}}}" for name in [*filled, *(f"cp_{n}" for n in range(10))]})
     await service.configure(
         configuration_id="k",
-        template=configuration_pb2.Template(
-            method=configuration_pb2.Template.METHOD_POST, url="https://a.example/{nothing}?t={secret.token}", body=body
-        ),
+        template={"method": "POST", "url": "https://a.example/{nothing}?t={secret.token}", "body": body},
         is_revenue=True,
         secrets={"token": "very secret"},
     )
     request = configuration_pb2.PreviewRequest(configuration_id="k")
     preview = await service.configs.Preview(request)
-    assert (preview.method, preview.url) == ("POST", "https://a.example/?t=_masked_")
+    assert (preview.method, preview.url) == (METHOD_POST, "https://a.example/?t=_masked_")
     assert list(preview.unmatched_macros) == ["nothing"]
     assert all(json.loads(preview.body).values())
     assert preview.headers["Idempotency-Key"] == json.loads(preview.body)["delivery_id"]
@@ -229,12 +229,12 @@ async def test_other_processes_hear_of_changes(database: Database, tmp_path: Pat
         running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
     ):
-        await one.configure(configuration_id="k", template=configuration_pb2.Template(url=endpoint.url("/x")))
+        await one.configure(configuration_id="k", template={"url": endpoint.url("/x")})
 
         async def known() -> bool:
-            return two.catalog.get("k") is not None
+            return two.configurations.get("k") is not None
 
-        await until(known, within_s=POLL_S * 10)
+        await eventually(known, within_s=POLL_INTERVAL_S * 10)
         assert await two.enqueue(purchase()) == 1
         assert await one.enqueue(purchase()) == 0
         await until_ended(one)
@@ -255,12 +255,12 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
     endpoint.answers["/x"] = echo
     await service.configure(
         configuration_id="k",
-        template=configuration_pb2.Template(
-            method=configuration_pb2.Template.METHOD_POST,
-            url=endpoint.url("/x?t={secret.token}"),
-            headers={"Authorization": "Bearer {secret.token}"},
-            body='{"t": "{secret.token}"}',
-        ),
+        template={
+            "method": "POST",
+            "url": endpoint.url("/x?t={secret.token}"),
+            "headers": {"Authorization": "Bearer {secret.token}"},
+            "body": '{"t": "{secret.token}"}',
+        },
         secrets={"token": secret},
     )
     await service.enqueue(purchase())
@@ -296,24 +296,24 @@ async def dump(database: Database) -> str:
 
 
 async def test_secrets_are_replaced_as_one_and_kept_otherwise(service: Running) -> None:
-    template = configuration_pb2.Template(url="https://a.example/?a={secret.a}")
+    template = {"url": "https://a.example/?a={secret.a}"}
     await service.configure(configuration_id="k", template=template, secrets={"a": "1", "b": "2"})
     changed = await update(service, ["clicks_only"], configuration_id="k", clicks_only=True)
     assert list(changed.secret_names) == ["a", "b"]
     changed = await update(service, ["secrets"], configuration_id="k", secrets={"a": "3"})
     assert list(changed.secret_names) == ["a"]
     _, _, fields = await refused(update(service, ["secrets"], configuration_id="k"))
-    assert fields == {"configuration.template UNKNOWN_SECRET"}
+    assert fields == {"configuration.secrets.a REQUIRED"}
 
 
 async def test_keys_are_rotated(database: Database, tmp_path: Path, service: Running) -> None:
-    template = configuration_pb2.Template(url="https://a.example/?a={secret.a}")
+    template = {"url": "https://a.example/?a={secret.a}"}
     await service.configure(configuration_id="k", template=template, secrets={"a": "1"})
     new = Fernet.generate_key().decode()
     async with running(database, tmp_path / "new.sock", keys=f"{new},{KEY}") as rotated:
         await update(rotated, ["secrets"], configuration_id="k", secrets={"a": "2"})
     async with running(database, tmp_path / "newest.sock", keys=new) as rotated:
-        configuration = rotated.catalog.get("k")
+        configuration = rotated.configurations.get("k")
         assert configuration is not None
         assert configuration.secrets == {"a": "2"}
 

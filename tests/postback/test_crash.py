@@ -15,11 +15,16 @@ from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, 
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, service_pb2_grpc
+from reengage.postback.v1.delivery_pb2 import Attempt, Delivery
 from tests.conftest import Database
-from tests.postback.conftest import Endpoint, purchase, until
+from tests.postback.conftest import Endpoint, configuration, purchase
+from tests.support.eventually import eventually
 from tests.support.processes import ServiceProcess, postback_process
 
 SECRET = "hush-hush"
+UNDELIVERED = f"SELECT count(*) FROM postback.deliveries WHERE state <> {Delivery.STATE_DELIVERED}"
+INTERRUPTED = f"SELECT count(*) FROM postback.attempts WHERE verdict = {Attempt.VERDICT_INTERRUPTED}"
+END_LEASES = "UPDATE postback.deliveries SET due_us = postback.now_us() WHERE lease_id IS NOT NULL"
 CONFIGURATIONS = 4
 BATCH, BATCHES = 50, 6
 
@@ -35,15 +40,12 @@ async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path
 
 async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int = 0) -> None:
     stub = service_pb2_grpc.PostbackConfigServiceStub(channel)
-    configuration = configuration_pb2.Configuration(
+    given = configuration(
         configuration_id=f"k{number}",
-        app_id="app",
-        network_id="network",
-        trigger="Purchase",
-        template=configuration_pb2.Template(url=endpoint.url(f"/{number}?t={{secret.token}}")),
+        template={"url": endpoint.url(f"/{number}?t={{secret.token}}")},
         secrets={"token": SECRET},
     )
-    request = configuration_pb2.CreateConfigurationRequest(configuration=configuration)
+    request = configuration_pb2.CreateConfigurationRequest(configuration=given)
     await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
@@ -83,18 +85,20 @@ async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
             async def under_way(before: int = before) -> bool:
                 return len(endpoint.received) > before + 20
 
-            await until(under_way)
+            await eventually(under_way)
             await process.stop(signal.SIGKILL)
             # What would otherwise happen in 20 seconds: its leases end.
-            await connection.execute("UPDATE postback.deliveries SET due_time = now() WHERE claim_id IS NOT NULL")
+            await connection.execute(END_LEASES)
             await process.start()
         await handing_over
 
         async def all_delivered() -> bool:
-            left = await connection.fetchval("SELECT count(*) FROM postback.deliveries WHERE state <> 'DELIVERED'")
+            left = await connection.fetchval(
+                "SELECT count(*) FROM postback.deliveries WHERE state <> $1", Delivery.STATE_DELIVERED
+            )
             return bool(left == 0)
 
-        await until(all_delivered)
+        await eventually(all_delivered)
     rows = await connection.fetch(
         "SELECT delivery_id::text AS id, configuration_id, conversion_id FROM postback.deliveries"
     )
@@ -102,7 +106,9 @@ async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
     assert len({(row["configuration_id"], row["conversion_id"]) for row in rows}) == len(rows)
     assert {one.delivery_id for one in endpoint.received} == {row["id"] for row in rows}
     # Every interrupted attempt is told.
-    told = await connection.fetchval("SELECT count(*) FROM postback.attempts WHERE verdict = 'INTERRUPTED'")
+    told = await connection.fetchval(
+        "SELECT count(*) FROM postback.attempts WHERE verdict = $1", Attempt.VERDICT_INTERRUPTED
+    )
     begun = await connection.fetchval("SELECT sum(attempt_count) FROM postback.deliveries")
     assert told > 0
     assert begun == len(rows) + told
@@ -132,11 +138,11 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
         async def under_way() -> bool:
             return len(x.received) > 20
 
-        await until(under_way)
+        await eventually(under_way)
         await process.stop(signal.SIGKILL)
         asking.cancel()
         # What would otherwise happen in 20 seconds: its leases end.
-        await connection.execute("UPDATE postback.deliveries SET due_time = now() WHERE claim_id IS NOT NULL")
+        await connection.execute(END_LEASES)
         await process.start()
         while True:
             response = await stub.RequestClaims(request, wait_for_ready=True, timeout=10)
@@ -145,7 +151,9 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
                 break
     assert {answer.state for answer in answers} == {claim_pb2.ClaimAnswer.STATE_CLAIMED}
     assert [answer.claim.campaign_name for answer in answers] == devices
-    told = await connection.fetchval("SELECT count(*) FROM postback.attempts WHERE verdict = 'INTERRUPTED'")
+    told = await connection.fetchval(
+        "SELECT count(*) FROM postback.attempts WHERE verdict = $1", Attempt.VERDICT_INTERRUPTED
+    )
     rows = await connection.fetchrow("SELECT count(*) AS count, sum(attempt_count) AS begun FROM postback.deliveries")
     await connection.close()
     assert rows is not None
@@ -158,15 +166,13 @@ async def test_killed_while_claims_are_asked_for_each_is_answered_once(
 
 async def configure_x(channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
     stub = service_pb2_grpc.PostbackConfigServiceStub(channel)
-    configuration = configuration_pb2.Configuration(
+    given = configuration(
         configuration_id="x",
-        app_id="app",
         network_id="x-ios",
-        trigger="Purchase",
-        x=configuration_pb2.X(app_id="1", conversion_type="PURCHASE", base_url=endpoint.url("")),
+        x={"app_id": "1", "conversion_type": "PURCHASE", "base_url": endpoint.url("")},
         secrets=SECRETS,
     )
-    request = configuration_pb2.CreateConfigurationRequest(configuration=configuration)
+    request = configuration_pb2.CreateConfigurationRequest(configuration=given)
     await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
@@ -188,7 +194,7 @@ async def test_the_database_restarts_in_mid_delivery(
         async def under_way() -> bool:
             return len(endpoint.received) > 20
 
-        await until(under_way)
+        await eventually(under_way)
         await durable_database.postgres.restart()
         await handing_over
         connection = await asyncpg.connect(durable_database.admin_dsn)
@@ -196,13 +202,13 @@ async def test_the_database_restarts_in_mid_delivery(
         async def all_delivered() -> bool:
             # Those whose claim was lost with the connection come again when their leases end: now.
             await connection.execute(
-                "UPDATE postback.deliveries SET due_time = now() "
-                "WHERE claim_id IS NOT NULL AND claim_time < now() - interval '2 seconds'"
+                "UPDATE postback.deliveries SET due_us = postback.now_us() "
+                "WHERE lease_id IS NOT NULL AND leased_us < postback.now_us() - 2000000"
             )
             rows = await connection.fetch("SELECT state FROM postback.deliveries")
-            return {row["state"] for row in rows} == {"DELIVERED"} and len(rows) == BATCH * BATCHES
+            return {row["state"] for row in rows} == {Delivery.STATE_DELIVERED} and len(rows) == BATCH * BATCHES
 
-        await until(all_delivered)
+        await eventually(all_delivered)
         await connection.close()
 
 
@@ -224,19 +230,19 @@ async def test_stopped_with_grace_it_ends_what_it_began(
         async def all_under_way() -> bool:
             return len(endpoint.received) == BATCH
 
-        await until(all_under_way)
+        await eventually(all_under_way)
         stopping = asyncio.ensure_future(process.stop())
 
         async def noticed() -> bool:
             return "server.stopping" in process.log.read_text()
 
-        await until(noticed)
+        await eventually(noticed)
         release.set()
         assert await stopping == 0
     connection = await asyncpg.connect(durable_database.admin_dsn)
     states = await connection.fetch("SELECT state, count(*) FROM postback.deliveries GROUP BY state")
     await connection.close()
-    assert [tuple(row) for row in states] == [("DELIVERED", BATCH)]
+    assert [tuple(row) for row in states] == [(Delivery.STATE_DELIVERED, BATCH)]
     log = process.log.read_text()
     assert log.count("delivery.settled") == BATCH
     assert SECRET not in log

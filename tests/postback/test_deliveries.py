@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import from_rpc_error
+from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
+from reengage.postback.v1.method_pb2 import METHOD_POST
 from services.postback.claims import Endings
 from services.postback.guard import Guard
-from services.postback.model import Asked, Claimed, Settled, State
-from services.postback.retry import MOST_INTERRUPTIONS
+from services.postback.model import Leased, LeaseRequest, Settled, State, Status
+from services.postback.retry import MAX_INTERRUPTIONS
 from services.postback.sender import Sender, open_sender
+from services.postback.wiring import new_stamp
 from services.postback.worker import DeliveryWorker
 from tests.conftest import Database
 from tests.postback.conftest import (
@@ -32,16 +35,15 @@ from tests.postback.conftest import (
     purchase,
     running,
     serving,
-    stamp,
-    until,
     until_ended,
 )
+from tests.support.eventually import eventually, until
 
 Delivery = delivery_pb2.Delivery
 
 
-def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> configuration_pb2.Template:
-    return configuration_pb2.Template(url=endpoint.url(path), **fields)
+def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> dict[str, Any]:
+    return {"url": endpoint.url(path), **fields}
 
 
 def answer(status: int, text: str = "", **headers: str) -> Answer:
@@ -78,7 +80,11 @@ async def never_end_the_body(request: web.Request) -> web.StreamResponse:
 
 
 def attempted(delivery: delivery_pb2.Delivery) -> list[tuple[str, int, bool]]:
-    return [(attempt.verdict, attempt.status_code, attempt.will_retry) for attempt in delivery.attempts]
+    return [(word(attempt), attempt.status_code, attempt.will_retry) for attempt in delivery.attempts]
+
+
+def word(attempt: delivery_pb2.Attempt) -> str:
+    return delivery_pb2.Attempt.Verdict.Name(attempt.verdict).removeprefix("VERDICT_")
 
 
 async def test_a_conversion_is_told_once(service: Running, endpoint: Endpoint) -> None:
@@ -112,7 +118,7 @@ async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: En
     await service.configure(
         template=template(
             endpoint,
-            method=configuration_pb2.Template.METHOD_POST,
+            method="POST",
             headers={"X-Event": "{event_name}"},
             body='{"revenue": {revenue}, "currency": "{currency}"}',
         ),
@@ -122,7 +128,7 @@ async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: En
     await until_ended(service)
     delivery = await service.only()
     (attempt,) = delivery.attempts
-    assert (attempt.method, attempt.url, attempt.status_code) == ("POST", endpoint.url("/x"), 200)
+    assert (attempt.method, attempt.url, attempt.status_code) == (METHOD_POST, endpoint.url("/x"), 200)
     assert attempt.request_body == endpoint.received[0].body == '{"revenue": 12.5, "currency": "EUR"}'
     assert attempt.request_headers["X-Event"] == endpoint.received[0].headers["X-Event"] == "Purchase"
     assert attempt.request_headers["Idempotency-Key"] == delivery.delivery_id
@@ -171,7 +177,7 @@ async def test_endpoints_that_misbehave(
 async def test_a_name_that_leads_to_this_machine_is_not_connected_to(database: Database, tmp_path: Path) -> None:
     lookup, _ = answering(["127.0.0.1"])
     async with running(database, tmp_path / "sock", lookup=lookup) as service:
-        await service.configure(template=configuration_pb2.Template(url="http://partner.example:8080/"))
+        await service.configure(template={"url": "http://partner.example:8080/"})
         await service.enqueue(purchase())
         (delivery,) = await until_ended(service)
         assert delivery.state == Delivery.STATE_REFUSED
@@ -188,7 +194,7 @@ async def test_nothing_of_a_sandbox_app_reaches_a_host_that_the_allow_list_does_
     async with running(database, tmp_path / "sock", allowed=endpoint.host, lookup=lookup) as service:
         listed = await service.configure(template=template(endpoint, "/listed"))
         other = await service.configure(
-            template=configuration_pb2.Template(url=f"http://partner.example:{endpoint.port}/other"), network_id="other"
+            template={"url": f"http://partner.example:{endpoint.port}/other"}, network_id="other"
         )
         sandbox = purchase("sandbox")
         sandbox.names.sandbox = True
@@ -235,7 +241,7 @@ async def test_retry_after_is_honoured(service: Running, endpoint: Endpoint) -> 
     async def attempted_once() -> bool:
         return len((await service.only()).attempts) == 1
 
-    await until(attempted_once)
+    await eventually(attempted_once)
     delivery = await service.only()
     assert delivery.state == Delivery.STATE_PENDING
     wait = delivery.next_attempt_time.ToDatetime() - delivery.attempts[0].start_time.ToDatetime()
@@ -274,26 +280,31 @@ async def test_gone_pauses_the_configuration_and_what_waits_goes_on_later(servic
     (gone,) = await until_ended(service)
     assert gone.state == Delivery.STATE_REFUSED
 
-    async def paused() -> bool:
-        request = configuration_pb2.GetConfigurationRequest(configuration_id=identity)
-        found = (await service.configs.GetConfiguration(request)).configuration
-        return found.status == configuration_pb2.Configuration.STATUS_PAUSED
+    def paused() -> bool:
+        known = service.configurations.get(identity)
+        return known is not None and known.status is Status.PAUSED
 
     await until(paused)
+    request = configuration_pb2.GetConfigurationRequest(configuration_id=identity)
+    shown = (await service.configs.GetConfiguration(request)).configuration
+    assert shown.status == configuration_pb2.Configuration.STATUS_PAUSED
     assert await service.enqueue(purchase("c2")) == 0
 
-    await service.pool.execute(
-        "UPDATE deliveries SET state = 'PENDING', end_time = NULL, attempt_count = 0, failure_count = 0"
-    )
     other = await service.configure(template=template(endpoint, "/other"))
     await service.enqueue(purchase("c3"))
-    await until_ended(service)
+    await until_ended(service, 2)  # so no lease is under way that was asked for before the pause
+    await service.pool.execute(
+        "UPDATE deliveries SET state = 1, end_us = NULL, attempt_count = 0, failure_count = 0 "
+        "WHERE conversion_id = 'c1'"
+    )
+    await service.enqueue(purchase("c4"))
+    await until_ended(service, 2)
     assert [one.configuration_id for one in await service.list(states=[Delivery.STATE_PENDING])] == [identity]
     assert len(endpoint.at("/x")) == 1
 
     endpoint.answers.clear()
     await update(service, identity, status=configuration_pb2.Configuration.STATUS_LIVE)
-    ended = await until_ended(service, 2)
+    ended = await until_ended(service, 3)
     assert {one.configuration_id for one in ended} == {identity, other.configuration_id}
     assert {one.state for one in ended} == {Delivery.STATE_DELIVERED}
 
@@ -303,7 +314,7 @@ async def test_archived_makes_no_new_deliveries_and_ends_the_old_ones_with_new_v
 ) -> None:
     configuration = await service.configure(template=template(endpoint, "/old"), delivery_delay=Duration(seconds=30))
     await service.enqueue(purchase("c1"))
-    await update(service, configuration.configuration_id, template=template(endpoint, "/new"))
+    await update(service, configuration.configuration_id, adapter_fields=template(endpoint, "/new"))
     request = configuration_pb2.ArchiveConfigurationRequest(configuration_id=configuration.configuration_id)
     await service.configs.ArchiveConfiguration(request)
     assert await service.enqueue(purchase("c2")) == 0
@@ -312,34 +323,38 @@ async def test_archived_makes_no_new_deliveries_and_ends_the_old_ones_with_new_v
     assert [received.path for received in endpoint.received] == ["/new"]
 
 
-async def test_replay_keeps_the_id_and_begins_a_new_run(service: Running, endpoint: Endpoint) -> None:
+async def test_a_redelivery_keeps_the_id_and_begins_a_new_run(service: Running, endpoint: Endpoint) -> None:
     endpoint.answers["/x"] = answer(500)
     await service.configure(template=template(endpoint), retry_attempts=1)
     await service.enqueue(purchase())
     (exhausted,) = await until_ended(service)
     assert exhausted.state == Delivery.STATE_EXHAUSTED
     endpoint.answers.clear()
-    request = delivery_pb2.ReplayRequest(delivery_id=exhausted.delivery_id, request_id="r1")
-    assert (await service.deliveries.Replay(request)).replayed_count == 1
-    (replayed,) = await until_ended(service)
-    assert (replayed.state, replayed.replay_count, replayed.attempt_count) == (Delivery.STATE_DELIVERED, 1, 1)
+    request = delivery_pb2.RedeliverRequest(delivery_id=exhausted.delivery_id, request_id="r1")
+    assert (await service.deliveries.Redeliver(request)).redelivered_count == 1
+    (redelivered,) = await until_ended(service)
+    assert (redelivered.state, redelivered.redelivery_count, redelivered.attempt_count) == (
+        Delivery.STATE_DELIVERED,
+        1,
+        1,
+    )
     assert {received.delivery_id for received in endpoint.received} == {exhausted.delivery_id}
     attempts = (await service.only()).attempts
-    assert [(one.replay_count, one.verdict) for one in attempts] == [
+    assert [(one.redelivery_count, word(one)) for one in attempts] == [
         (0, "HTTP_STATUS"),
         (0, "HTTP_STATUS"),
         (1, "DELIVERED"),
     ]
     # The same request starts nothing new; another one does, though it was delivered.
-    assert (await service.deliveries.Replay(request)).replayed_count == 1
+    assert (await service.deliveries.Redeliver(request)).redelivered_count == 1
     assert len(endpoint.received) == 3
     request.request_id = "r2"
-    assert (await service.deliveries.Replay(request)).replayed_count == 1
+    assert (await service.deliveries.Redeliver(request)).redelivered_count == 1
     await until_ended(service)
     assert len(endpoint.received) == 4
 
 
-async def test_replay_of_all_that_match(service: Running, endpoint: Endpoint) -> None:
+async def test_a_redelivery_of_all_that_match(service: Running, endpoint: Endpoint) -> None:
     endpoint.answers["/bad"] = answer(404)
     bad = await service.configure(template=template(endpoint, "/bad"))
     worse = await service.configure(template=template(endpoint, "/bad"))
@@ -347,13 +362,13 @@ async def test_replay_of_all_that_match(service: Running, endpoint: Endpoint) ->
     await service.enqueue(purchase("c1"), purchase("c2"))
     await until_ended(service, 6)
     endpoint.answers.clear()
-    request = delivery_pb2.ReplayRequest(app_id="app", configuration_id=bad.configuration_id, request_id="r1")
-    assert (await service.deliveries.Replay(request)).replayed_count == 2
+    request = delivery_pb2.RedeliverRequest(app_id="app", configuration_id=bad.configuration_id, request_id="r1")
+    assert (await service.deliveries.Redeliver(request)).redelivered_count == 2
     await until_ended(service, 6)
-    request = delivery_pb2.ReplayRequest(app_id="app", request_id="r2")
-    assert (await service.deliveries.Replay(request)).replayed_count == 2
+    request = delivery_pb2.RedeliverRequest(app_id="app", request_id="r2")
+    assert (await service.deliveries.Redeliver(request)).redelivered_count == 2
     await until_ended(service, 6)
-    assert {one.replay_count for one in await service.list(configuration_id=worse.configuration_id)} == {1}
+    assert {one.redelivery_count for one in await service.list(configuration_id=worse.configuration_id)} == {1}
     assert len(endpoint.at("/good")) == 2
 
 
@@ -366,7 +381,7 @@ async def test_one_bad_endpoint_does_not_slow_another(service: Running, endpoint
     async def bad_is_busy() -> bool:
         return len(endpoint.at("/bad")) >= 64
 
-    await until(bad_is_busy)
+    await eventually(bad_is_busy)
     await service.enqueue(*(purchase(f"good {n}", event_name="Other") for n in range(200)))
     await until_ended(service, 200)
     assert len(endpoint.at("/good")) == 200
@@ -388,24 +403,24 @@ async def test_a_rate_limit_acts(service: Running, endpoint: Endpoint) -> None:
     assert times[49] - times[0] >= (50 - 1 - 4) / 20 - 0.1
 
 
-async def test_a_rate_limit_may_come_while_deliveries_are_claimed(
+async def test_a_rate_limit_may_come_while_deliveries_are_leased(
     service: Running, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = await service.configure(template=template(endpoint))
-    claim = service.store.claim
+    lease = service.queue.lease
 
-    async def claim_while_it_changes(asked: list[Asked], *, limit: int, retries: bool) -> list[Claimed]:
-        claimed = await claim(asked, limit=limit, retries=retries)
-        if claimed:
+    async def lease_while_it_changes(wanted: list[LeaseRequest], *, limit: int, retries: bool) -> list[Leased]:
+        leased = await lease(wanted, limit=limit, retries=retries)
+        if leased:
             configuration.deliveries_per_second = 20
             await service.configs.UpdateConfiguration(
                 configuration_pb2.UpdateConfigurationRequest(
                     configuration=configuration, update_mask=FieldMask(paths=["deliveries_per_second"])
                 )
             )
-        return claimed
+        return leased
 
-    monkeypatch.setattr(service.store, "claim", claim_while_it_changes)
+    monkeypatch.setattr(service.queue, "lease", lease_while_it_changes)
     await service.enqueue(purchase("c1"), purchase("c2"))
     await until_ended(service, 2)
     assert [one.attempt_count for one in await service.list()] == [1, 1]
@@ -483,18 +498,18 @@ Call = Callable[[Running], Awaitable[Any]]
             id="get an unknown one",
         ),
         pytest.param(
-            lambda s: s.deliveries.Replay(
-                delivery_pb2.ReplayRequest(delivery_id="6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55", request_id="r")
+            lambda s: s.deliveries.Redeliver(
+                delivery_pb2.RedeliverRequest(delivery_id="6a3f2f0e-3b0c-5d57-9d0b-1a1f5c1f7e55", request_id="r")
             ),
             grpc.StatusCode.NOT_FOUND,
             [],
-            id="replay an unknown one",
+            id="redeliver an unknown one",
         ),
         pytest.param(
-            lambda s: s.deliveries.Replay(delivery_pb2.ReplayRequest()),
+            lambda s: s.deliveries.Redeliver(delivery_pb2.RedeliverRequest()),
             grpc.StatusCode.INVALID_ARGUMENT,
             ["request_id", "delivery_id"],
-            id="replay nothing",
+            id="redeliver nothing",
         ),
         pytest.param(
             lambda s: s.list(app_id="", page_size=1001, page_token="x", conversion_id="\0"),
@@ -516,56 +531,62 @@ async def test_errors(service: Running, call: Call, code: grpc.StatusCode, field
 
 async def waiting(service: Running, count: int) -> str:
     """A configuration with this many deliveries that are due."""
-    configuration = await service.configure(template=configuration_pb2.Template(url="http://127.0.0.1:80/"))
+    configuration = await service.configure(template={"url": "http://127.0.0.1:80/"})
     await service.enqueue(*(purchase(f"c{n}") for n in range(count)))
     return configuration.configuration_id
 
 
 @pytest.fixture
 async def idle(database: Database, tmp_path: Path) -> Any:
-    """Only the test claims what is due."""
+    """Yields a service in which only the test leases what is due."""
     async with running(database, tmp_path / "idle.sock", allowed="127.0.0.1", works=False) as one:
         yield one
 
 
-async def claim(
-    service: Running, configuration_id: str, *, room: int = 100, lease_s: float = 60, retries: bool = False
-) -> list[Claimed]:
-    asked = [Asked(configuration_id=configuration_id, room=room, lease_s=lease_s)]
-    return await service.store.claim(asked, limit=1000, retries=retries)
+async def lease(
+    service: Running, configuration_id: str, *, room: int = 100, length_us: int = 60 * SECOND_US, retries: bool = False
+) -> list[Leased]:
+    wanted = [LeaseRequest(configuration_id=configuration_id, room=room, length_us=length_us)]
+    return await service.queue.lease(wanted, limit=1000, retries=retries)
 
 
-def settled(claimed: Claimed, state: State = State.DELIVERED) -> Settled:
-    attempt = delivery_pb2.Attempt(verdict="TEST").SerializeToString()
+def settled(leased: Leased, state: State = State.DELIVERED) -> Settled:
+    """An attempt that no request would end like this, so that its verdict is known again."""
+    attempt = delivery_pb2.Attempt(verdict=delivery_pb2.Attempt.VERDICT_SANDBOX)
     return Settled(
-        claimed=claimed, state=state, wait_s=0.0, verdict="TEST", attempt=attempt, pauses_configuration=False
+        leased=leased,
+        state=state,
+        wait_us=0,
+        verdict=attempt.verdict,
+        attempt=attempt.SerializeToString(),
+        pauses_configuration=False,
     )
 
 
-async def test_a_delivery_has_one_claimer(idle: Running) -> None:
+async def test_a_delivery_has_one_sender(idle: Running) -> None:
     configuration_id = await waiting(idle, 50)
-    batches = await asyncio.gather(*(claim(idle, configuration_id, room=10) for _ in range(8)))
+    batches = await asyncio.gather(*(lease(idle, configuration_id, room=10) for _ in range(8)))
     ids = [one.delivery_id for batch in batches for one in batch]
     assert len(ids) == len(set(ids)) == 50
-    assert await claim(idle, configuration_id, retries=True) == []
+    assert await lease(idle, configuration_id, retries=True) == []
 
 
 async def test_a_lease_that_ended_is_another_s(idle: Running) -> None:
     configuration_id = await waiting(idle, 1)
-    (slow,) = await claim(idle, configuration_id, lease_s=0)
-    (fast,) = await claim(idle, configuration_id, retries=True)
+    (slow,) = await lease(idle, configuration_id, length_us=0)
+    (fast,) = await lease(idle, configuration_id, retries=True)
     assert (fast.delivery_id, fast.number, fast.failure_count) == (slow.delivery_id, 2, 0)
     delivery = await idle.only()
-    assert [(one.verdict, one.will_retry) for one in delivery.attempts] == [("INTERRUPTED", True)]
-    assert delivery.attempts[0].start_time.ToDatetime(UTC) == slow.claim_time
+    assert [(word(one), one.will_retry) for one in delivery.attempts] == [("INTERRUPTED", True)]
+    assert timestamp_us(delivery.attempts[0].start_time) == slow.leased_us
     # The slow one comes back: what it did is kept, what it decides is not.
-    await idle.store.settle([settled(slow, State.REFUSED)])
+    await idle.queue.settle([settled(slow, State.REFUSED)])
     delivery = await idle.only()
-    assert (delivery.state, [one.verdict for one in delivery.attempts]) == (Delivery.STATE_PENDING, ["TEST"])
-    await idle.store.settle([settled(fast)])
+    assert (delivery.state, [word(one) for one in delivery.attempts]) == (Delivery.STATE_PENDING, ["SANDBOX"])
+    await idle.queue.settle([settled(fast)])
     delivery = await idle.only()
     assert (delivery.state, len(delivery.attempts)) == (Delivery.STATE_DELIVERED, 2)
-    await idle.store.settle([settled(fast, State.REFUSED)])
+    await idle.queue.settle([settled(fast, State.REFUSED)])
     assert (await idle.only()).state == Delivery.STATE_DELIVERED
 
 
@@ -578,28 +599,35 @@ async def database_hangs(*_: Any, **__: Any) -> Any:
 
 
 def busy(service: Running, sender: Sender) -> DeliveryWorker:
-    """A second worker."""
-    return DeliveryWorker(service.store, service.catalog, sender, Endings(), jitter=lambda: 0.0, stamp=stamp)
+    """Returns a second worker, which gives up soon when it is stopped."""
+    return DeliveryWorker(
+        service.queue,
+        service.configurations,
+        sender,
+        Endings(),
+        jitter=lambda: 0.0,
+        stamp=new_stamp,
+        drain_s=0.1,
+    )
 
 
 @pytest.mark.parametrize("trouble", [database_is_lost, database_hangs])
-async def test_a_stop_is_a_stop_though_the_claim_under_way_fails(
+async def test_a_stop_is_a_stop_though_the_lease_under_way_fails(
     idle: Running, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., Awaitable[Any]]
 ) -> None:
-    await idle.configure(template=configuration_pb2.Template(url="http://127.0.0.1:80/"))
-    claiming, stopping = asyncio.Event(), asyncio.Event()
+    await idle.configure(template={"url": "http://127.0.0.1:80/"})
+    leasing, stopping = asyncio.Event(), asyncio.Event()
 
-    async def claim(*_: Any, **__: Any) -> list[Claimed]:
-        claiming.set()
+    async def lease(*_: Any, **__: Any) -> list[Leased]:
+        leasing.set()
         await stopping.wait()
         await trouble()
         return []
 
-    monkeypatch.setattr(idle.store, "claim", claim)
-    monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
+    monkeypatch.setattr(idle.queue, "lease", lease)
     async with open_sender(Guard()) as sender:
         worker = asyncio.create_task(busy(idle, sender).run())
-        await claiming.wait()
+        await leasing.wait()
         worker.cancel()
         stopping.set()
         await asyncio.wait([worker], timeout=10)
@@ -616,8 +644,7 @@ async def test_a_stop_is_a_stop_though_nothing_can_be_settled(
         settling.set()
         await trouble()
 
-    monkeypatch.setattr(idle.store, "settle", settle)
-    monkeypatch.setattr("services.postback.worker.DRAIN_S", 0.1)
+    monkeypatch.setattr(idle.queue, "settle", settle)
     async with open_sender(Guard(endpoint.host)) as sender:
         worker = asyncio.create_task(busy(idle, sender).run())
         await idle.configure(template=template(endpoint))
@@ -631,7 +658,7 @@ async def test_a_stop_is_a_stop_though_nothing_can_be_settled(
 async def test_attempts_that_nobody_survives_come_to_an_end(service: Running, endpoint: Endpoint) -> None:
     configuration = await service.configure(template=template(endpoint), delivery_delay=Duration(seconds=600))
     await service.enqueue(purchase())
-    await service.pool.execute("UPDATE deliveries SET attempt_count = $1", MOST_INTERRUPTIONS + 1)
+    await service.pool.execute("UPDATE deliveries SET attempt_count = $1", MAX_INTERRUPTIONS + 1)
     await service.due_now()
     (delivery,) = await until_ended(service)
     assert (delivery.state, delivery.configuration_id) == (Delivery.STATE_EXHAUSTED, configuration.configuration_id)
@@ -640,22 +667,28 @@ async def test_attempts_that_nobody_survives_come_to_an_end(service: Running, en
 
 async def test_first_tries_do_not_read_past_retries_nor_the_other_way(idle: Running) -> None:
     configuration_id = await waiting(idle, 10)
-    for one in await claim(idle, configuration_id, room=4):
-        await idle.store.settle([settled(one, State.PENDING)])
-    assert len(await claim(idle, configuration_id)) == 6
-    assert len(await claim(idle, configuration_id, retries=True)) == 4
+    for one in await lease(idle, configuration_id, room=4):
+        await idle.queue.settle([settled(one, State.PENDING)])
+    assert len(await lease(idle, configuration_id)) == 6
+    assert len(await lease(idle, configuration_id, retries=True)) == 4
 
 
 @pytest.mark.parametrize("retries", [False, True], ids=["first tries", "retries"])
-async def test_a_claim_reads_only_what_is_due(idle: Running, retries: bool) -> None:
-    """With 50,000 that wait for their time, and 50,000 done, a claim reads as few pages as with none."""
+async def test_a_lease_reads_only_what_is_due(idle: Running, retries: bool) -> None:
+    """With 50,000 that wait for their time, and 50,000 done, a lease reads as few pages as with none."""
     configuration_id = await waiting(idle, 1)
     await idle.pool.execute(
-        "INSERT INTO deliveries (delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, "
-        "device_id, conversion, state, due_time, end_time, attempt_count, conversion_time, retention_days) "
-        "SELECT gen_random_uuid(), $1, 'a', 'n', n::text, 'e', 'd', '', "
-        "CASE WHEN n % 2 = 0 THEN 'PENDING' ELSE 'DELIVERED' END, now() + interval '1 day', "
-        "CASE WHEN n % 2 = 0 THEN NULL ELSE now() END, $2, '2026-01-05', 400 FROM generate_series(1, 100000) AS n",
+        """
+        INSERT INTO deliveries (
+            delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion, state,
+            due_us, end_us, attempt_count, conversion_us, retention_days
+        )
+        SELECT
+            gen_random_uuid(), $1, 'a', 'n', n::text, 'e', 'd', '', 1 + n % 2, -- PENDING, DELIVERED
+            now_us() + 86400000000, CASE WHEN n % 2 = 1 THEN now_us() END, $2,
+            extract(EPOCH FROM date '2026-01-05')::bigint * 1000000, 400
+        FROM generate_series(1, 100000) AS n
+        """,
         configuration_id,
         int(retries),
     )
@@ -668,8 +701,8 @@ async def test_a_claim_reads_only_what_is_due(idle: Running, retries: bool) -> N
     async with idle.pool.acquire() as connection:
         await connection.execute("SELECT pg_stat_force_next_flush()")
         before = await connection.fetchval(read, index)
-    (claimed,) = await claim(idle, configuration_id, retries=retries)
-    assert claimed.configuration_id == configuration_id
+    (leased,) = await lease(idle, configuration_id, retries=retries)
+    assert leased.configuration_id == configuration_id
 
     async def counted() -> bool:
         async with idle.pool.acquire() as connection:
@@ -677,7 +710,7 @@ async def test_a_claim_reads_only_what_is_due(idle: Running, retries: bool) -> N
             await connection.execute("SELECT pg_stat_clear_snapshot()")
             return bool(await connection.fetchval(read, index) > before)
 
-    await until(counted)
+    await eventually(counted)
     assert await idle.pool.fetchval(read, index) - before < 100
 
 
@@ -695,7 +728,7 @@ async def test_two_processes_send_each_delivery_once(database: Database, tmp_pat
         running(database, tmp_path / "two.sock", allowed=endpoint.host) as two,
     ):
         await one.configure(template=template(endpoint))
-        await two.catalog.refresh()
+        await two.configurations.refresh()
         batches = [[purchase(f"c{batch}-{n}") for n in range(100)] for batch in range(6)]
         # Each batch comes to both, as when an answer was lost.
         created = await asyncio.gather(*(to.enqueue(*batch) for batch in batches for to in (one, two)))

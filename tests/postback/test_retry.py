@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.postback.retry import (
-    LONGEST_ASKED_S,
+    MAX_ASKED_S,
     QUICK_TRIES_S,
     SCHEDULE_S,
     Answer,
@@ -47,7 +47,7 @@ def test_status(status: int, word: str, following: Next) -> None:
 )
 def test_no_whole_answer(failure: Failure, following: Next) -> None:
     verdict = judge(Answer(status_code=200, failure=failure, body="success"), success_substring="success")
-    assert (verdict.word, verdict.next) == (failure, following)
+    assert (verdict.word.value, verdict.next) == (failure.value, following)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_schedule(failures: int, retry_attempts: int, jitter: float, asked_s: fl
         assert wait_s is None
         return
     assert wait_s is not None
-    assert min(asked_s, LONGEST_ASKED_S) <= wait_s <= LONGEST_ASKED_S
+    assert min(asked_s, MAX_ASKED_S) <= wait_s <= MAX_ASKED_S
     assert wait_s < SCHEDULE_S[failures - 1] or wait_s <= asked_s
 
 

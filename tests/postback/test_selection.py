@@ -9,6 +9,7 @@ import pytest
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from services.postback.adapters import x
 from services.postback.adapters.template import Template
 from services.postback.model import Configuration, Status
 from services.postback.selection import once_a_day, wants, wants_claim
@@ -21,7 +22,7 @@ ALL = Configuration(
     trigger="Purchase",
     status=Status.LIVE,
     adapter=Template(method="GET", url=(), headers=(), body=(), default_value="", success_substring=""),
-    delay_s=0.0,
+    delay_us=0,
     retry_attempts=3,
     network_only=False,
     clicks_only=False,
@@ -47,7 +48,7 @@ def test_d11_nobody_is_told_of_a_refund_or_asked_about_it(amount_micros: int) ->
     refund = purchase()
     refund.record.event.revenue.amount_micros = amount_micros
     assert not wants(ALL, refund)
-    claiming: Any = SimpleNamespace(is_claim_capable=True)
+    claiming: Any = SimpleNamespace(description=x.DESCRIPTION)
     assert not wants_claim(replace(ALL, adapter=claiming), refund)
     assert wants_claim(replace(ALL, adapter=claiming), purchase())
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from reengage.postback.v1 import configuration_pb2
 from tests.conftest import Database
 from tests.postback.conftest import KEY, running
 
@@ -46,7 +45,7 @@ async def test_what_is_wrong_is_one_sentence(environment: dict[str, str], senten
 
 async def test_keys_that_do_not_fit_the_stored_secrets_are_one_sentence(database: Database, tmp_path: Path) -> None:
     async with running(database, tmp_path / "sock") as service:
-        await service.configure(template=configuration_pb2.Template(url="https://a.example/"), secrets={"a": "b"})
+        await service.configure(template={"url": "https://a.example/"}, secrets={"a": "b"})
     dsn, other = database.dsn("postback"), Fernet.generate_key().decode()
     code, written = await started(REENGAGE_DSN=dsn, REENGAGE_SECRETS_KEYS=other)
     assert (code, written) == (1, "stored secrets fit none of the keys in REENGAGE_SECRETS_KEYS\n")

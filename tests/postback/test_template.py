@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,29 +11,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.errors import Violations
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
-from reengage.postback.v1 import configuration_pb2, conversion_pb2
+from reengage.postback.v1 import conversion_pb2
 from services.postback.adapters.adapter import Request
-from services.postback.adapters.template import Template, parse, render
-from services.postback.macros import MACROS, Values, is_known
-from tests.postback.conftest import purchase
+from services.postback.adapters.template import DESCRIPTION, Template, render
+from services.postback.macros import MACROS, Values
+from services.postback.validation import configured
+from tests.postback.conftest import completed, configuration, purchase
 
 
 def parsed(**fields: Any) -> tuple[Template, list[tuple[str, str]]]:
-    """A template, and the fields found wrong with the reasons."""
-    wrong: list[tuple[str, str]] = []
-    given_fields: dict[str, Any] = {
-        "post": "body" in fields,
-        "url": "https://a.example/",
-        "headers": {},
-        "body": "",
-        "default_value": "",
-        "success_substring": "",
-        **fields,
-    }
-    template = parse(**given_fields, is_known=is_known, report=lambda field, reason, _: wrong.append((field, reason)))
-    return template, wrong
+    """Returns a template, and the fields found wrong with the reasons."""
+    written = {"method": "POST" if "body" in fields else "GET", "url": "https://a.example/", **fields}
+    violations = Violations()
+    template = configured(completed(configuration(template=written)), violations)
+    assert isinstance(template, Template)
+    return template, [(one.field.removeprefix("configuration.adapter_fields."), one.reason) for one in violations.found]
 
 
 def rendered(values: dict[str, str], **fields: Any) -> Request:
@@ -127,24 +121,24 @@ def test_unmatched_macros_give_the_default() -> None:
 @pytest.mark.parametrize(
     ("fields", "wrong"),
     [
-        ({"url": ""}, {("template.url", "REQUIRED")}),
-        ({"url": "ftp://a.example/"}, {("template.url", "INVALID_URL")}),
-        ({"url": "{click_id}"}, {("template.url", "INVALID_URL")}),
-        ({"url": "https://{click_id}/"}, {("template.url", "INVALID_URL")}),
-        ({"url": "https://a.example{click_id}/"}, {("template.url", "MACRO_IN_HOST")}),
-        ({"url": "https://a.(network).example/"}, {("template.url", "MACRO_IN_HOST")}),
-        ({"url": "https://user:pass@a.example/"}, {("template.url", "INVALID_URL")}),
-        ({"url": "https://a.example/a b"}, {("template.url", "INVALID_URL")}),
-        ({"url": "https://a.example/\r\nX: y"}, {("template.url", "INVALID_URL")}),
-        ({"url": "https://a.example/" + "a" * 4096}, {("template.url", "TOO_LONG")}),
-        ({"headers": {"X": "a\r\nY: b"}}, {("template.headers[X]", "INVALID_VALUE")}),
-        ({"headers": {"X:": "a"}}, {("template.headers[X:]", "INVALID_NAME")}),
-        ({"headers": {"webhook-ID": "a"}}, {("template.headers[webhook-ID]", "INVALID_NAME")}),
-        ({"headers": {"Host": "a"}}, {("template.headers[Host]", "INVALID_NAME")}),
-        ({"headers": {"a": "1", "A": "2"}}, {("template.headers", "REPEATED")}),
-        ({"headers": {f"x-{n}": "1" for n in range(33)}}, {("template.headers", "TOO_MANY")}),
-        ({"body": "x", "post": False}, {("template.body", "NOT_ALLOWED")}),
-        ({"body": "x" * 65537}, {("template.body", "TOO_LONG")}),
+        ({"url": ""}, {("url", "REQUIRED")}),
+        ({"url": "ftp://a.example/"}, {("url", "INVALID_URL")}),
+        ({"url": "{click_id}"}, {("url", "INVALID_URL")}),
+        ({"url": "https://{click_id}/"}, {("url", "INVALID_URL")}),
+        ({"url": "https://a.example{click_id}/"}, {("url", "MACRO_IN_HOST")}),
+        ({"url": "https://a.(network).example/"}, {("url", "MACRO_IN_HOST")}),
+        ({"url": "https://user:pass@a.example/"}, {("url", "INVALID_URL")}),
+        ({"url": "https://a.example/a b"}, {("url", "INVALID_URL")}),
+        ({"url": "https://a.example/\r\nX: y"}, {("url", "INVALID_URL")}),
+        ({"url": "https://a.example/" + "a" * 4096}, {("url", "TOO_LONG")}),
+        ({"headers": {"X": "a\r\nY: b"}}, {("headers[X]", "INVALID_VALUE")}),
+        ({"headers": {"X:": "a"}}, {("headers[X:]", "INVALID_NAME")}),
+        ({"headers": {"webhook-ID": "a"}}, {("headers[webhook-ID]", "INVALID_NAME")}),
+        ({"headers": {"Host": "a"}}, {("headers[Host]", "INVALID_NAME")}),
+        ({"headers": {"a": "1", "A": "2"}}, {("headers", "REPEATED")}),
+        ({"headers": {f"x-{n}": "1" for n in range(33)}}, {("headers", "TOO_MANY")}),
+        ({"body": "x", "method": "GET"}, {("body", "NOT_ALLOWED")}),
+        ({"body": "x" * 65537}, {("body", "TOO_LONG")}),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], wrong: set[tuple[str, str]]) -> None:
@@ -164,8 +158,8 @@ def full_conversion() -> conversion_pb2.Conversion:
         record_pb2.Record(
             device_ids={
                 "idfa": "00000000-0000-0000-0000-000000000000",
-                "idfv": "IDFV",
-                "adid": "ADID",
+                "idfv": "IDFV-1",
+                "adid": "ADID-1",
                 "android_id": "AID",
                 "oaid": "{oaid}",
                 "kochava_device_id": "KD",
@@ -229,10 +223,10 @@ MACRO_VALUES = {
     "matched_by": "device_id",
     "lookback": "3600",
     "install_time": "2025-12-25T12:00:00.000Z",
-    "device_id": "IDFV",
+    "device_id": "IDFV-1",
     "idfa": "",
-    "idfv": "IDFV",
-    "adid": "ADID",
+    "idfv": "IDFV-1",
+    "adid": "ADID-1",
     "android_id": "AID",
     "oaid": "",
     "kochava_device_id": "KD",
@@ -272,11 +266,9 @@ def test_the_table_names_every_macro() -> None:
     assert set(MACRO_VALUES) == set(MACROS)
 
 
-def test_the_contract_names_every_macro() -> None:
-    """The comment of message Template is the list that people look macros up in."""
-    proto = Path(configuration_pb2.__file__).with_name("configuration.proto").read_text()
-    comment = proto[proto.index("// Template is the template adapter") : proto.index("message Template")]
-    listed = set(re.findall(r"\{(\w+)\}", comment)) - {"macro", "name"}
+def test_the_adapter_s_help_names_every_macro() -> None:
+    """That is the list that people look macros up in."""
+    listed = set(re.findall(r"\{(\w+)\}", DESCRIPTION.help)) - {"macro", "name"}
     assert listed == {*MACROS, "cp_0", "cp_9"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -12,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.local.x_network import SECRETS, sign
+from libs.errors import Violations
 from reengage.ingest.v1 import record_pb2
-from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapters import x
 from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
 from services.postback.macros import MASK, Values
 from services.postback.retry import Answer, Failure, Next
-from tests.postback.conftest import purchase
+from services.postback.validation import configured
+from tests.postback.conftest import completed, configuration, purchase
 
 # The example of X's documentation, "Creating a signature".
 DOCUMENTED_SECRETS = {
@@ -34,11 +37,11 @@ IDFA = "6D92078A-8246-4BA4-AE5B-76104861e7dc"
 
 
 def adapter(**fields: Any) -> x.X:
-    message = configuration_pb2.X(**{"app_id": "333903271", "conversion_type": "PURCHASE", **fields})
-    x.complete(message)
-    problems: list[tuple[str, str]] = []
-    made = x.parse(message, lambda field, reason, _: problems.append((field, reason)))
-    assert problems == []
+    written = {"app_id": "333903271", "conversion_type": "PURCHASE", **fields}
+    violations = Violations()
+    made = configured(completed(configuration(x=written)), violations)
+    assert violations.found == []
+    assert isinstance(made, x.X)
     return made
 
 
@@ -62,7 +65,8 @@ def oauth(header: str) -> dict[str, str]:
 def test_the_catalogue_asks_for_the_secrets_that_the_adapter_needs() -> None:
     catalogue = json.loads((Path(x.__file__).parents[2] / "tracker" / "catalogue.json").read_text())
     (entry,) = [one for one in catalogue if one["id"] == "x"]
-    assert {need["name"] for need in entry["needs"] if need.get("secret")} == x.SECRETS == SECRETS.keys()
+    needed = {need["name"] for need in entry["needs"] if need.get("secret")}
+    assert needed == x.DESCRIPTION.secret_names == SECRETS.keys()
 
 
 def test_the_documented_request_has_the_documented_signature() -> None:
@@ -162,8 +166,8 @@ def test_what_is_not_there_is_left_out(quantity: str) -> None:
 )
 def test_device_ids_are_hashed_as_x_wants_them(letter_case: str, encoding: str, hashed: str) -> None:
     one = adapter(
-        letter_case=configuration_pb2.X.LetterCase.Value(f"LETTER_CASE_{letter_case}"),
-        encoding=configuration_pb2.X.Encoding.Value(f"ENCODING_{encoding}"),
+        letter_case=letter_case,
+        encoding=encoding,
     )
     request, _ = rendered(one, conversion())
     assert dict(parse_qsl(urlsplit(request.url).query))["hashed_device_id"] == hashed
@@ -209,10 +213,7 @@ def test_whatever_is_sent_is_signed(app_id: str, address: str, quantity: int, cu
     """Held against the local X's own reading of RFC 5849."""
     given = conversion(ip_address=address, event={"event_data": {"quantity": str(quantity)}})
     given.record.event.revenue.currency_code = currency
-    one = adapter()
-    request, _ = rendered(
-        x.X(**{**{name: getattr(one, name) for name in one.__slots__}, "app_id": app_id}), given, is_revenue=True
-    )
+    request, _ = rendered(replace(adapter(), app_id=app_id), given, is_revenue=True)
     url, _, query = request.url.partition("?")
     parameters = oauth(request.headers["Authorization"])
     signature = parameters.pop("oauth_signature")

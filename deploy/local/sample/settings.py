@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from yarl import URL
 
 from deploy.local.x_network import SECRETS
@@ -237,6 +239,14 @@ POSTBACKS = (
 )
 
 
+_QUERY = "event={event_name}&type={attribution_type}&click={click_id}&campaign={campaign}&value={revenue}{currency}"
+_BODY = (
+    '{"event": "{event_name}", "type": "{attribution_type}", "click_id": "{click_id}",'
+    ' "tracker": "{tracker_id}", "revenue": "{revenue}", "currency": "{currency}",'
+    ' "idfa": "{idfa}", "adid": "{adid}"}'
+)
+
+
 def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Configuration:
     """The configuration that sends to `<endpoint>/postbacks/<path>`, or asks `<endpoint>/<path>`."""
     if postback.claims:
@@ -245,27 +255,20 @@ def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Config
             app_id=postback.app_id,
             network_id=postback.network_id,
             trigger=postback.trigger,
-            x=configuration_pb2.X(
-                app_id="1234567890", conversion_type="PURCHASE", base_url=f"{endpoint}/{postback.path}"
+            adapter="x",
+            adapter_fields=ParseDict(
+                {"app_id": "1234567890", "conversion_type": "PURCHASE", "base_url": f"{endpoint}/{postback.path}"},
+                Struct(),
             ),
             # Somebody waits for the answer: rather none than a late one.
             attempt_timeout=Duration(seconds=1),
             retry_attempts=1,
             secrets=SECRETS,
         )
-    template = configuration_pb2.Template(url=f"{endpoint}/postbacks/{postback.path}")
+    url = f"{endpoint}/postbacks/{postback.path}"
+    template: dict[str, Any] = {"url": f"{url}?{_QUERY}"}
     if postback.post:
-        template.method = configuration_pb2.Template.METHOD_POST
-        template.headers["Content-Type"] = "application/json"
-        template.body = (
-            '{"event": "{event_name}", "type": "{attribution_type}", "click_id": "{click_id}",'
-            ' "tracker": "{tracker_id}", "revenue": "{revenue}", "currency": "{currency}",'
-            ' "idfa": "{idfa}", "adid": "{adid}"}'
-        )
-    else:
-        template.url += (
-            "?event={event_name}&type={attribution_type}&click={click_id}&campaign={campaign}&value={revenue}{currency}"
-        )
+        template = {"method": "POST", "url": url, "headers": {"Content-Type": "application/json"}, "body": _BODY}
     method = configuration_pb2.Configuration.DELIVERY_METHOD_ALL
     if postback.network_only:
         method = configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY
@@ -274,7 +277,8 @@ def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Config
         app_id=postback.app_id,
         network_id=postback.network_id,
         trigger=postback.trigger,
-        template=template,
+        adapter="template",
+        adapter_fields=ParseDict(template, Struct()),
         delivery_method=method,
         is_revenue=postback.trigger == "Purchase",
     )
@@ -338,11 +342,11 @@ async def _point(
     """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
     asked = configuration_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
-    place, field = ("x", "base_url") if wanted.claims else ("template", "url")
-    url, was = (getattr(getattr(one, place), field) for one in (configuration(wanted, endpoint), stored))
+    field = "base_url" if wanted.claims else "url"
+    url, was = (one.adapter_fields.fields[field].string_value for one in (configuration(wanted, endpoint), stored))
     if was != url and _is_ours(URL(was), URL(url), allowed_hosts) and stored.status != _ARCHIVED:
-        setattr(getattr(stored, place), field, url)
-        mask = FieldMask(paths=[f"{place}.{field}"])
+        stored.adapter_fields[field] = url
+        mask = FieldMask(paths=[f"adapter_fields.{field}"])
         await postback.UpdateConfiguration(
             configuration_pb2.UpdateConfigurationRequest(configuration=stored, update_mask=mask)
         )

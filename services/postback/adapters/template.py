@@ -5,11 +5,22 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, Self, TypeAlias
 from urllib.parse import quote, quote_plus
 
-from services.postback.adapters.adapter import Report, Request, Stamp
-from services.postback.macros import MASK, SECRET_PREFIX, Values
+from services.postback.adapters.adapter import (
+    Address,
+    Allowed,
+    Description,
+    Field,
+    FieldType,
+    FieldValues,
+    Report,
+    Request,
+    Stamp,
+    register,
+)
+from services.postback.macros import MASK, SECRET_PREFIX, Values, is_known
 from services.postback.retry import Answer, Verdict, judge
 
 Escape: TypeAlias = Callable[[str], str]
@@ -41,10 +52,83 @@ class Macro:
 
 Pieces: TypeAlias = tuple[str | Macro, ...]
 
+DESCRIPTION = Description(
+    name="template",
+    label="Link-based network",
+    help="""\
+Sends a request made of templates. A {macro} in the URL, a header or the body is filled in for each conversion. Its
+value is percent-encoded in the URL, JSON-escaped in a JSON body (outside of quotes there, a value that is no JSON
+becomes a string, and an empty one null), and escaped in forms and XML. {{macro}}, (macro), [macro] and %{macro} of the
+macros listed here are read as {macro}. Times are ISO 8601 in UTC with milliseconds, flags 1 or 0, amounts decimal
+numbers of the currency's unit, which only is_revenue fills. The macros:
+- The conversion: {event_name}, {event_time}, {event_timestamp} (whole seconds since 1970), {revenue} and {price} (the
+  same amount), {currency}, {quantity} and {country} (event data of these names), {install_time}.
+- What it was attributed to: {attribution_type} (install, reengagement), {matched_by} (click_id, device_id, modeled, ip,
+  claim), {lookback} (whole seconds), {tracker_id}, {tracker}, {campaign_id}, {campaign}, {segment}, {network_id},
+  {network}, {agency} (always unmatched), {engagement_id}, {engagement_time}, {click_id} and {impression_id} (the
+  network's own), {site_id}, {sub_site_id}, {creative_id}.
+- The device: {device_id} (the platform's advertising id, or the next best), {idfa}, {idfv}, {adid}, {android_id},
+  {oaid}, {kochava_device_id}, {ip_address}, {device_ua}, {os}, {os_version}, {limit_ad_tracking}, {att_status}.
+- The app: {app_id}, {app_version}, {bundle_id}, {store_app_id}. The delivery: {delivery_id}.
+- {cp_0} to {cp_9}: custom parameters of the winning link. {secret.<name>}: a secret of the configuration.
+Any other {name}, in this syntax only, is the event's data of that name, else the winning link's parameter.""",
+    takes_named_secrets=True,
+    fields=(
+        Field(
+            name="method",
+            type=FieldType.CHOICE,
+            label="Method",
+            help="GET has no body.",
+            default="GET",
+            allowed=(Allowed(value="GET", label="GET"), Allowed(value="POST", label="POST")),
+        ),
+        Field(
+            name="url",
+            type=FieldType.TEXT,
+            label="URL",
+            help="http or https; visible ASCII characters. The host must not hold a macro, user or password.",
+            required=True,
+            max_characters=4096,
+        ),
+        Field(
+            name="headers",
+            type=FieldType.HEADERS,
+            label="Headers",
+            help="Those that frame a request, Idempotency-Key and webhook-id are set for you.",
+            max_characters=4096,
+            max_entries=32,
+        ),
+        Field(
+            name="body",
+            type=FieldType.TEXT,
+            label="Body",
+            help="POST only. At most 64 KB. Escaped by the Content-Type header; without one it is application/json.",
+            max_characters=65_536,
+        ),
+        Field(
+            name="default_value",
+            type=FieldType.TEXT,
+            label="Default value",
+            help="The value of a macro that has none. Default: empty.",
+            max_characters=1024,
+        ),
+        Field(
+            name="success_substring",
+            type=FieldType.TEXT,
+            label="Success text",
+            help="Text that the answer's body must contain, besides a 2xx status.",
+            max_characters=1024,
+        ),
+    ),
+)
 
+
+@register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
     """A parsed template: the adapter of every link-based network."""
+
+    description: ClassVar[Description] = DESCRIPTION
 
     method: str
     url: Pieces
@@ -53,6 +137,43 @@ class Template:
     default_value: str
     success_substring: str
 
+    @classmethod
+    def configure(cls, values: FieldValues, report: Report) -> Self:
+        """Parses a template, and reports every wrong field of it.
+
+        `{name}` is a macro whatever its name; `{{name}}`, `(name)`, `[name]` and `%{name}` are for built-in macros.
+        Escaping: percent-encoding in the URL; no control characters in headers; in the body by its Content-Type header:
+        JSON (the default; outside of quotes a value becomes a JSON value, null when empty), form, XML, else none.
+        """
+        method, url, headers, body = (
+            values.text("method"),
+            values.text("url"),
+            values.headers("headers"),
+            values.text("body"),
+        )
+        if not _VISIBLE_ASCII.fullmatch(url):
+            report("url", "INVALID_URL", "must be percent-encoded: visible ASCII characters only")
+        if body and method != "POST":
+            report("body", "NOT_ALLOWED", "only a POST has a body")
+        if len(body.encode()) > 64 * 1024:
+            report("body", "TOO_LONG", "at most 64 KB")
+        _check_headers(headers, report)
+        url_pieces = _pieces(url, lambda _: _in_url)
+        if url:
+            _check_host(url_pieces, report)
+        named = dict(headers)
+        content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
+        if method == "POST" and body and content_type is None:
+            content_type = named["Content-Type"] = "application/json"
+        return cls(
+            method=method,
+            url=url_pieces,
+            headers=tuple((name, _pieces(value, lambda _: _in_header)) for name, value in named.items()),
+            body=_pieces(body, _escapes_of(content_type or "")),
+            default_value=values.text("default_value"),
+            success_substring=values.text("success_substring"),
+        )
+
     @property
     def macros(self) -> frozenset[str]:
         """The names of all its macros."""
@@ -60,23 +181,18 @@ class Template:
         return frozenset(piece.name for pieces in places for piece in pieces if isinstance(piece, Macro))
 
     @property
-    def address(self) -> tuple[str, str]:
+    def address(self) -> Address:
         """The URL up to its first macro, which comes after the host."""
         start = self.url[0] if self.url else ""
-        return "template.url", start if isinstance(start, str) else ""
+        return Address(field_name="url", start=start if isinstance(start, str) else "")
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """Those its macros name."""
+        """The secrets that its macros name."""
         return frozenset(name.removeprefix(SECRET_PREFIX) for name in self.macros if name.startswith(SECRET_PREFIX))
 
-    @property
-    def is_claim_capable(self) -> bool:
-        """No: such a network learns of conversions."""
-        return False
-
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:  # noqa: ARG002
-        """The filled-in template, and the same with its secrets masked."""
+        """Returns the filled-in template, and the same with its secrets masked."""
 
         def plain(name: str) -> str:
             if name.startswith(SECRET_PREFIX):
@@ -90,59 +206,16 @@ class Template:
         return request, render(self, masked) if secrets else request
 
     def judge(self, answer: Answer) -> Verdict:
-        """Success: a 2xx status, and the success substring in the body when there is one."""
+        """Returns the verdict. Success is a 2xx status, and the success text in the body when there is one."""
         return judge(answer, success_substring=self.success_substring)
 
     def claim(self, body: str) -> None:  # noqa: ARG002
-        """None, whatever was answered."""
+        """Returns None, whatever was answered: such a network learns of conversions."""
         return
 
 
-def parse(
-    *,
-    post: bool,
-    url: str,
-    headers: Mapping[str, str],
-    body: str,
-    default_value: str,
-    success_substring: str,
-    is_known: Callable[[str], bool],
-    report: Report,
-) -> Template:
-    """Parse a template, and `report` every wrong field of it.
-
-    `{name}` is a macro whatever its name; `{{name}}`, `(name)`, `[name]` and `%{name}` are for names that `is_known`.
-    Escaping: percent-encoding in the URL; no control characters in headers; in the body by its Content-Type header:
-    JSON (the default; outside of quotes a value becomes a JSON value, null when empty), form, XML, else none.
-    """
-    if not 1 <= len(url) <= 4096:
-        report("template.url", "TOO_LONG" if url else "REQUIRED", "1 to 4,096 characters")
-    elif not _VISIBLE_ASCII.fullmatch(url):
-        report("template.url", "INVALID_URL", "must be percent-encoded: visible ASCII characters only")
-    if body and not post:
-        report("template.body", "NOT_ALLOWED", "only a POST has a body")
-    if len(body.encode()) > 64 * 1024:
-        report("template.body", "TOO_LONG", "at most 64 KB")
-    _check_headers(headers, report)
-    url_pieces = _pieces(url, is_known, lambda _: _in_url)
-    if url:
-        _check_host(url_pieces, report)
-    named = dict(headers)
-    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), None)
-    if post and body and content_type is None:
-        content_type = named["Content-Type"] = "application/json"
-    return Template(
-        method="POST" if post else "GET",
-        url=url_pieces,
-        headers=tuple((name, _pieces(value, is_known, lambda _: _in_header)) for name, value in named.items()),
-        body=_pieces(body, is_known, _escapes_of(content_type or "")),
-        default_value=default_value,
-        success_substring=success_substring,
-    )
-
-
 def render(template: Template, value_of: Callable[[str], str]) -> Request:
-    """Fill in a template. `value_of` gives a macro's value, empty when there is none."""
+    """Returns the request of a template. `value_of` gives a macro's value, empty when there is none."""
     unmatched: set[str] = set()
 
     def fill(pieces: Pieces) -> str:
@@ -171,28 +244,27 @@ def _check_host(url: Pieces, report: Report) -> None:
     start = url[0]
     host = _URL_START.match(start) if isinstance(start, str) else None
     if host is None:
-        report("template.url", "INVALID_URL", "must begin with http:// or https:// and a host without macros")
+        report("url", "INVALID_URL", "must begin with http:// or https:// and a host without macros")
     elif len(url) > 1 and host[0] == start:
-        report("template.url", "MACRO_IN_HOST", "the host must not hold a macro; put a / after it")
+        report("url", "MACRO_IN_HOST", "the host must not hold a macro; put a / after it")
     elif "@" in host[0]:
-        report("template.url", "INVALID_URL", "must not hold a user or password; send them in a header")
+        report("url", "INVALID_URL", "must not hold a user or password; send them in a header")
 
 
 def _check_headers(headers: Mapping[str, str], report: Report) -> None:
-    if len(headers) > 32:
-        report("template.headers", "TOO_MANY", "at most 32")
     if len({name.lower() for name in headers}) < len(headers):
-        report("template.headers", "REPEATED", "names must differ in more than case")
+        report("headers", "REPEATED", "names must differ in more than case")
     for name, value in headers.items():
-        field = f"template.headers[{name}]"
+        field = f"headers[{name}]"
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _REFUSED_HEADERS:
             report(field, "INVALID_NAME", "must be a header's name, and not one that is set for you")
-        elif not value.isprintable() or len(value) > 4096:
-            report(field, "INVALID_VALUE", "at most 4,096 printable characters")
+        elif not value.isprintable():
+            report(field, "INVALID_VALUE", "must be printable")
 
 
-def _pieces(text: str, is_known: Callable[[str], bool], escape_after: Callable[[str], Escape]) -> Pieces:
-    """`escape_after` is given each literal text in turn, and answers the escaping of a macro that follows it."""
+def _pieces(text: str, escape_after: Callable[[str], Escape]) -> Pieces:
+    """Returns a text as its parts. `escape_after` gets each literal one in turn, and returns the escaping of a macro
+    that follows it."""
     pieces: list[str | Macro] = []
     literal, place = "", 0
     for match in _MACRO.finditer(text):

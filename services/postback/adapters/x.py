@@ -11,54 +11,178 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
 from oauthlib.oauth1 import Client
 
-from reengage.postback.v1 import claim_pb2, configuration_pb2
-from services.postback.adapters.adapter import NotRenderableError, Report, Request, Stamp, best_claim
+from reengage.postback.v1 import claim_pb2
+from services.postback.adapters.adapter import (
+    Address,
+    Allowed,
+    Description,
+    Field,
+    FieldType,
+    FieldValues,
+    NotRenderableError,
+    Report,
+    Request,
+    Stamp,
+    best_claim,
+    register,
+)
 from services.postback.macros import MACROS, MASK, Values
-from services.postback.retry import Answer, Next, Verdict, judge
+from services.postback.retry import Answer, Next, Verdict, Word, judge
 
 BASE_URL = "https://ads-api.x.com"
 PATH = "/12/conversion_event"
-CONVERSION_TYPES = frozenset(
-    {
-        "PURCHASE", "SIGN_UP", "INSTALL", "RE_ENGAGE", "UPDATE", "TUTORIAL_COMPLETE", "RESERVATION", "ADD_TO_CART",
-        "ADD_TO_WISHLIST", "LOGIN", "CHECKOUT_INITIATED", "SEARCH", "LEVEL_ACHIEVED", "ACHIEVEMENT_UNLOCKED",
-        "CONTENT_VIEW", "SHARE", "INVITE", "ADDED_PAYMENT_INFO", "SPENT_CREDITS", "RATED",
-    }
-)  # fmt: skip
-CLICK_WINDOWS_DAYS = (1, 7, 14, 30)
-VIEW_WINDOWS_DAYS = (0, 1, 7, 14, 30)
-SECRETS = frozenset({"consumer_key", "consumer_secret", "token", "token_secret", "device_id_key"})
 DEVICE_IDS = {"IOS": "idfa", "ANDROID": "adid"}
 """The one id of each platform that X knows a device by."""
 
-_DAY_S = 86_400
-_LETTER_CASES: dict[configuration_pb2.X.LetterCase.ValueType, Callable[[str], str]] = {
-    configuration_pb2.X.LETTER_CASE_LOWER: str.lower,
-    configuration_pb2.X.LETTER_CASE_UPPER: str.upper,
-    configuration_pb2.X.LETTER_CASE_AS_IS: str,
-}
+_DAY_US = 86_400_000_000
+_CONVERSION_TYPES = (
+    "PURCHASE", "SIGN_UP", "INSTALL", "RE_ENGAGE", "UPDATE", "TUTORIAL_COMPLETE", "RESERVATION", "ADD_TO_CART",
+    "ADD_TO_WISHLIST", "LOGIN", "CHECKOUT_INITIATED", "SEARCH", "LEVEL_ACHIEVED", "ACHIEVEMENT_UNLOCKED",
+    "CONTENT_VIEW", "SHARE", "INVITE", "ADDED_PAYMENT_INFO", "SPENT_CREDITS", "RATED",
+)  # fmt: skip
+_LETTER_CASES: dict[str, Callable[[str], str]] = {"LOWER": str.lower, "UPPER": str.upper, "AS_IS": str}
 _ATTRIBUTIONS = ("twitter_attribution", "tpn_attribution")
 _GRANULAR = "is_granular_data_sharing_allowed"
 _BASE_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
 
 
+def _days(*days: int) -> tuple[Allowed, ...]:
+    return tuple(
+        Allowed(value=f"{one}d" if one else "0s", label="1 day" if one == 1 else f"{one} days") for one in days
+    )
+
+
+def _secret(name: str, label: str, help_: str) -> Field:
+    return Field(name=name, type=FieldType.SECRET, label=label, help=help_, required=True)
+
+
+DESCRIPTION = Description(
+    name="x",
+    label="X",
+    help=(
+        "Sends each conversion to X when it arrives; the answer says whether X claims it. Without an IDFA (iOS) or an "
+        "advertising id (Android) that is not hashed nothing can be asked."
+    ),
+    catalogue_networks=("x",),
+    is_claim_capable=True,
+    options=frozenset(),
+    # X takes 60,000 conversions in 15 minutes.
+    max_deliveries_per_second=66,
+    fields=(
+        Field(
+            name="app_id",
+            type=FieldType.TEXT,
+            label="App id",
+            help="The id of the app in the App Store, or its package.",
+            required=True,
+            max_characters=256,
+        ),
+        Field(
+            name="conversion_type",
+            type=FieldType.CHOICE,
+            label="Conversion type",
+            help="X's name of the event.",
+            required=True,
+            allowed=tuple(Allowed(value=one, label=one.replace("_", " ").capitalize()) for one in _CONVERSION_TYPES),
+        ),
+        Field(
+            name="click_window",
+            type=FieldType.DURATION,
+            label="Click window",
+            help="The time after a click in which X may claim; at least the view-through window.",
+            default="14d",
+            allowed=_days(1, 7, 14, 30),
+        ),
+        Field(
+            name="view_through_window",
+            type=FieldType.DURATION,
+            label="View-through window",
+            help="The time after a view in which X may claim; 0 for none.",
+            default="0s",
+            allowed=_days(0, 1, 7, 14, 30),
+        ),
+        Field(
+            name="letter_case",
+            type=FieldType.CHOICE,
+            label="Letter case of device ids",
+            help="The letter case that a device id is hashed in. X tells it to its partners.",
+            default="LOWER",
+            allowed=(
+                Allowed(value="LOWER", label="abc"),
+                Allowed(value="UPPER", label="ABC"),
+                Allowed(value="AS_IS", label="As received"),
+            ),
+        ),
+        Field(
+            name="encoding",
+            type=FieldType.CHOICE,
+            label="Encoding of the hash",
+            help="The encoding of a hashed device id. X tells it to its partners.",
+            default="HEX",
+            allowed=(
+                Allowed(value="HEX", label="Hexadecimal, lower case"),
+                Allowed(value="BASE64", label="Base64"),
+            ),
+        ),
+        Field(
+            name="base_url",
+            type=FieldType.TEXT,
+            label="Base URL",
+            help="Where X answers: http or https, a host, and a path if need be.",
+            default=BASE_URL,
+            max_characters=1024,
+        ),
+        _secret("consumer_key", "Consumer key", "Of the partner's X app, for OAuth 1.0a."),
+        _secret("consumer_secret", "Consumer secret", "Of the partner's X app, for OAuth 1.0a."),
+        _secret("token", "Access token", "Of the X account that is asked, for OAuth 1.0a."),
+        _secret("token_secret", "Access token secret", "Of the X account that is asked, for OAuth 1.0a."),
+        _secret(
+            "device_id_key", "Device id key", "The key that device ids are hashed with. X tells it to its partners."
+        ),
+    ),
+)
+
+
+@register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class X:
-    """X's adapter."""
+    """The adapter of X."""
+
+    description: ClassVar[Description] = DESCRIPTION
 
     app_id: str
     conversion_type: str
     click_window_days: int
     view_window_days: int
-    letter_case: configuration_pb2.X.LetterCase.ValueType
-    encoding: configuration_pb2.X.Encoding.ValueType
+    letter_case: str
+    encoding: str
     base_url: str
+
+    @classmethod
+    def configure(cls, values: FieldValues, report: Report) -> Self:
+        """Returns the adapter with these values, and reports every one that is wrong."""
+        click_window, view_window = values.number("click_window"), values.number("view_through_window")
+        if not values.text("app_id").isprintable():
+            report("app_id", "INVALID_TEXT", "must be printable")
+        if view_window > click_window:
+            report("view_through_window", "NOT_ALLOWED", "at most click_window")
+        if not _BASE_URL.fullmatch(values.text("base_url")):
+            report("base_url", "INVALID_URL", "must be http(s)://host, and a path if need be")
+        return cls(
+            app_id=values.text("app_id"),
+            conversion_type=values.text("conversion_type"),
+            click_window_days=click_window // _DAY_US,
+            view_window_days=view_window // _DAY_US,
+            letter_case=values.text("letter_case"),
+            encoding=values.text("encoding"),
+            base_url=values.text("base_url").rstrip("/"),
+        )
 
     @property
     def method(self) -> Literal["POST"]:
@@ -66,22 +190,20 @@ class X:
         return "POST"
 
     @property
-    def address(self) -> tuple[str, str]:
+    def address(self) -> Address:
         """The base URL."""
-        return "x.base_url", self.base_url
+        return Address(field_name="base_url", start=self.base_url)
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """What X gives its partners."""
-        return SECRETS
-
-    @property
-    def is_claim_capable(self) -> bool:
-        """Yes."""
-        return True
+        """The secrets that X gives its partners."""
+        return DESCRIPTION.secret_names
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:
-        """The signed request, and the same with its signature masked. Raises NotRenderableError without a raw id."""
+        """Returns the signed request, and the same with its signature masked.
+
+        Raises NotRenderableError without a raw id.
+        """
         pairs = self._parameters(values, secrets["device_id_key"])
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in pairs)
         url = f"{self.base_url}{PATH}?{query}"
@@ -93,17 +215,17 @@ class X:
         )
 
     def judge(self, answer: Answer) -> Verdict:
-        """Success: a 2xx status, and a body that says whether X claims the conversion."""
+        """Returns the verdict. Success is a 2xx status, and a body that says whether X claims the conversion."""
         verdict = judge(answer)
         if verdict.next is Next.DONE:
             try:
                 _read(answer.body)
             except ValueError:
-                return Verdict(word="BODY_MISMATCH", next=Next.GIVE_UP)
+                return Verdict(word=Word.BODY_MISMATCH, next=Next.GIVE_UP)
         return verdict
 
     def claim(self, body: str) -> claim_pb2.Claim | None:
-        """X's claim; should it make two, the better one."""
+        """Returns X's claim; should it make two, the better one."""
         return best_claim(_read(body))
 
     def _parameters(self, values: Values, key: str) -> Iterator[tuple[str, str]]:
@@ -132,11 +254,11 @@ class X:
     def _hashed(self, device_id: str, key: str) -> str:
         cased = _LETTER_CASES[self.letter_case](device_id)
         digest = hmac.digest(key.encode(), cased.encode(), "sha256")
-        return b64encode(digest).decode() if self.encoding == configuration_pb2.X.ENCODING_BASE64 else digest.hex()
+        return b64encode(digest).decode() if self.encoding == "BASE64" else digest.hex()
 
 
 def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str, str], stamp: Stamp) -> str:
-    """The header that signs a request whose parameters are all in its URL: OAuth 1.0a, HMAC-SHA1 (RFC 5849)."""
+    """Returns the header that signs a request: OAuth 1.0a, HMAC-SHA1 (RFC 5849). All its parameters are in the URL."""
     signer = Client(
         secrets["consumer_key"],
         client_secret=secrets["consumer_secret"],
@@ -149,50 +271,8 @@ def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str
     return headers["Authorization"]
 
 
-def complete(message: configuration_pb2.X) -> None:
-    """Fill in the defaults of what is left out."""
-    if not message.HasField("click_window"):
-        message.click_window.FromSeconds(14 * _DAY_S)
-    message.view_through_window.SetInParent()
-    message.letter_case = message.letter_case or configuration_pb2.X.LETTER_CASE_LOWER
-    message.encoding = message.encoding or configuration_pb2.X.ENCODING_HEX
-    message.base_url = message.base_url or BASE_URL
-
-
-def parse(message: configuration_pb2.X, report: Report) -> X:
-    """The adapter that a completed message asks for; `report`s every wrong field of it."""
-    click_days, view_days = (
-        window.ToNanoseconds() / 1e9 / _DAY_S for window in (message.click_window, message.view_through_window)
-    )
-    if not 1 <= len(message.app_id) <= 256 or not message.app_id.isprintable():
-        report("x.app_id", "REQUIRED", "the App Store id or package: 1 to 256 printable characters")
-    if message.conversion_type not in CONVERSION_TYPES:
-        report("x.conversion_type", "UNKNOWN", f"one of {', '.join(sorted(CONVERSION_TYPES))}")
-    if click_days not in CLICK_WINDOWS_DAYS:
-        report("x.click_window", "NOT_ALLOWED", "1, 7, 14 or 30 days")
-    if view_days not in VIEW_WINDOWS_DAYS:
-        report("x.view_through_window", "NOT_ALLOWED", "0, 1, 7, 14 or 30 days")
-    elif view_days > click_days:
-        report("x.view_through_window", "NOT_ALLOWED", "at most click_window")
-    if message.letter_case not in configuration_pb2.X.LetterCase.values():
-        report("x.letter_case", "UNKNOWN", "must be a value of LetterCase")
-    if message.encoding not in configuration_pb2.X.Encoding.values():
-        report("x.encoding", "UNKNOWN", "must be a value of Encoding")
-    if len(message.base_url) > 1024 or not _BASE_URL.fullmatch(message.base_url):
-        report("x.base_url", "INVALID_URL", "http(s)://host, and a path if need be: at most 1,024 characters")
-    return X(
-        app_id=message.app_id,
-        conversion_type=message.conversion_type,
-        click_window_days=int(click_days),
-        view_window_days=int(view_days),
-        letter_case=message.letter_case,
-        encoding=message.encoding,
-        base_url=message.base_url.rstrip("/"),
-    )
-
-
 def _read(body: str) -> list[claim_pb2.Claim]:
-    """The claims of an answer. Raises ValueError when it is none of X's."""
+    """Returns the claims of an answer. Raises ValueError when it is none of X's."""
     try:
         data = json.loads(body)["data"]
         return [_claim(data, data[name]) for name in _ATTRIBUTIONS if data.get(name) is not None]

@@ -1,29 +1,38 @@
--- Every table's key holds configuration_id: the column to distribute by when one machine is outgrown. Claims name it.
+-- Configurations of postbacks, the deliveries that conversions make for them, and every attempt.
+-- Times are microseconds since 1970 in UTC. Numbers of enums are those of the protos in protos/reengage/postback/v1.
+-- Every table's key holds configuration_id, the column to distribute by when one machine is outgrown.
+
+CREATE FUNCTION now_us() RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (extract(EPOCH FROM now()) * 1000000)::bigint;
 
 CREATE TABLE configurations (
     configuration_id text PRIMARY KEY,
     app_id           text NOT NULL,
-    status           text NOT NULL CHECK (status IN ('LIVE', 'PAUSED', 'ARCHIVED')),
+    -- 1 LIVE, 2 PAUSED, 3 ARCHIVED.
+    status           smallint NOT NULL CHECK (status BETWEEN 1 AND 3),
     -- The message Configuration as JSON, without its id, app, status, secrets and times.
     settings         jsonb NOT NULL,
     -- Names and values, encrypted as one.
     secrets          bytea NOT NULL,
     revision         bigint NOT NULL,
-    create_time      timestamptz NOT NULL DEFAULT now(),
-    update_time      timestamptz NOT NULL DEFAULT now()
+    create_us        bigint NOT NULL DEFAULT now_us(),
+    update_us        bigint NOT NULL DEFAULT now_us()
 );
+COMMENT ON TABLE configurations IS 'Which conversions of an app one network is told of, and how; archived ones too.';
 CREATE INDEX configurations_of_app ON configurations (app_id, configuration_id);
 CREATE INDEX configurations_by_revision ON configurations (revision);
 
--- One row, taken before any configuration is written: so revisions become visible in their order.
 CREATE TABLE configuration_revision (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     revision bigint NOT NULL
 );
+COMMENT ON TABLE configuration_revision IS
+'One row, taken before any configuration is written, so that revisions become visible in their order.';
 INSERT INTO configuration_revision (revision) VALUES (0);
 
--- The queue is this table. A delivery is due at due_time; whoever claims it moves due_time to the end of the lease, so
--- that a delivery whose sender died is simply due again.
+-- Partitioned by the month of the conversion, and in that by the retention of its app, so that what is past goes with
+-- its whole partition (docs/decisions/0011). Partitions are made by make_period.
 CREATE TABLE deliveries (
     delivery_id      uuid NOT NULL,
     configuration_id text NOT NULL,
@@ -32,59 +41,124 @@ CREATE TABLE deliveries (
     conversion_id    text NOT NULL,
     event_name       text NOT NULL,
     device_id        text NOT NULL,
+    conversion_us    bigint NOT NULL,
+    retention_days   smallint NOT NULL,
     -- A serialised message Conversion.
     conversion       bytea NOT NULL,
-    state            text NOT NULL DEFAULT 'PENDING'
-                     CHECK (state IN ('PENDING', 'DELIVERED', 'REFUSED', 'EXHAUSTED')),
-    create_time      timestamptz NOT NULL DEFAULT now(),
-    due_time         timestamptz NOT NULL,
-    end_time         timestamptz,
+    -- Made before its conversion was decided, and not handed over decided since: somebody waits for the answer.
+    awaits_decision  boolean NOT NULL DEFAULT false,
+    -- The serialised message Claim of the network's first answer that was one.
+    network_claim    bytea,
+    -- 1 PENDING, 2 DELIVERED, 3 REFUSED, 4 EXHAUSTED.
+    state            smallint NOT NULL DEFAULT 1 CHECK (state BETWEEN 1 AND 4),
+    create_us        bigint NOT NULL DEFAULT now_us(),
+    due_us           bigint NOT NULL,
+    end_us           bigint,
     -- Attempts begun in this run; those of them that failed. The others were interrupted, or one is under way.
     attempt_count    integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
     failure_count    integer NOT NULL DEFAULT 0 CHECK (failure_count BETWEEN 0 AND attempt_count),
-    replay_count     integer NOT NULL DEFAULT 0 CHECK (replay_count >= 0),
-    -- Set while an attempt is under way: who makes it, since when.
-    claim_id         uuid,
-    claim_time       timestamptz,
-    -- The id is made of the configuration's: this is unique by delivery_id alone.
-    PRIMARY KEY (delivery_id, configuration_id),
-    CHECK ((claim_id IS NULL) = (claim_time IS NULL)),
-    CHECK ((state = 'PENDING') = (end_time IS NULL)),
-    CHECK (state = 'PENDING' OR claim_id IS NULL)
-)
--- A queue of which most rows are done: dead versions must not wait for a fifth of all rows.
-WITH (autovacuum_vacuum_scale_factor = 0.02);
+    redelivery_count integer NOT NULL DEFAULT 0 CHECK (redelivery_count >= 0),
+    -- Set while an attempt is under way: the lease it is made under, and since when.
+    lease_id         uuid,
+    leased_us        bigint,
+    -- The id is made of the configuration's and the conversion's: this is unique by delivery_id alone. Whoever makes a
+    -- delivery looks for it in every retention first.
+    PRIMARY KEY (delivery_id, configuration_id, conversion_us, retention_days),
+    CHECK ((lease_id IS NULL) = (leased_us IS NULL)),
+    CHECK ((state = 1) = (end_us IS NULL)),
+    CHECK (state = 1 OR lease_id IS NULL)
+) PARTITION BY RANGE (conversion_us);
+COMMENT ON TABLE deliveries IS
+'One conversion for one configuration, and the queue of what is to be sent: a pending delivery is due at due_us. '
+'A lease moves due_us to its own end, so that a delivery whose sender died is simply due again.';
 -- First tries and retries apart, so that neither is read past to find the other.
-CREATE INDEX deliveries_first_due ON deliveries (configuration_id, due_time)
-    WHERE state = 'PENDING' AND attempt_count = 0;
-CREATE INDEX deliveries_retry_due ON deliveries (configuration_id, due_time)
-    WHERE state = 'PENDING' AND attempt_count > 0;
-CREATE INDEX deliveries_of_app ON deliveries (app_id, create_time DESC, delivery_id DESC);
+CREATE INDEX deliveries_first_due ON deliveries (configuration_id, due_us) WHERE state = 1 AND attempt_count = 0;
+CREATE INDEX deliveries_retry_due ON deliveries (configuration_id, due_us) WHERE state = 1 AND attempt_count > 0;
+CREATE INDEX deliveries_of_app ON deliveries (app_id, create_us DESC, delivery_id DESC);
 CREATE INDEX deliveries_of_conversion ON deliveries (app_id, conversion_id);
 
 CREATE TABLE attempts (
     delivery_id      uuid NOT NULL,
     configuration_id text NOT NULL,
-    replay_count     integer NOT NULL,
+    redelivery_count integer NOT NULL,
     number           integer NOT NULL CHECK (number > 0),
-    start_time       timestamptz NOT NULL,
-    verdict          text NOT NULL,
+    conversion_us    bigint NOT NULL,
+    retention_days   smallint NOT NULL,
+    start_us         bigint NOT NULL,
+    -- 1 DELIVERED … 10 INTERRUPTED: Attempt.Verdict.
+    verdict          smallint NOT NULL CHECK (verdict BETWEEN 1 AND 10),
     -- A serialised message Attempt, secrets masked; empty of an interrupted attempt.
     attempt          bytea NOT NULL,
-    PRIMARY KEY (delivery_id, configuration_id, replay_count, number)
-);
+    PRIMARY KEY (delivery_id, configuration_id, redelivery_count, number, conversion_us, retention_days)
+) PARTITION BY RANGE (conversion_us);
+COMMENT ON TABLE attempts IS 'One request of a delivery, and its answer. Partitioned as deliveries are.';
 
--- The last session of a device that a NETWORK_ONLY postback on SessionBegin told: one goes out in 24 hours.
 CREATE TABLE session_holds (
     configuration_id text NOT NULL,
     device_id        text NOT NULL,
-    told_time        timestamptz NOT NULL,
+    told_us          bigint NOT NULL,
     PRIMARY KEY (configuration_id, device_id)
 );
+COMMENT ON TABLE session_holds IS
+'The last session of a device that a NETWORK_ONLY postback on SessionBegin told: one goes out in 24 hours.';
 
-CREATE TABLE replays (
-    request_id     text PRIMARY KEY,
-    replayed_count integer NOT NULL DEFAULT 0,
-    create_time    timestamptz NOT NULL DEFAULT now()
+CREATE TABLE redeliveries (
+    request_id        text PRIMARY KEY,
+    redelivered_count integer NOT NULL DEFAULT 0,
+    create_us         bigint NOT NULL DEFAULT now_us()
 );
-CREATE INDEX replays_by_time ON replays (create_time);
+COMMENT ON TABLE redeliveries IS 'Requests to send again of the last day, so that none is carried out twice.';
+CREATE INDEX redeliveries_by_time ON redeliveries (create_us);
+
+-- Gives both tables a partition of conversions that happened in a month and are kept for so many days; returns whether
+-- one was missing.
+CREATE FUNCTION make_period(month date, days smallint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    whole text;
+    part text;
+    is_new boolean := false;
+BEGIN
+    -- Two that miss the same one: the second finds it made.
+    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
+    FOREACH whole IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
+        -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
+        part := whole || to_char(month, '_YYYYMM');
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY LIST (retention_days)', part, whole);
+            EXECUTE format(
+                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', whole, part,
+                extract(EPOCH FROM month)::bigint * 1000000,
+                extract(EPOCH FROM month + interval '1 month')::bigint * 1000000
+            );
+        END IF;
+        whole := part;
+        part := format('%s_%s', whole, days);
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format(
+                -- A queue of which most rows are done: dead versions must not wait for a fifth of all rows.
+                'CREATE TABLE %I (LIKE %I INCLUDING ALL) WITH (autovacuum_vacuum_scale_factor = 0.02)', part, whole
+            );
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)', whole, part, days);
+            is_new := true;
+        END IF;
+    END LOOP;
+    RETURN is_new;
+END
+$$;
+
+-- Drops a partition, and its month with the last one. All who use the table wait for that, so it waits for them but a
+-- moment, and then fails.
+CREATE FUNCTION drop_partition(part text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $$
+DECLARE
+    whole regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass(part));
+BEGIN
+    -- No partition of the month is made while it goes.
+    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
+    EXECUTE format('DROP TABLE IF EXISTS %I', part);
+    IF whole IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = whole) THEN
+        EXECUTE format('DROP TABLE %s', whole);
+    END IF;
+END
+$$;

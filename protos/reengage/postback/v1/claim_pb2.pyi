@@ -36,7 +36,7 @@ class RequestClaimsRequest(_message.Message):
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """Optional. How long to wait for answers: 0 to 10 s, default 1 s."""
+        """Optional. How long to wait for answers: 0 to 10 s. Default: 1 s."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ Global___RequestClaimsResponse: _TypeAlias = RequestClaimsResponse  # noqa: Y015
 
 @_typing.final
 class ConversionClaims(_message.Message):
-    """ConversionClaims is what self-attributing networks said of a conversion."""
+    """ConversionClaims holds the answers of self-attributing networks about a conversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -91,9 +91,9 @@ class ConversionClaims(_message.Message):
     """The conversion."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAnswer]:
-        """One for each network asked, by network id. A network that is not here is not asked: no configuration of it wants the
-        conversion (any more), as of users who control their data. Of several configurations of one network the best answer:
-        a claim (a click before a view, then the newest), else PENDING, else NOT_CLAIMED.
+        """One for each network asked, by network id. A network that is not here is not asked: no configuration of it wants
+        the conversion (any more), as of users who control their data. Several configurations of one network give its best
+        answer: a claim (a click before a view, then the newest), else PENDING, else NOT_CLAIMED.
         """
 
     def __init__(
@@ -113,7 +113,7 @@ Global___ConversionClaims: _TypeAlias = ConversionClaims  # noqa: Y015
 
 @_typing.final
 class ClaimAnswer(_message.Message):
-    """ClaimAnswer is what a self-attributing network said."""
+    """ClaimAnswer is the answer of one self-attributing network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,9 +128,9 @@ class ClaimAnswer(_message.Message):
         STATE_PENDING: ClaimAnswer._State.ValueType  # 1
         """It has not answered yet."""
         STATE_CLAIMED: ClaimAnswer._State.ValueType  # 2
-        """It claims the conversion; see claim."""
+        """It claims the conversion."""
         STATE_NOT_CLAIMED: ClaimAnswer._State.ValueType  # 3
-        """It does not."""
+        """It does not claim the conversion."""
         STATE_UNAVAILABLE: ClaimAnswer._State.ValueType  # 4
         """It will not answer: the request was refused, or all tries failed."""
 
@@ -142,9 +142,9 @@ class ClaimAnswer(_message.Message):
     STATE_PENDING: ClaimAnswer.State.ValueType  # 1
     """It has not answered yet."""
     STATE_CLAIMED: ClaimAnswer.State.ValueType  # 2
-    """It claims the conversion; see claim."""
+    """It claims the conversion."""
     STATE_NOT_CLAIMED: ClaimAnswer.State.ValueType  # 3
-    """It does not."""
+    """It does not claim the conversion."""
     STATE_UNAVAILABLE: ClaimAnswer.State.ValueType  # 4
     """It will not answer: the request was refused, or all tries failed."""
 
@@ -154,10 +154,10 @@ class ClaimAnswer(_message.Message):
     network_id: _builtins.str
     """The network."""
     state: Global___ClaimAnswer.State.ValueType
-    """State."""
+    """The state of its answer."""
     @_builtins.property
     def claim(self) -> Global___Claim:
-        """When CLAIMED."""
+        """Its claim; set when CLAIMED."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class ClaimTrigger(_message.Message):
     event_name: _builtins.str
     """`_install`, or the event's name."""
     network_id: _builtins.str
-    """Who is asked."""
+    """The network to ask."""
     def __init__(
         self,
         *,

@@ -24,8 +24,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Conversion(_message.Message):
-    """Conversion is a decided conversion, with all a template may ask for. For RequestClaims: one about to be decided, whose
-    decision holds only app_id, conversion_id, event_name, device_id and the times of conversion and receipt.
+    """Conversion is a decided conversion, with all that a request may tell of it. For RequestClaims it is about to be
+    decided: its decision holds only app_id, conversion_id, event_name, device_id and the times of conversion and
+    receipt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -68,7 +69,7 @@ Global___Conversion: _TypeAlias = Conversion  # noqa: Y015
 
 @_typing.final
 class Names(_message.Message):
-    """Names are what settings called things, and said of the app, when it was decided. All optional."""
+    """Names are what settings called things, and said of the app, when the conversion was decided."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,28 +84,30 @@ class Names(_message.Message):
     SANDBOX_FIELD_NUMBER: _builtins.int
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     tracker: _builtins.str
-    """The tracker's name."""
+    """Optional. The tracker's name."""
     campaign: _builtins.str
-    """The campaign's name."""
+    """Optional. The campaign's name."""
     segment: _builtins.str
-    """The segment's name."""
+    """Optional. The segment's name."""
     network: _builtins.str
-    """The network's name."""
+    """Optional. The network's name."""
     bundle_id: _builtins.str
-    """The app's bundle id or package."""
+    """Optional. The app's bundle id or package."""
     store_app_id: _builtins.str
-    """The app's id in the store."""
+    """Optional. The app's id in the store."""
     platform: _builtins.str
-    """IOS or ANDROID."""
+    """Optional. IOS or ANDROID."""
     sandbox: _builtins.bool
-    """The app is a sandbox: sent only to hosts that REENGAGE_ALLOWED_HOSTS of the service names. To any other host nothing
-    is sent, and the delivery ends REFUSED with the verdict SANDBOX.
+    """Optional. The app is a sandbox: its deliveries go only to hosts that REENGAGE_ALLOWED_HOSTS of the service names.
+    To any other host nothing is sent, and the delivery ends REFUSED with the verdict SANDBOX.
     """
     retention_days: _builtins.int
-    """For how many days the app's deliveries are kept; they go by whole months, so at most a month later. 0: 400."""
+    """Optional. For how many days the app's deliveries are kept; they go by whole months, so at most a month later.
+    Default: 400.
+    """
     @_builtins.property
     def install_time(self) -> _timestamp_pb2.Timestamp:
-        """When the device's install happened, if known."""
+        """Optional. When the device's install happened, if known."""
 
     def __init__(
         self,
@@ -137,7 +140,7 @@ class EnqueueConversionsRequest(_message.Message):
     CONVERSIONS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Make nothing; answer what would change, given that these are new versions of what was decided before."""
+    """Optional. Make nothing; return what would change, given that these are new versions of what was decided before."""
     @_builtins.property
     def conversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Conversion]:
         """Required. 1 to 1,000."""
@@ -198,15 +201,17 @@ class EraseConversionsRequest(_message.Message):
     """Required."""
     @_builtins.property
     def conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 1,000."""
+        """Optional. Conversions of the device. At most 1,000."""
 
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Attribution's ids of the device. At most 1,000."""
+        """Optional. Attribution's ids of the device. At most 1,000."""
 
     @_builtins.property
     def stripped_conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Conversions of other devices whose engagement is erased: their deliveries stay, without it. At most 1,000."""
+        """Optional. Conversions of other devices whose engagement is erased: their deliveries stay, without it. At most
+        1,000.
+        """
 
     def __init__(
         self,

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from reengage.postback.v1 import method_pb2 as reengage_dot_postback_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#reengage/postback/v1/delivery.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x04\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x15\n\rconversion_id\x18\x05 \x01(\t\x12\x12\n\nevent_name\x18\x06 \x01(\t\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x15\n\rattempt_count\x18\x08 \x01(\x05\x12\x14\n\x0creplay_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08\x61ttempts\x18\r \x03(\x0b\x32\x1d.reengage.postback.v1.Attempt\"n\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x12\x13\n\x0fSTATE_EXHAUSTED\x10\x04\"\xc0\x04\n\x07\x41ttempt\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\x12J\n\x0frequest_headers\x18\x05 \x03(\x0b\x32\x31.reengage.postback.v1.Attempt.RequestHeadersEntry\x12\x14\n\x0crequest_body\x18\x06 \x01(\t\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12L\n\x10response_headers\x18\x08 \x03(\x0b\x32\x32.reengage.postback.v1.Attempt.ResponseHeadersEntry\x12\x15\n\rresponse_body\x18\t \x01(\t\x12\x0f\n\x07verdict\x18\n \x01(\t\x12\x12\n\nwill_retry\x18\x0b \x01(\x08\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0creplay_count\x18\r \x01(\x05\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14ResponseHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\x12GetDeliveryRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\"G\n\x13GetDeliveryResponse\x12\x30\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1e.reengage.postback.v1.Delivery\"\xb5\x01\n\x15ListDeliveriesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x15\n\rconversion_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"e\n\x16ListDeliveriesResponse\x12\x32\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1e.reengage.postback.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\rReplayRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"(\n\x0eReplayResponse\x12\x16\n\x0ereplayed_count\x18\x01 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#reengage/postback/v1/delivery.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!reengage/postback/v1/method.proto\"\xa5\x04\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x15\n\rconversion_id\x18\x05 \x01(\t\x12\x12\n\nevent_name\x18\x06 \x01(\t\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x15\n\rattempt_count\x18\x08 \x01(\x05\x12\x18\n\x10redelivery_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08\x61ttempts\x18\r \x03(\x0b\x32\x1d.reengage.postback.v1.Attempt\"n\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x12\x13\n\x0fSTATE_EXHAUSTED\x10\x04\"\xaa\x07\n\x07\x41ttempt\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x06method\x18\x03 \x01(\x0e\x32\x1c.reengage.postback.v1.Method\x12\x0b\n\x03url\x18\x04 \x01(\t\x12J\n\x0frequest_headers\x18\x05 \x03(\x0b\x32\x31.reengage.postback.v1.Attempt.RequestHeadersEntry\x12\x14\n\x0crequest_body\x18\x06 \x01(\t\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12L\n\x10response_headers\x18\x08 \x03(\x0b\x32\x32.reengage.postback.v1.Attempt.ResponseHeadersEntry\x12\x15\n\rresponse_body\x18\t \x01(\t\x12\x36\n\x07verdict\x18\n \x01(\x0e\x32%.reengage.postback.v1.Attempt.Verdict\x12\x12\n\nwill_retry\x18\x0b \x01(\x08\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10redelivery_count\x18\r \x01(\x05\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14ResponseHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_DELIVERED\x10\x01\x12\x17\n\x13VERDICT_HTTP_STATUS\x10\x02\x12\x14\n\x10VERDICT_REDIRECT\x10\x03\x12\x19\n\x15VERDICT_BODY_MISMATCH\x10\x04\x12\x13\n\x0fVERDICT_TIMEOUT\x10\x05\x12\x1d\n\x19VERDICT_CONNECTION_FAILED\x10\x06\x12\x1d\n\x19VERDICT_ADDRESS_FORBIDDEN\x10\x07\x12\x13\n\x0fVERDICT_SANDBOX\x10\x08\x12\x18\n\x14VERDICT_NOT_RENDERED\x10\t\x12\x17\n\x13VERDICT_INTERRUPTED\x10\n\")\n\x12GetDeliveryRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\"G\n\x13GetDeliveryResponse\x12\x30\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1e.reengage.postback.v1.Delivery\"\xb5\x01\n\x15ListDeliveriesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x15\n\rconversion_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"e\n\x16ListDeliveriesResponse\x12\x32\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1e.reengage.postback.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x01\n\x10RedeliverRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x12\n\nrequest_id\x18\x05 \x01(\t\".\n\x11RedeliverResponse\x12\x19\n\x11redelivered_count\x18\x01 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_options = b'8\001'
   _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._loaded_options = None
   _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_DELIVERY']._serialized_start=127
-  _globals['_DELIVERY']._serialized_end=672
-  _globals['_DELIVERY_STATE']._serialized_start=562
-  _globals['_DELIVERY_STATE']._serialized_end=672
-  _globals['_ATTEMPT']._serialized_start=675
-  _globals['_ATTEMPT']._serialized_end=1251
-  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_start=1142
-  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_end=1195
-  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_start=1197
-  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_end=1251
-  _globals['_GETDELIVERYREQUEST']._serialized_start=1253
-  _globals['_GETDELIVERYREQUEST']._serialized_end=1294
-  _globals['_GETDELIVERYRESPONSE']._serialized_start=1296
-  _globals['_GETDELIVERYRESPONSE']._serialized_end=1367
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1370
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1551
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1553
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1654
-  _globals['_REPLAYREQUEST']._serialized_start=1657
-  _globals['_REPLAYREQUEST']._serialized_end=1809
-  _globals['_REPLAYRESPONSE']._serialized_start=1811
-  _globals['_REPLAYRESPONSE']._serialized_end=1851
+  _globals['_DELIVERY']._serialized_start=162
+  _globals['_DELIVERY']._serialized_end=711
+  _globals['_DELIVERY_STATE']._serialized_start=601
+  _globals['_DELIVERY_STATE']._serialized_end=711
+  _globals['_ATTEMPT']._serialized_start=714
+  _globals['_ATTEMPT']._serialized_end=1652
+  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_start=1254
+  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_end=1307
+  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_start=1309
+  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_end=1363
+  _globals['_ATTEMPT_VERDICT']._serialized_start=1366
+  _globals['_ATTEMPT_VERDICT']._serialized_end=1652
+  _globals['_GETDELIVERYREQUEST']._serialized_start=1654
+  _globals['_GETDELIVERYREQUEST']._serialized_end=1695
+  _globals['_GETDELIVERYRESPONSE']._serialized_start=1697
+  _globals['_GETDELIVERYRESPONSE']._serialized_end=1768
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1771
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1952
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1954
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2055
+  _globals['_REDELIVERREQUEST']._serialized_start=2058
+  _globals['_REDELIVERREQUEST']._serialized_end=2213
+  _globals['_REDELIVERRESPONSE']._serialized_start=2215
+  _globals['_REDELIVERRESPONSE']._serialized_end=2261
 # @@protoc_insertion_point(module_scope)

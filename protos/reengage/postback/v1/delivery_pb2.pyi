@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.postback.v1 import method_pb2 as _method_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Delivery(_message.Message):
-    """Delivery is one conversion on its way to one configuration."""
+    """Delivery is one conversion for one configuration, sent until it succeeds or is exhausted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,13 +37,13 @@ class Delivery(_message.Message):
         STATE_UNSPECIFIED: Delivery._State.ValueType  # 0
         """Never sent."""
         STATE_PENDING: Delivery._State.ValueType  # 1
-        """Waiting for its time, or being sent."""
+        """Waits for its time, or is being sent."""
         STATE_DELIVERED: Delivery._State.ValueType  # 2
         """The endpoint took it."""
         STATE_REFUSED: Delivery._State.ValueType  # 3
         """The endpoint refused it for good."""
         STATE_EXHAUSTED: Delivery._State.ValueType  # 4
-        """All tries failed; kept, replayable."""
+        """All tries failed. It is kept, and can be sent again: Redeliver."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a delivery."""
@@ -50,13 +51,13 @@ class Delivery(_message.Message):
     STATE_UNSPECIFIED: Delivery.State.ValueType  # 0
     """Never sent."""
     STATE_PENDING: Delivery.State.ValueType  # 1
-    """Waiting for its time, or being sent."""
+    """Waits for its time, or is being sent."""
     STATE_DELIVERED: Delivery.State.ValueType  # 2
     """The endpoint took it."""
     STATE_REFUSED: Delivery.State.ValueType  # 3
     """The endpoint refused it for good."""
     STATE_EXHAUSTED: Delivery.State.ValueType  # 4
-    """All tries failed; kept, replayable."""
+    """All tries failed. It is kept, and can be sent again: Redeliver."""
 
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
@@ -66,44 +67,44 @@ class Delivery(_message.Message):
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
-    REPLAY_COUNT_FIELD_NUMBER: _builtins.int
+    REDELIVERY_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
-    """The same in every attempt: Idempotency-Key and webhook-id headers and {delivery_id}."""
+    """Output only. The same in every attempt: headers Idempotency-Key and webhook-id, and `{delivery_id}`."""
     configuration_id: _builtins.str
-    """The configuration."""
+    """Output only. The configuration that it was made for."""
     app_id: _builtins.str
-    """The app."""
+    """Output only. The conversion's app."""
     network_id: _builtins.str
-    """The network."""
+    """Output only. The configuration's network."""
     conversion_id: _builtins.str
-    """The conversion."""
+    """Output only. The conversion."""
     event_name: _builtins.str
-    """`_install` or the event's name."""
+    """Output only. `_install`, or the event's name."""
     state: Global___Delivery.State.ValueType
-    """State."""
+    """Output only. Its state."""
     attempt_count: _builtins.int
-    """Attempts made, of this run (a replay begins a new run)."""
-    replay_count: _builtins.int
-    """How often it was replayed."""
+    """Output only. Attempts made in the present run; a redelivery begins a new run."""
+    redelivery_count: _builtins.int
+    """Output only. How often it was sent again on purpose."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """Output only. When it was made."""
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt is due, while PENDING; left out while one is being made."""
+        """Output only. When the next attempt is due, while PENDING; left out while one is being made."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended."""
+        """Output only. When it ended; left out while PENDING."""
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """Every attempt, oldest first. GetDelivery only."""
+        """Output only. Every attempt, oldest first. GetDelivery only."""
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class Delivery(_message.Message):
         event_name: _builtins.str = ...,
         state: Global___Delivery.State.ValueType = ...,
         attempt_count: _builtins.int = ...,
-        replay_count: _builtins.int = ...,
+        redelivery_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
@@ -124,7 +125,7 @@ class Delivery(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "replay_count", b"replay_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,9 +133,64 @@ Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
-    """Attempt is one try."""
+    """Attempt is one request of a delivery, and its answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Verdict:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Attempt._Verdict.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VERDICT_UNSPECIFIED: Attempt._Verdict.ValueType  # 0
+        """Never sent."""
+        VERDICT_DELIVERED: Attempt._Verdict.ValueType  # 1
+        """The endpoint took it."""
+        VERDICT_HTTP_STATUS: Attempt._Verdict.ValueType  # 2
+        """The status says no. 408, 423, 425, 429 and 5xx are tried again."""
+        VERDICT_REDIRECT: Attempt._Verdict.ValueType  # 3
+        """A redirect; none is followed."""
+        VERDICT_BODY_MISMATCH: Attempt._Verdict.ValueType  # 4
+        """The status says yes, but the body is not that of a success."""
+        VERDICT_TIMEOUT: Attempt._Verdict.ValueType  # 5
+        """No whole answer came within the time given."""
+        VERDICT_CONNECTION_FAILED: Attempt._Verdict.ValueType  # 6
+        """There was no connection, or it broke."""
+        VERDICT_ADDRESS_FORBIDDEN: Attempt._Verdict.ValueType  # 7
+        """Nothing was sent: the host is private or its port unusual, and REENGAGE_ALLOWED_HOSTS does not name it."""
+        VERDICT_SANDBOX: Attempt._Verdict.ValueType  # 8
+        """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
+        VERDICT_NOT_RENDERED: Attempt._Verdict.ValueType  # 9
+        """Nothing was sent: the conversion lacks what the network needs."""
+        VERDICT_INTERRUPTED: Attempt._Verdict.ValueType  # 10
+        """The service stopped before it had noted the answer."""
+
+    class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+        """Verdict says what became of an attempt."""
+
+    VERDICT_UNSPECIFIED: Attempt.Verdict.ValueType  # 0
+    """Never sent."""
+    VERDICT_DELIVERED: Attempt.Verdict.ValueType  # 1
+    """The endpoint took it."""
+    VERDICT_HTTP_STATUS: Attempt.Verdict.ValueType  # 2
+    """The status says no. 408, 423, 425, 429 and 5xx are tried again."""
+    VERDICT_REDIRECT: Attempt.Verdict.ValueType  # 3
+    """A redirect; none is followed."""
+    VERDICT_BODY_MISMATCH: Attempt.Verdict.ValueType  # 4
+    """The status says yes, but the body is not that of a success."""
+    VERDICT_TIMEOUT: Attempt.Verdict.ValueType  # 5
+    """No whole answer came within the time given."""
+    VERDICT_CONNECTION_FAILED: Attempt.Verdict.ValueType  # 6
+    """There was no connection, or it broke."""
+    VERDICT_ADDRESS_FORBIDDEN: Attempt.Verdict.ValueType  # 7
+    """Nothing was sent: the host is private or its port unusual, and REENGAGE_ALLOWED_HOSTS does not name it."""
+    VERDICT_SANDBOX: Attempt.Verdict.ValueType  # 8
+    """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
+    VERDICT_NOT_RENDERED: Attempt.Verdict.ValueType  # 9
+    """Nothing was sent: the conversion lacks what the network needs."""
+    VERDICT_INTERRUPTED: Attempt.Verdict.ValueType  # 10
+    """The service stopped before it had noted the answer."""
 
     @_typing.final
     class RequestHeadersEntry(_message.Message):
@@ -188,67 +244,63 @@ class Attempt(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     WILL_RETRY_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
-    REPLAY_COUNT_FIELD_NUMBER: _builtins.int
-    method: _builtins.str
-    """GET or POST."""
+    REDELIVERY_COUNT_FIELD_NUMBER: _builtins.int
+    method: _method_pb2.Method.ValueType
+    """Output only. The method."""
     url: _builtins.str
-    """The URL, secrets masked."""
+    """Output only. The URL, secrets masked."""
     request_body: _builtins.str
-    """Request body, secrets masked."""
+    """Output only. The request's body, secrets masked."""
     status_code: _builtins.int
-    """The answer's status; 0 when there was none."""
+    """Output only. The answer's status; 0 when there was none."""
     response_body: _builtins.str
-    """The first 4 KB of the answer's body."""
-    verdict: _builtins.str
-    """Stable verdict in capitals: DELIVERED, or why not: HTTP_STATUS, TIMEOUT, CONNECTION_FAILED, REDIRECT, BODY_MISMATCH,
-    NOT_RENDERED; ADDRESS_FORBIDDEN when the host is private, or its port unusual, and REENGAGE_ALLOWED_HOSTS does
-    not name it; SANDBOX when it does not name it and the app is a sandbox (both: nothing was sent); INTERRUPTED when this
-    service stopped before it had noted the answer.
-    """
+    """Output only. The first 4,096 characters of the answer's body, secrets masked."""
+    verdict: Global___Attempt.Verdict.ValueType
+    """Output only. What became of it."""
     will_retry: _builtins.bool
-    """Whether another try follows."""
-    replay_count: _builtins.int
-    """The run it belongs to: 0 the first, 1 the first replay, …"""
+    """Output only. Whether another try follows."""
+    redelivery_count: _builtins.int
+    """Output only. The run it belongs to: 0 is the first, 1 the first redelivery, …"""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+        """Output only. When it began."""
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """How long it took."""
+        """Output only. How long it took; left out when it was interrupted."""
 
     @_builtins.property
     def request_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Request headers, secrets masked."""
+        """Output only. Request headers, secrets masked."""
 
     @_builtins.property
     def response_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The answer's headers."""
+        """Output only. The answer's headers, secrets masked."""
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When that is due."""
+        """Output only. When that is due."""
 
     def __init__(
         self,
         *,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         duration: _duration_pb2.Duration | None = ...,
-        method: _builtins.str = ...,
+        method: _method_pb2.Method.ValueType = ...,
         url: _builtins.str = ...,
         request_headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_body: _builtins.str = ...,
         status_code: _builtins.int = ...,
         response_headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         response_body: _builtins.str = ...,
-        verdict: _builtins.str = ...,
+        verdict: Global___Attempt.Verdict.ValueType = ...,
         will_retry: _builtins.bool = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
-        replay_count: _builtins.int = ...,
+        redelivery_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "replay_count", b"replay_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,7 +330,7 @@ Global___GetDeliveryRequest: _TypeAlias = GetDeliveryRequest  # noqa: Y015
 
 @_typing.final
 class GetDeliveryResponse(_message.Message):
-    """GetDeliveryResponse answers it."""
+    """GetDeliveryResponse returns the delivery."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -302,7 +354,7 @@ Global___GetDeliveryResponse: _TypeAlias = GetDeliveryResponse  # noqa: Y015
 
 @_typing.final
 class ListDeliveriesRequest(_message.Message):
-    """ListDeliveriesRequest filters deliveries. All filters given must hold."""
+    """ListDeliveriesRequest filters the deliveries of an app. All filters that are given must hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -319,12 +371,12 @@ class ListDeliveriesRequest(_message.Message):
     conversion_id: _builtins.str
     """Optional."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. `next_page_token` of the page before."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Delivery.State.ValueType]:
-        """Optional. Exactly these states; empty = all."""
+        """Optional. Exactly these states. Default: all."""
 
     def __init__(
         self,
@@ -373,8 +425,8 @@ class ListDeliveriesResponse(_message.Message):
 Global___ListDeliveriesResponse: _TypeAlias = ListDeliveriesResponse  # noqa: Y015
 
 @_typing.final
-class ReplayRequest(_message.Message):
-    """ReplayRequest names what to send again: delivery_id, or app_id with filters."""
+class RedeliverRequest(_message.Message):
+    """RedeliverRequest names what to send again: either delivery_id, or app_id with filters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -384,9 +436,9 @@ class ReplayRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
-    """One delivery."""
+    """Optional. One delivery, in whatever state it ended."""
     app_id: _builtins.str
-    """All of this app that match the rest."""
+    """Optional. All of this app that match the filters, the oldest first."""
     configuration_id: _builtins.str
     """Optional, with app_id."""
     request_id: _builtins.str
@@ -410,26 +462,26 @@ class ReplayRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReplayRequest: _TypeAlias = ReplayRequest  # noqa: Y015
+Global___RedeliverRequest: _TypeAlias = RedeliverRequest  # noqa: Y015
 
 @_typing.final
-class ReplayResponse(_message.Message):
-    """ReplayResponse says how many."""
+class RedeliverResponse(_message.Message):
+    """RedeliverResponse says how much is sent again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
-    replayed_count: _builtins.int
+    REDELIVERED_COUNT_FIELD_NUMBER: _builtins.int
+    redelivered_count: _builtins.int
     """Deliveries that are sent again because of this request_id."""
     def __init__(
         self,
         *,
-        replayed_count: _builtins.int = ...,
+        redelivered_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed_count", b"replayed_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["redelivered_count", b"redelivered_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReplayResponse: _TypeAlias = ReplayResponse  # noqa: Y015
+Global___RedeliverResponse: _TypeAlias = RedeliverResponse  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from reengage.postback.v1 import adapter_pb2 as reengage_dot_postback_dot_v1_dot_adapter__pb2
 from reengage.postback.v1 import claim_pb2 as reengage_dot_postback_dot_v1_dot_claim__pb2
 from reengage.postback.v1 import configuration_pb2 as reengage_dot_postback_dot_v1_dot_configuration__pb2
 from reengage.postback.v1 import conversion_pb2 as reengage_dot_postback_dot_v1_dot_conversion__pb2
@@ -29,10 +30,15 @@ if _version_not_supported:
 
 
 class PostbackConfigServiceStub:
-    """PostbackConfigService keeps what is sent to whom.
-    Create is repeat-safe by configuration_id: the same id with the same content answers what is there.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONFIGURATION_NOT_FOUND`; ALREADY_EXISTS
-    `CONFIGURATION_EXISTS`. Secrets are write-only: answers hold their names, never their values.
+    """PostbackConfigService keeps configurations: what is sent to whom.
+
+    A file of settings names a configuration by its configuration_id. To bring a configuration to the state of a file:
+    call CreateConfiguration; on ALREADY_EXISTS `CONFIGURATION_EXISTS` call UpdateConfiguration with the fields of the
+    file as its mask. Both can be repeated, and both tell with validate_only what they would do, as changed_fields.
+
+    Secrets are write-only: responses hold their names, never their values.
+    Errors common to all: INVALID_ARGUMENT with every wrong field, as `configuration.adapter_fields.url` or
+    `configuration.secrets.token`; NOT_FOUND `CONFIGURATION_NOT_FOUND`.
     """
 
     def __init__(self, channel):
@@ -41,6 +47,11 @@ class PostbackConfigServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.DescribeAdapters = channel.unary_unary(
+                '/reengage.postback.v1.PostbackConfigService/DescribeAdapters',
+                request_serializer=reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersResponse.FromString,
+                _registered_method=True)
         self.CreateConfiguration = channel.unary_unary(
                 '/reengage.postback.v1.PostbackConfigService/CreateConfiguration',
                 request_serializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationRequest.SerializeToString,
@@ -74,21 +85,35 @@ class PostbackConfigServiceStub:
 
 
 class PostbackConfigServiceServicer:
-    """PostbackConfigService keeps what is sent to whom.
-    Create is repeat-safe by configuration_id: the same id with the same content answers what is there.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONFIGURATION_NOT_FOUND`; ALREADY_EXISTS
-    `CONFIGURATION_EXISTS`. Secrets are write-only: answers hold their names, never their values.
+    """PostbackConfigService keeps configurations: what is sent to whom.
+
+    A file of settings names a configuration by its configuration_id. To bring a configuration to the state of a file:
+    call CreateConfiguration; on ALREADY_EXISTS `CONFIGURATION_EXISTS` call UpdateConfiguration with the fields of the
+    file as its mask. Both can be repeated, and both tell with validate_only what they would do, as changed_fields.
+
+    Secrets are write-only: responses hold their names, never their values.
+    Errors common to all: INVALID_ARGUMENT with every wrong field, as `configuration.adapter_fields.url` or
+    `configuration.secrets.token`; NOT_FOUND `CONFIGURATION_NOT_FOUND`.
     """
 
+    def DescribeAdapters(self, request, context):
+        """DescribeAdapters returns the kinds of networks that configurations can be for, and the fields of each: what a form
+        needs to know. It changes only with a release. Errors: NOT_FOUND `ADAPTER_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateConfiguration(self, request, context):
-        """CreateConfiguration creates a configuration.
+        """CreateConfiguration creates a configuration. Repeat-safe by configuration_id: the same id with the same content,
+        secrets too, returns what is there. Errors: ALREADY_EXISTS `CONFIGURATION_EXISTS` with other content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConfiguration(self, request, context):
-        """GetConfiguration answers one configuration.
+        """GetConfiguration returns one configuration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,14 +128,16 @@ class PostbackConfigServiceServicer:
 
     def UpdateConfiguration(self, request, context):
         """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another update came
+        between: repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveConfiguration(self, request, context):
-        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe.
+        """ArchiveConfiguration archives a configuration: it makes no new deliveries; those under way end as they would.
+        Repeat-safe. Errors: ABORTED `CONFIGURATION_CHANGED` when an update came between: repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +145,7 @@ class PostbackConfigServiceServicer:
 
     def Preview(self, request, context):
         """Preview renders a configuration on a conversion and sends nothing. Secrets are masked.
+        Errors: FAILED_PRECONDITION `NOT_RENDERED` when the conversion lacks what the network needs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +154,11 @@ class PostbackConfigServiceServicer:
 
 def add_PostbackConfigServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'DescribeAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeAdapters,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersResponse.SerializeToString,
+            ),
             'CreateConfiguration': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateConfiguration,
                     request_deserializer=reengage_dot_postback_dot_v1_dot_configuration__pb2.CreateConfigurationRequest.FromString,
@@ -165,11 +198,43 @@ def add_PostbackConfigServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PostbackConfigService:
-    """PostbackConfigService keeps what is sent to whom.
-    Create is repeat-safe by configuration_id: the same id with the same content answers what is there.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONFIGURATION_NOT_FOUND`; ALREADY_EXISTS
-    `CONFIGURATION_EXISTS`. Secrets are write-only: answers hold their names, never their values.
+    """PostbackConfigService keeps configurations: what is sent to whom.
+
+    A file of settings names a configuration by its configuration_id. To bring a configuration to the state of a file:
+    call CreateConfiguration; on ALREADY_EXISTS `CONFIGURATION_EXISTS` call UpdateConfiguration with the fields of the
+    file as its mask. Both can be repeated, and both tell with validate_only what they would do, as changed_fields.
+
+    Secrets are write-only: responses hold their names, never their values.
+    Errors common to all: INVALID_ARGUMENT with every wrong field, as `configuration.adapter_fields.url` or
+    `configuration.secrets.token`; NOT_FOUND `CONFIGURATION_NOT_FOUND`.
     """
+
+    @staticmethod
+    def DescribeAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.postback.v1.PostbackConfigService/DescribeAdapters',
+            reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_adapter__pb2.DescribeAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateConfiguration(request,
@@ -335,8 +400,8 @@ class PostbackConfigService:
 
 
 class PostbackServiceStub:
-    """PostbackService takes conversions and answers what became of them.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
+    """PostbackService takes conversions, and tells what became of them.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
     """
 
     def __init__(self, channel):
@@ -375,21 +440,21 @@ class PostbackServiceStub:
                 request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesRequest.SerializeToString,
                 response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesResponse.FromString,
                 _registered_method=True)
-        self.Replay = channel.unary_unary(
-                '/reengage.postback.v1.PostbackService/Replay',
-                request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.SerializeToString,
-                response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.FromString,
+        self.Redeliver = channel.unary_unary(
+                '/reengage.postback.v1.PostbackService/Redeliver',
+                request_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverRequest.SerializeToString,
+                response_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverResponse.FromString,
                 _registered_method=True)
 
 
 class PostbackServiceServicer:
-    """PostbackService takes conversions and answers what became of them.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
+    """PostbackService takes conversions, and tells what became of them.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
     """
 
     def EnqueueConversions(self, request, context):
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
-        (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
+        (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -397,19 +462,20 @@ class PostbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RequestClaims(self, request, context):
-        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
-        for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
-        also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
-        nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
-        A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
-        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided. It makes
+        one request for each live claim-capable configuration of the app that the conversion triggers, durable first. The
+        request is also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this
+        call send nothing twice. Returns when every network has answered, or after `wait` with what is known; call again
+        for the rest. A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it
+        changes nothing. Repeat-safe.
+        Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchClaimTriggers(self, request, context):
-        """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes.
+        """WatchClaimTriggers sends which conversions claims are to be requested for, and again whenever that changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -424,7 +490,7 @@ class PostbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDelivery(self, request, context):
-        """GetDelivery answers a delivery with every attempt.
+        """GetDelivery returns a delivery with every attempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -437,9 +503,9 @@ class PostbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Replay(self, request, context):
-        """Replay sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an app
-        that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
+    def Redeliver(self, request, context):
+        """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
+        app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
         request_id: the same one within a day starts nothing new.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -479,10 +545,10 @@ def add_PostbackServiceServicer_to_server(servicer, server):
                     request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesRequest.FromString,
                     response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ListDeliveriesResponse.SerializeToString,
             ),
-            'Replay': grpc.unary_unary_rpc_method_handler(
-                    servicer.Replay,
-                    request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.FromString,
-                    response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.SerializeToString,
+            'Redeliver': grpc.unary_unary_rpc_method_handler(
+                    servicer.Redeliver,
+                    request_deserializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverRequest.FromString,
+                    response_serializer=reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -493,8 +559,8 @@ def add_PostbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PostbackService:
-    """PostbackService takes conversions and answers what became of them.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
+    """PostbackService takes conversions, and tells what became of them.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
     """
 
     @staticmethod
@@ -660,7 +726,7 @@ class PostbackService:
             _registered_method=True)
 
     @staticmethod
-    def Replay(request,
+    def Redeliver(request,
             target,
             options=(),
             channel_credentials=None,
@@ -673,9 +739,9 @@ class PostbackService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/reengage.postback.v1.PostbackService/Replay',
-            reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayRequest.SerializeToString,
-            reengage_dot_postback_dot_v1_dot_delivery__pb2.ReplayResponse.FromString,
+            '/reengage.postback.v1.PostbackService/Redeliver',
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverRequest.SerializeToString,
+            reengage_dot_postback_dot_v1_dot_delivery__pb2.RedeliverResponse.FromString,
             options,
             channel_credentials,
             insecure,

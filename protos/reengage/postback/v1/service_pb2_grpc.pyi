@@ -5,6 +5,7 @@ Postback: tells networks about conversions, until they have heard or all tries a
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from reengage.postback.v1 import adapter_pb2 as _adapter_pb2
 from reengage.postback.v1 import claim_pb2 as _claim_pb2
 from reengage.postback.v1 import configuration_pb2 as _configuration_pb2
 from reengage.postback.v1 import conversion_pb2 as _conversion_pb2
@@ -16,34 +17,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PostbackConfigServiceStub:
-    """PostbackConfigService keeps what is sent to whom.
-    Create is repeat-safe by configuration_id: the same id with the same content answers what is there.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONFIGURATION_NOT_FOUND`; ALREADY_EXISTS
-    `CONFIGURATION_EXISTS`. Secrets are write-only: answers hold their names, never their values.
+    """PostbackConfigService keeps configurations: what is sent to whom.
+
+    A file of settings names a configuration by its configuration_id. To bring a configuration to the state of a file:
+    call CreateConfiguration; on ALREADY_EXISTS `CONFIGURATION_EXISTS` call UpdateConfiguration with the fields of the
+    file as its mask. Both can be repeated, and both tell with validate_only what they would do, as changed_fields.
+
+    Secrets are write-only: responses hold their names, never their values.
+    Errors common to all: INVALID_ARGUMENT with every wrong field, as `configuration.adapter_fields.url` or
+    `configuration.secrets.token`; NOT_FOUND `CONFIGURATION_NOT_FOUND`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    DescribeAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DescribeAdaptersRequest, _adapter_pb2.DescribeAdaptersResponse]
+    """DescribeAdapters returns the kinds of networks that configurations can be for, and the fields of each: what a form
+    needs to know. It changes only with a release. Errors: NOT_FOUND `ADAPTER_NOT_FOUND`.
+    """
     CreateConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.CreateConfigurationRequest, _configuration_pb2.CreateConfigurationResponse]
-    """CreateConfiguration creates a configuration."""
+    """CreateConfiguration creates a configuration. Repeat-safe by configuration_id: the same id with the same content,
+    secrets too, returns what is there. Errors: ALREADY_EXISTS `CONFIGURATION_EXISTS` with other content.
+    """
     GetConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.GetConfigurationRequest, _configuration_pb2.GetConfigurationResponse]
-    """GetConfiguration answers one configuration."""
+    """GetConfiguration returns one configuration."""
     ListConfigurations: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ListConfigurationsRequest, _configuration_pb2.ListConfigurationsResponse]
     """ListConfigurations lists an app's configurations by id."""
     UpdateConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.UpdateConfigurationRequest, _configuration_pb2.UpdateConfigurationResponse]
     """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-    Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
+    Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another update came
+    between: repeat.
     """
     ArchiveConfiguration: _aio.UnaryUnaryMultiCallable[_configuration_pb2.ArchiveConfigurationRequest, _configuration_pb2.ArchiveConfigurationResponse]
-    """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
+    """ArchiveConfiguration archives a configuration: it makes no new deliveries; those under way end as they would.
+    Repeat-safe. Errors: ABORTED `CONFIGURATION_CHANGED` when an update came between: repeat.
+    """
     Preview: _aio.UnaryUnaryMultiCallable[_configuration_pb2.PreviewRequest, _configuration_pb2.PreviewResponse]
-    """Preview renders a configuration on a conversion and sends nothing. Secrets are masked."""
+    """Preview renders a configuration on a conversion and sends nothing. Secrets are masked.
+    Errors: FAILED_PRECONDITION `NOT_RENDERED` when the conversion lacks what the network needs.
+    """
 
 class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PostbackConfigService keeps what is sent to whom.
-    Create is repeat-safe by configuration_id: the same id with the same content answers what is there.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONFIGURATION_NOT_FOUND`; ALREADY_EXISTS
-    `CONFIGURATION_EXISTS`. Secrets are write-only: answers hold their names, never their values.
+    """PostbackConfigService keeps configurations: what is sent to whom.
+
+    A file of settings names a configuration by its configuration_id. To bring a configuration to the state of a file:
+    call CreateConfiguration; on ALREADY_EXISTS `CONFIGURATION_EXISTS` call UpdateConfiguration with the fields of the
+    file as its mask. Both can be repeated, and both tell with validate_only what they would do, as changed_fields.
+
+    Secrets are write-only: responses hold their names, never their values.
+    Errors common to all: INVALID_ARGUMENT with every wrong field, as `configuration.adapter_fields.url` or
+    `configuration.secrets.token`; NOT_FOUND `CONFIGURATION_NOT_FOUND`.
     """
+
+    @_abc_1.abstractmethod
+    def DescribeAdapters(
+        self,
+        request: _adapter_pb2.DescribeAdaptersRequest,
+        context: _aio.ServicerContext[_adapter_pb2.DescribeAdaptersRequest, _abc.Awaitable[_adapter_pb2.DescribeAdaptersResponse]],
+    ) -> _abc.Awaitable[_adapter_pb2.DescribeAdaptersResponse]:
+        """DescribeAdapters returns the kinds of networks that configurations can be for, and the fields of each: what a form
+        needs to know. It changes only with a release. Errors: NOT_FOUND `ADAPTER_NOT_FOUND`.
+        """
 
     @_abc_1.abstractmethod
     def CreateConfiguration(
@@ -51,7 +83,9 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _configuration_pb2.CreateConfigurationRequest,
         context: _aio.ServicerContext[_configuration_pb2.CreateConfigurationRequest, _abc.Awaitable[_configuration_pb2.CreateConfigurationResponse]],
     ) -> _abc.Awaitable[_configuration_pb2.CreateConfigurationResponse]:
-        """CreateConfiguration creates a configuration."""
+        """CreateConfiguration creates a configuration. Repeat-safe by configuration_id: the same id with the same content,
+        secrets too, returns what is there. Errors: ALREADY_EXISTS `CONFIGURATION_EXISTS` with other content.
+        """
 
     @_abc_1.abstractmethod
     def GetConfiguration(
@@ -59,7 +93,7 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _configuration_pb2.GetConfigurationRequest,
         context: _aio.ServicerContext[_configuration_pb2.GetConfigurationRequest, _abc.Awaitable[_configuration_pb2.GetConfigurationResponse]],
     ) -> _abc.Awaitable[_configuration_pb2.GetConfigurationResponse]:
-        """GetConfiguration answers one configuration."""
+        """GetConfiguration returns one configuration."""
 
     @_abc_1.abstractmethod
     def ListConfigurations(
@@ -76,7 +110,8 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_configuration_pb2.UpdateConfigurationRequest, _abc.Awaitable[_configuration_pb2.UpdateConfigurationResponse]],
     ) -> _abc.Awaitable[_configuration_pb2.UpdateConfigurationResponse]:
         """UpdateConfiguration changes the fields named in the mask. Deliveries not yet sent use the new values. Repeat-safe.
-        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another came between.
+        Errors: FAILED_PRECONDITION `CONFIGURATION_ARCHIVED`; ABORTED `CONFIGURATION_CHANGED` when another update came
+        between: repeat.
         """
 
     @_abc_1.abstractmethod
@@ -85,7 +120,9 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _configuration_pb2.ArchiveConfigurationRequest,
         context: _aio.ServicerContext[_configuration_pb2.ArchiveConfigurationRequest, _abc.Awaitable[_configuration_pb2.ArchiveConfigurationResponse]],
     ) -> _abc.Awaitable[_configuration_pb2.ArchiveConfigurationResponse]:
-        """ArchiveConfiguration archives it: no new deliveries; those under way end as they would. Repeat-safe."""
+        """ArchiveConfiguration archives a configuration: it makes no new deliveries; those under way end as they would.
+        Repeat-safe. Errors: ABORTED `CONFIGURATION_CHANGED` when an update came between: repeat.
+        """
 
     @_abc_1.abstractmethod
     def Preview(
@@ -93,48 +130,51 @@ class PostbackConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _configuration_pb2.PreviewRequest,
         context: _aio.ServicerContext[_configuration_pb2.PreviewRequest, _abc.Awaitable[_configuration_pb2.PreviewResponse]],
     ) -> _abc.Awaitable[_configuration_pb2.PreviewResponse]:
-        """Preview renders a configuration on a conversion and sends nothing. Secrets are masked."""
+        """Preview renders a configuration on a conversion and sends nothing. Secrets are masked.
+        Errors: FAILED_PRECONDITION `NOT_RENDERED` when the conversion lacks what the network needs.
+        """
 
 def add_PostbackConfigServiceServicer_to_server(servicer: PostbackConfigServiceServicer, server: _aio.Server) -> None: ...
 
 class PostbackServiceStub:
-    """PostbackService takes conversions and answers what became of them.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
+    """PostbackService takes conversions, and tells what became of them.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnqueueConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EnqueueConversionsRequest, _conversion_pb2.EnqueueConversionsResponse]
     """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
-    (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
+    (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
     RequestClaims: _aio.UnaryUnaryMultiCallable[_claim_pb2.RequestClaimsRequest, _claim_pb2.RequestClaimsResponse]
-    """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
-    for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
-    also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
-    nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
-    A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
-    Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+    """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided. It makes
+    one request for each live claim-capable configuration of the app that the conversion triggers, durable first. The
+    request is also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this
+    call send nothing twice. Returns when every network has answered, or after `wait` with what is known; call again
+    for the rest. A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it
+    changes nothing. Repeat-safe.
+    Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
     WatchClaimTriggers: _aio.UnaryStreamMultiCallable[_claim_pb2.WatchClaimTriggersRequest, _claim_pb2.WatchClaimTriggersResponse]
-    """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
+    """WatchClaimTriggers sends which conversions claims are to be requested for, and again whenever that changes."""
     EraseConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EraseConversionsRequest, _conversion_pb2.EraseConversionsResponse]
     """EraseConversions erases all that is kept of conversions: deliveries, those not yet sent too, and their attempts.
     Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000.
     """
     GetDelivery: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetDeliveryRequest, _delivery_pb2.GetDeliveryResponse]
-    """GetDelivery answers a delivery with every attempt."""
+    """GetDelivery returns a delivery with every attempt."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveriesRequest, _delivery_pb2.ListDeliveriesResponse]
     """ListDeliveries lists an app's deliveries, newest first."""
-    Replay: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ReplayRequest, _delivery_pb2.ReplayResponse]
-    """Replay sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an app
-    that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
+    Redeliver: _aio.UnaryUnaryMultiCallable[_delivery_pb2.RedeliverRequest, _delivery_pb2.RedeliverResponse]
+    """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
+    app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
     request_id: the same one within a day starts nothing new.
     """
 
 class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PostbackService takes conversions and answers what became of them.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
+    """PostbackService takes conversions, and tells what became of them.
+    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `DELIVERY_NOT_FOUND`.
     """
 
     @_abc_1.abstractmethod
@@ -144,7 +184,7 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversion_pb2.EnqueueConversionsRequest, _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]],
     ) -> _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]:
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
-        (configuration, conversion) however often it is handed over. Answers when they are durable. Repeat-safe.
+        (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
 
@@ -154,12 +194,13 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _claim_pb2.RequestClaimsRequest,
         context: _aio.ServicerContext[_claim_pb2.RequestClaimsRequest, _abc.Awaitable[_claim_pb2.RequestClaimsResponse]],
     ) -> _abc.Awaitable[_claim_pb2.RequestClaimsResponse]:
-        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided: one request
-        for each live claim-capable configuration of the app that the conversion triggers, made durable first. The request is
-        also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this call send
-        nothing twice. Answers when every network has answered, or after `wait` with what is known; call again for the rest.
-        A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it changes nothing.
-        Repeat-safe. Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
+        """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided. It makes
+        one request for each live claim-capable configuration of the app that the conversion triggers, durable first. The
+        request is also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this
+        call send nothing twice. Returns when every network has answered, or after `wait` with what is known; call again
+        for the rest. A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it
+        changes nothing. Repeat-safe.
+        Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -168,7 +209,7 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _claim_pb2.WatchClaimTriggersRequest,
         context: _aio.ServicerContext[_claim_pb2.WatchClaimTriggersRequest, _abc.AsyncIterator[_claim_pb2.WatchClaimTriggersResponse]],
     ) -> _abc.AsyncIterator[_claim_pb2.WatchClaimTriggersResponse]:
-        """WatchClaimTriggers answers which conversions claims are to be requested for, and again whenever that changes."""
+        """WatchClaimTriggers sends which conversions claims are to be requested for, and again whenever that changes."""
 
     @_abc_1.abstractmethod
     def EraseConversions(
@@ -186,7 +227,7 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.GetDeliveryRequest,
         context: _aio.ServicerContext[_delivery_pb2.GetDeliveryRequest, _abc.Awaitable[_delivery_pb2.GetDeliveryResponse]],
     ) -> _abc.Awaitable[_delivery_pb2.GetDeliveryResponse]:
-        """GetDelivery answers a delivery with every attempt."""
+        """GetDelivery returns a delivery with every attempt."""
 
     @_abc_1.abstractmethod
     def ListDeliveries(
@@ -197,13 +238,13 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListDeliveries lists an app's deliveries, newest first."""
 
     @_abc_1.abstractmethod
-    def Replay(
+    def Redeliver(
         self,
-        request: _delivery_pb2.ReplayRequest,
-        context: _aio.ServicerContext[_delivery_pb2.ReplayRequest, _abc.Awaitable[_delivery_pb2.ReplayResponse]],
-    ) -> _abc.Awaitable[_delivery_pb2.ReplayResponse]:
-        """Replay sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an app
-        that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
+        request: _delivery_pb2.RedeliverRequest,
+        context: _aio.ServicerContext[_delivery_pb2.RedeliverRequest, _abc.Awaitable[_delivery_pb2.RedeliverResponse]],
+    ) -> _abc.Awaitable[_delivery_pb2.RedeliverResponse]:
+        """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
+        app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
         request_id: the same one within a day starts nothing new.
         """
 
