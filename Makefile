@@ -5,12 +5,15 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 READY := .venv/ready
 OUT ?= $(CURDIR)/protos
+# Some tests wait for a time to pass: one worker more than there are cores keeps these busy.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PARALLEL = --numprocesses=$(WORKERS) --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check bench protos lock clean
+.PHONY: help setup run demo test test-fast check bench protos lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## build .venv from requirements.lock; runs by itself where needed
 
@@ -21,7 +24,10 @@ demo: $(READY) ## play the sample traffic through the suite, show and check the 
 	@$(BIN)/python -m deploy.local demo $(ARGS)
 
 test: $(READY) ## run the tests; ARGS="tests/libs -k pool" for some
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(or $(ARGS),$(PARALLEL))
+
+test-fast: $(READY) ## run the tests that take no process of a service, no kill and no seconds
+	@$(BIN)/pytest $(PARALLEL) -m "not e2e and not crash and not process and not slow" $(ARGS)
 
 check: $(READY) ## formatting, lint, types, import contracts, protos, migrations, manifests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/checks.sh

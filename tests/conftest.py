@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from deploy.local.embedded import EmbeddedPostgres
 from libs.logs import configure_logging
@@ -21,6 +22,9 @@ _numbers = itertools.count(1)
 
 # Many small databases, of which none holds much.
 SETTINGS = {"shared_buffers": "64MB", "max_wal_size": "512MB"}
+# How long an example takes on a busy machine says nothing.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 _memory = pytest.StashKey[Path | None]()
 
 
@@ -57,6 +61,19 @@ class Database:
     def dsn(self, service: str) -> str:
         """That of the service's own role."""
         return self.postgres.dsn(service, self.name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that use a service, or a database of their own, as a process."""
+    for item in items:
+        if {"process_logs", "durable_database"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(scope="session")
+def process_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory for the logs of services that run as processes and that tests share."""
+    return tmp_path_factory.mktemp("logs")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -529,6 +529,7 @@ def usable_ids(record: EngagementRecord | ConversionRecord) -> set[tuple[str, st
     return {(kind, value) for kind, value in record.device.items() if is_usable(value)}
 
 
+@cache
 def is_usable(value: str) -> bool:
     """Returns whether an id is somebody's, read from the words of A2 and A7 alone."""
     word = value.strip().lower()

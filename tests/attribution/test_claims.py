@@ -240,6 +240,7 @@ async def test_postback_away_and_back(world: World) -> None:
     assert e1.engagement_id == "claim:x"
 
 
+@pytest.mark.slow
 async def test_a_start_without_postback_knows_who_is_asked(world: World) -> None:
     await world.received.trigger(PURCHASES_OF_X, ("Refund", "x"))
     async with world.worker():
@@ -590,6 +591,7 @@ class _Late:
         self._call.cancel()
 
 
+@pytest.mark.slow
 async def test_after_a_move_nothing_is_decided_without_its_engagements(world: World) -> None:
     """A worker that takes lanes over decides when it knows itself that all engagements are indexed."""
     await world.received.trigger(PURCHASES_OF_X)

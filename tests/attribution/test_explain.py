@@ -303,6 +303,7 @@ async def test_a_refused_record_tells_every_violation(world: World) -> None:
         assert (await explain(world, "r1")).state == Explanation.STATE_DECIDED, "sent again, and right"
 
 
+@pytest.mark.slow
 async def test_what_nobody_knows_is_not_found(world: World) -> None:
     assert await failure(explain(world, "nothing")) == (grpc.StatusCode.NOT_FOUND, "CONVERSION_NOT_FOUND")
     await world.send(event(0, device(1), record_id="gone"))

@@ -295,6 +295,7 @@ async def test_a_token_of_other_filters_or_another_database_is_refused(world: Wo
     assert (await failure(watch(world, 1, resume_token=token)))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
     connection = await asyncpg.connect(database.admin_dsn)
     await connection.execute("SET search_path = attribution; SET plan_cache_mode = force_generic_plan")

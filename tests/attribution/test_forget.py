@@ -173,6 +173,7 @@ LEFT_BY_THE_PERSON = {
 }
 
 
+@pytest.mark.slow
 async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(world: World, database: Database) -> None:
     async with working(world):
         await others_come(world)
@@ -219,6 +220,7 @@ async def test_nothing_of_a_person_is_left_and_nothing_of_others_is_touched(worl
     assert erasure.finish_time.ToDatetime() >= erasure.request_time.ToDatetime()
 
 
+@pytest.mark.slow
 async def test_a_forgotten_device_starts_anew(world: World) -> None:
     a, first = device(1), [click(0, device(1), UA_TRACKER, record_id="k1"), install(60, device(1), record_id="i1")]
     async with working(world):
@@ -240,6 +242,7 @@ async def test_a_forgotten_device_starts_anew(world: World) -> None:
     assert answer.device_id == again.device_id not in (before.device_id, anew.device_id)
 
 
+@pytest.mark.slow
 async def test_what_attribution_does_not_know_is_erased_by_what_was_given(world: World, database: Database) -> None:
     """Clicks alone, one of them hashed; by our own id of a device, by a hash, and of a device that nobody knows."""
     async with working(world):
@@ -258,6 +261,7 @@ async def test_what_attribution_does_not_know_is_erased_by_what_was_given(world:
     assert places(await all_rows(database.admin_dsn), traces(APP, ADID, HASHED, device(99))) == set()
 
 
+@pytest.mark.slow
 async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_decision(
     world: World, database: Database
 ) -> None:
@@ -290,6 +294,7 @@ async def test_a_click_of_the_person_that_won_for_another_leaves_the_others_deci
         assert world.received.stripped == {"e1", "v1"}
 
 
+@pytest.mark.slow
 async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
     world.received.failing = True
     async with working(world):
@@ -309,6 +314,7 @@ async def test_what_is_not_yet_handed_over_is_never_sent(world: World) -> None:
     assert sorted(world.received.conversions) == sorted(["after", *(f"v{n}" for n in range(0, 40, 2))])
 
 
+@pytest.mark.slow
 async def test_what_was_received_before_the_call_goes_however_late_it_is_taken(
     world: World, database: Database
 ) -> None:
@@ -368,6 +374,7 @@ async def test_what_is_on_its_way_to_postback_is_erased_when_it_has_come(
     assert not world.received.conversions
 
 
+@pytest.mark.slow
 async def test_what_comes_while_it_is_erased_is_either_all_gone_or_all_there(world: World, database: Database) -> None:
     """A device that never stops sending: every record is in the log if and only if it is decided, or indexed.
 
@@ -420,6 +427,7 @@ async def test_what_waits_for_claims_is_never_decided(world: World) -> None:
         assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
 
 
+@pytest.mark.slow
 async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +455,7 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
         await proof(world, erasure_id)
 
 
+@pytest.mark.slow
 async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,6 +493,7 @@ async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
 
 
 @pytest.mark.parametrize("odd", ["- 0", ": :", "- Person"])
+@pytest.mark.slow
 async def test_an_id_that_is_hardly_one_holds_up_nobody(world: World, odd: str) -> None:
     """What is left of it without dashes and colons begins with a space, or is nothing."""
     async with working(world):
@@ -499,6 +509,7 @@ async def test_an_id_that_is_hardly_one_holds_up_nobody(world: World, odd: str) 
     assert left == (0 if odd == "- Person" else 1), "what is no id names nobody"
 
 
+@pytest.mark.slow
 async def test_a_device_is_forgotten_while_all_is_decided_again(
     world: World, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,6 +551,7 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
 
 @pytest.mark.parametrize("committed", [False, True], ids=["before its commit", "after it"])
 @pytest.mark.parametrize("number", [1, 2, 3, 30, 66, 67])
+@pytest.mark.slow
 async def test_a_crash_between_any_two_steps_is_made_good(
     world: World, database: Database, monkeypatch: pytest.MonkeyPatch, number: int, committed: bool
 ) -> None:
@@ -593,6 +605,7 @@ async def test_neighbours_that_are_away_are_waited_for(world: World, database: D
     assert places(await all_rows(database.admin_dsn), traces(APP, ADID)) == set()
 
 
+@pytest.mark.slow
 async def test_a_device_of_very_many_ids_goes_in_several_searches(world: World, database: Database) -> None:
     ids = [device(number) for number in range(1, 36)]
     async with working(world, replace(AT_ONCE, max_device_ids=10, max_conversions=7)):

@@ -136,6 +136,7 @@ async def outcome(world: World) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.slow
 async def test_devices_that_meet_lose_and_double_nothing_however_records_come(
     start_world: StartWorld, database: Database, seed: int
 ) -> None:

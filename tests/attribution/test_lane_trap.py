@@ -63,6 +63,7 @@ def _device_in(lanes: set[int]) -> str:
     return next(device(n) for n in range(1000) if lane_of(APP, device(n)) in lanes)
 
 
+@pytest.mark.slow
 async def test_a_slow_worker_is_waited_for(world: World) -> None:
     """The click's lane is indexed late; the event's decision waits for it, whoever makes it."""
     slow = SlowLog(world.ingest)
@@ -82,6 +83,7 @@ async def test_a_slow_worker_is_waited_for(world: World) -> None:
     assert (e1.outcome, e1.engagement_id) == (REENGAGED, "k1")
 
 
+@pytest.mark.slow
 async def test_a_dead_workers_lanes_move_and_nothing_is_decided_without_them(world: World) -> None:
     slow = SlowLog(world.ingest)
     slow.gate.set()
@@ -100,6 +102,7 @@ async def test_a_dead_workers_lanes_move_and_nothing_is_decided_without_them(wor
     assert left == 0
 
 
+@pytest.mark.slow
 async def test_a_device_known_by_two_ids_is_decided_in_order_of_receipt(world: World) -> None:
     """Installs and events of one device in two lanes: no event may be decided as if its install had not come."""
     pairs = [({"adid": device(n)}, {"android_id": f"{n:016x}"}) for n in range(1, 60)]
@@ -116,6 +119,7 @@ async def test_a_device_known_by_two_ids_is_decided_in_order_of_receipt(world: W
     assert [decision.install_known for decision in decisions] == [True] * len(ids)
 
 
+@pytest.mark.slow
 async def test_workers_that_come_and_die_decide_everything_once(world: World) -> None:
     """Workers die at any point (no lease is given back); every conversion has one decision, and the right one."""
     sent: list[str] = []

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.attribution.decision.decide import decide
@@ -39,9 +40,7 @@ from services.attribution.decision.rules import (
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 from services.attribution.simulator.simulation import simulate
 
-# Two busy cores are no law.
-settings.register_profile("laws", deadline=None)
-settings.load_profile("laws")
+pytestmark = pytest.mark.slow
 
 START = 20_000 * DAY_US
 EVENTS = ("Purchase", "SessionBegin", "View")

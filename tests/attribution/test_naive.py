@@ -31,12 +31,14 @@ def test_the_naive_reading_holds_every_story(path: Path) -> None:
 @pytest.mark.timeout(3600)
 @settings(max_examples=SCENARIOS, deadline=None)
 @given(scenarios)
+@pytest.mark.slow
 def test_both_readings_decide_alike(story: Scenario) -> None:
     if differ(story):
         story = without_needless_records(story, differ)
         assert simulate(story) == decide_all(story), story
 
 
+@pytest.mark.slow
 def test_the_scenarios_reach_every_outcome_reason_and_verdict() -> None:
     """All but what a scenario cannot say: a click that failed its checks, and identity links."""
     lines = [line for seed in range(500) for line in simulate(scenario(Random(seed)))]

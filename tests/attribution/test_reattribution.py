@@ -118,6 +118,7 @@ async def histories(story: Story) -> set[tuple[Any, ...]]:
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, (1 << 64) - 1), crashes=st.booleans())
+@pytest.mark.slow
 async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
     pool: Pool, seed: int, crashes: bool
 ) -> None:

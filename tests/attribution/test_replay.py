@@ -56,6 +56,7 @@ async def replay(
 
 @many_stories
 @given(seed=seeds)
+@pytest.mark.slow
 async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
     random = Random(seed)
     async with owning(pool) as lanes:
@@ -77,6 +78,7 @@ async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
 
 @many_stories
 @given(seed=seeds)
+@pytest.mark.slow
 async def test_other_settings_give_what_they_would_have_given_from_the_start(pool: Pool, seed: int) -> None:
     random = Random(seed)
     told, other = unlimited(scenario(random)), unlimited(scenario(random))

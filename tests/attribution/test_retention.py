@@ -128,6 +128,7 @@ async def test_engagements_are_found_in_every_retention_their_app_had(world: Wor
     ]
 
 
+@pytest.mark.slow
 async def test_dropping_under_load_loses_nothing_else(world: World) -> None:
     """Partitions of long ago go while conversions are being decided."""
     months = [date(LONG_AGO.year, month, 1) for month in range(1, 13)]
@@ -247,6 +248,7 @@ async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_pa
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_a_delivery_is_kept_as_long_as_its_decision(world: World) -> None:
     """Gone earlier, it would be made again by a re-attribution; the app's retention may have changed in between."""
     await publish_apps(world)

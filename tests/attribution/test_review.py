@@ -66,6 +66,7 @@ async def test_a_tab_in_a_user_agent_stops_nobody(world: World) -> None:
     assert (e1.outcome, e1.matched_by) == (REENGAGED, decision_pb2.MATCH_KIND_MODELED)
 
 
+@pytest.mark.slow
 async def test_lanes_that_could_not_be_given_away_do_not_lie_idle(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ async def test_an_event_that_is_called_like_an_identity_link_is_an_event(world: 
     assert e1.device_id == e2.device_id
 
 
+@pytest.mark.slow
 async def test_large_conversions_reach_postback(world: World) -> None:
     """500 of them are more than one message may hold: the relay tried the same ones for ever."""
     data = {f"key{n}": "x" * 4000 for n in range(64)}
@@ -301,6 +303,7 @@ class _Explaining:
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "analyzed"])
+@pytest.mark.slow
 async def test_plans_of_hot_queries(world: World, database: Database, analyzed: bool) -> None:
     """One lane, in which one of two apps has nearly all decisions."""
     await Periods(world.pool).ensure((month * 31 * DAY_US, days) for month in range(6) for days in (60, 400))
@@ -368,6 +371,7 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
 
 
+@pytest.mark.slow
 async def test_whatever_ingest_takes_is_decided(world: World) -> None:
     """One record that cannot be read stops all deciding, for ever: so there must be none."""
     numbers = random.Random(11)

@@ -97,6 +97,7 @@ at_first: tuple[Edit, ...] = (
 
 @settings(max_examples=150, deadline=None)
 @given(revisions=st.lists(st.lists(any_edit, max_size=4), min_size=1, max_size=8))
+@pytest.mark.slow
 def test_settings_built_again_are_those_built_anew(revisions: list[list[Edit]]) -> None:
     build, held = RulebookBuilder(), resources(*at_first)
     for revision, changed in enumerate(revisions):

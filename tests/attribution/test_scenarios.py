@@ -264,6 +264,7 @@ def test_json_says_the_same_as_yaml() -> None:
     assert (scenario.text, scenario.trackers[0].campaign) == ("\N{GRINNING FACE}", "\N{GRINNING FACE}")
 
 
+@pytest.mark.process
 def test_the_simulator_starts_by_its_name_and_loads_no_server(tmp_path: Path) -> None:
     (tmp_path / "story.yaml").write_text(STORY)
     command = (

@@ -146,6 +146,7 @@ async def test_a_record_id_that_comes_back_after_it_was_forgotten_is_decided_onc
     assert (before, after) == (1, 2)
 
 
+@pytest.mark.slow
 async def test_two_workers_share_the_lanes_and_one_takes_over(world: World) -> None:
     async def owners() -> collections.Counter[str]:
         rows = await world.pool.fetch("SELECT owner FROM lanes WHERE owner IS NOT NULL")
@@ -166,6 +167,7 @@ async def test_two_workers_share_the_lanes_and_one_takes_over(world: World) -> N
     assert not await owners(), "a worker that ends gives its lanes back"
 
 
+@pytest.mark.slow
 async def test_postback_failing_holds_decisions_back_and_loses_none(world: World) -> None:
     world.received.failing = True
     async with world.worker():

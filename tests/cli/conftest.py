@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -27,11 +28,10 @@ Reengage = Callable[..., Answer]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tracker_target(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def tracker_target(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[str]:
     """A tracker process on a database that all tests here share: each has an app of its own."""
     await postgres.create_database("settings", template=TEMPLATE)
-    log = tmp_path_factory.mktemp("tracker") / "log"
-    process = tracker_process(log, dsn=postgres.dsn("tracker", "settings"))
+    process = tracker_process(process_logs / "tracker.log", dsn=postgres.dsn("tracker", "settings"))
     await process.start()
     yield process.target
     await process.stop()

@@ -34,6 +34,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert "Exit codes" in output
 
 
+@pytest.mark.process
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from services.cli.app import app;"

@@ -149,6 +149,8 @@ def test_what_does_not_fit_is_a_wrong_command_line(arguments: list[str]) -> None
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.slow
+@pytest.mark.process
 async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c() -> None:
     scripted = Scripted()  # type: ignore[abstract]
     async with serve(scripted) as target:

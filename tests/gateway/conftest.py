@@ -5,10 +5,10 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 import pytest_asyncio
 
 from deploy.local.embedded import EmbeddedPostgres
@@ -87,14 +87,13 @@ class World:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+async def world(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[World]:
     """Apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
     await postgres.create_database("gateway", template=TEMPLATE)
     dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
-    directory = tmp_path_factory.mktemp("gateway")
-    async with backend(dsns, directory) as behind, aiohttp.ClientSession() as session:
+    async with backend(dsns, process_logs) as behind, aiohttp.ClientSession() as session:
         await _configure(behind)
-        gateway = behind.gateway(directory, trusted_proxies="127.0.0.1")
+        gateway = behind.gateway(process_logs, trusted_proxies="127.0.0.1")
         await gateway.start()
         yield World(backend=behind, gateway=gateway, session=session)
         assert await gateway.stop() == 0

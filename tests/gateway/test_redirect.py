@@ -136,6 +136,7 @@ def test_an_install_url_without_a_host_of_its_own_leads_nowhere(install_url: str
 
 
 @given(value=st.text(), place=st.sampled_from(["{v}", "https://shop.example{v}", "shop://a{v}", "https://{v}.example"]))
+@pytest.mark.slow
 def test_law_whatever_the_value_scheme_and_host_are_the_owners(value: str, place: str) -> None:
     url = destination(make_tracker(PLAY, place), "ID", {"v": value}, ANDROID)
     assert url is not None

@@ -55,6 +55,7 @@ async def refused(ingest: Ingest, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_all_of_a_device_goes_and_nothing_of_others(ingest: Ingest) -> None:
     for number in range(300):
         await ingest.send(event(f"View {number}", device_ids={"idfa": f"other-{number}"}))
@@ -115,6 +116,7 @@ async def test_what_a_later_record_is_recognised_by_stays(ingest: Ingest) -> Non
     ]
 
 
+@pytest.mark.slow
 async def test_a_refusal_that_is_yet_to_be_written_goes_too(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database, settle_s=2.0) as ingest:
         await ingest.send(event("_install", device_ids={"idfa": MINE}))
@@ -163,6 +165,7 @@ async def test_pages_over_gaps_come_in_the_order_of_receipt(ingest: Ingest, seed
         assert [(row.lane, row.position) for row in read] == left
 
 
+@pytest.mark.slow
 async def test_readers_and_writers_go_on_while_a_device_is_erased(
     start_ingest: StartIngest, database: Database
 ) -> None:

@@ -78,6 +78,7 @@ def id_of(entry: log_pb2.LogEntry) -> str:
     return record_pb2.Record.FromString(entry.record).record_id
 
 
+@pytest.mark.slow
 async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
     admin = await asyncpg.connect(database.admin_dsn)
     await admin.execute(SLOW_COMMITS)
@@ -141,6 +142,7 @@ async def test_heads_are_above_all_that_was_answered_before(start_ingest: StartI
 
 @pytest.mark.parametrize("lanes", [[0], [3, 9], list(range(LANES))], ids=["one lane", "two lanes", "all lanes"])
 @pytest.mark.parametrize("span", [1, 7, 1000])
+@pytest.mark.slow
 async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span: int) -> None:
     """Whatever the size of pages, together they are the log; across lanes in the order of receipt."""
     # Lanes of very different lengths, in an order of their own.

@@ -273,6 +273,7 @@ async def test_a_reader_hears_of_silence_and_of_new_records(ingest: Ingest) -> N
     call.cancel()
 
 
+@pytest.mark.slow
 async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, database: Database) -> None:
     await ingest.send(event(record_id="old"), event("_install"))
     async with asyncio.timeout(10):

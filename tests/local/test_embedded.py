@@ -7,6 +7,9 @@ import asyncpg
 import pytest
 
 from deploy.local.embedded import SOCKET_PATH_LIMIT, EmbeddedPostgres, EmbeddedPostgresError
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.process
 
 
 async def ask(server: EmbeddedPostgres, query: str) -> object:
@@ -66,20 +69,22 @@ async def test_stale_pid_file_is_no_obstacle(tmp_path: Path) -> None:
         assert await ask(server, "SELECT 1") == 1
 
 
-async def test_long_path_and_tcp_with_password(tmp_path: Path, unused_tcp_port: int) -> None:
-    directory = tmp_path / ("x" * SOCKET_PATH_LIMIT)
-    async with EmbeddedPostgres(directory, port=unused_tcp_port) as server:
+async def test_long_path_and_tcp_with_password(tmp_path: Path) -> None:
+    directory, port = tmp_path / ("x" * SOCKET_PATH_LIMIT), free_port()
+    async with EmbeddedPostgres(directory, port=port) as server:
         assert await ask(server, "SELECT 1") == 1
         password_file = directory / "password"
         assert password_file.stat().st_mode & 0o777 == 0o600
-        by_tcp = f"postgresql://postgres:{{}}@127.0.0.1:{unused_tcp_port}/postgres"
+        by_tcp = f"postgresql://postgres:{{}}@127.0.0.1:{port}/postgres"
         connection = await asyncpg.connect(by_tcp.format(password_file.read_text()))
         await connection.close()
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(by_tcp.format("wrong"))
 
 
-async def test_taken_port_is_told(tmp_path: Path, unused_tcp_port: int) -> None:
-    async with EmbeddedPostgres(tmp_path / "first", port=unused_tcp_port):
+@pytest.mark.slow
+async def test_taken_port_is_told(tmp_path: Path) -> None:
+    port = free_port()
+    async with EmbeddedPostgres(tmp_path / "first", port=port):
         with pytest.raises(EmbeddedPostgresError, match="Address already in use"):
-            await EmbeddedPostgres(tmp_path / "second", port=unused_tcp_port).start()
+            await EmbeddedPostgres(tmp_path / "second", port=port).start()

@@ -48,6 +48,7 @@ async def postback(database: Database, tmp_path: Path) -> AsyncIterator[grpc.aio
     await process.stop()
 
 
+@pytest.mark.process
 async def test_its_postbacks_follow_the_local_network_and_others_stay(
     tracker_target: str, postback: grpc.aio.Channel
 ) -> None:

@@ -169,6 +169,7 @@ async def test_nobody_waits_longer_than_the_network_takes(service: Running, endp
     assert len(x.received) == 1
 
 
+@pytest.mark.slow
 async def test_the_first_retries_are_soon_while_somebody_waits(
     database: Database, tmp_path: Path, endpoint: Endpoint, x: LocalX
 ) -> None:
@@ -217,6 +218,7 @@ async def test_x_tells_when_its_limit_is_met(service: Running, endpoint: Endpoin
     ]
 
 
+@pytest.mark.slow
 async def test_of_several_configurations_of_a_network_the_best_answer_counts(
     service: Running, endpoint: Endpoint, x: LocalX
 ) -> None:
@@ -366,6 +368,7 @@ async def next_triggers(stream: AsyncIterator[Any]) -> list[tuple[str, str, str]
     return [(one.app_id, one.event_name, one.network_id) for one in response.triggers]
 
 
+@pytest.mark.slow
 async def test_whoever_watches_knows_what_to_ask_about(database: Database, tmp_path: Path, endpoint: Endpoint) -> None:
     async with (
         running(database, tmp_path / "one.sock", allowed=endpoint.host) as one,

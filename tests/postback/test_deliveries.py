@@ -155,6 +155,7 @@ async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: En
         ),
     ],
 )
+@pytest.mark.slow
 async def test_endpoints_that_misbehave(
     service: Running, endpoint: Endpoint, handle: Answer, state: Delivery.State.ValueType, verdict: str, status: int
 ) -> None:
@@ -372,6 +373,7 @@ async def test_a_redelivery_of_all_that_match(service: Running, endpoint: Endpoi
     assert len(endpoint.at("/good")) == 2
 
 
+@pytest.mark.slow
 async def test_one_bad_endpoint_does_not_slow_another(service: Running, endpoint: Endpoint) -> None:
     endpoint.answers["/bad"] = hang
     await service.configure(template=template(endpoint, "/bad"), attempt_timeout=Duration(seconds=30))
@@ -388,6 +390,7 @@ async def test_one_bad_endpoint_does_not_slow_another(service: Running, endpoint
     assert len(endpoint.at("/bad")) == 64  # its share, while 936 more wait
 
 
+@pytest.mark.slow
 async def test_a_rate_limit_acts(service: Running, endpoint: Endpoint) -> None:
     times: list[float] = []
 

@@ -11,6 +11,7 @@ from cryptography.fernet import Fernet
 from tests.conftest import Database
 from tests.postback.conftest import KEY, running
 
+pytestmark = pytest.mark.process
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 
@@ -39,6 +40,7 @@ async def started(**environment: str) -> tuple[int | None, str]:
     ],
     ids=["nothing", "no key", "no host"],
 )
+@pytest.mark.slow
 async def test_what_is_wrong_is_one_sentence(environment: dict[str, str], sentence: str) -> None:
     assert await started(**environment) == (1, f"{sentence}\n")
 

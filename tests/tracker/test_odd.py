@@ -45,6 +45,7 @@ def fill(message: Message, text: str, number: int, *, known: bool, depth: int = 
 
 
 @pytest.mark.parametrize("number", [-1, 0, 1])
+@pytest.mark.slow
 async def test_odd_requests_get_foreseen_answers(tracker: Stub, number: int) -> None:
     await create_parents(tracker)
     await create_tracker(tracker, samples.acquisition())
