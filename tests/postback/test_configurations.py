@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from deploy.local.x_network import SECRETS
 from libs.errors import from_rpc_error
 from libs.vault import Vault
 from reengage.postback.v1 import configuration_pb2
@@ -19,7 +20,7 @@ from reengage.postback.v1.method_pb2 import METHOD_POST
 from services.postback.configurations import POLL_INTERVAL_S
 from services.postback.macros import MACROS
 from tests.conftest import Database
-from tests.postback.conftest import KEY, Endpoint, Running, purchase, running, until_ended
+from tests.postback.conftest import KEY, Endpoint, Running, configuration, purchase, running, until_ended
 from tests.support.eventually import eventually
 
 Configuration = configuration_pb2.Configuration
@@ -182,6 +183,100 @@ async def test_updates_that_are_refused(service: Running) -> None:
     )
     code, reason, _ = await refused(update(service, ["clicks_only"], configuration_id="k"))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION_ARCHIVED")
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        pytest.param({}, [], id="nothing"),
+        pytest.param({"retry_attempts": 3}, [], id="the default that it has"),
+        pytest.param({"retry_attempts": 4}, ["retry_attempts"], id="a field"),
+        pytest.param(
+            {"adapter_fields": {"url": "https://b.example/?{secret.a}", "method": "GET"}},
+            ["adapter_fields.url"],
+            id="a field of the adapter",
+        ),
+        pytest.param({"secrets": {"a": "1"}}, [], id="the secret that it has"),
+        pytest.param({"secrets": {"a": "2", "b": "1"}}, ["secrets.a", "secrets.b"], id="secrets"),
+        pytest.param(
+            {"clicks_only": True, "status": Configuration.STATUS_PAUSED}, ["clicks_only", "status"], id="several"
+        ),
+    ],
+)
+async def test_an_update_says_what_it_changes_and_does_so_only_when_it_is_meant(
+    service: Running, change: dict[str, Any], changed: list[str]
+) -> None:
+    template = {"url": "https://a.example/?{secret.a}"}
+    created = await service.configure(configuration_id="k", template=template, secrets={"a": "1"})
+    request = configuration_pb2.UpdateConfigurationRequest(
+        configuration=Configuration(configuration_id="k", **change),
+        update_mask=FieldMask(paths=list(change) or ["retry_attempts"]),
+        validate_only=True,
+    )
+    would_be = await service.configs.UpdateConfiguration(request)
+    assert list(would_be.changed_fields) == changed
+    assert await get(service, "k") == created, "nothing is stored"
+    request.validate_only = False
+    updated = await service.configs.UpdateConfiguration(request)
+    assert list(updated.changed_fields) == changed
+    assert (updated.configuration.update_time == created.update_time) == (not changed)
+    assert await get(service, "k") == updated.configuration
+    would_be.configuration.update_time.CopyFrom(updated.configuration.update_time)
+    assert would_be.configuration == updated.configuration
+    assert list((await service.configs.UpdateConfiguration(request)).changed_fields) == [], "a repeat changes nothing"
+
+
+async def test_a_creation_can_be_tried(service: Running) -> None:
+    wanted = configuration(configuration_id="k", template=TEMPLATE)
+    request = configuration_pb2.CreateConfigurationRequest(configuration=wanted, validate_only=True)
+    tried = await service.configs.CreateConfiguration(request)
+    assert tried.created
+    assert (await refused(get(service, "k")))[1] == "CONFIGURATION_NOT_FOUND"
+    request.validate_only = False
+    created = await service.configs.CreateConfiguration(request)
+    assert created.created
+    assert dict(tried.configuration.adapter_fields) == dict(created.configuration.adapter_fields)
+    request.validate_only = True
+    repeated = await service.configs.CreateConfiguration(request)
+    assert (repeated.created, repeated.configuration) == (False, created.configuration)
+    request.configuration.clicks_only = True
+    assert (await refused(service.configs.CreateConfiguration(request)))[1] == "CONFIGURATION_EXISTS"
+    request.configuration.configuration_id, request.configuration.adapter = "other", "none"
+    code, _, fields = await refused(service.configs.CreateConfiguration(request))
+    assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, {"configuration.adapter NOT_ALLOWED"})
+
+
+async def test_one_field_of_the_adapter_and_one_secret_change_alone(service: Running) -> None:
+    template = {"url": "https://a.example/?{secret.a}", "default_value": "none"}
+    await service.configure(configuration_id="k", template=template, secrets={"a": "1", "b": "2"})
+    changed = await update(
+        service,
+        ["adapter_fields.url", "adapter_fields.default_value", "secrets.a", "secrets.b"],
+        configuration_id="k",
+        adapter_fields={"url": "https://b.example/?{secret.a}"},
+        secrets={"a": "3"},
+    )
+    assert dict(changed.adapter_fields) == {"method": "GET", "url": "https://b.example/?{secret.a}"}
+    assert list(changed.secret_names) == ["a"]
+    known = service.configurations.get("k")
+    assert known is not None
+    assert known.secrets == {"a": "3"}
+
+
+async def test_another_adapter_comes_with_its_fields(service: Running) -> None:
+    await service.configure(configuration_id="k", template=TEMPLATE)
+    _, _, fields = await refused(update(service, ["adapter"], configuration_id="k", adapter="x"))
+    assert "configuration.adapter_fields.url UNKNOWN_FIELD" in fields
+    assert "configuration.secrets.token REQUIRED" in fields
+    changed = await update(
+        service,
+        ["adapter", "adapter_fields", "secrets"],
+        configuration_id="k",
+        adapter="x",
+        adapter_fields={"app_id": "1", "conversion_type": "PURCHASE"},
+        secrets=SECRETS,
+    )
+    assert (changed.adapter, changed.adapter_fields["click_window"]) == ("x", "14d")
 
 
 async def test_lists_by_id_without_the_archived(service: Running) -> None:
