@@ -32,7 +32,7 @@ class Config:
 
 @asynccontextmanager
 async def wire(config: Config) -> AsyncIterator[Service]:
-    """Opens what postback needs."""
+    """Yields the service, wired."""
     # Names are looked up in threads: a name server that hangs takes one for as long as it does.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64, "names"))
     async with wire_parts(

@@ -1,4 +1,4 @@
-"""The guard against requests into private networks: what a delivery may connect to.
+"""The guard against requests into private networks.
 
 Configurations come from people who may not be trusted with this machine's surroundings. A delivery goes to http and
 https, to the usual ports, and to public addresses only. The check is made on the very address that is connected to, so
@@ -39,22 +39,23 @@ class AddressForbiddenError(OSError):
 
 
 class Guard:
-    """Says what may be connected to. `allowed`: comma-separated `host` (any port) or `host:port`; IPv6 in brackets."""
+    """The rules of what may be connected to. `allowed`: comma-separated `host` (any port) or `host:port`; IPv6 in
+    brackets."""
 
     def __init__(self, allowed: str = "") -> None:
         """Raises ValueError for an entry that is no host."""
         self._allowed = frozenset(_entry(text.strip()) for text in allowed.split(",") if text.strip())
 
     def allows_host(self, url: URL) -> bool:
-        """Whether the allow-list opens the host of `url`, so that its addresses are not checked."""
+        """Returns whether the allow-list opens the host of `url`, so that its addresses are not checked."""
         host = _canonical(url.raw_host or "")
         return (host, None) in self._allowed or (host, url.port) in self._allowed
 
     def refusal(self, url: URL) -> str:
-        """Why `url` may not be asked, as far as can be told without resolving its host; empty when it may."""
+        """Returns why `url` may not be asked, as far as can be told without resolving its host; empty when it may."""
         opened = "unless REENGAGE_ALLOWED_HOSTS names it"
         if url.scheme not in ("http", "https") or not url.raw_host:
-            return "only http and https to a host"
+            return "must be http or https, to a host"
         if self.allows_host(url):
             return ""
         if url.port not in PORTS:
@@ -69,16 +70,16 @@ class Guard:
         return ""
 
     def connector(self, *, lookup: Lookup | None = None) -> TCPConnector:
-        """Connections to public addresses only, whatever a name resolves to. Bounds are the caller's."""
+        """Returns a connector to public addresses only, whatever a name resolves to. Bounds are the caller's."""
         return TCPConnector(resolver=PublicResolver(lookup), socket_factory=_public_socket, limit=0, ttl_dns_cache=10)
 
     def trusting_connector(self) -> TCPConnector:
-        """Connections to the hosts of the allow-list."""
+        """Returns a connector to the hosts of the allow-list."""
         return TCPConnector(limit=0, ttl_dns_cache=10)
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names, and refuses one of which any address is not public: half a public name is no accident."""
+    """A resolver that refuses a name of which any address is not public: half a public name is no accident."""
 
     def __init__(self, lookup: Lookup | None = None) -> None:
         self._lookup = lookup or ThreadedResolver(loop=asyncio.get_running_loop()).resolve
@@ -86,18 +87,18 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name. Raises AddressForbiddenError."""
+        """Returns the addresses of a name. Raises AddressForbiddenError."""
         found = await self._lookup(host, port, family)
         for result in found:
             _require_public(result["host"])
         return found
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Does nothing: there is nothing to close."""
 
 
 def is_literal(host: str) -> bool:
-    """Whether a host is an address in its usual form; other numeric forms are the resolver's, and checked there."""
+    """Returns whether a host is an address in its usual form. Other numeric forms are left to the resolver."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:
@@ -106,7 +107,7 @@ def is_literal(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address lies in the public internet; none that carries another does (NAT64, 6to4, ..)."""
+    """Returns whether an IP address lies in the public internet; none that carries another does (NAT64, 6to4, …)."""
     if "%" in address:  # a scope: never global
         return False
     ip = ip_address(address)

@@ -16,13 +16,15 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
 
 SECRET_PREFIX = "secret."  # noqa: S105  # a prefix of names
 MASK = "_masked_"
 
 _AMOUNT_KEYS = frozenset({"sum", "revenue", "price", "currency"})
 _CUSTOM_PARAMETERS = frozenset(f"cp_{n}" for n in range(10))
-_ADVERTISING_IDS = {"IOS": ("idfa", "idfv"), "ANDROID": ("adid", "oaid", "android_id")}
+_ADVERTISING_IDS = {PLATFORM_IOS: ("idfa", "idfv"), PLATFORM_ANDROID: ("adid", "oaid", "android_id")}
+_PLATFORMS = {PLATFORM_IOS: "ios", PLATFORM_ANDROID: "android"}
 _OTHER_IDS = ("adid", "idfa", "oaid", "android_id", "idfv", "custom", "kochava_device_id")
 _OS_VERSION = re.compile(r"Android[ /-](\d+(?:\.\d+)*)|OS[ -](\d+(?:[._]\d+)*)")
 _ATTRIBUTION_TYPES = {
@@ -101,8 +103,8 @@ def _install_time(values: Values) -> str:
 
 
 def _os(values: Values) -> str:
-    if values.names.platform:
-        return values.names.platform.lower()
+    if values.names.platform in _PLATFORMS:
+        return _PLATFORMS[values.names.platform]
     agent = values.record.user_agent
     return "android" if "Android" in agent else "ios" if re.search(r"iPhone|iPad|iOS", agent) else ""
 

@@ -7,6 +7,7 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID
 from services.postback.model import Configuration
 
 _EVENT_TIME = Timestamp(seconds=1_767_270_896, nanos=789_000_000)
@@ -87,7 +88,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
             network="Sample network",
             bundle_id="com.example.sample",
             store_app_id="1234567890",
-            platform="ANDROID",
+            platform=PLATFORM_ANDROID,
             install_time=_INSTALL_TIME,
         ),
     )

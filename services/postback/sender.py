@@ -14,7 +14,7 @@ MAX_READ_BYTES = 64 * 1024
 
 
 class Sender:
-    """Sends requests to public addresses, and to the guard's allowed hosts."""
+    """The client for requests to public addresses, and to the guard's allowed hosts."""
 
     def __init__(self, guard: Guard, public: ClientSession, trusting: ClientSession) -> None:
         self._guard, self._public, self._trusting = guard, public, trusting

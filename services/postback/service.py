@@ -315,7 +315,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         violations = Violations()
         violations.check_text("request_id", request.request_id, max_characters=64, required=True)
         if bool(request.delivery_id) == bool(request.app_id):
-            violations.add("delivery_id", "ONE_OF", "either delivery_id or app_id")
+            violations.add("delivery_id", "ONE_OF", "must be set, or else app_id")
         if request.delivery_id and (request.configuration_id or request.states):
             violations.add("delivery_id", "NOT_ALLOWED", "configuration_id and states go with app_id")
         for name in ("app_id", "configuration_id"):
@@ -417,7 +417,7 @@ def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
         return
     violations = Violations()
     if not conversions:
-        violations.add("conversions", "REQUIRED", f"1 to {MAX_CONVERSIONS:,}")
+        violations.add("conversions", "REQUIRED", f"must be 1 to {MAX_CONVERSIONS:,}")
     for number, conversion in enumerate(conversions):
         for name in ("app_id", "event_name", "conversion_id"):
             field = f"conversions[{number}].decision.{name}"

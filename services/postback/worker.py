@@ -65,7 +65,7 @@ class _Bucket:
 
 
 class DeliveryWorker:
-    """Sends due deliveries, at most `in_flight` at a time, of one configuration at most `in_flight_each`.
+    """The loop that sends due deliveries, at most `in_flight` at a time, of one configuration at most `in_flight_each`.
 
     Several processes may do so at once. A rate limit holds for each process by itself.
     """

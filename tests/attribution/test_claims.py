@@ -97,7 +97,7 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
         conversion_time=e1.conversion_time,
         receive_time=e1.receive_time,
     )
-    assert (about.record.record_id, about.names.platform) == ("e1", "ANDROID")
+    assert (about.record.record_id, about.names.platform) == ("e1", app_pb2.PLATFORM_ANDROID)
     kept = await _stored_claims(world, "e1")
     assert kept is not None
     assert [(each.network_id, each.state) for each in kept.answers] == [("x", CLAIMED)]

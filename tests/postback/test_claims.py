@@ -21,6 +21,7 @@ from reengage.attribution.v1 import offer_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, delivery_pb2
 from reengage.postback.v1.method_pb2 import METHOD_POST
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, Running, purchase, running, until_ended
 from tests.support.eventually import eventually
@@ -55,7 +56,7 @@ def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app
         decision.ClearField(field)
     conversion.ClearField("engagement")
     conversion.record.device_ids["idfa"] = idfa
-    conversion.names.platform = "IOS"
+    conversion.names.platform = PLATFORM_IOS
     return conversion
 
 
@@ -63,7 +64,7 @@ def decided(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conver
     """The same when it has been decided."""
     conversion = purchase(conversion_id, **decision)
     conversion.record.device_ids["idfa"] = IDFA
-    conversion.names.platform = "IOS"
+    conversion.names.platform = PLATFORM_IOS
     return conversion
 
 

@@ -16,6 +16,7 @@ from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import claim_pb2, configuration_pb2, conversion_pb2, service_pb2_grpc
 from reengage.postback.v1.delivery_pb2 import Attempt, Delivery
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, configuration, purchase
 from tests.support.eventually import eventually
@@ -179,7 +180,7 @@ async def configure_x(channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
 def claim_of(device: str) -> conversion_pb2.Conversion:
     conversion = purchase(device, outcome=decision_pb2.OUTCOME_UNSPECIFIED)
     conversion.record.device_ids["idfa"] = device
-    conversion.names.platform = "IOS"
+    conversion.names.platform = PLATFORM_IOS
     return conversion
 
 

@@ -15,6 +15,7 @@ from libs.errors import Violations
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
 from services.postback.adapters.adapter import Request
 from services.postback.adapters.template import DESCRIPTION, Template, render
 from services.postback.macros import MACROS, Values
@@ -189,7 +190,7 @@ def full_conversion() -> conversion_pb2.Conversion:
             network="N",
             bundle_id="com.example",
             store_app_id="123",
-            platform="IOS",
+            platform=PLATFORM_IOS,
             install_time=Timestamp(seconds=1_766_664_000),
         )
     )

@@ -15,6 +15,7 @@ from deploy.local.x_network import SECRETS, sign
 from libs.errors import Violations
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.tracker.v1 import app_pb2
 from services.postback.adapters import x
 from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
 from services.postback.macros import MASK, Values
@@ -48,7 +49,7 @@ def conversion(*, platform: str = "IOS", **record: Any) -> conversion_pb2.Conver
     made = purchase()
     made.decision.conversion_time.CopyFrom(Timestamp(seconds=1_366_095_600, nanos=123_456_789))
     made.record.MergeFrom(record_pb2.Record(**{"device_ids": {"idfa": IDFA}, **record}))
-    made.names.platform = platform
+    made.names.platform = app_pb2.Platform.Value(f"PLATFORM_{platform}")
     return made
 
 
@@ -176,7 +177,7 @@ def test_device_ids_are_hashed_as_x_wants_them(letter_case: str, encoding: str, 
         pytest.param("ANDROID", {"idfa": IDFA, "oaid": IDFA, "android_id": "9774d56d682e549c"}, id="no adid"),
         pytest.param("IOS", {"idfa_sha1": "0" * 39 + "1"}, id="hashed"),
         pytest.param("IOS", {"idfa": "00000000-0000-0000-0000-000000000000"}, id="zeros"),
-        pytest.param("", {"idfa": IDFA}, id="no platform"),
+        pytest.param("UNSPECIFIED", {"idfa": IDFA}, id="no platform"),
     ],
 )
 def test_without_the_id_that_x_knows_nothing_can_be_asked(platform: str, device_ids: dict[str, str]) -> None:

@@ -347,7 +347,7 @@ def _app_names(app: app_pb2.App) -> conversion_pb2.Names:
     return conversion_pb2.Names(
         bundle_id=app.bundle_id,
         store_app_id=app.store_app_id,
-        platform="IOS" if app.platform == app_pb2.PLATFORM_IOS else "ANDROID",
+        platform=app.platform,
         sandbox=app.sandbox,
         retention_days=_retention_days(app),
     )

@@ -70,7 +70,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What an adapter says of itself."""
+    """The description that an adapter gives of itself."""
 
     name: str
     label: str

@@ -299,7 +299,7 @@ def _escapes_of(content_type: str) -> Callable[[str], Escape]:
 
 
 class _JsonPlaces:
-    """Follows a JSON text piece by piece, to know whether a macro stands inside of quotes."""
+    """The place in a JSON text, read piece by piece: a macro stands inside of quotes or not."""
 
     def __init__(self) -> None:
         self._in_string = False

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from reengage.attribution.v1 import decision_pb2 as _decision_pb2
 from reengage.attribution.v1 import offer_pb2 as _offer_pb2
 from reengage.ingest.v1 import record_pb2 as _record_pb2
+from reengage.tracker.v1 import app_pb2 as _app_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -95,8 +96,8 @@ class Names(_message.Message):
     """Optional. The app's bundle id or package."""
     store_app_id: _builtins.str
     """Optional. The app's id in the store."""
-    platform: _builtins.str
-    """Optional. IOS or ANDROID."""
+    platform: _app_pb2.Platform.ValueType
+    """Optional. The app's platform."""
     sandbox: _builtins.bool
     """Optional. The app is a sandbox: its deliveries go only to hosts that REENGAGE_ALLOWED_HOSTS of the service names.
     To any other host nothing is sent, and the delivery ends REFUSED with the verdict SANDBOX.
@@ -118,7 +119,7 @@ class Names(_message.Message):
         network: _builtins.str = ...,
         bundle_id: _builtins.str = ...,
         store_app_id: _builtins.str = ...,
-        platform: _builtins.str = ...,
+        platform: _app_pb2.Platform.ValueType = ...,
         install_time: _timestamp_pb2.Timestamp | None = ...,
         sandbox: _builtins.bool = ...,
         retention_days: _builtins.int = ...,
