@@ -3,50 +3,43 @@
 import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import asyncpg
 
-from deploy.local.embedded import EmbeddedPostgres
-from libs.migrations import prepare
 from reengage.tracker.v1 import app_pb2
 from tests.bench.row import Row
 from tests.support.backend import backend, create_tracker
+from tests.support.databases import migrated_postgres
 from tests.support.ports import free_port
 
-SERVICES = Path(__file__).parents[2] / "services"
+WARM_UP = 1_000
 LIMIT = "redirects/s of an empty ASGI application on the same server"
 
 
 async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
     """Measures the empty application, clicks, single records, and the empty application again."""
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
-            await postgres.create_database()
-            for service in ("tracker", "ingest"):
-                await prepare(postgres.admin_dsn(), schema=service, directory=SERVICES / service / "migrations")
-            dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
-            async with backend(dsns, Path(directory)) as behind:
-                app = app_pb2.App(app_id="bench", name="Bench", platform=app_pb2.PLATFORM_ANDROID)
-                url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
-                await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
-                gateway = behind.gateway(Path(directory))
-                await gateway.start()
-                port = int(gateway.target.rpartition(":")[2])
-                try:
-                    await _load(port, "click", 1_000, connections)  # everyone is awake
-                    before = await _limit(requests, connections)
-                    clicks = await _load(port, "click", requests, connections)
-                    records = await _load(port, "track", requests, connections)
-                    limit = max(before, await _limit(requests, connections))
-                    stored = await _stored(postgres.admin_dsn(), 2 * requests + 1_000)
-                finally:
-                    await gateway.stop()
-    if stored != 2 * requests + 1_000:
-        raise AssertionError(f"{stored} records in the log, {2 * requests + 1_000} were answered")
+    async with migrated_postgres("tracker", "ingest") as (postgres, directory):
+        dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
+        async with backend(dsns, directory) as behind:
+            app = app_pb2.App(app_id="bench", name="Bench", platform=app_pb2.PLATFORM_ANDROID)
+            url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
+            await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
+            gateway = behind.gateway(directory)
+            await gateway.start()
+            port = int(gateway.target.rpartition(":")[2])
+            try:
+                await _load(port, "click", WARM_UP, connections)  # everyone is awake
+                before = await _limit(requests, connections)
+                clicks = await _load(port, "click", requests, connections)
+                records = await _load(port, "track", requests, connections)
+                limit = max(before, await _limit(requests, connections))
+                stored = await _stored(postgres.admin_dsn(), 2 * requests + WARM_UP)
+            finally:
+                await gateway.stop()
+    if stored != 2 * requests + WARM_UP:
+        raise AssertionError(f"{stored} records in the log, {2 * requests + WARM_UP} were answered")
     at = f"{connections} connections"
     return [
         Row(name=f"empty ASGI application, {at}", value=limit, unit="redirects/s"),

@@ -2,21 +2,17 @@
 
 import asyncio
 import random
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import asyncpg
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
-from libs.migrations import prepare
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import snapshot_pb2, tracker_pb2
 from tests.bench.row import Row
+from tests.support.databases import migrated_postgres
 from tests.support.feed import serve_settings
 from tests.support.processes import ingest_process
 
@@ -24,7 +20,6 @@ BATCH = 100
 CONCURRENT = 32
 STATEMENT_ROWS = 1_000
 """Of the statements that are the limit: as many records as ingest itself commits at once."""
-MIGRATIONS = Path(__file__).parents[2] / "services" / "ingest" / "migrations"
 
 
 async def bench(*, records: int = 200_000) -> list[Row]:
@@ -32,21 +27,18 @@ async def bench(*, records: int = 200_000) -> list[Row]:
     settings = snapshot_pb2.WatchSnapshotResponse(revision=1, reset=True)
     settings.resources.add().app.app_id = "bench"
     settings.resources.add().tracker.CopyFrom(tracker_pb2.Tracker(tracker_id="tr", app_id="bench"))
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres, serve_settings(settings) as tracker:
-            await postgres.create_database()
-            await prepare(postgres.admin_dsn(), schema="ingest", directory=MIGRATIONS)
-            ingest = ingest_process(Path(directory) / "ingest.log", dsn=postgres.dsn("ingest"), tracker_target=tracker)
-            before = await _row_limits(postgres.admin_dsn(), records)
-            await ingest.start()
-            try:
-                async with open_channel(ingest.target) as channel:
-                    stub = IngestServiceStub(channel)
-                    written = await _write(stub, records)
-                    read = await _read(stub)
-            finally:
-                await ingest.stop()
-            after = await _row_limits(postgres.admin_dsn(), records)
+    async with migrated_postgres("ingest") as (postgres, directory), serve_settings(settings) as tracker:
+        ingest = ingest_process(directory / "ingest.log", dsn=postgres.dsn("ingest"), tracker_target=tracker)
+        before = await _row_limits(postgres.admin_dsn(), records)
+        await ingest.start()
+        try:
+            async with open_channel(ingest.target) as channel:
+                stub = IngestServiceStub(channel)
+                written = await _write(stub, records)
+                read = await _read(stub)
+        finally:
+            await ingest.stop()
+        after = await _row_limits(postgres.admin_dsn(), records)
     equal, log_alone = map(max, before, after)
     return [
         Row(
@@ -183,9 +175,3 @@ def make_record(number: int) -> record_pb2.Record:
         record.event.revenue.amount_micros = 9_990_000
         record.event.revenue.currency_code = "USD"
     return record
-
-
-if __name__ == "__main__":
-    for row in asyncio.run(bench()):
-        ratio = f"{row.ratio:.2f} of {row.limit_name}" if row.ratio is not None else ""
-        sys.stdout.write(f"{row.name:32} {row.value:10,.0f} {row.unit} {ratio}\n")

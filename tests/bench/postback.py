@@ -1,10 +1,7 @@
 """How many conversions a second postback takes, and how many deliveries it sends, next to what bare tools do."""
 
 import asyncio
-import sys
-import tempfile
 import time
-from pathlib import Path
 from uuid import uuid4
 
 import aiohttp
@@ -14,20 +11,18 @@ import psutil
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
-from libs.migrations import prepare
 from reengage.postback.v1 import configuration_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.row import Row
 from tests.postback.conftest import purchase
+from tests.support.databases import migrated_postgres
 from tests.support.processes import ServiceProcess, postback_process
 
 BATCH = 100
 CONCURRENT = 8
 LIMIT_ROWS = 2_000
 STEADY_PER_SECOND = 300
-MIGRATIONS = Path(__file__).parents[2] / "services" / "postback" / "migrations"
 
 
 class Endpoint(asyncio.Protocol):
@@ -47,28 +42,25 @@ async def bench(*, deliveries: int = 6_000, conversions: int = 100_000, steady_s
     """Measures both limits; then taking conversions, sending a backlog, and sending as they come at 300/s."""
     server = await asyncio.get_running_loop().create_server(Endpoint, "127.0.0.1", 0)
     host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
-            await postgres.create_database()
-            await prepare(postgres.admin_dsn(), schema="postback", directory=MIGRATIONS)
-            admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "postback"})
-            process = postback_process(
-                Path(directory) / "log", dsn=postgres.dsn("postback"), allowed_hosts=host, log_level="info"
-            )
-            await process.start()
-            try:
-                async with open_channel(process.target) as channel:
-                    await _configure(channel, host)
-                    stub = postback_grpc.PostbackServiceStub(channel)
-                    requests = await _request_limit(f"http://{host}/", deliveries)
-                    rows = await _row_limit(admin, deliveries * 5)
-                    unwanted = await _take(stub, conversions, "Unwanted")
-                    wanted = await _take(stub, deliveries * 5, "Delayed")
-                    sent = await _send(stub, admin, deliveries)
-                    steady = await _steady(stub, admin, process, steady_s)
-            finally:
-                await process.stop()
-                await admin.close()
+    async with migrated_postgres("postback") as (postgres, directory):
+        admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "postback"})
+        process = postback_process(
+            directory / "log", dsn=postgres.dsn("postback"), allowed_hosts=host, log_level="info"
+        )
+        await process.start()
+        try:
+            async with open_channel(process.target) as channel:
+                await _configure(channel, host)
+                stub = postback_grpc.PostbackServiceStub(channel)
+                requests = await _request_limit(f"http://{host}/", deliveries)
+                rows = await _row_limit(admin, deliveries * 5)
+                unwanted = await _take(stub, conversions, "Unwanted")
+                wanted = await _take(stub, deliveries * 5, "Delayed")
+                sent = await _send(stub, admin, deliveries)
+                steady = await _steady(stub, admin, process, steady_s)
+        finally:
+            await process.stop()
+            await admin.close()
     server.close()
     row_limit = f"one INSERT .. SELECT unnest of {LIMIT_ROWS:,} equal rows, again and again"
     request_limit = "a bare aiohttp client, 64 at a time, to the same endpoint"
@@ -231,9 +223,3 @@ async def _all_ended(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
 def _cpu_s(process: ServiceProcess) -> float:
     times = psutil.Process(process.pid).cpu_times()
     return times.user + times.system
-
-
-if __name__ == "__main__":
-    for row in asyncio.run(bench()):
-        limit = f"  {row.ratio:.2f} of {row.limit_name}" if row.ratio else ""
-        print(f"{row.name:55} {row.value:12,.1f} {row.unit}{limit}", file=sys.stderr)  # noqa: T201

@@ -5,17 +5,13 @@ The worker's own way of deciding and writing a batch, on a real PostgreSQL, with
 
 import asyncio
 import gc
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Pool, open_pool, transaction
 from libs.domain.lanes import LANES, lane_of
-from libs.migrations import prepare
 from reengage.ingest.v1 import log_pb2
 from services.attribution.decision.model import TrackerType
 from services.attribution.decision.rules import (
@@ -38,32 +34,29 @@ from services.attribution.storage.replay import FIRST_DEVICE, Period
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.load import APP, CLICKED, INSTALLED, Traffic
 from tests.bench.row import Row
+from tests.support.databases import migrated_postgres
 
 ASKED = 20_000
 PAGE = 1000
-MIGRATIONS = Path(__file__).parents[2] / "services" / "attribution" / "migrations"
 _BATCHES_AT_ONCE = 10
 _ALL_TIME = Period(app_id=APP, start_us=0, end_us=1 << 54)
 
 
 async def bench(*, batches: int = 600, live_batches: int = 150) -> list[Row]:
     """Two rows, of the mix of the whole bench: `batches` of a hundred records stored, `live_batches` decided twice."""
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
-            await postgres.create_database()
-            await prepare(postgres.admin_dsn(), schema="attribution", directory=MIGRATIONS)
-            dsn = postgres.dsn("attribution")
-            async with open_pool(dsn, schema="attribution", application_name="bench") as pool:
-                live = await _Live.owning(pool)
-                await live.decide(batches)
-                await pool.execute("ANALYZE")
-                gc.freeze()  # as the service does once it serves
-                rate = max([await _replayed(live, Pace()) for _ in range(3)])
-                alone, beside = [], []
-                for _ in range(6):  # in turns, as neighbours on this machine come and go
-                    alone.append(await live.decide(live_batches))
-                    async with _replaying(live):
-                        beside.append(await live.decide(live_batches))
+    async with migrated_postgres("attribution") as (postgres, _):
+        dsn = postgres.dsn("attribution")
+        async with open_pool(dsn, schema="attribution", application_name="bench") as pool:
+            live = await _Live.owning(pool)
+            await live.decide(batches)
+            await pool.execute("ANALYZE")
+            gc.freeze()  # as the service does once it serves
+            rate = max([await _replayed(live, Pace()) for _ in range(3)])
+            alone, beside = [], []
+            for _ in range(6):  # in turns, as neighbours on this machine come and go
+                alone.append(await live.decide(live_batches))
+                async with _replaying(live):
+                    beside.append(await live.decide(live_batches))
     return [
         Row(
             name="what-if over stored conversions",

@@ -5,27 +5,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was measured, and the limit that it is compared with, measured in the same run.
+    """A measured value beside the limit that it is compared with, measured in the same run.
 
-    `at_least` and `at_most` are what the ratio to the limit must keep to; 0: nothing is asked.
+    `at_least` and `at_most` are what the ratio to the limit must keep to; 0: nothing is asked. `failure` says why there
+    is no value.
     """
 
     name: str
-    value: float
-    unit: str
+    value: float = 0.0
+    unit: str = ""
     limit_name: str = ""
     limit: float = 0.0
     at_least: float = 0.0
     at_most: float = 0.0
+    failure: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """Of the value to its limit."""
+        """The value as a share of its limit."""
         return self.value / self.limit if self.limit else None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the ratio keeps to what is asked; None when nothing is."""
+        """True when the ratio keeps to what is asked; None when nothing is."""
         ratio = self.ratio
         if ratio is None or not (self.at_least or self.at_most):
             return None

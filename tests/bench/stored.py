@@ -4,18 +4,14 @@ The worker's own way of deciding and writing a batch, on a real PostgreSQL, with
 """
 
 import gc
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import asyncpg
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Pool, open_pool, transaction
 from libs.domain.lanes import LANES, lane_of
-from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.model import DAY_US, TrackerType
@@ -36,36 +32,33 @@ from services.attribution.storage.engagements import EngagementIndex
 from services.attribution.storage.lanes import read_owned_lanes, take_lanes
 from services.attribution.wire.records import Logged, index_rows
 from tests.bench.row import Row
+from tests.support.databases import migrated_postgres
 
 APP = "bench"
 FEW, MANY = 10, 10_000
 SMALL, LARGE = 10_000, 10_000_000
 BATCH = 500
 DEVICES = 50
-MIGRATIONS = Path(__file__).parents[2] / "services" / "attribution" / "migrations"
 _HEADS = [1 << 40] * LANES
 _SEED_ROWS = 1_000_000
 
 
-async def bench(*, stored: int = LARGE, conversions: int = 5_000) -> list[Row]:
+async def bench(*, stored: int = LARGE, conversions: int = 5_000, of_a_device: int = MANY) -> list[Row]:
     """Two rows. `stored` engagements are made by the database itself, some four minutes of work for ten million."""
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
-            await postgres.create_database()
-            await prepare(postgres.admin_dsn(), schema="attribution", directory=MIGRATIONS)
-            dsn = postgres.dsn("attribution")
-            admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "attribution"})
-            async with open_pool(dsn, schema="attribution", application_name="bench", settings=PLANNER) as pool:
-                bench_of = _Bench(pool)
-                await bench_of.own()
-                one_device = await bench_of.one_device()
-                few = await bench_of.events_per_second(conversions, await _grow(admin, pool, SMALL))
-                many = await bench_of.events_per_second(conversions, await _grow(admin, pool, stored))
-            await admin.close()
+    async with migrated_postgres("attribution") as (postgres, _):
+        dsn = postgres.dsn("attribution")
+        admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "attribution"})
+        async with open_pool(dsn, schema="attribution", application_name="bench", settings=PLANNER) as pool:
+            bench_of = _Bench(pool)
+            await bench_of.own()
+            one_device = await bench_of.one_device(of_a_device)
+            few = await bench_of.events_per_second(conversions, await _grow(admin, pool, SMALL))
+            many = await bench_of.events_per_second(conversions, await _grow(admin, pool, stored))
+        await admin.close()
     return [
         Row(
-            name=f"a conversion of a device with {MANY:,} engagements in its window",
-            value=one_device[MANY] * 1e6,
+            name=f"a conversion of a device with {of_a_device:,} engagements in its window",
+            value=one_device[of_a_device] * 1e6,
             unit="us",
             limit_name=f"us of one with {FEW}",
             limit=one_device[FEW] * 1e6,
@@ -98,9 +91,9 @@ class _Bench:
         self._lanes = OwnedLanes(self._pool, "bench", await read_owned_lanes(self._pool, "bench", lanes))
         self._lanes.heads = _HEADS
 
-    async def one_device(self) -> dict[int, float]:
+    async def one_device(self, many: int) -> dict[int, float]:
         """Seconds a conversion, by the number of engagements of its device; measured in turns."""
-        devices = {count: [uuid.uuid4() for _ in range(DEVICES)] for count in (FEW, MANY)}
+        devices = {count: [uuid.uuid4() for _ in range(DEVICES)] for count in (FEW, many)}
         for count, some in devices.items():
             for device in some:
                 clicks = [self._click(device, 60 + at * 200) for at in range(count)]

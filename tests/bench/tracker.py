@@ -3,19 +3,15 @@
 import asyncio
 import gc
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable
-from pathlib import Path
 
 import asyncpg
 import psutil
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.channels import open_channel
 from libs.domain.snapshots import Follower, Resources
-from libs.migrations import prepare
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -33,11 +29,11 @@ from services.attribution.wire.rulebook import RulebookBuilder
 from services.gateway.settings import GatewaySettings
 from services.ingest.settings import build_settings as build_ingest
 from tests.bench.row import Row
+from tests.support.databases import migrated_postgres
 from tests.support.processes import tracker_process
 
 TRACKERS = 100_000
 APPS = 100
-MIGRATIONS = Path(__file__).parents[2] / "services" / "tracker" / "migrations"
 ADMIN_KEY, SERVICE_KEY = "bench-admin", "bench-service"
 Stub = service_pb2_grpc.TrackerConfigServiceStub
 BUILDS: dict[str, Callable[[Resources, int], object]] = {
@@ -49,25 +45,22 @@ BUILDS: dict[str, Callable[[Resources, int], object]] = {
 
 async def bench(*, trackers: int = TRACKERS) -> list[Row]:
     """Rows for `trackers` in 100 apps."""
-    with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        async with EmbeddedPostgres(Path(directory) / "postgres") as postgres:
-            await postgres.create_database()
-            await prepare(postgres.admin_dsn(), schema="tracker", directory=MIGRATIONS)
-            process = tracker_process(
-                Path(directory) / "log", dsn=postgres.dsn("tracker"), admin_key=ADMIN_KEY, service_key=SERVICE_KEY
-            )
-            await process.start()
-            try:
-                async with (
-                    open_channel(process.target, key=ADMIN_KEY) as admin,
-                    open_channel(process.target, key=SERVICE_KEY) as service,
-                ):
-                    await _create_apps(Stub(admin))
-                    await _create_trackers(postgres.dsn("tracker"), trackers)
-                    rows = [await _list(Stub(admin), trackers), await _resolve(Stub(admin))]
-                    return rows + await _follow(Stub(admin), Stub(service), trackers)
-            finally:
-                await process.stop()
+    async with migrated_postgres("tracker") as (postgres, directory):
+        process = tracker_process(
+            directory / "log", dsn=postgres.dsn("tracker"), admin_key=ADMIN_KEY, service_key=SERVICE_KEY
+        )
+        await process.start()
+        try:
+            async with (
+                open_channel(process.target, key=ADMIN_KEY) as admin,
+                open_channel(process.target, key=SERVICE_KEY) as service,
+            ):
+                await _create_apps(Stub(admin))
+                await _create_trackers(postgres.dsn("tracker"), trackers)
+                rows = [await _list(Stub(admin), trackers), await _resolve(Stub(admin))]
+                return rows + await _follow(Stub(admin), Stub(service), trackers)
+        finally:
+            await process.stop()
 
 
 async def _create_apps(stub: Stub) -> None:
