@@ -41,6 +41,11 @@ def to_timestamp(time_us: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
+def is_timestamp(timestamp: Timestamp) -> bool:
+    """Returns whether a message is a time: in the years 1 to 9999, with at most 999,999,999 ns."""
+    return MIN_TIME_US <= timestamp.seconds * SECOND_US <= MAX_TIME_US and 0 <= timestamp.nanos < 1000 * SECOND_US
+
+
 def duration_us(duration: Duration) -> int:
     """Returns a Duration as microseconds; what is finer is cut off towards zero."""
     return duration.seconds * SECOND_US + int(duration.nanos / 1000)

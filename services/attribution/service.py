@@ -43,7 +43,7 @@ from services.attribution.wire.records import identity_key
 from services.attribution.wire.rulebook import Rulebook
 
 _MAX_ID = 256
-_MOST_CHANGES = 10_000
+_MAX_OVERRIDES = 10_000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -205,15 +205,15 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     ) -> AsyncIterator[what_if_pb2.WhatIfResponse]:
         violations = Violations()
         period = _period(violations, request)
-        if len(request.changes) > _MOST_CHANGES:
-            violations.add("changes", "TOO_MANY", f"at most {_MOST_CHANGES:,}")
+        if len(request.overrides) > _MAX_OVERRIDES:
+            violations.add("overrides", "TOO_MANY", f"at most {_MAX_OVERRIDES:,}")
         token = decode_token(request.resume_token, (str, int), violations, field="resume_token")
         after = _as_uuid(str(token[0])) if token else None
         if token and after is None:
             violations.add("resume_token", "INVALID_TOKEN", "must come from an earlier answer, as it was")
         violations.check()
         resume = (after, int(token[1])) if token and after else None
-        async with aclosing(self._what_ifs.run(period, request.changes, resume)) as responses:
+        async with aclosing(self._what_ifs.run(period, request.overrides, resume)) as responses:
             async for response in responses:
                 yield response
 

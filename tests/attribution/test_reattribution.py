@@ -168,7 +168,7 @@ def counted(decisions: Any) -> int:
 
 def what_if(*changes: snapshot_pb2.Resource, **fields: Any) -> what_if_pb2.WhatIfRequest:
     return what_if_pb2.WhatIfRequest(
-        **{"app_id": APP, "start_time": LONG_AGO, "end_time": FAR, "changes": changes, **fields}
+        **{"app_id": APP, "start_time": LONG_AGO, "end_time": FAR, "overrides": changes, **fields}
     )
 
 
@@ -294,10 +294,10 @@ async def test_what_if_names_every_wrong_field(world: World) -> None:
     assert await refusal(world.attribution.WhatIf(what_if(foreign, stray, account, snapshot_pb2.Resource()))) == (
         "INVALID_ARGUMENT",
         [
-            ("changes[0].tracker.app_id", "OTHER_APP"),
-            ("changes[2].account", "NOT_ALLOWED"),
-            ("changes[3].resource", "NOT_ALLOWED"),
-            ("changes[1].tracker.network_id", "NOT_FOUND"),
+            ("overrides[0].tracker.app_id", "OTHER_APP"),
+            ("overrides[1].tracker.network_id", "NOT_FOUND"),
+            ("overrides[2].account", "NOT_ALLOWED"),
+            ("overrides[3].resource", "NOT_ALLOWED"),
         ],
     )
     assert await refusal(world.attribution.WhatIf(what_if_pb2.WhatIfRequest(resume_token="x"))) == (
@@ -327,17 +327,17 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
     assert await refusal(world.attribution.WhatIf(what_if(*changes))) == (
         "INVALID_ARGUMENT",
         [
-            ("changes[0].event_definition.event_name", "INVALID_TEXT"),
-            ("changes[0].event_definition.min_time_to_reengagement", "OUT_OF_RANGE"),
-            ("changes[0].event_definition.reengagement_period", "OUT_OF_RANGE"),
-            ("changes[1].tracker.tracker_id", "TOO_LONG"),
-            ("changes[1].tracker.events[1]", "INVALID_TEXT"),
-            ("changes[1].tracker.windows.click_device.duration", "OUT_OF_RANGE"),
-            ("changes[1].tracker.windows.impression_ip.unlimited", "NOT_ALLOWED"),
-            ("changes[1].tracker.max_conversions_per_engagement", "OUT_OF_RANGE"),
-            ("changes[1].tracker.create_time", "INVALID_TIME"),
-            ("changes[2].app.settings.windows.event_association.duration", "OUT_OF_RANGE"),
-            ("changes[2].app.settings.retention", "OUT_OF_RANGE"),
+            ("overrides[0].event_definition.event_name", "INVALID_TEXT"),
+            ("overrides[0].event_definition.min_time_to_reengagement", "OUT_OF_RANGE"),
+            ("overrides[0].event_definition.reengagement_period", "OUT_OF_RANGE"),
+            ("overrides[1].tracker.tracker_id", "TOO_LONG"),
+            ("overrides[1].tracker.events[1]", "INVALID_TEXT"),
+            ("overrides[1].tracker.create_time", "INVALID_TIME"),
+            ("overrides[1].tracker.windows.click_device.duration", "OUT_OF_RANGE"),
+            ("overrides[1].tracker.windows.impression_ip.unlimited", "NOT_ALLOWED"),
+            ("overrides[1].tracker.max_conversions_per_engagement", "OUT_OF_RANGE"),
+            ("overrides[2].app.settings.windows.event_association.duration", "OUT_OF_RANGE"),
+            ("overrides[2].app.settings.retention", "OUT_OF_RANGE"),
         ],
     )
 

@@ -21,7 +21,8 @@ from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
-from services.attribution.wire.rulebook import RulebookBuilder, build_rulebook, rules_with
+from services.attribution.redecide.overrides import rules_with
+from services.attribution.wire.rulebook import RulebookBuilder, build_rulebook
 
 Edit = tuple[str, tuple[str, ...], Message]
 
@@ -60,9 +61,10 @@ def edits(
 app_ids, names = st.sampled_from(("a", "b")), st.sampled_from(("", "Spring", "Summer"))
 network_ids = st.sampled_from(("n", "san"))
 statuses = st.sampled_from((STATUS_LIVE, STATUS_ARCHIVED))
-durations = st.none() | st.sampled_from((60, 3600)).map(lambda seconds: Duration(seconds=seconds))
+lengths = st.sampled_from((60, 3600)).map(lambda seconds: Duration(seconds=seconds))
+durations = st.none() | lengths
 days = st.none() | st.sampled_from((1, 14)).map(lambda number: Duration(seconds=number * 86_400))
-limits = st.none() | st.just(Window(disabled=True)) | durations.map(lambda duration: Window(duration=duration))
+limits = st.none() | st.just(Window(disabled=True)) | lengths.map(lambda duration: Window(duration=duration))
 windows = st.none() | st.builds(Windows, click_device=limits, click_modeled=limits, impression_ip=limits)
 any_edit = st.one_of(
     edits(

@@ -12,6 +12,7 @@ from libs.time import (
     MIN_TIME_US,
     duration_us,
     format_duration,
+    is_timestamp,
     parse_duration,
     timestamp_us,
     to_duration,
@@ -55,3 +56,19 @@ def test_the_largest_unit_is_written(length_us: int, text: str) -> None:
 def test_other_texts_are_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match="should be a duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "is_one"),
+    [
+        pytest.param(Timestamp(), True, id="1970"),
+        pytest.param(Timestamp(seconds=-62_135_596_800), True, id="the first"),
+        pytest.param(Timestamp(seconds=253_402_300_799, nanos=999_999_999), True, id="the last"),
+        pytest.param(Timestamp(seconds=253_402_300_800), False, id="after the last"),
+        pytest.param(Timestamp(seconds=-62_135_596_801), False, id="before the first"),
+        pytest.param(Timestamp(nanos=1_000_000_000), False, id="too many nanos"),
+        pytest.param(Timestamp(nanos=-1), False, id="negative nanos"),
+    ],
+)
+def test_is_timestamp(timestamp: Timestamp, is_one: bool) -> None:
+    assert is_timestamp(timestamp) is is_one

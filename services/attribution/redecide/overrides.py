@@ -1,84 +1,125 @@
-"""What a resource of a what-if may hold: what tracker would refuse, and decisions read, is refused here, too."""
+"""Overrides: the settings that a what-if puts in place of stored ones.
+
+Decisions would read what tracker refuses, so the same is refused here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.setting_ranges import check_ranges
 from libs.errors import Violations
-from reengage.tracker.v1 import windows_pb2
+from libs.time import is_timestamp
+from reengage.tracker.v1 import (
+    app_pb2,
+    event_definition_pb2,
+    network_pb2,
+    network_settings_pb2,
+    snapshot_pb2,
+    status_pb2,
+    tracker_pb2,
+)
+from services.attribution.decision.rules import AppRules
+from services.attribution.wire.rulebook import Rulebook, Sources, compile_sources
 
-_MOST_CHARACTERS = 256
-_MINUTE, _DAY = 60, 86_400
-_CLICK, _IMPRESSION, _LONG = (_MINUTE, 30 * _DAY), (_MINUTE, _DAY), (_MINUTE, 3650 * _DAY)
-_RANGES_S = {
-    "click_device": _CLICK,  # B2
-    "click_modeled": _CLICK,
-    "click_equalizer": _CLICK,
-    "click_ip": _CLICK,
-    "impression_device": _IMPRESSION,
-    "impression_modeled": _IMPRESSION,
-    "impression_ip": _IMPRESSION,
-    "event_association": _LONG,  # D8
-    "post_engagement_window": (_DAY, 90 * _DAY),  # B4
-    "post_view_window": (0, 90 * _DAY),
-    "min_time_to_reengagement": (0, 365 * _DAY),  # D3
-    "reengagement_period": _LONG,  # D6
-    "install_reprocessing_window": (_DAY, 365 * _DAY),
-    "retention": (60 * _DAY, 760 * _DAY),
-}
-"""Durations that decisions read, by the field that holds them or their window; both ends included."""
+_MAX_CHARACTERS = 256
+_KINDS = ("app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition")
+"""The kinds of resources that decisions read."""
 
 
-def check_change(path: str, resource: Message, violations: Violations) -> None:
-    """Note every field of a resource at `path`, and of what lies in it, that holds what it cannot."""
+def rules_with(rulebook: Rulebook, app_id: str, overrides: Sequence[snapshot_pb2.Resource]) -> AppRules:
+    """Returns the rules of a known app with these resources in place of those of the same id, or added.
+
+    A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument with every
+    resource that is of another app, that is on an unknown network, or that decisions do not read, and with every field
+    that tracker would refuse.
+    """
+    _check(rulebook.sources[app_id], app_id, overrides)
+    held = rulebook.sources[app_id]
+    sources = _copy(held)
+    for override in overrides:
+        sources = _with(sources, getattr(override, override.WhichOneof("resource") or ""))
+    return compile_sources(sources, rulebook.revision, (held, rulebook.apps[app_id]))
+
+
+def _check(held: Sources, app_id: str, overrides: Sequence[snapshot_pb2.Resource]) -> None:
+    violations = Violations()
+    network_ids = held.networks.keys() | {each.network.network_id for each in overrides if each.HasField("network")}
+    for number, override in enumerate(overrides):
+        kind = override.WhichOneof("resource")
+        field = f"overrides[{number}].{kind or 'resource'}"
+        if kind not in _KINDS:
+            violations.add(field, "NOT_ALLOWED", f"decisions read {', '.join(_KINDS)}, and nothing else")
+            continue
+        resource = getattr(override, kind)
+        if kind != "network" and resource.app_id != app_id:
+            violations.add(f"{field}.app_id", "OTHER_APP", f"must be {app_id}")
+        if kind in ("tracker", "network_settings") and resource.network_id not in network_ids:
+            violations.add(f"{field}.network_id", "NOT_FOUND", "there is no such network")
+        _check_texts_and_times(field, resource, violations)
+        check_ranges(field, resource, violations)
+    violations.check()
+
+
+def _check_texts_and_times(path: str, resource: Message, violations: Violations) -> None:
+    """Notes every text and every time of a resource at `path`, at any depth, that tracker would refuse."""
     for described, value in resource.ListFields():
-        name, inner = described.name, f"{path}.{described.name}"
+        inner = f"{path}.{described.name}"
         if described.type == FieldDescriptor.TYPE_STRING:
-            texts = (
-                [(f"{inner}[{n}]", text) for n, text in enumerate(value)] if described.is_repeated else [(inner, value)]
-            )
-            for place, text in texts:
-                _check_text(place, text, name, violations)
-        elif name == "max_conversions_per_engagement" and value < 0:
-            violations.add(inner, "OUT_OF_RANGE", "must be 0 (no limit) or more")
+            # Links and the like may be longer, and nothing is decided by them.
+            is_id = described.name.endswith("_id") or described.name in ("event_name", "events")
+            texts = {f"{inner}[{n}]": text for n, text in enumerate(value)} if described.is_repeated else {inner: value}
+            for place, text in texts.items():
+                violations.check_text(place, text, max_characters=_MAX_CHARACTERS if is_id else len(text))
         elif described.message_type is None or described.is_repeated:
             continue
         elif isinstance(value, Timestamp):
-            _check_time(inner, value, violations)
-        elif isinstance(value, Duration):
-            _check_duration(inner, value, name, violations)
-        elif isinstance(value, windows_pb2.Window):
-            _check_window(inner, value, name, violations)
+            if not is_timestamp(value):
+                violations.add(inner, "INVALID_TIME", "seconds or nanos are out of range")
         else:
-            check_change(inner, value, violations)
+            _check_texts_and_times(inner, value, violations)
 
 
-def _check_text(path: str, text: str, name: str, violations: Violations) -> None:
-    if "\0" in text:
-        violations.add(path, "INVALID_TEXT", "must not contain NUL")
-    # Links and the like may be longer, and nothing is decided by them.
-    if len(text) > _MOST_CHARACTERS and (name.endswith("_id") or name in ("event_name", "events")):
-        violations.add(path, "TOO_LONG", f"at most {_MOST_CHARACTERS} characters")
+def _copy(sources: Sources) -> Sources:
+    return replace(
+        sources,
+        networks=dict(sources.networks),
+        network_settings=dict(sources.network_settings),
+        trackers=dict(sources.trackers),
+        events=dict(sources.events),
+    )
 
 
-def _check_time(path: str, time: Timestamp, violations: Violations) -> None:
-    # The bounds of google.protobuf.Timestamp: years 1 to 9999.
-    if not (-62_135_596_800 <= time.seconds < 253_402_300_800 and 0 <= time.nanos < 1_000_000_000):
-        violations.add(path, "INVALID_TIME", "seconds or nanos are out of range")
+def _with(sources: Sources, resource: Message) -> Sources:
+    """Returns the sources, whose mappings are the caller's own, with a resource in its place."""
+    match resource:
+        case app_pb2.App():
+            return replace(sources, app=resource)
+        case network_pb2.Network():
+            sources.networks[resource.network_id] = resource
+        case network_settings_pb2.NetworkSettings():
+            sources.network_settings[resource.network_id] = resource
+        case tracker_pb2.Tracker():
+            sources.trackers[resource.tracker_id] = _completed(resource, sources.trackers.get(resource.tracker_id))
+        case event_definition_pb2.EventDefinition() if resource.status == status_pb2.STATUS_ARCHIVED:
+            sources.events.pop(resource.event_name, None)
+        case event_definition_pb2.EventDefinition():
+            sources.events[resource.event_name] = resource
+        case _:  # campaigns and segments are but names to a decision
+            pass
+    return sources
 
 
-def _check_duration(path: str, duration: Duration, name: str, violations: Violations) -> None:
-    if name not in _RANGES_S:
-        return
-    low_s, high_s = _RANGES_S[name]
-    if duration.nanos or not low_s <= duration.seconds <= high_s:
-        violations.add(path, "OUT_OF_RANGE", f"must be {low_s:,} to {high_s:,} s, in whole seconds")
-
-
-def _check_window(path: str, window: windows_pb2.Window, name: str, violations: Violations) -> None:
-    limit = window.WhichOneof("limit")
-    if limit == "duration":
-        _check_duration(f"{path}.duration", window.duration, name, violations)
-    elif limit == ("disabled" if name == "event_association" else "unlimited"):
-        violations.add(f"{path}.{limit}", "NOT_ALLOWED", f"cannot be {limit}")
+def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -> tracker_pb2.Tracker:
+    """Returns a tracker with the fields that tracker itself would have filled in."""
+    tracker = tracker_pb2.Tracker()
+    tracker.CopyFrom(given)
+    tracker.status = tracker.status or status_pb2.STATUS_LIVE
+    if before is not None and not tracker.HasField("create_time"):
+        tracker.create_time.CopyFrom(before.create_time)
+    elif not tracker.HasField("create_time"):
+        tracker.create_time.GetCurrentTime()
+    return tracker

@@ -10,10 +10,11 @@ from libs.pages import encode_token
 from reengage.attribution.v1 import what_if_pb2
 from reengage.tracker.v1 import snapshot_pb2
 from services.attribution.jobs.pace import Pace
+from services.attribution.redecide.overrides import rules_with
 from services.attribution.redecide.replay import Page, Replay
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
-from services.attribution.wire.rulebook import Rulebook, rules_with
+from services.attribution.wire.rulebook import Rulebook
 
 _MOST_AT_ONCE = 2
 """They share the process and its connections with live work."""
@@ -30,7 +31,7 @@ class WhatIfs:
         self._running = 0
 
     async def run(
-        self, period: Period, changes: Sequence[snapshot_pb2.Resource], resume: tuple[uuid.UUID, int] | None
+        self, period: Period, overrides: Sequence[snapshot_pb2.Resource], resume: tuple[uuid.UUID, int] | None
     ) -> AsyncGenerator[what_if_pb2.WhatIfResponse, None]:
         """The answer, part by part; `resume` is what the token of a part held: its last device, and the estimate.
 
@@ -39,7 +40,7 @@ class WhatIfs:
         settings = self._settings.current
         if period.app_id not in settings.apps:
             raise NotFound("APP_NOT_FOUND", "there is no such app")
-        rules = rules_with(settings, period.app_id, changes)
+        rules = rules_with(settings, period.app_id, overrides)
         if self._running >= _MOST_AT_ONCE:
             raise ResourceExhausted("TOO_MANY_REPLAYS", "others are answered just now", retry_after_s=_RETRY_S)
         self._running += 1

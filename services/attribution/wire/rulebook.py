@@ -1,20 +1,16 @@
 """Builds the rules of every app from tracker's settings, once per revision: what did not change is not made again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from google.protobuf.message import Message
-
 from libs.domain.snapshots import Resources
-from libs.errors import Violations
 from reengage.postback.v1 import conversion_pb2
 from reengage.tracker.v1 import (
     app_pb2,
     event_definition_pb2,
     network_pb2,
     network_settings_pb2,
-    snapshot_pb2,
     status_pb2,
     tracker_pb2,
     windows_pb2,
@@ -36,7 +32,6 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.redecide.overrides import check_change
 
 _WINDOWS = {
     "click_device": WindowKind.CLICK_DEVICE,
@@ -48,9 +43,6 @@ _WINDOWS = {
     "impression_ip": WindowKind.IMPRESSION_IP,
     "event_association": WindowKind.EVENT_ASSOCIATION,
 }
-
-
-_CHANGEABLE = ("app", "network", "network_settings", "campaign", "segment", "tracker", "event_definition")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +112,7 @@ class RulebookBuilder:
     def __call__(self, resources: Resources, revision: int) -> Rulebook:
         """The rules of every app, archived ones too: what was accepted before is still decided."""
         self._made = {
-            app_id: (sources, _rules(sources, revision, self._made.get(app_id)))
+            app_id: (sources, compile_sources(sources, revision, self._made.get(app_id)))
             for app_id, sources in _sources(resources).items()
         }
         app_names = {app_id: _app_names(sources.app) for app_id, (sources, _) in self._made.items()}
@@ -136,75 +128,6 @@ class RulebookBuilder:
 def build_rulebook(resources: Resources, revision: int) -> Rulebook:
     """All settings, built once and anew."""
     return RulebookBuilder()(resources, revision)
-
-
-def rules_with(settings: Rulebook, app_id: str, changes: Sequence[snapshot_pb2.Resource]) -> AppRules:
-    """The rules of a known app as they would be with these resources in place of those of the same id, or added.
-
-    A status left out is LIVE; a tracker that is added counts as set up now (E3). Raises InvalidArgument naming every
-    resource that is of another app, that is on a network that is not there, or that decisions do not read, and every
-    field that holds what tracker would not take.
-    """
-    held = settings.sources[app_id]
-    sources = replace(
-        held,
-        networks=dict(held.networks),
-        network_settings=dict(held.network_settings),
-        trackers=dict(held.trackers),
-        events=dict(held.events),
-    )
-    violations = Violations()
-    on_networks: dict[str, str] = {}
-    for number, change in enumerate(changes):
-        kind = change.WhichOneof("resource")
-        field = f"changes[{number}].{kind or 'resource'}"
-        if kind not in _CHANGEABLE:
-            violations.add(field, "NOT_ALLOWED", f"decisions read {', '.join(_CHANGEABLE)}, and nothing else")
-            continue
-        resource = getattr(change, kind)
-        if kind != "network" and resource.app_id != app_id:
-            violations.add(f"{field}.app_id", "OTHER_APP", f"must be {app_id}")
-        check_change(field, resource, violations)
-        sources = _with(sources, resource)
-        if kind in ("tracker", "network_settings"):
-            on_networks[f"{field}.network_id"] = resource.network_id
-    for field, network_id in on_networks.items():
-        if network_id not in sources.networks:
-            violations.add(field, "NOT_FOUND", "there is no such network")
-    violations.check()
-    return _rules(sources, settings.revision, (held, settings.apps[app_id]))
-
-
-def _with(sources: Sources, resource: Message) -> Sources:
-    """The sources, whose mappings are the caller's own, with a resource in its place."""
-    match resource:
-        case app_pb2.App():
-            return replace(sources, app=resource)
-        case network_pb2.Network():
-            sources.networks[resource.network_id] = resource
-        case network_settings_pb2.NetworkSettings():
-            sources.network_settings[resource.network_id] = resource
-        case tracker_pb2.Tracker():
-            sources.trackers[resource.tracker_id] = _completed(resource, sources.trackers.get(resource.tracker_id))
-        case event_definition_pb2.EventDefinition() if resource.status == status_pb2.STATUS_ARCHIVED:
-            sources.events.pop(resource.event_name, None)
-        case event_definition_pb2.EventDefinition():
-            sources.events[resource.event_name] = resource
-        case _:  # campaigns and segments are but names to a decision
-            pass
-    return sources
-
-
-def _completed(given: tracker_pb2.Tracker, before: tracker_pb2.Tracker | None) -> tracker_pb2.Tracker:
-    """The tracker with what tracker itself would have filled in."""
-    tracker = tracker_pb2.Tracker()
-    tracker.CopyFrom(given)
-    tracker.status = tracker.status or status_pb2.STATUS_LIVE
-    if before is not None and not tracker.HasField("create_time"):
-        tracker.create_time.CopyFrom(before.create_time)
-    elif not tracker.HasField("create_time"):
-        tracker.create_time.GetCurrentTime()
-    return tracker
 
 
 def _sources(resources: Resources) -> dict[str, Sources]:
@@ -223,8 +146,8 @@ def _sources(resources: Resources) -> dict[str, Sources]:
     return by_app
 
 
-def _rules(sources: Sources, revision: int, before: tuple[Sources, AppRules] | None) -> AppRules:
-    """The app's rules; `before` is what they were made of and were at an earlier revision."""
+def compile_sources(sources: Sources, revision: int, before: tuple[Sources, AppRules] | None) -> AppRules:
+    """Returns the rules of an app. `before` are its sources and rules at an earlier revision; what is equal stays."""
     made_of, rules = before or (None, None)
     if rules is not None and made_of == sources:
         return replace(rules, revision=revision)

@@ -122,7 +122,7 @@ async def _what_if(
     from services.cli.tables import print_changed, print_totals
 
     changes = [] if file is None else await _changes(app_id, file, keep)
-    request = what_if_pb2.WhatIfRequest(app_id=app_id, start_time=period[0], end_time=period[1], changes=changes)
+    request = what_if_pb2.WhatIfRequest(app_id=app_id, start_time=period[0], end_time=period[1], overrides=changes)
     count = changed_count = 0
     totals: list[credit_total_pb2.CreditTotal] = []
     shown: list[what_if_pb2.ChangedDecision] = []

@@ -28,7 +28,7 @@ from reengage.attribution.v1 import decision_pb2 as reengage_dot_attribution_dot
 from reengage.tracker.v1 import snapshot_pb2 as reengage_dot_tracker_dot_v1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/attribution/v1/what_if.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*reengage/attribution/v1/credit_total.proto\x1a&reengage/attribution/v1/decision.proto\x1a\"reengage/tracker/v1/snapshot.proto\"\xc3\x01\n\rWhatIfRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x1d.reengage.tracker.v1.Resource\x12\x14\n\x0cresume_token\x18\x05 \x01(\t\"\xd0\x01\n\x0eWhatIfResponse\x12\x39\n\x07\x63hanged\x18\x01 \x03(\x0b\x32(.reengage.attribution.v1.ChangedDecision\x12\x18\n\x10\x63onversion_count\x18\x02 \x01(\x03\x12\x1d\n\x15\x65stimated_total_count\x18\x03 \x01(\x03\x12\x34\n\x06totals\x18\x04 \x03(\x0b\x32$.reengage.attribution.v1.CreditTotal\x12\x14\n\x0cresume_token\x18\x05 \x01(\t\"v\n\x0f\x43hangedDecision\x12\x31\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12\x30\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32!.reengage.attribution.v1.Decisionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/attribution/v1/what_if.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*reengage/attribution/v1/credit_total.proto\x1a&reengage/attribution/v1/decision.proto\x1a\"reengage/tracker/v1/snapshot.proto\"\xc5\x01\n\rWhatIfRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\toverrides\x18\x04 \x03(\x0b\x32\x1d.reengage.tracker.v1.Resource\x12\x14\n\x0cresume_token\x18\x05 \x01(\t\"\xd0\x01\n\x0eWhatIfResponse\x12\x39\n\x07\x63hanged\x18\x01 \x03(\x0b\x32(.reengage.attribution.v1.ChangedDecision\x12\x18\n\x10\x63onversion_count\x18\x02 \x01(\x03\x12\x1d\n\x15\x65stimated_total_count\x18\x03 \x01(\x03\x12\x34\n\x06totals\x18\x04 \x03(\x0b\x32$.reengage.attribution.v1.CreditTotal\x12\x14\n\x0cresume_token\x18\x05 \x01(\t\"v\n\x0f\x43hangedDecision\x12\x31\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12\x30\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32!.reengage.attribution.v1.Decisionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.attribution.v1.wha
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WHATIFREQUEST']._serialized_start=220
-  _globals['_WHATIFREQUEST']._serialized_end=415
-  _globals['_WHATIFRESPONSE']._serialized_start=418
-  _globals['_WHATIFRESPONSE']._serialized_end=626
-  _globals['_CHANGEDDECISION']._serialized_start=628
-  _globals['_CHANGEDDECISION']._serialized_end=746
+  _globals['_WHATIFREQUEST']._serialized_end=417
+  _globals['_WHATIFRESPONSE']._serialized_start=420
+  _globals['_WHATIFRESPONSE']._serialized_end=628
+  _globals['_CHANGEDDECISION']._serialized_start=630
+  _globals['_CHANGEDDECISION']._serialized_end=748
 # @@protoc_insertion_point(module_scope)

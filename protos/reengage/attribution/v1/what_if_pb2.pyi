@@ -31,7 +31,7 @@ class WhatIfRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
-    CHANGES_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Required."""
@@ -48,7 +48,7 @@ class WhatIfRequest(_message.Message):
         """Required. Conversions that happened before this time."""
 
     @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.Resource]:
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.Resource]:
         """Optional. Settings that replace those of the same id, or are added to them: the whole resource each, of this app, with
         app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000. The ranges
         of what decisions read are tracker's. Left out: the settings as they are.
@@ -60,12 +60,12 @@ class WhatIfRequest(_message.Message):
         app_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
-        changes: _abc.Iterable[_snapshot_pb2.Resource] | None = ...,
+        overrides: _abc.Iterable[_snapshot_pb2.Resource] | None = ...,
         resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "changes", b"changes", "end_time", b"end_time", "resume_token", b"resume_token", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "end_time", b"end_time", "overrides", b"overrides", "resume_token", b"resume_token", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
