@@ -2,57 +2,53 @@
 
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from libs.errors import NotFound, PermissionDenied, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.time import to_timestamp
 from reengage.tracker.v1 import change_pb2
 from reengage.tracker.v1.change_pb2 import Change
 from services.tracker import access, validation
 from services.tracker.differences import field_changes
-from services.tracker.kinds import APP, BY_NUMBER, KINDS
+from services.tracker.kinds import API_KEY, APP, BY_NUMBER
 from services.tracker.resources import ResourceMethods
-from services.tracker.store import Condition, NotedChange, Store, View
+from services.tracker.store import NotedChange, Store
+from services.tracker.views import Condition
 
 
-class Audit:
+class AuditTrail:
     """Reads the trail for the caller of the call being served."""
 
     def __init__(self, resources: ResourceMethods, store: Store) -> None:
         self._resources, self._store = resources, store
 
     async def page(self, request: change_pb2.ListChangesRequest) -> change_pb2.ListChangesResponse:
-        """A page of changes, newest first. Keys of a narrower scope must name an app in it."""
+        """Returns a page of changes, newest first. Keys of a narrower scope must name an app in it."""
         violations = Violations()
         size = page_size(request.page_size, violations)
-        token: Any = decode_token(request.page_token, (int, str, str), violations)
-        if token is not None and not (0 <= token[0] < 2**63 and token[1].isprintable() and token[2].isprintable()):
-            violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
+        token: Any = decode_token(request.page_token, (int, int, str), violations)
+        if token is not None and not (0 <= token[0] < 2**63 and token[1] in BY_NUMBER and token[2].isprintable()):
+            violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier response")
         conditions = _conditions(request, violations)
         violations.check()
         if request.app_id:
-            await self._store.read(self._in_scope(request.app_id))
+            await self._store.read(lambda view: self._resources.visible(view, APP, request.app_id, ()))
         elif not access.caller().sees_all_apps:
             raise PermissionDenied("SCOPE_NOT_ALLOWED", "this key sees the changes of its apps only; give an app_id")
         if access.caller().role != access.ADMIN:
-            conditions.append(("kind <> {}", "api_key"))
-        found = await self._store.changes(conditions, before=token, size=size + 1)
+            conditions.append(("kind <> {}", API_KEY.number))
+        found = await self._store.changes(conditions, before=token, max_count=size + 1)
         last = found[size - 1] if len(found) > size else None
         return change_pb2.ListChangesResponse(
             changes=map(_shown, found[:size]),
-            next_page_token=encode_token(last.revision, last.kind, "/".join(last.key)) if last is not None else "",
+            next_page_token=encode_token(last.revision, last.kind.number, "/".join(last.key))
+            if last is not None
+            else "",
         )
 
     async def check_reached(self, revision: int) -> None:
         """Raises NotFound for a revision that is not reached."""
         if revision > await self._store.revision():
             raise NotFound("REVISION_NOT_FOUND", f"revision {revision} is not reached yet")
-
-    def _in_scope(self, app_id: str) -> Any:
-        async def work(view: View) -> None:
-            await self._resources.listed(view, APP, app_id, ())
-
-        return work
 
 
 def _conditions(request: change_pb2.ListChangesRequest, violations: Violations) -> list[Condition]:
@@ -64,7 +60,7 @@ def _conditions(request: change_pb2.ListChangesRequest, violations: Violations) 
     if request.kind and kind is None:
         violations.add("kind", "UNKNOWN_VALUE", "must be a value of ResourceKind")
     elif kind is not None:
-        conditions.append(("kind = {}", kind.name))
+        conditions.append(("kind = {}", kind.number))
     if request.resource_id and not request.kind:
         violations.add("kind", "REQUIRED", "must say what kind of resource this is")
     elif request.resource_id and kind is not None:
@@ -79,17 +75,15 @@ def _conditions(request: change_pb2.ListChangesRequest, violations: Violations) 
 
 
 def _shown(noted: NotedChange) -> Change:
-    kind = KINDS[noted.kind]
+    kind = noted.kind
     action = Change.ACTION_UPDATED
     if noted.before is None or (kind.is_archived(noted.before) and not kind.is_archived(noted.after)):
         action = Change.ACTION_CREATED
     elif kind.is_archived(noted.after) and not kind.is_archived(noted.before):
         action = Change.ACTION_ARCHIVED
-    time = Timestamp()
-    time.FromDatetime(noted.time)
     return Change(
         revision=noted.revision,
-        change_time=time,
+        change_time=to_timestamp(noted.time_us),
         actor=noted.actor,
         kind=kind.number,
         resource_id="/".join(noted.key),

@@ -26,6 +26,7 @@ def _networks(entry: dict[str, Any]) -> list[Network]:
             post_engagement_windows=[Duration(seconds=days * _DAY) for days in entry.get("post_engagement_days", ())],
             post_view_windows=[Duration(seconds=days * _DAY) for days in entry.get("post_view_days", ())],
             postback_needs=[PostbackNeed(**need) for need in entry["needs"]],
+            link_macros=entry.get("link_macros", {}),
             status=STATUS_LIVE,
             built_in=True,
             etag="0",

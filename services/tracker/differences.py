@@ -1,4 +1,4 @@
-"""What differs between two states of a resource, field by field. Pure."""
+"""Differences between two states of a resource, field by field. Pure."""
 
 import json
 from typing import Any
@@ -10,11 +10,11 @@ from reengage.tracker.v1.change_pb2 import FieldChange
 from services.tracker.kinds import SET_BY_SERVICE
 
 _LEAVES = ("google.protobuf.Duration", "google.protobuf.Timestamp", "reengage.tracker.v1.Window")
-_HIDDEN = ("click_validation_key",)
+_HIDDEN = ("click_validation_key", "credentials")
 
 
 def field_changes(before: Message | None, after: Message) -> list[FieldChange]:
-    """Every field that differs, by path, as JSON; without those that the service sets. Keys are shown as `"…"`."""
+    """Returns every field that differs, by path, as JSON, but those that the service sets. Secrets show as `"…"`."""
     old = _flat(before) if before is not None else {}
     new = _flat(after)
     return [
@@ -45,3 +45,12 @@ def _flatten(prefix: str, descriptor: Any, values: dict[str, Any], found: dict[s
 
 def _shown(path: str, text: str) -> str:
     return '"…"' if text and path in _HIDDEN else text
+
+
+def shown_value(message: Message, name: str, value: Any) -> str:
+    """Returns a text or an enum value as people call it: `REENGAGEMENT`."""
+    kind = message.DESCRIPTOR.fields_by_name[name].enum_type
+    if kind is None:
+        return str(value)
+    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(kind.values_by_number[value].name.removeprefix(prefix)) if value in kind.values_by_number else str(value)

@@ -1,6 +1,6 @@
-"""The effective value of every setting of a tracker, and the layer it comes from (B3). Pure."""
+"""The effective value of every setting of a tracker or an event, and the layer it comes from (B3). Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -42,26 +42,32 @@ _BUILT_IN_WINDOWS = Windows(  # B2, D8
 )
 
 
-def resolve(
+def tracker_settings(
     tracker: Tracker,
     app: App,
     network: Network,
     network_settings: NetworkSettings,
     definitions: Mapping[str, EventDefinition],
 ) -> list[ResolvedSetting]:
-    """All settings by name. `definitions` are the live ones of the tracker's events."""
+    """Returns all settings of a tracker by name. `definitions` are the live ones of its events."""
     settings = [
         *_windows(tracker, app, network, network_settings),
         *_switches(app, network, network_settings),
         *_of_tracker(tracker, app, network),
     ]
-    for event in tracker.events:
-        settings += _of_event(event, definitions.get(event, EventDefinition()))
+    settings += event_settings(tracker.events, definitions)
+    return sorted(settings, key=lambda setting: setting.name)
+
+
+def event_settings(events: Iterable[str], definitions: Mapping[str, EventDefinition]) -> list[ResolvedSetting]:
+    """Returns all settings of events by name. `definitions` are the live ones; an event needs none."""
+    names = dict.fromkeys(events)
+    settings = [one for event in names for one in _of_event(event, definitions.get(event, EventDefinition()))]
     return sorted(settings, key=lambda setting: setting.name)
 
 
 def _windows(tracker: Tracker, app: App, network: Network, network_settings: NetworkSettings) -> list[ResolvedSetting]:
-    """Each window by itself (B3). A self-attributing network's tracker overrides none."""
+    """Returns each window by itself (B3). A self-attributing network's tracker overrides none."""
     layers: list[Layer] = [
         *([] if network.self_attributing else [(TRACKER, tracker.windows)]),
         (NETWORK_SETTINGS, network_settings.windows),
@@ -149,7 +155,7 @@ def _of_event(event: str, definition: EventDefinition) -> list[ResolvedSetting]:
 
 
 def _first(name: str, rule: str, value: str, field_name: str, layers: Sequence[Layer]) -> ResolvedSetting:
-    """From the first layer that has the field; the last one's, whatever it has, if none does."""
+    """Returns the setting from the first layer that has the field; from the last one, if none does."""
     layer, holder = next((one for one in layers if _has(one[1], field_name)), layers[-1])
     field = holder.DESCRIPTOR.fields_by_name[field_name]
     held = getattr(holder, field_name)

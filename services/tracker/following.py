@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from services.tracker.revisions import Revisions
-from services.tracker.store import PART, Store
+from services.tracker.store import MAX_PART_RESOURCES, Store
 
 MAX_CHANGES = 5000
 """A watcher further behind gets a whole snapshot."""
@@ -16,12 +16,12 @@ HEARTBEAT_S = 5.0
 async def watch(
     store: Store, revisions: Revisions, revision: int, *, heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncGenerator[WatchSnapshotResponse, None]:
-    """All changes after the revision, without end; first a whole snapshot if they do not lead on from it, or it is 0.
+    """Yields all changes after the revision, without end; first a whole snapshot if they do not lead on from it.
 
-    A response comes at once, and then at least every `heartbeat_s`.
+    None lead on from 0. A response comes at once, and then at least every `heartbeat_s`.
     """
     at = revision
-    changes = await store.changes_after(at, limit=MAX_CHANGES) if at else None
+    changes = await store.changes_after(at, max_count=MAX_CHANGES) if at else None
     while True:
         if changes is None:
             async with aclosing(whole(store)) as parts:
@@ -36,11 +36,11 @@ async def watch(
             yield WatchSnapshotResponse(revision=at)
         await revisions.beyond(at, within_s=heartbeat_s)
         # Asked even when only time has passed: should the database have gone back to a backup, this finds out.
-        changes = await store.changes_after(at, limit=MAX_CHANGES)
+        changes = await store.changes_after(at, max_count=MAX_CHANGES)
 
 
 async def whole(store: Store) -> AsyncGenerator[WatchSnapshotResponse, None]:
-    """A whole snapshot in parts."""
+    """Yields a whole snapshot in parts."""
     first = True
     async with aclosing(store.snapshot()) as parts:
         async for part in parts:
@@ -51,16 +51,16 @@ async def whole(store: Store) -> AsyncGenerator[WatchSnapshotResponse, None]:
 
 
 def responses(changes: Iterable[tuple[int, Resource]]) -> Iterator[WatchSnapshotResponse]:
-    """Changes in as few responses as hold them: a revision is split only if it alone is more than one holds."""
+    """Yields changes in as few responses as hold them: a revision is split only if it alone is more than one holds."""
     response = WatchSnapshotResponse()
     for revision, group in itertools.groupby(changes, key=lambda change: change[0]):
         resources = [resource for _, resource in group]
-        if response.resources and len(response.resources) + len(resources) > PART:
+        if response.resources and len(response.resources) + len(resources) > MAX_PART_RESOURCES:
             yield response
             response = WatchSnapshotResponse()
-        while len(resources) > PART:
-            yield WatchSnapshotResponse(revision=revision, partial=True, resources=resources[:PART])
-            resources = resources[PART:]
+        while len(resources) > MAX_PART_RESOURCES:
+            yield WatchSnapshotResponse(revision=revision, partial=True, resources=resources[:MAX_PART_RESOURCES])
+            resources = resources[MAX_PART_RESOURCES:]
         response.revision = revision
         response.resources.extend(resources)
     if response.resources:

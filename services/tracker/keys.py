@@ -3,19 +3,21 @@
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
 from libs.errors import FailedPrecondition, Unauthenticated, Violations
+from libs.time import MINUTE_US, SECOND_US, now_us, timestamp_us, to_timestamp
 from reengage.tracker.v1.api_key_pb2 import ApiKey
 from services.tracker import access, validation
 from services.tracker.access import Caller
 from services.tracker.kinds import API_KEY, SET_BY_SERVICE
 from services.tracker.resources import ResourceMethods, call, check_key, copied
-from services.tracker.store import Change, Store
+from services.tracker.store import Store
+from services.tracker.views import Change
 
-_USE_NOTED_EVERY = timedelta(minutes=1)
+_USE_INTERVAL_US = MINUTE_US
+"""The precision of the time of last use."""
 _DEFAULT_OVERLAP_S = 86400
 _MAX_OVERLAP_S = 30 * 86400
 
@@ -23,7 +25,7 @@ _MAX_OVERLAP_S = 30 * 86400
 class ApiKeys:
     """Keys of the installation, and the two it was started with: `admin_key` and `service_key`, of every scope.
 
-    `new_key` makes a key of at least 128 random bits; `now` is the time, with its zone.
+    `new_key` makes a key of at least 128 random bits; `now_us` is the clock.
     """
 
     def __init__(
@@ -34,16 +36,16 @@ class ApiKeys:
         admin_key: str,
         service_key: str,
         new_key: Callable[[], str],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now_us: Callable[[], int] = now_us,
     ) -> None:
-        self._store, self._resources, self._new_key, self._now = store, resources, new_key, now
+        self._store, self._resources, self._new_key, self._now_us = store, resources, new_key, now_us
         self._own = (
             (admin_key.encode(), Caller(actor="admin", role=access.ADMIN)),
             (service_key.encode(), Caller(actor="service", role=access.SERVICE)),
         )
 
     async def admit(self, method: str, key: str) -> None:
-        """Serve a call for the holder of the key. Raises Unauthenticated, or PermissionDenied for the role."""
+        """Serves the call for the holder of the key. Raises Unauthenticated, or PermissionDenied for the role."""
         if not key:
             raise Unauthenticated("API_KEY_REQUIRED", "send an API key, as metadata `authorization: Bearer <key>`")
         caller = self._holder_of_own(key) or await self._holder(key)
@@ -52,18 +54,16 @@ class ApiKeys:
         access.check_method(caller, method)
         access.set_caller(caller)
 
-    async def create(self, given: ApiKey, request_id: str) -> tuple[ApiKey, str]:
-        """The resource, and the key if it was made now."""
+    async def create(self, given: ApiKey, request_id: str, *, validate_only: bool = False) -> tuple[ApiKey, str]:
+        """Returns the resource, and the key itself if it was made now."""
         wanted, key = self._resources.named(API_KEY, given), self._new_key()
-
-        async def work(change: Change) -> tuple[ApiKey, str]:
-            return await self._create(change, wanted, key, request_id)
-
-        made, shown = await self._resources.change(work)
-        return (await self.with_use([made]))[0], shown
+        created, shown = await self._resources.change(
+            lambda change: self._create(change, wanted, key, request_id), validate_only=validate_only
+        )
+        return (await self.with_use([created]))[0], "" if validate_only else shown
 
     async def rotate(self, api_key_id: str, overlap: Duration | None, request_id: str) -> tuple[ApiKey, str]:
-        """As `create`, for one like this, which ends after the overlap."""
+        """Does as `create`, for a key like this one, which ends after the overlap."""
         violations = Violations()
         validation.check_key("", API_KEY.key, (api_key_id,), violations)
         overlap_s = overlap.seconds if overlap is not None else _DEFAULT_OVERLAP_S
@@ -71,34 +71,34 @@ class ApiKeys:
             violations.add("overlap", "OUT_OF_RANGE", "must be 0 to 30 days")
         violations.check()
         wanted, key = self._resources.named(API_KEY, ApiKey()), self._new_key()
-        ends = self._now() + timedelta(seconds=overlap_s)
+        ends_us = self._now_us() + overlap_s * SECOND_US
 
         async def work(change: Change) -> tuple[ApiKey, str]:
             old = await self._resources.readable(change, API_KEY, (api_key_id,))
             if API_KEY.is_archived(old) or self._is_over(old):
                 raise FailedPrecondition("ARCHIVED", f"{call(API_KEY, (api_key_id,))} is revoked or expired")
-            new = copied(old, without=frozenset((*SET_BY_SERVICE, "expire_time", "last_use_time")))
+            new = copied(old, without=(*SET_BY_SERVICE, "expire_time", "last_use_time"))
             new.api_key_id = wanted.api_key_id
-            made, shown = await self._create(change, new, key, request_id)
-            if shown and not (old.HasField("expire_time") and old.expire_time.ToDatetime(UTC) <= ends):
-                old.expire_time.FromDatetime(ends)
+            created, shown = await self._create(change, new, key, request_id)
+            if shown and not (old.HasField("expire_time") and timestamp_us(old.expire_time) <= ends_us):
+                old.expire_time.CopyFrom(to_timestamp(ends_us))
                 await change.put(API_KEY, old)
-            return made, shown
+            return created, shown
 
         return await self._resources.change(work)
 
     async def get(self, api_key_id: str) -> ApiKey:
-        """One key's resource."""
+        """Returns the resource of one key."""
         check_key(API_KEY, (api_key_id,))
         return (await self.with_use([await self._resources.get(API_KEY, api_key_id)]))[0]
 
     async def with_use(self, keys: Iterable[ApiKey]) -> list[ApiKey]:
-        """The resources with the time of their last use."""
+        """Returns the resources with the time of their last use."""
         found = list(keys)
-        uses = await self._store.last_uses([key.api_key_id for key in found])
+        uses_us = await self._store.last_uses_us([key.api_key_id for key in found])
         for key in found:
-            if key.api_key_id in uses:
-                key.last_use_time.FromDatetime(uses[key.api_key_id])
+            if key.api_key_id in uses_us:
+                key.last_use_time.CopyFrom(to_timestamp(uses_us[key.api_key_id]))
         return found
 
     async def _create(self, change: Change, wanted: ApiKey, key: str, request_id: str) -> tuple[ApiKey, str]:
@@ -117,8 +117,9 @@ class ApiKeys:
         held = await self._store.key_by_hash(_hash(key))
         if held is None or API_KEY.is_archived(held.api_key) or self._is_over(held.api_key):
             return None
-        if held.last_use_time is None or self._now() - held.last_use_time >= _USE_NOTED_EVERY:
-            await self._store.note_use(held.api_key.api_key_id, self._now())
+        time_us = self._now_us()
+        if held.last_use_us is None or time_us - held.last_use_us >= _USE_INTERVAL_US:
+            await self._store.note_use(held.api_key.api_key_id, time_us)
         return Caller(
             actor=f"key:{held.api_key.api_key_id}",
             role=held.api_key.role,
@@ -129,7 +130,7 @@ class ApiKeys:
         )
 
     def _is_over(self, key: ApiKey) -> bool:
-        return key.HasField("expire_time") and key.expire_time.ToDatetime(UTC) <= self._now()
+        return key.HasField("expire_time") and timestamp_us(key.expire_time) <= self._now_us()
 
 
 def _hash(key: str) -> bytes:

@@ -1,6 +1,7 @@
-"""The standard methods, once for every kind of resource."""
+"""The resource methods: create, get, list, update and archive, once for every kind of resource."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -23,16 +24,17 @@ from services.tracker.kinds import (
     Kind,
 )
 from services.tracker.revisions import Revisions
-from services.tracker.store import Change, Condition, Store, View
+from services.tracker.store import Store
 from services.tracker.validation import Parents
+from services.tracker.views import Change, Condition, View
 
-MAX_REGISTERED = 1000
+MAX_REGISTERED_EVENTS = 1000
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 
 class PageRequest(Protocol):
-    """What every list request has."""
+    """The fields that every list request has."""
 
     @property
     def page_size(self) -> int: ...
@@ -42,26 +44,45 @@ class PageRequest(Protocol):
     def show_archived(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """An error that stands against creating a resource, and the field of the resource that leads to it."""
+
+    field: str
+    error: ServiceError
+
+
 class ResourceMethods:
     """Creates, reads, updates and archives resources for the caller of the call being served.
 
-    `new_id` makes the id of one that was created without; `vault` encrypts what is never answered. Errors are those of
-    TrackerConfigService: InvalidArgument with every wrong field, NotFound, AlreadyExists, FailedPrecondition, Aborted,
-    PermissionDenied.
+    `new_id` makes the id of a resource that is created without one; `vault` encrypts secrets, which are never returned.
+    Errors are those of TrackerConfigService: InvalidArgument with every wrong field, NotFound, AlreadyExists,
+    FailedPrecondition, Aborted, PermissionDenied. A method with `validate_only` does everything and undoes it.
     """
 
     def __init__(self, store: Store, revisions: Revisions, vault: Vault, *, new_id: Callable[[], str]) -> None:
         self._store, self._revisions, self._vault, self._new_id = store, revisions, vault, new_id
 
-    async def create(self, kind: Kind[M], given: M, request_id: str) -> M:
-        """The new resource, or the one there is, if this repeats the call that made it."""
+    async def change(self, work: Callable[[Change], Awaitable[T]], *, validate_only: bool = False) -> T:
+        """Returns what `work` returns: all it puts gets one revision, in the caller's name; it may run more than once.
+
+        With `validate_only` all it put is undone.
+        """
+        result, revision = await self._store.change(work, actor=access.caller().actor, validate_only=validate_only)
+        self._revisions.reached(revision)
+        return result
+
+    async def create(self, kind: Kind[M], given: M, request_id: str, *, validate_only: bool = False) -> M:
+        """Returns the new resource, or the one that an earlier, equal call made."""
         wanted = self.named(kind, given)
-        return await self.change(lambda change: self.create_in(change, kind, wanted, request_id))
+        return await self.change(
+            lambda change: self.create_in(change, kind, wanted, request_id), validate_only=validate_only
+        )
 
     def named(self, kind: Kind[M], given: M) -> M:
-        """What to create: without what callers cannot set, and with an id.
+        """Returns a resource to create: without the fields that callers cannot set, and with an id.
 
-        Made before the change and not in it, so that a second run after a lost connection finds what the first made.
+        Called before the change begins, so that a second attempt, after a lost connection, has the id of the first.
         """
         wanted = copied(given, without=kind.output_only)
         if not kind.named_by_caller and kind.key_of(wanted) == ("",):
@@ -77,32 +98,34 @@ class ResourceMethods:
         *,
         new_parents: Sequence[tuple[Kind[Any], Any]] = (),
     ) -> M:
-        """As `create`, in a change under way. `new_parents` were created in it just before."""
+        """Creates a resource in a change under way. `new_parents` were created in it just before."""
         violations = Violations()
         validation.check_request_id(request_id, violations)
         made = await change.made_by(kind, request_id) if request_id and not violations.found else None
         if made is not None:
             return shown(await self.readable(change, kind, made))
         resource = copied(wanted)
-        problems = await check(change, kind, resource, violations, new_parents=new_parents)
-        there = await self._with_sealed(change, kind, await change.get(kind, kind.key_of(resource)))
+        obstacles = await check(change, kind, resource, violations, new_parents=new_parents)
+        there = await change.get(kind, kind.key_of(resource))
+        if there is not None:
+            there = await self.with_sealed(change, kind, there)
         if there is not None and not kind.gives_way(there):
-            await self._permit(change, kind, there)
+            await self.permit(change, kind, there)
             if _content(kind, there) == _content(kind, resource):
                 return shown(_unsealed(kind, there))
             key = kind.key_of(resource)
             raise AlreadyExists(f"{kind.name.upper()}_EXISTS", f"there is {call(kind, key)} with other content")
-        if problems:
-            raise problems[0]
-        await self._permit(change, kind, resource)
-        _set_status(resource, STATUS_LIVE)
+        if obstacles:
+            raise obstacles[0].error
+        await self.permit(change, kind, resource)
+        set_status(resource, STATUS_LIVE)
         await self.put(change, kind, resource)
         if request_id:
             await change.remember(kind, request_id, kind.key_of(resource))
         return shown(resource)
 
     async def get(self, kind: Kind[M], *key: str) -> M:
-        """One resource, archived or not."""
+        """Returns one resource, archived or not."""
         check_key(kind, key)
         return shown(await self._store.read(lambda view: self.readable(view, kind, key)))
 
@@ -113,9 +136,12 @@ class ResourceMethods:
         app_id: str | None = None,
         conditions: Sequence[Condition] = (),
         *,
-        built_in_too: bool = True,
+        with_built_in: bool = True,
     ) -> tuple[list[M], str]:
-        """A page of those of an app, or of all, that meet the conditions and the caller sees; the next one's token."""
+        """Returns a page of the resources that the caller sees and that meet the conditions, and the next page's token.
+
+        They are those of an app, or of all where `app_id` is None.
+        """
         violations = Violations()
         size = page_size(request.page_size, violations)
         if app_id is not None:
@@ -123,127 +149,118 @@ class ResourceMethods:
         token = decode_token(request.page_token, (str,), violations)
         after = str(token[0]) if token else ""
         if not after.isprintable():
-            violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier answer")
+            violations.add("page_token", "INVALID_TOKEN", "must be the next_page_token of an earlier response")
         violations.check()
 
-        async def work(view: View) -> list[M]:
-            narrowed = await self.listed(view, kind, app_id, conditions)
-            found = await view.page(kind, narrowed, after=after, archived_too=request.show_archived, size=size + 1)
-            if kind.built_in and built_in_too:
-                found = await _with_built_in(view, kind, found, after)
-            return found
+        async def read(view: View) -> list[M]:
+            narrowed = await self.visible(view, kind, app_id, conditions)
+            found = await view.page(
+                kind, narrowed, after=after, with_archived=request.show_archived, max_count=size + 1
+            )
+            return await _with_built_in(view, kind, found, after) if kind.built_in and with_built_in else found
 
-        found = await self._store.read(work)
-        more = len(found) > size
-        return [shown(one) for one in found[:size]], encode_token(kind.key_of(found[size - 1])[-1]) if more else ""
+        found = await self._store.read(read)
+        has_more = len(found) > size
+        return [shown(one) for one in found[:size]], encode_token(kind.key_of(found[size - 1])[-1]) if has_more else ""
 
-    async def listed(
+    async def visible(
         self, view: View, kind: Kind[Any], app_id: str | None, conditions: Sequence[Condition]
     ) -> list[Condition]:
-        """The conditions, and those that say what of the app, or of all, the caller sees. NotFound of a strange app."""
+        """Returns the conditions, and those that leave what the caller sees of the app, or of all.
+
+        Raises NotFound for an app that the caller does not see.
+        """
         narrowed = [*conditions, *access.conditions(access.caller(), kind.name)]
         if app_id is not None:
             app = await existing(view, APP, (app_id,))
             if not access.may_change(access.caller(), app, app.account_id):
-                raise _not_found(APP, (app_id,))
+                raise not_found(APP, (app_id,))
             narrowed.append(("app_id = {}", app_id))
         return narrowed
 
-    async def update(self, kind: Kind[M], given: M, mask: FieldMask) -> M:
-        """The resource with the fields of the mask as given. The etag given, if any, must be its present one."""
+    async def update(self, kind: Kind[M], given: M, mask: FieldMask, *, validate_only: bool = False) -> M:
+        """Returns the resource with the fields of the mask as given. An etag in `given` must be the present one."""
         key = kind.key_of(given)
         violations = Violations()
         validation.check_key(f"{kind.name}.", kind.key, key, violations)
         check_mask(kind, mask, violations)
         violations.check()
+        return await self.change(
+            lambda change: self._updated(change, kind, given, list(mask.paths)), validate_only=validate_only
+        )
 
-        async def work(change: Change) -> M:
-            current = await self._with_sealed(change, kind, await self.readable(change, kind, key))
-            assert current is not None
-            await self._permit(change, kind, current)
-            changed = await self.changed(change, kind, current, given, list(mask.paths))
-            if changed != current:
-                _check_etag(kind, current, getattr(given, "etag", ""))
-                await self.put(change, kind, changed)
-            return shown(_unsealed(kind, changed))
+    async def _updated(self, change: Change, kind: Kind[M], given: M, paths: list[str]) -> M:
+        held = await self.with_sealed(change, kind, await self.readable(change, kind, kind.key_of(given)))
+        await self.permit(change, kind, held)
+        changed = await self.changed(change, kind, held, given, paths)
+        if changed != held:
+            _check_etag(kind, held, getattr(given, "etag", ""))
+            await self.put(change, kind, changed)
+        return shown(_unsealed(kind, changed))
 
-        return await self.change(work)
-
-    async def changed(self, view: View, kind: Kind[M], current: M, given: M, paths: list[str]) -> M:
-        """The checked result of copying these fields."""
-        if kind.is_archived(current):
-            raise FailedPrecondition("ARCHIVED", f"{call(kind, kind.key_of(current))} is archived and stays as it is")
-        changed = masks.apply(current, given, paths)
+    async def changed(self, view: View, kind: Kind[M], held: M, given: M, paths: list[str]) -> M:
+        """Returns the held resource with these fields as given, checked."""
+        if kind.is_archived(held):
+            raise FailedPrecondition("ARCHIVED", f"{call(kind, kind.key_of(held))} is archived and stays as it is")
+        changed = masks.apply(held, given, paths)
         if kind is SAN_ACCOUNT and "verified" not in paths:
-            _forget_verification(current, changed)
-        problems = await check(view, kind, changed, Violations(), before=current)
-        if problems and _is_new(current):
-            raise problems[0]
+            forget_verification(held, changed)
+        obstacles = await check(view, kind, changed, Violations(), before=held)
+        if obstacles and _is_new(held):
+            raise obstacles[0].error
         return changed
 
-    async def archive(self, kind: Kind[M], *key: str, etag: str = "") -> M:
-        """The resource, archived now or before. The etag given, if any, must be its present one."""
+    async def archive(self, kind: Kind[M], *key: str, etag: str = "", validate_only: bool = False) -> M:
+        """Returns the resource, archived now or before. A given etag must be the present one."""
         check_key(kind, key)
+        return await self.change(lambda change: self._archived(change, kind, key, etag), validate_only=validate_only)
 
-        async def work(change: Change) -> M:
-            resource = await self.readable(change, kind, key)
-            await self._permit(change, kind, resource)
-            if not kind.is_archived(resource):
-                _check_etag(kind, resource, etag)
-                await self.archive_in(change, kind, resource)
-            return shown(resource)
-
-        return await self.change(work)
+    async def _archived(self, change: Change, kind: Kind[M], key: Key, etag: str) -> M:
+        resource = await self.readable(change, kind, key)
+        await self.permit(change, kind, resource)
+        if not kind.is_archived(resource):
+            _check_etag(kind, resource, etag)
+            await self.archive_in(change, kind, resource)
+        return shown(resource)
 
     async def archive_in(self, change: Change, kind: Kind[M], resource: M) -> None:
-        """Archive a live resource in a change under way."""
+        """Archives a live resource in a change under way."""
         users, ids = await change.users(kind, kind.key_of(resource))
         if ids:
             text = f"{call(kind, kind.key_of(resource))} is used by live {users}: {', '.join(ids)}"
             raise FailedPrecondition("IN_USE", text, users=", ".join(ids))
-        _set_status(resource, STATUS_ARCHIVED)
+        set_status(resource, STATUS_ARCHIVED)
         await change.put(kind, resource)
 
     async def register_events(self, app_id: str, names: Sequence[str]) -> int:
-        """Defines those of these events that have no definition, archived or not; answers how many had none."""
+        """Defines those events that have no definition, archived or not; returns how many these were."""
         violations = Violations()
         validation.check_id("app_id", app_id, violations)
-        if not 1 <= len(names) <= MAX_REGISTERED:
-            violations.add("event_names", "OUT_OF_RANGE", f"must be 1 to {MAX_REGISTERED}")
-        for index, name in enumerate(names[:MAX_REGISTERED]):
+        if not 1 <= len(names) <= MAX_REGISTERED_EVENTS:
+            violations.add("event_names", "OUT_OF_RANGE", f"must be 1 to {MAX_REGISTERED_EVENTS}")
+        for index, name in enumerate(names[:MAX_REGISTERED_EVENTS]):
             validation.check_name(f"event_names[{index}]", name, violations)
         violations.check()
+        return await self.change(lambda change: self._register_events(change, app_id, names))
 
-        async def work(change: Change) -> int:
-            app = await existing(change, APP, (app_id,))
-            await self._permit(change, EVENT_DEFINITION, EventDefinition(app_id=app_id))
-            if APP.is_archived(app):
-                raise FailedPrecondition("PARENT_ARCHIVED", f"{call(APP, (app_id,))} is archived")
-            there = await change.definitions_of(app_id, names)
-            new = [
-                EventDefinition(app_id=app_id, event_name=name, display_name=name, registered=True, status=STATUS_LIVE)
-                for name in sorted(set(names) - set(there))
-            ]
-            await change.put(EVENT_DEFINITION, *new)
-            return len(new)
-
-        return await self.change(work)
-
-    async def change(self, work: Callable[[Change], Awaitable[T]]) -> T:
-        """What `work` does in one revision, for the caller; it may run more than once."""
-        result, revision = await self._store.change(work, actor=access.caller().actor)
-        self._revisions.reached(revision)
-        return result
+    async def _register_events(self, change: Change, app_id: str, names: Sequence[str]) -> int:
+        app = await existing(change, APP, (app_id,))
+        await self.permit(change, EVENT_DEFINITION, EventDefinition(app_id=app_id))
+        if APP.is_archived(app):
+            raise FailedPrecondition("PARENT_ARCHIVED", f"{call(APP, (app_id,))} is archived")
+        new = sorted(set(names) - set(await change.definitions_of(app_id, names)))
+        await change.put(EVENT_DEFINITION, *(_registered(app_id, name) for name in new))
+        return len(new)
 
     async def readable(self, view: View, kind: Kind[M], key: Key) -> M:
-        """The resource, if there is one that the caller sees. Raises NotFound."""
+        """Returns the resource if the caller sees it. Raises NotFound."""
         resource = await existing(view, kind, key)
         if not access.may_see(access.caller(), kind.name, resource, await _account_of(view, kind, resource)):
-            raise _not_found(kind, key)
+            raise not_found(kind, key)
         return resource
 
     async def put(self, change: Change, kind: Kind[Any], resource: Message) -> None:
-        """Write a checked resource, with what must change together with it."""
+        """Writes a checked resource, with what must change together with it."""
         for parent in kind.parents:
             await _store_built_in(change, parent, parent.key_of(resource))
         if isinstance(resource, Tracker) and resource.default_tracker:
@@ -258,45 +275,41 @@ class ResourceMethods:
         await change.put(kind, resource)
 
     async def put_all(self, change: Change, kind: Kind[M], resources: Sequence[M]) -> None:
-        """Write checked resources of which none needs anything to change together with it but its parents."""
-        stored = {parent.name: set[Key]() for parent in kind.parents}
-        for resource in resources:
-            for parent in kind.parents:
-                key = parent.key_of(resource)
-                if key not in stored[parent.name]:
-                    stored[parent.name].add(key)
-                    await _store_built_in(change, parent, key)
+        """Writes checked resources, none of which needs more to change together with it than its parents."""
+        parents = {(parent.name, parent.key_of(resource)): parent for resource in resources for parent in kind.parents}
+        for (_, key), parent in parents.items():
+            await _store_built_in(change, parent, key)
         await change.put(kind, *resources)
 
-    async def _with_sealed(self, view: View, kind: Kind[M], resource: M | None) -> M | None:
-        """The resource together with what is kept encrypted of it."""
-        if resource is not None and kind.sealed:
+    async def with_sealed(self, view: View, kind: Kind[M], resource: M) -> M:
+        """Returns the resource together with its secrets."""
+        if kind.sealed:
             sealed = await view.sealed(kind, kind.key_of(resource))
             if sealed is not None:
                 getattr(resource, kind.sealed).update(self._vault.open(sealed))
         return resource
 
-    async def _permit(self, view: View, kind: Kind[Any], resource: Message) -> None:
-        """Raises unless the caller may write a resource as this one is."""
+    async def permit(self, view: View, kind: Kind[Any], resource: Message) -> None:
+        """Raises NotFound or PermissionDenied unless the caller may write such a resource."""
         if access.may_change(access.caller(), resource, await _account_of(view, kind, resource)):
             return
         app_id = "" if kind is APP else getattr(resource, "app_id", "")
         if app_id:
-            raise _not_found(APP, (app_id,))
+            raise not_found(APP, (app_id,))
         raise PermissionDenied(
             "SCOPE_NOT_ALLOWED", f"{call(kind, kind.key_of(resource))} is outside of what this key may change"
         )
 
 
 def check_key(kind: Kind[Any], key: Key) -> None:
-    """Raises unless these can be the ids of one."""
+    """Raises InvalidArgument unless these can be the ids of a resource of this kind."""
     violations = Violations()
     validation.check_key("", kind.key, key, violations)
     violations.check()
 
 
 def check_mask(kind: Kind[Any], mask: FieldMask, violations: Violations) -> None:
-    """A mask of fields to change; PermissionDenied when the caller may not change one."""
+    """Notes paths that cannot be changed. Raises PermissionDenied when the caller may not change one."""
     masks.check_paths(
         kind.message,
         mask.paths,
@@ -309,12 +322,12 @@ def check_mask(kind: Kind[Any], mask: FieldMask, violations: Violations) -> None
 
 
 async def existing(view: View, kind: Kind[M], key: Key) -> M:
-    """The resource, stored, built in or always there. Raises NotFound."""
+    """Returns the resource, stored, built in or always there. Raises NotFound."""
     found = await _held(view, kind, key)
     if found is not None:
         return found
     if not kind.always_there:
-        raise _not_found(kind, key)
+        raise not_found(kind, key)
     empty = kind.with_key(key)
     for parent in kind.parents:
         await existing(view, parent, parent.key_of(empty))
@@ -329,12 +342,27 @@ async def check(
     *,
     before: M | None = None,
     new_parents: Sequence[tuple[Kind[Any], Any]] = (),
-) -> list[ServiceError]:
-    """Completes the resource and raises every wrong field; answers what else stands against creating it.
+) -> list[Obstacle]:
+    """Completes the resource and raises InvalidArgument with every wrong field; returns what else stands against it.
 
-    `before` is what it was until now; `new_parents` are not stored yet.
+    `before` is the resource as it was; `new_parents` are not stored yet.
     """
-    found, problems = await _parents(view, kind, resource, new_parents)
+    obstacles = await note_wrong_fields(view, kind, resource, violations, before=before, new_parents=new_parents)
+    violations.check()
+    return obstacles
+
+
+async def note_wrong_fields(
+    view: View,
+    kind: Kind[M],
+    resource: M,
+    violations: Violations,
+    *,
+    before: M | None = None,
+    new_parents: Sequence[tuple[Kind[Any], Any]] = (),
+) -> list[Obstacle]:
+    """Does as `check`, and leaves it to the caller to raise."""
+    found, obstacles = await _parents(view, kind, resource, new_parents)
     if isinstance(resource, Tracker):
         found["san_accounts"] = await view.many(SAN_ACCOUNT, list(filter(validation.is_id, resource.san_account_ids)))
         found["disabled_events"] = await _disabled(view, resource)
@@ -347,15 +375,14 @@ async def check(
     validation.check_message(kind.name, resource, violations)
     kind.check(resource, violations)
     kind.check_fit(resource, Parents(**found, before=before), violations)
-    violations.check()
-    return problems
+    return obstacles
 
 
 async def _parents(
     view: View, kind: Kind[Any], resource: Any, new: Sequence[tuple[Kind[Any], Any]]
-) -> tuple[dict[str, Any], list[ServiceError]]:
-    """The parents by kind, as far as they exist, and what is wrong with them. Copies what the resource inherits."""
-    problems: list[ServiceError] = []
+) -> tuple[dict[str, Any], list[Obstacle]]:
+    """Returns the parents that exist by kind, and what is wrong with them. Copies what the resource inherits."""
+    obstacles: list[Obstacle] = []
     found: dict[str, Any] = {}
     for parent in kind.parents:
         key = parent.key_of(resource)
@@ -368,19 +395,20 @@ async def _parents(
             if held is not None and not await _in_scope(view, parent, held):
                 held = None
         if held is None:
-            problems.append(_not_found(parent, key))
+            obstacles.append(Obstacle(field=parent.key[-1], error=not_found(parent, key)))
             continue
         if parent.is_archived(held):
-            problems.append(FailedPrecondition("PARENT_ARCHIVED", f"{call(parent, key)} is archived"))
+            error = FailedPrecondition("PARENT_ARCHIVED", f"{call(parent, key)} is archived")
+            obstacles.append(Obstacle(field=parent.key[-1], error=error))
         found[parent.name] = held
         for name in kind.inherited:
             if name in parent.message.DESCRIPTOR.fields_by_name:
                 setattr(resource, name, getattr(held, name))
-    return found, problems
+    return found, obstacles
 
 
-def copied(message: M, without: frozenset[str] = frozenset()) -> M:
-    """A copy without these fields."""
+def copied(message: M, without: Iterable[str] = ()) -> M:
+    """Returns a copy without these fields."""
     copy = type(message)()
     copy.CopyFrom(message)
     for name in without:
@@ -390,19 +418,39 @@ def copied(message: M, without: frozenset[str] = frozenset()) -> M:
 
 
 def shown(resource: M) -> M:
-    """The resource as the caller may see it."""
+    """Returns the resource as the caller may see it."""
     if isinstance(resource, Tracker) and access.caller().is_partner:
         resource.click_validation_key = ""
     return resource
 
 
 def call(kind: Kind[Any], key: Key) -> str:
-    """A resource as people call it: `event definition kodemo1/Purchase`."""
+    """Returns what people call a resource: `event definition kodemo1/Purchase`."""
     return f"{kind.name.replace('_', ' ')} {'/'.join(key)}"
 
 
+def not_found(kind: Kind[Any], key: Key) -> NotFound:
+    """Returns the error that there is no such resource."""
+    return NotFound(f"{kind.name.upper()}_NOT_FOUND", f"there is no {call(kind, key)}")
+
+
+def forget_verification(held: Any, changed: Any) -> None:
+    """Makes an account unverified when it gets other credentials."""
+    if changed.credentials != held.credentials:
+        changed.verified = False
+
+
+def set_status(resource: Any, status: int) -> None:
+    """Makes a resource live or archived."""
+    resource.status = status
+
+
+def _registered(app_id: str, name: str) -> EventDefinition:
+    return EventDefinition(app_id=app_id, event_name=name, display_name=name, registered=True, status=STATUS_LIVE)
+
+
 async def _held(view: View, kind: Kind[M], key: Key) -> M | None:
-    """The resource, stored or built in; a copy that may be changed."""
+    """Returns the resource, stored or built in; a copy that may be changed."""
     found = await view.get(kind, key)
     if found is None and key in kind.built_in:
         return copied(kind.built_in[key])
@@ -410,13 +458,13 @@ async def _held(view: View, kind: Kind[M], key: Key) -> M | None:
 
 
 async def _store_built_in(change: Change, kind: Kind[Any], key: Key) -> None:
-    """From its first use on it is kept, as the catalogue may change."""
+    """Keeps a built-in resource from its first use on, since the catalogue may change."""
     if key in kind.built_in and await change.get(kind, key) is None:
         await change.put(kind, copied(kind.built_in[key]))
 
 
 async def _with_built_in(view: View, kind: Kind[M], page: list[M], after: str) -> list[M]:
-    """The page with those in between that are built in and not stored."""
+    """Returns the page together with the built-in resources after `after` that are not stored."""
     stored = await view.stored(kind, (key[0] for key in kind.built_in))
     missing = [copied(kind.built_in[key]) for key in kind.built_in if key[0] > after and key[0] not in stored]
     seen = [one for one in missing if access.may_see(access.caller(), kind.name, one, "")]
@@ -424,7 +472,7 @@ async def _with_built_in(view: View, kind: Kind[M], page: list[M], after: str) -
 
 
 async def _account_of(view: View, kind: Kind[Any], resource: Any) -> str:
-    """The account of the resource, or of its app; looked up only for callers of an account."""
+    """Returns the account of the resource, or of its app; looked up only for callers of an account."""
     app_id = "" if kind is APP else getattr(resource, "app_id", "")
     if app_id and access.caller().account_id and not access.caller().app_id:
         app = await view.get(APP, (app_id,))
@@ -446,37 +494,24 @@ async def _disabled(view: View, tracker: Tracker) -> frozenset[str]:
 
 
 def _content(kind: Kind[M], resource: M) -> M:
-    """What callers set: to be compared."""
+    """Returns the fields that callers set, to be compared."""
     content = copied(resource, without=frozenset((*SET_BY_SERVICE, *kind.derived)))
     kind.complete(content)
     return content
 
 
 def _unsealed(kind: Kind[Any], resource: M) -> M:
-    """The resource without what is kept encrypted."""
+    """Returns the resource without its secrets."""
     if kind.sealed:
         resource.ClearField(kind.sealed)
     return resource
 
 
-def _forget_verification(current: Any, changed: Any) -> None:
-    if changed.credentials != current.credentials:
-        changed.verified = False
-
-
-def _check_etag(kind: Kind[Any], current: Any, etag: str) -> None:
-    if etag and etag != current.etag:
-        text = f"{call(kind, kind.key_of(current))} has changed: its etag is {current.etag} now"
-        raise Aborted("ETAG_MISMATCH", text, etag=current.etag)
-
-
-def _set_status(resource: Any, status: int) -> None:
-    resource.status = status
+def _check_etag(kind: Kind[Any], held: Any, etag: str) -> None:
+    if etag and etag != held.etag:
+        text = f"{call(kind, kind.key_of(held))} has changed: its etag is {held.etag} now"
+        raise Aborted("ETAG_MISMATCH", text, etag=held.etag)
 
 
 def _is_new(resource: Any) -> bool:
     return not resource.revision
-
-
-def _not_found(kind: Kind[Any], key: Key) -> NotFound:
-    return NotFound(f"{kind.name.upper()}_NOT_FOUND", f"there is no {call(kind, key)}")

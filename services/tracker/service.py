@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from libs.errors import FailedPrecondition, Violations
+from libs.errors import Violations
 from reengage.tracker.v1 import (
     account_pb2,
     agency_pb2,
@@ -27,7 +27,7 @@ from reengage.tracker.v1 import (
     tracker_edit_pb2,
     tracker_pb2,
 )
-from services.tracker.audit_trail import Audit
+from services.tracker.audit_trail import AuditTrail
 from services.tracker.following import watch
 from services.tracker.keys import ApiKeys
 from services.tracker.kinds import (
@@ -45,6 +45,7 @@ from services.tracker.kinds import (
 )
 from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
+from services.tracker.settings_plans import SettingsPlans
 from services.tracker.store import Store
 from services.tracker.trackers import Trackers, filter_conditions
 
@@ -52,16 +53,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
-    """Names the kind of resource that each method is about; `ResourceMethods` does the same for all of them."""
+    """The methods of the contract: each names its kind of resource."""
 
     def __init__(self, resources: ResourceMethods, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
         self._resources, self._keys, self._store, self._revisions = resources, keys, store, revisions
-        self._trackers, self._audit = Trackers(resources, store), Audit(resources, store)
+        self._trackers, self._plans = Trackers(resources, store), SettingsPlans(resources, store)
+        self._audit_trail = AuditTrail(resources, store)
 
     async def CreateAccount(
         self, request: account_pb2.CreateAccountRequest, context: Context
     ) -> account_pb2.CreateAccountResponse:
-        account = await self._resources.create(ACCOUNT, request.account, request.request_id)
+        account = await self._resources.create(
+            ACCOUNT, request.account, request.request_id, validate_only=request.validate_only
+        )
         return account_pb2.CreateAccountResponse(account=account)
 
     async def GetAccount(
@@ -78,17 +82,21 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateAccount(
         self, request: account_pb2.UpdateAccountRequest, context: Context
     ) -> account_pb2.UpdateAccountResponse:
-        account = await self._resources.update(ACCOUNT, request.account, request.update_mask)
+        account = await self._resources.update(
+            ACCOUNT, request.account, request.update_mask, validate_only=request.validate_only
+        )
         return account_pb2.UpdateAccountResponse(account=account)
 
     async def ArchiveAccount(
         self, request: account_pb2.ArchiveAccountRequest, context: Context
     ) -> account_pb2.ArchiveAccountResponse:
-        account = await self._resources.archive(ACCOUNT, request.account_id, etag=request.etag)
+        account = await self._resources.archive(
+            ACCOUNT, request.account_id, etag=request.etag, validate_only=request.validate_only
+        )
         return account_pb2.ArchiveAccountResponse(account=account)
 
     async def CreateApp(self, request: app_pb2.CreateAppRequest, context: Context) -> app_pb2.CreateAppResponse:
-        app = await self._resources.create(APP, request.app, request.request_id)
+        app = await self._resources.create(APP, request.app, request.request_id, validate_only=request.validate_only)
         return app_pb2.CreateAppResponse(app=app)
 
     async def GetApp(self, request: app_pb2.GetAppRequest, context: Context) -> app_pb2.GetAppResponse:
@@ -99,16 +107,22 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
         return app_pb2.ListAppsResponse(apps=apps, next_page_token=next_page_token)
 
     async def UpdateApp(self, request: app_pb2.UpdateAppRequest, context: Context) -> app_pb2.UpdateAppResponse:
-        app = await self._resources.update(APP, request.app, request.update_mask)
+        app = await self._resources.update(APP, request.app, request.update_mask, validate_only=request.validate_only)
         return app_pb2.UpdateAppResponse(app=app)
 
     async def ArchiveApp(self, request: app_pb2.ArchiveAppRequest, context: Context) -> app_pb2.ArchiveAppResponse:
-        return app_pb2.ArchiveAppResponse(app=await self._resources.archive(APP, request.app_id, etag=request.etag))
+        return app_pb2.ArchiveAppResponse(
+            app=await self._resources.archive(
+                APP, request.app_id, etag=request.etag, validate_only=request.validate_only
+            )
+        )
 
     async def CreateNetwork(
         self, request: network_pb2.CreateNetworkRequest, context: Context
     ) -> network_pb2.CreateNetworkResponse:
-        network = await self._resources.create(NETWORK, request.network, request.request_id)
+        network = await self._resources.create(
+            NETWORK, request.network, request.request_id, validate_only=request.validate_only
+        )
         return network_pb2.CreateNetworkResponse(network=network)
 
     async def GetNetwork(
@@ -119,20 +133,24 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def ListNetworks(
         self, request: network_pb2.ListNetworksRequest, context: Context
     ) -> network_pb2.ListNetworksResponse:
-        networks, next_page_token = await self._resources.page(NETWORK, request, built_in_too=not request.hide_unused)
+        networks, next_page_token = await self._resources.page(NETWORK, request, with_built_in=not request.hide_unused)
         return network_pb2.ListNetworksResponse(networks=networks, next_page_token=next_page_token)
 
     async def UpdateNetwork(
         self, request: network_pb2.UpdateNetworkRequest, context: Context
     ) -> network_pb2.UpdateNetworkResponse:
-        network = await self._resources.update(NETWORK, request.network, request.update_mask)
+        network = await self._resources.update(
+            NETWORK, request.network, request.update_mask, validate_only=request.validate_only
+        )
         return network_pb2.UpdateNetworkResponse(network=network)
 
     async def ArchiveNetwork(
         self, request: network_pb2.ArchiveNetworkRequest, context: Context
     ) -> network_pb2.ArchiveNetworkResponse:
         return network_pb2.ArchiveNetworkResponse(
-            network=await self._resources.archive(NETWORK, request.network_id, etag=request.etag)
+            network=await self._resources.archive(
+                NETWORK, request.network_id, etag=request.etag, validate_only=request.validate_only
+            )
         )
 
     async def GetNetworkSettings(
@@ -144,13 +162,17 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateNetworkSettings(
         self, request: network_settings_pb2.UpdateNetworkSettingsRequest, context: Context
     ) -> network_settings_pb2.UpdateNetworkSettingsResponse:
-        settings = await self._resources.update(NETWORK_SETTINGS, request.network_settings, request.update_mask)
+        settings = await self._resources.update(
+            NETWORK_SETTINGS, request.network_settings, request.update_mask, validate_only=request.validate_only
+        )
         return network_settings_pb2.UpdateNetworkSettingsResponse(network_settings=settings)
 
     async def CreateAgency(
         self, request: agency_pb2.CreateAgencyRequest, context: Context
     ) -> agency_pb2.CreateAgencyResponse:
-        agency = await self._resources.create(AGENCY, request.agency, request.request_id)
+        agency = await self._resources.create(
+            AGENCY, request.agency, request.request_id, validate_only=request.validate_only
+        )
         return agency_pb2.CreateAgencyResponse(agency=agency)
 
     async def GetAgency(self, request: agency_pb2.GetAgencyRequest, context: Context) -> agency_pb2.GetAgencyResponse:
@@ -165,19 +187,25 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateAgency(
         self, request: agency_pb2.UpdateAgencyRequest, context: Context
     ) -> agency_pb2.UpdateAgencyResponse:
-        agency = await self._resources.update(AGENCY, request.agency, request.update_mask)
+        agency = await self._resources.update(
+            AGENCY, request.agency, request.update_mask, validate_only=request.validate_only
+        )
         return agency_pb2.UpdateAgencyResponse(agency=agency)
 
     async def ArchiveAgency(
         self, request: agency_pb2.ArchiveAgencyRequest, context: Context
     ) -> agency_pb2.ArchiveAgencyResponse:
-        agency = await self._resources.archive(AGENCY, request.agency_id, etag=request.etag)
+        agency = await self._resources.archive(
+            AGENCY, request.agency_id, etag=request.etag, validate_only=request.validate_only
+        )
         return agency_pb2.ArchiveAgencyResponse(agency=agency)
 
     async def CreateSanAccount(
         self, request: san_account_pb2.CreateSanAccountRequest, context: Context
     ) -> san_account_pb2.CreateSanAccountResponse:
-        san_account = await self._resources.create(SAN_ACCOUNT, request.san_account, request.request_id)
+        san_account = await self._resources.create(
+            SAN_ACCOUNT, request.san_account, request.request_id, validate_only=request.validate_only
+        )
         return san_account_pb2.CreateSanAccountResponse(san_account=san_account)
 
     async def GetSanAccount(
@@ -196,19 +224,25 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateSanAccount(
         self, request: san_account_pb2.UpdateSanAccountRequest, context: Context
     ) -> san_account_pb2.UpdateSanAccountResponse:
-        san_account = await self._resources.update(SAN_ACCOUNT, request.san_account, request.update_mask)
+        san_account = await self._resources.update(
+            SAN_ACCOUNT, request.san_account, request.update_mask, validate_only=request.validate_only
+        )
         return san_account_pb2.UpdateSanAccountResponse(san_account=san_account)
 
     async def ArchiveSanAccount(
         self, request: san_account_pb2.ArchiveSanAccountRequest, context: Context
     ) -> san_account_pb2.ArchiveSanAccountResponse:
-        san_account = await self._resources.archive(SAN_ACCOUNT, request.san_account_id, etag=request.etag)
+        san_account = await self._resources.archive(
+            SAN_ACCOUNT, request.san_account_id, etag=request.etag, validate_only=request.validate_only
+        )
         return san_account_pb2.ArchiveSanAccountResponse(san_account=san_account)
 
     async def CreateCampaign(
         self, request: campaign_pb2.CreateCampaignRequest, context: Context
     ) -> campaign_pb2.CreateCampaignResponse:
-        campaign = await self._resources.create(CAMPAIGN, request.campaign, request.request_id)
+        campaign = await self._resources.create(
+            CAMPAIGN, request.campaign, request.request_id, validate_only=request.validate_only
+        )
         return campaign_pb2.CreateCampaignResponse(campaign=campaign)
 
     async def GetCampaign(
@@ -225,20 +259,26 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateCampaign(
         self, request: campaign_pb2.UpdateCampaignRequest, context: Context
     ) -> campaign_pb2.UpdateCampaignResponse:
-        campaign = await self._resources.update(CAMPAIGN, request.campaign, request.update_mask)
+        campaign = await self._resources.update(
+            CAMPAIGN, request.campaign, request.update_mask, validate_only=request.validate_only
+        )
         return campaign_pb2.UpdateCampaignResponse(campaign=campaign)
 
     async def ArchiveCampaign(
         self, request: campaign_pb2.ArchiveCampaignRequest, context: Context
     ) -> campaign_pb2.ArchiveCampaignResponse:
         return campaign_pb2.ArchiveCampaignResponse(
-            campaign=await self._resources.archive(CAMPAIGN, request.campaign_id, etag=request.etag)
+            campaign=await self._resources.archive(
+                CAMPAIGN, request.campaign_id, etag=request.etag, validate_only=request.validate_only
+            )
         )
 
     async def CreateSegment(
         self, request: segment_pb2.CreateSegmentRequest, context: Context
     ) -> segment_pb2.CreateSegmentResponse:
-        segment = await self._resources.create(SEGMENT, request.segment, request.request_id)
+        segment = await self._resources.create(
+            SEGMENT, request.segment, request.request_id, validate_only=request.validate_only
+        )
         return segment_pb2.CreateSegmentResponse(segment=segment)
 
     async def GetSegment(
@@ -255,27 +295,35 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateSegment(
         self, request: segment_pb2.UpdateSegmentRequest, context: Context
     ) -> segment_pb2.UpdateSegmentResponse:
-        segment = await self._resources.update(SEGMENT, request.segment, request.update_mask)
+        segment = await self._resources.update(
+            SEGMENT, request.segment, request.update_mask, validate_only=request.validate_only
+        )
         return segment_pb2.UpdateSegmentResponse(segment=segment)
 
     async def ArchiveSegment(
         self, request: segment_pb2.ArchiveSegmentRequest, context: Context
     ) -> segment_pb2.ArchiveSegmentResponse:
         return segment_pb2.ArchiveSegmentResponse(
-            segment=await self._resources.archive(SEGMENT, request.segment_id, etag=request.etag)
+            segment=await self._resources.archive(
+                SEGMENT, request.segment_id, etag=request.etag, validate_only=request.validate_only
+            )
         )
 
     async def CreateTracker(
         self, request: tracker_pb2.CreateTrackerRequest, context: Context
     ) -> tracker_pb2.CreateTrackerResponse:
         tracker = await self._trackers.create(request)
-        drafts = await self._trackers.drafts(tracker.tracker_id) if request.draft_postbacks else ()
-        return tracker_pb2.CreateTrackerResponse(tracker=tracker, postback_drafts=drafts)
+        return tracker_pb2.CreateTrackerResponse(
+            tracker=tracker,
+            postback_drafts=await self._trackers.drafts(tracker) if request.draft_postbacks else (),
+            links=await self._trackers.links(tracker),
+        )
 
     async def GetTracker(
         self, request: tracker_pb2.GetTrackerRequest, context: Context
     ) -> tracker_pb2.GetTrackerResponse:
-        return tracker_pb2.GetTrackerResponse(tracker=await self._resources.get(TRACKER, request.tracker_id))
+        tracker = await self._resources.get(TRACKER, request.tracker_id)
+        return tracker_pb2.GetTrackerResponse(tracker=tracker, links=await self._trackers.links(tracker))
 
     async def ListTrackers(
         self, request: tracker_pb2.ListTrackersRequest, context: Context
@@ -289,20 +337,25 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateTracker(
         self, request: tracker_pb2.UpdateTrackerRequest, context: Context
     ) -> tracker_pb2.UpdateTrackerResponse:
-        tracker = await self._resources.update(TRACKER, request.tracker, request.update_mask)
+        tracker = await self._resources.update(
+            TRACKER, request.tracker, request.update_mask, validate_only=request.validate_only
+        )
         return tracker_pb2.UpdateTrackerResponse(tracker=tracker)
 
     async def ArchiveTracker(
         self, request: tracker_pb2.ArchiveTrackerRequest, context: Context
     ) -> tracker_pb2.ArchiveTrackerResponse:
         return tracker_pb2.ArchiveTrackerResponse(
-            tracker=await self._resources.archive(TRACKER, request.tracker_id, etag=request.etag)
+            tracker=await self._resources.archive(
+                TRACKER, request.tracker_id, etag=request.etag, validate_only=request.validate_only
+            )
         )
 
     async def CopyTracker(
         self, request: tracker_pb2.CopyTrackerRequest, context: Context
     ) -> tracker_pb2.CopyTrackerResponse:
-        return tracker_pb2.CopyTrackerResponse(tracker=await self._trackers.copy(request))
+        tracker = await self._trackers.copy(request)
+        return tracker_pb2.CopyTrackerResponse(tracker=tracker, links=await self._trackers.links(tracker))
 
     async def BulkEditTrackers(
         self, request: tracker_edit_pb2.BulkEditTrackersRequest, context: Context
@@ -325,19 +378,30 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
         self, request: postback_draft_pb2.DraftPostbacksRequest, context: Context
     ) -> postback_draft_pb2.DraftPostbacksResponse:
         return postback_draft_pb2.DraftPostbacksResponse(
-            postback_drafts=await self._trackers.drafts(request.tracker_id)
+            postback_drafts=await self._trackers.drafts(await self._resources.get(TRACKER, request.tracker_id))
         )
 
     async def ResolveSettings(
         self, request: resolve_pb2.ResolveSettingsRequest, context: Context
     ) -> resolve_pb2.ResolveSettingsResponse:
-        settings, revision = await self._trackers.resolved(request.tracker_id)
+        violations = Violations()
+        if bool(request.tracker_id) == bool(request.app_id):
+            violations.add("tracker_id", "REQUIRED", "give a tracker, or an app with its events")
+        if request.tracker_id and request.event_names:
+            violations.add("event_names", "NOT_ALLOWED", "are for an app; a tracker has its own")
+        violations.check()
+        if request.tracker_id:
+            settings, revision = await self._trackers.settings(request.tracker_id)
+        else:
+            settings, revision = await self._trackers.settings_of_events(request.app_id, request.event_names)
         return resolve_pb2.ResolveSettingsResponse(settings=settings, revision=revision)
 
     async def CreateEventDefinition(
         self, request: event_definition_pb2.CreateEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.CreateEventDefinitionResponse:
-        event_definition = await self._resources.create(EVENT_DEFINITION, request.event_definition, request.request_id)
+        event_definition = await self._resources.create(
+            EVENT_DEFINITION, request.event_definition, request.request_id, validate_only=request.validate_only
+        )
         return event_definition_pb2.CreateEventDefinitionResponse(event_definition=event_definition)
 
     async def GetEventDefinition(
@@ -360,7 +424,9 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateEventDefinition(
         self, request: event_definition_pb2.UpdateEventDefinitionRequest, context: Context
     ) -> event_definition_pb2.UpdateEventDefinitionResponse:
-        event_definition = await self._resources.update(EVENT_DEFINITION, request.event_definition, request.update_mask)
+        event_definition = await self._resources.update(
+            EVENT_DEFINITION, request.event_definition, request.update_mask, validate_only=request.validate_only
+        )
         return event_definition_pb2.UpdateEventDefinitionResponse(event_definition=event_definition)
 
     async def ArchiveEventDefinition(
@@ -368,7 +434,11 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     ) -> event_definition_pb2.ArchiveEventDefinitionResponse:
         return event_definition_pb2.ArchiveEventDefinitionResponse(
             event_definition=await self._resources.archive(
-                EVENT_DEFINITION, request.app_id, request.event_name, etag=request.etag
+                EVENT_DEFINITION,
+                request.app_id,
+                request.event_name,
+                etag=request.etag,
+                validate_only=request.validate_only,
             )
         )
 
@@ -381,7 +451,7 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def CreateApiKey(
         self, request: api_key_pb2.CreateApiKeyRequest, context: Context
     ) -> api_key_pb2.CreateApiKeyResponse:
-        api_key, key = await self._keys.create(request.api_key, request.request_id)
+        api_key, key = await self._keys.create(request.api_key, request.request_id, validate_only=request.validate_only)
         return api_key_pb2.CreateApiKeyResponse(api_key=api_key, key=key)
 
     async def GetApiKey(self, request: api_key_pb2.GetApiKeyRequest, context: Context) -> api_key_pb2.GetApiKeyResponse:
@@ -398,13 +468,17 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def UpdateApiKey(
         self, request: api_key_pb2.UpdateApiKeyRequest, context: Context
     ) -> api_key_pb2.UpdateApiKeyResponse:
-        api_key = await self._resources.update(API_KEY, request.api_key, request.update_mask)
+        api_key = await self._resources.update(
+            API_KEY, request.api_key, request.update_mask, validate_only=request.validate_only
+        )
         return api_key_pb2.UpdateApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def ArchiveApiKey(
         self, request: api_key_pb2.ArchiveApiKeyRequest, context: Context
     ) -> api_key_pb2.ArchiveApiKeyResponse:
-        api_key = await self._resources.archive(API_KEY, request.api_key_id, etag=request.etag)
+        api_key = await self._resources.archive(
+            API_KEY, request.api_key_id, etag=request.etag, validate_only=request.validate_only
+        )
         return api_key_pb2.ArchiveApiKeyResponse(api_key=(await self._keys.with_use([api_key]))[0])
 
     async def RotateApiKey(
@@ -417,23 +491,23 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
     async def PlanSettings(
         self, request: settings_file_pb2.PlanSettingsRequest, context: Context
     ) -> settings_file_pb2.PlanSettingsResponse:
-        raise FailedPrecondition("NOT_READY", "plans come with the next commit")
+        return await self._plans.plan(request.wanted)
 
     async def ApplySettings(
         self, request: settings_file_pb2.ApplySettingsRequest, context: Context
     ) -> settings_file_pb2.ApplySettingsResponse:
-        raise FailedPrecondition("NOT_READY", "plans come with the next commit")
+        return await self._plans.apply(request.wanted, request.etag)
 
     async def ListChanges(
         self, request: change_pb2.ListChangesRequest, context: Context
     ) -> change_pb2.ListChangesResponse:
-        return await self._audit.page(request)
+        return await self._audit_trail.page(request)
 
     async def GetSnapshot(
         self, request: snapshot_pb2.GetSnapshotRequest, context: Context
     ) -> AsyncGenerator[snapshot_pb2.GetSnapshotResponse, None]:
         _check_revision(request.revision)
-        await self._audit.check_reached(request.revision)
+        await self._audit_trail.check_reached(request.revision)
         whole = self._store.past(request.revision) if request.revision else self._store.snapshot()
         async with aclosing(whole) as parts:
             async for part in parts:

@@ -1,31 +1,34 @@
-"""What is done with trackers beyond the standard methods: several at once, with their parents, as copies, as files."""
+"""Trackers beyond the resource methods: several at once, with their parents, as copies, as files, and resolved."""
 
-import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from libs.errors import Aborted, FailedPrecondition, InvalidArgument, ServiceError, Violation, Violations
 from reengage.tracker.v1 import status_pb2, tracker_edit_pb2, tracker_pb2
 from reengage.tracker.v1.change_pb2 import Change as ChangeMessage
+from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
 from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_edit_pb2 import TrackerChange
-from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
+from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrackerLinks
 from services.tracker import masks, tracker_files, validation
 from services.tracker.differences import field_changes
-from services.tracker.effective_settings import resolve
+from services.tracker.effective_settings import event_settings, tracker_settings
 from services.tracker.kinds import APP, CAMPAIGN, EVENT_DEFINITION, NETWORK, NETWORK_SETTINGS, SEGMENT, TRACKER, Kind
+from services.tracker.links import tracker_links
 from services.tracker.postback_drafts import postback_drafts
 from services.tracker.resources import ResourceMethods, check, check_key, check_mask, copied, existing, shown
-from services.tracker.store import Change, Condition, Remembering, Store, View
+from services.tracker.store import Store
 from services.tracker.tracker_files import Row
+from services.tracker.views import Change, Condition, Remembering, View
 
 MAX_TRACKERS = 5000
 """Of one change, so that watchers need no whole snapshot after it."""
 MAX_FILE_BYTES = 8 * 1024 * 1024
+MAX_RESOLVED_EVENTS = 1000
 _MAX_VIOLATIONS = 100
 _PAGE = 1000
 _MUTABLE = frozenset(field.name for field in Tracker.DESCRIPTOR.fields) - {
@@ -36,7 +39,7 @@ _FIXED = ("segment_id", "campaign_id", "app_id", "network_id", "type")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """A tracker that changes: as it was, None when it is new, and as it will be. `line` is where the file says so."""
+    """A tracker that changes: as it was, None when it is new, and as it will be. `line` is that of the file."""
 
     before: Tracker | None
     after: Tracker
@@ -44,55 +47,56 @@ class Edit:
 
     @property
     def action(self) -> ChangeMessage.Action.ValueType:
-        """What is done to it."""
+        """The action of this edit."""
         if self.before is None:
             return ChangeMessage.ACTION_CREATED
         archives = self.after.status == STATUS_ARCHIVED != self.before.status
         return ChangeMessage.ACTION_ARCHIVED if archives else ChangeMessage.ACTION_UPDATED
 
 
-class _RolledBackError(Exception):
-    """Ends a dry run, so that all it did is undone."""
-
-
 class Trackers:
-    """Works for the caller of the call being served, as ResourceMethods does."""
+    """Works on trackers for the caller of the call being served, as ResourceMethods does on resources of any kind."""
 
     def __init__(self, resources: ResourceMethods, store: Store) -> None:
         self._resources, self._store = resources, store
 
     async def create(self, request: tracker_pb2.CreateTrackerRequest) -> Tracker:
-        """The tracker, after the campaign and segment given with it, in one revision.
+        """Returns the tracker, created after the campaign and segment given with it, in one revision.
 
         Raises InvalidArgument with every wrong field of all three.
         """
         tracker, parents = self._with_parents(request)
+        return await self._resources.change(
+            lambda change: self._create(change, tracker, parents, request.request_id),
+            validate_only=request.validate_only,
+        )
 
-        async def work(change: Change) -> Tracker:
-            made: list[tuple[Kind[Any], Any]] = []
-            wrong: list[Violation] = []
-            if request.request_id and await change.made_by(TRACKER, request.request_id):
-                return await self._resources.create_in(change, TRACKER, tracker, request.request_id)
-            for kind, wanted in (*parents, (TRACKER, tracker)):
-                resource = copied(wanted)
-                try:
-                    if wrong:  # its parent was not made, so neither is it
-                        await check(change, kind, resource, Violations(), new_parents=made)
-                    else:
-                        request_id = request.request_id if kind is TRACKER else ""
-                        resource = await self._resources.create_in(change, kind, wanted, request_id, new_parents=made)
-                except InvalidArgument as error:
-                    wrong += error.violations
-                made.append((kind, resource))
-            if wrong:
-                raise InvalidArgument(wrong)
-            created: Tracker = made[-1][1]
-            return created
-
-        return await self._resources.change(work)
+    async def _create(
+        self, change: Change, tracker: Tracker, parents: Sequence[tuple[Kind[Any], Any]], request_id: str
+    ) -> Tracker:
+        if request_id and await change.made_by(TRACKER, request_id):
+            return await self._resources.create_in(change, TRACKER, tracker, request_id)
+        made: list[tuple[Kind[Any], Any]] = []
+        wrong: list[Violation] = []
+        for kind, wanted in (*parents, (TRACKER, tracker)):
+            resource = copied(wanted)
+            try:
+                if wrong:  # its parent was not made, so neither is it
+                    await check(change, kind, resource, Violations(), new_parents=made)
+                else:
+                    resource = await self._resources.create_in(
+                        change, kind, wanted, request_id if kind is TRACKER else "", new_parents=made
+                    )
+            except InvalidArgument as error:
+                wrong += error.violations
+            made.append((kind, resource))
+        if wrong:
+            raise InvalidArgument(wrong)
+        created: Tracker = made[-1][1]
+        return created
 
     def _with_parents(self, request: tracker_pb2.CreateTrackerRequest) -> tuple[Tracker, list[tuple[Kind[Any], Any]]]:
-        """The tracker, and what is to be created before it, each with its id and referring to the one before."""
+        """Returns the tracker and what to create before it, each with its id and referring to the one before."""
         tracker = self._resources.named(TRACKER, request.tracker)
         parents: list[tuple[Kind[Any], Any]] = []
         violations = Violations()
@@ -111,7 +115,7 @@ class Trackers:
         return tracker, parents
 
     async def copy(self, request: tracker_pb2.CopyTrackerRequest) -> Tracker:
-        """A tracker like another, apart from the fields of the mask."""
+        """Returns a new tracker like another, apart from the fields of the mask."""
         check_key(TRACKER, (request.source_tracker_id,))
         paths = list(request.update_mask.paths)
         violations = Violations()
@@ -125,23 +129,23 @@ class Trackers:
             )
         violations.check()
         tracker_id = self._resources.named(TRACKER, request.tracker).tracker_id
+        return await self._resources.change(lambda change: self._copied(change, request, tracker_id))
 
-        async def work(change: Change) -> Tracker:
-            source = await self._resources.readable(change, TRACKER, (request.source_tracker_id,))
-            copy = masks.apply(copied(source, without=TRACKER.output_only), request.tracker, paths)
-            copy.tracker_id = tracker_id
-            copy.default_tracker = False
-            if "name" not in paths:
-                there = await change.get(TRACKER, (tracker_id,)) if validation.is_id(tracker_id) else None
-                copy.name = there.name if there is not None else await _name_of_copy(change, source)
-            return await self._resources.create_in(change, TRACKER, copy, request.request_id)
-
-        return await self._resources.change(work)
+    async def _copied(self, change: Change, request: tracker_pb2.CopyTrackerRequest, tracker_id: str) -> Tracker:
+        paths = list(request.update_mask.paths)
+        source = await self._resources.readable(change, TRACKER, (request.source_tracker_id,))
+        copy = masks.apply(copied(source, without=TRACKER.output_only), request.tracker, paths)
+        copy.tracker_id = tracker_id
+        copy.default_tracker = False
+        if "name" not in paths:
+            there = await change.get(TRACKER, (tracker_id,)) if validation.is_id(tracker_id) else None
+            copy.name = there.name if there is not None else await _name_of_copy(change, source)
+        return await self._resources.create_in(change, TRACKER, copy, request.request_id)
 
     async def bulk_edit(
         self, request: tracker_edit_pb2.BulkEditTrackersRequest
     ) -> tracker_edit_pb2.BulkEditTrackersResponse:
-        """The fields of the mask in all of these trackers, or in none."""
+        """Changes the fields of the mask in all of these trackers, or in none."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
         check_mask(TRACKER, request.update_mask, violations)
@@ -154,35 +158,47 @@ class Trackers:
         wanted = filter_conditions(request.filter, violations)
         violations.check()
 
-        async def work(change: Change) -> tuple[list[Edit], int, int]:
-            view = Remembering(change)
-            narrowed = await self._resources.listed(change, TRACKER, request.app_id, wanted)
-            found = await self._chosen(change, request, narrowed)
-            wrong: list[Violation] = []
-            edits: list[Edit] = []
-            for before in found:
-                try:
-                    after = await self._resources.changed(
-                        view, TRACKER, before, request.tracker, list(request.update_mask.paths)
-                    )
-                    if after != before:
-                        edits.append(Edit(before=before, after=after))
-                except InvalidArgument as error:
-                    wrong += _under(f"trackers[{before.tracker_id}].", error.violations)
-            wrong += _two_defaults((f"trackers[{edit.after.tracker_id}].", edit.after) for edit in edits)
-            _check(wrong)
-            await self._apply(change, edits)
-            return edits, len(found) - len(edits), change.revision
-
-        edits, unchanged, revision = await self._changed_or_tried(work, dry_run=request.validate_only)
+        edits, unchanged, revision = await self._resources.change(
+            lambda change: self._bulk_edited(change, request, wanted), validate_only=request.validate_only
+        )
         return tracker_edit_pb2.BulkEditTrackersResponse(
             changes=_changes(sorted(edits, key=lambda edit: edit.after.tracker_id)),
             unchanged_count=unchanged,
             revision=revision - 1 if request.validate_only and edits else revision,
         )
 
+    async def _bulk_edited(
+        self, change: Change, request: tracker_edit_pb2.BulkEditTrackersRequest, wanted: Sequence[Condition]
+    ) -> tuple[list[Edit], int, int]:
+        """Returns the edits made, how many trackers were so already, and the revision."""
+        narrowed = await self._resources.visible(change, TRACKER, request.app_id, wanted)
+        found = await self._chosen(change, request, narrowed)
+        edits = await self._edited(change, found, request)
+        await self._apply(change, edits)
+        return edits, len(found) - len(edits), change.revision
+
+    async def _edited(
+        self, change: Change, found: Sequence[Tracker], request: tracker_edit_pb2.BulkEditTrackersRequest
+    ) -> list[Edit]:
+        """Returns the edits of those trackers that change. Raises InvalidArgument with what is wrong in any of them."""
+        view = Remembering(change)
+        wrong: list[Violation] = []
+        edits: list[Edit] = []
+        for before in found:
+            try:
+                after = await self._resources.changed(
+                    view, TRACKER, before, request.tracker, list(request.update_mask.paths)
+                )
+                if after != before:
+                    edits.append(Edit(before=before, after=after))
+            except InvalidArgument as error:
+                wrong += _under(f"trackers[{before.tracker_id}].", error.violations)
+        wrong += _two_defaults((f"trackers[{edit.after.tracker_id}].", edit.after) for edit in edits)
+        _check(wrong)
+        return edits
+
     async def export(self, request: tracker_edit_pb2.ExportTrackersRequest) -> AsyncGenerator[bytes, None]:
-        """The file in pieces of whole lines."""
+        """Yields the file in pieces of whole lines."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
         wanted = filter_conditions(request.filter, violations)
@@ -197,7 +213,7 @@ class Trackers:
     async def import_file(
         self, request: tracker_edit_pb2.ImportTrackersRequest
     ) -> tracker_edit_pb2.ImportTrackersResponse:
-        """What the file changes, after changing it if the etag is that of these changes."""
+        """Returns what the file changes, after changing it if the etag is that of these changes."""
         violations = Violations()
         validation.check_id("app_id", request.app_id, violations)
         rows: list[Row] = []
@@ -210,15 +226,9 @@ class Trackers:
         violations.check()
         new_ids = [self._resources.named(TRACKER, row.tracker).tracker_id for row in rows]
 
-        async def work(change: Change) -> tuple[list[Edit], int, int]:
-            narrowed = await self._resources.listed(change, TRACKER, request.app_id, ())
-            edits, unchanged = await self._edits_of(change, request.app_id, narrowed, rows, new_ids)
-            if request.etag and edits and request.etag != _etag_of(edits):
-                raise Aborted("ETAG_MISMATCH", "something else would change now; look at the changes again")
-            await self._apply(change, edits)
-            return edits, unchanged, change.revision
-
-        edits, unchanged, revision = await self._changed_or_tried(work, dry_run=not request.etag)
+        edits, unchanged, revision = await self._resources.change(
+            lambda change: self._imported(change, request, rows, new_ids), validate_only=not request.etag
+        )
         return tracker_edit_pb2.ImportTrackersResponse(
             changes=_changes(edits),
             unchanged_count=unchanged,
@@ -226,12 +236,25 @@ class Trackers:
             revision=revision if request.etag and edits else 0,
         )
 
-    async def drafts(self, tracker_id: str) -> list[PostbackDraft]:
-        """The postback configurations that the tracker wants."""
-        check_key(TRACKER, (tracker_id,))
+    async def _imported(
+        self,
+        change: Change,
+        request: tracker_edit_pb2.ImportTrackersRequest,
+        rows: Sequence[Row],
+        new_ids: Sequence[str],
+    ) -> tuple[list[Edit], int, int]:
+        """Returns the edits made, how many rows change nothing, and the revision."""
+        narrowed = await self._resources.visible(change, TRACKER, request.app_id, ())
+        edits, unchanged = await self._edits_of(change, request.app_id, narrowed, rows, new_ids)
+        if request.etag and edits and request.etag != _etag_of(edits):
+            raise Aborted("ETAG_MISMATCH", "something else would change now; look at the changes again")
+        await self._apply(change, edits)
+        return edits, unchanged, change.revision
 
-        async def work(view: View) -> list[PostbackDraft]:
-            tracker = await self._resources.readable(view, TRACKER, (tracker_id,))
+    async def drafts(self, tracker: Tracker) -> list[PostbackDraft]:
+        """Returns the postback configurations that the tracker wants."""
+
+        async def read(view: View) -> list[PostbackDraft]:
             return postback_drafts(
                 tracker,
                 await existing(view, APP, (tracker.app_id,)),
@@ -239,44 +262,66 @@ class Trackers:
                 await view.definitions_of(tracker.app_id, tracker.events),
             )
 
-        return await self._store.read(work)
+        return await self._store.read(read)
 
-    async def resolved(self, tracker_id: str) -> tuple[list[ResolvedSetting], int]:
-        """Every setting of the tracker, and the revision they are of."""
+    async def links(self, tracker: Tracker) -> TrackerLinks:
+        """Returns the links of the tracker."""
+        return tracker_links(
+            tracker, await self._store.read(lambda view: existing(view, NETWORK, (tracker.network_id,)))
+        )
+
+    async def settings(self, tracker_id: str) -> tuple[list[ResolvedSetting], int]:
+        """Returns every effective setting of the tracker, and the revision they are of."""
         check_key(TRACKER, (tracker_id,))
 
-        async def work(view: View) -> tuple[list[ResolvedSetting], int]:
+        async def read(view: View) -> tuple[list[ResolvedSetting], int]:
             tracker = await self._resources.readable(view, TRACKER, (tracker_id,))
-            definitions = await view.definitions_of(tracker.app_id, tracker.events)
-            settings = resolve(
+            settings = tracker_settings(
                 tracker,
                 await existing(view, APP, (tracker.app_id,)),
                 await existing(view, NETWORK, (tracker.network_id,)),
                 await existing(view, NETWORK_SETTINGS, (tracker.app_id, tracker.network_id)),
-                {name: one for name, one in definitions.items() if not EVENT_DEFINITION.is_archived(one)},
+                _live(await view.definitions_of(tracker.app_id, tracker.events)),
             )
             return settings, await view.newest_revision()
 
-        return await self._store.read(work, at_one_revision=True)
+        return await self._store.read(read, isolation="repeatable_read")
+
+    async def settings_of_events(self, app_id: str, names: Sequence[str]) -> tuple[list[ResolvedSetting], int]:
+        """Returns every effective setting of these events, and the revision they are of."""
+        violations = Violations()
+        validation.check_id("app_id", app_id, violations)
+        if not 1 <= len(names) <= MAX_RESOLVED_EVENTS:
+            violations.add("event_names", "OUT_OF_RANGE", f"must be 1 to {MAX_RESOLVED_EVENTS:,}")
+        for index, name in enumerate(names[:MAX_RESOLVED_EVENTS]):
+            validation.check_name(f"event_names[{index}]", name, violations)
+        violations.check()
+
+        async def read(view: View) -> tuple[list[ResolvedSetting], int]:
+            await self._resources.visible(view, EVENT_DEFINITION, app_id, ())
+            settings = event_settings(names, _live(await view.definitions_of(app_id, names)))
+            return settings, await view.newest_revision()
+
+        return await self._store.read(read, isolation="repeatable_read")
 
     async def _page(self, app_id: str, wanted: Sequence[Condition], after: str) -> list[Tracker]:
-        async def work(view: View) -> list[Tracker]:
-            narrowed = await self._resources.listed(view, TRACKER, app_id, wanted)
-            return await view.page(TRACKER, narrowed, after=after, archived_too=False, size=_PAGE)
+        async def read(view: View) -> list[Tracker]:
+            narrowed = await self._resources.visible(view, TRACKER, app_id, wanted)
+            return await view.page(TRACKER, narrowed, after=after, with_archived=False, max_count=_PAGE)
 
-        return await self._store.read(work)
+        return await self._store.read(read)
 
     async def _chosen(
         self, change: Change, request: tracker_edit_pb2.BulkEditTrackersRequest, narrowed: Sequence[Condition]
     ) -> list[Tracker]:
         if request.HasField("filter"):
-            found = await change.page(TRACKER, narrowed, after="", archived_too=False, size=MAX_TRACKERS + 1)
+            found = await change.page(TRACKER, narrowed, after="", with_archived=False, max_count=MAX_TRACKERS + 1)
             if len(found) > MAX_TRACKERS:
                 raise FailedPrecondition("TOO_MANY", f"more than {MAX_TRACKERS} trackers match; narrow the filter")
             return found
         ids = sorted(set(request.tracker_ids))
         chosen = [*narrowed, ("tracker_id = ANY({})", ids)]
-        found = await change.page(TRACKER, chosen, after="", archived_too=True, size=MAX_TRACKERS)
+        found = await change.page(TRACKER, chosen, after="", with_archived=True, max_count=MAX_TRACKERS)
         for tracker_id in sorted(set(ids) - {tracker.tracker_id for tracker in found}):
             await self._resources.readable(change, TRACKER, (tracker_id,))  # says so, if there is none
             violations = Violations()
@@ -292,7 +337,7 @@ class Trackers:
         rows: Sequence[Row],
         new_ids: Sequence[str],
     ) -> tuple[list[Edit], int]:
-        """What the rows change, checked, and how many change nothing."""
+        """Returns what the rows change, checked, and how many rows change nothing."""
         view = Remembering(change)
         by_id, by_name = await _named(change, narrowed, rows)
         wrong: list[Violation] = []
@@ -317,7 +362,7 @@ class Trackers:
         return edits, len(rows) - len(edits)
 
     async def _row_applied(self, view: View, app_id: str, row: Row, before: Tracker | None, new_id: str) -> Tracker:
-        """The tracker as the row has it."""
+        """Returns the tracker as the row has it."""
         if before is None:
             return await self._row_created(view, app_id, row, new_id)
         given = row.tracker
@@ -339,9 +384,9 @@ class Trackers:
         if not tracker.tracker_id and not tracker.name:
             _fail("name", "REQUIRED", "a new tracker needs a name or an id, so that the file can be imported again")
         tracker.tracker_id = new_id
-        problems = await check(view, TRACKER, tracker, Violations())
-        if problems:
-            raise problems[0]
+        obstacles = await check(view, TRACKER, tracker, Violations())
+        if obstacles:
+            raise obstacles[0].error
         if tracker.app_id != app_id:
             _fail("segment_id", "OTHER_APP", f"must be a segment of {app_id}")
         if row.tracker.status == STATUS_ARCHIVED:
@@ -350,7 +395,7 @@ class Trackers:
         return tracker
 
     async def _apply(self, change: Change, edits: Sequence[Edit]) -> None:
-        """Defaults last, each by itself, as turning one on turns another off (E3)."""
+        """Writes the edits: defaults last, each by itself, as turning one on turns another off (E3)."""
         plain: list[Edit] = []
         defaults: list[Edit] = []
         for edit in edits:
@@ -359,25 +404,9 @@ class Trackers:
         for edit in defaults:
             await self._resources.put(change, TRACKER, copied(edit.after))
 
-    async def _changed_or_tried(
-        self, work: Callable[[Change], Awaitable[tuple[list[Edit], int, int]]], *, dry_run: bool
-    ) -> tuple[list[Edit], int, int]:
-        """What `work` answers; a dry run does all of it, and undoes it."""
-        tried: list[tuple[list[Edit], int, int]] = []
-
-        async def undone(change: Change) -> tuple[list[Edit], int, int]:
-            tried[:] = [await work(change)]
-            raise _RolledBackError
-
-        if not dry_run:
-            return await self._resources.change(work)
-        with contextlib.suppress(_RolledBackError):
-            await self._resources.change(undone)
-        return tried[0]
-
 
 def filter_conditions(wanted: TrackerFilter, violations: Violations) -> list[Condition]:
-    """What a filter asks of the table of trackers."""
+    """Returns the conditions of a filter on the table of trackers."""
     conditions: list[Condition] = []
     for name in ("campaign_id", "segment_id", "network_id", "agency_id"):
         value = getattr(wanted, name)
@@ -388,7 +417,7 @@ def filter_conditions(wanted: TrackerFilter, violations: Violations) -> list[Con
         if wanted.type not in Tracker.Type.values():
             violations.add("filter.type", "UNKNOWN_VALUE", "must be a value of Type")
         else:
-            conditions.append(("type = {}", Tracker.Type.Name(wanted.type)))
+            conditions.append(("type = {}", wanted.type))
     if wanted.event_name:
         validation.check_name("filter.event_name", wanted.event_name, violations)
         conditions.append(("{} = ANY(events)", wanted.event_name))
@@ -398,29 +427,33 @@ def filter_conditions(wanted: TrackerFilter, violations: Violations) -> list[Con
 async def _named(
     view: View, narrowed: Sequence[Condition], rows: Sequence[Row]
 ) -> tuple[dict[str, Tracker], dict[str, Tracker]]:
-    """The trackers that rows name: by id, archived or not, and the live ones by name."""
+    """Returns the trackers that rows name: by id, archived or not, and the live ones by name."""
     ids = [row.tracker.tracker_id for row in rows if validation.is_id(row.tracker.tracker_id)]
     names = [row.tracker.name for row in rows if not row.tracker.tracker_id and row.tracker.name.isprintable()]
     by_id = [*narrowed, ("tracker_id = ANY({})", ids)]
     by_name = [*narrowed, ("name = ANY({})", names)]
-    held = await view.page(TRACKER, by_id, after="", archived_too=True, size=MAX_TRACKERS)
-    called = await view.page(TRACKER, by_name, after="", archived_too=False, size=MAX_TRACKERS)
+    held = await view.page(TRACKER, by_id, after="", with_archived=True, max_count=MAX_TRACKERS)
+    called = await view.page(TRACKER, by_name, after="", with_archived=False, max_count=MAX_TRACKERS)
     return {tracker.tracker_id: tracker for tracker in held}, {tracker.name: tracker for tracker in called}
 
 
 async def _name_of_copy(view: View, source: Tracker) -> str:
-    """`<name> copy`, or the first of `<name> copy 2`, `<name> copy 3` and so on that no live tracker has."""
+    """Returns `<name> copy`, or the first of `<name> copy 2`, `<name> copy 3`, … that no live tracker has."""
     stem = source.name[:110]
     names = [f"{stem} copy", *(f"{stem} copy {number}" for number in range(2, MAX_TRACKERS))]
     taken = await view.page(
         TRACKER,
         [("app_id = {}", source.app_id), ("name = ANY({})", names)],
         after="",
-        archived_too=False,
-        size=MAX_TRACKERS,
+        with_archived=False,
+        max_count=MAX_TRACKERS,
     )
     used = {tracker.name for tracker in taken}
     return next(name for name in names if name not in used)
+
+
+def _live(definitions: Mapping[str, EventDefinition]) -> dict[str, EventDefinition]:
+    return {name: one for name, one in definitions.items() if not EVENT_DEFINITION.is_archived(one)}
 
 
 def _refer(path: str, child: Any, parent: Any, name: str, violations: Violations) -> None:
@@ -430,7 +463,7 @@ def _refer(path: str, child: Any, parent: Any, name: str, violations: Violations
 
 
 def _under(prefix: str, violations: Iterable[Violation]) -> list[Violation]:
-    """The same violations of one of many trackers."""
+    """Returns the violations of one of many trackers, under its path."""
     return [
         Violation(
             field=prefix + violation.field.removeprefix("tracker."),
@@ -442,7 +475,7 @@ def _under(prefix: str, violations: Iterable[Violation]) -> list[Violation]:
 
 
 def _two_defaults(edited: Iterable[tuple[str, Tracker]]) -> list[Violation]:
-    """At most one of them may be turned on for an app, network and type (E3)."""
+    """Returns violations where more than one of them becomes the default of a network and type (E3)."""
     found: list[Violation] = []
     seen: set[tuple[str, int]] = set()
     for prefix, tracker in edited:
@@ -474,10 +507,10 @@ def _changes(edits: Iterable[Edit]) -> list[TrackerChange]:
 
 
 def _etag_of(edits: Sequence[Edit]) -> str:
-    """Of what changes: which tracker, from which state, to what. Ids that are made anew each time do not matter."""
+    """Returns a digest of what changes: which tracker, from which state, to which. Generated ids do not matter."""
     digest = hashlib.sha256()
     for edit in edits:
-        after = copied(edit.after, without=frozenset(("tracker_id", "revision", "etag", "create_time")))
+        after = copied(edit.after, without=("tracker_id", "revision", "etag", "create_time"))
         before = edit.before
         digest.update(f"{edit.line} {before.tracker_id if before else ''} {before.etag if before else ''} ".encode())
         digest.update(after.SerializeToString(deterministic=True))

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pytest
 from cryptography.fernet import Fernet
@@ -13,6 +12,7 @@ from cryptography.fernet import Fernet
 from libs.channels import open_channel
 from libs.db import open_pool
 from libs.server import Face, ServerConfig, build_server
+from libs.time import now_us
 from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2_grpc
 from services.tracker.keys import ApiKeys
@@ -33,7 +33,7 @@ class Clock:
     """Time that stands still until it is moved."""
 
     def __init__(self) -> None:
-        self.now = datetime.now(UTC)
+        self.now_us = now_us()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ async def serving(database: Database) -> AsyncIterator[Served]:
             admin_key=ADMIN_KEY,
             service_key=SERVICE_KEY,
             new_key=lambda: f"key-{next(numbers)}",
-            now=lambda: clock.now,
+            now_us=lambda: clock.now_us,
         )
         service = TrackerConfigService(resources, keys, store, revisions)
         face = Face(

@@ -1,6 +1,5 @@
 """Who owns, runs and calls: catalogue, SAN accounts, events and keys; and the trail of what was changed."""
 
-from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -11,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.messages import message_class
 from libs.pages import encode_token
+from libs.time import SECOND_US
 from reengage.tracker.v1 import (
     account_pb2,
     agency_pb2,
@@ -335,10 +335,10 @@ async def test_the_last_use_is_noted_once_a_minute(database: Database) -> None:
         await answers(served, key)
         first = await last_use(admin)
         assert first is not None
-        served.clock.now += timedelta(seconds=59)
+        served.clock.now_us += 59 * SECOND_US
         await answers(served, key)
         assert await last_use(admin) == first
-        served.clock.now += timedelta(seconds=1)
+        served.clock.now_us += 1 * SECOND_US
         await answers(served, key)
         later = await last_use(admin)
         assert later is not None
@@ -358,9 +358,9 @@ async def test_rotation_overlaps(database: Database) -> None:
         repeated = await admin.RotateApiKey(request)
         assert (repeated.api_key.api_key_id, repeated.key) == (rotated.api_key.api_key_id, "")
         assert [await answers(served, key) for key in (old, rotated.key)] == ["", ""]
-        served.clock.now += timedelta(seconds=3599)
+        served.clock.now_us += 3599 * SECOND_US
         assert await answers(served, old) == ""
-        served.clock.now += timedelta(seconds=1)
+        served.clock.now_us += 1 * SECOND_US
         assert await answers(served, old) == "API_KEY_INVALID"
         assert await answers(served, rotated.key) == ""
         over = admin.RotateApiKey(api_key_pb2.RotateApiKeyRequest(api_key_id="ops"))
@@ -444,7 +444,7 @@ async def test_the_trail_pages_through_everything_newest_first(tracker: Stub) ->
         if not token:
             break
     assert paged == whole
-    for wrong in ("%", encode_token(2**63, "app", "x"), encode_token(1, "app", "null\x00")):
+    for wrong in ("%", encode_token(2**63, 1, "x"), encode_token(1, 1, "null\x00")):
         request = change_pb2.ListChangesRequest(page_token=wrong)
         assert await wrong_fields(tracker.ListChanges(request)) == {("page_token", "INVALID_TOKEN")}
     assert [revision for revision, _ in whole] == [6] * 5 + [5, 4, 3, 2, 1]

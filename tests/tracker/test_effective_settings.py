@@ -15,7 +15,7 @@ from reengage.tracker.v1.windows_pb2 import Window, Windows
 from services.attribution.decision.model import Layer, WindowKind
 from services.attribution.decision.rules import DISABLED, UNLIMITED
 from services.attribution.wire.rulebook import build_rulebook
-from services.tracker.effective_settings import resolve
+from services.tracker.effective_settings import tracker_settings
 
 LAYERS = {
     ResolvedSetting.LAYER_TRACKER: Layer.TRACKER,
@@ -87,7 +87,7 @@ def test_both_readings_agree(
         },
         1,
     ).apps["a"]
-    found = {setting.name: setting for setting in resolve(tracker, app, network, of_both, {"E": definition})}
+    found = {setting.name: setting for setting in tracker_settings(tracker, app, network, of_both, {"E": definition})}
     for kind in WindowKind:
         name = kind.name.lower()
         setting = found.get(f"windows.{name}") or found.get(f"{name}_window")

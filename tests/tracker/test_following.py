@@ -29,7 +29,7 @@ from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker.following import HEARTBEAT_S, watch
 from services.tracker.revisions import Revisions
-from services.tracker.store import PART, Store
+from services.tracker.store import MAX_PART_RESOURCES, Store
 from tests.conftest import Database
 from tests.support.processes import running, tracker_process
 from tests.tracker import samples
@@ -138,9 +138,13 @@ async def many_trackers(database: Database, number: int) -> None:
 
 async def test_a_large_snapshot_comes_in_parts_of_one_revision(tracker: Stub, database: Database) -> None:
     await create_parents(tracker)
-    await many_trackers(database, 2 * PART)
+    await many_trackers(database, 2 * MAX_PART_RESOURCES)
     parts = await snapshot(tracker)
-    assert [(part.revision, len(part.resources)) for part in parts] == [(6, PART), (6, PART), (6, 5)]
+    assert [(part.revision, len(part.resources)) for part in parts] == [
+        (6, MAX_PART_RESOURCES),
+        (6, MAX_PART_RESOURCES),
+        (6, 5),
+    ]
     async with watching_after(tracker, 0) as read:
         responses = [await read() for _ in parts]
     assert [response.resources for response in responses] == [part.resources for part in parts]
@@ -153,7 +157,7 @@ async def test_a_large_snapshot_comes_in_parts_of_one_revision(tracker: Stub, da
 
 async def test_a_snapshot_ignores_what_changes_while_it_is_read(database: Database, tracker: Stub) -> None:
     await create_parents(tracker)
-    await many_trackers(database, PART)
+    await many_trackers(database, MAX_PART_RESOURCES)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         parts = Store(pool).snapshot()
         async with aclosing(parts):
@@ -161,7 +165,7 @@ async def test_a_snapshot_ignores_what_changes_while_it_is_read(database: Databa
             await create_tracker(tracker, samples.acquisition())
             second = await anext(parts)
     assert (first.revision, second.revision) == (6, 6)
-    assert len(first.resources) + len(second.resources) == 5 + PART
+    assert len(first.resources) + len(second.resources) == 5 + MAX_PART_RESOURCES
 
 
 # Watching
@@ -286,13 +290,13 @@ async def test_a_default_tracker_moves_in_one_response(tracker: Stub) -> None:
 
 async def test_a_revision_of_many_changes_is_split_and_says_so(tracker: Stub, database: Database) -> None:
     await create_parents(tracker)
-    await many_trackers(database, PART + 1)
+    await many_trackers(database, MAX_PART_RESOURCES + 1)
     await rename_app(tracker, "Renamed")
     async with watching_after(tracker, 4) as read:
         responses = [await read() for _ in range(3)]
     assert [(r.revision, r.reset, r.partial, len(r.resources)) for r in responses] == [
         (5, False, False, 1),
-        (6, False, True, PART),
+        (6, False, True, MAX_PART_RESOURCES),
         (7, False, False, 2),
     ]
 
