@@ -1,11 +1,12 @@
 """Settings files: the changes that bring an app and what belongs to it to a wanted state, planned and applied."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from libs.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Violation, Violations
+from libs.errors import Aborted, InvalidArgument, NotFound, Violation, Violations
 from reengage.tracker.v1 import settings_file_pb2
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.change_pb2 import Change as ChangeMessage
@@ -159,8 +160,10 @@ class SettingsPlans:
             },
         )
         violations = Violations()
-        for one in every:
+        for number, one in enumerate(every):
             await self._check(view, app_id, one, held.get(one.id), violations)
+            if number % 100 == 0:
+                await asyncio.sleep(0)  # thousands of resources must not hold up other calls
         leaving = {(step.kind.name, step.kind.key_of(step.after)): step for step in gone}
         _check_rivals(every, violations)
         _check_names(every, held, listed | leaving.keys(), violations)
@@ -213,6 +216,10 @@ class SettingsPlans:
             violations.add(one.path, "OTHER_APP", f"must belong to {app_id}")
         if before is not None:
             _check_immutable(one, before, violations)
+        if kind is APP and resource.name.isprintable():
+            live = await view.page(APP, [("name = {}", resource.name)], after="", with_archived=False, max_count=2)
+            if any(other.app_id != app_id for other in live):
+                violations.add(f"{one.path}.name", "NAME_TAKEN", f"another live app has the name {resource.name!r}")
 
     async def _check_scope(self, view: Planned, app: App, held: Mapping[Id, Any]) -> None:
         """Raises unless the caller may create the app, where it is new; one that is there was looked up in scope."""
@@ -233,14 +240,7 @@ class SettingsPlans:
             elif step.action == ChangeMessage.ACTION_ARCHIVED:
                 await self._resources.archive_in(change, step.kind, copied(step.before, without=(step.kind.sealed,)))
             else:
-                await self._put(change, step)
-
-    async def _put(self, change: Change, step: Step) -> None:
-        try:
-            await self._resources.put(change, step.kind, copied(step.after))
-        except AlreadyExists as error:  # the name of an app, which no other rule here looks at
-            path = f"resources[{step.index}].{step.kind.name}.name"
-            raise InvalidArgument([Violation(field=path, reason=error.reason, description=error.message)]) from None
+                await self._resources.put(change, step.kind, copied(step.after))
 
 
 def _read(wanted: WantedSettings) -> tuple[list[Wanted], frozenset[str]]:
@@ -399,6 +399,8 @@ def _change(one: Wanted, held: Any) -> Step | None:
     if held is None and kind.always_there:
         held = empty
     is_new = held is None or kind.is_archived(held)
+    if held == resource:  # told fast, since most are
+        return None
     fields = _fields(kind, empty if is_new else held, resource)
     if is_new:
         return Step(

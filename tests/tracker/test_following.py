@@ -25,6 +25,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from reengage.tracker.v1.app_pb2 import App
+from reengage.tracker.v1.resource_kind_pb2 import RESOURCE_KIND_TRACKER
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker.following import HEARTBEAT_S, watch
@@ -118,19 +119,20 @@ async def many_trackers(database: Database, number: int) -> None:
         await connection.execute(
             """
             INSERT INTO trackers (tracker_id, segment_id, campaign_id, app_id, network_id, name, type, events,
-                default_tracker, status, resource)
-            SELECT tracker_id, 'spring-a', 'spring', 'kodemo1', 'acme-ios', tracker_id, 'TYPE_ACQUISITION', '{}',
-                false, 'STATUS_LIVE', resource
+                default_tracker, san_account_ids, share_with_publisher, status, resource)
+            SELECT tracker_id, 'spring-a', 'spring', 'kodemo1', 'acme-ios', tracker_id, 1, '{}',
+                false, '{}', true, 1, resource
             FROM unnest($1::text[], $2::bytea[]) AS given (tracker_id, resource)
             """,
             [row.tracker_id for row in rows], [row.SerializeToString() for row in rows],
         )  # fmt: skip
         await connection.execute(
             """
-            INSERT INTO changes (revision, kind, resource_key, change_time, resource)
-            SELECT $1, 'tracker', ARRAY[tracker_id], now(), resource FROM trackers
+            INSERT INTO changes (revision, kind, resource_key, change_us, resource, actor)
+            SELECT $1, $2, ARRAY[tracker_id], 0, resource, '' FROM trackers
             """,
             revision,
+            RESOURCE_KIND_TRACKER,
         )
     finally:
         await connection.close()
