@@ -9,7 +9,6 @@ from prometheus_client import Counter
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
-from libs.time import SECOND_US, duration_us
 from libs.vault import Vault
 from reengage.attribution.v1.offer_pb2 import OfferedPostback
 from reengage.postback.v1 import (
@@ -39,7 +38,7 @@ from services.postback.wire import attempt_message, compiled, delivery_message, 
 
 MAX_CONVERSIONS = 1000
 MAX_REDELIVERED = 10_000
-CLAIM_WAIT_US, MAX_CLAIM_WAIT_US = 1 * SECOND_US, 10 * SECOND_US
+CLAIM_WAIT_S, MAX_CLAIM_WAIT_S = 1.0, 10.0
 _MAX_ID_CHARACTERS = 1024
 """Longer than any id that is stored: what is asked for need only be a text that PostgreSQL can compare."""
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
@@ -228,8 +227,8 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         self, request: claim_pb2.RequestClaimsRequest, context: Any
     ) -> claim_pb2.RequestClaimsResponse:
         _check_batch(request.conversions)
-        wait_us = duration_us(request.wait) if request.HasField("wait") else CLAIM_WAIT_US
-        if request.wait.ToNanoseconds() < 0 or not 0 <= wait_us <= MAX_CLAIM_WAIT_US:
+        wait_s = request.wait.ToNanoseconds() / 1e9 if request.HasField("wait") else CLAIM_WAIT_S
+        if not 0 <= wait_s <= MAX_CLAIM_WAIT_S:
             raise InvalidArgument([Violation(field="wait", reason="OUT_OF_RANGE", description="must be 0 to 10 s")])
         wanted = self._claims_wanted(request.conversions)
         if len(wanted) < len(request.conversions):
@@ -237,7 +236,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             await self._configurations.refresh()
             wanted = self._claims_wanted(request.conversions)
         await self._enqueue(wanted)
-        answers = await self._claims.answers(request.conversions, wait_us / SECOND_US)
+        answers = await self._claims.answers(request.conversions, wait_s)
         return claim_pb2.RequestClaimsResponse(conversions=answers)
 
     async def WatchClaimTriggers(

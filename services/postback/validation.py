@@ -8,7 +8,6 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from yarl import URL
 
 from libs.errors import Violations
-from libs.time import SECOND_US, duration_us
 from reengage.postback.v1.configuration_pb2 import Configuration
 from services.postback.adapters.adapter import ADAPTERS, Adapter, Description, Option
 from services.postback.fields import complete_fields, read_fields
@@ -151,7 +150,7 @@ _RULES: tuple[tuple[str, Callable[[Configuration], bool], str, str], ...] = (
     ),
     (
         "delivery_delay",
-        lambda m: duration_us(m.delivery_delay) in [delay_s * SECOND_US for delay_s in DELAYS_S],
+        lambda m: m.delivery_delay.ToNanoseconds() in [delay_s * 1_000_000_000 for delay_s in DELAYS_S],
         "NOT_ALLOWED",
         f"must be {', '.join(map(str, DELAYS_S[:-1]))} or {DELAYS_S[-1]} seconds",
     ),

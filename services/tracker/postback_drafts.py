@@ -49,6 +49,12 @@ def _known(tracker: Tracker, app: App, network: Network) -> dict[str, str]:
     if network.self_attributing:
         engagement = tracker.post_engagement_window if tracker.HasField("post_engagement_window") else None
         view = tracker.post_view_window if tracker.HasField("post_view_window") else None
-        known["click_window"] = str((engagement or DEFAULT_ENGAGEMENT_WINDOW).seconds // _DAY)
-        known["view_through_window"] = str((view if view is not None else DEFAULT_VIEW_WINDOW).seconds // _DAY)
+        known["click_window"] = _days(engagement or DEFAULT_ENGAGEMENT_WINDOW)
+        known["view_through_window"] = _days(DEFAULT_VIEW_WINDOW if view is None else view)
     return {name: value for name, value in known.items() if value}
+
+
+def _days(window: Duration) -> str:
+    """Returns a window as the adapter of a self-attributing network takes it."""
+    days = window.seconds // _DAY
+    return f"{days}d" if days else "0s"

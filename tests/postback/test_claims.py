@@ -219,39 +219,41 @@ async def test_x_tells_when_its_limit_is_met(service: Running, endpoint: Endpoin
     ]
 
 
-@pytest.mark.slow
+OLDER = attribution(YESTERDAY - timedelta(days=1), campaign_name="older")
+VIEW = attribution(YESTERDAY + timedelta(hours=1), "VIEW", campaign_name="view")
+CONDUCTS = {
+    "silent": Conduct(silent=True),
+    "broken": Conduct(failures=[403]),
+    "none": Conduct(),
+    "view": Conduct(twitter=VIEW),
+    "older": Conduct(twitter=OLDER),
+    "click": CLICK,
+}
+
+
+@pytest.mark.parametrize(
+    ("conducts", "state", "campaign"),
+    [
+        pytest.param(["broken", "none"], ClaimAnswer.STATE_NOT_CLAIMED, "", id="one is broken"),
+        pytest.param(["none", "silent"], ClaimAnswer.STATE_PENDING, "", id="one is silent", marks=pytest.mark.slow),
+        pytest.param(
+            ["silent", "view"], ClaimAnswer.STATE_CLAIMED, "view", id="a claim of two", marks=pytest.mark.slow
+        ),
+        pytest.param(["view", "older", "none"], ClaimAnswer.STATE_CLAIMED, "older", id="the click"),
+        pytest.param(["older", "click"], ClaimAnswer.STATE_CLAIMED, "Summer", id="the newer click"),
+    ],
+)
 async def test_of_several_configurations_of_a_network_the_best_answer_counts(
-    service: Running, endpoint: Endpoint, x: LocalX
+    service: Running, endpoint: Endpoint, conducts: list[str], state: ClaimAnswer.State.ValueType, campaign: str
 ) -> None:
     """Each has a path of its own, as each X account would be another's."""
-    older = attribution(YESTERDAY - timedelta(days=1), campaign_name="older")
-    conducts = {
-        "/silent": Conduct(silent=True),
-        "/broken": Conduct(failures=[403]),
-        "/none": Conduct(),
-        "/view": Conduct(twitter=attribution(YESTERDAY + timedelta(hours=1), "VIEW", campaign_name="view")),
-        "/older": Conduct(twitter=older),
-        "/click": CLICK,
-    }
-    for path, conduct in conducts.items():
-        endpoint.answers[path + PATH] = LocalX({HASHED: conduct}).handle
-
-    async def best(*paths: str) -> tuple[ClaimAnswer.State.ValueType, str]:
-        app_id = "+".join(paths)
-        for path in paths:
-            adapter = {"app_id": "1", "conversion_type": "PURCHASE", "base_url": endpoint.url(path)}
-            changed = fields(endpoint, x=adapter, app_id=app_id, configuration_id=f"{app_id}.{path}".replace("/", ""))
-            changed["configuration_id"] = changed["configuration_id"].replace("+", ".")
-            await service.configure(**changed)
-        (claims,) = await ask(service, undecided(app_id=app_id), wait_s=2)
-        (only,) = claims.answers
-        return only.state, only.claim.campaign_name
-
-    assert await best("/broken", "/none") == (ClaimAnswer.STATE_NOT_CLAIMED, "")
-    assert await best("/none", "/silent") == (ClaimAnswer.STATE_PENDING, "")
-    assert await best("/silent", "/view") == (ClaimAnswer.STATE_CLAIMED, "view")
-    assert await best("/view", "/older", "/none") == (ClaimAnswer.STATE_CLAIMED, "older")
-    assert await best("/older", "/click") == (ClaimAnswer.STATE_CLAIMED, "Summer")
+    for name in conducts:
+        endpoint.answers[f"/{name}{PATH}"] = LocalX({HASHED: CONDUCTS[name]}).handle
+        adapter = {"app_id": "1", "conversion_type": "PURCHASE", "base_url": endpoint.url(f"/{name}")}
+        await service.configure(**fields(endpoint, x=adapter, configuration_id=name))
+    (claims,) = await ask(service, undecided(), wait_s=2)
+    (only,) = claims.answers
+    assert (only.state, only.claim.campaign_name) == (state, campaign)
 
 
 async def test_only_live_configurations_that_may_be_told_are_asked(
@@ -459,21 +461,36 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
     )
 
 
+async def configure_window(service: Running, endpoint: Endpoint, name: str, days: int) -> str:
+    adapter = {"app_id": "1", "conversion_type": "PURCHASE", name: f"{days * 24}h"}
+    created = await service.configure(**fields(endpoint, x=adapter))
+    return created.adapter_fields.fields[name].string_value
+
+
 @pytest.mark.parametrize(
-    ("name", "allowed"), [("click_window", {1, 7, 14, 30}), ("view_through_window", {0, 1, 7, 14})]
+    ("name", "days"),
+    [
+        *(("click_window", days) for days in (1, 7, 14, 30)),
+        # Within a click window of 14 days.
+        *(("view_through_window", days) for days in (0, 1, 7, 14)),
+    ],
 )
-async def test_windows(service: Running, endpoint: Endpoint, name: str, allowed: set[int]) -> None:
-    """The view-through window within a click window of 14 days."""
+async def test_windows_that_x_has(service: Running, endpoint: Endpoint, name: str, days: int) -> None:
+    assert await configure_window(service, endpoint, name, days) == (f"{days}d" if days else "0s")
 
-    async def takes(days: int) -> bool:
-        adapter = {"app_id": "1", "conversion_type": "PURCHASE", name: f"{days * 24}h"}
-        try:
-            created = await service.configure(**fields(endpoint, x=adapter, configuration_id=f"k{days}"))
-        except grpc.aio.AioRpcError as error:
-            return [one.field for one in from_rpc_error(error).violations] != [f"configuration.adapter_fields.{name}"]
-        return bool(created.adapter_fields[name] == (f"{days}d" if days else "0s"))
 
-    assert {days for days in (0, 1, 2, 6, 7, 8, 14, 15, 30, 31) if await takes(days)} == allowed
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        *(("click_window", days) for days in (0, 2, 6, 8, 15, 31)),
+        *(("view_through_window", days) for days in (2, 6, 8, 15, 30, 31)),
+    ],
+)
+async def test_windows_that_x_has_not(service: Running, endpoint: Endpoint, name: str, days: int) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await configure_window(service, endpoint, name, days)
+    (found,) = from_rpc_error(caught.value).violations
+    assert (found.field, found.reason) == (f"configuration.adapter_fields.{name}", "NOT_ALLOWED")
 
 
 async def test_an_x_configuration_s_defaults_address_and_preview(service: Running, endpoint: Endpoint) -> None:

@@ -60,14 +60,28 @@ async def test_defaults(service: Running) -> None:
     assert await get(service, created.configuration_id) == created
 
 
+CREATED = {"configuration_id": "k", "template": TEMPLATE, "secrets": {"a": "b"}, "retry_attempts": 0}
+
+
 async def test_create_is_repeat_safe(service: Running) -> None:
-    fields: dict[str, Any] = {"configuration_id": "k", "template": TEMPLATE, "secrets": {"a": "b"}, "retry_attempts": 0}
-    created = await service.configure(**fields)
+    created = await service.configure(**CREATED)
     assert created.retry_attempts == 0
-    assert await service.configure(**fields) == created
-    for change in ({"secrets": {"a": "c"}}, {"retry_attempts": 1}, {"app_id": "other"}):
-        code, reason, _ = await refused(service.configure(**{**fields, **change}))
-        assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "CONFIGURATION_EXISTS")
+    assert await service.configure(**CREATED) == created
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"secrets": {"a": "c"}}, id="a secret"),
+        pytest.param({"retry_attempts": 1}, id="a field"),
+        pytest.param({"template": {"url": "https://other.example/"}}, id="a field of the adapter"),
+        pytest.param({"app_id": "other"}, id="the app"),
+    ],
+)
+async def test_an_id_is_taken_by_other_content(service: Running, change: dict[str, Any]) -> None:
+    await service.configure(**CREATED)
+    code, reason, _ = await refused(service.configure(**{**CREATED, **change}))
+    assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "CONFIGURATION_EXISTS")
 
 
 async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
@@ -127,21 +141,44 @@ async def test_a_wrong_url_is_named_once(service: Running, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "good", "bad"),
+    ("field", "value"),
     [
-        ("delivery_delay", [Duration(seconds=s) for s in (0, 30, 60, 120, 180, 300, 600)], [Duration(seconds=29)]),
-        ("retry_attempts", [0, 10], [-1, 11]),
-        ("attempt_timeout", [Duration(seconds=1), Duration(seconds=30)], [Duration(), Duration(seconds=30, nanos=1)]),
-        ("deliveries_per_second", [0, 100_000], [-1, 100_001]),
-        ("trigger", ["_install", "x" * 128], ["", "a\0b"]),
+        *(
+            pytest.param("delivery_delay", Duration(seconds=s), id=f"{s} s delay")
+            for s in (0, 30, 60, 120, 180, 300, 600)
+        ),
+        pytest.param("retry_attempts", 0, id="no retry"),
+        pytest.param("retry_attempts", 10, id="10 retries"),
+        pytest.param("attempt_timeout", Duration(seconds=1), id="1 s"),
+        pytest.param("attempt_timeout", Duration(seconds=30), id="30 s"),
+        pytest.param("deliveries_per_second", 0, id="no limit"),
+        pytest.param("deliveries_per_second", 100_000, id="100,000 a second"),
+        pytest.param("trigger", "_install", id="the install"),
+        pytest.param("trigger", "x" * 128, id="128 characters"),
     ],
 )
-async def test_edges(service: Running, field: str, good: list[Any], bad: list[Any]) -> None:
-    for value in good:
-        assert getattr(await service.configure(template=TEMPLATE, **{field: value}), field) == value
-    for value in bad:
-        _, _, fields = await refused(service.configure(template=TEMPLATE, **{field: value}))
-        assert [found.partition(" ")[0] for found in fields] == [f"configuration.{field}"]
+async def test_values_that_are_just_taken(service: Running, field: str, value: Any) -> None:
+    assert getattr(await service.configure(template=TEMPLATE, **{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pytest.param("delivery_delay", Duration(seconds=29), id="29 s delay"),
+        pytest.param("delivery_delay", Duration(seconds=30, nanos=1), id="30 s and a bit"),
+        pytest.param("retry_attempts", -1, id="-1 retries"),
+        pytest.param("retry_attempts", 11, id="11 retries"),
+        pytest.param("attempt_timeout", Duration(), id="no time"),
+        pytest.param("attempt_timeout", Duration(seconds=30, nanos=1), id="over 30 s"),
+        pytest.param("deliveries_per_second", -1, id="-1 a second"),
+        pytest.param("deliveries_per_second", 100_001, id="100,001 a second"),
+        pytest.param("trigger", "", id="no trigger"),
+        pytest.param("trigger", "a\0b", id="NUL"),
+    ],
+)
+async def test_values_that_are_just_refused(service: Running, field: str, value: Any) -> None:
+    _, _, fields = await refused(service.configure(template=TEMPLATE, **{field: value}))
+    assert [found.partition(" ")[0] for found in fields] == [f"configuration.{field}"]
 
 
 async def test_update_changes_what_the_mask_names(service: Running) -> None:

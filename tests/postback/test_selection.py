@@ -83,13 +83,22 @@ def test_network_only(decision: dict[str, Any], wanted: bool) -> None:
 @pytest.mark.parametrize(
     ("candidate", "engagement", "wanted"),
     [
-        (decision_pb2.ENGAGEMENT_KIND_CLICK, None, True),
-        (decision_pb2.ENGAGEMENT_KIND_IMPRESSION, None, False),
-        (decision_pb2.ENGAGEMENT_KIND_CLICK, record_pb2.Record(impression=record_pb2.Impression()), True),
-        (None, record_pb2.Record(click=record_pb2.Click()), True),
-        (None, record_pb2.Record(deep_link_open=record_pb2.DeepLinkOpen()), True),
-        (None, record_pb2.Record(impression=record_pb2.Impression()), False),
-        (None, None, False),
+        pytest.param(decision_pb2.ENGAGEMENT_KIND_CLICK, None, True, id="a click won"),
+        pytest.param(decision_pb2.ENGAGEMENT_KIND_IMPRESSION, None, False, id="an impression won"),
+        pytest.param(
+            decision_pb2.ENGAGEMENT_KIND_CLICK,
+            record_pb2.Record(impression=record_pb2.Impression()),
+            True,
+            id="a click won now, an impression before",
+        ),
+        pytest.param(None, record_pb2.Record(click=record_pb2.Click()), True, id="credited to a click"),
+        pytest.param(
+            None, record_pb2.Record(deep_link_open=record_pb2.DeepLinkOpen()), True, id="credited to a deep link"
+        ),
+        pytest.param(
+            None, record_pb2.Record(impression=record_pb2.Impression()), False, id="credited to an impression"
+        ),
+        pytest.param(None, None, False, id="credited to nothing known"),
     ],
 )
 def test_clicks_only(
@@ -107,8 +116,8 @@ def test_clicks_only(
     assert wants(CLICKS_ONLY, conversion) == wanted
 
 
-@pytest.mark.parametrize("controlled", [True, False])
-@pytest.mark.parametrize("respected", [True, False])
+@pytest.mark.parametrize("controlled", [True, False], ids=["controlled", "not controlled"])
+@pytest.mark.parametrize("respected", [True, False], ids=["respected", "not respected"])
 def test_data_controlled(controlled: bool, respected: bool) -> None:
     conversion: conversion_pb2.Conversion = purchase()
     conversion.record.data_controlled = controlled
@@ -118,9 +127,9 @@ def test_data_controlled(controlled: bool, respected: bool) -> None:
 @pytest.mark.parametrize(
     ("configuration", "held"),
     [
-        (replace(NETWORK_ONLY, trigger="SessionBegin"), True),
-        (replace(ALL, trigger="SessionBegin"), False),
-        (NETWORK_ONLY, False),
+        pytest.param(replace(NETWORK_ONLY, trigger="SessionBegin"), True, id="sessions of its own"),
+        pytest.param(replace(ALL, trigger="SessionBegin"), False, id="all sessions"),
+        pytest.param(NETWORK_ONLY, False, id="purchases"),
     ],
 )
 def test_which_are_held_to_one_a_day(configuration: Configuration, held: bool) -> None:

@@ -140,8 +140,8 @@ async def test_save_and_create_postback_answers_the_configurations_to_fill(track
         "app_name": "Demo",
         "bundle_id": "com.x",
         "conversion_type": "PURCHASE",
-        "click_window": "14",
-        "view_through_window": "1",
+        "click_window": "14d",
+        "view_through_window": "1d",
     }
     needs = {need.name: need.secret for need in draft.needs}
     assert needs["consumer_secret"]

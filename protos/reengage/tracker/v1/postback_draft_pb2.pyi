@@ -125,7 +125,7 @@ class PostbackDraft(_message.Message):
     @_builtins.property
     def known(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What is known here of what such a postback holds: app_name, store_app_id, bundle_id, and for self-attributing
-        networks conversion_type, click_window and view_through_window, in days.
+        networks conversion_type, click_window and view_through_window, as `14d`: as the network's adapter takes them.
         """
 
     @_builtins.property
