@@ -1,1 +1,1 @@
-"""What every service is built from; nothing here knows a domain."""
+"""The ground that every service is built on; nothing here knows a domain, except `domain` and `client`."""

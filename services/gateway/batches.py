@@ -9,7 +9,7 @@ from libs.errors import ResourceExhausted, ServiceError
 from reengage.ingest.v1 import record_batch_pb2
 
 Outcome: TypeAlias = record_batch_pb2.RecordResult | ServiceError
-"""What became of a record: the result from ingest, or why there is none."""
+"""The outcome of a record: the result from ingest, or why there is none."""
 Send: TypeAlias = Callable[[Sequence[bytes], str], Awaitable[Sequence[Outcome]]]
 """Sends serialised records under a request id; returns one outcome a record and never raises."""
 _Waiting: TypeAlias = "tuple[bytes, str, asyncio.Future[Outcome]]"

@@ -58,7 +58,7 @@ def add_parameter(url: str, key: str, value: str) -> str:
 
 
 def signature_holds(tracker: Tracker, path_and_query: bytes, expires: str, now_s: float) -> bool:
-    """Whether a click may count, as far as its signature says; always so for a tracker without a key.
+    """Returns whether a click may count, as far as its signature says; always so for a tracker without a key.
 
     The signature is the last parameter, the hex HMAC-SHA256 over path and query up to `&signature=`; `expires` (epoch
     seconds) is among what it signs. Something unsigned after it could be anyone's, so the click does not count then.

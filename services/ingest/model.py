@@ -10,7 +10,7 @@ _SECOND_US = 1_000_000
 _MADE_ID = re.compile("[0-9a-f]{24}-([0-9a-f]{8})")
 
 REPEAT_WINDOW_US = 7 * 86_400 * _SECOND_US
-"""How long a record is remembered to tell its repeats."""
+"""For so long a record is remembered to tell its repeats."""
 MADE_ID_KEY_BYTES = 12
 """The bytes of a dedupe key, of its 16, that stand in an id made from it."""
 
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an entry. The id is the one it got when it was stored first."""
+    """The outcome of an entry. The id is the one it got when it was stored first."""
 
     repeated: bool
     record_id: str

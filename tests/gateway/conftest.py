@@ -27,7 +27,7 @@ KEY = "k" * 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What came back."""
+    """A response of the gateway."""
 
     status: int
     headers: dict[str, str]
@@ -49,11 +49,11 @@ class World:
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def new_id(self) -> str:
-        """A device id that no other test uses."""
+        """Returns a device id that no other test uses."""
         return f"device-{next(self._numbers)}"
 
     async def ask(self, method: str, path: str, *, at: ServiceProcess | None = None, **options: Any) -> Response:
-        """A request; redirects are not followed."""
+        """Sends a request; redirects are not followed."""
         url = (at or self.gateway).url + path
         async with self.session.request(method, url, allow_redirects=False, **options) as response:
             return Response(
@@ -63,16 +63,16 @@ class World:
             )
 
     async def track(self, body: Any, **options: Any) -> Response:
-        """POST /track/json of a value, or of bytes as they are."""
+        """Posts a value, or bytes as they are, to /track/json."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.ask("POST", "/track/json", data=io.BytesIO(data), **options)
 
     async def log_of(self, device_id: str) -> list[record_pb2.Record]:
-        """The records of a device in ingest's log."""
+        """Returns the records of a device in ingest's log."""
         return [record for record in await self.log() if device_id in record.device_ids.values()]
 
     async def log(self) -> list[record_pb2.Record]:
-        """All of ingest's log."""
+        """Returns all of ingest's log."""
         places = [log_pb2.LanePosition(lane=lane) for lane in range(LANES)]
         records: list[record_pb2.Record] = []
         async with open_channel(self.backend.ingest.target) as channel:

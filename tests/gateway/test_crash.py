@@ -32,14 +32,14 @@ Answering: TypeAlias = Callable[[record_batch_pb2.RecordBatchRequest], Awaitable
 class Ingest(IngestServiceServicer):
     """An ingest that does what a test wants before it accepts."""
 
-    def __init__(self, answering: Answering) -> None:
-        self._answering = answering
+    def __init__(self, before_accepting: Answering) -> None:
+        self._before_accepting = before_accepting
         self.records: list[record_pb2.Record] = []
 
     async def RecordBatch(
         self, request: record_batch_pb2.RecordBatchRequest, context: Any
     ) -> record_batch_pb2.RecordBatchResponse:
-        await self._answering(request)
+        await self._before_accepting(request)
         self.records.extend(request.records)
         accepted = record_batch_pb2.RecordResult(status=record_batch_pb2.RecordResult.STATUS_ACCEPTED)
         return record_batch_pb2.RecordBatchResponse(results=[accepted] * len(request.records))
@@ -55,7 +55,7 @@ async def serving_ingest(ingest: Ingest) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def serving(add: Callable[[grpc.aio.Server], None], target: str) -> AsyncIterator[None]:
-    """A gRPC server of a test's own, with the interceptors of the real ones."""
+    """Runs a gRPC server of a test's own, with the interceptors of the real ones."""
     server, _ = build_server(ServerConfig(listen=target), [Face(name="reengage.test", add=add)])
     server.add_insecure_port(target)
     await server.start()
@@ -66,7 +66,7 @@ async def serving(add: Callable[[grpc.aio.Server], None], target: str) -> AsyncI
 
 
 async def click(world: World, gateway: ServiceProcess, device: str) -> str:
-    """Clicks; responses the click id that the redirect hands on."""
+    """Clicks, and returns the click id that the redirect hands on."""
     response = await world.ask("GET", f"/c/plain?adid={device}", at=gateway)
     assert (response.status, response.headers.get("x-engagement")) == (302, None)
     return response.headers["location"].rpartition("ko_click_id=")[2]
@@ -97,9 +97,9 @@ async def test_while_ingest_is_away_links_lead_on_and_each_click_arrives_once(wo
     assert Counter(record.record_id for record in records) == Counter([*before, *away, *after])
 
 
-async def test_a_killed_gateway_loses_no_click_that_it_answered(world: World, tmp_path: Path) -> None:
+async def test_a_killed_gateway_loses_no_click_that_it_redirected(world: World, tmp_path: Path) -> None:
     device, ingest = world.new_id(), world.backend.ingest
-    gateway, answered = world.backend.gateway(tmp_path), []
+    gateway, redirected = world.backend.gateway(tmp_path), []
     await ingest.stop(signal.SIGKILL)
     try:
         for _ in range(3):
@@ -108,18 +108,18 @@ async def test_a_killed_gateway_loses_no_click_that_it_answered(world: World, tm
             await asyncio.wait(clicks, return_when=asyncio.FIRST_COMPLETED)
             assert await gateway.stop(signal.SIGKILL) == -signal.SIGKILL
             ended = await asyncio.gather(*clicks, return_exceptions=True)
-            answered += [click_id for click_id in ended if isinstance(click_id, str)]
+            redirected += [click_id for click_id in ended if isinstance(click_id, str)]
     finally:
         await ingest.start()
     async with running(gateway):
         await eventually(lambda: _empty(world, gateway))
     counts = Counter(record.record_id for record in await world.log_of(device))
-    assert answered
-    assert set(answered) <= counts.keys()
+    assert redirected
+    assert set(redirected) <= counts.keys()
     assert set(counts.values()) == {1}
 
 
-async def test_a_stop_answers_what_is_under_way(world: World, tmp_path: Path) -> None:
+async def test_a_stop_waits_for_what_is_under_way(world: World, tmp_path: Path) -> None:
     called, go = asyncio.Event(), asyncio.Event()
 
     async def slowly(_: record_batch_pb2.RecordBatchRequest) -> None:
@@ -264,7 +264,7 @@ async def test_get_attribution(world: World, tmp_path: Path) -> None:
         async with serving(lambda server: add(attribution, server), target):
             async with open_channel(target) as channel:
                 await channel.channel_ready()
-            await eventually(lambda: _answers(ask))
+            await eventually(lambda: _is_ready(ask))
             organic = (await ask("organic")).json
             assert organic == {
                 "success": 1,
@@ -287,7 +287,7 @@ async def test_get_attribution(world: World, tmp_path: Path) -> None:
         assert (unknown.status, unknown.json["error"]["code"]) == (404, "UNKNOWN_APP")
 
 
-async def _answers(ask: Callable[[str], Awaitable[Any]]) -> bool:
+async def _is_ready(ask: Callable[[str], Awaitable[Any]]) -> bool:
     status: int = (await ask("organic")).status
     return status == 200
 

@@ -1,4 +1,4 @@
-"""What senders, SDKs and browsers get, through HTTP, with a real tracker and a real ingest behind."""
+"""The HTTP that senders, SDKs and browsers see, with a real tracker and a real ingest behind."""
 
 import asyncio
 import gzip
@@ -27,7 +27,7 @@ def event(device_id: str, /, **data: Any) -> dict[str, Any]:
     }
 
 
-async def test_a_record_is_in_the_log_once_it_is_answered(world: World) -> None:
+async def test_a_record_is_in_the_log_once_it_has_a_response(world: World) -> None:
     device = world.new_id()
     response = await world.track(event(device, event_data={"sum": 5}))
     assert (response.status, response.json) == (200, {"success": 1})
@@ -194,7 +194,7 @@ async def test_an_app_over_its_rate(world: World) -> None:
     assert (await world.track(event(device))).status == 200
 
 
-async def test_many_at_once_are_each_answered_for_themselves(world: World) -> None:
+async def test_many_at_once_each_get_a_response_of_their_own(world: World) -> None:
     device = world.new_id()
     bodies = [event(device, usertime="x") if number % 10 == 0 else event(device, event_data={"n": number})
               for number in range(200)]  # fmt: skip
@@ -393,7 +393,7 @@ async def test_metrics_count_responses(world: World) -> None:
 
 
 async def refused_records(world: World) -> dict[tuple[str, str], float]:
-    """How many, by reason and status."""
+    """Returns how many records were refused, by reason and status."""
     metrics = (await world.ask("GET", "/metrics")).body.decode()
     found = re.findall(r'gateway_records_refused_total\{reason="(\w+)",status="(\d+)"\} (\S+)', metrics)
     return {(reason, status): float(count) for reason, status, count in found}

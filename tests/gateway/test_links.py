@@ -37,6 +37,19 @@ def click(query: str, platform: Platform = Platform.ANDROID) -> record_pb2.Recor
         ("url=http://x?y=z", {"url": "http://x?y=z"}),
         ("", {}),
     ],
+    ids=[
+        "encoded",
+        "doubled key",
+        "the first of equal keys",
+        "empty",
+        "macros",
+        "nearly null",
+        "NUL",
+        "no UTF-8",
+        "raw UTF-8",
+        "a question mark inside",
+        "nothing",
+    ],
 )
 def test_parse_query(query: str, wanted: dict[str, str]) -> None:
     assert parse_query(query.encode()) == wanted
@@ -64,6 +77,18 @@ def test_law_any_query_is_read(raw: bytes) -> None:
         (f"device_id={'a' * 40}&device_id_is_hashed=true", Platform.IOS, {"idfa_sha1": "a" * 40}),
         ("ios_idfa=A&mac=B&android_id=C", Platform.IOS, {"idfa": "A", "mac": "B", "android_id": "C"}),
         ("device_id=device_id&adid={adid}", Platform.ANDROID, {}),
+    ],
+    ids=[
+        "adid on Android",
+        "idfa on iOS",
+        "by type",
+        "unknown type",
+        "hashed",
+        "hashed, other spelling",
+        "hash by length",
+        "sha1 by length",
+        "by name",
+        "macros",
     ],
 )
 def test_device_ids(query: str, platform: Platform, wanted: dict[str, str]) -> None:
@@ -144,6 +169,18 @@ def test_epoch(value: object, wanted: float | None) -> None:
         (["10.0.0.0/8"], "10.0.0.1", "unknown", ""),
         (["10.0.0.0/8"], "10.0.0.1", "10.0.0.2", "10.0.0.1"),
         (["10.0.0.0/8"], "10.0.0.1", "", "10.0.0.1"),
+    ],
+    ids=[
+        "no proxies",
+        "not a proxy",
+        "proxy",
+        "chain of proxies",
+        "with a port",
+        "IPv6 with a port",
+        "IPv6",
+        "no address",
+        "only proxies",
+        "nothing forwarded",
     ],
 )
 def test_client_address(proxies: list[str], peer: str, forwarded: str, client: str) -> None:

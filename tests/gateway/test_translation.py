@@ -110,6 +110,7 @@ def test_an_absent_device_id_is_no_id(absent: Any) -> None:
         ("1764000000123", 1_764_000_000, 123_000_000),
         (1_764_000_000.5, 1_764_000_000, 500_000_000),
     ],
+    ids=["seconds", "text", "milliseconds", "milliseconds as text", "a fraction"],
 )
 def test_usertime(usertime: Any, seconds: int, nanos: int) -> None:
     time = translate(body(usertime=usertime)).event_time
@@ -134,6 +135,7 @@ def test_no_usertime(absent: Any) -> None:
         ({"device_ver": "SM-G991B-Android-13"}, "Mozilla/5.0 (Linux; Android 13; SM-G991B)"),
         ({"device_ver": ""}, ""),
     ],
+    ids=["raw", "percent-encoded", "iPhone from its version", "iPad", "Android", "empty"],
 )
 def test_user_agent(data: dict[str, Any], wanted: str) -> None:
     assert translate(body(**data)).user_agent == wanted
@@ -174,6 +176,16 @@ def test_no_event_data(empty: Any) -> None:
         ("Shop/1 CFNetwork/1128 Darwin/19.6.0", None, True),
         ("", None, True),
     ],
+    ids=[
+        "not said",
+        "authorized",
+        "denied",
+        "empty",
+        "iOS 13",
+        "an app on iOS 16",
+        "an app on iOS 13",
+        "no user agent",
+    ],
 )
 def test_idfa_needs_tracking_transparency_from_ios_14_on(agent: str, transparency: Any, *, kept: bool) -> None:
     ids = {"idfa": "A", "idfa_md5": "B", "idfv": "V"}
@@ -203,6 +215,7 @@ def test_tracking_transparency(detail: str) -> None:
         ({"referrer": ""}, ""),
         ([], ""),
     ],
+    ids=["object", "encoded twice", "text", "without a click", "empty", "array"],
 )
 def test_install_referrer(referrer: Any, click_id: str) -> None:
     record = translate(body("install", install_referrer=referrer))
@@ -219,6 +232,7 @@ def test_install_referrer(referrer: Any, click_id: str) -> None:
         ("shop://home", "", ""),
         ("http://[broken", "", ""),
     ],
+    ids=["click id", "older link", "short link", "neither", "no URL"],
 )
 def test_deep_link_open(uri: str, click_id: str, tracker_id: str) -> None:
     opened = translate(body(event_name="_Deeplink", event_data={"uri": uri})).deep_link_open
@@ -326,6 +340,33 @@ def test_identity_link() -> None:
             {"data": "INVALID_TYPE", "data.event_name": "REQUIRED", "data.origination_ip": "REQUIRED"},
         ),
     ],
+    ids=[
+        "unknown action",
+        "nothing",
+        "no time",
+        "no time at the root",
+        "no flag",
+        "array for a flag",
+        "object for a name",
+        "text for event data",
+        "nested data",
+        "large amount",
+        "nan",
+        "true for an amount",
+        "amount and currency",
+        "gateway and ingest",
+        "unknown action and app",
+        "deep link without a link",
+        "currency",
+        "number for a currency",
+        "array for an id",
+        "array of ids",
+        "number for transparency",
+        "all of transparency",
+        "number for a referrer",
+        "all in data",
+        "number for data",
+    ],
 )
 def test_what_is_wrong_is_named_at_once(value: dict[str, Any], wanted: dict[str, str]) -> None:
     assert wrong(value) == wanted
@@ -351,6 +392,24 @@ def test_what_is_wrong_is_named_at_once(value: dict[str, Any], wanted: dict[str,
         (body(event_name="_Deeplink", event_data={}), "deep_link_open.uri", "data.event_data.uri"),
         (body(), "something.new", "something.new"),
     ],
+    ids=[
+        "address",
+        "address at the root",
+        "time",
+        "an id",
+        "device id",
+        "event name",
+        "a key of event data",
+        "currency",
+        "app version",
+        "session state",
+        "app",
+        "app in data",
+        "an identity",
+        "identities",
+        "link",
+        "unknown field",
+    ],
 )
 def test_what_ingest_finds_is_said_in_the_senders_words(value: dict[str, Any], field: str, wanted: str) -> None:
     found = in_senders_words(value, [Violation(field=field, reason="R", description="d")])
@@ -368,7 +427,7 @@ def test_what_ingest_finds_is_said_in_the_senders_words(value: dict[str, Any], f
 )
 @pytest.mark.parametrize("usertime", ["", "x"])
 def test_an_idfa_that_does_not_count_is_why_there_is_no_id(ids: dict[str, str], wanted: str, usertime: str) -> None:
-    """Whoever refuses: ingest, or the gateway for something else that is wrong."""
+    """It is the same whoever refuses: ingest, or the gateway for something else that is wrong."""
     value = body(root={"kochava_device_id": ""}, device_ua=IOS_17, device_ids=ids, usertime=usertime)
     if usertime:
         with pytest.raises(InvalidArgument) as caught:

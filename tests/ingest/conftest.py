@@ -36,7 +36,7 @@ DEFINED_EVENTS = frozenset({"Login", "Old login"})
 
 
 def settings_response() -> snapshot_pb2.WatchSnapshotResponse:
-    """Three apps (one with narrow limits of time, one archived), three trackers and two events (one each archived)."""
+    """Returns three apps (one with narrow limits of time), three trackers and two events; one of each is archived."""
     archived = status_pb2.STATUS_ARCHIVED
     strict = app_pb2.AppSettings()
     strict.max_record_age.seconds = 3600
@@ -71,7 +71,7 @@ async def watch(_revision: int) -> AsyncIterator[snapshot_pb2.WatchSnapshotRespo
 
 
 async def register_nothing(app_id: str, event_names: Collection[str]) -> None:
-    """A tracker that takes the names of events, for tests that are about something else."""
+    """Stands for a tracker that takes the names of events, for tests that are about something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +85,12 @@ class Ingest:
     sightings: Sightings
 
     async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
-        """RecordBatch."""
+        """Sends records in one RecordBatch."""
         response = await self.stub.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))
         return list(response.results)
 
     async def log(self) -> list[log_pb2.LogEntry]:
-        """All that the log holds, through ReadLog."""
+        """Returns all that the log holds, through ReadLog."""
         return [entry async for entry in read_until_caught_up(self.stub)]
 
 
@@ -98,7 +98,7 @@ StartIngest: TypeAlias = Callable[..., AbstractAsyncContextManager[Ingest]]
 
 
 def read_log_request(positions: Sequence[int] = (0,) * LANES, **options: Any) -> log_pb2.ReadLogRequest:
-    """A request for every lane from these positions on."""
+    """Returns a request for every lane from these positions on."""
     request = log_pb2.ReadLogRequest(**options)
     for lane, position in enumerate(positions):
         getattr(request, "from").add(lane=lane, position=position)
@@ -108,7 +108,7 @@ def read_log_request(positions: Sequence[int] = (0,) * LANES, **options: Any) ->
 async def read_until_caught_up(
     stub: IngestServiceStub, request: log_pb2.ReadLogRequest | None = None
 ) -> AsyncIterator[log_pb2.LogEntry]:
-    """The entries of a ReadLog call up to the first response that says caught_up."""
+    """Yields the entries of a ReadLog call up to the first response that says caught_up."""
     call = stub.ReadLog(request or read_log_request())
     async for response in call:
         for entry in response.entries:
@@ -176,7 +176,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
 
 @pytest.fixture
 async def ingest(start_ingest: StartIngest, database: Database) -> AsyncIterator[Ingest]:
-    """One service on an empty database."""
+    """Yields one service on an empty database."""
     async with start_ingest(database) as running:
         yield running
 
@@ -188,17 +188,17 @@ async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
 
 
 def click(**fields: object) -> record_pb2.Record:
-    """An acceptable click."""
+    """Returns an acceptable click."""
     return record(click=record_pb2.Click(tracker_id=TRACKER), **fields)
 
 
 def event(name: str = "Purchase", **fields: object) -> record_pb2.Record:
-    """An acceptable event."""
+    """Returns an acceptable event."""
     return record(event=record_pb2.Event(event_name=name), **fields)
 
 
 def record(**fields: object) -> record_pb2.Record:
-    """A record with what every kind needs."""
+    """Returns a record with what every kind needs."""
     usual = {"app_id": APP, "device_ids": {"idfa": "11111111-1111-4111-8111-111111111111"}, "ip_address": "192.0.2.7"}
     return record_pb2.Record(**{**usual, **fields})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What was answered is in the log, once, whoever dies."""
+"""Every record with a result is in the log once, whoever dies."""
 
 import asyncio
 import signal
@@ -26,10 +26,10 @@ BATCH = 10
 
 
 class Load:
-    """Devices that send batch after batch, each again until it is answered."""
+    """Devices that send batch after batch, each again until it is acknowledged."""
 
     def __init__(self, target: str, *, again: bool = True) -> None:
-        self.answered: list[str] = []
+        self.acknowledged: list[str] = []
         self._target, self._again = target, again
         self._stop = asyncio.Event()
         self._sending: asyncio.Task[None] | None = None
@@ -37,10 +37,10 @@ class Load:
     def start(self) -> None:
         self._sending = asyncio.create_task(self._run())
 
-    async def reach(self, answers: int) -> None:
-        """Wait until so many records more have been answered."""
-        goal = len(self.answered) + answers
-        await until(lambda: len(self.answered) >= goal, every_s=0.005)
+    async def reach(self, records: int) -> None:
+        """Waits until so many records more have been acknowledged."""
+        goal = len(self.acknowledged) + records
+        await until(lambda: len(self.acknowledged) >= goal, every_s=0.005)
 
     async def finish(self) -> None:
         assert self._sending is not None
@@ -65,7 +65,7 @@ class Load:
                 await asyncio.sleep(0.02)
                 continue
             assert [result.record_id for result in response.results] == ids
-            self.answered += ids
+            self.acknowledged += ids
             number += BATCH
 
 
@@ -86,8 +86,8 @@ async def kept(process: ServiceProcess) -> list[str]:
         return [record_pb2.Record.FromString(entry.record).record_id async for entry in entries]
 
 
-def assert_once_and_in_order(found: list[str], answered: list[str]) -> None:
-    assert Counter(found) == Counter(answered)
+def assert_once_and_in_order(found: list[str], acknowledged: list[str]) -> None:
+    assert Counter(found) == Counter(acknowledged)
     for device in range(DEVICES):
         numbers = [int(record_id.partition(":")[2]) for record_id in found if record_id.startswith(f"{device}:")]
         assert numbers == list(range(len(numbers)))
@@ -103,7 +103,7 @@ async def test_killed_in_mid_load(durable_database: Database, tmp_path: Path) ->
             await process.start()
         await load.reach(1_000)
         await load.finish()
-        assert_once_and_in_order(await kept(process), load.answered)
+        assert_once_and_in_order(await kept(process), load.acknowledged)
 
 
 async def test_database_killed_in_mid_load(durable_database: Database, tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ async def test_database_killed_in_mid_load(durable_database: Database, tmp_path:
         await durable_database.postgres.start()
         await load.reach(1_000)
         await load.finish()
-        assert_once_and_in_order(await kept(process), load.answered)
+        assert_once_and_in_order(await kept(process), load.acknowledged)
 
 
 async def test_asked_to_stop_in_mid_load(durable_database: Database, tmp_path: Path) -> None:
-    """Whatever was stored had its answer, and the other way round."""
+    """All that was stored had its result, and the other way round."""
     async with running_ingest(durable_database, tmp_path / "log") as process:
         load = Load(process.target, again=False)
         load.start()
@@ -127,4 +127,4 @@ async def test_asked_to_stop_in_mid_load(durable_database: Database, tmp_path: P
         assert await process.stop(signal.SIGTERM) == 0
         await load.finish()
         await process.start()
-        assert_once_and_in_order(await kept(process), load.answered)
+        assert_once_and_in_order(await kept(process), load.acknowledged)

@@ -27,7 +27,7 @@ TABLES = ("log", "dedupe", "rejected")
 
 
 async def request(ingest: Ingest, *device_ids: str, **fields: object) -> record_erasure_pb2.EraseRecordsRequest:
-    """For all that the log holds now."""
+    """Returns a request for all that the log holds now."""
     heads = (await ingest.log_store.read_page({0: 0}, span=1)).heads
     below = [log_pb2.LanePosition(lane=lane, position=position) for lane, position in enumerate(heads)]
     given = {"app_id": APP, "device_ids": device_ids, "below": below, **fields}
@@ -35,7 +35,7 @@ async def request(ingest: Ingest, *device_ids: str, **fields: object) -> record_
 
 
 async def erase(ingest: Ingest, wanted: record_erasure_pb2.EraseRecordsRequest) -> dict[str, int]:
-    """Rows erased, by table; all lanes must be answered, once each."""
+    """Returns the rows erased, by table. Asserts that every lane was reported done, once."""
     counts = Counter[str]()
     done: list[int] = []
     async for response in ingest.stub.EraseRecords(wanted):
@@ -50,7 +50,7 @@ async def rows(ingest: Ingest) -> dict[str, set[asyncpg.Record]]:
 
 
 async def refused(ingest: Ingest, count: int) -> None:
-    """Wait until so many refusals are kept: they are written by and by."""
+    """Waits until so many refusals are kept: they are written by and by."""
     while await ingest.pool.fetchval("SELECT count(*) FROM rejected") < count:
         await asyncio.sleep(0.01)
 
@@ -140,7 +140,7 @@ async def test_a_call_broken_off_goes_on_with_the_lanes_left(ingest: Ingest) -> 
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_pages_over_gaps_come_in_the_order_of_receipt(ingest: Ingest, seed: int) -> None:
-    """Wherever the gaps lie: at the ends of what a page looks at, whole pages long, at the ends of lanes."""
+    """The gaps lie anywhere: at the ends of what a page looks at, whole pages long, at the ends of lanes."""
     rng = random.Random(seed)
     for _ in range(20):
         await ingest.send(

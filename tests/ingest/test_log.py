@@ -26,13 +26,13 @@ CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ingest.log DEFERRABLE INITIALLY D
 
 @dataclass(kw_only=True)
 class Senders:
-    """Devices that each send one record after the other, over any replica; when each was sent and when answered."""
+    """Devices that each send one record after the other, over any replica; when each was sent and when acknowledged."""
 
     replicas: Sequence[Ingest]
     records_each: int
     clock: "itertools.count[int]" = field(default_factory=itertools.count)
     sent: dict[str, int] = field(default_factory=dict)
-    answered: dict[str, int] = field(default_factory=dict)
+    acknowledged: dict[str, int] = field(default_factory=dict)
 
     async def run(self, devices: int) -> None:
         await asyncio.gather(*(self._send(device) for device in range(devices)))
@@ -43,7 +43,7 @@ class Senders:
             self.sent[record_id] = next(self.clock)
             record = event(record_id=record_id, device_ids={"idfa": f"device-{device}"})
             await random.choice(self.replicas).send(record)
-            self.answered[record_id] = next(self.clock)
+            self.acknowledged[record_id] = next(self.clock)
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class Reader:
     positions: list[int] = field(default_factory=lambda: [0] * LANES)
 
     async def run(self, all_sent: asyncio.Event) -> None:
-        """Until it has caught up with a call that it began when all was sent."""
+        """Reads until it has caught up with a call that it began when all was sent."""
         while True:
             last = all_sent.is_set()
             call = random.choice(self.replicas).stub.ReadLog(read_log_request(self.positions, max_entries=20))
@@ -96,7 +96,7 @@ async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
     await admin.close()
 
     for reader in readers:
-        assert sorted(reader.ids) == sorted(senders.answered), "nothing lost, nothing doubled"
+        assert sorted(reader.ids) == sorted(senders.acknowledged), "nothing lost, nothing doubled"
         for device in range(40):
             mine = [record_id for record_id in reader.ids if record_id.startswith(f"{device}:")]
             assert mine == [f"{device}:{number}" for number in range(25)], "nothing swapped"
@@ -110,32 +110,32 @@ async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
             times = [entry.receive_time_us for entry in response.entries]
             assert times == sorted(times), "across lanes in the order of receipt"
 
-        # What was answered before an entry was even sent lies below the heads that came with the entry.
+        # What was acknowledged before an entry was even sent lies below the heads that came with the entry.
         places = {id_of(entry): (entry.lane, entry.position) for entry in entries}
         for response in reader.responses:
             last_sent = max((senders.sent[id_of(entry)] for entry in response.entries), default=-1)
-            for record_id, answered in senders.answered.items():
-                if answered < last_sent:
+            for record_id, acknowledged in senders.acknowledged.items():
+                if acknowledged < last_sent:
                     lane, position = places[record_id]
                     assert position < response.heads[lane]
 
 
-async def test_heads_are_above_all_that_was_answered_before(start_ingest: StartIngest, database: Database) -> None:
+async def test_heads_are_above_all_that_was_acknowledged_before(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database) as one, start_ingest(database) as other:
         senders = Senders(replicas=(one, other), records_each=30)
         sending = asyncio.ensure_future(senders.run(devices=20))
         looks: list[tuple[set[str], list[int]]] = []
         while not sending.done():
-            answered = set(senders.answered)
+            acknowledged = set(senders.acknowledged)
             call = random.choice((one, other)).stub.ReadLog(read_log_request(max_entries=1))
             response = await anext(aiter(call))
             call.cancel()
-            looks.append((answered, list(response.heads)))
+            looks.append((acknowledged, list(response.heads)))
         await sending
         places = {id_of(entry): (entry.lane, entry.position) for entry in await one.log()}
-    assert sum(bool(answered) for answered, _ in looks) > 3
-    for answered, heads in looks:
-        for record_id in answered:
+    assert sum(bool(acknowledged) for acknowledged, _ in looks) > 3
+    for acknowledged, heads in looks:
+        for record_id in acknowledged:
             lane, position = places[record_id]
             assert position < heads[lane]
 
@@ -144,7 +144,7 @@ async def test_heads_are_above_all_that_was_answered_before(start_ingest: StartI
 @pytest.mark.parametrize("span", [1, 7, 1000])
 @pytest.mark.slow
 async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span: int) -> None:
-    """Whatever the size of pages, together they are the log; across lanes in the order of receipt."""
+    """Pages of any size are together the log; across lanes in the order of receipt."""
     # Lanes of very different lengths, in an order of their own.
     pick = random.Random(7)
     rows, ends = [], [0] * LANES
@@ -197,7 +197,7 @@ async def _read_all(
 
 
 async def _hold_lanes(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Now and then hold a lane in the middle, so that writers wait with half of theirs in hand."""
+    """Now and then holds a lane in the middle, so that writers wait with half of theirs in hand."""
     for lane in itertools.cycle((31, 7, 60)):
         async with connection.transaction():
             await connection.execute("SELECT FROM ingest.lanes WHERE lane = $1 FOR UPDATE", lane)

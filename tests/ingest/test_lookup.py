@@ -1,4 +1,4 @@
-"""What became of a record: LookUpRecord."""
+"""LookUpRecord: what became of a record."""
 
 import asyncio
 from collections.abc import Awaitable

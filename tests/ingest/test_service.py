@@ -1,4 +1,4 @@
-"""What callers see: results, repeats, backpressure, streams, refused records, pages of the log, errors."""
+"""The service as callers see it: results, repeats, backpressure, streams, refused records, pages of the log, errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -307,7 +307,7 @@ async def test_a_page_is_read_by_the_primary_key(ingest: Ingest, database: Datab
 
 @asynccontextmanager
 async def blocked_lanes(ingest: Ingest) -> AsyncIterator[None]:
-    """While inside, no writer gets a lane."""
+    """Keeps every lane from writers while inside."""
     async with ingest.pool.acquire() as connection, connection.transaction():
         await connection.execute("SELECT * FROM lanes FOR UPDATE")
         yield

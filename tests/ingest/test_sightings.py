@@ -19,7 +19,7 @@ NONE = frozenset[str]()
 
 
 class Tracker:
-    """What tracker was told, and whether it is there to be told."""
+    """A tracker that keeps what it is told, or is away."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, set[str]]] = []

@@ -42,7 +42,7 @@ SETTINGS = IngestSettings(
 
 
 def reasons(wrong: record_pb2.Record) -> set[tuple[str, str]]:
-    """(field, reason) of everything wrong with a record."""
+    """Returns (field, reason) of everything wrong with a record."""
     found = admit(wrong, SETTINGS, NOW_US)
     return set() if isinstance(found, Entry) else {(violation.field, violation.reason) for violation in found}
 

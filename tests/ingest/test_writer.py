@@ -29,7 +29,7 @@ async def running(writer: Writer) -> AsyncIterator[None]:
 
 
 def fail_once(*, at: str) -> tuple[Callable[[Sequence[Entry]], Awaitable[list[Outcome]]], Callable[[], None]]:
-    """The two functions of a writer, one of which raises the first time."""
+    """Returns the two functions of a writer, one of which raises the first time."""
     left = 1
 
     def fail(place: str) -> None:

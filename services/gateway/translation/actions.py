@@ -128,4 +128,4 @@ ACTIONS: dict[str, Callable[[Body, record_pb2.Record], None]] = {
     "update": _take_update,
     "identityLink": _take_identity_link,
 }
-"""What reads the rest of a body into a record, by its action."""
+"""By action, the function that reads the rest of a body into a record."""

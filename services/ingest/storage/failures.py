@@ -1,4 +1,4 @@
-"""What callers get while the database cannot do what it is asked."""
+"""The error that callers get while the database is away."""
 
 import contextlib
 from collections.abc import Iterator
