@@ -10,7 +10,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL = --numprocesses=$(WORKERS) --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast check bench protos lock clean
+.PHONY: help setup run demo test test-fast check bench protos docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ protos: $(READY) ## regenerate the code beside the .proto files
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh --python_out=$(OUT) --mypy_out=quiet:$(OUT)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/protoc.sh --services \
 		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet,only_async:$(OUT)
+
+docs: $(READY) ## rewrite docs/configuration.md from the configuration of every service
+	@$(BIN)/python -m deploy.local.configuration
 
 lock: $(READY) ## rewrite requirements.lock, and the image's, from pyproject.toml; ARGS=--upgrade for newer releases
 	@$(BIN)/uv pip compile pyproject.toml --group local --group test --group check --universal --python-version 3.11 \

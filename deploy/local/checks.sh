@@ -57,7 +57,12 @@ migrations() {
 }
 
 manifests() {
-    find deploy/base deploy/overlays -name '*.yaml' ! -name 'kustomization.yaml' -print0 | xargs -0 -r kubernetes-validate --strict
+    find deploy/base deploy/overlays -name '*.yaml' ! -name 'kustomization.yaml' -print0 |
+        xargs -0 -r kubernetes-validate --strict
+}
+
+configuration() {
+    python -m deploy.local.configuration --check
 }
 
 container_image() {
@@ -74,4 +79,5 @@ check "generated code" generated_code
 check "migrations" migrations
 check "manifests" manifests
 check "container image" container_image
+check "configuration" configuration
 exit $failed

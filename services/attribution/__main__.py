@@ -36,19 +36,28 @@ from services.attribution.wire.rulebook import RulebookBuilder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What attribution reads from the environment."""
+    """The configuration of attribution, read from the environment."""
 
     dsn: str = field(repr=False)
+    """The PostgreSQL database that holds the schema `attribution`."""
     listen: str = "127.0.0.1:7103"
+    """`host:port` to serve gRPC on."""
     metrics_port: int = 7203
+    """The port of `/metrics`, on the same host; 0 serves none."""
     log_level: str = "info"
+    """The lowest level that is logged: debug, info, warning or error."""
     tracker_target: str = "127.0.0.1:7101"
+    """`host:port` of tracker, or `dns:///name:port`."""
     service_key: str = field(default="", repr=False)
+    """The API key that tracker knows the other services by."""
     ingest_target: str = "127.0.0.1:7102"
+    """`host:port` of ingest, or `dns:///name:port`."""
     postback_target: str = "127.0.0.1:7104"
+    """`host:port` of postback, or `dns:///name:port`."""
     worker_lease_s: float = 5.0
+    """Seconds after which the lanes of a worker that died are another's."""
     claim_wait_s: float = 15.0
-    """How long a conversion waits for the claims of self-attributing networks, 1 to 600 (E4)."""
+    """Seconds, 1 to 600, for which a conversion waits for the claims of self-attributing networks (E4)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.claim_wait_s <= 600:

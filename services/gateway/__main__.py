@@ -26,7 +26,7 @@ from services.gateway.spool import Spool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """REENGAGE_*."""
+    """The configuration of the gateway, read from the environment."""
 
     listen: str = "127.0.0.1:8080"
     """`host:port` to serve HTTP on."""

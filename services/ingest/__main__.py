@@ -26,7 +26,7 @@ from services.ingest.writer import Writer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """REENGAGE_*."""
+    """The configuration of ingest, read from the environment."""
 
     dsn: str = field(repr=False)
     """The PostgreSQL database that holds the schema `ingest`."""

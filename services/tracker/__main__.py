@@ -18,16 +18,22 @@ from services.tracker.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What tracker reads from the environment."""
+    """The configuration of tracker, read from the environment."""
 
     dsn: str = field(repr=False)
-    # The keys of ops and of the other services; keys of people are made by the API.
+    """The PostgreSQL database that holds the schema `tracker`."""
     admin_key: str = field(repr=False)
+    """The API key of ops, which may do everything; the keys of people are made through the API."""
     service_key: str = field(repr=False)
+    """The API key of the other services, which may read all settings and nothing else."""
     secrets_keys: str = field(repr=False)
+    """The keys, comma-separated, that stored secrets are encrypted under: by the first, and read by all."""
     listen: str = "127.0.0.1:7101"
+    """`host:port` to serve gRPC on."""
     metrics_port: int = 7201
+    """The port of `/metrics`, on the same host; 0 serves none."""
     log_level: str = "info"
+    """The lowest level that is logged: debug, info, warning or error."""
 
 
 @asynccontextmanager

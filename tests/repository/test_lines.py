@@ -1,0 +1,49 @@
+"""Files that people read have lines that a person can read, and name nobody's package registry."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+from tests.support.repository import is_generated, repository_files
+
+MAX_COLUMNS = 120
+READ_BY_PEOPLE = {".md", ".sh"}  # the linter sees to Python
+TEXTS = [path for path in repository_files() if path.suffix in READ_BY_PEOPLE and not is_generated(path)]
+REGISTRIES = re.compile(
+    r"pypi\.(org|python)|pythonhosted\.org|registry\.npmjs|--index-url|--extra-index-url|proxy\.golang"
+)
+NAMES_THEM = {Path("tests/repository/test_lines.py")}
+
+
+def is_row_of_a_table(path: Path, line: str) -> bool:
+    """Returns whether Markdown has no way to break the line."""
+    return path.suffix == ".md" and line.startswith("|")
+
+
+def test_lines_have_at_most_120_columns() -> None:
+    too_long = [
+        f"{path}:{number}"
+        for path in TEXTS
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), start=1)
+        if len(line) > MAX_COLUMNS and not is_row_of_a_table(path, line)
+    ]
+    assert too_long == []
+
+
+@pytest.mark.parametrize("path", [".ci/run", "Makefile", "requirements.lock", "deploy/requirements.lock"])
+def test_these_are_looked_through_for_registries(path: str) -> None:
+    assert Path(path) in repository_files()
+
+
+def test_no_file_names_a_package_registry() -> None:
+    found = []
+    for path in repository_files():
+        try:
+            text = (ROOT / path).read_text()
+        except UnicodeDecodeError:
+            continue
+        if path not in NAMES_THEM and REGISTRIES.search(text):
+            found.append(path)
+    assert found == []
