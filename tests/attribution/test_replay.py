@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from libs.db import Pool, open_pool
 from services.attribution.decision.rules import App, AppRules, ModeledLevel
-from services.attribution.redecide.replay import Replay, Replayed
+from services.attribution.redecide.replay import Replay
+from services.attribution.redecide.replayed import Replayed
 from services.attribution.simulator.scenario import Scenario
 from services.attribution.storage import PLANNER
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate

@@ -19,7 +19,8 @@ from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.jobs.pace import Guest, Pace
 from services.attribution.live.changes import Changes, Won
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.redecide.replay import Changed, Replay, Replayed
+from services.attribution.redecide.replay import Replay
+from services.attribution.redecide.replayed import Changed, Replayed
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage import reattributions
 from services.attribution.storage.decisions import DecisionRow

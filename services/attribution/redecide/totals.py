@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from reengage.attribution.v1 import credit_total_pb2
-from services.attribution.redecide.replay import Credit
+from services.attribution.redecide.replayed import Credit
 
 
 class Totals:

@@ -11,7 +11,8 @@ from reengage.attribution.v1 import what_if_pb2
 from reengage.tracker.v1 import snapshot_pb2
 from services.attribution.jobs.pace import Pace
 from services.attribution.redecide.overrides import rules_with
-from services.attribution.redecide.replay import Page, Replay
+from services.attribution.redecide.replay import Replay
+from services.attribution.redecide.replayed import Page
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.rulebook import Rulebook

@@ -126,6 +126,11 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
     )
 
 
+def is_refund(record: record_pb2.Record) -> bool:
+    """Returns whether a record is an event with a negative amount (D11)."""
+    return record.event.revenue.amount_micros < 0
+
+
 def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversion:
     """The conversion a record is, given its name; without the keys of its device's ids."""
     return Conversion(
@@ -138,7 +143,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
         user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
-        is_refund=record.event.revenue.amount_micros < 0,
+        is_refund=is_refund(record),
     )
 
 

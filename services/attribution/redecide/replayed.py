@@ -1,0 +1,100 @@
+"""The results of a replay: what came out differently, and what conversions counted as before and count as now."""
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from libs.time import to_timestamp
+from reengage.attribution.v1 import decision_pb2
+from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.decision.model import Conversion, Decision
+from services.attribution.storage.replay import Stored
+from services.attribution.wire.decisions import decision_message
+
+_COLUMNS: Mapping[int, str] = {
+    decision_pb2.OUTCOME_ATTRIBUTED: "installs",
+    decision_pb2.OUTCOME_ORGANIC: "installs",
+    decision_pb2.OUTCOME_REPROCESSED: "installs",
+    decision_pb2.OUTCOME_REPROCESSED_ORGANIC: "installs",
+    decision_pb2.OUTCOME_REENGAGED: "reengagements",
+    decision_pb2.OUTCOME_CREDITED: "credited_events",
+    decision_pb2.OUTCOME_UNATTRIBUTED: "credited_events",
+}
+
+Credit: TypeAlias = tuple[str, str, str]
+"""The network, the tracker, and the column of CreditCounts that a conversion counts in; "" if it counts in none."""
+
+
+class Changed(NamedTuple):
+    """A decision that comes out differently. `source` is the source that an event is credited to."""
+
+    stored: Stored
+    conversion: Conversion
+    decision: Decision
+    source: Attribution | None
+
+    @property
+    def engagement_id(self) -> str:
+        """The engagement that won the conversion, or its source; "" if there is none."""
+        return self.decision.engagement_id or (self.source and self.source.engagement_id) or ""
+
+    @property
+    def won_us(self) -> int:
+        """The time of the conversion that this engagement won."""
+        return self.source.time_us if self.source else self.conversion.time_us
+
+    def message(self, decide_time_us: int) -> decision_pb2.Decision:
+        """Returns the new decision as the next version."""
+        before = self.stored.decision
+        message = decision_message(self.conversion, self.decision)
+        message.app_id, message.event_name, message.device_id = before.app_id, before.event_name, before.device_id
+        message.version = self.stored.version + 1
+        message.receive_time.CopyFrom(before.receive_time)
+        message.decide_time.CopyFrom(to_timestamp(decide_time_us))
+        return message
+
+
+@dataclass(slots=True, kw_only=True)
+class Replayed:
+    """A device, with those that were merged with it, decided again.
+
+    `last_device_id` is the last of them with conversions in the period. `conversion_ids` are all that were read;
+    `histories` are what they make of each device. `credits` are, by conversion decided, the credit before and now.
+    """
+
+    last_device_id: uuid.UUID
+    conversion_ids: frozenset[str]
+    histories: dict[uuid.UUID, DeviceHistory]
+    credits: list[tuple[Credit, Credit]] = field(default_factory=list)
+    changed: list[Changed] = field(default_factory=list)
+
+    def add(self, stored: Stored, changed: Changed | None) -> None:
+        """Adds a conversion of the period that was decided."""
+        before = now = _stored_credit(stored.decision)
+        if changed is not None:
+            self.changed.append(changed)
+            now = _credit(changed.decision)
+        self.credits.append((before, now))
+        self.last_device_id = max(self.last_device_id, stored.device_id)
+
+    @property
+    def device_ids(self) -> Collection[uuid.UUID]:
+        """The device and those merged with it, as far as they have a history."""
+        return self.histories.keys()
+
+
+class Page(NamedTuple):
+    """Some devices decided again, in the order of `last_device_id`; after the last page `last_device_id` is None."""
+
+    replayed: list[Replayed]
+    last_device_id: uuid.UUID | None
+
+
+def _stored_credit(message: decision_pb2.Decision) -> Credit:
+    return message.network_id, message.tracker_id, _COLUMNS.get(message.outcome, "")
+
+
+def _credit(decision: Decision) -> Credit:
+    outcome = decision_pb2.Outcome.Value(f"OUTCOME_{decision.outcome}")
+    return decision.network_id or "", decision.tracker_id or "", _COLUMNS.get(outcome, "")
