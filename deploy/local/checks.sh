@@ -27,18 +27,21 @@ protos_lint() {
     image "$work/now.binpb" && buf lint "$work/now.binpb" --config buf.yaml
 }
 
-# Clients have what was released, so that is what must not break.
+# Clients have what was released, so that is what must not break: the last tag's protos. Until there is a tag, and where
+# there is no history, the image that `make protos-image` wrote stands for them.
 protos_breaking() {
-    local released
-    released=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null) || return 0
-    mkdir "$work/released" && git archive "$released" protos deploy/local/protoc.sh | tar -x -C "$work/released"
-    "$work/released/deploy/local/protoc.sh" --include_imports --descriptor_set_out="$work/released.binpb" &&
-        buf breaking "$work/now.binpb" --against "$work/released.binpb" --config buf.yaml
+    local released against=protos/released.binpb
+    if released=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); then
+        against=$work/released.binpb
+        mkdir "$work/released" && git archive "$released" protos deploy/local/protoc.sh | tar -x -C "$work/released"
+        "$work/released/deploy/local/protoc.sh" --include_imports --descriptor_set_out="$against" || return
+    fi
+    image "$work/now.binpb" && buf breaking "$work/now.binpb" --against "$against" --config buf.yaml
 }
 
 generated_code() {
     mkdir "$work/generated" && make --silent protos OUT="$work/generated" || return
-    diff -r --exclude='*.proto' --exclude=__pycache__ protos "$work/generated" || {
+    diff -r --exclude='*.proto' --exclude=released.binpb --exclude=__pycache__ protos "$work/generated" || {
         echo "run \`make protos\`"
         return 1
     }
