@@ -6,6 +6,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from libs.domain.setting_ranges import DAY_S, DEFAULT_POST_ENGAGEMENT_DAYS, DEFAULT_POST_VIEW_DAYS
 from reengage.tracker.v1.app_pb2 import App, AppSettings
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -14,15 +15,15 @@ from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
 
-_HOUR, _DAY = 3600, 86400
+_HOUR, _DAY = 3600, DAY_S
 TRACKER, NETWORK_SETTINGS = ResolvedSetting.LAYER_TRACKER, ResolvedSetting.LAYER_NETWORK_SETTINGS
 NETWORK, EVENT = ResolvedSetting.LAYER_NETWORK, ResolvedSetting.LAYER_EVENT
 APP, BUILT_IN = ResolvedSetting.LAYER_APP, ResolvedSetting.LAYER_BUILT_IN
 Layer = tuple[int, Message]
 """A layer, and the message that may hold its value."""
 
-DEFAULT_ENGAGEMENT_WINDOW = Duration(seconds=14 * _DAY)
-DEFAULT_VIEW_WINDOW = Duration()
+DEFAULT_ENGAGEMENT_WINDOW = Duration(seconds=DEFAULT_POST_ENGAGEMENT_DAYS * _DAY)
+DEFAULT_VIEW_WINDOW = Duration(seconds=DEFAULT_POST_VIEW_DAYS * _DAY)
 _DEFAULT_MTR = Duration(seconds=_DAY)
 
 

@@ -20,7 +20,10 @@ _ATTEMPT_TIMEOUT_S = 5
 def postback_drafts(
     tracker: Tracker, app: App, network: Network, definitions: Mapping[str, EventDefinition]
 ) -> list[PostbackDraft]:
-    """One for each event of the tracker; of an acquisition tracker that of the install. `definitions` by event."""
+    """Returns one draft an event of the tracker, or that of the install for an acquisition tracker.
+
+    `definitions` are those of the events, by name.
+    """
     known = _known(tracker, app, network)
     return [
         PostbackDraft(

@@ -12,13 +12,12 @@ from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 
 from libs.errors import Violations
+from libs.time import duration_us, format_duration, parse_duration, to_duration
 from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_NDJSON, FileFormat
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
 
 _LEFT_OUT = ("create_time", "revision", "etag")
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile(r"([0-9]{1,9})([dhms])")
 # A spreadsheet would run a name that begins so, and others than its reader give names: a quote before it, one more
 # before those that have some already, keeps it a text.
 _FORMULA = re.compile(r"^(?='*[=+@-])")
@@ -39,7 +38,7 @@ class Row:
 
 
 def write(trackers: Iterable[Tracker], format: FileFormat.ValueType, *, first: bool) -> bytes:  # noqa: A002
-    """Whole lines; with the column names before the `first` of a CSV file."""
+    """Returns whole lines; with the column names before the `first` of a CSV file."""
     text = io.StringIO()
     if format == FILE_FORMAT_NDJSON:
         for tracker in trackers:
@@ -55,7 +54,7 @@ def write(trackers: Iterable[Tracker], format: FileFormat.ValueType, *, first: b
 
 
 def read(content: bytes, format: FileFormat.ValueType, violations: Violations) -> list[Row]:  # noqa: A002
-    """The rows of a file; notes every line that cannot be read, as `line 3: events`."""
+    """Returns the rows of a file; notes every line that cannot be read, as `line 3: events`."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -148,12 +147,8 @@ def _window(text: str) -> Window:
 
 
 def _duration_text(duration: Duration) -> str:
-    unit = next(unit for unit, seconds in _UNITS.items() if duration.seconds % seconds == 0)
-    return f"{duration.seconds // _UNITS[unit]}{unit if duration.seconds else 's'}"
+    return format_duration(duration_us(duration))
 
 
 def _duration(text: str) -> Duration:
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no duration")
-    return Duration(seconds=int(match[1]) * _UNITS[match[2]])
+    return to_duration(parse_duration(text.strip()))

@@ -1,4 +1,4 @@
-"""What a resource may hold. Each check notes every wrong field, by its path in the request and a stable reason.
+"""The rules for resources. Each check notes every wrong field, by its path in the request and a stable reason.
 
 The proto's comments are the rules; numbers such as B2 are those of the attribution rules. What depends on a parent that
 does not exist is left unchecked, since that is reported in its place.
@@ -7,7 +7,7 @@ does not exist is left unchecked, since that is reported in its place.
 import functools
 import re
 import zoneinfo
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.setting_ranges import (
+    DAY_S,
+    DEFAULT_POST_ENGAGEMENT_DAYS,
+    DURATIONS,
+    POST_ENGAGEMENT_DAYS,
+    POST_VIEW_DAYS,
+    check_days,
+    check_ranges,
+)
 from libs.errors import Violations
+from libs.time import MAX_TIME_US, MIN_TIME_US, timestamp_us
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -29,13 +39,12 @@ from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
-from reengage.tracker.v1.windows_pb2 import Window, Windows
+from services.tracker.links import LINK_PARAMETERS
 
 MAX_RESOURCE_BYTES = 16_000
 """Of a serialized resource, so that 1,000 of them fit into one message."""
 MAX_REQUEST_ID = 64
 
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
@@ -43,9 +52,6 @@ _COUNTRY = re.compile(r"[A-Z]{2}")
 _VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){0,2}")
 _NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = {"http", "https", "javascript", "vbscript", "data", "blob", "file", "about"}
-_DEFAULT_ENGAGEMENT_WINDOW_DAYS = 14
-_ENGAGEMENT_DAYS = (1, 7, 14, 30)  # B4
-_VIEW_DAYS = (0, 1, 7, 14, 30)  # B4
 _ONLY_SELF_ATTRIBUTING = (
     "post_engagement_window", "post_view_window", "default_tracker", "target_event", "san_account_ids", "bundle_id",
 )  # fmt: skip
@@ -53,7 +59,7 @@ _ONLY_SELF_ATTRIBUTING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parents:
-    """What the checked resource belongs to, as far as it exists, and what it was `before` this change.
+    """The parents of the checked resource that exist, and the resource as it was `before` this change.
 
     Of a tracker also those of its accounts with self-attributing networks that exist, and which of its events are
     disabled.
@@ -70,51 +76,13 @@ class Parents:
     before: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """Durations from `low_s` to `high_s`, both included, and how people say that."""
-
-    low_s: int
-    high_s: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowRule:
-    """The durations of a window, and which of the other two limits it may have."""
-
-    range: Range
-    may_be_disabled: bool = True
-    may_be_unlimited: bool = False
-
-
-_CLICK = WindowRule(range=Range(low_s=_MINUTE, high_s=30 * _DAY, text="1 minute to 30 days"))
-_IMPRESSION = WindowRule(range=Range(low_s=_MINUTE, high_s=_DAY, text="1 minute to 24 hours"))
-_LONG = Range(low_s=_MINUTE, high_s=3650 * _DAY, text="1 minute to 3650 days")
-_WINDOWS = {  # B2, D8
-    "click_device": _CLICK,
-    "click_modeled": _CLICK,
-    "click_equalizer": _CLICK,
-    "click_ip": _CLICK,
-    "impression_device": _IMPRESSION,
-    "impression_modeled": _IMPRESSION,
-    "impression_ip": _IMPRESSION,
-    "event_association": WindowRule(range=_LONG, may_be_disabled=False, may_be_unlimited=True),
-}
-_REPROCESSING = Range(low_s=_DAY, high_s=365 * _DAY, text="1 to 365 days")
-_RECORD_AGE = Range(low_s=_HOUR, high_s=31 * _DAY, text="1 hour to 31 days")
-_RECORD_LEAD = Range(low_s=0, high_s=_DAY, text="0 to 24 hours")
-_RETENTION_DAYS = (60, 90, 180, 400, 760)
-_MTR = Range(low_s=0, high_s=365 * _DAY, text="0 to 365 days")
-
-
 def is_id(text: str) -> bool:
-    """Whether it can be the id of anything."""
+    """Returns whether a text can be an id."""
     return _ID.fullmatch(text) is not None
 
 
 def check_id(path: str, text: str, violations: Violations) -> None:
-    """An id, or a reference to one."""
+    """Notes what is wrong with an id, or a reference to one."""
     if not text:
         violations.add(path, "REQUIRED", "must be given")
     elif not is_id(text):
@@ -122,7 +90,7 @@ def check_id(path: str, text: str, violations: Violations) -> None:
 
 
 def check_name(path: str, text: str, violations: Violations) -> None:
-    """A name that people read: of a resource, or of an event."""
+    """Notes what is wrong with a name that people read: of a resource, or of an event."""
     if not text:
         violations.add(path, "REQUIRED", "must be given")
     elif len(text) > 128:
@@ -131,29 +99,30 @@ def check_name(path: str, text: str, violations: Violations) -> None:
         violations.add(path, "INVALID_TEXT", "must hold printable characters only")
 
 
-def check_text(path: str, text: str, most: int, violations: Violations) -> None:
-    """Any text, or none."""
-    if len(text) > most:
-        violations.add(path, "TOO_LONG", f"must be at most {most} characters")
+def check_text(path: str, text: str, max_characters: int, violations: Violations) -> None:
+    """Notes what is wrong with a text; none is right."""
+    if len(text) > max_characters:
+        violations.add(path, "TOO_LONG", f"must be at most {max_characters} characters")
     elif not text.isprintable():
         violations.add(path, "INVALID_TEXT", "must hold printable characters only")
 
 
 def check_request_id(text: str, violations: Violations) -> None:
-    """The caller's request id; empty is none."""
+    """Notes what is wrong with a request id; empty is none."""
     if len(text) > MAX_REQUEST_ID or not text.isprintable():
         violations.add("request_id", "INVALID_TEXT", f"must be at most {MAX_REQUEST_ID} printable characters")
 
 
 def check_message(path: str, message: Message, violations: Violations) -> None:
-    """What holds for a resource of any kind: its size, and that it uses no enum value we do not know."""
+    """Notes what is wrong with a resource of any kind: its size, unknown enum values, settings out of their ranges."""
     if message.ByteSize() > MAX_RESOURCE_BYTES:
         violations.add(path, "TOO_LARGE", f"must be at most {MAX_RESOURCE_BYTES} bytes as a message")
     _check_enums(path, message, violations)
+    check_ranges(path, message, violations)
 
 
 def check_app(app: App, violations: Violations) -> None:
-    """An app with its app-wide settings."""
+    """Notes what is wrong with an app and its settings."""
     check_name("app.name", app.name, violations)
     if not app.platform:
         violations.add("app.platform", "REQUIRED", "must be PLATFORM_IOS or PLATFORM_ANDROID")
@@ -169,27 +138,24 @@ def check_app(app: App, violations: Violations) -> None:
             violations.add(path, "NOT_ALLOWED", f"{scheme} is not an app's own scheme")
         elif scheme in app.url_schemes[:index]:
             violations.add(path, "DUPLICATE", f"{scheme} is named twice")
-    settings = app.settings
-    _check_windows("app.settings.windows", settings.windows, violations)
-    _check_duration("app.settings", settings, "install_reprocessing_window", _REPROCESSING, violations)
-    _check_duration("app.settings", settings, "max_record_age", _RECORD_AGE, violations)
-    _check_duration("app.settings", settings, "max_record_lead", _RECORD_LEAD, violations)
-    _check_not_negative("app.settings.records_per_second", settings.records_per_second, violations)
-    _check_days("app.settings", settings, "retention", _RETENTION_DAYS, violations)
 
 
 def check_network(network: Network, violations: Violations) -> None:
-    """A network."""
+    """Notes what is wrong with a network."""
     check_name("network.name", network.name, violations)
     if not network.platform:
         violations.add("network.platform", "REQUIRED", "must be PLATFORM_IOS or PLATFORM_ANDROID")
-    for name, low_days in (("post_engagement_windows", 1), ("post_view_windows", 0)):
+    for name, allowed in (
+        ("post_engagement_windows", DURATIONS["post_engagement_window"]),
+        ("post_view_windows", DURATIONS["post_view_window"]),
+    ):
         windows = getattr(network, name)
         if windows and not network.self_attributing:
             violations.add(f"network.{name}", "NOT_ALLOWED", "is for self-attributing networks only")
         for index, window in enumerate(windows):
-            if window.nanos or window.seconds % _DAY or not low_days * _DAY <= window.seconds <= 90 * _DAY:
-                violations.add(f"network.{name}[{index}]", "OUT_OF_RANGE", f"must be {low_days} to 90 whole days")
+            if window.nanos or window.seconds % DAY_S or not allowed.min_s <= window.seconds <= allowed.max_s:
+                violations.add(f"network.{name}[{index}]", "OUT_OF_RANGE", f"must be {allowed.text}, in whole days")
+    _check_link_macros(network, violations)
     if len(network.postback_needs) > 16:
         violations.add("network.postback_needs", "TOO_MANY", "must be at most 16")
     for index, need in enumerate(network.postback_needs):
@@ -198,18 +164,29 @@ def check_network(network: Network, violations: Violations) -> None:
         check_text(f"network.postback_needs[{index}].description", need.description, 256, violations)
 
 
+def _check_link_macros(network: Network, violations: Violations) -> None:
+    if network.link_macros and network.self_attributing:
+        violations.add("network.link_macros", "NOT_ALLOWED", "are for link-based networks only")
+    for name, macro in network.link_macros.items():
+        if name not in LINK_PARAMETERS:
+            text = f"there is no parameter {name[:64]!r}; there are {', '.join(LINK_PARAMETERS)}"
+            violations.add("network.link_macros", "UNKNOWN_VALUE", text)
+        elif not 0 < len(macro) <= 128 or not macro.isprintable():
+            violations.add(f"network.link_macros[{name}]", "INVALID_TEXT", "must be 1 to 128 printable characters")
+
+
 def check_account(account: Account, violations: Violations) -> None:
-    """An account."""
+    """Notes what is wrong with an account."""
     check_name("account.name", account.name, violations)
 
 
 def check_agency(agency: Agency, violations: Violations) -> None:
-    """An agency."""
+    """Notes what is wrong with an agency."""
     check_name("agency.name", agency.name, violations)
 
 
 def check_san_account(account: SanAccount, violations: Violations) -> None:
-    """An account with a self-attributing network."""
+    """Notes what is wrong with an account with a self-attributing network."""
     check_id("san_account.app_id", account.app_id, violations)
     check_id("san_account.network_id", account.network_id, violations)
     check_name("san_account.name", account.name, violations)
@@ -224,7 +201,7 @@ def check_san_account(account: SanAccount, violations: Violations) -> None:
 
 
 def check_san_account_fits(_account: SanAccount, parents: Parents, violations: Violations) -> None:
-    """Whether the network answers claims, is of the app's platform, and is there for its account."""
+    """Notes a network that is not self-attributing, of another platform, or of another account."""
     _check_platforms("san_account.network_id", parents, violations)
     _check_owner("san_account.network_id", parents.network, parents, violations)
     if parents.network is not None and not parents.network.self_attributing:
@@ -232,7 +209,7 @@ def check_san_account_fits(_account: SanAccount, parents: Parents, violations: V
 
 
 def check_api_key(key: ApiKey, violations: Violations) -> None:
-    """A key: its role says which of the scopes it must have."""
+    """Notes what is wrong with a key: its role says which scopes it must have."""
     check_name("api_key.name", key.name, violations)
     if not key.role:
         violations.add("api_key.role", "REQUIRED", "must be given")
@@ -250,56 +227,51 @@ def check_api_key(key: ApiKey, violations: Violations) -> None:
 
 
 def check_api_key_fits(_key: ApiKey, parents: Parents, violations: Violations) -> None:
-    """Whether network and agency are there for the key's account or app."""
+    """Notes a network or an agency of another account."""
     _check_owner("api_key.network_id", parents.network, parents, violations)
     _check_owner("api_key.agency_id", parents.agency, parents, violations)
 
 
-def check_network_settings(settings: NetworkSettings, violations: Violations) -> None:
-    """A network's settings for an app."""
-    _check_windows("network_settings.windows", settings.windows, violations)
+def check_network_settings(_settings: NetworkSettings, _violations: Violations) -> None:
+    """Notes nothing: the ranges that hold for every kind are all there is."""
 
 
 def check_network_settings_fit(_settings: NetworkSettings, parents: Parents, violations: Violations) -> None:
-    """Whether the network is one of the app's platform, and there for its account."""
+    """Notes a network of another platform or of another account."""
     _check_platforms("network_settings.network_id", parents, violations)
     _check_owner("network_settings.network_id", parents.network, parents, violations)
 
 
 def check_campaign(campaign: Campaign, violations: Violations) -> None:
-    """A campaign."""
+    """Notes what is wrong with a campaign."""
     check_id("campaign.app_id", campaign.app_id, violations)
     check_name("campaign.name", campaign.name, violations)
 
 
 def check_segment(segment: Segment, violations: Violations) -> None:
-    """A segment."""
+    """Notes what is wrong with a segment."""
     check_id("segment.campaign_id", segment.campaign_id, violations)
     check_name("segment.name", segment.name, violations)
 
 
 def check_event_definition(event: EventDefinition, violations: Violations) -> None:
-    """An event's settings: D3, D6."""
+    """Notes what is wrong with the settings of an event."""
     if event.display_name != event.event_name:
         check_name("event_definition.display_name", event.display_name, violations)
-    _check_duration("event_definition", event, "min_time_to_reengagement", _MTR, violations)
-    _check_duration("event_definition", event, "reengagement_period", _LONG, violations)
 
 
 def check_tracker(tracker: Tracker, violations: Violations) -> None:
-    """A tracker by itself."""
+    """Notes what is wrong with a tracker by itself."""
     check_id("tracker.segment_id", tracker.segment_id, violations)
     check_id("tracker.network_id", tracker.network_id, violations)
     check_name("tracker.name", tracker.name, violations)
     _check_events(tracker, violations)
-    _check_windows("tracker.windows", tracker.windows, violations)
     if tracker.install_url:
         _check_url("tracker.install_url", tracker.install_url, violations)
     if len(tracker.custom_parameters) > 64:
         violations.add("tracker.custom_parameters", "TOO_MANY", "must be at most 64")
     if "" in tracker.custom_parameters:
         violations.add("tracker.custom_parameters", "REQUIRED", "must not have an empty key")
-    _check_not_negative("tracker.max_conversions_per_engagement", tracker.max_conversions_per_engagement, violations)
     if tracker.click_validation_key and not 16 <= len(tracker.click_validation_key) <= 256:
         violations.add("tracker.click_validation_key", "OUT_OF_RANGE", "must be 16 to 256 characters, or empty")
     check_text("tracker.target_event", tracker.target_event, 128, violations)
@@ -311,7 +283,7 @@ def check_tracker(tracker: Tracker, violations: Violations) -> None:
 
 
 def check_tracker_fits(tracker: Tracker, parents: Parents, violations: Violations) -> None:
-    """A tracker together with its app and network."""
+    """Notes what is wrong with a tracker together with its app and network."""
     _check_platforms("tracker.network_id", parents, violations)
     _check_owner("tracker.network_id", parents.network, parents, violations)
     _check_owner("tracker.agency_id", parents.agency, parents, violations)
@@ -329,7 +301,7 @@ def check_tracker_fits(tracker: Tracker, parents: Parents, violations: Violation
 
 
 def _check_events(tracker: Tracker, violations: Violations) -> None:
-    """D1: one or more events reengage for a reengagement tracker, none for an acquisition tracker."""
+    """Notes events that break D1: a reengagement tracker has one or more, an acquisition tracker none."""
     if tracker.type == Tracker.TYPE_REENGAGEMENT and not tracker.events:
         violations.add("tracker.events", "REQUIRED", "a reengagement tracker needs at least one event")
     if tracker.type == Tracker.TYPE_ACQUISITION and tracker.events:
@@ -415,12 +387,11 @@ def _check_self_attributing(tracker: Tracker, network: Network, violations: Viol
         violations.add("tracker.events", "TOO_MANY", "a self-attributing network's tracker has exactly one event")
     if tracker.windows.ListFields():  # B3
         violations.add("tracker.windows", "NOT_ALLOWED", "a self-attributing network's tracker overrides no windows")
-    # B4
-    engagement_windows = days(network.post_engagement_windows) or _ENGAGEMENT_DAYS
-    engagement_days = _check_days("tracker", tracker, "post_engagement_window", engagement_windows, violations)
-    view_windows = days(network.post_view_windows) or _VIEW_DAYS
-    view_days = _check_days("tracker", tracker, "post_view_window", view_windows, violations)
-    if (view_days or 0) > (engagement_days or _DEFAULT_ENGAGEMENT_WINDOW_DAYS):
+    engagement_s = _check_allowed_days(
+        tracker, "post_engagement_window", network.post_engagement_windows, POST_ENGAGEMENT_DAYS, violations
+    )
+    view_s = _check_allowed_days(tracker, "post_view_window", network.post_view_windows, POST_VIEW_DAYS, violations)
+    if (view_s or 0) > (engagement_s or DEFAULT_POST_ENGAGEMENT_DAYS * DAY_S):
         violations.add("tracker.post_view_window", "OUT_OF_RANGE", "must not be above the post-engagement window")
 
 
@@ -439,56 +410,27 @@ def _check_platforms(path: str, parents: Parents, violations: Violations) -> Non
 
 
 def _check_owner(path: str, owned: Network | Agency | None, parents: Parents, violations: Violations) -> None:
-    """What belongs to one account serves its apps only."""
+    """Notes a resource of another account: it serves the apps of its own only."""
     account_id = parents.app.account_id if parents.app is not None else getattr(parents.account, "account_id", None)
     if owned is not None and owned.account_id and account_id is not None and owned.account_id != account_id:
         violations.add(path, "OTHER_ACCOUNT", "must belong to no account, or to the same")
 
 
-def _check_windows(path: str, windows: Windows, violations: Violations) -> None:
-    for name, rule in _WINDOWS.items():
-        if windows.HasField(name):  # type: ignore[arg-type]  # the names are Windows' own
-            _check_window(f"{path}.{name}", getattr(windows, name), rule, violations)
-
-
-def _check_window(path: str, window: Window, rule: WindowRule, violations: Violations) -> None:
-    limit = window.WhichOneof("limit")
-    if limit == "duration":
-        _check_duration(path, window, "duration", rule.range, violations)
-    elif limit is None or not getattr(window, limit):
-        violations.add(path, "REQUIRED", "must have a limit: a duration, or one of the others as true")
-    elif limit == "disabled" and not rule.may_be_disabled:
-        violations.add(f"{path}.disabled", "NOT_ALLOWED", "cannot be disabled")
-    elif limit == "unlimited" and not rule.may_be_unlimited:
-        violations.add(f"{path}.unlimited", "NOT_ALLOWED", "cannot be unlimited")
-
-
-def _check_duration(path: str, message: Message, name: str, allowed: Range, violations: Violations) -> None:
-    if not message.HasField(name):
-        return
-    duration: Duration = getattr(message, name)
-    if duration.nanos or not allowed.low_s <= duration.seconds <= allowed.high_s:
-        violations.add(f"{path}.{name}", "OUT_OF_RANGE", f"must be {allowed.text}, in whole seconds")
-
-
-def _check_days(
-    path: str, message: Message, name: str, allowed: tuple[int, ...], violations: Violations
-) -> float | None:
-    """The duration in days, None when it is not set or wrong."""
-    if not message.HasField(name):
+def _check_allowed_days(
+    tracker: Tracker, name: str, windows: Iterable[Duration], default: Sequence[int], violations: Violations
+) -> int | None:
+    """Notes a window of a tracker that its network does not allow (B4); returns its seconds if it is set and right."""
+    if not tracker.HasField(name):  # type: ignore[arg-type]  # a field of Tracker
         return None
-    duration: Duration = getattr(message, name)
-    given = duration.seconds / _DAY
-    if duration.nanos or given not in allowed:
-        text = " or ".join(filter(None, (", ".join(map(str, allowed[:-1])), str(allowed[-1]))))
-        violations.add(f"{path}.{name}", "OUT_OF_RANGE", f"must be {text} days")
-        return None
-    return given
+    path, window = f"tracker.{name}", getattr(tracker, name)
+    if all(violation.field != path for violation in violations.found):  # within its range
+        check_days(path, window, days(windows) or default, violations)
+    return None if any(violation.field == path for violation in violations.found) else int(window.seconds)
 
 
 def days(windows: Iterable[Duration]) -> tuple[int, ...]:
-    """Windows of whole days as their numbers, ascending."""
-    return tuple(sorted(window.seconds // _DAY for window in windows))
+    """Returns windows of whole days as their numbers, ascending."""
+    return tuple(sorted(window.seconds // DAY_S for window in windows))
 
 
 def _instant(time: Timestamp) -> tuple[int, int]:
@@ -496,14 +438,8 @@ def _instant(time: Timestamp) -> tuple[int, int]:
 
 
 def _check_timestamp(path: str, time: Timestamp, violations: Violations) -> None:
-    # The years 1 to 9999, as Timestamp has it.
-    if not -62_135_596_800 <= time.seconds <= 253_402_300_799 or not 0 <= time.nanos <= 999_999_999:
+    if not MIN_TIME_US <= timestamp_us(time) <= MAX_TIME_US or not 0 <= time.nanos <= 999_999_999:
         violations.add(path, "OUT_OF_RANGE", "must be a time of the years 1 to 9999")
-
-
-def _check_not_negative(path: str, number: int, violations: Violations) -> None:
-    if number < 0:
-        violations.add(path, "OUT_OF_RANGE", "must be 0 (no limit) or more")
 
 
 def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, ...] = ("https", "http")) -> None:
@@ -537,7 +473,7 @@ def _time_zones() -> set[str]:
 
 
 def check_key(path: str, names: tuple[str, ...], key: tuple[Any, ...], violations: Violations) -> None:
-    """The fields that name a resource; `path` goes before each, empty or ending in a dot."""
+    """Notes what is wrong with the fields that name a resource; `path` goes before each, empty or ending in a dot."""
     for name, text in zip(names, key, strict=True):
         check = check_name if name == "event_name" else check_id
         check(f"{path}{name}", text, violations)

@@ -468,3 +468,31 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
     assert found["post_view_window"] == ("BUILT_IN", "0s")
     assert found["granular_data_policy"] == ("BUILT_IN", "REJECT")
     assert (await failure(resolved("nothing"))).reason == "TRACKER_NOT_FOUND"
+
+
+async def test_events_resolve_by_themselves_with_or_without_a_definition(tracker: Stub) -> None:
+    await create_parents(tracker)
+    event = EventDefinition(app_id="kodemo1", event_name="Purchase", reengagement_period=seconds(30 * DAY))
+    await tracker.CreateEventDefinition(event_definition_pb2.CreateEventDefinitionRequest(event_definition=event))
+    request = resolve_pb2.ResolveSettingsRequest(app_id="kodemo1", event_names=["Purchase", "Unknown"])
+    response = await tracker.ResolveSettings(request)
+    layers = {setting.name: ResolvedSetting.Layer.Name(setting.layer) for setting in response.settings}
+    assert layers["events[Purchase].min_time_to_reengagement"] == "LAYER_BUILT_IN"
+    assert layers["events[Purchase].reengagement_period"] == "LAYER_EVENT"
+    assert layers["events[Unknown].reengagement_period"] == "LAYER_BUILT_IN"
+    assert response.revision == await newest(tracker)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({}, {("tracker_id", "REQUIRED")}),
+        ({"tracker_id": "a", "app_id": "b"}, {("tracker_id", "REQUIRED")}),
+        ({"tracker_id": "a", "event_names": ["Purchase"]}, {("event_names", "NOT_ALLOWED")}),
+        ({"app_id": "kodemo1"}, {("event_names", "OUT_OF_RANGE")}),
+        ({"app_id": "kodemo1", "event_names": [""]}, {("event_names[0]", "REQUIRED")}),
+    ],
+    ids=["nothing", "both", "events of a tracker", "no events", "no name"],
+)
+async def test_what_cannot_be_resolved(tracker: Stub, fields: dict[str, Any], wrong: set[tuple[str, str]]) -> None:
+    assert await wrong_fields(tracker.ResolveSettings(resolve_pb2.ResolveSettingsRequest(**fields))) == wrong

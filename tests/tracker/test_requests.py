@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is one that the contract knows."""
+"""Whatever is sent to any method, the status that comes back is one that the contract knows."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def fill(message: Message, text: str, number: int, *, known: bool, depth: int = 
 
 @pytest.mark.parametrize("number", [-1, 0, 1])
 @pytest.mark.slow
-async def test_odd_requests_get_foreseen_answers(tracker: Stub, number: int) -> None:
+async def test_unexpected_requests_get_a_foreseen_status(tracker: Stub, number: int) -> None:
     await create_parents(tracker)
     await create_tracker(tracker, samples.acquisition())
     unforeseen = set()
