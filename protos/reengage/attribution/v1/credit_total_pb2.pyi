@@ -27,16 +27,16 @@ class CreditTotal(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
-    """Empty: credited to nobody (organic, unattributed)."""
+    """Output only. The network; empty: credited to nobody (organic, unattributed)."""
     tracker_id: _builtins.str
-    """Empty as above."""
+    """Output only. The tracker; empty as above."""
     @_builtins.property
     def before(self) -> Global___CreditCounts:
-        """As stored."""
+        """Output only. The counts by the decisions before."""
 
     @_builtins.property
     def after(self) -> Global___CreditCounts:
-        """As it would be, or is after a re-attribution."""
+        """Output only. The counts by the decisions that a what-if would make, or that a re-attribution made."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class CreditCounts(_message.Message):
     REENGAGEMENTS_FIELD_NUMBER: _builtins.int
     CREDITED_EVENTS_FIELD_NUMBER: _builtins.int
     installs: _builtins.int
-    """Installs, reprocessed ones too, duplicates not."""
+    """Output only. Installs, with reprocessed ones and without duplicates."""
     reengagements: _builtins.int
-    """Events that reengaged."""
+    """Output only. Events that reengaged."""
     credited_events: _builtins.int
-    """Events credited to the current source (D8), or to nobody."""
+    """Output only. Events credited to the current source (D8), or to nobody."""
     def __init__(
         self,
         *,

@@ -42,16 +42,16 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_REENGAGED: _Outcome.ValueType  # 6
     """An event that an engagement won."""
     OUTCOME_CREDITED: _Outcome.ValueType  # 7
-    """An event credited to the device's current source (D8)."""
+    """An event credited to the current source of its device (D8)."""
     OUTCOME_UNATTRIBUTED: _Outcome.ValueType  # 8
     """An event credited to nobody."""
     OUTCOME_LINKED: _Outcome.ValueType  # 9
     """An identity link that was taken (F3)."""
     OUTCOME_REFUSED: _Outcome.ValueType  # 10
-    """A record that the log holds but that has no effect; see reason."""
+    """A record that the log holds and that has no effect; `reason` says why."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
-    """Outcome of a conversion."""
+    """Outcome says what became of a conversion."""
 
 OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
 """Never sent."""
@@ -68,13 +68,13 @@ OUTCOME_REPROCESSED_ORGANIC: Outcome.ValueType  # 5
 OUTCOME_REENGAGED: Outcome.ValueType  # 6
 """An event that an engagement won."""
 OUTCOME_CREDITED: Outcome.ValueType  # 7
-"""An event credited to the device's current source (D8)."""
+"""An event credited to the current source of its device (D8)."""
 OUTCOME_UNATTRIBUTED: Outcome.ValueType  # 8
 """An event credited to nobody."""
 OUTCOME_LINKED: Outcome.ValueType  # 9
 """An identity link that was taken (F3)."""
 OUTCOME_REFUSED: Outcome.ValueType  # 10
-"""A record that the log holds but that has no effect; see reason."""
+"""A record that the log holds and that has no effect; `reason` says why."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 class _AttributionType:
@@ -86,11 +86,11 @@ class _AttributionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attri
     ATTRIBUTION_TYPE_UNSPECIFIED: _AttributionType.ValueType  # 0
     """Never sent."""
     ATTRIBUTION_TYPE_NONE: _AttributionType.ValueType  # 1
-    """To none."""
+    """It is credited to no source."""
     ATTRIBUTION_TYPE_INSTALL: _AttributionType.ValueType  # 2
-    """To an install's source."""
+    """The source of an install."""
     ATTRIBUTION_TYPE_REENGAGEMENT: _AttributionType.ValueType  # 3
-    """To a reengagement."""
+    """The source of a reengagement."""
 
 class AttributionType(_AttributionType, metaclass=_AttributionTypeEnumTypeWrapper):
     """AttributionType says what kind of source a conversion is credited to."""
@@ -98,11 +98,11 @@ class AttributionType(_AttributionType, metaclass=_AttributionTypeEnumTypeWrappe
 ATTRIBUTION_TYPE_UNSPECIFIED: AttributionType.ValueType  # 0
 """Never sent."""
 ATTRIBUTION_TYPE_NONE: AttributionType.ValueType  # 1
-"""To none."""
+"""It is credited to no source."""
 ATTRIBUTION_TYPE_INSTALL: AttributionType.ValueType  # 2
-"""To an install's source."""
+"""The source of an install."""
 ATTRIBUTION_TYPE_REENGAGEMENT: AttributionType.ValueType  # 3
-"""To a reengagement."""
+"""The source of a reengagement."""
 Global___AttributionType: _TypeAlias = AttributionType  # noqa: Y015
 
 class _MatchKind:
@@ -118,14 +118,14 @@ class _MatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MatchKind.V
     MATCH_KIND_DEVICE_ID: _MatchKind.ValueType  # 2
     """A device id, raw or hashed."""
     MATCH_KIND_MODELED: _MatchKind.ValueType  # 3
-    """Same IP and user agent (as the app's modeled level says)."""
+    """The same IP address and user agent, compared as the app's modeled level says."""
     MATCH_KIND_IP: _MatchKind.ValueType  # 4
-    """Same IP."""
+    """The same IP address."""
     MATCH_KIND_CLAIM: _MatchKind.ValueType  # 5
     """A self-attributing network claimed it."""
 
 class MatchKind(_MatchKind, metaclass=_MatchKindEnumTypeWrapper):
-    """MatchKind says how an engagement was matched to the device, strongest first (A1)."""
+    """MatchKind says how an engagement matched the device, strongest first (A1)."""
 
 MATCH_KIND_UNSPECIFIED: MatchKind.ValueType  # 0
 """No match applies."""
@@ -134,9 +134,9 @@ MATCH_KIND_CLICK_ID: MatchKind.ValueType  # 1
 MATCH_KIND_DEVICE_ID: MatchKind.ValueType  # 2
 """A device id, raw or hashed."""
 MATCH_KIND_MODELED: MatchKind.ValueType  # 3
-"""Same IP and user agent (as the app's modeled level says)."""
+"""The same IP address and user agent, compared as the app's modeled level says."""
 MATCH_KIND_IP: MatchKind.ValueType  # 4
-"""Same IP."""
+"""The same IP address."""
 MATCH_KIND_CLAIM: MatchKind.ValueType  # 5
 """A self-attributing network claimed it."""
 Global___MatchKind: _TypeAlias = MatchKind  # noqa: Y015
@@ -150,27 +150,27 @@ class _LayerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Layer.ValueType
     LAYER_UNSPECIFIED: _Layer.ValueType  # 0
     """No window applied."""
     LAYER_TRACKER: _Layer.ValueType  # 1
-    """The tracker's override."""
+    """The override of the tracker."""
     LAYER_NETWORK: _Layer.ValueType  # 2
-    """The network's settings for the app."""
+    """The settings of the network for the app."""
     LAYER_APP: _Layer.ValueType  # 3
-    """The app's default."""
+    """The default of the app."""
     LAYER_BUILT_IN: _Layer.ValueType  # 4
-    """Built in."""
+    """The built-in default."""
 
 class Layer(_Layer, metaclass=_LayerEnumTypeWrapper):
-    """Layer of settings a window came from (B3)."""
+    """Layer says where the window that applied came from (B3)."""
 
 LAYER_UNSPECIFIED: Layer.ValueType  # 0
 """No window applied."""
 LAYER_TRACKER: Layer.ValueType  # 1
-"""The tracker's override."""
+"""The override of the tracker."""
 LAYER_NETWORK: Layer.ValueType  # 2
-"""The network's settings for the app."""
+"""The settings of the network for the app."""
 LAYER_APP: Layer.ValueType  # 3
-"""The app's default."""
+"""The default of the app."""
 LAYER_BUILT_IN: Layer.ValueType  # 4
-"""Built in."""
+"""The built-in default."""
 Global___Layer: _TypeAlias = Layer  # noqa: Y015
 
 class _Reason:
@@ -184,9 +184,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_DUPLICATE_INSTALL: _Reason.ValueType  # 1
     """The device had installed the app before (F2)."""
     REASON_EVENT_BEFORE_INSTALL: _Reason.ValueType  # 2
-    """The event happened at or before the first known install of its device (D9)."""
+    """The event happened at or before the first known install of its device (D10)."""
     REASON_EVENT_NOT_SELECTED: _Reason.ValueType  # 3
-    """No live reengagement tracker of the app selects this event (D2)."""
+    """No live reengagement tracker of the app selects this event (D1)."""
     REASON_REFUND: _Reason.ValueType  # 4
     """The amount of the event is negative: a refund reengages nobody (D11)."""
     REASON_MTR_NOT_MET: _Reason.ValueType  # 5
@@ -208,9 +208,9 @@ REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_DUPLICATE_INSTALL: Reason.ValueType  # 1
 """The device had installed the app before (F2)."""
 REASON_EVENT_BEFORE_INSTALL: Reason.ValueType  # 2
-"""The event happened at or before the first known install of its device (D9)."""
+"""The event happened at or before the first known install of its device (D10)."""
 REASON_EVENT_NOT_SELECTED: Reason.ValueType  # 3
-"""No live reengagement tracker of the app selects this event (D2)."""
+"""No live reengagement tracker of the app selects this event (D1)."""
 REASON_REFUND: Reason.ValueType  # 4
 """The amount of the event is negative: a refund reengages nobody (D11)."""
 REASON_MTR_NOT_MET: Reason.ValueType  # 5
@@ -292,7 +292,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_LOST_TO_COMPLETED_VIEW: _Verdict.ValueType  # 17
     """The winner is a completed view (C2)."""
     VERDICT_LOST_TO_MORE_RECENT: _Verdict.ValueType  # 18
-    """The winner is more recent, or as recent with the higher id."""
+    """The winner is more recent, or as recent with the lower id (C2)."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """Verdict says what became of a candidate; of several that hold, the first in this order (G2)."""
@@ -334,12 +334,12 @@ VERDICT_LOST_TO_HIGHER_LEVEL: Verdict.ValueType  # 16
 VERDICT_LOST_TO_COMPLETED_VIEW: Verdict.ValueType  # 17
 """The winner is a completed view (C2)."""
 VERDICT_LOST_TO_MORE_RECENT: Verdict.ValueType  # 18
-"""The winner is more recent, or as recent with the higher id."""
+"""The winner is more recent, or as recent with the lower id (C2)."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
-    """Decision is what was decided about a conversion (G1). Immutable; a re-attribution adds a newer version."""
+    """Decision says what was decided about a conversion (G1). A version is immutable; a re-attribution adds a newer one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -391,74 +391,78 @@ class Decision(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CLAIMS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app."""
     conversion_id: _builtins.str
-    """The conversion: the record's id in the log."""
+    """Output only. The conversion: the id of its record in the log."""
     version: _builtins.int
-    """1, then 2, … with each re-attribution."""
+    """Output only. 1 at first, and one more with each re-attribution that changes it."""
     event_name: _builtins.str
-    """`_install`, `_identity_link`, or the event's name."""
+    """Output only. The name of the event, `_install`, or `_identity_link`."""
     device_id: _builtins.str
-    """Our id of the device."""
+    """Output only. Our own id of the device."""
     outcome: Global___Outcome.ValueType
-    """Outcome."""
+    """Output only. What became of the conversion."""
     attribution_type: Global___AttributionType.ValueType
-    """What kind of source it is credited to."""
+    """Output only. The kind of source that it is credited to."""
     reason: Global___Reason.ValueType
-    """Why nobody won it; left out when it was won."""
+    """Output only. Why nobody won it; left out when it was won."""
     tracker_id: _builtins.str
-    """The tracker it is credited to, and what that belongs to; empty when none."""
+    """Output only. The tracker that it is credited to; empty when there is none."""
     network_id: _builtins.str
-    """The network."""
+    """Output only. The network of that tracker."""
     campaign_id: _builtins.str
-    """The campaign."""
+    """Output only. The campaign of that tracker."""
     segment_id: _builtins.str
-    """The segment."""
+    """Output only. The segment of that tracker."""
     engagement_id: _builtins.str
-    """The engagement (click or impression record id) or `claim:<network>` that won this very conversion."""
+    """Output only. The engagement that won this very conversion: the record id of a click or an impression, or
+    `claim:<network>`.
+    """
     matched_by: Global___MatchKind.ValueType
-    """How it matched."""
+    """Output only. How that engagement matched the device."""
     level: _builtins.int
-    """Level of the waterfall, 1 to 6; 0 when none."""
+    """Output only. Its level of the waterfall, 1 to 6; 0 when there is none."""
     window_layer: Global___Layer.ValueType
-    """Where the window came from."""
+    """Output only. Where that window came from."""
     install_known: _builtins.bool
-    """Whether the device's install was known (D9)."""
+    """Output only. Whether the install of the device was known (D9)."""
     reprocess_for: _builtins.str
-    """The original install's conversion id, of a reprocessed install (F2)."""
+    """Output only. The conversion id of the original install, when this is a reprocessed one (F2)."""
     settings_revision: _builtins.int
-    """Revision of the settings used."""
+    """Output only. The revision of the settings that were used."""
     @_builtins.property
     def conversion_time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened."""
+        """Output only. When the conversion happened."""
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was received."""
+        """Output only. When it was first received."""
 
     @_builtins.property
     def decide_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was decided."""
+        """Output only. When this version was decided."""
 
     @_builtins.property
     def lookback(self) -> _duration_pb2.Duration:
-        """From the engagement to the conversion."""
+        """Output only. The time from that engagement to the conversion."""
 
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """The window that applied."""
+        """Output only. The window that applied to it."""
 
     @_builtins.property
     def custom_dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For example mtr_rejected = seconds (D3)."""
+        """Output only. Further facts by name, for example `mtr_rejected`: the minimum time to reengagement in seconds (D3)."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Every candidate considered, by engagement id (G2). Influencers (C4) are those whose verdict begins with LOST_TO_."""
+        """Output only. Every candidate that was considered, by engagement id (G2). Those that lost to the winner are
+        influencers (C4).
+        """
 
     @_builtins.property
     def claims_unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Networks whose claim did not come in time (E4)."""
+        """Output only. The networks whose claims did not come in time (E4)."""
 
     def __init__(
         self,
@@ -501,7 +505,7 @@ Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
-    """Candidate is an engagement or claim that was considered."""
+    """Candidate is an engagement or a claim that was considered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -517,32 +521,32 @@ class Candidate(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     WINDOW_LAYER_FIELD_NUMBER: _builtins.int
     engagement_id: _builtins.str
-    """Its record id, or `claim:<network>`."""
+    """Output only. The id of its record, or `claim:<network>`."""
     verdict: Global___Verdict.ValueType
-    """What became of it."""
+    """Output only. What became of it."""
     engagement_kind: Global___EngagementKind.ValueType
-    """Whether it is a click or an impression."""
+    """Output only. Whether it is a click or an impression."""
     tracker_id: _builtins.str
-    """Its tracker."""
+    """Output only. Its tracker; empty when the claim of a network fits none."""
     network_id: _builtins.str
-    """The tracker's network."""
+    """Output only. The network of its tracker, or of its claim."""
     matched_by: Global___MatchKind.ValueType
-    """How it matched."""
+    """Output only. How it matched the device."""
     level: _builtins.int
-    """Level of the waterfall, 0 when it has none."""
+    """Output only. Its level of the waterfall, 1 to 6; 0 when it has none."""
     window_layer: Global___Layer.ValueType
-    """Where the window came from."""
+    """Output only. Where that window came from."""
     @_builtins.property
     def engagement_time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened."""
+        """Output only. When it happened."""
 
     @_builtins.property
     def lookback(self) -> _duration_pb2.Duration:
-        """From the engagement to the conversion; negative when it came after."""
+        """Output only. The time from the engagement to the conversion; negative when it came after."""
 
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """The window that applied; left out when disabled or none."""
+        """Output only. The window that applied to it; left out when it is disabled, or when there is none."""
 
     def __init__(
         self,
@@ -576,9 +580,9 @@ class GetDecisionRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     CONVERSION_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     conversion_id: _builtins.str
-    """Required."""
+    """Required. The conversion."""
     def __init__(
         self,
         *,
@@ -595,14 +599,14 @@ Global___GetDecisionRequest: _TypeAlias = GetDecisionRequest  # noqa: Y015
 
 @_typing.final
 class GetDecisionResponse(_message.Message):
-    """GetDecisionResponse answers it."""
+    """GetDecisionResponse holds the decision."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___Decision:
-        """The newest version."""
+        """Output only. The newest version."""
 
     def __init__(
         self,
@@ -619,7 +623,7 @@ Global___GetDecisionResponse: _TypeAlias = GetDecisionResponse  # noqa: Y015
 
 @_typing.final
 class ListDecisionsRequest(_message.Message):
-    """ListDecisionsRequest filters decisions. All filters given must hold."""
+    """ListDecisionsRequest filters decisions. A decision is listed when all filters hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -631,24 +635,24 @@ class ListDecisionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     tracker_id: _builtins.str
-    """Optional."""
+    """Optional. Only decisions that credit this tracker."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before. All else must be the same."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedScalarFieldContainer[Global___Outcome.ValueType]:
-        """Optional. Exactly these outcomes; empty = all."""
+        """Optional. Only these outcomes. Default: all."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. Conversions from this time on."""
+        """Optional. Only conversions that happened from this time on."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. Conversions before this time."""
+        """Optional. Only conversions that happened before this time."""
 
     def __init__(
         self,
@@ -671,17 +675,17 @@ Global___ListDecisionsRequest: _TypeAlias = ListDecisionsRequest  # noqa: Y015
 
 @_typing.final
 class ListDecisionsResponse(_message.Message):
-    """ListDecisionsResponse is a page of decisions."""
+    """ListDecisionsResponse is one page of decisions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last."""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
-        """Newest first. Every version is listed."""
+        """Output only. Every version, newest first."""
 
     def __init__(
         self,
@@ -699,7 +703,7 @@ Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015
 
 @_typing.final
 class WatchDecisionsRequest(_message.Message):
-    """WatchDecisionsRequest says from where to stream which decisions. All filters given must hold."""
+    """WatchDecisionsRequest says which decisions to stream, and from where. A decision is streamed when all filters hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -710,18 +714,18 @@ class WatchDecisionsRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     FROM_NOW_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Optional."""
+    """Optional. Only decisions of this app."""
     network_id: _builtins.str
-    """Optional. Credited to this network."""
+    """Optional. Only decisions that credit this network."""
     tracker_id: _builtins.str
-    """Optional. Credited to this tracker."""
+    """Optional. Only decisions that credit this tracker."""
     resume_token: _builtins.str
-    """After the response that carried this token; the filters must be the same."""
+    """After the response that carried this token. The filters must be the same."""
     from_now: _builtins.bool
-    """With what is decided from now on."""
+    """With the next decision that is made."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """With what was decided at this time or later, by the clock of the worker that decided."""
+        """With the first decision made at this time or later, by the clock of the worker that made it."""
 
     def __init__(
         self,
@@ -745,17 +749,17 @@ Global___WatchDecisionsRequest: _TypeAlias = WatchDecisionsRequest  # noqa: Y015
 
 @_typing.final
 class WatchDecisionsResponse(_message.Message):
-    """WatchDecisionsResponse is the next part."""
+    """WatchDecisionsResponse is the next part of the stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FACTS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Where to go on after these facts."""
+    """Output only. Where to go on after these facts."""
     @_builtins.property
     def facts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fact]:
-        """In the order they were made in; may be empty, when all that came was filtered out."""
+        """Output only. Facts in the order in which decisions were made; empty when all that came was filtered out."""
 
     def __init__(
         self,
@@ -773,17 +777,17 @@ Global___WatchDecisionsResponse: _TypeAlias = WatchDecisionsResponse  # noqa: Y0
 
 @_typing.final
 class Fact(_message.Message):
-    """Fact is a decision, added or taken back."""
+    """Fact is a decision that counts from now on, or one that counts no more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SIGN_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     sign: _builtins.int
-    """+1, or -1 for a version that a newer one replaces."""
+    """Output only. +1 for a new version, -1 for the version that it replaces."""
     @_builtins.property
     def decision(self) -> Global___Decision:
-        """The decision, with its version."""
+        """Output only. The decision, with its version."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Source(_message.Message):
-    """Source is what a device was credited to at a time (D6)."""
+    """Source is what a device is credited to at a time (D6)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,24 +36,24 @@ class Source(_message.Message):
     ENGAGEMENT_ID_FIELD_NUMBER: _builtins.int
     MATCHED_BY_FIELD_NUMBER: _builtins.int
     conversion_id: _builtins.str
-    """The install or event that made it so."""
+    """Output only. The install or the event that made it the source."""
     attribution_type: _decision_pb2.AttributionType.ValueType
-    """INSTALL or REENGAGEMENT."""
+    """Output only. INSTALL or REENGAGEMENT."""
     event_name: _builtins.str
-    """The event's name, `_install` for an install."""
+    """Output only. The name of the event, or `_install`."""
     tracker_id: _builtins.str
-    """Empty: organic."""
+    """Output only. The tracker; empty when the source is organic."""
     network_id: _builtins.str
-    """The network."""
+    """Output only. The network of the tracker."""
     campaign_id: _builtins.str
-    """The campaign."""
+    """Output only. The campaign of the tracker."""
     engagement_id: _builtins.str
-    """The engagement that won it."""
+    """Output only. The engagement that won it."""
     matched_by: _decision_pb2.MatchKind.ValueType
-    """How it matched."""
+    """Output only. How that engagement matched the device."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when."""
+        """Output only. When it became the source."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class GetDeviceAttributionRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     device_id: _builtins.str
-    """Required. Any id the device is known by (raw), or our own id of the device."""
+    """Required. Any raw id of the device, or our own id of it."""
     def __init__(
         self,
         *,
@@ -104,7 +104,7 @@ Global___GetDeviceAttributionRequest: _TypeAlias = GetDeviceAttributionRequest  
 
 @_typing.final
 class GetDeviceAttributionResponse(_message.Message):
-    """GetDeviceAttributionResponse is what the device is credited to."""
+    """GetDeviceAttributionResponse holds the sources of the device."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -134,22 +134,22 @@ class GetDeviceAttributionResponse(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     IDENTITIES_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
-    """Our id of the device."""
+    """Output only. Our own id of the device."""
     @_builtins.property
     def install(self) -> Global___Source:
-        """Left out when its install is not known."""
+        """Output only. The source of its install (D7); left out when the install is not known."""
 
     @_builtins.property
     def current(self) -> Global___Source:
-        """Left out when the device has no attribution, or its source's period has passed (D6)."""
+        """Output only. Its source now; left out when it has none, or when the period of its source has passed (D6)."""
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
-        """All attributions still kept, oldest first."""
+        """Output only. All its attributions that are kept, oldest first."""
 
     @_builtins.property
     def identities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Names tied to it by identity links (F3)."""
+        """Output only. The names that identity links have tied to it (F3)."""
 
     def __init__(
         self,

@@ -29,10 +29,12 @@ class ForgetDeviceRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required. It need not be an app that there is: records that name a wrong one are refused, and kept for a time."""
+    """Required. The app. It need not exist: records that name an unknown app are refused, and their refusals are kept for
+    a time.
+    """
     device_id: _builtins.str
-    """Required. Any id of the device, of whatever kind, raw, or hashed if it never came raw; or our own id of it.
-    Devices that turned out to be the same go with it, and so does every other id they were known by.
+    """Required. Any id of the device, of whatever kind: raw, or hashed if it never came raw, or our own id of it. Devices
+    that turned out to be the same are erased with it, and so is every other id that they were known by.
     """
     def __init__(
         self,
@@ -50,14 +52,14 @@ Global___ForgetDeviceRequest: _TypeAlias = ForgetDeviceRequest  # noqa: Y015
 
 @_typing.final
 class ForgetDeviceResponse(_message.Message):
-    """ForgetDeviceResponse answers the erasure."""
+    """ForgetDeviceResponse holds the erasure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ERASURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def erasure(self) -> Global___Erasure:
-        """As it is."""
+        """Output only. The erasure as it is."""
 
     def __init__(
         self,
@@ -81,9 +83,9 @@ class GetErasureRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     ERASURE_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     erasure_id: _builtins.str
-    """Required."""
+    """Required. The erasure."""
     def __init__(
         self,
         *,
@@ -100,14 +102,14 @@ Global___GetErasureRequest: _TypeAlias = GetErasureRequest  # noqa: Y015
 
 @_typing.final
 class GetErasureResponse(_message.Message):
-    """GetErasureResponse answers it."""
+    """GetErasureResponse holds the erasure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ERASURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def erasure(self) -> Global___Erasure:
-        """As it is."""
+        """Output only. The erasure as it is."""
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ Global___GetErasureResponse: _TypeAlias = GetErasureResponse  # noqa: Y015
 
 @_typing.final
 class Erasure(_message.Message):
-    """Erasure is the proof that a device was forgotten; it holds nothing of the device."""
+    """Erasure is the proof that a device was forgotten. It holds nothing of the device once it is done."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -137,7 +139,7 @@ class Erasure(_message.Message):
         STATE_UNSPECIFIED: Erasure._State.ValueType  # 0
         """Never sent."""
         STATE_RUNNING: Erasure._State.ValueType  # 1
-        """Under way, or about to be."""
+        """It is under way, or about to be."""
         STATE_DONE: Erasure._State.ValueType  # 2
         """Nothing of the device is left."""
 
@@ -147,7 +149,7 @@ class Erasure(_message.Message):
     STATE_UNSPECIFIED: Erasure.State.ValueType  # 0
     """Never sent."""
     STATE_RUNNING: Erasure.State.ValueType  # 1
-    """Under way, or about to be."""
+    """It is under way, or about to be."""
     STATE_DONE: Erasure.State.ValueType  # 2
     """Nothing of the device is left."""
 
@@ -178,23 +180,23 @@ class Erasure(_message.Message):
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     ERASED_COUNTS_FIELD_NUMBER: _builtins.int
     erasure_id: _builtins.str
-    """Its id."""
+    """Output only. Its id."""
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app."""
     state: Global___Erasure.State.ValueType
-    """State."""
+    """Output only. Its state."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was asked for."""
+        """Output only. When it was requested."""
 
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp:
-        """When the last row was gone."""
+        """Output only. When the last row was gone; left out while it is under way."""
 
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rows erased, by schema and table: `attribution.decisions`, `ingest.log`, … Of a step that a crash interrupted some
-        may not be counted.
+        """Output only. Erased rows by schema and table, such as `attribution.decisions` or `ingest.log`. Rows of a step that
+        a crash interrupted may be missing.
         """
 
     def __init__(

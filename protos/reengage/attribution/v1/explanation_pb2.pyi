@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExplainDecisionRequest(_message.Message):
-    """ExplainDecisionRequest names a record by its id, or a conversion by its device and time."""
+    """ExplainDecisionRequest names a record by its id, or a conversion by its device and its time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,15 +33,15 @@ class ExplainDecisionRequest(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     conversion_id: _builtins.str
-    """The id of a record: of a conversion, or of anything else that was sent. Exactly one of it and device_id."""
+    """Optional. The id of a record: of a conversion, or of anything else that was sent. Exactly one of it and device_id."""
     device_id: _builtins.str
-    """Any id the device is known by (raw), or our own id of it."""
+    """Optional. Any raw id of the device, or our own id of it. Exactly one of it and conversion_id."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """Required with device_id: of the device's decided conversions, under whichever id it was known when they were, the one
-        nearest to this time is explained, of two the earlier.
+        """Optional. Required with device_id. Of the decided conversions of the device, the one nearest to this time is
+        explained; of two, the earlier. Conversions of devices that were merged with it count, too.
         """
 
     def __init__(
@@ -62,7 +62,7 @@ Global___ExplainDecisionRequest: _TypeAlias = ExplainDecisionRequest  # noqa: Y0
 
 @_typing.final
 class ExplainDecisionResponse(_message.Message):
-    """ExplainDecisionResponse is the decision, as a person would tell it."""
+    """ExplainDecisionResponse is the decision as a person would tell it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,16 +79,16 @@ class ExplainDecisionResponse(_message.Message):
         STATE_WAITING_FOR_CLAIMS: ExplainDecisionResponse._State.ValueType  # 2
         """It waits for the claims of self-attributing networks (E1)."""
         STATE_WAITING: ExplainDecisionResponse._State.ValueType  # 3
-        """It was accepted and is not decided yet; decisions follow receipt within seconds."""
+        """It was accepted and is not decided yet. Decisions follow receipt within seconds."""
         STATE_REFUSED: ExplainDecisionResponse._State.ValueType  # 4
-        """It was refused; see violations."""
+        """It was refused; `violations` say why."""
         STATE_NOT_A_CONVERSION: ExplainDecisionResponse._State.ValueType  # 5
-        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, a session that is
-        not the first of its install.
+        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session after
+        the first of its install.
         """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """State of the record."""
+        """State says what became of the record."""
 
     STATE_UNSPECIFIED: ExplainDecisionResponse.State.ValueType  # 0
     """Never sent."""
@@ -97,12 +97,12 @@ class ExplainDecisionResponse(_message.Message):
     STATE_WAITING_FOR_CLAIMS: ExplainDecisionResponse.State.ValueType  # 2
     """It waits for the claims of self-attributing networks (E1)."""
     STATE_WAITING: ExplainDecisionResponse.State.ValueType  # 3
-    """It was accepted and is not decided yet; decisions follow receipt within seconds."""
+    """It was accepted and is not decided yet. Decisions follow receipt within seconds."""
     STATE_REFUSED: ExplainDecisionResponse.State.ValueType  # 4
-    """It was refused; see violations."""
+    """It was refused; `violations` say why."""
     STATE_NOT_A_CONVERSION: ExplainDecisionResponse.State.ValueType  # 5
-    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, a session that is
-    not the first of its install.
+    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session after
+    the first of its install.
     """
 
     DECISION_FIELD_NUMBER: _builtins.int
@@ -115,40 +115,40 @@ class ExplainDecisionResponse(_message.Message):
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
-    """What happened and why, in a few sentences. Never empty."""
+    """Output only. What happened and why, in a few sentences. Never empty."""
     state: Global___ExplainDecisionResponse.State.ValueType
-    """What became of the record."""
+    """Output only. What became of the record."""
     reattribution_id: _builtins.str
-    """The re-attribution that made this version, when it is not the first."""
+    """Output only. The re-attribution that made this version; empty for the first version."""
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
-        """As data. Of the newest version; only when DECIDED."""
+        """Output only. The newest version of the decision. Only when DECIDED."""
 
     @_builtins.property
     def sentences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence a candidate, in the order of decision.candidates, then one for each claim that did not come; when REFUSED
-        one sentence a violation.
+        """Output only. One sentence for each candidate, in the order of decision.candidates, then one for each network
+        without a claim. When REFUSED, one sentence for each violation.
         """
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_batch_pb2.FieldViolation]:
-        """Why it was refused, when REFUSED."""
+        """Output only. Why it was refused. Only when REFUSED."""
 
     @_builtins.property
     def won_conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The conversions that this click or impression won, newest versions only, in the order they were decided in; at most
-        1,000.
+        """Output only. The conversions that this click or impression won by the newest versions, in the order in which they
+        were decided; at most 1,000.
         """
 
     @_builtins.property
     def waiting_for_network_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The networks whose claims are waited for, when WAITING_FOR_CLAIMS: its own, or those of the earlier conversion of its
-        device that it must be decided after.
+        """Output only. The networks whose claims are waited for. Only when WAITING_FOR_CLAIMS. They were asked about this
+        conversion, or about an earlier one of its device that must be decided first.
         """
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was first received, or last refused; left out of a click or impression."""
+        """Output only. When it was first received, or last refused; left out of a click or an impression."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class OfferedPostback(_message.Message):
-    """OfferedPostback is a postback that a new version changes."""
+    """OfferedPostback is a postback that a new version of a decision changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,32 +34,32 @@ class OfferedPostback(_message.Message):
         EFFECT_UNSPECIFIED: OfferedPostback._Effect.ValueType  # 0
         """Never sent."""
         EFFECT_WOULD_BE_SENT: OfferedPostback._Effect.ValueType  # 1
-        """The configuration wants the conversion now and was not sent it: it would be."""
+        """The configuration wants the conversion now and was not told of it. It is sent if the offer is taken."""
         EFFECT_WAS_SENT: OfferedPostback._Effect.ValueType  # 2
-        """It was sent, and would not be now. A postback cannot be taken back."""
+        """It was sent, and would not be sent now. A postback cannot be taken back."""
 
     class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
-        """Effect on the postback."""
+        """Effect says what the new version means for the postback."""
 
     EFFECT_UNSPECIFIED: OfferedPostback.Effect.ValueType  # 0
     """Never sent."""
     EFFECT_WOULD_BE_SENT: OfferedPostback.Effect.ValueType  # 1
-    """The configuration wants the conversion now and was not sent it: it would be."""
+    """The configuration wants the conversion now and was not told of it. It is sent if the offer is taken."""
     EFFECT_WAS_SENT: OfferedPostback.Effect.ValueType  # 2
-    """It was sent, and would not be now. A postback cannot be taken back."""
+    """It was sent, and would not be sent now. A postback cannot be taken back."""
 
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     CONVERSION_ID_FIELD_NUMBER: _builtins.int
     EFFECT_FIELD_NUMBER: _builtins.int
     configuration_id: _builtins.str
-    """The configuration."""
+    """Output only. The configuration."""
     network_id: _builtins.str
-    """Its network."""
+    """Output only. The network of the configuration."""
     conversion_id: _builtins.str
-    """The conversion."""
+    """Output only. The conversion."""
     effect: Global___OfferedPostback.Effect.ValueType
-    """Effect."""
+    """Output only. What the new version means for it."""
     def __init__(
         self,
         *,
@@ -87,13 +87,13 @@ class ListOfferedPostbacksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     reattribution_id: _builtins.str
-    """Required."""
+    """Required. The re-attribution."""
     page_size: _builtins.int
-    """Optional. Versions looked at a page: 1 to 1,000, default 100."""
+    """Optional. Versions that are looked at for one page: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before."""
     def __init__(
         self,
         *,
@@ -112,17 +112,17 @@ Global___ListOfferedPostbacksRequest: _TypeAlias = ListOfferedPostbacksRequest  
 
 @_typing.final
 class ListOfferedPostbacksResponse(_message.Message):
-    """ListOfferedPostbacksResponse is a page of them."""
+    """ListOfferedPostbacksResponse is one page of offered postbacks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTBACKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last."""
     @_builtins.property
     def postbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedPostback]:
-        """In the order of the versions; a page may be empty and not the last."""
+        """Output only. Offered postbacks in the order of the versions. A page may be empty and not the last."""
 
     def __init__(
         self,
@@ -147,9 +147,9 @@ class SendOfferedPostbacksRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     reattribution_id: _builtins.str
-    """Required."""
+    """Required. The re-attribution. It must have ended."""
     def __init__(
         self,
         *,
@@ -166,13 +166,13 @@ Global___SendOfferedPostbacksRequest: _TypeAlias = SendOfferedPostbacksRequest  
 
 @_typing.final
 class SendOfferedPostbacksResponse(_message.Message):
-    """SendOfferedPostbacksResponse says how many."""
+    """SendOfferedPostbacksResponse counts the deliveries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CREATED_COUNT_FIELD_NUMBER: _builtins.int
     created_count: _builtins.int
-    """Deliveries made by this call; a repeat makes none."""
+    """Output only. Deliveries that this call made; a repeat makes none."""
     def __init__(
         self,
         *,

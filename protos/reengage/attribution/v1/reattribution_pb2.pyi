@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Reattribution(_message.Message):
-    """Reattribution is a re-attribution on its way."""
+    """Reattribution is a re-attribution of an app: what it is to do, and how far it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,11 +36,11 @@ class Reattribution(_message.Message):
         STATE_UNSPECIFIED: Reattribution._State.ValueType  # 0
         """Never sent."""
         STATE_RUNNING: Reattribution._State.ValueType  # 1
-        """Under way, or about to be."""
+        """It is under way, or about to be."""
         STATE_DONE: Reattribution._State.ValueType  # 2
         """Every conversion of the period was decided again."""
         STATE_CANCELLED: Reattribution._State.ValueType  # 3
-        """Stopped on request; what was written stays."""
+        """It was stopped on request. The versions that it wrote stay."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a re-attribution."""
@@ -48,11 +48,11 @@ class Reattribution(_message.Message):
     STATE_UNSPECIFIED: Reattribution.State.ValueType  # 0
     """Never sent."""
     STATE_RUNNING: Reattribution.State.ValueType  # 1
-    """Under way, or about to be."""
+    """It is under way, or about to be."""
     STATE_DONE: Reattribution.State.ValueType  # 2
     """Every conversion of the period was decided again."""
     STATE_CANCELLED: Reattribution.State.ValueType  # 3
-    """Stopped on request; what was written stays."""
+    """It was stopped on request. The versions that it wrote stay."""
 
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     APP_ID_FIELD_NUMBER: _builtins.int
@@ -67,38 +67,38 @@ class Reattribution(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     reattribution_id: _builtins.str
-    """Its id."""
+    """Output only. Its id."""
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app."""
     send_postbacks: _builtins.bool
-    """Whether postbacks are sent without being asked for again."""
+    """Output only. Whether postbacks are sent at once, or only offered."""
     state: Global___Reattribution.State.ValueType
-    """State."""
+    """Output only. Its state."""
     conversion_count: _builtins.int
-    """Conversions decided again so far."""
+    """Output only. Conversions decided again so far."""
     estimated_total_count: _builtins.int
-    """Conversions of the period; an estimate."""
+    """Output only. About how many conversions the period has."""
     changed_count: _builtins.int
-    """New versions written so far."""
+    """Output only. New versions written so far."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Conversions from this time on,"""
+        """Output only. Conversions that happened from this time on are decided again."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """and before this time."""
+        """Output only. Conversions that happened before this time are decided again."""
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[_credit_total_pb2.CreditTotal]:
-        """By tracker, so far."""
+        """Output only. What trackers are credited with before and after, for the conversions decided again so far."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was asked for."""
+        """Output only. When it was requested."""
 
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended."""
+        """Output only. When it ended; left out while it runs."""
 
     def __init__(
         self,
@@ -136,18 +136,20 @@ class ReattributeRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     SEND_POSTBACKS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     reattribution_id: _builtins.str
-    """Required. The caller's id of it: 1 to 64 of A-Z a-z 0-9 . _ - ; the same one again answers what is there."""
+    """Required. The caller's id of the re-attribution: 1 to 64 of `A-Z a-z 0-9 . _ -`. The same id again returns what is
+    there.
+    """
     send_postbacks: _builtins.bool
-    """Optional. Send the postbacks that the new versions call for. Default: only offer them."""
+    """Optional. Whether to send the postbacks that the new versions call for. Default: only offer them."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Required. Conversions that happened from this time on."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Required. Conversions that happened before this time."""
+        """Required. Conversions that happened before this time. Must be after start_time."""
 
     def __init__(
         self,
@@ -168,14 +170,14 @@ Global___ReattributeRequest: _TypeAlias = ReattributeRequest  # noqa: Y015
 
 @_typing.final
 class ReattributeResponse(_message.Message):
-    """ReattributeResponse answers it."""
+    """ReattributeResponse holds the re-attribution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REATTRIBUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reattribution(self) -> Global___Reattribution:
-        """As it is."""
+        """Output only. The re-attribution as it is."""
 
     def __init__(
         self,
@@ -192,16 +194,16 @@ Global___ReattributeResponse: _TypeAlias = ReattributeResponse  # noqa: Y015
 
 @_typing.final
 class GetReattributionRequest(_message.Message):
-    """GetReattributionRequest names one."""
+    """GetReattributionRequest names a re-attribution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_ID_FIELD_NUMBER: _builtins.int
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     reattribution_id: _builtins.str
-    """Required."""
+    """Required. The re-attribution."""
     def __init__(
         self,
         *,
@@ -218,14 +220,14 @@ Global___GetReattributionRequest: _TypeAlias = GetReattributionRequest  # noqa: 
 
 @_typing.final
 class GetReattributionResponse(_message.Message):
-    """GetReattributionResponse answers it."""
+    """GetReattributionResponse holds the re-attribution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REATTRIBUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reattribution(self) -> Global___Reattribution:
-        """As it is."""
+        """Output only. The re-attribution as it is."""
 
     def __init__(
         self,
@@ -250,11 +252,11 @@ class ListReattributionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before."""
     def __init__(
         self,
         *,
@@ -272,17 +274,17 @@ Global___ListReattributionsRequest: _TypeAlias = ListReattributionsRequest  # no
 
 @_typing.final
 class ListReattributionsResponse(_message.Message):
-    """ListReattributionsResponse is a page of them."""
+    """ListReattributionsResponse is one page of re-attributions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REATTRIBUTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last."""
     @_builtins.property
     def reattributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reattribution]:
-        """Newest first."""
+        """Output only. Re-attributions, newest first."""
 
     def __init__(
         self,
@@ -300,16 +302,16 @@ Global___ListReattributionsResponse: _TypeAlias = ListReattributionsResponse  # 
 
 @_typing.final
 class CancelReattributionRequest(_message.Message):
-    """CancelReattributionRequest names one."""
+    """CancelReattributionRequest names a re-attribution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_ID_FIELD_NUMBER: _builtins.int
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     reattribution_id: _builtins.str
-    """Required."""
+    """Required. The re-attribution."""
     def __init__(
         self,
         *,
@@ -326,14 +328,14 @@ Global___CancelReattributionRequest: _TypeAlias = CancelReattributionRequest  # 
 
 @_typing.final
 class CancelReattributionResponse(_message.Message):
-    """CancelReattributionResponse answers it."""
+    """CancelReattributionResponse holds the re-attribution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REATTRIBUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reattribution(self) -> Global___Reattribution:
-        """As it is."""
+        """Output only. The re-attribution as it is now."""
 
     def __init__(
         self,

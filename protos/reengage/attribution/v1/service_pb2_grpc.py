@@ -32,10 +32,9 @@ if _version_not_supported:
 
 
 class AttributionServiceStub:
-    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
-    asked to. Reads are repeat-safe; what writes says how it is.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
-    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
+    """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
+    forgets devices. Reads are safe to repeat; each method that writes says whether it is.
+    Errors of every method: INVALID_ARGUMENT with every wrong field.
     """
 
     def __init__(self, channel):
@@ -117,130 +116,139 @@ class AttributionServiceStub:
 
 
 class AttributionServiceServicer:
-    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
-    asked to. Reads are repeat-safe; what writes says how it is.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
-    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
+    """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
+    forgets devices. Reads are safe to repeat; each method that writes says whether it is.
+    Errors of every method: INVALID_ARGUMENT with every wrong field.
     """
 
     def GetDecision(self, request, context):
-        """GetDecision answers the newest decision about a conversion.
+        """GetDecision returns the newest decision about a conversion.
+        Errors: NOT_FOUND `CONVERSION_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainDecision(self, request, context):
-        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
-        record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
-        `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
+        """ExplainDecision returns the decision with one sentence for the outcome and one for each candidate (G3). For a
+        record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
+        Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
+        NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
+        decided, does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDecisions(self, request, context):
-        """ListDecisions lists an app's decisions, newest first by decision time.
+        """ListDecisions lists the decisions of an app, newest first by the time of deciding.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDeviceAttribution(self, request, context):
-        """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7).
+        """GetDeviceAttribution returns what a device is credited to: the source of its install, and its current source (D7).
+        Errors: NOT_FOUND `DEVICE_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchDecisions(self, request, context):
-        """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
-        until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
-        the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
-        the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
-        The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
-        while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
-        INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
+        """WatchDecisions streams decisions as facts, for each app in the order in which they were made, and follows until the
+        caller goes away. Begin anywhere; go on with the resume_token of the last response: nothing is lost or doubled
+        across restarts of either side. When a re-attribution replaces a decision, the old version comes again with sign
+        -1, and then the new one with sign +1, so that sums over sign stay exact. Decisions that retention has dropped are
+        not streamed.
+        The first response comes at once, with the token of the beginning and no facts. While nothing that is wanted comes,
+        a response without facts follows at least every 5 s. Servers close connections about every ten minutes, so going on
+        is the rule.
+        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with
+        RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a database that was restored to an earlier state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WhatIf(self, request, context):
-        """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
-        and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
-        either side, with the resume_token of the last response received.
-        Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+        """WhatIf decides the stored conversions of a period again under other settings, with the code that decides live, and
+        streams the decisions that would change. It writes nothing. Cancel it by going away; after a crash of either side,
+        go on with the resume_token of the last response.
+        Errors: NOT_FOUND `APP_NOT_FOUND`; RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reattribute(self, request, context):
-        """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
-        writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
-        answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
-        time. Repeat-safe by reattribution_id.
-        Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
-        `REATTRIBUTION_RUNNING` while another one of the app runs.
+        """Reattribute decides the stored conversions of a period again under the settings as they are while it works, and
+        writes a new version of each decision that changes (G4). Conversions after the period stay as they are. It returns
+        at once; the work goes on in the background, survives crashes, and leaves live deciding nine tenths of the time.
+        Safe to repeat with the same reattribution_id.
+        Errors: NOT_FOUND `APP_NOT_FOUND`; ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id;
+        FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while another one of the app runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReattribution(self, request, context):
-        """GetReattribution answers how far one is.
+        """GetReattribution returns a re-attribution, and how far it is.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReattributions(self, request, context):
-        """ListReattributions lists those of an app, newest first.
+        """ListReattributions lists the re-attributions of an app, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelReattribution(self, request, context):
-        """CancelReattribution stops one; the versions it has written stay. Repeat-safe.
+        """CancelReattribution stops a re-attribution; the versions that it has written stay. Safe to repeat.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOfferedPostbacks(self, request, context):
-        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change.
+        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution change.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; UNAVAILABLE `POSTBACK_UNAVAILABLE` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SendOfferedPostbacks(self, request, context):
-        """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
-        Repeat-safe: a postback is sent once per configuration and conversion.
-        Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+        """SendOfferedPostbacks hands the versions of a re-attribution over to postback, which sends what was offered.
+        Safe to repeat: a postback is sent once for each configuration and conversion.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while it runs; UNAVAILABLE
+        `POSTBACK_UNAVAILABLE` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForgetDevice(self, request, context):
-        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-        that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-        starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
-        ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
-        in the background and survives crashes: seconds, on a long log minutes.
-        Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts.
+        Everything that was received of it before the call is erased, whether attribution knows the device or not. A later
+        record of it starts a new device, even one that was received before and is sent again. Records in the spool of a
+        gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
+        the background and survives crashes: seconds, on a long log minutes.
+        Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetErasure(self, request, context):
-        """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
+        """GetErasure returns an erasure: how far it is, and its proof.
+        Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,10 +336,9 @@ def add_AttributionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionService:
-    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
-    asked to. Reads are repeat-safe; what writes says how it is.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
-    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
+    """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
+    forgets devices. Reads are safe to repeat; each method that writes says whether it is.
+    Errors of every method: INVALID_ARGUMENT with every wrong field.
     """
 
     @staticmethod

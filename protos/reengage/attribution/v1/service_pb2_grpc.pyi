@@ -19,78 +19,92 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AttributionServiceStub:
-    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
-    asked to. Reads are repeat-safe; what writes says how it is.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
-    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
+    """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
+    forgets devices. Reads are safe to repeat; each method that writes says whether it is.
+    Errors of every method: INVALID_ARGUMENT with every wrong field.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetDecision: _aio.UnaryUnaryMultiCallable[_decision_pb2.GetDecisionRequest, _decision_pb2.GetDecisionResponse]
-    """GetDecision answers the newest decision about a conversion."""
+    """GetDecision returns the newest decision about a conversion.
+    Errors: NOT_FOUND `CONVERSION_NOT_FOUND`.
+    """
     ExplainDecision: _aio.UnaryUnaryMultiCallable[_explanation_pb2.ExplainDecisionRequest, _explanation_pb2.ExplainDecisionResponse]
-    """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
-    record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-    NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
-    `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
+    """ExplainDecision returns the decision with one sentence for the outcome and one for each candidate (G3). For a
+    record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
+    Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
+    NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
+    decided, does not answer.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_decision_pb2.ListDecisionsRequest, _decision_pb2.ListDecisionsResponse]
-    """ListDecisions lists an app's decisions, newest first by decision time."""
+    """ListDecisions lists the decisions of an app, newest first by the time of deciding."""
     GetDeviceAttribution: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttributionRequest, _device_pb2.GetDeviceAttributionResponse]
-    """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
+    """GetDeviceAttribution returns what a device is credited to: the source of its install, and its current source (D7).
+    Errors: NOT_FOUND `DEVICE_NOT_FOUND`.
+    """
     WatchDecisions: _aio.UnaryStreamMultiCallable[_decision_pb2.WatchDecisionsRequest, _decision_pb2.WatchDecisionsResponse]
-    """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
-    until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
-    the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
-    the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
-    The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
-    while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-    Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
-    INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
+    """WatchDecisions streams decisions as facts, for each app in the order in which they were made, and follows until the
+    caller goes away. Begin anywhere; go on with the resume_token of the last response: nothing is lost or doubled
+    across restarts of either side. When a re-attribution replaces a decision, the old version comes again with sign
+    -1, and then the new one with sign +1, so that sums over sign stay exact. Decisions that retention has dropped are
+    not streamed.
+    The first response comes at once, with the token of the beginning and no facts. While nothing that is wanted comes,
+    a response without facts follows at least every 5 s. Servers close connections about every ten minutes, so going on
+    is the rule.
+    Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with
+    RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a database that was restored to an earlier state.
     """
     WhatIf: _aio.UnaryStreamMultiCallable[_what_if_pb2.WhatIfRequest, _what_if_pb2.WhatIfResponse]
-    """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
-    and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
-    either side, with the resume_token of the last response received.
-    Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+    """WhatIf decides the stored conversions of a period again under other settings, with the code that decides live, and
+    streams the decisions that would change. It writes nothing. Cancel it by going away; after a crash of either side,
+    go on with the resume_token of the last response.
+    Errors: NOT_FOUND `APP_NOT_FOUND`; RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
     """
     Reattribute: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.ReattributeRequest, _reattribution_pb2.ReattributeResponse]
-    """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
-    writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
-    answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
-    time. Repeat-safe by reattribution_id.
-    Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
-    `REATTRIBUTION_RUNNING` while another one of the app runs.
+    """Reattribute decides the stored conversions of a period again under the settings as they are while it works, and
+    writes a new version of each decision that changes (G4). Conversions after the period stay as they are. It returns
+    at once; the work goes on in the background, survives crashes, and leaves live deciding nine tenths of the time.
+    Safe to repeat with the same reattribution_id.
+    Errors: NOT_FOUND `APP_NOT_FOUND`; ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id;
+    FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while another one of the app runs.
     """
     GetReattribution: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.GetReattributionRequest, _reattribution_pb2.GetReattributionResponse]
-    """GetReattribution answers how far one is."""
+    """GetReattribution returns a re-attribution, and how far it is.
+    Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
+    """
     ListReattributions: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.ListReattributionsRequest, _reattribution_pb2.ListReattributionsResponse]
-    """ListReattributions lists those of an app, newest first."""
+    """ListReattributions lists the re-attributions of an app, newest first."""
     CancelReattribution: _aio.UnaryUnaryMultiCallable[_reattribution_pb2.CancelReattributionRequest, _reattribution_pb2.CancelReattributionResponse]
-    """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
+    """CancelReattribution stops a re-attribution; the versions that it has written stay. Safe to repeat.
+    Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
+    """
     ListOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_offer_pb2.ListOfferedPostbacksRequest, _offer_pb2.ListOfferedPostbacksResponse]
-    """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
+    """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution change.
+    Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; UNAVAILABLE `POSTBACK_UNAVAILABLE` with RetryInfo.
+    """
     SendOfferedPostbacks: _aio.UnaryUnaryMultiCallable[_offer_pb2.SendOfferedPostbacksRequest, _offer_pb2.SendOfferedPostbacksResponse]
-    """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
-    Repeat-safe: a postback is sent once per configuration and conversion.
-    Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+    """SendOfferedPostbacks hands the versions of a re-attribution over to postback, which sends what was offered.
+    Safe to repeat: a postback is sent once for each configuration and conversion.
+    Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while it runs; UNAVAILABLE
+    `POSTBACK_UNAVAILABLE` with RetryInfo.
     """
     ForgetDevice: _aio.UnaryUnaryMultiCallable[_erasure_pb2.ForgetDeviceRequest, _erasure_pb2.ForgetDeviceResponse]
-    """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-    that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-    starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
-    ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
-    in the background and survives crashes: seconds, on a long log minutes.
-    Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+    """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts.
+    Everything that was received of it before the call is erased, whether attribution knows the device or not. A later
+    record of it starts a new device, even one that was received before and is sent again. Records in the spool of a
+    gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
+    the background and survives crashes: seconds, on a long log minutes.
+    Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_erasure_pb2.GetErasureRequest, _erasure_pb2.GetErasureResponse]
-    """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
+    """GetErasure returns an erasure: how far it is, and its proof.
+    Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
+    """
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AttributionService answers what was decided, and what would be under other settings; it decides anew and forgets when
-    asked to. Reads are repeat-safe; what writes says how it is.
-    Errors: INVALID_ARGUMENT with every wrong field; NOT_FOUND `CONVERSION_NOT_FOUND`, `DEVICE_NOT_FOUND`, `APP_NOT_FOUND`,
-    `REATTRIBUTION_NOT_FOUND`, `ERASURE_NOT_FOUND`.
+    """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
+    forgets devices. Reads are safe to repeat; each method that writes says whether it is.
+    Errors of every method: INVALID_ARGUMENT with every wrong field.
     """
 
     @_abc_1.abstractmethod
@@ -99,7 +113,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.GetDecisionRequest,
         context: _aio.ServicerContext[_decision_pb2.GetDecisionRequest, _abc.Awaitable[_decision_pb2.GetDecisionResponse]],
     ) -> _abc.Awaitable[_decision_pb2.GetDecisionResponse]:
-        """GetDecision answers the newest decision about a conversion."""
+        """GetDecision returns the newest decision about a conversion.
+        Errors: NOT_FOUND `CONVERSION_NOT_FOUND`.
+        """
 
     @_abc_1.abstractmethod
     def ExplainDecision(
@@ -107,10 +123,11 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _explanation_pb2.ExplainDecisionRequest,
         context: _aio.ServicerContext[_explanation_pb2.ExplainDecisionRequest, _abc.Awaitable[_explanation_pb2.ExplainDecisionResponse]],
     ) -> _abc.Awaitable[_explanation_pb2.ExplainDecisionResponse]:
-        """ExplainDecision answers the decision with one sentence for the outcome and one for each candidate (rule G3). Of a
-        record that was not decided it says what is known of it: refused, a repeat, still waiting, or an engagement.
-        NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of it was received, or what was is no longer kept; UNAVAILABLE
-        `LOG_UNAVAILABLE` when ingest, which is asked about what is not decided, does not answer.
+        """ExplainDecision returns the decision with one sentence for the outcome and one for each candidate (G3). For a
+        record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
+        Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
+        NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
+        decided, does not answer.
         """
 
     @_abc_1.abstractmethod
@@ -119,7 +136,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.ListDecisionsRequest,
         context: _aio.ServicerContext[_decision_pb2.ListDecisionsRequest, _abc.Awaitable[_decision_pb2.ListDecisionsResponse]],
     ) -> _abc.Awaitable[_decision_pb2.ListDecisionsResponse]:
-        """ListDecisions lists an app's decisions, newest first by decision time."""
+        """ListDecisions lists the decisions of an app, newest first by the time of deciding."""
 
     @_abc_1.abstractmethod
     def GetDeviceAttribution(
@@ -127,7 +144,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.GetDeviceAttributionRequest,
         context: _aio.ServicerContext[_device_pb2.GetDeviceAttributionRequest, _abc.Awaitable[_device_pb2.GetDeviceAttributionResponse]],
     ) -> _abc.Awaitable[_device_pb2.GetDeviceAttributionResponse]:
-        """GetDeviceAttribution answers what a device is credited to: its install's source and its current source (D7)."""
+        """GetDeviceAttribution returns what a device is credited to: the source of its install, and its current source (D7).
+        Errors: NOT_FOUND `DEVICE_NOT_FOUND`.
+        """
 
     @_abc_1.abstractmethod
     def WatchDecisions(
@@ -135,14 +154,16 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.WatchDecisionsRequest,
         context: _aio.ServicerContext[_decision_pb2.WatchDecisionsRequest, _abc.AsyncIterator[_decision_pb2.WatchDecisionsResponse]],
     ) -> _abc.AsyncIterator[_decision_pb2.WatchDecisionsResponse]:
-        """WatchDecisions streams decisions as facts, in the order they were made in (per app), from any point on, and follows
-        until the caller goes away. Nothing is lost or doubled across restarts of either side: go on with the resume_token of
-        the last response received. A decision that is replaced by a re-attribution comes again with sign -1, followed by
-        the new version with sign +1: sums over sign stay exact. What retention has dropped is not streamed.
-        The first response comes at once, with the token of the beginning and no facts; so do later ones, at least every 5 s,
-        while nothing that is wanted comes. Servers close connections every ten minutes or so: going on is the rule.
-        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with RetryInfo;
-        INVALID_ARGUMENT for a token of other filters, or of a database that has gone back to a backup.
+        """WatchDecisions streams decisions as facts, for each app in the order in which they were made, and follows until the
+        caller goes away. Begin anywhere; go on with the resume_token of the last response: nothing is lost or doubled
+        across restarts of either side. When a re-attribution replaces a decision, the old version comes again with sign
+        -1, and then the new one with sign +1, so that sums over sign stay exact. Decisions that retention has dropped are
+        not streamed.
+        The first response comes at once, with the token of the beginning and no facts. While nothing that is wanted comes,
+        a response without facts follows at least every 5 s. Servers close connections about every ten minutes, so going on
+        is the rule.
+        Errors: NOT_FOUND `APP_NOT_FOUND` (an archived app is found); RESOURCE_EXHAUSTED `TOO_MANY_WATCHERS` with
+        RetryInfo; INVALID_ARGUMENT for a token of other filters, or of a database that was restored to an earlier state.
         """
 
     @_abc_1.abstractmethod
@@ -151,10 +172,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _what_if_pb2.WhatIfRequest,
         context: _aio.ServicerContext[_what_if_pb2.WhatIfRequest, _abc.AsyncIterator[_what_if_pb2.WhatIfResponse]],
     ) -> _abc.AsyncIterator[_what_if_pb2.WhatIfResponse]:
-        """WhatIf decides an app's stored conversions of a period again under changed settings, with the code that decides live,
-        and streams the decisions that would change. It writes nothing. Cancel it by going away; go on, after a crash of
-        either side, with the resume_token of the last response received.
-        Errors: RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
+        """WhatIf decides the stored conversions of a period again under other settings, with the code that decides live, and
+        streams the decisions that would change. It writes nothing. Cancel it by going away; after a crash of either side,
+        go on with the resume_token of the last response.
+        Errors: NOT_FOUND `APP_NOT_FOUND`; RESOURCE_EXHAUSTED `TOO_MANY_REPLAYS` with RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -163,12 +184,12 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reattribution_pb2.ReattributeRequest,
         context: _aio.ServicerContext[_reattribution_pb2.ReattributeRequest, _abc.Awaitable[_reattribution_pb2.ReattributeResponse]],
     ) -> _abc.Awaitable[_reattribution_pb2.ReattributeResponse]:
-        """Reattribute decides an app's stored conversions of a period again under the settings as they are while it works, and
-        writes a new version of each decision that changes (G4); conversions after the period stay as they were decided. It
-        answers at once; the work is done in the background, survives crashes and leaves the live path nine tenths of its
-        time. Repeat-safe by reattribution_id.
-        Errors: ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id; FAILED_PRECONDITION
-        `REATTRIBUTION_RUNNING` while another one of the app runs.
+        """Reattribute decides the stored conversions of a period again under the settings as they are while it works, and
+        writes a new version of each decision that changes (G4). Conversions after the period stay as they are. It returns
+        at once; the work goes on in the background, survives crashes, and leaves live deciding nine tenths of the time.
+        Safe to repeat with the same reattribution_id.
+        Errors: NOT_FOUND `APP_NOT_FOUND`; ALREADY_EXISTS `REATTRIBUTION_EXISTS` when another one has this id;
+        FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while another one of the app runs.
         """
 
     @_abc_1.abstractmethod
@@ -177,7 +198,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reattribution_pb2.GetReattributionRequest,
         context: _aio.ServicerContext[_reattribution_pb2.GetReattributionRequest, _abc.Awaitable[_reattribution_pb2.GetReattributionResponse]],
     ) -> _abc.Awaitable[_reattribution_pb2.GetReattributionResponse]:
-        """GetReattribution answers how far one is."""
+        """GetReattribution returns a re-attribution, and how far it is.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
+        """
 
     @_abc_1.abstractmethod
     def ListReattributions(
@@ -185,7 +208,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reattribution_pb2.ListReattributionsRequest,
         context: _aio.ServicerContext[_reattribution_pb2.ListReattributionsRequest, _abc.Awaitable[_reattribution_pb2.ListReattributionsResponse]],
     ) -> _abc.Awaitable[_reattribution_pb2.ListReattributionsResponse]:
-        """ListReattributions lists those of an app, newest first."""
+        """ListReattributions lists the re-attributions of an app, newest first."""
 
     @_abc_1.abstractmethod
     def CancelReattribution(
@@ -193,7 +216,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reattribution_pb2.CancelReattributionRequest,
         context: _aio.ServicerContext[_reattribution_pb2.CancelReattributionRequest, _abc.Awaitable[_reattribution_pb2.CancelReattributionResponse]],
     ) -> _abc.Awaitable[_reattribution_pb2.CancelReattributionResponse]:
-        """CancelReattribution stops one; the versions it has written stay. Repeat-safe."""
+        """CancelReattribution stops a re-attribution; the versions that it has written stay. Safe to repeat.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`.
+        """
 
     @_abc_1.abstractmethod
     def ListOfferedPostbacks(
@@ -201,7 +226,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _offer_pb2.ListOfferedPostbacksRequest,
         context: _aio.ServicerContext[_offer_pb2.ListOfferedPostbacksRequest, _abc.Awaitable[_offer_pb2.ListOfferedPostbacksResponse]],
     ) -> _abc.Awaitable[_offer_pb2.ListOfferedPostbacksResponse]:
-        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution would change."""
+        """ListOfferedPostbacks lists the postbacks that the versions of a re-attribution change.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; UNAVAILABLE `POSTBACK_UNAVAILABLE` with RetryInfo.
+        """
 
     @_abc_1.abstractmethod
     def SendOfferedPostbacks(
@@ -209,9 +236,10 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _offer_pb2.SendOfferedPostbacksRequest,
         context: _aio.ServicerContext[_offer_pb2.SendOfferedPostbacksRequest, _abc.Awaitable[_offer_pb2.SendOfferedPostbacksResponse]],
     ) -> _abc.Awaitable[_offer_pb2.SendOfferedPostbacksResponse]:
-        """SendOfferedPostbacks hands the versions of a re-attribution that has ended to postback, which sends what was offered.
-        Repeat-safe: a postback is sent once per configuration and conversion.
-        Errors: FAILED_PRECONDITION `REATTRIBUTION_RUNNING`.
+        """SendOfferedPostbacks hands the versions of a re-attribution over to postback, which sends what was offered.
+        Safe to repeat: a postback is sent once for each configuration and conversion.
+        Errors: NOT_FOUND `REATTRIBUTION_NOT_FOUND`; FAILED_PRECONDITION `REATTRIBUTION_RUNNING` while it runs; UNAVAILABLE
+        `POSTBACK_UNAVAILABLE` with RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -220,12 +248,12 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _erasure_pb2.ForgetDeviceRequest,
         context: _aio.ServicerContext[_erasure_pb2.ForgetDeviceRequest, _abc.Awaitable[_erasure_pb2.ForgetDeviceResponse]],
     ) -> _abc.Awaitable[_erasure_pb2.ForgetDeviceResponse]:
-        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts. All
-        that was received of it before the call goes, whether attribution knows the device or not; a later record of it
-        starts anew, also one that was received before and is sent again. What a gateway has spooled and not yet handed to
-        ingest counts as received later. What stays is a proof row without identifiers. It answers at once; the work is done
-        in the background and survives crashes: seconds, on a long log minutes.
-        Repeat-safe: forgetting a device again erases what has come since, under another erasure_id.
+        """ForgetDevice erases a device from every schema: the log, engagements, decisions, postbacks and their attempts.
+        Everything that was received of it before the call is erased, whether attribution knows the device or not. A later
+        record of it starts a new device, even one that was received before and is sent again. Records in the spool of a
+        gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
+        the background and survives crashes: seconds, on a long log minutes.
+        Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
         """
 
     @_abc_1.abstractmethod
@@ -234,6 +262,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _erasure_pb2.GetErasureRequest,
         context: _aio.ServicerContext[_erasure_pb2.GetErasureRequest, _abc.Awaitable[_erasure_pb2.GetErasureResponse]],
     ) -> _abc.Awaitable[_erasure_pb2.GetErasureResponse]:
-        """GetErasure answers how far an erasure is, and its proof. Errors: NOT_FOUND `ERASURE_NOT_FOUND`."""
+        """GetErasure returns an erasure: how far it is, and its proof.
+        Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
+        """
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...

@@ -34,10 +34,10 @@ class WhatIfRequest(_message.Message):
     OVERRIDES_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app."""
     resume_token: _builtins.str
-    """Optional. resume_token of the last response received; all else must be the same. No conversion is counted again; of
-    the last device changed decisions may come again, if they did not fit into one response.
+    """Optional. The resume_token of the last response received. All else must be the same. No conversion is counted
+    again. Changed decisions of the last device may come again, if they did not fit into one response.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -45,13 +45,13 @@ class WhatIfRequest(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Required. Conversions that happened before this time."""
+        """Required. Conversions that happened before this time. Must be after start_time."""
 
     @_builtins.property
     def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.Resource]:
-        """Optional. Settings that replace those of the same id, or are added to them: the whole resource each, of this app, with
-        app_id and campaign_id where it has one; a network of any app. A status left out is LIVE. At most 10,000. The ranges
-        of what decisions read are tracker's. Left out: the settings as they are.
+        """Optional. Resources that replace the stored ones of the same id, or are added to them; at most 10,000. Each is
+        whole and of this app, with its app_id and campaign_id; a network may be of any app. A status left out is LIVE. The
+        ranges are tracker's. Default: the settings as they are.
         """
 
     def __init__(
@@ -73,7 +73,7 @@ Global___WhatIfRequest: _TypeAlias = WhatIfRequest  # noqa: Y015
 
 @_typing.final
 class WhatIfResponse(_message.Message):
-    """WhatIfResponse is a part of the answer. Of parts that follow each other counts and totals add up."""
+    """WhatIfResponse is one part of the result. Counts and totals of parts that follow each other add up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,18 +83,18 @@ class WhatIfResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     conversion_count: _builtins.int
-    """Conversions decided again in this part; identity links and refused records are none."""
+    """Output only. Conversions of this part that were decided again, without identity links and refused records."""
     estimated_total_count: _builtins.int
-    """Conversions of the whole period, in every part the same; an estimate."""
+    """Output only. About how many conversions the whole period has; the same in every part."""
     resume_token: _builtins.str
-    """Where to go on; empty: this was the last part."""
+    """Output only. Where to go on; empty on the last part."""
     @_builtins.property
     def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedDecision]:
-        """Decisions that would change: in outcome, reason, credit, match or dimensions."""
+        """Output only. Decisions that would change in outcome, reason, credit, match or dimensions."""
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[_credit_total_pb2.CreditTotal]:
-        """What was credited before and would be after, by tracker, of this part's conversions."""
+        """Output only. What trackers are credited with before and would be after, for the conversions of this part."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ Global___WhatIfResponse: _TypeAlias = WhatIfResponse  # noqa: Y015
 
 @_typing.final
 class ChangedDecision(_message.Message):
-    """ChangedDecision is a decision as it is, and as it would be."""
+    """ChangedDecision is a decision as it is and as it would be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -123,11 +123,11 @@ class ChangedDecision(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def before(self) -> _decision_pb2.Decision:
-        """The newest version stored."""
+        """Output only. The newest version that is stored."""
 
     @_builtins.property
     def after(self) -> _decision_pb2.Decision:
-        """Under the changed settings."""
+        """Output only. The decision under the overrides."""
 
     def __init__(
         self,
