@@ -35,9 +35,9 @@ class AttributionRoute:
 
     async def _get_attribution(self, request: Request) -> Response:
         parameters = parse_query(request.query)
-        return await self.of_device(parameters.get("kochava_app_id"), parameters.get("kochava_device_id"), request)
+        return await self.respond_for(parameters.get("kochava_app_id"), parameters.get("kochava_device_id"), request)
 
-    async def of_device(self, app_id: Any, device_id: Any, request: Request) -> Response:
+    async def respond_for(self, app_id: Any, device_id: Any, request: Request) -> Response:
         """Returns the response for a device. Raises a ServiceError or Refused; the ids may be anything."""
         named = {"kochava_app_id": app_id, "kochava_device_id": device_id}
         wrong = [

@@ -50,7 +50,7 @@ class RecordRoutes:
             return await self._track_array(value, request, may_hold_nul=may_hold_nul)
         if value.get("action") == "get_attribution":
             device_id = value.get("kochava_device_id") or _data_of(value).get("kochava_device_id")
-            return await self._attribution.of_device(value.get("kochava_app_id"), device_id, request)
+            return await self._attribution.respond_for(value.get("kochava_app_id"), device_id, request)
         return await self._track_one(value, request, may_hold_nul=may_hold_nul)
 
     async def _identity_link(self, request: Request) -> Response:

@@ -74,7 +74,7 @@ class Eraser:
     async def _erase_refusals(self, wanted: "_Wanted") -> Counter[str]:
         erased = Counter[str]()
         before = _FIRST_PAGE
-        while refusals := await self._rejected.page(wanted.app_id, before=before, size=_PAGE_SIZE):
+        while refusals := await self._rejected.read_page(wanted.app_id, before=before, size=_PAGE_SIZE):
             began = time.monotonic()
             found = [
                 refusal

@@ -19,7 +19,7 @@ async def look_up(
     log: LogStore, rejected: RejectedStore, app_id: str, record_id: str
 ) -> record_lookup_pb2.LookUpRecordResponse:
     """Returns what is known of a record by its id, given or made; an empty response when nothing is."""
-    refusals = await rejected.of_record(app_id, record_id, size=MAX_REFUSALS)
+    refusals = await rejected.read_of_record(app_id, record_id, size=MAX_REFUSALS)
     response = record_lookup_pb2.LookUpRecordResponse(
         rejected=map(rejected_record_pb2.RejectedRecord.FromString, refusals)
     )

@@ -123,7 +123,7 @@ class IngestService(IngestServiceServicer):
         token = decode_token(request.page_token, (int, int), found)
         found.check()
         before = (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0)
-        rows = await self._rejected.page(request.app_id, before=before, size=size)
+        rows = await self._rejected.read_page(request.app_id, before=before, size=size)
         return rejected_record_pb2.ListRejectedResponse(
             rejected=[rejected_record_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
             next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if len(rows) == size else "",

@@ -106,7 +106,7 @@ async def test_looking_up_reads_by_keys(database: Database) -> None:
         )
         await LogStore(log.pool).find_records(1, b"y", since_us=500_000_000, until_us=535_000_000, max_entries=4096)
         records = await log.last_plan()
-        await RejectedStore(log.pool).of_record(APP, "r-7", size=10)
+        await RejectedStore(log.pool).read_of_record(APP, "r-7", size=10)
         refusals = await log.last_plan()
     assert "Seq Scan on log" not in records
     assert "using log_pkey on log" in records

@@ -27,7 +27,7 @@ class RejectedStore:
                 *columns(refusals, len(Refusal._fields)),
             )
 
-    async def page(self, app_id: str, *, before: tuple[int, int], size: int) -> list[Refusal]:
+    async def read_page(self, app_id: str, *, before: tuple[int, int], size: int) -> list[Refusal]:
         """Returns up to `size` refusals of an app that sort before (reject_time_us, rejected_id), newest first."""
         with log_unavailable():
             rows = await self._pool.fetch(
@@ -42,7 +42,7 @@ class RejectedStore:
             )
         return [Refusal(*row) for row in rows]
 
-    async def of_record(self, app_id: str, record_id: str, *, size: int) -> list[bytes]:
+    async def read_of_record(self, app_id: str, record_id: str, *, size: int) -> list[bytes]:
         """Returns the newest refusals of a record, each a serialised RejectedRecord, newest first."""
         with log_unavailable():
             rows = await self._pool.fetch(
