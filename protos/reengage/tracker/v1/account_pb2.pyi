@@ -34,18 +34,18 @@ class Account(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among live accounts."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
-    """CreateAccountRequest carries the new account."""
+    """CreateAccountRequest holds an account to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,12 +75,16 @@ class CreateAccountRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def account(self) -> Global___Account:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -99,14 +103,14 @@ Global___CreateAccountRequest: _TypeAlias = CreateAccountRequest  # noqa: Y015
 
 @_typing.final
 class CreateAccountResponse(_message.Message):
-    """CreateAccountResponse answers it."""
+    """CreateAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___Account:
-        """As it was stored."""
+        """Output only. The account as it is stored now."""
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class GetAccountRequest(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Required."""
+    """Required. The id of the account to return."""
     def __init__(
         self,
         *,
@@ -145,14 +149,14 @@ Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
 
 @_typing.final
 class GetAccountResponse(_message.Message):
-    """GetAccountResponse answers it."""
+    """GetAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___Account:
-        """As it is."""
+        """Output only. The account, archived or not."""
 
     def __init__(
         self,
@@ -169,7 +173,7 @@ Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
 
 @_typing.final
 class ListAccountsRequest(_message.Message):
-    """ListAccountsRequest asks for accounts."""
+    """ListAccountsRequest asks for a page of accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,11 +181,11 @@ class ListAccountsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived accounts, too."""
     def __init__(
         self,
         *,
@@ -199,17 +203,17 @@ Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
 
 @_typing.final
 class ListAccountsResponse(_message.Message):
-    """ListAccountsResponse is a page of them."""
+    """ListAccountsResponse is a page of accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -227,7 +231,7 @@ Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAccountRequest(_message.Message):
-    """UpdateAccountRequest carries new values."""
+    """UpdateAccountRequest holds new values for fields of an account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -235,14 +239,18 @@ class UpdateAccountRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def account(self) -> Global___Account:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -261,14 +269,14 @@ Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
 
 @_typing.final
 class UpdateAccountResponse(_message.Message):
-    """UpdateAccountResponse answers it."""
+    """UpdateAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___Account:
-        """As it was stored."""
+        """Output only. The account with the new values."""
 
     def __init__(
         self,
@@ -285,7 +293,7 @@ Global___UpdateAccountResponse: _TypeAlias = UpdateAccountResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveAccountRequest(_message.Message):
-    """ArchiveAccountRequest names what to archive."""
+    """ArchiveAccountRequest names an account to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -293,11 +301,13 @@ class ArchiveAccountRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Required."""
+    """Required. The id of the account to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the account must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -315,14 +325,14 @@ Global___ArchiveAccountRequest: _TypeAlias = ArchiveAccountRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveAccountResponse(_message.Message):
-    """ArchiveAccountResponse answers it."""
+    """ArchiveAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___Account:
-        """As it was stored."""
+        """Output only. The account, archived now or before."""
 
     def __init__(
         self,

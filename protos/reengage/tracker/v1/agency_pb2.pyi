@@ -35,20 +35,20 @@ class Agency(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     agency_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among live agencies."""
     account_id: _builtins.str
-    """Optional. The account it works for; none: for all. Immutable."""
+    """Optional. The account that it works for; without one it works for all. Immutable."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ Global___Agency: _TypeAlias = Agency  # noqa: Y015
 
 @_typing.final
 class CreateAgencyRequest(_message.Message):
-    """CreateAgencyRequest carries the new agency."""
+    """CreateAgencyRequest holds an agency to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,12 +79,16 @@ class CreateAgencyRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -103,14 +107,14 @@ Global___CreateAgencyRequest: _TypeAlias = CreateAgencyRequest  # noqa: Y015
 
 @_typing.final
 class CreateAgencyResponse(_message.Message):
-    """CreateAgencyResponse answers it."""
+    """CreateAgencyResponse returns the agency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """As it was stored."""
+        """Output only. The agency as it is stored now."""
 
     def __init__(
         self,
@@ -133,7 +137,7 @@ class GetAgencyRequest(_message.Message):
 
     AGENCY_ID_FIELD_NUMBER: _builtins.int
     agency_id: _builtins.str
-    """Required."""
+    """Required. The id of the agency to return."""
     def __init__(
         self,
         *,
@@ -149,14 +153,14 @@ Global___GetAgencyRequest: _TypeAlias = GetAgencyRequest  # noqa: Y015
 
 @_typing.final
 class GetAgencyResponse(_message.Message):
-    """GetAgencyResponse answers it."""
+    """GetAgencyResponse returns the agency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """As it is."""
+        """Output only. The agency, archived or not."""
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ Global___GetAgencyResponse: _TypeAlias = GetAgencyResponse  # noqa: Y015
 
 @_typing.final
 class ListAgenciesRequest(_message.Message):
-    """ListAgenciesRequest asks for agencies."""
+    """ListAgenciesRequest asks for a page of agencies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -181,11 +185,11 @@ class ListAgenciesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived agencies, too."""
     def __init__(
         self,
         *,
@@ -203,17 +207,17 @@ Global___ListAgenciesRequest: _TypeAlias = ListAgenciesRequest  # noqa: Y015
 
 @_typing.final
 class ListAgenciesResponse(_message.Message):
-    """ListAgenciesResponse is a page of them."""
+    """ListAgenciesResponse is a page of agencies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENCIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def agencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agency]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -231,7 +235,7 @@ Global___ListAgenciesResponse: _TypeAlias = ListAgenciesResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAgencyRequest(_message.Message):
-    """UpdateAgencyRequest carries new values."""
+    """UpdateAgencyRequest holds new values for fields of an agency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -239,14 +243,18 @@ class UpdateAgencyRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -265,14 +273,14 @@ Global___UpdateAgencyRequest: _TypeAlias = UpdateAgencyRequest  # noqa: Y015
 
 @_typing.final
 class UpdateAgencyResponse(_message.Message):
-    """UpdateAgencyResponse answers it."""
+    """UpdateAgencyResponse returns the agency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """As it was stored."""
+        """Output only. The agency with the new values."""
 
     def __init__(
         self,
@@ -289,7 +297,7 @@ Global___UpdateAgencyResponse: _TypeAlias = UpdateAgencyResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveAgencyRequest(_message.Message):
-    """ArchiveAgencyRequest names what to archive."""
+    """ArchiveAgencyRequest names an agency to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -297,11 +305,13 @@ class ArchiveAgencyRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     agency_id: _builtins.str
-    """Required."""
+    """Required. The id of the agency to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the agency must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -319,14 +329,14 @@ Global___ArchiveAgencyRequest: _TypeAlias = ArchiveAgencyRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveAgencyResponse(_message.Message):
-    """ArchiveAgencyResponse answers it."""
+    """ArchiveAgencyResponse returns the agency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agency(self) -> Global___Agency:
-        """As it was stored."""
+        """Output only. The agency, archived now or before."""
 
     def __init__(
         self,

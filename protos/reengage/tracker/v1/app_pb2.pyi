@@ -70,11 +70,11 @@ class App(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when left out. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among live apps."""
     platform: Global___Platform.ValueType
-    """Required. Immutable."""
+    """Required. A network belongs to the same platform as its apps. Immutable."""
     bundle_id: _builtins.str
     """Optional. Bundle id (iOS) or package name (Android)."""
     store_app_id: _builtins.str
@@ -86,11 +86,11 @@ class App(_message.Message):
     sandbox: _builtins.bool
     """Optional. Nothing of a sandbox app reaches a real network."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only. The revision of the last change."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     account_id: _builtins.str
     """Optional. The account that owns it; an installation with one owner needs none. Immutable."""
     @_builtins.property
@@ -99,11 +99,11 @@ class App(_message.Message):
 
     @_builtins.property
     def settings(self) -> Global___AppSettings:
-        """Optional."""
+        """Optional. Settings that hold for all of the app, where no lower layer says otherwise."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -145,17 +145,17 @@ class AppSettings(_message.Message):
     class _DeviceAttributionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AppSettings._DeviceAttribution.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         DEVICE_ATTRIBUTION_UNSPECIFIED: AppSettings._DeviceAttribution.ValueType  # 0
-        """STANDARD."""
+        """Read as DEVICE_ATTRIBUTION_STANDARD."""
         DEVICE_ATTRIBUTION_STANDARD: AppSettings._DeviceAttribution.ValueType  # 1
         """Engagements with a device id match by it alone."""
         DEVICE_ATTRIBUTION_INCLUSIVE: AppSettings._DeviceAttribution.ValueType  # 2
         """They may also match by user agent and IP."""
 
     class DeviceAttribution(_DeviceAttribution, metaclass=_DeviceAttributionEnumTypeWrapper):
-        """DeviceAttribution, rule A4."""
+        """DeviceAttribution says how engagements that have a device id match (A4)."""
 
     DEVICE_ATTRIBUTION_UNSPECIFIED: AppSettings.DeviceAttribution.ValueType  # 0
-    """STANDARD."""
+    """Read as DEVICE_ATTRIBUTION_STANDARD."""
     DEVICE_ATTRIBUTION_STANDARD: AppSettings.DeviceAttribution.ValueType  # 1
     """Engagements with a device id match by it alone."""
     DEVICE_ATTRIBUTION_INCLUSIVE: AppSettings.DeviceAttribution.ValueType  # 2
@@ -168,7 +168,7 @@ class AppSettings(_message.Message):
     class _ModeledLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AppSettings._ModeledLevel.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         MODELED_LEVEL_UNSPECIFIED: AppSettings._ModeledLevel.ValueType  # 0
-        """IP_AND_UA."""
+        """Read as MODELED_LEVEL_IP_AND_UA."""
         MODELED_LEVEL_IP_AND_UA: AppSettings._ModeledLevel.ValueType  # 1
         """Same IP and user agent."""
         MODELED_LEVEL_IP_ONLY: AppSettings._ModeledLevel.ValueType  # 2
@@ -177,10 +177,10 @@ class AppSettings(_message.Message):
         """Same first three octets, or /48."""
 
     class ModeledLevel(_ModeledLevel, metaclass=_ModeledLevelEnumTypeWrapper):
-        """ModeledLevel, rule A5."""
+        """ModeledLevel says how alike addresses and user agents must be to match (A5)."""
 
     MODELED_LEVEL_UNSPECIFIED: AppSettings.ModeledLevel.ValueType  # 0
-    """IP_AND_UA."""
+    """Read as MODELED_LEVEL_IP_AND_UA."""
     MODELED_LEVEL_IP_AND_UA: AppSettings.ModeledLevel.ValueType  # 1
     """Same IP and user agent."""
     MODELED_LEVEL_IP_ONLY: AppSettings.ModeledLevel.ValueType  # 2
@@ -201,9 +201,9 @@ class AppSettings(_message.Message):
     RECORDS_PER_SECOND_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     device_attribution: Global___AppSettings.DeviceAttribution.ValueType
-    """Optional."""
+    """Optional. How engagements with a device id match (A4). Default: DEVICE_ATTRIBUTION_STANDARD."""
     modeled_level: Global___AppSettings.ModeledLevel.ValueType
-    """Optional."""
+    """Optional. How alike addresses and user agents must be (A5). Default: MODELED_LEVEL_IP_AND_UA."""
     omit_os_minor: _builtins.bool
     """Optional. Ignore the OS minor version when user agents are compared (A5)."""
     allow_reengagement_impressions: _builtins.bool
@@ -264,7 +264,7 @@ Global___AppSettings: _TypeAlias = AppSettings  # noqa: Y015
 
 @_typing.final
 class CreateAppRequest(_message.Message):
-    """CreateAppRequest carries the new app."""
+    """CreateAppRequest holds an app to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -272,12 +272,16 @@ class CreateAppRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def app(self) -> Global___App:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -296,14 +300,14 @@ Global___CreateAppRequest: _TypeAlias = CreateAppRequest  # noqa: Y015
 
 @_typing.final
 class CreateAppResponse(_message.Message):
-    """CreateAppResponse answers it."""
+    """CreateAppResponse returns the app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """As it was stored."""
+        """Output only. The app as it is stored now."""
 
     def __init__(
         self,
@@ -326,7 +330,7 @@ class GetAppRequest(_message.Message):
 
     APP_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The id of the app to return."""
     def __init__(
         self,
         *,
@@ -342,14 +346,14 @@ Global___GetAppRequest: _TypeAlias = GetAppRequest  # noqa: Y015
 
 @_typing.final
 class GetAppResponse(_message.Message):
-    """GetAppResponse answers it."""
+    """GetAppResponse returns the app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """As it is."""
+        """Output only. The app, archived or not."""
 
     def __init__(
         self,
@@ -366,7 +370,7 @@ Global___GetAppResponse: _TypeAlias = GetAppResponse  # noqa: Y015
 
 @_typing.final
 class ListAppsRequest(_message.Message):
-    """ListAppsRequest asks for apps."""
+    """ListAppsRequest asks for a page of apps."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -374,11 +378,11 @@ class ListAppsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived apps, too."""
     def __init__(
         self,
         *,
@@ -396,17 +400,17 @@ Global___ListAppsRequest: _TypeAlias = ListAppsRequest  # noqa: Y015
 
 @_typing.final
 class ListAppsResponse(_message.Message):
-    """ListAppsResponse is a page of them."""
+    """ListAppsResponse is a page of apps."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def apps(self) -> _containers.RepeatedCompositeFieldContainer[Global___App]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -424,7 +428,7 @@ Global___ListAppsResponse: _TypeAlias = ListAppsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAppRequest(_message.Message):
-    """UpdateAppRequest carries new values."""
+    """UpdateAppRequest holds new values for fields of an app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -432,14 +436,18 @@ class UpdateAppRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def app(self) -> Global___App:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields, those of inner messages as `settings.windows.click_device`. A field that is named here
+        and not set above is cleared.
+        """
 
     def __init__(
         self,
@@ -458,14 +466,14 @@ Global___UpdateAppRequest: _TypeAlias = UpdateAppRequest  # noqa: Y015
 
 @_typing.final
 class UpdateAppResponse(_message.Message):
-    """UpdateAppResponse answers it."""
+    """UpdateAppResponse returns the app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """As it was stored."""
+        """Output only. The app with the new values."""
 
     def __init__(
         self,
@@ -482,7 +490,7 @@ Global___UpdateAppResponse: _TypeAlias = UpdateAppResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveAppRequest(_message.Message):
-    """ArchiveAppRequest names what to archive."""
+    """ArchiveAppRequest names an app to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -490,11 +498,13 @@ class ArchiveAppRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The id of the app to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the app must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -512,14 +522,14 @@ Global___ArchiveAppRequest: _TypeAlias = ArchiveAppRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveAppResponse(_message.Message):
-    """ArchiveAppResponse answers it."""
+    """ArchiveAppResponse returns the app."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     APP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """As it was stored."""
+        """Output only. The app, archived now or before."""
 
     def __init__(
         self,

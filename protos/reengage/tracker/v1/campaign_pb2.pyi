@@ -35,20 +35,20 @@ class Campaign(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     app_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The app that the campaign advertises. Immutable."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among the app's live campaigns."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ Global___Campaign: _TypeAlias = Campaign  # noqa: Y015
 
 @_typing.final
 class CreateCampaignRequest(_message.Message):
-    """CreateCampaignRequest carries the new campaign."""
+    """CreateCampaignRequest holds a campaign to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,12 +79,16 @@ class CreateCampaignRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -103,14 +107,14 @@ Global___CreateCampaignRequest: _TypeAlias = CreateCampaignRequest  # noqa: Y015
 
 @_typing.final
 class CreateCampaignResponse(_message.Message):
-    """CreateCampaignResponse answers it."""
+    """CreateCampaignResponse returns the campaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """As it was stored."""
+        """Output only. The campaign as it is stored now."""
 
     def __init__(
         self,
@@ -133,7 +137,7 @@ class GetCampaignRequest(_message.Message):
 
     CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """Required."""
+    """Required. The id of the campaign to return."""
     def __init__(
         self,
         *,
@@ -149,14 +153,14 @@ Global___GetCampaignRequest: _TypeAlias = GetCampaignRequest  # noqa: Y015
 
 @_typing.final
 class GetCampaignResponse(_message.Message):
-    """GetCampaignResponse answers it."""
+    """GetCampaignResponse returns the campaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """As it is."""
+        """Output only. The campaign, archived or not."""
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ Global___GetCampaignResponse: _TypeAlias = GetCampaignResponse  # noqa: Y015
 
 @_typing.final
 class ListCampaignsRequest(_message.Message):
-    """ListCampaignsRequest asks for campaigns."""
+    """ListCampaignsRequest asks for a page of campaigns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -182,13 +186,13 @@ class ListCampaignsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose campaigns to return."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived campaigns, too."""
     def __init__(
         self,
         *,
@@ -207,17 +211,17 @@ Global___ListCampaignsRequest: _TypeAlias = ListCampaignsRequest  # noqa: Y015
 
 @_typing.final
 class ListCampaignsResponse(_message.Message):
-    """ListCampaignsResponse is a page of them."""
+    """ListCampaignsResponse is a page of campaigns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def campaigns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Campaign]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -235,7 +239,7 @@ Global___ListCampaignsResponse: _TypeAlias = ListCampaignsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateCampaignRequest(_message.Message):
-    """UpdateCampaignRequest carries new values."""
+    """UpdateCampaignRequest holds new values for fields of a campaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -243,14 +247,18 @@ class UpdateCampaignRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -269,14 +277,14 @@ Global___UpdateCampaignRequest: _TypeAlias = UpdateCampaignRequest  # noqa: Y015
 
 @_typing.final
 class UpdateCampaignResponse(_message.Message):
-    """UpdateCampaignResponse answers it."""
+    """UpdateCampaignResponse returns the campaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """As it was stored."""
+        """Output only. The campaign with the new values."""
 
     def __init__(
         self,
@@ -293,7 +301,7 @@ Global___UpdateCampaignResponse: _TypeAlias = UpdateCampaignResponse  # noqa: Y0
 
 @_typing.final
 class ArchiveCampaignRequest(_message.Message):
-    """ArchiveCampaignRequest names what to archive."""
+    """ArchiveCampaignRequest names a campaign to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -301,11 +309,13 @@ class ArchiveCampaignRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """Required."""
+    """Required. The id of the campaign to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the campaign must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -323,14 +333,14 @@ Global___ArchiveCampaignRequest: _TypeAlias = ArchiveCampaignRequest  # noqa: Y0
 
 @_typing.final
 class ArchiveCampaignResponse(_message.Message):
-    """ArchiveCampaignResponse answers it."""
+    """ArchiveCampaignResponse returns the campaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def campaign(self) -> Global___Campaign:
-        """As it was stored."""
+        """Output only. The campaign, archived now or before."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class FieldChange(_message.Message):
-    """FieldChange is one field that changes."""
+    """FieldChange is one field that changes. Secrets are shown as `"…"`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -31,11 +31,11 @@ class FieldChange(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Path of the field, as in field masks."""
+    """Output only. Path of the field, as in field masks."""
     before: _builtins.str
-    """As JSON before; empty: it was not set."""
+    """Output only. Its value before, as JSON; empty if it was not set."""
     after: _builtins.str
-    """As JSON after; empty: it is not set."""
+    """Output only. Its value after, as JSON; empty if it is not set."""
     def __init__(
         self,
         *,
@@ -53,7 +53,7 @@ Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """Change is one change of one resource."""
+    """Change is one resource that one revision changed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,7 +64,7 @@ class Change(_message.Message):
     class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Change._Action.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ACTION_UNSPECIFIED: Change._Action.ValueType  # 0
-        """Never answered."""
+        """Never returned."""
         ACTION_CREATED: Change._Action.ValueType  # 1
         """It was created."""
         ACTION_UPDATED: Change._Action.ValueType  # 2
@@ -73,10 +73,10 @@ class Change(_message.Message):
         """It was archived."""
 
     class Action(_Action, metaclass=_ActionEnumTypeWrapper):
-        """Action that was taken."""
+        """Action says what a change does to a resource."""
 
     ACTION_UNSPECIFIED: Change.Action.ValueType  # 0
-    """Never answered."""
+    """Never returned."""
     ACTION_CREATED: Change.Action.ValueType  # 1
     """It was created."""
     ACTION_UPDATED: Change.Action.ValueType  # 2
@@ -92,24 +92,22 @@ class Change(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that holds it."""
+    """Output only. The revision that made the change."""
     actor: _builtins.str
-    """Who: `key:` and the api_key_id, `admin` or `service` for the installation's own keys; empty: before keys were asked
-    for.
-    """
+    """Output only. Who made it: `key:` and an api_key_id, or `admin` or `service` for the installation's own keys."""
     kind: _resource_kind_pb2.ResourceKind.ValueType
-    """Output only. What kind of resource it is."""
+    """Output only. The kind of the resource."""
     resource_id: _builtins.str
-    """Its id; of what is named by several ids these with slashes, as `app/event`."""
+    """Output only. Its id; several ids are joined by slashes, as `app/event`."""
     action: Global___Change.Action.ValueType
-    """What was done."""
+    """Output only. What was done to it."""
     @_builtins.property
     def change_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """Output only. When the change was made."""
 
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
-        """From what to what, by path."""
+        """Output only. Every field that changed, by path."""
 
     def __init__(
         self,
@@ -132,7 +130,7 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class ListChangesRequest(_message.Message):
-    """ListChangesRequest says which changes. All given must hold."""
+    """ListChangesRequest says which changes to return. All conditions must hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -143,17 +141,17 @@ class ListChangesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Optional; required for keys whose scope is an app or an account. Changes of the app, and of what belongs to it."""
+    """Optional; required for keys whose scope is an app or an account. Changes of this app, and of what belongs to it."""
     kind: _resource_kind_pb2.ResourceKind.ValueType
     """Optional. Changes of resources of this kind only."""
     resource_id: _builtins.str
-    """Optional, with kind. As Change.resource_id."""
+    """Optional, with kind. Changes of the resource with this id, as Change.resource_id."""
     actor: _builtins.str
-    """Optional. As Change.actor."""
+    """Optional. Changes by this actor, as Change.actor."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     def __init__(
         self,
         *,
@@ -181,10 +179,10 @@ class ListChangesResponse(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """Newest first."""
+        """Output only. Changes, the newest first."""
 
     def __init__(
         self,

@@ -41,23 +41,23 @@ class EventDefinition(_message.Message):
     REVENUE_FIELD_NUMBER: _builtins.int
     REGISTERED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The app whose event it is. Immutable."""
     event_name: _builtins.str
-    """Required. 1 to 128 characters. Immutable."""
+    """Required. The name by which apps send it, 1 to 128 characters. Immutable."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     display_name: _builtins.str
     """Optional. What people call it: at most 128 characters. Default: the event_name."""
     disabled: _builtins.bool
     """Optional. Trackers can no longer select it; those that have keep it."""
     revenue: _builtins.bool
-    """Optional. It carries revenue."""
+    """Optional. Whether it carries revenue, which postbacks then tell."""
     registered: _builtins.bool
-    """Output only. Nobody created it: it was registered when first seen."""
+    """Output only. Nobody created it: it was registered when the event was first seen."""
     @_builtins.property
     def min_time_to_reengagement(self) -> _duration_pb2.Duration:
         """Optional. Minimum time to reengagement (D3): 0 (off) to 365 days. Default: 24 hours."""
@@ -70,7 +70,7 @@ class EventDefinition(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ Global___EventDefinition: _TypeAlias = EventDefinition  # noqa: Y015
 
 @_typing.final
 class CreateEventDefinitionRequest(_message.Message):
-    """CreateEventDefinitionRequest carries the new event definition."""
+    """CreateEventDefinitionRequest holds an event definition to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,12 +106,16 @@ class CreateEventDefinitionRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -130,14 +134,14 @@ Global___CreateEventDefinitionRequest: _TypeAlias = CreateEventDefinitionRequest
 
 @_typing.final
 class CreateEventDefinitionResponse(_message.Message):
-    """CreateEventDefinitionResponse answers it."""
+    """CreateEventDefinitionResponse returns the event definition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_DEFINITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """As it was stored."""
+        """Output only. The event definition as it is stored now."""
 
     def __init__(
         self,
@@ -161,9 +165,9 @@ class GetEventDefinitionRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app of the event."""
     event_name: _builtins.str
-    """Required."""
+    """Required. The event, by its name."""
     def __init__(
         self,
         *,
@@ -180,14 +184,14 @@ Global___GetEventDefinitionRequest: _TypeAlias = GetEventDefinitionRequest  # no
 
 @_typing.final
 class GetEventDefinitionResponse(_message.Message):
-    """GetEventDefinitionResponse answers it."""
+    """GetEventDefinitionResponse returns the event definition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_DEFINITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """As it is."""
+        """Output only. The event definition, archived or not."""
 
     def __init__(
         self,
@@ -204,7 +208,7 @@ Global___GetEventDefinitionResponse: _TypeAlias = GetEventDefinitionResponse  # 
 
 @_typing.final
 class ListEventDefinitionsRequest(_message.Message):
-    """ListEventDefinitionsRequest asks for event definitions."""
+    """ListEventDefinitionsRequest asks for a page of event definitions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -213,13 +217,13 @@ class ListEventDefinitionsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose event definitions to return."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived event definitions, too."""
     def __init__(
         self,
         *,
@@ -238,17 +242,17 @@ Global___ListEventDefinitionsRequest: _TypeAlias = ListEventDefinitionsRequest  
 
 @_typing.final
 class ListEventDefinitionsResponse(_message.Message):
-    """ListEventDefinitionsResponse is a page of them."""
+    """ListEventDefinitionsResponse is a page of event definitions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_DEFINITIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def event_definitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventDefinition]:
-        """In the order of their ids."""
+        """Output only. In the order of their names."""
 
     def __init__(
         self,
@@ -266,7 +270,7 @@ Global___ListEventDefinitionsResponse: _TypeAlias = ListEventDefinitionsResponse
 
 @_typing.final
 class UpdateEventDefinitionRequest(_message.Message):
-    """UpdateEventDefinitionRequest carries new values."""
+    """UpdateEventDefinitionRequest holds new values for fields of an event definition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -274,14 +278,18 @@ class UpdateEventDefinitionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its ids say which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -300,14 +308,14 @@ Global___UpdateEventDefinitionRequest: _TypeAlias = UpdateEventDefinitionRequest
 
 @_typing.final
 class UpdateEventDefinitionResponse(_message.Message):
-    """UpdateEventDefinitionResponse answers it."""
+    """UpdateEventDefinitionResponse returns the event definition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_DEFINITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """As it was stored."""
+        """Output only. The event definition with the new values."""
 
     def __init__(
         self,
@@ -324,7 +332,7 @@ Global___UpdateEventDefinitionResponse: _TypeAlias = UpdateEventDefinitionRespon
 
 @_typing.final
 class ArchiveEventDefinitionRequest(_message.Message):
-    """ArchiveEventDefinitionRequest names what to archive."""
+    """ArchiveEventDefinitionRequest names an event definition to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,13 +341,15 @@ class ArchiveEventDefinitionRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app of the event."""
     event_name: _builtins.str
-    """Required."""
+    """Required. The event, by its name."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the event definition must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -358,14 +368,14 @@ Global___ArchiveEventDefinitionRequest: _TypeAlias = ArchiveEventDefinitionReque
 
 @_typing.final
 class ArchiveEventDefinitionResponse(_message.Message):
-    """ArchiveEventDefinitionResponse answers it."""
+    """ArchiveEventDefinitionResponse returns the event definition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_DEFINITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_definition(self) -> Global___EventDefinition:
-        """As it was stored."""
+        """Output only. The event definition, archived now or before."""
 
     def __init__(
         self,
@@ -389,7 +399,7 @@ class RegisterEventsRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     EVENT_NAMES_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app that sent them; it must be live."""
     @_builtins.property
     def event_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Required. 1 to 1,000 names."""
@@ -410,13 +420,13 @@ Global___RegisterEventsRequest: _TypeAlias = RegisterEventsRequest  # noqa: Y015
 
 @_typing.final
 class RegisterEventsResponse(_message.Message):
-    """RegisterEventsResponse says how many were new."""
+    """RegisterEventsResponse says how many of the events were new."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CREATED_COUNT_FIELD_NUMBER: _builtins.int
     created_count: _builtins.int
-    """Definitions made now."""
+    """Output only. How many definitions were created."""
     def __init__(
         self,
         *,

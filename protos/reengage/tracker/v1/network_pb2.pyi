@@ -66,32 +66,32 @@ class Network(_message.Message):
     POSTBACK_NEEDS_FIELD_NUMBER: _builtins.int
     LINK_MACROS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable. For example `x-ios`."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable. For example `x-ios`."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among live networks."""
     platform: _app_pb2.Platform.ValueType
-    """Required. Immutable."""
+    """Required. A media partner on two platforms is two networks. Immutable."""
     self_attributing: _builtins.bool
-    """Optional. It answers claims instead of passing its users through our links. Immutable."""
+    """Optional. It answers claim requests (E1) instead of passing its users through our links. Immutable."""
     supports_impressions: _builtins.bool
     """Optional. Its impressions take part in reengagement (B5). Default: true."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     account_id: _builtins.str
-    """Optional. The account whose own network it is; none: it serves all. Immutable."""
+    """Optional. The account whose own network it is; without one it serves all accounts. Immutable."""
     built_in: _builtins.bool
-    """Output only. It is of the built-in catalogue: readable by everybody, and kept from its first use on. To create one
-    of these its id is enough; what is given besides goes before the catalogue's.
+    """Output only. It is of the built-in catalogue: every key may read it, and it is kept from its first use on. Its id
+    is enough to create it; fields given besides go before the catalogue's.
     """
     handles_redirects: _builtins.bool
     """Optional. It leads its users to the app by itself, so that its trackers need no install URL."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     @_builtins.property
     def post_engagement_windows(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
@@ -154,11 +154,11 @@ class PostbackNeed(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. 1 to 64 of a-z 0-9 _ ."""
+    """Required. Its name in a postback configuration: 1 to 64 of a-z 0-9 _ ."""
     description: _builtins.str
-    """Optional. What it is and where it is found. At most 256 characters."""
+    """Optional. What it is and where to find it. At most 256 characters."""
     secret: _builtins.bool
-    """Optional. It belongs into the configuration's secrets."""
+    """Optional. It is a secret of the configuration."""
     def __init__(
         self,
         *,
@@ -176,7 +176,7 @@ Global___PostbackNeed: _TypeAlias = PostbackNeed  # noqa: Y015
 
 @_typing.final
 class CreateNetworkRequest(_message.Message):
-    """CreateNetworkRequest carries the new network."""
+    """CreateNetworkRequest holds a network to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -184,12 +184,16 @@ class CreateNetworkRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def network(self) -> Global___Network:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -208,14 +212,14 @@ Global___CreateNetworkRequest: _TypeAlias = CreateNetworkRequest  # noqa: Y015
 
 @_typing.final
 class CreateNetworkResponse(_message.Message):
-    """CreateNetworkResponse answers it."""
+    """CreateNetworkResponse returns the network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network(self) -> Global___Network:
-        """As it was stored."""
+        """Output only. The network as it is stored now."""
 
     def __init__(
         self,
@@ -238,7 +242,7 @@ class GetNetworkRequest(_message.Message):
 
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
-    """Required."""
+    """Required. The id of the network to return."""
     def __init__(
         self,
         *,
@@ -254,14 +258,14 @@ Global___GetNetworkRequest: _TypeAlias = GetNetworkRequest  # noqa: Y015
 
 @_typing.final
 class GetNetworkResponse(_message.Message):
-    """GetNetworkResponse answers it."""
+    """GetNetworkResponse returns the network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network(self) -> Global___Network:
-        """As it is."""
+        """Output only. The network, archived or not."""
 
     def __init__(
         self,
@@ -278,7 +282,7 @@ Global___GetNetworkResponse: _TypeAlias = GetNetworkResponse  # noqa: Y015
 
 @_typing.final
 class ListNetworksRequest(_message.Message):
-    """ListNetworksRequest asks for networks."""
+    """ListNetworksRequest asks for a page of networks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -287,13 +291,13 @@ class ListNetworksRequest(_message.Message):
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     HIDE_UNUSED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived networks, too."""
     hide_unused: _builtins.bool
-    """Optional. Without those of the built-in catalogue that nothing has needed yet."""
+    """Optional. Leave out networks of the built-in catalogue that nothing has needed yet."""
     def __init__(
         self,
         *,
@@ -312,17 +316,17 @@ Global___ListNetworksRequest: _TypeAlias = ListNetworksRequest  # noqa: Y015
 
 @_typing.final
 class ListNetworksResponse(_message.Message):
-    """ListNetworksResponse is a page of them."""
+    """ListNetworksResponse is a page of networks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Network]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -340,7 +344,7 @@ Global___ListNetworksResponse: _TypeAlias = ListNetworksResponse  # noqa: Y015
 
 @_typing.final
 class UpdateNetworkRequest(_message.Message):
-    """UpdateNetworkRequest carries new values."""
+    """UpdateNetworkRequest holds new values for fields of a network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -348,14 +352,18 @@ class UpdateNetworkRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def network(self) -> Global___Network:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -374,14 +382,14 @@ Global___UpdateNetworkRequest: _TypeAlias = UpdateNetworkRequest  # noqa: Y015
 
 @_typing.final
 class UpdateNetworkResponse(_message.Message):
-    """UpdateNetworkResponse answers it."""
+    """UpdateNetworkResponse returns the network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network(self) -> Global___Network:
-        """As it was stored."""
+        """Output only. The network with the new values."""
 
     def __init__(
         self,
@@ -398,7 +406,7 @@ Global___UpdateNetworkResponse: _TypeAlias = UpdateNetworkResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveNetworkRequest(_message.Message):
-    """ArchiveNetworkRequest names what to archive."""
+    """ArchiveNetworkRequest names a network to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -406,11 +414,13 @@ class ArchiveNetworkRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
-    """Required."""
+    """Required. The id of the network to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the network must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -428,14 +438,14 @@ Global___ArchiveNetworkRequest: _TypeAlias = ArchiveNetworkRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveNetworkResponse(_message.Message):
-    """ArchiveNetworkResponse answers it."""
+    """ArchiveNetworkResponse returns the network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network(self) -> Global___Network:
-        """As it was stored."""
+        """Output only. The network, archived now or before."""
 
     def __init__(
         self,

@@ -32,17 +32,17 @@ class NetworkSettings(_message.Message):
     class _GranularDataPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[NetworkSettings._GranularDataPolicy.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         GRANULAR_DATA_POLICY_UNSPECIFIED: NetworkSettings._GranularDataPolicy.ValueType  # 0
-        """REJECT."""
+        """Read as GRANULAR_DATA_POLICY_REJECT."""
         GRANULAR_DATA_POLICY_REJECT: NetworkSettings._GranularDataPolicy.ValueType  # 1
         """A claim without granular data is refused."""
         GRANULAR_DATA_POLICY_REDACT: NetworkSettings._GranularDataPolicy.ValueType  # 2
         """It is credited, and campaign metadata is withheld."""
 
     class GranularDataPolicy(_GranularDataPolicy, metaclass=_GranularDataPolicyEnumTypeWrapper):
-        """GranularDataPolicy, rule E2."""
+        """GranularDataPolicy says what to do with claims without granular data (E2)."""
 
     GRANULAR_DATA_POLICY_UNSPECIFIED: NetworkSettings.GranularDataPolicy.ValueType  # 0
-    """REJECT."""
+    """Read as GRANULAR_DATA_POLICY_REJECT."""
     GRANULAR_DATA_POLICY_REJECT: NetworkSettings.GranularDataPolicy.ValueType  # 1
     """A claim without granular data is refused."""
     GRANULAR_DATA_POLICY_REDACT: NetworkSettings.GranularDataPolicy.ValueType  # 2
@@ -55,18 +55,18 @@ class NetworkSettings(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The app that the settings are for. Immutable."""
     network_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The network that the settings are for. Immutable."""
     granular_data_policy: Global___NetworkSettings.GranularDataPolicy.ValueType
-    """Optional."""
+    """Optional. What to do with claims without granular data (E2). Default: GRANULAR_DATA_POLICY_REJECT."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of the last change; 0 if there was none."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the settings."""
     @_builtins.property
     def windows(self) -> _windows_pb2.Windows:
-        """Optional. The network's layer of windows."""
+        """Optional. The network's layer of windows (B3)."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class GetNetworkSettingsRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app of the settings."""
     network_id: _builtins.str
-    """Required."""
+    """Required. The network of the settings."""
     def __init__(
         self,
         *,
@@ -114,14 +114,14 @@ Global___GetNetworkSettingsRequest: _TypeAlias = GetNetworkSettingsRequest  # no
 
 @_typing.final
 class GetNetworkSettingsResponse(_message.Message):
-    """GetNetworkSettingsResponse answers them."""
+    """GetNetworkSettingsResponse returns the settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network_settings(self) -> Global___NetworkSettings:
-        """As they are."""
+        """Output only. The settings; empty ones if nobody changed them yet."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ Global___GetNetworkSettingsResponse: _TypeAlias = GetNetworkSettingsResponse  # 
 
 @_typing.final
 class UpdateNetworkSettingsRequest(_message.Message):
-    """UpdateNetworkSettingsRequest carries new values."""
+    """UpdateNetworkSettingsRequest holds new values for settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -146,14 +146,16 @@ class UpdateNetworkSettingsRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the settings as they would be stored, but store nothing."""
     @_builtins.property
     def network_settings(self) -> Global___NetworkSettings:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its ids say which ones. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field named here and not set is cleared."""
+        """Required. Paths of fields, those of inner messages as `windows.click_device`. A field that is named here and not
+        set above is cleared.
+        """
 
     def __init__(
         self,
@@ -172,14 +174,14 @@ Global___UpdateNetworkSettingsRequest: _TypeAlias = UpdateNetworkSettingsRequest
 
 @_typing.final
 class UpdateNetworkSettingsResponse(_message.Message):
-    """UpdateNetworkSettingsResponse answers it."""
+    """UpdateNetworkSettingsResponse returns the settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def network_settings(self) -> Global___NetworkSettings:
-        """As they were stored."""
+        """Output only. The settings with the new values."""
 
     def __init__(
         self,

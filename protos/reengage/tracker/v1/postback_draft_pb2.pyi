@@ -28,7 +28,7 @@ class DraftPostbacksRequest(_message.Message):
 
     TRACKER_ID_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Required."""
+    """Required. The tracker to draft postback configurations for."""
     def __init__(
         self,
         *,
@@ -44,14 +44,14 @@ Global___DraftPostbacksRequest: _TypeAlias = DraftPostbacksRequest  # noqa: Y015
 
 @_typing.final
 class DraftPostbacksResponse(_message.Message):
-    """DraftPostbacksResponse answers them."""
+    """DraftPostbacksResponse returns drafts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTBACK_DRAFTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def postback_drafts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostbackDraft]:
-        """One for each event of the tracker; for an acquisition tracker that of the install."""
+        """Output only. One for each event of the tracker; for an acquisition tracker that of the install."""
 
     def __init__(
         self,
@@ -103,34 +103,34 @@ class PostbackDraft(_message.Message):
     KNOWN_FIELD_NUMBER: _builtins.int
     NEEDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app of the tracker."""
     network_id: _builtins.str
-    """The network."""
+    """Output only. The network of the tracker."""
     trigger: _builtins.str
-    """`_install`, or the event's name."""
+    """Output only. `_install`, or the event's name."""
     retry_attempts: _builtins.int
-    """3."""
+    """Output only. 3."""
     delivery_method: _builtins.str
-    """`DELIVERY_METHOD_ALL`."""
+    """Output only. `DELIVERY_METHOD_ALL`, a name of the contract of postback."""
     is_revenue: _builtins.bool
-    """Whether the event carries revenue."""
+    """Output only. True if the event carries revenue."""
     @_builtins.property
     def delivery_delay(self) -> _duration_pb2.Duration:
-        """Realtime."""
+        """Output only. 0: at once."""
 
     @_builtins.property
     def attempt_timeout(self) -> _duration_pb2.Duration:
-        """5 s."""
+        """Output only. 5 seconds."""
 
     @_builtins.property
     def known(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What is known here of what such a postback holds: app_name, store_app_id, bundle_id, and for self-attributing
-        networks conversion_type, click_window and view_through_window, as `14d`: as the network's adapter takes them.
+        """Output only. What tracker knows of the values that such a postback holds: app_name, store_app_id, bundle_id, and
+        for self-attributing networks conversion_type, click_window and view_through_window, in days.
         """
 
     @_builtins.property
     def needs(self) -> _containers.RepeatedCompositeFieldContainer[_network_pb2.PostbackNeed]:
-        """What has to be filled in."""
+        """Output only. The values that somebody has to fill in."""
 
     def __init__(
         self,

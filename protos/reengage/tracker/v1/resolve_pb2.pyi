@@ -31,9 +31,9 @@ class ResolveSettingsRequest(_message.Message):
     APP_ID_FIELD_NUMBER: _builtins.int
     EVENT_NAMES_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """The tracker whose settings are asked for, those of its events among them. Either this or app_id."""
+    """Optional. The tracker whose settings to return, those of its events among them. Either this or app_id is required."""
     app_id: _builtins.str
-    """The app whose events are asked for. Either this, with event_names, or tracker_id."""
+    """Optional. The app whose events to return the settings of. Either this, with event_names, or tracker_id is required."""
     @_builtins.property
     def event_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Required with app_id, and only with it. 1 to 1,000 events; one without a definition has the built-in settings."""
@@ -55,17 +55,17 @@ Global___ResolveSettingsRequest: _TypeAlias = ResolveSettingsRequest  # noqa: Y0
 
 @_typing.final
 class ResolveSettingsResponse(_message.Message):
-    """ResolveSettingsResponse answers its settings."""
+    """ResolveSettingsResponse returns settings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision they are of."""
+    """Output only. The revision at which they hold."""
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedSetting]:
-        """By name."""
+        """Output only. In the order of their names."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class ResolvedSetting(_message.Message):
     class _LayerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ResolvedSetting._Layer.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         LAYER_UNSPECIFIED: ResolvedSetting._Layer.ValueType  # 0
-        """Never answered."""
+        """Never returned."""
         LAYER_TRACKER: ResolvedSetting._Layer.ValueType  # 1
         """The tracker."""
         LAYER_NETWORK_SETTINGS: ResolvedSetting._Layer.ValueType  # 2
@@ -106,13 +106,13 @@ class ResolvedSetting(_message.Message):
         LAYER_APP: ResolvedSetting._Layer.ValueType  # 5
         """The app."""
         LAYER_BUILT_IN: ResolvedSetting._Layer.ValueType  # 6
-        """What holds when nobody says otherwise."""
+        """The default, where no layer says otherwise."""
 
     class Layer(_Layer, metaclass=_LayerEnumTypeWrapper):
-        """Layer a value comes from."""
+        """Layer is where a value comes from."""
 
     LAYER_UNSPECIFIED: ResolvedSetting.Layer.ValueType  # 0
-    """Never answered."""
+    """Never returned."""
     LAYER_TRACKER: ResolvedSetting.Layer.ValueType  # 1
     """The tracker."""
     LAYER_NETWORK_SETTINGS: ResolvedSetting.Layer.ValueType  # 2
@@ -124,7 +124,7 @@ class ResolvedSetting(_message.Message):
     LAYER_APP: ResolvedSetting.Layer.ValueType  # 5
     """The app."""
     LAYER_BUILT_IN: ResolvedSetting.Layer.ValueType  # 6
-    """What holds when nobody says otherwise."""
+    """The default, where no layer says otherwise."""
 
     NAME_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
@@ -135,11 +135,13 @@ class ResolvedSetting(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Field that is resolved, as `windows.click_device`; those of events with the event: `events[Purchase].reengagement_period`."""
+    """Output only. The field, as `windows.click_device`; of an event with its name, as
+    `events[Purchase].reengagement_period`.
+    """
     rule: _builtins.str
-    """The rule, as `B3`."""
+    """Output only. The rule that it belongs to, as `B3`; empty if there is none."""
     layer: Global___ResolvedSetting.Layer.ValueType
-    """Where it comes from."""
+    """Output only. The layer that the value comes from."""
     enabled: _builtins.bool
     """A switch."""
     text: _builtins.str

@@ -60,27 +60,27 @@ class SanAccount(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     san_account_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     app_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The app that has the account. Immutable."""
     network_id: _builtins.str
     """Required. A self-attributing network of the app's platform. Immutable."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among the app's live accounts with self-attributing networks."""
     external_id: _builtins.str
-    """Optional. What the network calls the account. At most 128 characters."""
+    """Optional. The id that the network gave the account. At most 128 characters."""
     verified: _builtins.bool
     """Optional. The network has taken the credentials; new ones make it false."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional, input only. By name: at most 16, 4 KB each; kept encrypted, never answered. An update that names
-        `credentials` in its mask replaces all of them.
+        """Optional, input only. By name, at most 16 of at most 4,096 bytes each. They are kept encrypted and never returned.
+        An update that names `credentials` in its mask replaces all of them.
         """
 
     @_builtins.property
@@ -89,7 +89,7 @@ class SanAccount(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ Global___SanAccount: _TypeAlias = SanAccount  # noqa: Y015
 
 @_typing.final
 class CreateSanAccountRequest(_message.Message):
-    """CreateSanAccountRequest carries the new account."""
+    """CreateSanAccountRequest holds an account with a self-attributing network to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -125,12 +125,16 @@ class CreateSanAccountRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -149,14 +153,14 @@ Global___CreateSanAccountRequest: _TypeAlias = CreateSanAccountRequest  # noqa: 
 
 @_typing.final
 class CreateSanAccountResponse(_message.Message):
-    """CreateSanAccountResponse answers it."""
+    """CreateSanAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """As it was stored."""
+        """Output only. The account as it is stored now."""
 
     def __init__(
         self,
@@ -173,13 +177,13 @@ Global___CreateSanAccountResponse: _TypeAlias = CreateSanAccountResponse  # noqa
 
 @_typing.final
 class GetSanAccountRequest(_message.Message):
-    """GetSanAccountRequest names an account."""
+    """GetSanAccountRequest names an account with a self-attributing network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     san_account_id: _builtins.str
-    """Required."""
+    """Required. The id of the account to return."""
     def __init__(
         self,
         *,
@@ -195,14 +199,14 @@ Global___GetSanAccountRequest: _TypeAlias = GetSanAccountRequest  # noqa: Y015
 
 @_typing.final
 class GetSanAccountResponse(_message.Message):
-    """GetSanAccountResponse answers it."""
+    """GetSanAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """As it is."""
+        """Output only. The account, archived or not."""
 
     def __init__(
         self,
@@ -219,7 +223,7 @@ Global___GetSanAccountResponse: _TypeAlias = GetSanAccountResponse  # noqa: Y015
 
 @_typing.final
 class ListSanAccountsRequest(_message.Message):
-    """ListSanAccountsRequest asks for accounts."""
+    """ListSanAccountsRequest asks for a page of accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,13 +232,13 @@ class ListSanAccountsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose accounts to return."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived accounts, too."""
     def __init__(
         self,
         *,
@@ -253,17 +257,17 @@ Global___ListSanAccountsRequest: _TypeAlias = ListSanAccountsRequest  # noqa: Y0
 
 @_typing.final
 class ListSanAccountsResponse(_message.Message):
-    """ListSanAccountsResponse is a page of them."""
+    """ListSanAccountsResponse is a page of accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def san_accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SanAccount]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -281,7 +285,7 @@ Global___ListSanAccountsResponse: _TypeAlias = ListSanAccountsResponse  # noqa: 
 
 @_typing.final
 class UpdateSanAccountRequest(_message.Message):
-    """UpdateSanAccountRequest carries new values."""
+    """UpdateSanAccountRequest holds new values for fields of an account with a self-attributing network."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,14 +293,18 @@ class UpdateSanAccountRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -315,14 +323,14 @@ Global___UpdateSanAccountRequest: _TypeAlias = UpdateSanAccountRequest  # noqa: 
 
 @_typing.final
 class UpdateSanAccountResponse(_message.Message):
-    """UpdateSanAccountResponse answers it."""
+    """UpdateSanAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """As it was stored."""
+        """Output only. The account with the new values."""
 
     def __init__(
         self,
@@ -339,7 +347,7 @@ Global___UpdateSanAccountResponse: _TypeAlias = UpdateSanAccountResponse  # noqa
 
 @_typing.final
 class ArchiveSanAccountRequest(_message.Message):
-    """ArchiveSanAccountRequest names what to archive."""
+    """ArchiveSanAccountRequest names an account with a self-attributing network to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -347,11 +355,13 @@ class ArchiveSanAccountRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     san_account_id: _builtins.str
-    """Required."""
+    """Required. The id of the account to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the account must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -369,14 +379,14 @@ Global___ArchiveSanAccountRequest: _TypeAlias = ArchiveSanAccountRequest  # noqa
 
 @_typing.final
 class ArchiveSanAccountResponse(_message.Message):
-    """ArchiveSanAccountResponse answers it."""
+    """ArchiveSanAccountResponse returns the account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAN_ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def san_account(self) -> Global___SanAccount:
-        """As it was stored."""
+        """Output only. The account, archived now or before."""
 
     def __init__(
         self,

@@ -36,22 +36,22 @@ class Segment(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     campaign_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The campaign that it is a part of. Immutable."""
     app_id: _builtins.str
     """Output only. The campaign's app."""
     name: _builtins.str
     """Required. 1 to 128 characters, unique among the campaign's live segments."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
 @_typing.final
 class CreateSegmentRequest(_message.Message):
-    """CreateSegmentRequest carries the new segment."""
+    """CreateSegmentRequest holds a segment to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,12 +83,16 @@ class CreateSegmentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """Required."""
+        """Required. What to create. Output-only fields are ignored."""
 
     def __init__(
         self,
@@ -107,14 +111,14 @@ Global___CreateSegmentRequest: _TypeAlias = CreateSegmentRequest  # noqa: Y015
 
 @_typing.final
 class CreateSegmentResponse(_message.Message):
-    """CreateSegmentResponse answers it."""
+    """CreateSegmentResponse returns the segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """As it was stored."""
+        """Output only. The segment as it is stored now."""
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class GetSegmentRequest(_message.Message):
 
     SEGMENT_ID_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
-    """Required."""
+    """Required. The id of the segment to return."""
     def __init__(
         self,
         *,
@@ -153,14 +157,14 @@ Global___GetSegmentRequest: _TypeAlias = GetSegmentRequest  # noqa: Y015
 
 @_typing.final
 class GetSegmentResponse(_message.Message):
-    """GetSegmentResponse answers it."""
+    """GetSegmentResponse returns the segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """As it is."""
+        """Output only. The segment, archived or not."""
 
     def __init__(
         self,
@@ -177,7 +181,7 @@ Global___GetSegmentResponse: _TypeAlias = GetSegmentResponse  # noqa: Y015
 
 @_typing.final
 class ListSegmentsRequest(_message.Message):
-    """ListSegmentsRequest asks for segments."""
+    """ListSegmentsRequest asks for a page of segments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,13 +190,13 @@ class ListSegmentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose segments to return."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived segments, too."""
     def __init__(
         self,
         *,
@@ -211,17 +215,17 @@ Global___ListSegmentsRequest: _TypeAlias = ListSegmentsRequest  # noqa: Y015
 
 @_typing.final
 class ListSegmentsResponse(_message.Message):
-    """ListSegmentsResponse is a page of them."""
+    """ListSegmentsResponse is a page of segments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -239,7 +243,7 @@ Global___ListSegmentsResponse: _TypeAlias = ListSegmentsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateSegmentRequest(_message.Message):
-    """UpdateSegmentRequest carries new values."""
+    """UpdateSegmentRequest holds new values for fields of a segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -247,14 +251,18 @@ class UpdateSegmentRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set
+        above is cleared.
+        """
 
     def __init__(
         self,
@@ -273,14 +281,14 @@ Global___UpdateSegmentRequest: _TypeAlias = UpdateSegmentRequest  # noqa: Y015
 
 @_typing.final
 class UpdateSegmentResponse(_message.Message):
-    """UpdateSegmentResponse answers it."""
+    """UpdateSegmentResponse returns the segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """As it was stored."""
+        """Output only. The segment with the new values."""
 
     def __init__(
         self,
@@ -297,7 +305,7 @@ Global___UpdateSegmentResponse: _TypeAlias = UpdateSegmentResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveSegmentRequest(_message.Message):
-    """ArchiveSegmentRequest names what to archive."""
+    """ArchiveSegmentRequest names a segment to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -305,11 +313,13 @@ class ArchiveSegmentRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     segment_id: _builtins.str
-    """Required."""
+    """Required. The id of the segment to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the segment must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -327,14 +337,14 @@ Global___ArchiveSegmentRequest: _TypeAlias = ArchiveSegmentRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveSegmentResponse(_message.Message):
-    """ArchiveSegmentResponse answers it."""
+    """ArchiveSegmentResponse returns the segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEGMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def segment(self) -> Global___Segment:
-        """As it was stored."""
+        """Output only. The segment, archived now or before."""
 
     def __init__(
         self,

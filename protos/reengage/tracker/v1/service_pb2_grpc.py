@@ -42,23 +42,26 @@ if _version_not_supported:
 
 
 class TrackerConfigServiceStub:
-    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
-    with self-attributing networks, and API keys.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions,
+    accounts with self-attributing networks, and API keys.
 
-    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
-    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
-    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
+    Callers send `authorization: Bearer <key>`; ApiKey says what a key may do. A call without a key fails with
+    UNAUTHENTICATED `API_KEY_REQUIRED`, one with an unknown, expired or revoked key with UNAUTHENTICATED
+    `API_KEY_INVALID`. A method that the role of the key may not call fails with PERMISSION_DENIED `ROLE_NOT_ALLOWED`.
+    Resources outside of the scope of the key are not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
-    Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
-    with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
-    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
-    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
-    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
-    again and repeat.
+    Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
+    the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
+    repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
+    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
+    nothing.
+
+    Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
+    parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
+    on creating below an archived resource, and `ARCHIVED` on updating one; ABORTED `ETAG_MISMATCH`: read again and
+    repeat.
     """
 
     def __init__(self, channel):
@@ -395,326 +398,365 @@ class TrackerConfigServiceStub:
 
 
 class TrackerConfigServiceServicer:
-    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
-    with self-attributing networks, and API keys.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions,
+    accounts with self-attributing networks, and API keys.
 
-    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
-    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
-    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
+    Callers send `authorization: Bearer <key>`; ApiKey says what a key may do. A call without a key fails with
+    UNAUTHENTICATED `API_KEY_REQUIRED`, one with an unknown, expired or revoked key with UNAUTHENTICATED
+    `API_KEY_INVALID`. A method that the role of the key may not call fails with PERMISSION_DENIED `ROLE_NOT_ALLOWED`.
+    Resources outside of the scope of the key are not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
-    Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
-    with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
-    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
-    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
-    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
-    again and repeat.
+    Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
+    the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
+    repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
+    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
+    nothing.
+
+    Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
+    parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
+    on creating below an archived resource, and `ARCHIVED` on updating one; ABORTED `ETAG_MISMATCH`: read again and
+    repeat.
     """
 
     def CreateAccount(self, request, context):
-        """CreateAccount creates an account.
+        """CreateAccount creates an account. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `ACCOUNT_EXISTS` if there
+        is one of this id with other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """GetAccount answers one account.
+        """GetAccount returns an account, archived or not. NOT_FOUND `ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """ListAccounts lists accounts by id.
+        """ListAccounts returns accounts in pages, by id: those that the caller sees. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAccount(self, request, context):
-        """UpdateAccount changes the fields named in the mask.
+        """UpdateAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveAccount(self, request, context):
-        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps.
+        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps. Repeat-safe: archiving the
+        archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateApp(self, request, context):
-        """CreateApp creates an app.
+        """CreateApp creates an app. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `APP_EXISTS` if there is one of
+        this id with other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetApp(self, request, context):
-        """GetApp answers one app, archived ones too.
+        """GetApp returns an app, archived or not. NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApps(self, request, context):
-        """ListApps lists apps by id.
+        """ListApps returns apps in pages, by id: those that the caller sees. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateApp(self, request, context):
-        """UpdateApp changes the fields named in the mask.
+        """UpdateApp changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the app is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveApp(self, request, context):
-        """ArchiveApp archives an app: nothing of it is accepted or attributed any more.
+        """ArchiveApp archives an app. From then on nothing of it is accepted or attributed. Repeat-safe: archiving the
+        archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateNetwork(self, request, context):
-        """CreateNetwork creates a network (media partner), one for each platform.
+        """CreateNetwork creates a network: a media partner on one platform. The id of a network of the catalogue is enough to
+        create it. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `NETWORK_EXISTS` if there is one of this id with
+        other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNetwork(self, request, context):
-        """GetNetwork answers one network.
+        """GetNetwork returns a network, archived or not. NOT_FOUND `NETWORK_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListNetworks(self, request, context):
-        """ListNetworks lists networks by id, those of the built-in catalogue among them.
+        """ListNetworks returns networks in pages, by id, those of the built-in catalogue among them: those that the caller
+        sees. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateNetwork(self, request, context):
-        """UpdateNetwork changes the fields named in the mask.
+        """UpdateNetwork changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the network is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveNetwork(self, request, context):
-        """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it.
+        """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it. Repeat-safe: archiving
+        the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNetworkSettings(self, request, context):
-        """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made.
+        """GetNetworkSettings returns a network's settings for one app: empty ones, of revision 0, if nobody changed them yet.
+        NOT_FOUND `APP_NOT_FOUND`, `NETWORK_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateNetworkSettings(self, request, context):
-        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
-        and network must be live, and of one platform.
+        """UpdateNetworkSettings changes the fields that the mask names, and creates the settings where there were none: then
+        app and network must be live (FAILED_PRECONDITION `PARENT_ARCHIVED`) and of one platform. Repeat-safe. ABORTED
+        `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateAgency(self, request, context):
-        """CreateAgency creates an agency.
+        """CreateAgency creates an agency. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `AGENCY_EXISTS` if there is
+        one of this id with other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAgency(self, request, context):
-        """GetAgency answers one agency.
+        """GetAgency returns an agency, archived or not. NOT_FOUND `AGENCY_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAgencies(self, request, context):
-        """ListAgencies lists agencies by id.
+        """ListAgencies returns agencies in pages, by id: those that the caller sees. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAgency(self, request, context):
-        """UpdateAgency changes the fields named in the mask.
+        """UpdateAgency changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the agency is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveAgency(self, request, context):
-        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers.
+        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers. Repeat-safe: archiving
+        the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateSanAccount(self, request, context):
-        """CreateSanAccount creates an account with a self-attributing network.
+        """CreateSanAccount creates an account with a self-attributing network. Repeat-safe by the id, or by request_id.
+        ALREADY_EXISTS `SAN_ACCOUNT_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one
+        has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSanAccount(self, request, context):
-        """GetSanAccount answers an account with a self-attributing network.
+        """GetSanAccount returns an account with a self-attributing network, archived or not. NOT_FOUND
+        `SAN_ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSanAccounts(self, request, context):
-        """ListSanAccounts lists an app's accounts with self-attributing networks by id.
+        """ListSanAccounts returns accounts of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSanAccount(self, request, context):
-        """UpdateSanAccount changes the fields named in the mask.
+        """UpdateSanAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account
+        is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveSanAccount(self, request, context):
-        """ArchiveSanAccount archives an account with a self-attributing network.
-        FAILED_PRECONDITION `IN_USE` while live trackers name it.
+        """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
+        trackers name it. Repeat-safe: archiving the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateCampaign(self, request, context):
-        """CreateCampaign creates a campaign.
+        """CreateCampaign creates a campaign. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `CAMPAIGN_EXISTS` if
+        there is one of this id with other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCampaign(self, request, context):
-        """GetCampaign answers one campaign.
+        """GetCampaign returns a campaign, archived or not. NOT_FOUND `CAMPAIGN_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCampaigns(self, request, context):
-        """ListCampaigns lists an app's campaigns by id.
+        """ListCampaigns returns campaigns of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCampaign(self, request, context):
-        """UpdateCampaign changes the fields named in the mask.
+        """UpdateCampaign changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the campaign
+        is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveCampaign(self, request, context):
-        """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers.
+        """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe:
+        archiving the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateSegment(self, request, context):
-        """CreateSegment creates a segment of a campaign.
+        """CreateSegment creates a segment. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `SEGMENT_EXISTS` if there
+        is one of this id with other content, `NAME_TAKEN` if another live one has the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSegment(self, request, context):
-        """GetSegment answers one segment.
+        """GetSegment returns a segment, archived or not. NOT_FOUND `SEGMENT_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSegments(self, request, context):
-        """ListSegments lists an app's segments by id.
+        """ListSegments returns segments of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSegment(self, request, context):
-        """UpdateSegment changes the fields named in the mask.
+        """UpdateSegment changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the segment is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveSegment(self, request, context):
-        """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers.
+        """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe: archiving
+        the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateTracker(self, request, context):
-        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
-        revision, or nothing. On request it answers the postback configurations to fill in.
+        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it in
+        one revision, or nothing. Wrong fields of all three are named at once. It returns the links to hand to the network
+        and, on request, the postback configurations to fill in. Repeat-safe by the id, or by request_id. ALREADY_EXISTS
+        `TRACKER_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one of the app has the
+        name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTracker(self, request, context):
-        """GetTracker answers one tracker.
+        """GetTracker returns a tracker, archived or not, and the links to hand to its network. NOT_FOUND `TRACKER_NOT_FOUND`.
+        Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTrackers(self, request, context):
-        """ListTrackers lists an app's trackers by id: all, or those that match a filter.
+        """ListTrackers returns trackers of an app in pages, by id: all that the caller sees, or those that match a filter.
+        NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTracker(self, request, context):
-        """UpdateTracker changes the fields named in the mask.
+        """UpdateTracker changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the tracker is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveTracker(self, request, context):
-        """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more.
+        """ArchiveTracker archives a tracker. From then on its links still redirect, and it wins nothing. Repeat-safe:
+        archiving the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CopyTracker(self, request, context):
-        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
-        without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
-        request_id.
+        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker.
+        Without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+        request_id. NOT_FOUND `TRACKER_NOT_FOUND`; else as CreateTracker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -722,23 +764,25 @@ class TrackerConfigServiceServicer:
 
     def BulkEditTrackers(self, request, context):
         """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
-        named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+        named for each tracker, as `trackers[ID].events`. Repeat-safe. NOT_FOUND `TRACKER_NOT_FOUND`; FAILED_PRECONDITION
+        `TOO_MANY` if a filter matches more than 5,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportTrackers(self, request, context):
-        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe.
+        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. NOT_FOUND
+        `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportTrackers(self, request, context):
-        """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
-        etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
-        not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+        """ImportTrackers brings trackers to the state of an exported file. Without an etag it returns what would change, and
+        an etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file
+        does not name stay as they are. A row whose tracker_id is empty or unknown creates a tracker; one with
         STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
         to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
         """
@@ -747,7 +791,8 @@ class TrackerConfigServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DraftPostbacks(self, request, context):
-        """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here.
+        """DraftPostbacks returns the postback configurations that a tracker wants, as far as tracker can fill them in.
+        NOT_FOUND `TRACKER_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -755,7 +800,7 @@ class TrackerConfigServiceServicer:
 
     def ResolveSettings(self, request, context):
         """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
-        comes from (B3). Repeat-safe: it only reads.
+        comes from (B3). NOT_FOUND `TRACKER_NOT_FOUND`, `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -763,121 +808,134 @@ class TrackerConfigServiceServicer:
 
     def CreateEventDefinition(self, request, context):
         """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
-        without them has the defaults.
+        without them has the defaults. Repeat-safe by the name of the event, or by request_id. ALREADY_EXISTS
+        `EVENT_DEFINITION_EXISTS` if there are live settings with other content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEventDefinition(self, request, context):
-        """GetEventDefinition answers the settings of one event.
+        """GetEventDefinition returns an event definition, archived or not. NOT_FOUND `EVENT_DEFINITION_NOT_FOUND`.
+        Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEventDefinitions(self, request, context):
-        """ListEventDefinitions lists an app's event definitions by name.
+        """ListEventDefinitions returns event definitions of an app in pages, by name: those that the caller sees. NOT_FOUND
+        `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateEventDefinition(self, request, context):
-        """UpdateEventDefinition changes the fields named in the mask.
+        """UpdateEventDefinition changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the
+        event definition is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveEventDefinition(self, request, context):
-        """ArchiveEventDefinition archives it: the event has the defaults again.
-        FAILED_PRECONDITION `IN_USE` while live trackers select it.
+        """ArchiveEventDefinition archives an event definition. The event has the defaults again. FAILED_PRECONDITION `IN_USE`
+        while live trackers select it. Repeat-safe: archiving the archived changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RegisterEvents(self, request, context):
-        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe.
+        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not.
+        Repeat-safe. NOT_FOUND `APP_NOT_FOUND`; FAILED_PRECONDITION `PARENT_ARCHIVED` if the app is archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
-        """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key.
+        """CreateApiKey creates an API key and shows it, this once. Repeat-safe by the id, or by request_id; a repetition
+        returns the same resource without the key. ALREADY_EXISTS `API_KEY_EXISTS` if there is one of this id with other
+        content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetApiKey(self, request, context):
-        """GetApiKey answers one API key.
+        """GetApiKey returns an API key, archived or not. NOT_FOUND `API_KEY_NOT_FOUND`. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """ListApiKeys lists API keys by id.
+        """ListApiKeys returns API keys in pages, by id: those that the caller sees. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateApiKey(self, request, context):
-        """UpdateApiKey changes the fields named in the mask.
+        """UpdateApiKey changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the API key is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveApiKey(self, request, context):
-        """ArchiveApiKey revokes an API key.
+        """ArchiveApiKey revokes an API key: calls with it are refused from then on. Repeat-safe: archiving the archived
+        changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateApiKey(self, request, context):
-        """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
-        overlap. Repeat-safe by request_id, as CreateApiKey.
+        """RotateApiKey creates another key of the same role and scope, shows it, this once, and lets the old one end after an
+        overlap. Repeat-safe by request_id; a repetition returns the same resource without the key. FAILED_PRECONDITION
+        `ARCHIVED` if the old key is revoked or expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PlanSettings(self, request, context):
-        """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
-        and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
-        its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
-        (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
-        there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+        """PlanSettings returns the changes that bring an app and all that belongs to it to a wanted state. It changes
+        nothing, so repeating it is safe. INVALID_ARGUMENT names everything that is wrong with the wanted state, each by
+        its path in it, as `resources[3].tracker.windows.click_device`: wrong values, ids that are archived (`ARCHIVED`) or
+        belong to another app (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), names that others have
+        (`NAME_TAKEN`), references to nothing (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when a resource that is not
+        listed needs one that would be archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplySettings(self, request, context):
-        """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
-        Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
-        Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
+        """ApplySettings brings an app and all that belongs to it to a wanted state: the whole plan in one revision, or
+        nothing. Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right. Errors as
+        PlanSettings, and ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListChanges(self, request, context):
-        """ListChanges answers who changed what, when, from what to what, newest first.
+        """ListChanges returns who changed what, when, from what to what, the newest first. PERMISSION_DENIED
+        `SCOPE_NOT_ALLOWED` to keys of one app or account that name no app; NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only
+        reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSnapshot(self, request, context):
-        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
-        NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
+        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. NOT_FOUND `REVISION_NOT_FOUND`
+        for a revision that is not reached. Repeat-safe: it only reads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -886,9 +944,9 @@ class TrackerConfigServiceServicer:
     def WatchSnapshot(self, request, context):
         """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
         asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
-        revision come in one response, those of revisions that follow each other may come together; responses come in the
-        order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
-        Repeat-safe: resume from the last revision received.
+        revision come in one response; those of revisions that follow each other may come together. Responses come in the
+        order of revisions, at least one every 10 seconds, an empty one if nothing changed. Repeat-safe: resume from the
+        last revision received.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1231,23 +1289,26 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrackerConfigService:
-    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
-    with self-attributing networks, and API keys.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions,
+    accounts with self-attributing networks, and API keys.
 
-    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
-    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
-    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
+    Callers send `authorization: Bearer <key>`; ApiKey says what a key may do. A call without a key fails with
+    UNAUTHENTICATED `API_KEY_REQUIRED`, one with an unknown, expired or revoked key with UNAUTHENTICATED
+    `API_KEY_INVALID`. A method that the role of the key may not call fails with PERMISSION_DENIED `ROLE_NOT_ALLOWED`.
+    Resources outside of the scope of the key are not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
-    Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
-    with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
-    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
-    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
-    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
-    again and repeat.
+    Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
+    the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
+    repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
+    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
+    nothing.
+
+    Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
+    parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
+    on creating below an archived resource, and `ARCHIVED` on updating one; ABORTED `ETAG_MISMATCH`: read again and
+    repeat.
     """
 
     @staticmethod

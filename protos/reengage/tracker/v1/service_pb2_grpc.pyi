@@ -29,214 +29,312 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrackerConfigServiceStub:
-    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
-    with self-attributing networks, and API keys.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions,
+    accounts with self-attributing networks, and API keys.
 
-    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
-    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
-    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
+    Callers send `authorization: Bearer <key>`; ApiKey says what a key may do. A call without a key fails with
+    UNAUTHENTICATED `API_KEY_REQUIRED`, one with an unknown, expired or revoked key with UNAUTHENTICATED
+    `API_KEY_INVALID`. A method that the role of the key may not call fails with PERMISSION_DENIED `ROLE_NOT_ALLOWED`.
+    Resources outside of the scope of the key are not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
-    Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
-    with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
-    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
-    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
-    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
-    again and repeat.
+    Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
+    the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
+    repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
+    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
+    nothing.
+
+    Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
+    parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
+    on creating below an archived resource, and `ARCHIVED` on updating one; ABORTED `ETAG_MISMATCH`: read again and
+    repeat.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.CreateAccountRequest, _account_pb2.CreateAccountResponse]
-    """CreateAccount creates an account."""
+    """CreateAccount creates an account. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `ACCOUNT_EXISTS` if there
+    is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.GetAccountRequest, _account_pb2.GetAccountResponse]
-    """GetAccount answers one account."""
+    """GetAccount returns an account, archived or not. NOT_FOUND `ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_account_pb2.ListAccountsRequest, _account_pb2.ListAccountsResponse]
-    """ListAccounts lists accounts by id."""
+    """ListAccounts returns accounts in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
     UpdateAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.UpdateAccountRequest, _account_pb2.UpdateAccountResponse]
-    """UpdateAccount changes the fields named in the mask."""
+    """UpdateAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.ArchiveAccountRequest, _account_pb2.ArchiveAccountResponse]
-    """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
+    """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps. Repeat-safe: archiving the
+    archived changes nothing.
+    """
     CreateApp: _aio.UnaryUnaryMultiCallable[_app_pb2.CreateAppRequest, _app_pb2.CreateAppResponse]
-    """CreateApp creates an app."""
+    """CreateApp creates an app. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `APP_EXISTS` if there is one of
+    this id with other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetApp: _aio.UnaryUnaryMultiCallable[_app_pb2.GetAppRequest, _app_pb2.GetAppResponse]
-    """GetApp answers one app, archived ones too."""
+    """GetApp returns an app, archived or not. NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads."""
     ListApps: _aio.UnaryUnaryMultiCallable[_app_pb2.ListAppsRequest, _app_pb2.ListAppsResponse]
-    """ListApps lists apps by id."""
+    """ListApps returns apps in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
     UpdateApp: _aio.UnaryUnaryMultiCallable[_app_pb2.UpdateAppRequest, _app_pb2.UpdateAppResponse]
-    """UpdateApp changes the fields named in the mask."""
+    """UpdateApp changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the app is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveApp: _aio.UnaryUnaryMultiCallable[_app_pb2.ArchiveAppRequest, _app_pb2.ArchiveAppResponse]
-    """ArchiveApp archives an app: nothing of it is accepted or attributed any more."""
+    """ArchiveApp archives an app. From then on nothing of it is accepted or attributed. Repeat-safe: archiving the
+    archived changes nothing.
+    """
     CreateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]
-    """CreateNetwork creates a network (media partner), one for each platform."""
+    """CreateNetwork creates a network: a media partner on one platform. The id of a network of the catalogue is enough to
+    create it. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `NETWORK_EXISTS` if there is one of this id with
+    other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.GetNetworkRequest, _network_pb2.GetNetworkResponse]
-    """GetNetwork answers one network."""
+    """GetNetwork returns a network, archived or not. NOT_FOUND `NETWORK_NOT_FOUND`. Repeat-safe: it only reads."""
     ListNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]
-    """ListNetworks lists networks by id, those of the built-in catalogue among them."""
+    """ListNetworks returns networks in pages, by id, those of the built-in catalogue among them: those that the caller
+    sees. Repeat-safe: it only reads.
+    """
     UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]
-    """UpdateNetwork changes the fields named in the mask."""
+    """UpdateNetwork changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the network is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.ArchiveNetworkRequest, _network_pb2.ArchiveNetworkResponse]
-    """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it."""
+    """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it. Repeat-safe: archiving
+    the archived changes nothing.
+    """
     GetNetworkSettings: _aio.UnaryUnaryMultiCallable[_network_settings_pb2.GetNetworkSettingsRequest, _network_settings_pb2.GetNetworkSettingsResponse]
-    """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
+    """GetNetworkSettings returns a network's settings for one app: empty ones, of revision 0, if nobody changed them yet.
+    NOT_FOUND `APP_NOT_FOUND`, `NETWORK_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     UpdateNetworkSettings: _aio.UnaryUnaryMultiCallable[_network_settings_pb2.UpdateNetworkSettingsRequest, _network_settings_pb2.UpdateNetworkSettingsResponse]
-    """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
-    and network must be live, and of one platform.
+    """UpdateNetworkSettings changes the fields that the mask names, and creates the settings where there were none: then
+    app and network must be live (FAILED_PRECONDITION `PARENT_ARCHIVED`) and of one platform. Repeat-safe. ABORTED
+    `ETAG_MISMATCH` if a given etag is not the present one.
     """
     CreateAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.CreateAgencyRequest, _agency_pb2.CreateAgencyResponse]
-    """CreateAgency creates an agency."""
+    """CreateAgency creates an agency. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `AGENCY_EXISTS` if there is
+    one of this id with other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.GetAgencyRequest, _agency_pb2.GetAgencyResponse]
-    """GetAgency answers one agency."""
+    """GetAgency returns an agency, archived or not. NOT_FOUND `AGENCY_NOT_FOUND`. Repeat-safe: it only reads."""
     ListAgencies: _aio.UnaryUnaryMultiCallable[_agency_pb2.ListAgenciesRequest, _agency_pb2.ListAgenciesResponse]
-    """ListAgencies lists agencies by id."""
+    """ListAgencies returns agencies in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
     UpdateAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.UpdateAgencyRequest, _agency_pb2.UpdateAgencyResponse]
-    """UpdateAgency changes the fields named in the mask."""
+    """UpdateAgency changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the agency is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveAgency: _aio.UnaryUnaryMultiCallable[_agency_pb2.ArchiveAgencyRequest, _agency_pb2.ArchiveAgencyResponse]
-    """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
+    """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers. Repeat-safe: archiving
+    the archived changes nothing.
+    """
     CreateSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.CreateSanAccountRequest, _san_account_pb2.CreateSanAccountResponse]
-    """CreateSanAccount creates an account with a self-attributing network."""
+    """CreateSanAccount creates an account with a self-attributing network. Repeat-safe by the id, or by request_id.
+    ALREADY_EXISTS `SAN_ACCOUNT_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one
+    has the name.
+    """
     GetSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.GetSanAccountRequest, _san_account_pb2.GetSanAccountResponse]
-    """GetSanAccount answers an account with a self-attributing network."""
+    """GetSanAccount returns an account with a self-attributing network, archived or not. NOT_FOUND
+    `SAN_ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     ListSanAccounts: _aio.UnaryUnaryMultiCallable[_san_account_pb2.ListSanAccountsRequest, _san_account_pb2.ListSanAccountsResponse]
-    """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
+    """ListSanAccounts returns accounts of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+    Repeat-safe: it only reads.
+    """
     UpdateSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.UpdateSanAccountRequest, _san_account_pb2.UpdateSanAccountResponse]
-    """UpdateSanAccount changes the fields named in the mask."""
+    """UpdateSanAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account
+    is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveSanAccount: _aio.UnaryUnaryMultiCallable[_san_account_pb2.ArchiveSanAccountRequest, _san_account_pb2.ArchiveSanAccountResponse]
-    """ArchiveSanAccount archives an account with a self-attributing network.
-    FAILED_PRECONDITION `IN_USE` while live trackers name it.
+    """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
+    trackers name it. Repeat-safe: archiving the archived changes nothing.
     """
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.CreateCampaignRequest, _campaign_pb2.CreateCampaignResponse]
-    """CreateCampaign creates a campaign."""
+    """CreateCampaign creates a campaign. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `CAMPAIGN_EXISTS` if
+    there is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.GetCampaignRequest, _campaign_pb2.GetCampaignResponse]
-    """GetCampaign answers one campaign."""
+    """GetCampaign returns a campaign, archived or not. NOT_FOUND `CAMPAIGN_NOT_FOUND`. Repeat-safe: it only reads."""
     ListCampaigns: _aio.UnaryUnaryMultiCallable[_campaign_pb2.ListCampaignsRequest, _campaign_pb2.ListCampaignsResponse]
-    """ListCampaigns lists an app's campaigns by id."""
+    """ListCampaigns returns campaigns of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+    Repeat-safe: it only reads.
+    """
     UpdateCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.UpdateCampaignRequest, _campaign_pb2.UpdateCampaignResponse]
-    """UpdateCampaign changes the fields named in the mask."""
+    """UpdateCampaign changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the campaign
+    is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.ArchiveCampaignRequest, _campaign_pb2.ArchiveCampaignResponse]
-    """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
+    """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe:
+    archiving the archived changes nothing.
+    """
     CreateSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.CreateSegmentRequest, _segment_pb2.CreateSegmentResponse]
-    """CreateSegment creates a segment of a campaign."""
+    """CreateSegment creates a segment. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `SEGMENT_EXISTS` if there
+    is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+    """
     GetSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.GetSegmentRequest, _segment_pb2.GetSegmentResponse]
-    """GetSegment answers one segment."""
+    """GetSegment returns a segment, archived or not. NOT_FOUND `SEGMENT_NOT_FOUND`. Repeat-safe: it only reads."""
     ListSegments: _aio.UnaryUnaryMultiCallable[_segment_pb2.ListSegmentsRequest, _segment_pb2.ListSegmentsResponse]
-    """ListSegments lists an app's segments by id."""
+    """ListSegments returns segments of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+    Repeat-safe: it only reads.
+    """
     UpdateSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.UpdateSegmentRequest, _segment_pb2.UpdateSegmentResponse]
-    """UpdateSegment changes the fields named in the mask."""
+    """UpdateSegment changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the segment is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveSegment: _aio.UnaryUnaryMultiCallable[_segment_pb2.ArchiveSegmentRequest, _segment_pb2.ArchiveSegmentResponse]
-    """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
+    """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe: archiving
+    the archived changes nothing.
+    """
     CreateTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CreateTrackerRequest, _tracker_pb2.CreateTrackerResponse]
-    """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
-    revision, or nothing. On request it answers the postback configurations to fill in.
+    """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it in
+    one revision, or nothing. Wrong fields of all three are named at once. It returns the links to hand to the network
+    and, on request, the postback configurations to fill in. Repeat-safe by the id, or by request_id. ALREADY_EXISTS
+    `TRACKER_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one of the app has the
+    name.
     """
     GetTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.GetTrackerRequest, _tracker_pb2.GetTrackerResponse]
-    """GetTracker answers one tracker."""
+    """GetTracker returns a tracker, archived or not, and the links to hand to its network. NOT_FOUND `TRACKER_NOT_FOUND`.
+    Repeat-safe: it only reads.
+    """
     ListTrackers: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListTrackersRequest, _tracker_pb2.ListTrackersResponse]
-    """ListTrackers lists an app's trackers by id: all, or those that match a filter."""
+    """ListTrackers returns trackers of an app in pages, by id: all that the caller sees, or those that match a filter.
+    NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     UpdateTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.UpdateTrackerRequest, _tracker_pb2.UpdateTrackerResponse]
-    """UpdateTracker changes the fields named in the mask."""
+    """UpdateTracker changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the tracker is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ArchiveTrackerRequest, _tracker_pb2.ArchiveTrackerResponse]
-    """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more."""
+    """ArchiveTracker archives a tracker. From then on its links still redirect, and it wins nothing. Repeat-safe:
+    archiving the archived changes nothing.
+    """
     CopyTracker: _aio.UnaryUnaryMultiCallable[_tracker_pb2.CopyTrackerRequest, _tracker_pb2.CopyTrackerResponse]
-    """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
-    without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
-    request_id.
+    """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker.
+    Without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+    request_id. NOT_FOUND `TRACKER_NOT_FOUND`; else as CreateTracker.
     """
     BulkEditTrackers: _aio.UnaryUnaryMultiCallable[_tracker_edit_pb2.BulkEditTrackersRequest, _tracker_edit_pb2.BulkEditTrackersResponse]
     """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
-    named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+    named for each tracker, as `trackers[ID].events`. Repeat-safe. NOT_FOUND `TRACKER_NOT_FOUND`; FAILED_PRECONDITION
+    `TOO_MANY` if a filter matches more than 5,000.
     """
     ExportTrackers: _aio.UnaryStreamMultiCallable[_tracker_edit_pb2.ExportTrackersRequest, _tracker_edit_pb2.ExportTrackersResponse]
-    """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
+    """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. NOT_FOUND
+    `APP_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     ImportTrackers: _aio.UnaryUnaryMultiCallable[_tracker_edit_pb2.ImportTrackersRequest, _tracker_edit_pb2.ImportTrackersResponse]
-    """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
-    etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
-    not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+    """ImportTrackers brings trackers to the state of an exported file. Without an etag it returns what would change, and
+    an etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file
+    does not name stay as they are. A row whose tracker_id is empty or unknown creates a tracker; one with
     STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
     to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
     """
     DraftPostbacks: _aio.UnaryUnaryMultiCallable[_postback_draft_pb2.DraftPostbacksRequest, _postback_draft_pb2.DraftPostbacksResponse]
-    """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
+    """DraftPostbacks returns the postback configurations that a tracker wants, as far as tracker can fill them in.
+    NOT_FOUND `TRACKER_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     ResolveSettings: _aio.UnaryUnaryMultiCallable[_resolve_pb2.ResolveSettingsRequest, _resolve_pb2.ResolveSettingsResponse]
     """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
-    comes from (B3). Repeat-safe: it only reads.
+    comes from (B3). NOT_FOUND `TRACKER_NOT_FOUND`, `APP_NOT_FOUND`. Repeat-safe: it only reads.
     """
     CreateEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.CreateEventDefinitionRequest, _event_definition_pb2.CreateEventDefinitionResponse]
     """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
-    without them has the defaults.
+    without them has the defaults. Repeat-safe by the name of the event, or by request_id. ALREADY_EXISTS
+    `EVENT_DEFINITION_EXISTS` if there are live settings with other content.
     """
     GetEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.GetEventDefinitionRequest, _event_definition_pb2.GetEventDefinitionResponse]
-    """GetEventDefinition answers the settings of one event."""
+    """GetEventDefinition returns an event definition, archived or not. NOT_FOUND `EVENT_DEFINITION_NOT_FOUND`.
+    Repeat-safe: it only reads.
+    """
     ListEventDefinitions: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.ListEventDefinitionsRequest, _event_definition_pb2.ListEventDefinitionsResponse]
-    """ListEventDefinitions lists an app's event definitions by name."""
+    """ListEventDefinitions returns event definitions of an app in pages, by name: those that the caller sees. NOT_FOUND
+    `APP_NOT_FOUND`. Repeat-safe: it only reads.
+    """
     UpdateEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.UpdateEventDefinitionRequest, _event_definition_pb2.UpdateEventDefinitionResponse]
-    """UpdateEventDefinition changes the fields named in the mask."""
+    """UpdateEventDefinition changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the
+    event definition is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveEventDefinition: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.ArchiveEventDefinitionRequest, _event_definition_pb2.ArchiveEventDefinitionResponse]
-    """ArchiveEventDefinition archives it: the event has the defaults again.
-    FAILED_PRECONDITION `IN_USE` while live trackers select it.
+    """ArchiveEventDefinition archives an event definition. The event has the defaults again. FAILED_PRECONDITION `IN_USE`
+    while live trackers select it. Repeat-safe: archiving the archived changes nothing.
     """
     RegisterEvents: _aio.UnaryUnaryMultiCallable[_event_definition_pb2.RegisterEventsRequest, _event_definition_pb2.RegisterEventsResponse]
-    """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
+    """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not.
+    Repeat-safe. NOT_FOUND `APP_NOT_FOUND`; FAILED_PRECONDITION `PARENT_ARCHIVED` if the app is archived.
+    """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.CreateApiKeyRequest, _api_key_pb2.CreateApiKeyResponse]
-    """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
+    """CreateApiKey creates an API key and shows it, this once. Repeat-safe by the id, or by request_id; a repetition
+    returns the same resource without the key. ALREADY_EXISTS `API_KEY_EXISTS` if there is one of this id with other
+    content.
+    """
     GetApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.GetApiKeyRequest, _api_key_pb2.GetApiKeyResponse]
-    """GetApiKey answers one API key."""
+    """GetApiKey returns an API key, archived or not. NOT_FOUND `API_KEY_NOT_FOUND`. Repeat-safe: it only reads."""
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_pb2.ListApiKeysRequest, _api_key_pb2.ListApiKeysResponse]
-    """ListApiKeys lists API keys by id."""
+    """ListApiKeys returns API keys in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
     UpdateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.UpdateApiKeyRequest, _api_key_pb2.UpdateApiKeyResponse]
-    """UpdateApiKey changes the fields named in the mask."""
+    """UpdateApiKey changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the API key is
+    archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+    """
     ArchiveApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.ArchiveApiKeyRequest, _api_key_pb2.ArchiveApiKeyResponse]
-    """ArchiveApiKey revokes an API key."""
+    """ArchiveApiKey revokes an API key: calls with it are refused from then on. Repeat-safe: archiving the archived
+    changes nothing.
+    """
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_pb2.RotateApiKeyRequest, _api_key_pb2.RotateApiKeyResponse]
-    """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
-    overlap. Repeat-safe by request_id, as CreateApiKey.
+    """RotateApiKey creates another key of the same role and scope, shows it, this once, and lets the old one end after an
+    overlap. Repeat-safe by request_id; a repetition returns the same resource without the key. FAILED_PRECONDITION
+    `ARCHIVED` if the old key is revoked or expired.
     """
     PlanSettings: _aio.UnaryUnaryMultiCallable[_settings_file_pb2.PlanSettingsRequest, _settings_file_pb2.PlanSettingsResponse]
-    """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
-    and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
-    its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
-    (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
-    there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+    """PlanSettings returns the changes that bring an app and all that belongs to it to a wanted state. It changes
+    nothing, so repeating it is safe. INVALID_ARGUMENT names everything that is wrong with the wanted state, each by
+    its path in it, as `resources[3].tracker.windows.click_device`: wrong values, ids that are archived (`ARCHIVED`) or
+    belong to another app (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), names that others have
+    (`NAME_TAKEN`), references to nothing (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when a resource that is not
+    listed needs one that would be archived.
     """
     ApplySettings: _aio.UnaryUnaryMultiCallable[_settings_file_pb2.ApplySettingsRequest, _settings_file_pb2.ApplySettingsResponse]
-    """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
-    Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
-    Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
+    """ApplySettings brings an app and all that belongs to it to a wanted state: the whole plan in one revision, or
+    nothing. Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right. Errors as
+    PlanSettings, and ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
     """
     ListChanges: _aio.UnaryUnaryMultiCallable[_change_pb2.ListChangesRequest, _change_pb2.ListChangesResponse]
-    """ListChanges answers who changed what, when, from what to what, newest first."""
+    """ListChanges returns who changed what, when, from what to what, the newest first. PERMISSION_DENIED
+    `SCOPE_NOT_ALLOWED` to keys of one app or account that name no app; NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only
+    reads.
+    """
     GetSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
-    """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
-    NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
+    """GetSnapshot streams all settings as they are, or were at a past revision, in parts. NOT_FOUND `REVISION_NOT_FOUND`
+    for a revision that is not reached. Repeat-safe: it only reads.
     """
     WatchSnapshot: _aio.UnaryStreamMultiCallable[_snapshot_pb2.WatchSnapshotRequest, _snapshot_pb2.WatchSnapshotResponse]
     """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
     asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
-    revision come in one response, those of revisions that follow each other may come together; responses come in the
-    order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
-    Repeat-safe: resume from the last revision received.
+    revision come in one response; those of revisions that follow each other may come together. Responses come in the
+    order of revisions, at least one every 10 seconds, an empty one if nothing changed. Repeat-safe: resume from the
+    last revision received.
     """
 
 class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions, accounts
-    with self-attributing networks, and API keys.
+    """TrackerConfigService keeps accounts, apps, networks, agencies, campaigns, segments, trackers, event definitions,
+    accounts with self-attributing networks, and API keys.
 
-    Callers send `authorization: Bearer <key>`; what a key may do is said at ApiKey. Without one: UNAUTHENTICATED
-    `API_KEY_REQUIRED`; with one that is not, or no longer, good: `API_KEY_INVALID`. What a key's role may not do is
-    PERMISSION_DENIED `ROLE_NOT_ALLOWED`; what lies outside of its scope is not found.
+    Callers send `authorization: Bearer <key>`; ApiKey says what a key may do. A call without a key fails with
+    UNAUTHENTICATED `API_KEY_REQUIRED`, one with an unknown, expired or revoked key with UNAUTHENTICATED
+    `API_KEY_INVALID`. A method that the role of the key may not call fails with PERMISSION_DENIED `ROLE_NOT_ALLOWED`.
+    Resources outside of the scope of the key are not found.
 
     Every change takes the next revision in the same transaction; revisions have no gaps and commit in their order.
-    Create is repeat-safe by the resource's id: the same id with the same content answers the resource that is there;
-    with other content it is ALREADY_EXISTS. An id left out is generated; give `request_id` to make that repeat-safe too.
-    Output-only fields are ignored on create. Update is repeat-safe by nature. Archive is how things are deleted; archiving
-    the archived changes nothing, and nothing else changes it any more. A resource is at most 16,000 bytes as a message.
-    Update and Archive given an etag (Update: the resource's own) that is not the resource's present one change nothing.
-    Errors common to all: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, of a parent too;
-    ALREADY_EXISTS `<RESOURCE>_EXISTS` or `NAME_TAKEN`; FAILED_PRECONDITION `IN_USE` naming up to 10 that use it,
-    `PARENT_ARCHIVED` on creating below what is archived, `ARCHIVED` on updating what is; ABORTED `ETAG_MISMATCH`: read
-    again and repeat.
+    Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
+    the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
+    repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
+    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
+    nothing.
+
+    Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
+    parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
+    on creating below an archived resource, and `ARCHIVED` on updating one; ABORTED `ETAG_MISMATCH`: read again and
+    repeat.
     """
 
     @_abc_1.abstractmethod
@@ -245,7 +343,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.CreateAccountRequest,
         context: _aio.ServicerContext[_account_pb2.CreateAccountRequest, _abc.Awaitable[_account_pb2.CreateAccountResponse]],
     ) -> _abc.Awaitable[_account_pb2.CreateAccountResponse]:
-        """CreateAccount creates an account."""
+        """CreateAccount creates an account. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `ACCOUNT_EXISTS` if there
+        is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetAccount(
@@ -253,7 +353,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.GetAccountRequest,
         context: _aio.ServicerContext[_account_pb2.GetAccountRequest, _abc.Awaitable[_account_pb2.GetAccountResponse]],
     ) -> _abc.Awaitable[_account_pb2.GetAccountResponse]:
-        """GetAccount answers one account."""
+        """GetAccount returns an account, archived or not. NOT_FOUND `ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListAccounts(
@@ -261,7 +361,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.ListAccountsRequest,
         context: _aio.ServicerContext[_account_pb2.ListAccountsRequest, _abc.Awaitable[_account_pb2.ListAccountsResponse]],
     ) -> _abc.Awaitable[_account_pb2.ListAccountsResponse]:
-        """ListAccounts lists accounts by id."""
+        """ListAccounts returns accounts in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def UpdateAccount(
@@ -269,7 +369,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.UpdateAccountRequest,
         context: _aio.ServicerContext[_account_pb2.UpdateAccountRequest, _abc.Awaitable[_account_pb2.UpdateAccountResponse]],
     ) -> _abc.Awaitable[_account_pb2.UpdateAccountResponse]:
-        """UpdateAccount changes the fields named in the mask."""
+        """UpdateAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveAccount(
@@ -277,7 +379,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.ArchiveAccountRequest,
         context: _aio.ServicerContext[_account_pb2.ArchiveAccountRequest, _abc.Awaitable[_account_pb2.ArchiveAccountResponse]],
     ) -> _abc.Awaitable[_account_pb2.ArchiveAccountResponse]:
-        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps."""
+        """ArchiveAccount archives an account. FAILED_PRECONDITION `IN_USE` while it has live apps. Repeat-safe: archiving the
+        archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateApp(
@@ -285,7 +389,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _app_pb2.CreateAppRequest,
         context: _aio.ServicerContext[_app_pb2.CreateAppRequest, _abc.Awaitable[_app_pb2.CreateAppResponse]],
     ) -> _abc.Awaitable[_app_pb2.CreateAppResponse]:
-        """CreateApp creates an app."""
+        """CreateApp creates an app. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `APP_EXISTS` if there is one of
+        this id with other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetApp(
@@ -293,7 +399,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _app_pb2.GetAppRequest,
         context: _aio.ServicerContext[_app_pb2.GetAppRequest, _abc.Awaitable[_app_pb2.GetAppResponse]],
     ) -> _abc.Awaitable[_app_pb2.GetAppResponse]:
-        """GetApp answers one app, archived ones too."""
+        """GetApp returns an app, archived or not. NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListApps(
@@ -301,7 +407,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _app_pb2.ListAppsRequest,
         context: _aio.ServicerContext[_app_pb2.ListAppsRequest, _abc.Awaitable[_app_pb2.ListAppsResponse]],
     ) -> _abc.Awaitable[_app_pb2.ListAppsResponse]:
-        """ListApps lists apps by id."""
+        """ListApps returns apps in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def UpdateApp(
@@ -309,7 +415,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _app_pb2.UpdateAppRequest,
         context: _aio.ServicerContext[_app_pb2.UpdateAppRequest, _abc.Awaitable[_app_pb2.UpdateAppResponse]],
     ) -> _abc.Awaitable[_app_pb2.UpdateAppResponse]:
-        """UpdateApp changes the fields named in the mask."""
+        """UpdateApp changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the app is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveApp(
@@ -317,7 +425,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _app_pb2.ArchiveAppRequest,
         context: _aio.ServicerContext[_app_pb2.ArchiveAppRequest, _abc.Awaitable[_app_pb2.ArchiveAppResponse]],
     ) -> _abc.Awaitable[_app_pb2.ArchiveAppResponse]:
-        """ArchiveApp archives an app: nothing of it is accepted or attributed any more."""
+        """ArchiveApp archives an app. From then on nothing of it is accepted or attributed. Repeat-safe: archiving the
+        archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateNetwork(
@@ -325,7 +435,10 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.CreateNetworkRequest,
         context: _aio.ServicerContext[_network_pb2.CreateNetworkRequest, _abc.Awaitable[_network_pb2.CreateNetworkResponse]],
     ) -> _abc.Awaitable[_network_pb2.CreateNetworkResponse]:
-        """CreateNetwork creates a network (media partner), one for each platform."""
+        """CreateNetwork creates a network: a media partner on one platform. The id of a network of the catalogue is enough to
+        create it. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `NETWORK_EXISTS` if there is one of this id with
+        other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetNetwork(
@@ -333,7 +446,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.GetNetworkRequest,
         context: _aio.ServicerContext[_network_pb2.GetNetworkRequest, _abc.Awaitable[_network_pb2.GetNetworkResponse]],
     ) -> _abc.Awaitable[_network_pb2.GetNetworkResponse]:
-        """GetNetwork answers one network."""
+        """GetNetwork returns a network, archived or not. NOT_FOUND `NETWORK_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListNetworks(
@@ -341,7 +454,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.ListNetworksRequest,
         context: _aio.ServicerContext[_network_pb2.ListNetworksRequest, _abc.Awaitable[_network_pb2.ListNetworksResponse]],
     ) -> _abc.Awaitable[_network_pb2.ListNetworksResponse]:
-        """ListNetworks lists networks by id, those of the built-in catalogue among them."""
+        """ListNetworks returns networks in pages, by id, those of the built-in catalogue among them: those that the caller
+        sees. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateNetwork(
@@ -349,7 +464,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.UpdateNetworkRequest,
         context: _aio.ServicerContext[_network_pb2.UpdateNetworkRequest, _abc.Awaitable[_network_pb2.UpdateNetworkResponse]],
     ) -> _abc.Awaitable[_network_pb2.UpdateNetworkResponse]:
-        """UpdateNetwork changes the fields named in the mask."""
+        """UpdateNetwork changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the network is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveNetwork(
@@ -357,7 +474,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.ArchiveNetworkRequest,
         context: _aio.ServicerContext[_network_pb2.ArchiveNetworkRequest, _abc.Awaitable[_network_pb2.ArchiveNetworkResponse]],
     ) -> _abc.Awaitable[_network_pb2.ArchiveNetworkResponse]:
-        """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it."""
+        """ArchiveNetwork archives a network. FAILED_PRECONDITION `IN_USE` while live trackers use it. Repeat-safe: archiving
+        the archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def GetNetworkSettings(
@@ -365,7 +484,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_settings_pb2.GetNetworkSettingsRequest,
         context: _aio.ServicerContext[_network_settings_pb2.GetNetworkSettingsRequest, _abc.Awaitable[_network_settings_pb2.GetNetworkSettingsResponse]],
     ) -> _abc.Awaitable[_network_settings_pb2.GetNetworkSettingsResponse]:
-        """GetNetworkSettings answers a network's settings for one app; the empty settings, of revision 0, when none were made."""
+        """GetNetworkSettings returns a network's settings for one app: empty ones, of revision 0, if nobody changed them yet.
+        NOT_FOUND `APP_NOT_FOUND`, `NETWORK_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateNetworkSettings(
@@ -373,8 +494,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_settings_pb2.UpdateNetworkSettingsRequest,
         context: _aio.ServicerContext[_network_settings_pb2.UpdateNetworkSettingsRequest, _abc.Awaitable[_network_settings_pb2.UpdateNetworkSettingsResponse]],
     ) -> _abc.Awaitable[_network_settings_pb2.UpdateNetworkSettingsResponse]:
-        """UpdateNetworkSettings changes the fields named in the mask, and makes the settings when there were none: then app
-        and network must be live, and of one platform.
+        """UpdateNetworkSettings changes the fields that the mask names, and creates the settings where there were none: then
+        app and network must be live (FAILED_PRECONDITION `PARENT_ARCHIVED`) and of one platform. Repeat-safe. ABORTED
+        `ETAG_MISMATCH` if a given etag is not the present one.
         """
 
     @_abc_1.abstractmethod
@@ -383,7 +505,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agency_pb2.CreateAgencyRequest,
         context: _aio.ServicerContext[_agency_pb2.CreateAgencyRequest, _abc.Awaitable[_agency_pb2.CreateAgencyResponse]],
     ) -> _abc.Awaitable[_agency_pb2.CreateAgencyResponse]:
-        """CreateAgency creates an agency."""
+        """CreateAgency creates an agency. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `AGENCY_EXISTS` if there is
+        one of this id with other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetAgency(
@@ -391,7 +515,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agency_pb2.GetAgencyRequest,
         context: _aio.ServicerContext[_agency_pb2.GetAgencyRequest, _abc.Awaitable[_agency_pb2.GetAgencyResponse]],
     ) -> _abc.Awaitable[_agency_pb2.GetAgencyResponse]:
-        """GetAgency answers one agency."""
+        """GetAgency returns an agency, archived or not. NOT_FOUND `AGENCY_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListAgencies(
@@ -399,7 +523,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agency_pb2.ListAgenciesRequest,
         context: _aio.ServicerContext[_agency_pb2.ListAgenciesRequest, _abc.Awaitable[_agency_pb2.ListAgenciesResponse]],
     ) -> _abc.Awaitable[_agency_pb2.ListAgenciesResponse]:
-        """ListAgencies lists agencies by id."""
+        """ListAgencies returns agencies in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def UpdateAgency(
@@ -407,7 +531,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agency_pb2.UpdateAgencyRequest,
         context: _aio.ServicerContext[_agency_pb2.UpdateAgencyRequest, _abc.Awaitable[_agency_pb2.UpdateAgencyResponse]],
     ) -> _abc.Awaitable[_agency_pb2.UpdateAgencyResponse]:
-        """UpdateAgency changes the fields named in the mask."""
+        """UpdateAgency changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the agency is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveAgency(
@@ -415,7 +541,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agency_pb2.ArchiveAgencyRequest,
         context: _aio.ServicerContext[_agency_pb2.ArchiveAgencyRequest, _abc.Awaitable[_agency_pb2.ArchiveAgencyResponse]],
     ) -> _abc.Awaitable[_agency_pb2.ArchiveAgencyResponse]:
-        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers."""
+        """ArchiveAgency archives an agency. FAILED_PRECONDITION `IN_USE` while it runs live trackers. Repeat-safe: archiving
+        the archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateSanAccount(
@@ -423,7 +551,10 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _san_account_pb2.CreateSanAccountRequest,
         context: _aio.ServicerContext[_san_account_pb2.CreateSanAccountRequest, _abc.Awaitable[_san_account_pb2.CreateSanAccountResponse]],
     ) -> _abc.Awaitable[_san_account_pb2.CreateSanAccountResponse]:
-        """CreateSanAccount creates an account with a self-attributing network."""
+        """CreateSanAccount creates an account with a self-attributing network. Repeat-safe by the id, or by request_id.
+        ALREADY_EXISTS `SAN_ACCOUNT_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one
+        has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetSanAccount(
@@ -431,7 +562,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _san_account_pb2.GetSanAccountRequest,
         context: _aio.ServicerContext[_san_account_pb2.GetSanAccountRequest, _abc.Awaitable[_san_account_pb2.GetSanAccountResponse]],
     ) -> _abc.Awaitable[_san_account_pb2.GetSanAccountResponse]:
-        """GetSanAccount answers an account with a self-attributing network."""
+        """GetSanAccount returns an account with a self-attributing network, archived or not. NOT_FOUND
+        `SAN_ACCOUNT_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def ListSanAccounts(
@@ -439,7 +572,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _san_account_pb2.ListSanAccountsRequest,
         context: _aio.ServicerContext[_san_account_pb2.ListSanAccountsRequest, _abc.Awaitable[_san_account_pb2.ListSanAccountsResponse]],
     ) -> _abc.Awaitable[_san_account_pb2.ListSanAccountsResponse]:
-        """ListSanAccounts lists an app's accounts with self-attributing networks by id."""
+        """ListSanAccounts returns accounts of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateSanAccount(
@@ -447,7 +582,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _san_account_pb2.UpdateSanAccountRequest,
         context: _aio.ServicerContext[_san_account_pb2.UpdateSanAccountRequest, _abc.Awaitable[_san_account_pb2.UpdateSanAccountResponse]],
     ) -> _abc.Awaitable[_san_account_pb2.UpdateSanAccountResponse]:
-        """UpdateSanAccount changes the fields named in the mask."""
+        """UpdateSanAccount changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the account
+        is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveSanAccount(
@@ -455,8 +592,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _san_account_pb2.ArchiveSanAccountRequest,
         context: _aio.ServicerContext[_san_account_pb2.ArchiveSanAccountRequest, _abc.Awaitable[_san_account_pb2.ArchiveSanAccountResponse]],
     ) -> _abc.Awaitable[_san_account_pb2.ArchiveSanAccountResponse]:
-        """ArchiveSanAccount archives an account with a self-attributing network.
-        FAILED_PRECONDITION `IN_USE` while live trackers name it.
+        """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
+        trackers name it. Repeat-safe: archiving the archived changes nothing.
         """
 
     @_abc_1.abstractmethod
@@ -465,7 +602,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _campaign_pb2.CreateCampaignRequest,
         context: _aio.ServicerContext[_campaign_pb2.CreateCampaignRequest, _abc.Awaitable[_campaign_pb2.CreateCampaignResponse]],
     ) -> _abc.Awaitable[_campaign_pb2.CreateCampaignResponse]:
-        """CreateCampaign creates a campaign."""
+        """CreateCampaign creates a campaign. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `CAMPAIGN_EXISTS` if
+        there is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetCampaign(
@@ -473,7 +612,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _campaign_pb2.GetCampaignRequest,
         context: _aio.ServicerContext[_campaign_pb2.GetCampaignRequest, _abc.Awaitable[_campaign_pb2.GetCampaignResponse]],
     ) -> _abc.Awaitable[_campaign_pb2.GetCampaignResponse]:
-        """GetCampaign answers one campaign."""
+        """GetCampaign returns a campaign, archived or not. NOT_FOUND `CAMPAIGN_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListCampaigns(
@@ -481,7 +620,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _campaign_pb2.ListCampaignsRequest,
         context: _aio.ServicerContext[_campaign_pb2.ListCampaignsRequest, _abc.Awaitable[_campaign_pb2.ListCampaignsResponse]],
     ) -> _abc.Awaitable[_campaign_pb2.ListCampaignsResponse]:
-        """ListCampaigns lists an app's campaigns by id."""
+        """ListCampaigns returns campaigns of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateCampaign(
@@ -489,7 +630,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _campaign_pb2.UpdateCampaignRequest,
         context: _aio.ServicerContext[_campaign_pb2.UpdateCampaignRequest, _abc.Awaitable[_campaign_pb2.UpdateCampaignResponse]],
     ) -> _abc.Awaitable[_campaign_pb2.UpdateCampaignResponse]:
-        """UpdateCampaign changes the fields named in the mask."""
+        """UpdateCampaign changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the campaign
+        is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveCampaign(
@@ -497,7 +640,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _campaign_pb2.ArchiveCampaignRequest,
         context: _aio.ServicerContext[_campaign_pb2.ArchiveCampaignRequest, _abc.Awaitable[_campaign_pb2.ArchiveCampaignResponse]],
     ) -> _abc.Awaitable[_campaign_pb2.ArchiveCampaignResponse]:
-        """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
+        """ArchiveCampaign archives a campaign. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe:
+        archiving the archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateSegment(
@@ -505,7 +650,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.CreateSegmentRequest,
         context: _aio.ServicerContext[_segment_pb2.CreateSegmentRequest, _abc.Awaitable[_segment_pb2.CreateSegmentResponse]],
     ) -> _abc.Awaitable[_segment_pb2.CreateSegmentResponse]:
-        """CreateSegment creates a segment of a campaign."""
+        """CreateSegment creates a segment. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `SEGMENT_EXISTS` if there
+        is one of this id with other content, `NAME_TAKEN` if another live one has the name.
+        """
 
     @_abc_1.abstractmethod
     def GetSegment(
@@ -513,7 +660,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.GetSegmentRequest,
         context: _aio.ServicerContext[_segment_pb2.GetSegmentRequest, _abc.Awaitable[_segment_pb2.GetSegmentResponse]],
     ) -> _abc.Awaitable[_segment_pb2.GetSegmentResponse]:
-        """GetSegment answers one segment."""
+        """GetSegment returns a segment, archived or not. NOT_FOUND `SEGMENT_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListSegments(
@@ -521,7 +668,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.ListSegmentsRequest,
         context: _aio.ServicerContext[_segment_pb2.ListSegmentsRequest, _abc.Awaitable[_segment_pb2.ListSegmentsResponse]],
     ) -> _abc.Awaitable[_segment_pb2.ListSegmentsResponse]:
-        """ListSegments lists an app's segments by id."""
+        """ListSegments returns segments of an app in pages, by id: those that the caller sees. NOT_FOUND `APP_NOT_FOUND`.
+        Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateSegment(
@@ -529,7 +678,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.UpdateSegmentRequest,
         context: _aio.ServicerContext[_segment_pb2.UpdateSegmentRequest, _abc.Awaitable[_segment_pb2.UpdateSegmentResponse]],
     ) -> _abc.Awaitable[_segment_pb2.UpdateSegmentResponse]:
-        """UpdateSegment changes the fields named in the mask."""
+        """UpdateSegment changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the segment is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveSegment(
@@ -537,7 +688,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segment_pb2.ArchiveSegmentRequest,
         context: _aio.ServicerContext[_segment_pb2.ArchiveSegmentRequest, _abc.Awaitable[_segment_pb2.ArchiveSegmentResponse]],
     ) -> _abc.Awaitable[_segment_pb2.ArchiveSegmentResponse]:
-        """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers."""
+        """ArchiveSegment archives a segment. FAILED_PRECONDITION `IN_USE` while it has live trackers. Repeat-safe: archiving
+        the archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateTracker(
@@ -545,8 +698,11 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.CreateTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.CreateTrackerRequest, _abc.Awaitable[_tracker_pb2.CreateTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.CreateTrackerResponse]:
-        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it, in one
-        revision, or nothing. On request it answers the postback configurations to fill in.
+        """CreateTracker creates a tracker, and the campaign and segment it is to belong to, if they are given: all of it in
+        one revision, or nothing. Wrong fields of all three are named at once. It returns the links to hand to the network
+        and, on request, the postback configurations to fill in. Repeat-safe by the id, or by request_id. ALREADY_EXISTS
+        `TRACKER_EXISTS` if there is one of this id with other content, `NAME_TAKEN` if another live one of the app has the
+        name.
         """
 
     @_abc_1.abstractmethod
@@ -555,7 +711,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.GetTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.GetTrackerRequest, _abc.Awaitable[_tracker_pb2.GetTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.GetTrackerResponse]:
-        """GetTracker answers one tracker."""
+        """GetTracker returns a tracker, archived or not, and the links to hand to its network. NOT_FOUND `TRACKER_NOT_FOUND`.
+        Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def ListTrackers(
@@ -563,7 +721,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.ListTrackersRequest,
         context: _aio.ServicerContext[_tracker_pb2.ListTrackersRequest, _abc.Awaitable[_tracker_pb2.ListTrackersResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.ListTrackersResponse]:
-        """ListTrackers lists an app's trackers by id: all, or those that match a filter."""
+        """ListTrackers returns trackers of an app in pages, by id: all that the caller sees, or those that match a filter.
+        NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateTracker(
@@ -571,7 +731,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.UpdateTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.UpdateTrackerRequest, _abc.Awaitable[_tracker_pb2.UpdateTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.UpdateTrackerResponse]:
-        """UpdateTracker changes the fields named in the mask."""
+        """UpdateTracker changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the tracker is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveTracker(
@@ -579,7 +741,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.ArchiveTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.ArchiveTrackerRequest, _abc.Awaitable[_tracker_pb2.ArchiveTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.ArchiveTrackerResponse]:
-        """ArchiveTracker archives a tracker: its links still redirect, and it wins nothing any more."""
+        """ArchiveTracker archives a tracker. From then on its links still redirect, and it wins nothing. Repeat-safe:
+        archiving the archived changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def CopyTracker(
@@ -587,9 +751,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_pb2.CopyTrackerRequest,
         context: _aio.ServicerContext[_tracker_pb2.CopyTrackerRequest, _abc.Awaitable[_tracker_pb2.CopyTrackerResponse]],
     ) -> _abc.Awaitable[_tracker_pb2.CopyTrackerResponse]:
-        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker, and
-        without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
-        request_id.
+        """CopyTracker creates a tracker like another, apart from the fields given. A copy is never the default tracker.
+        Without a name of its own it is called `<name> copy`, or `<name> copy 2` and so on. Repeat-safe by tracker_id or
+        request_id. NOT_FOUND `TRACKER_NOT_FOUND`; else as CreateTracker.
         """
 
     @_abc_1.abstractmethod
@@ -599,7 +763,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tracker_edit_pb2.BulkEditTrackersRequest, _abc.Awaitable[_tracker_edit_pb2.BulkEditTrackersResponse]],
     ) -> _abc.Awaitable[_tracker_edit_pb2.BulkEditTrackersResponse]:
         """BulkEditTrackers changes the same fields of many trackers, in one revision: all of them or none. Wrong fields are
-        named for each tracker, as `trackers[ID].events`. Repeat-safe by nature.
+        named for each tracker, as `trackers[ID].events`. Repeat-safe. NOT_FOUND `TRACKER_NOT_FOUND`; FAILED_PRECONDITION
+        `TOO_MANY` if a filter matches more than 5,000.
         """
 
     @_abc_1.abstractmethod
@@ -608,7 +773,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_edit_pb2.ExportTrackersRequest,
         context: _aio.ServicerContext[_tracker_edit_pb2.ExportTrackersRequest, _abc.AsyncIterator[_tracker_edit_pb2.ExportTrackersResponse]],
     ) -> _abc.AsyncIterator[_tracker_edit_pb2.ExportTrackersResponse]:
-        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. Repeat-safe."""
+        """ExportTrackers streams the live trackers of an app, or those that match a filter, as a file. NOT_FOUND
+        `APP_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def ImportTrackers(
@@ -616,9 +783,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tracker_edit_pb2.ImportTrackersRequest,
         context: _aio.ServicerContext[_tracker_edit_pb2.ImportTrackersRequest, _abc.Awaitable[_tracker_edit_pb2.ImportTrackersResponse]],
     ) -> _abc.Awaitable[_tracker_edit_pb2.ImportTrackersResponse]:
-        """ImportTrackers brings trackers to the state of an exported file. Without an etag it answers what would change, and an
-        etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file does
-        not name stay as they are; a row whose tracker_id is empty or unknown creates a tracker; one with
+        """ImportTrackers brings trackers to the state of an exported file. Without an etag it returns what would change, and
+        an etag of that; with that etag it changes exactly this, in one revision, all or nothing. Trackers that the file
+        does not name stay as they are. A row whose tracker_id is empty or unknown creates a tracker; one with
         STATUS_ARCHIVED archives it. Wrong fields are named by line, as `line 3: events`. Repeat-safe: when nothing is left
         to do, any etag is right. ABORTED `ETAG_MISMATCH` when something else would change now.
         """
@@ -629,7 +796,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _postback_draft_pb2.DraftPostbacksRequest,
         context: _aio.ServicerContext[_postback_draft_pb2.DraftPostbacksRequest, _abc.Awaitable[_postback_draft_pb2.DraftPostbacksResponse]],
     ) -> _abc.Awaitable[_postback_draft_pb2.DraftPostbacksResponse]:
-        """DraftPostbacks answers the postback configurations that a tracker wants, as far as they can be filled in from here."""
+        """DraftPostbacks returns the postback configurations that a tracker wants, as far as tracker can fill them in.
+        NOT_FOUND `TRACKER_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def ResolveSettings(
@@ -638,7 +807,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_resolve_pb2.ResolveSettingsRequest, _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]],
     ) -> _abc.Awaitable[_resolve_pb2.ResolveSettingsResponse]:
         """ResolveSettings returns the effective value of every setting of a tracker, or of events of an app, and the layer it
-        comes from (B3). Repeat-safe: it only reads.
+        comes from (B3). NOT_FOUND `TRACKER_NOT_FOUND`, `APP_NOT_FOUND`. Repeat-safe: it only reads.
         """
 
     @_abc_1.abstractmethod
@@ -648,7 +817,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_definition_pb2.CreateEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.CreateEventDefinitionResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.CreateEventDefinitionResponse]:
         """CreateEventDefinition creates the settings of an event, anew if they were archived or merely registered. An event
-        without them has the defaults.
+        without them has the defaults. Repeat-safe by the name of the event, or by request_id. ALREADY_EXISTS
+        `EVENT_DEFINITION_EXISTS` if there are live settings with other content.
         """
 
     @_abc_1.abstractmethod
@@ -657,7 +827,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_definition_pb2.GetEventDefinitionRequest,
         context: _aio.ServicerContext[_event_definition_pb2.GetEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.GetEventDefinitionResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.GetEventDefinitionResponse]:
-        """GetEventDefinition answers the settings of one event."""
+        """GetEventDefinition returns an event definition, archived or not. NOT_FOUND `EVENT_DEFINITION_NOT_FOUND`.
+        Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def ListEventDefinitions(
@@ -665,7 +837,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_definition_pb2.ListEventDefinitionsRequest,
         context: _aio.ServicerContext[_event_definition_pb2.ListEventDefinitionsRequest, _abc.Awaitable[_event_definition_pb2.ListEventDefinitionsResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.ListEventDefinitionsResponse]:
-        """ListEventDefinitions lists an app's event definitions by name."""
+        """ListEventDefinitions returns event definitions of an app in pages, by name: those that the caller sees. NOT_FOUND
+        `APP_NOT_FOUND`. Repeat-safe: it only reads.
+        """
 
     @_abc_1.abstractmethod
     def UpdateEventDefinition(
@@ -673,7 +847,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_definition_pb2.UpdateEventDefinitionRequest,
         context: _aio.ServicerContext[_event_definition_pb2.UpdateEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.UpdateEventDefinitionResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.UpdateEventDefinitionResponse]:
-        """UpdateEventDefinition changes the fields named in the mask."""
+        """UpdateEventDefinition changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the
+        event definition is archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveEventDefinition(
@@ -681,8 +857,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_definition_pb2.ArchiveEventDefinitionRequest,
         context: _aio.ServicerContext[_event_definition_pb2.ArchiveEventDefinitionRequest, _abc.Awaitable[_event_definition_pb2.ArchiveEventDefinitionResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.ArchiveEventDefinitionResponse]:
-        """ArchiveEventDefinition archives it: the event has the defaults again.
-        FAILED_PRECONDITION `IN_USE` while live trackers select it.
+        """ArchiveEventDefinition archives an event definition. The event has the defaults again. FAILED_PRECONDITION `IN_USE`
+        while live trackers select it. Repeat-safe: archiving the archived changes nothing.
         """
 
     @_abc_1.abstractmethod
@@ -691,7 +867,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_definition_pb2.RegisterEventsRequest,
         context: _aio.ServicerContext[_event_definition_pb2.RegisterEventsRequest, _abc.Awaitable[_event_definition_pb2.RegisterEventsResponse]],
     ) -> _abc.Awaitable[_event_definition_pb2.RegisterEventsResponse]:
-        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not. Repeat-safe."""
+        """RegisterEvents creates, with the defaults, the definitions of events that have none yet, archived or not.
+        Repeat-safe. NOT_FOUND `APP_NOT_FOUND`; FAILED_PRECONDITION `PARENT_ARCHIVED` if the app is archived.
+        """
 
     @_abc_1.abstractmethod
     def CreateApiKey(
@@ -699,7 +877,10 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.CreateApiKeyRequest,
         context: _aio.ServicerContext[_api_key_pb2.CreateApiKeyRequest, _abc.Awaitable[_api_key_pb2.CreateApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.CreateApiKeyResponse]:
-        """CreateApiKey creates an API key and shows it, this once. Repeated, it answers the same resource without the key."""
+        """CreateApiKey creates an API key and shows it, this once. Repeat-safe by the id, or by request_id; a repetition
+        returns the same resource without the key. ALREADY_EXISTS `API_KEY_EXISTS` if there is one of this id with other
+        content.
+        """
 
     @_abc_1.abstractmethod
     def GetApiKey(
@@ -707,7 +888,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.GetApiKeyRequest,
         context: _aio.ServicerContext[_api_key_pb2.GetApiKeyRequest, _abc.Awaitable[_api_key_pb2.GetApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.GetApiKeyResponse]:
-        """GetApiKey answers one API key."""
+        """GetApiKey returns an API key, archived or not. NOT_FOUND `API_KEY_NOT_FOUND`. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def ListApiKeys(
@@ -715,7 +896,7 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.ListApiKeysRequest,
         context: _aio.ServicerContext[_api_key_pb2.ListApiKeysRequest, _abc.Awaitable[_api_key_pb2.ListApiKeysResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.ListApiKeysResponse]:
-        """ListApiKeys lists API keys by id."""
+        """ListApiKeys returns API keys in pages, by id: those that the caller sees. Repeat-safe: it only reads."""
 
     @_abc_1.abstractmethod
     def UpdateApiKey(
@@ -723,7 +904,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.UpdateApiKeyRequest,
         context: _aio.ServicerContext[_api_key_pb2.UpdateApiKeyRequest, _abc.Awaitable[_api_key_pb2.UpdateApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.UpdateApiKeyResponse]:
-        """UpdateApiKey changes the fields named in the mask."""
+        """UpdateApiKey changes the fields that the mask names. Repeat-safe. FAILED_PRECONDITION `ARCHIVED` if the API key is
+        archived; ABORTED `ETAG_MISMATCH` if a given etag is not the present one.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveApiKey(
@@ -731,7 +914,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.ArchiveApiKeyRequest,
         context: _aio.ServicerContext[_api_key_pb2.ArchiveApiKeyRequest, _abc.Awaitable[_api_key_pb2.ArchiveApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.ArchiveApiKeyResponse]:
-        """ArchiveApiKey revokes an API key."""
+        """ArchiveApiKey revokes an API key: calls with it are refused from then on. Repeat-safe: archiving the archived
+        changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def RotateApiKey(
@@ -739,8 +924,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_pb2.RotateApiKeyRequest,
         context: _aio.ServicerContext[_api_key_pb2.RotateApiKeyRequest, _abc.Awaitable[_api_key_pb2.RotateApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_pb2.RotateApiKeyResponse]:
-        """RotateApiKey makes another key of the same role and scope, shows it, this once, and lets the old one end after an
-        overlap. Repeat-safe by request_id, as CreateApiKey.
+        """RotateApiKey creates another key of the same role and scope, shows it, this once, and lets the old one end after an
+        overlap. Repeat-safe by request_id; a repetition returns the same resource without the key. FAILED_PRECONDITION
+        `ARCHIVED` if the old key is revoked or expired.
         """
 
     @_abc_1.abstractmethod
@@ -749,11 +935,12 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _settings_file_pb2.PlanSettingsRequest,
         context: _aio.ServicerContext[_settings_file_pb2.PlanSettingsRequest, _abc.Awaitable[_settings_file_pb2.PlanSettingsResponse]],
     ) -> _abc.Awaitable[_settings_file_pb2.PlanSettingsResponse]:
-        """PlanSettings returns what has to change so that an app and all that belongs to it become as wanted. It changes nothing,
-        and repeating it is safe. INVALID_ARGUMENT with everything that is wrong with the wanted state, each by the index of
-        its resource, as `resources[3].tracker.windows.click_device`: besides wrong values these are ids that are archived
-        (`ARCHIVED`) or another app's (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), and what is named but is not
-        there (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when something that is not listed needs what would be archived.
+        """PlanSettings returns the changes that bring an app and all that belongs to it to a wanted state. It changes
+        nothing, so repeating it is safe. INVALID_ARGUMENT names everything that is wrong with the wanted state, each by
+        its path in it, as `resources[3].tracker.windows.click_device`: wrong values, ids that are archived (`ARCHIVED`) or
+        belong to another app (`OTHER_APP`), fields that cannot change (`IMMUTABLE`), names that others have
+        (`NAME_TAKEN`), references to nothing (`NOT_FOUND`). FAILED_PRECONDITION `IN_USE` when a resource that is not
+        listed needs one that would be archived.
         """
 
     @_abc_1.abstractmethod
@@ -762,9 +949,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _settings_file_pb2.ApplySettingsRequest,
         context: _aio.ServicerContext[_settings_file_pb2.ApplySettingsRequest, _abc.Awaitable[_settings_file_pb2.ApplySettingsResponse]],
     ) -> _abc.Awaitable[_settings_file_pb2.ApplySettingsResponse]:
-        """ApplySettings brings an app and all that belongs to it to the wanted state: the whole plan in one revision, or nothing.
-        Errors as PlanSettings. ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
-        Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right.
+        """ApplySettings brings an app and all that belongs to it to a wanted state: the whole plan in one revision, or
+        nothing. Repeat-safe: once the app is as wanted there is nothing to change, and any etag is right. Errors as
+        PlanSettings, and ABORTED `ETAG_MISMATCH` when it would now change something else than planned: plan again.
         """
 
     @_abc_1.abstractmethod
@@ -773,7 +960,10 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _change_pb2.ListChangesRequest,
         context: _aio.ServicerContext[_change_pb2.ListChangesRequest, _abc.Awaitable[_change_pb2.ListChangesResponse]],
     ) -> _abc.Awaitable[_change_pb2.ListChangesResponse]:
-        """ListChanges answers who changed what, when, from what to what, newest first."""
+        """ListChanges returns who changed what, when, from what to what, the newest first. PERMISSION_DENIED
+        `SCOPE_NOT_ALLOWED` to keys of one app or account that name no app; NOT_FOUND `APP_NOT_FOUND`. Repeat-safe: it only
+        reads.
+        """
 
     @_abc_1.abstractmethod
     def GetSnapshot(
@@ -781,8 +971,8 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.GetSnapshotRequest,
         context: _aio.ServicerContext[_snapshot_pb2.GetSnapshotRequest, _abc.AsyncIterator[_snapshot_pb2.GetSnapshotResponse]],
     ) -> _abc.AsyncIterator[_snapshot_pb2.GetSnapshotResponse]:
-        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. Repeat-safe.
-        NOT_FOUND `REVISION_NOT_FOUND` for a revision that is not reached.
+        """GetSnapshot streams all settings as they are, or were at a past revision, in parts. NOT_FOUND `REVISION_NOT_FOUND`
+        for a revision that is not reached. Repeat-safe: it only reads.
         """
 
     @_abc_1.abstractmethod
@@ -793,9 +983,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_snapshot_pb2.WatchSnapshotResponse]:
         """WatchSnapshot streams every change after a revision, then follows until the caller goes away. When the revision
         asked for is 0, ahead of ours or more than 5,000 changes ago, it begins with a whole snapshot. Changes of one
-        revision come in one response, those of revisions that follow each other may come together; responses come in the
-        order of revisions. At least every 10 seconds a response comes, empty if nothing changed.
-        Repeat-safe: resume from the last revision received.
+        revision come in one response; those of revisions that follow each other may come together. Responses come in the
+        order of revisions, at least one every 10 seconds, an empty one if nothing changed. Repeat-safe: resume from the
+        last revision received.
         """
 
 def add_TrackerConfigServiceServicer_to_server(servicer: TrackerConfigServiceServicer, server: _aio.Server) -> None: ...

@@ -39,15 +39,16 @@ class WantedSettings(_message.Message):
     """Required. The app. It may be new; then `resources` hold it."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.Resource]:
-        """Required. At most 10,000, each once, with its id, in any order: the app, and its network settings, accounts with
-        self-attributing networks, event definitions, campaigns, segments and trackers. Networks, agencies and accounts must
-        be there already; networks of the catalogue always are.
+        """Required. 1 to 10,000, each once, with its id, in any order: the app, and its network settings, accounts with
+        self-attributing networks, event definitions, campaigns, segments and trackers. Networks, agencies and accounts
+        must exist already; networks of the catalogue always do.
         """
 
     @_builtins.property
     def complete_kinds(self) -> _containers.RepeatedScalarFieldContainer[_resource_kind_pb2.ResourceKind.ValueType]:
-        """Optional. The kinds of which `resources` lists everything that shall be live: what else there is of them is archived,
-        and network settings are emptied. Not the app. An event definition that nobody created and that holds nothing stays.
+        """Optional. The kinds of which `resources` lists everything that shall be live, the app excepted: other live
+        resources of these kinds are archived, and other network settings are emptied. An event definition that nobody
+        created and that holds nothing stays.
         """
 
     def __init__(
@@ -86,8 +87,8 @@ class PlannedChange(_message.Message):
     """Output only. The index of the resource in `resources`; not set for one that is not listed there."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[_change_pb2.FieldChange]:
-        """Output only. Every field that changes, by path; of a new resource the fields that are set besides its ids, none of an
-        archived one.
+        """Output only. Every field that changes, by path; of a new resource the fields that are set besides its ids; none of
+        an archived one.
         """
 
     def __init__(

@@ -31,7 +31,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Resource(_message.Message):
-    """Resource is any one of them."""
+    """Resource is one resource of any kind."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -123,7 +123,7 @@ class GetSnapshotRequest(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Optional. A past revision. 0: the newest."""
+    """Optional. A past revision; 0 stands for the newest."""
     def __init__(
         self,
         *,
@@ -146,10 +146,10 @@ class GetSnapshotResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision all parts are of."""
+    """Output only. The revision of all parts."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resource]:
-        """At most 1,000, archived ones too."""
+        """Output only. At most 1,000 resources, archived ones too."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class WatchSnapshotRequest(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Optional. The last revision received. 0: a whole snapshot first."""
+    """Optional. The last revision that was received; 0 asks for a whole snapshot first."""
     def __init__(
         self,
         *,
@@ -198,15 +198,15 @@ class WatchSnapshotResponse(_message.Message):
     PARTIAL_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision reached, once all of this response is applied."""
+    """Output only. The revision that is reached once all of this response is applied."""
     reset: _builtins.bool
-    """Whether to forget everything held before applying `resources`: the first part of a whole snapshot."""
+    """Output only. True on the first part of a whole snapshot: forget everything held before applying `resources`."""
     partial: _builtins.bool
-    """Whether more parts of the same revision follow: take no revision as reached before the last of them."""
+    """Output only. True if more parts of the same revision follow: it is reached with the last of them only."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resource]:
-        """The resources that changed, in the order they did and as they were then, archived ones too. At most 1,000; in a
-        whole snapshot parents come before their children.
+        """Output only. The resources that changed, in the order in which they did and as they were then, archived ones too.
+        At most 1,000; in a whole snapshot parents come before their children.
         """
 
     def __init__(

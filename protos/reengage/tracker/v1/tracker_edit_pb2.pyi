@@ -29,24 +29,24 @@ class _FileFormat:
 class _FileFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FILE_FORMAT_UNSPECIFIED: _FileFormat.ValueType  # 0
-    """CSV."""
+    """Read as FILE_FORMAT_CSV."""
     FILE_FORMAT_CSV: _FileFormat.ValueType  # 1
-    """UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
-    hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'` before it.
-    Columns left out of an import leave their fields as they are.
+    """UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of
+    windows hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'`
+    before it. Columns left out of an import leave their fields as they are.
     """
     FILE_FORMAT_NDJSON: _FileFormat.ValueType  # 2
     """One JSON object a line, as the tracker's JSON. Fields left out are not set."""
 
 class FileFormat(_FileFormat, metaclass=_FileFormatEnumTypeWrapper):
-    """FileFormat of exported trackers."""
+    """FileFormat is the format of a file of trackers."""
 
 FILE_FORMAT_UNSPECIFIED: FileFormat.ValueType  # 0
-"""CSV."""
+"""Read as FILE_FORMAT_CSV."""
 FILE_FORMAT_CSV: FileFormat.ValueType  # 1
-"""UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of windows
-hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'` before it.
-Columns left out of an import leave their fields as they are.
+"""UTF-8, a line of column names, then one line a tracker. Lists, maps and nested messages are JSON; columns of
+windows hold `30d`, `6h`, `90s`, `disabled` or `unlimited`. What a spreadsheet would take for a formula has a `'`
+before it. Columns left out of an import leave their fields as they are.
 """
 FILE_FORMAT_NDJSON: FileFormat.ValueType  # 2
 """One JSON object a line, as the tracker's JSON. Fields left out are not set."""
@@ -62,12 +62,12 @@ class TrackerChange(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Which."""
+    """Output only. The tracker."""
     action: _change_pb2.Change.Action.ValueType
-    """What is done."""
+    """Output only. What is done to it."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[_change_pb2.FieldChange]:
-        """Every field that changes, by path."""
+        """Output only. Every field that changes, by path."""
 
     def __init__(
         self,
@@ -97,24 +97,26 @@ class BulkEditTrackersRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app of the trackers."""
     validate_only: _builtins.bool
     """Optional. Check everything and return what would change, but change nothing."""
     @_builtins.property
     def tracker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """These trackers, at most 5,000. Either these or a filter."""
+        """Optional. These trackers, at most 5,000. Either these or a filter is required."""
 
     @_builtins.property
     def filter(self) -> _tracker_pb2.TrackerFilter:
-        """Live trackers that match it, at most 5,000 (FAILED_PRECONDITION `TOO_MANY`). One without any condition: all."""
+        """Optional. The live trackers that match it, at most 5,000 (FAILED_PRECONDITION `TOO_MANY`). A filter without any
+        condition stands for all.
+        """
 
     @_builtins.property
     def tracker(self) -> _tracker_pb2.Tracker:
-        """Required. The values of the fields of update_mask."""
+        """Required. Holds the values of the fields of update_mask."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field named here and not set is cleared."""
+        """Required. Paths of fields. A field that is named here and not set above is cleared."""
 
     def __init__(
         self,
@@ -144,12 +146,12 @@ class BulkEditTrackersResponse(_message.Message):
     UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     unchanged_count: _builtins.int
-    """Trackers that were so already."""
+    """Output only. How many trackers were so already."""
     revision: _builtins.int
-    """The revision reached; the present one when the call only validates."""
+    """Output only. The revision reached; the present one when the call only validates."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackerChange]:
-        """Trackers that changed, by id; those that were so already are left out."""
+        """Output only. The trackers that changed, by id, without those that were so already."""
 
     def __init__(
         self,
@@ -176,12 +178,12 @@ class ExportTrackersRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose live trackers to export."""
     format: Global___FileFormat.ValueType
-    """Optional."""
+    """Optional. The format of the file. Default: FILE_FORMAT_CSV."""
     @_builtins.property
     def filter(self) -> _tracker_pb2.TrackerFilter:
-        """Optional."""
+        """Optional. Export only trackers that match it."""
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class ExportTrackersResponse(_message.Message):
 
     CONTENT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """UTF-8."""
+    """Output only. UTF-8 text."""
     def __init__(
         self,
         *,
@@ -233,11 +235,11 @@ class ImportTrackersRequest(_message.Message):
     app_id: _builtins.str
     """Required. The app of all trackers in the file."""
     format: Global___FileFormat.ValueType
-    """Optional."""
+    """Optional. The format of the file. Default: FILE_FORMAT_CSV."""
     content: _builtins.bytes
-    """Required. At most 8 MB and 5,000 trackers."""
+    """Required. The file: at most 8 MB and 5,000 trackers."""
     etag: _builtins.str
-    """Optional. The etag of the answer to a call without one: change exactly that."""
+    """Optional. The etag that a call without one returned: change exactly what it showed."""
     def __init__(
         self,
         *,
@@ -265,14 +267,14 @@ class ImportTrackersResponse(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     unchanged_count: _builtins.int
-    """Trackers of the file that are as it says."""
+    """Output only. How many trackers of the file are as it says."""
     etag: _builtins.str
-    """Of these changes."""
+    """Output only. Stands for exactly these changes."""
     revision: _builtins.int
-    """The revision reached; 0 when nothing was changed by this call."""
+    """Output only. The revision reached; 0 when this call changed nothing."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackerChange]:
-        """In the order of the file."""
+        """Output only. In the order of the file."""
 
     def __init__(
         self,

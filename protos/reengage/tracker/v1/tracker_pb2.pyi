@@ -40,17 +40,17 @@ class Tracker(_message.Message):
     class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tracker._Type.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         TYPE_UNSPECIFIED: Tracker._Type.ValueType  # 0
-        """ACQUISITION."""
+        """Read as TYPE_ACQUISITION."""
         TYPE_ACQUISITION: Tracker._Type.ValueType  # 1
         """Wins installs."""
         TYPE_REENGAGEMENT: Tracker._Type.ValueType  # 2
         """Wins events of people who have the app."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
-        """Type of a tracker."""
+        """Type says what a tracker wins."""
 
     TYPE_UNSPECIFIED: Tracker.Type.ValueType  # 0
-    """ACQUISITION."""
+    """Read as TYPE_ACQUISITION."""
     TYPE_ACQUISITION: Tracker.Type.ValueType  # 1
     """Wins installs."""
     TYPE_REENGAGEMENT: Tracker.Type.ValueType  # 2
@@ -74,7 +74,7 @@ class Tracker(_message.Message):
         """An event that it wins."""
 
     class PriceType(_PriceType, metaclass=_PriceTypeEnumTypeWrapper):
-        """PriceType of a tracker."""
+        """PriceType says what is paid for."""
 
     PRICE_TYPE_UNSPECIFIED: Tracker.PriceType.ValueType  # 0
     """Nothing is said."""
@@ -94,7 +94,7 @@ class Tracker(_message.Message):
     class _DestinationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tracker._DestinationType.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         DESTINATION_TYPE_UNSPECIFIED: Tracker._DestinationType.ValueType  # 0
-        """CUSTOM."""
+        """Read as DESTINATION_TYPE_CUSTOM."""
         DESTINATION_TYPE_CUSTOM: Tracker._DestinationType.ValueType  # 1
         """The install URL."""
         DESTINATION_TYPE_GOOGLE_REFERRER: Tracker._DestinationType.ValueType  # 2
@@ -103,10 +103,10 @@ class Tracker(_message.Message):
         """A page of the owner's."""
 
     class DestinationType(_DestinationType, metaclass=_DestinationTypeEnumTypeWrapper):
-        """DestinationType of a click link."""
+        """DestinationType says what the install URL is."""
 
     DESTINATION_TYPE_UNSPECIFIED: Tracker.DestinationType.ValueType  # 0
-    """CUSTOM."""
+    """Read as DESTINATION_TYPE_CUSTOM."""
     DESTINATION_TYPE_CUSTOM: Tracker.DestinationType.ValueType  # 1
     """The install URL."""
     DESTINATION_TYPE_GOOGLE_REFERRER: Tracker.DestinationType.ValueType  # 2
@@ -166,28 +166,28 @@ class Tracker(_message.Message):
     SAN_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     BUNDLE_ID_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Optional on create, as App.app_id. Immutable."""
+    """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     segment_id: _builtins.str
-    """Required. Immutable."""
+    """Required. The segment that it belongs to. Immutable."""
     campaign_id: _builtins.str
-    """Output only. The segment's campaign."""
+    """Output only. The campaign of its segment."""
     app_id: _builtins.str
-    """Output only. The campaign's app."""
+    """Output only. The app of its campaign."""
     network_id: _builtins.str
     """Required. A live network of the app's platform, of no account or of the app's. Immutable."""
     name: _builtins.str
     """Optional. 1 to 128 characters, unique among the app's live trackers. Default: the tracker_id."""
     type: Global___Tracker.Type.ValueType
-    """Optional. Immutable."""
+    """Optional. What it wins. Default: TYPE_ACQUISITION. Immutable."""
     destination_type: Global___Tracker.DestinationType.ValueType
-    """Optional."""
+    """Optional. What install_url is. Default: DESTINATION_TYPE_CUSTOM."""
     install_url: _builtins.str
-    """Where a click leads to: an http or https URL. Required for link-based networks, but for those that lead by
-    themselves.
+    """Required for link-based networks that do not lead their users by themselves (Network.handles_redirects). The http
+    or https URL that a click leads to.
     """
     deep_link: _builtins.str
-    """Optional. Where a click leads to on a device of the app's platform: a URL of a scheme the app registered, or https.
-    `{key}` is replaced by the custom parameter `key`.
+    """Optional. The URL that a click leads to on a device of the app's platform: https, or of a scheme that the app
+    registered. `{key}` is replaced by the custom parameter `key`.
     """
     default_tracker: _builtins.bool
     """Optional. Claims that name no tracker go here (E3); self-attributing networks only. At most one on per app,
@@ -198,23 +198,27 @@ class Tracker(_message.Message):
     click_validation_key: _builtins.str
     """Optional. Key of click signatures; empty = clicks are not checked. 16 to 256 characters."""
     status: _status_pb2.Status.ValueType
-    """Output only."""
+    """Output only. Live or archived."""
     revision: _builtins.int
-    """Output only."""
+    """Output only. The revision of its last change."""
     etag: _builtins.str
-    """Output only; an update reads it. Changes with the revision."""
+    """Output only; an update reads it. Changes with every change of the resource."""
     agency_id: _builtins.str
     """Optional. The agency that runs it: an agency's key edits the trackers of its agency."""
     share_with_publisher: _builtins.bool
     """Optional. The network's own keys may read it. Default: true."""
     price_type: Global___Tracker.PriceType.ValueType
-    """Optional. What is paid for."""
+    """Optional. What price_micros is the price of."""
     price_micros: _builtins.int
-    """Optional. Price of one, in micros of price_currency_code, 0 or more. It goes before what the network reports as cost."""
+    """Optional. The price of one, in micros of price_currency_code, 0 or more. It goes before the cost that the network
+    reports.
+    """
     price_currency_code: _builtins.str
     """Optional, with price_micros. ISO 4217. Default: the app's currency."""
     target_event: _builtins.str
-    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. At most 128 characters."""
+    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. At most 128
+    characters.
+    """
     bundle_id: _builtins.str
     """Optional. Self-attributing networks only: the bundle id or package that the network knows. Default: the app's."""
     @_builtins.property
@@ -223,8 +227,8 @@ class Tracker(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The events that reengage (rule D1): one or more for REENGAGEMENT (exactly one for a self-attributing network),
-        none for ACQUISITION.
+        """Required for TYPE_REENGAGEMENT, refused for TYPE_ACQUISITION. The events that reengage (D1): one or more, for a
+        self-attributing network exactly one.
         """
 
     @_builtins.property
@@ -243,7 +247,7 @@ class Tracker(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """Output only. When it was created."""
 
     @_builtins.property
     def traffic_rules(self) -> Global___TrafficRules:
@@ -357,10 +361,10 @@ Global___TrafficRules: _TypeAlias = TrafficRules  # noqa: Y015
 
 @_typing.final
 class TrackerLinks(_message.Message):
-    """TrackerLinks are what to hand to a link-based network: path and query, to follow the address of the gateway. A network
-    of the catalogue whose macros are public, or one with link_macros, has its own macros in them. For any other parameter
-    a placeholder of ours stands there, as `{click_id}`, to be replaced by the network's macro; one that is left counts as
-    absent. Empty for a self-attributing network, which takes no links.
+    """TrackerLinks are what to hand to a link-based network: path and query, to follow the address of the gateway. The
+    macros of the network (Network.link_macros) stand in them; the catalogue knows those of some networks. For any other
+    parameter a placeholder of ours stands there, as `{click_id}`, to be replaced by the network's macro; one that is
+    left in a link counts as absent. Both are empty for a self-attributing network, which takes no links.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -387,7 +391,7 @@ Global___TrackerLinks: _TypeAlias = TrackerLinks  # noqa: Y015
 
 @_typing.final
 class CreateTrackerRequest(_message.Message):
-    """CreateTrackerRequest carries the new tracker."""
+    """CreateTrackerRequest holds a tracker to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -398,18 +402,22 @@ class CreateTrackerRequest(_message.Message):
     DRAFT_POSTBACKS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. Any text of at most 64 characters: repeating the call with it answers what the first call made. Kept for a day."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns what the
+    first call created.
+    """
     draft_postbacks: _builtins.bool
-    """Optional. Answer the postback configurations to fill in, too."""
+    """Optional. Return the postback configurations to fill in, too."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """Required. Without its segment_id when a segment is given."""
+        """Required. What to create; without its segment_id when a segment is given. Output-only fields are ignored."""
 
     @_builtins.property
     def segment(self) -> _segment_pb2.Segment:
-        """Optional. A segment to create for it, of the campaign it names, or of the campaign given."""
+        """Optional. A segment to create for it, of the campaign that the segment names, or of the campaign given here."""
 
     @_builtins.property
     def campaign(self) -> _campaign_pb2.Campaign:
@@ -435,7 +443,7 @@ Global___CreateTrackerRequest: _TypeAlias = CreateTrackerRequest  # noqa: Y015
 
 @_typing.final
 class CreateTrackerResponse(_message.Message):
-    """CreateTrackerResponse answers it."""
+    """CreateTrackerResponse returns the tracker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -444,11 +452,11 @@ class CreateTrackerResponse(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """As it was stored."""
+        """Output only. The tracker as it is stored now."""
 
     @_builtins.property
     def postback_drafts(self) -> _containers.RepeatedCompositeFieldContainer[_postback_draft_pb2.PostbackDraft]:
-        """If asked for, as DraftPostbacks."""
+        """Output only. As DraftPostbacks returns, if they were asked for."""
 
     @_builtins.property
     def links(self) -> Global___TrackerLinks:
@@ -477,7 +485,7 @@ class GetTrackerRequest(_message.Message):
 
     TRACKER_ID_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Required."""
+    """Required. The id of the tracker to return."""
     def __init__(
         self,
         *,
@@ -493,7 +501,7 @@ Global___GetTrackerRequest: _TypeAlias = GetTrackerRequest  # noqa: Y015
 
 @_typing.final
 class GetTrackerResponse(_message.Message):
-    """GetTrackerResponse answers it."""
+    """GetTrackerResponse returns the tracker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -501,7 +509,7 @@ class GetTrackerResponse(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """As it is."""
+        """Output only. The tracker, archived or not."""
 
     @_builtins.property
     def links(self) -> Global___TrackerLinks:
@@ -523,7 +531,7 @@ Global___GetTrackerResponse: _TypeAlias = GetTrackerResponse  # noqa: Y015
 
 @_typing.final
 class ListTrackersRequest(_message.Message):
-    """ListTrackersRequest asks for trackers."""
+    """ListTrackersRequest asks for a page of trackers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -533,16 +541,16 @@ class ListTrackersRequest(_message.Message):
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose trackers to return."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. How many to return at most: 1 to 1,000. Default: 100."""
     page_token: _builtins.str
-    """Optional. next_page_token of the page before."""
+    """Optional. The next_page_token of the page before; empty for the first page."""
     show_archived: _builtins.bool
-    """Optional. Archived ones too."""
+    """Optional. Return archived trackers, too."""
     @_builtins.property
     def filter(self) -> Global___TrackerFilter:
-        """Optional."""
+        """Optional. Return only trackers that match it."""
 
     def __init__(
         self,
@@ -563,17 +571,17 @@ Global___ListTrackersRequest: _TypeAlias = ListTrackersRequest  # noqa: Y015
 
 @_typing.final
 class ListTrackersResponse(_message.Message):
-    """ListTrackersResponse is a page of them."""
+    """ListTrackersResponse is a page of trackers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. What to ask for the next page with; empty on the last page."""
     @_builtins.property
     def trackers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tracker]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -591,7 +599,7 @@ Global___ListTrackersResponse: _TypeAlias = ListTrackersResponse  # noqa: Y015
 
 @_typing.final
 class UpdateTrackerRequest(_message.Message):
-    """UpdateTrackerRequest carries new values."""
+    """UpdateTrackerRequest holds new values for fields of a tracker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,14 +607,18 @@ class UpdateTrackerRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """Required. Its ids say which; of the rest only its etag and the fields of update_mask are read."""
+        """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields, nested ones too (`settings.windows.click_device`). A field named here and not set is cleared."""
+        """Required. Paths of fields, those of inner messages as `windows.click_device`. A field that is named here and not
+        set above is cleared.
+        """
 
     def __init__(
         self,
@@ -625,14 +637,14 @@ Global___UpdateTrackerRequest: _TypeAlias = UpdateTrackerRequest  # noqa: Y015
 
 @_typing.final
 class UpdateTrackerResponse(_message.Message):
-    """UpdateTrackerResponse answers it."""
+    """UpdateTrackerResponse returns the tracker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """As it was stored."""
+        """Output only. The tracker with the new values."""
 
     def __init__(
         self,
@@ -649,7 +661,7 @@ Global___UpdateTrackerResponse: _TypeAlias = UpdateTrackerResponse  # noqa: Y015
 
 @_typing.final
 class ArchiveTrackerRequest(_message.Message):
-    """ArchiveTrackerRequest names what to archive."""
+    """ArchiveTrackerRequest names a tracker to archive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -657,11 +669,13 @@ class ArchiveTrackerRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
-    """Required."""
+    """Required. The id of the tracker to archive."""
     etag: _builtins.str
-    """Optional. The etag it must have."""
+    """Optional. The etag that the tracker must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call like the real one and return the resource as it would be stored, but store nothing."""
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
+    nothing.
+    """
     def __init__(
         self,
         *,
@@ -679,14 +693,14 @@ Global___ArchiveTrackerRequest: _TypeAlias = ArchiveTrackerRequest  # noqa: Y015
 
 @_typing.final
 class ArchiveTrackerResponse(_message.Message):
-    """ArchiveTrackerResponse answers it."""
+    """ArchiveTrackerResponse returns the tracker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """As it was stored."""
+        """Output only. The tracker, archived now or before."""
 
     def __init__(
         self,
@@ -703,7 +717,7 @@ Global___ArchiveTrackerResponse: _TypeAlias = ArchiveTrackerResponse  # noqa: Y0
 
 @_typing.final
 class TrackerFilter(_message.Message):
-    """TrackerFilter says which trackers. All given must hold."""
+    """TrackerFilter says which trackers. All conditions must hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -714,17 +728,17 @@ class TrackerFilter(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """Optional."""
+    """Optional. Trackers of this campaign."""
     segment_id: _builtins.str
-    """Optional."""
+    """Optional. Trackers of this segment."""
     network_id: _builtins.str
-    """Optional."""
+    """Optional. Trackers of this network."""
     agency_id: _builtins.str
-    """Optional."""
+    """Optional. Trackers that this agency runs."""
     type: Global___Tracker.Type.ValueType
-    """Optional."""
+    """Optional. Trackers of this type."""
     event_name: _builtins.str
-    """Optional. Those that select this event."""
+    """Optional. Trackers that select this event."""
     def __init__(
         self,
         *,
@@ -745,7 +759,7 @@ Global___TrackerFilter: _TypeAlias = TrackerFilter  # noqa: Y015
 
 @_typing.final
 class CopyTrackerRequest(_message.Message):
-    """CopyTrackerRequest says what to copy and what shall differ."""
+    """CopyTrackerRequest says what to copy, and what differs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -754,9 +768,11 @@ class CopyTrackerRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     source_tracker_id: _builtins.str
-    """Required."""
+    """Required. The tracker to copy, live or archived."""
     request_id: _builtins.str
-    """Optional. As in CreateTrackerRequest."""
+    """Optional. At most 64 characters, chosen by the caller. Repeating the call with it within a day returns the same
+    copy.
+    """
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """Optional. The copy's tracker_id, and the values of the fields of update_mask."""
@@ -783,7 +799,7 @@ Global___CopyTrackerRequest: _TypeAlias = CopyTrackerRequest  # noqa: Y015
 
 @_typing.final
 class CopyTrackerResponse(_message.Message):
-    """CopyTrackerResponse answers the copy."""
+    """CopyTrackerResponse returns the copy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -791,7 +807,7 @@ class CopyTrackerResponse(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tracker(self) -> Global___Tracker:
-        """As it was stored."""
+        """Output only. The copy as it is stored now."""
 
     @_builtins.property
     def links(self) -> Global___TrackerLinks:
