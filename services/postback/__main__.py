@@ -18,7 +18,7 @@ class Config:
     """The database: a PostgreSQL DSN."""
     secrets_keys: str = field(repr=False)
     """The keys, comma-separated, that secrets of configurations are encrypted under: by the first, and read by all.
-    One is made by: python -c "import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())" """
+    `python -c "import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())"` makes one."""
     allowed_hosts: str = ""
     """Hosts that deliveries may go to though private or on unusual ports, and the only ones for those of sandbox apps:
     `host` (any port) or `host:port`, comma-separated; IPv6 in brackets."""

@@ -1,35 +1,31 @@
 """Sends what is due: leases deliveries, makes their requests side by side, settles them in batches."""
 
 import asyncio
-import json
 import math
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import quote, quote_plus
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
-from libs.time import SECOND_US, to_duration, to_timestamp
+from libs.time import SECOND_US
 from libs.worker import keep_running
-from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1.delivery_pb2 import Attempt
-from reengage.postback.v1.method_pb2 import Method
 from services.postback import retry
 from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
 from services.postback.claims import Endings, note_late
 from services.postback.configurations import Configurations
 from services.postback.delivery import requests
-from services.postback.macros import MASK
 from services.postback.model import Configuration, Leased, LeaseRequest, Settled, State
 from services.postback.retry import Answer
 from services.postback.sender import Sender
+from services.postback.settlement import Exchange, settlement
 from services.postback.storage.queue import Queue
-from services.postback.wire import verdict_of
 
 POLL_INTERVAL_S = 0.1
 LEASE_MARGIN_S, CLAIM_LEASE_MARGIN_S = 15.0, 5.0
@@ -38,7 +34,6 @@ DRAIN_S = 5.0
 GATHER_S = 0.01
 """The time in which more can come due, or end, before it is leased or settled: batches cost the database less."""
 MAX_SETTLED_AT_ONCE = 500
-MAX_KEPT_CHARACTERS = 4096
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0)
 _attempts = Counter("postback_attempts_total", "Attempts made, by verdict.", ["verdict"])
@@ -226,62 +221,12 @@ class DeliveryWorker:
             # Its text may quote what was to be sent.
             _log.error("delivery.failed", delivery_id=str(leased.delivery_id), error=type(error).__name__)
             verdict = retry.Verdict(word=retry.Word.NOT_RENDERED, next=retry.Next.RETRY)
-        took_s = time.monotonic() - began
-        self._finished.append(self._settled(configuration, leased, shown, answer, verdict, network_claim, took_s))
+        took_us = round((time.monotonic() - began) * SECOND_US)
+        exchange = Exchange(shown=shown, answer=answer, verdict=verdict, network_claim=network_claim, took_us=took_us)
+        self._finished.append(settlement(configuration, leased, exchange, self._jitter()))
         self._something_finished.set()
-
-    def _settled(
-        self,
-        configuration: Configuration,
-        leased: Leased,
-        shown: Request,
-        answer: Answer,
-        verdict: retry.Verdict,
-        network_claim: claim_pb2.Claim | None,
-        took_s: float,
-    ) -> Settled:
-        state, wait_us = State.DELIVERED, 0
-        now_us = leased.leased_us + round(took_s * SECOND_US)
-        if verdict.next is retry.Next.GIVE_UP:
-            state = State.EXHAUSTED if verdict.word is retry.Word.INTERRUPTED else State.REFUSED
-        elif verdict.next is retry.Next.RETRY:
-            again_s = retry.next_attempt(
-                failures=leased.failure_count + 1,
-                retry_attempts=configuration.retry_attempts,
-                jitter=self._jitter(),
-                asked_s=retry.asked_wait(answer, now_us / SECOND_US),
-                quick_s=retry.QUICK_TRIES_S if configuration.makes_quick_tries else (),
-            )
-            state, wait_us = (State.EXHAUSTED, 0) if again_s is None else (State.PENDING, round(again_s * SECOND_US))
-        hide = _scrubber(configuration.secrets)
-        attempt = Attempt(
-            method=Method.Value(f"METHOD_{shown.method}"),
-            url=shown.url,
-            request_headers=shown.headers,
-            request_body=shown.body,
-            status_code=answer.status_code,
-            response_headers={hide(name): hide(value) for name, value in answer.headers.items()},
-            response_body=hide(answer.body)[:MAX_KEPT_CHARACTERS],
-            verdict=verdict_of(verdict.word),
-            will_retry=state is State.PENDING,
-            redelivery_count=leased.redelivery_count,
-            start_time=to_timestamp(leased.leased_us),
-            duration=to_duration(round(took_s * SECOND_US)),
-            next_attempt_time=to_timestamp(now_us + wait_us) if state is State.PENDING else None,
-        )
         _attempts.labels(verdict.word).inc()
-        _took.observe(took_s)
-        if state is not State.PENDING:
-            _ended.labels(state.name).inc()
-        return Settled(
-            leased=leased,
-            state=state,
-            wait_us=wait_us,
-            verdict=verdict_of(verdict.word),
-            attempt=attempt.SerializeToString(),
-            pauses_configuration=verdict.pauses_configuration,
-            network_claim=network_claim.SerializeToString() if network_claim else None,
-        )
+        _took.observe(took_us / SECOND_US)
 
     async def _settle_finished(self) -> None:
         if not self._finished:
@@ -303,6 +248,8 @@ class DeliveryWorker:
 
 def _note(batch: Sequence[Settled]) -> None:
     for one in batch:
+        if one.state is not State.PENDING:
+            _ended.labels(one.state.name).inc()
         _log.info(
             "delivery.settled",
             delivery_id=str(one.leased.delivery_id),
@@ -312,21 +259,3 @@ def _note(batch: Sequence[Settled]) -> None:
             state=one.state.name,
             retry_in_s=round(one.wait_us / SECOND_US, 1),
         )
-
-
-def _scrubber(secrets: Mapping[str, str]) -> Callable[[str], str]:
-    """Returns a function that hides secrets in what an endpoint answers: some echo what they were sent."""
-    forms = {
-        form
-        for value in secrets.values()
-        for form in (value, quote(value, safe=""), quote(value), quote_plus(value), json.dumps(value)[1:-1])
-    }
-    longest_first = sorted(forms, key=len, reverse=True)  # one may hold another
-
-    def hide(text: str) -> str:
-        for form in longest_first:
-            text = text.replace(form, MASK)
-        # What was no text came as lone surrogates.
-        return text.encode(errors="replace").decode()
-
-    return hide

@@ -81,7 +81,7 @@ class Endpoint:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Endpoint]:
-    """An endpoint, closed at once on leaving, whatever it is still busy with."""
+    """Yields an endpoint, closed at once on leaving, whatever it is still busy with."""
     endpoint = Endpoint(port=0)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", endpoint.handle)
@@ -97,13 +97,13 @@ async def serving() -> AsyncIterator[Endpoint]:
 
 @pytest.fixture
 async def endpoint() -> AsyncIterator[Endpoint]:
-    """An endpoint of the test's own."""
+    """Yields an endpoint of the test's own."""
     async with serving() as one:
         yield one
 
 
 def answering(*answers: list[str]) -> tuple[Lookup, list[str]]:
-    """A resolver that gives one of these answers after the other, the last for ever; and the names it was asked."""
+    """Returns a resolver that gives these answers in turn, the last for ever; and the names that it was asked."""
     asked: list[str] = []
 
     async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
@@ -152,9 +152,14 @@ class Running:
         return (await self.deliveries.GetDelivery(request)).delivery
 
     async def only(self) -> delivery_pb2.Delivery:
-        """The one delivery there is, with its attempts."""
+        """Returns the one delivery there is, with its attempts."""
         (delivery,) = await self.list()
         return await self.get(delivery.delivery_id)
+
+    async def erase(self, **what: Any) -> dict[str, int]:
+        """Erases of app `app`, unless told otherwise; returns how many rows of each table."""
+        request = conversion_pb2.EraseConversionsRequest(**{"app_id": "app", **what})
+        return dict((await self.deliveries.EraseConversions(request)).erased_counts)
 
     async def due_now(self) -> None:
         """Makes every delivery that waits due: the test's way through the schedule."""
@@ -222,13 +227,13 @@ async def running(
 
 @pytest.fixture
 async def service(database: Database, endpoint: Endpoint, tmp_path: Path) -> AsyncIterator[Running]:
-    """A service that may reach the test's endpoint."""
+    """Yields a service that may reach the test's endpoint."""
     async with running(database, tmp_path / "postback.sock", allowed=endpoint.host) as one:
         yield one
 
 
 def purchase(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conversion:
-    """A purchase that a click on a tracker of `network` reengaged."""
+    """Returns a purchase that a click on a tracker of `network` reengaged."""
     fields: dict[str, Any] = {
         "app_id": "app",
         "conversion_id": conversion_id,
@@ -268,3 +273,13 @@ async def until_ended(service: Running, count: int = 1) -> list[delivery_pb2.Del
 
     await eventually(ended)
     return await service.list()
+
+
+def template(endpoint: Endpoint, path: str = "/x", **fields: Any) -> dict[str, Any]:
+    """Returns the fields of a template that sends to the endpoint."""
+    return {"url": endpoint.url(path), **fields}
+
+
+def word(attempt: delivery_pb2.Attempt) -> str:
+    """Returns the verdict of an attempt, as DELIVERED."""
+    return delivery_pb2.Attempt.Verdict.Name(attempt.verdict).removeprefix("VERDICT_")

@@ -36,20 +36,20 @@ CLICK = Conduct(twitter=attribution(YESTERDAY, campaign_name="Summer"))
 
 @pytest.fixture
 def x(endpoint: Endpoint) -> LocalX:
-    """X, at the test's endpoint."""
+    """Returns X, at the test's endpoint."""
     network = LocalX()
     endpoint.answers[PATH] = network.handle
     return network
 
 
 def fields(endpoint: Endpoint, **changes: Any) -> dict[str, Any]:
-    """Of a configuration of the X adapter for `Purchase` of app `app`."""
+    """Returns the fields of a configuration of the X adapter for `Purchase` of app `app`."""
     adapter = {"app_id": "333903271", "conversion_type": "PURCHASE", "base_url": endpoint.url("")}
     return {"configuration_id": "k", "network_id": "x-ios", "x": adapter, "secrets": SECRETS, **changes}
 
 
 def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app") -> conversion_pb2.Conversion:
-    """A purchase as attribution asks about it."""
+    """Returns a purchase as attribution asks about it."""
     conversion = purchase(conversion_id, app_id=app_id)
     decision = conversion.decision
     for field in ("outcome", "attribution_type", "network_id", "tracker_id", "version"):
@@ -61,7 +61,7 @@ def undecided(conversion_id: str = "c1", *, idfa: str = IDFA, app_id: str = "app
 
 
 def decided(conversion_id: str = "c1", **decision: Any) -> conversion_pb2.Conversion:
-    """The same when it has been decided."""
+    """Returns the same when it has been decided."""
     conversion = purchase(conversion_id, **decision)
     conversion.record.device_ids["idfa"] = IDFA
     conversion.names.platform = PLATFORM_IOS
@@ -78,7 +78,7 @@ async def ask(
 
 
 async def answer(service: Running, wait_s: float = 10) -> claim_pb2.ClaimAnswer:
-    """The one network's answer to the one conversion."""
+    """Returns the one network's answer to the one conversion."""
     ((only,),) = [claims.answers for claims in await ask(service, undecided(), wait_s=wait_s)]
     return only
 
@@ -516,7 +516,7 @@ async def test_an_x_configuration_s_defaults_address_and_preview(service: Runnin
     assert (found.field, found.reason) == ("configuration.adapter_fields.base_url", "ADDRESS_FORBIDDEN")
 
 
-# Offered postbacks and erasing
+# Offered postbacks
 
 
 async def offered(service: Running, *conversions: conversion_pb2.Conversion) -> list[tuple[str, str, str]]:
@@ -579,56 +579,7 @@ async def test_a_session_that_would_be_held_back_is_not_offered(service: Running
     assert [conversion_id for conversion_id, _, _ in offers] == ["d24", "e1"]
 
 
-async def erase(service: Running, **what: Any) -> dict[str, int]:
-    request = conversion_pb2.EraseConversionsRequest(**{"app_id": "app", **what})
-    return dict((await service.deliveries.EraseConversions(request)).erased_counts)
-
-
-async def test_of_what_is_erased_nothing_stays(service: Running, endpoint: Endpoint) -> None:
-    await service.configure(template={"url": endpoint.url("/x")})
-    await service.configure(template={"url": endpoint.url("/y")}, delivery_delay=Duration(seconds=600))
-    await service.configure(
-        template={"url": endpoint.url("/x")},
-        trigger="SessionBegin",
-        delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
-    )
-    session = purchase("session", event_name="SessionBegin", device_id="d1")
-    others_session = purchase("other session", event_name="SessionBegin", device_id="d2")
-    await service.enqueue(purchase("c1", device_id="d1"), purchase("c2", device_id="d2"), session, others_session)
-    await until_ended(service, 4)
-    gone = {"conversion_ids": ["c1", "session", "never was"], "device_ids": ["d1"]}
-    assert await erase(service, app_id="other", **gone) == {"deliveries": 0, "attempts": 0, "session_holds": 0}
-    assert await erase(service, **gone) == {"deliveries": 3, "attempts": 2, "session_holds": 1}
-    assert await erase(service, **gone) == {"deliveries": 0, "attempts": 0, "session_holds": 0}
-    assert {one.conversion_id for one in await service.list()} == {"c2", "other session"}
-    await service.due_now()
-    await until_ended(service, 3)
-    assert len(endpoint.at("/y")) == 1  # what was pending of c1 is never sent
-    left = await service.pool.fetchrow(
-        "SELECT (SELECT count(*) FROM attempts) AS attempts, (SELECT count(*) FROM session_holds) AS holds"
-    )
-    assert left is not None
-    assert tuple(left) == (3, 1)
-
-
-async def test_of_a_stripped_conversion_only_the_engagement_goes(service: Running, endpoint: Endpoint) -> None:
-    """Its winner was a click of a device that is erased; the conversion is another's."""
-    await service.configure(template={"url": endpoint.url("/x?click={click_id}")}, delivery_delay=Duration(seconds=600))
-    await service.enqueue(purchase("c1"), purchase("c2"))
-    before = {one.conversion_id: one for one in await service.list()}
-    assert await erase(service, app_id="other", stripped_conversion_ids=["c2"]) == await erase(
-        service, stripped_conversion_ids=["c1", "never was"]
-    )
-    assert {one.conversion_id: one for one in await service.list()} == before
-    rows = await service.pool.fetch("SELECT conversion_id, conversion FROM deliveries")
-    kept = {row["conversion_id"]: conversion_pb2.Conversion.FromString(row["conversion"]) for row in rows}
-    assert purchase("c1").HasField("engagement")
-    assert not kept["c1"].HasField("engagement")
-    assert kept["c1"].record == purchase("c1").record
-    assert kept["c2"].engagement == purchase("c2").engagement
-    await service.due_now()
-    await until_ended(service, 2)
-    assert sorted(one.query["click"] for one in endpoint.at("/x")) == ["", purchase("c2").engagement.click.click_id]
+# Erasing
 
 
 async def test_an_attempt_that_ends_after_its_delivery_was_erased_leaves_no_row(
@@ -642,21 +593,10 @@ async def test_an_attempt_that_ends_after_its_delivery_was_erased_leaves_no_row(
         return len(x.received) == 1
 
     await eventually(under_way)
-    assert await erase(service, conversion_ids=["c1"]) == {"deliveries": 1, "attempts": 0, "session_holds": 0}
+    assert await service.erase(conversion_ids=["c1"]) == {"deliveries": 1, "attempts": 0, "session_holds": 0}
     # Whoever waits is told that there is nobody to wait for.
     (claims,) = await asked
     assert list(claims.answers) == []
     # A later one is settled after it.
     await ask(service, undecided("c2", idfa="other"))
     assert await service.pool.fetchval("SELECT count(*) FROM attempts") == 1
-
-
-async def test_erasing_says_what_is_wrong(service: Running) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await erase(service, app_id="", conversion_ids=["a\0"], device_ids=["d"] * 1001)
-    details = from_rpc_error(caught.value)
-    assert [f"{found.field} {found.reason}" for found in details.violations] == [
-        "app_id REQUIRED",
-        "conversion_ids[0] INVALID_TEXT",
-        "device_ids BATCH_TOO_LARGE",
-    ]

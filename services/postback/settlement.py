@@ -1,0 +1,103 @@
+"""The settlement of an attempt: the next state of its delivery, and the record that is kept."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, quote_plus
+
+from libs.time import SECOND_US, to_duration, to_timestamp
+from reengage.postback.v1.claim_pb2 import Claim
+from reengage.postback.v1.delivery_pb2 import Attempt
+from reengage.postback.v1.method_pb2 import Method
+from services.postback import retry
+from services.postback.adapters.adapter import Request
+from services.postback.macros import MASK
+from services.postback.model import Configuration, Leased, Settled, State
+from services.postback.wire import verdict_of
+
+MAX_KEPT_CHARACTERS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A request, its secrets masked, and what became of it."""
+
+    shown: Request
+    answer: retry.Answer
+    verdict: retry.Verdict
+    network_claim: Claim | None
+    took_us: int
+
+
+def settlement(configuration: Configuration, leased: Leased, exchange: Exchange, jitter: float) -> Settled:
+    """Returns what an attempt makes of its delivery. `jitter` is drawn evenly from [0, 1)."""
+    end_us = leased.leased_us + exchange.took_us
+    state, wait_us = _next(configuration, leased, exchange, end_us, jitter)
+    attempt = _record(configuration.secrets, exchange)
+    attempt.start_time.CopyFrom(to_timestamp(leased.leased_us))
+    attempt.redelivery_count = leased.redelivery_count
+    if state is State.PENDING:
+        attempt.will_retry = True
+        attempt.next_attempt_time.CopyFrom(to_timestamp(end_us + wait_us))
+    return Settled(
+        leased=leased,
+        state=state,
+        wait_us=wait_us,
+        verdict=attempt.verdict,
+        attempt=attempt.SerializeToString(),
+        pauses_configuration=exchange.verdict.pauses_configuration,
+        network_claim=exchange.network_claim.SerializeToString() if exchange.network_claim else None,
+    )
+
+
+def _next(
+    configuration: Configuration, leased: Leased, exchange: Exchange, end_us: int, jitter: float
+) -> tuple[State, int]:
+    """Returns the state of the delivery, and the time until its next attempt while it is PENDING."""
+    match exchange.verdict.next:
+        case retry.Next.DONE:
+            return State.DELIVERED, 0
+        case retry.Next.GIVE_UP:
+            return (State.EXHAUSTED if exchange.verdict.word is retry.Word.INTERRUPTED else State.REFUSED), 0
+        case retry.Next.RETRY:
+            wait_s = retry.next_attempt(
+                failures=leased.failure_count + 1,
+                retry_attempts=configuration.retry_attempts,
+                jitter=jitter,
+                asked_s=retry.asked_wait(exchange.answer, end_us / SECOND_US),
+                quick_s=retry.QUICK_TRIES_S if configuration.makes_quick_tries else (),
+            )
+            return (State.EXHAUSTED, 0) if wait_s is None else (State.PENDING, round(wait_s * SECOND_US))
+
+
+def _record(secrets: Mapping[str, str], exchange: Exchange) -> Attempt:
+    shown, answer, hide = exchange.shown, exchange.answer, _scrubber(secrets)
+    return Attempt(
+        duration=to_duration(exchange.took_us),
+        method=Method.Value(f"METHOD_{shown.method}"),
+        url=shown.url,
+        request_headers=shown.headers,
+        request_body=shown.body,
+        status_code=answer.status_code,
+        response_headers={hide(name): hide(value) for name, value in answer.headers.items()},
+        response_body=hide(answer.body)[:MAX_KEPT_CHARACTERS],
+        verdict=verdict_of(exchange.verdict.word),
+    )
+
+
+def _scrubber(secrets: Mapping[str, str]) -> Callable[[str], str]:
+    """Returns a function that hides secrets in what an endpoint answers: some echo what they were sent."""
+    forms = {
+        form
+        for value in secrets.values()
+        for form in (value, quote(value, safe=""), quote(value), quote_plus(value), json.dumps(value)[1:-1])
+    }
+    longest_first = sorted(forms, key=len, reverse=True)  # one may hold another
+
+    def hide(text: str) -> str:
+        for form in longest_first:
+            text = text.replace(form, MASK)
+        # What was no text came as lone surrogates.
+        return text.encode(errors="replace").decode()
+
+    return hide
