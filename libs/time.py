@@ -80,3 +80,16 @@ def format_duration(length_us: int) -> str:
         raise ValueError("not a whole number of seconds")
     unit = next((unit for unit, size_us in _UNITS_US.items() if length_us % size_us == 0), "s") if length_us else "s"
     return f"{length_us // _UNITS_US[unit]}{unit}"
+
+
+def describe_duration(duration: Duration) -> str:
+    """Returns a length of time for people, in its two largest units: 2 days 3 h, 5 min 1 s, 0.25 s."""
+    seconds = duration.seconds + duration.nanos / 1e9
+    if abs(seconds) < 1:
+        return f"{seconds:.3g} s"
+    left, parts = int(abs(seconds)), []
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
+    return ("-" if seconds < 0 else "") + " ".join(parts[:2])

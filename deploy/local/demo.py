@@ -31,8 +31,10 @@ from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import delivery_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from services.cli.decision_tables import print_explanation
+from services.cli.delivery_tables import state_name
 from services.cli.places import DATA
-from services.cli.tables import console, print_explanation, state_name, table
+from services.cli.tables import console, table
 
 LONGEST_S = 120.0
 """However slow the machine: by then it has ended, or failed."""

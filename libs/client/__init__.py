@@ -8,11 +8,15 @@ Calls that fail raise a `ServiceError` of `libs.errors`: `NotFound`, `InvalidArg
 It holds what the service said: a stable `reason`, a message for people, and `retry_after_s` where waiting helps.
 """
 
-from libs.client.connection import connect
-from libs.client.errors import to_service_error
-from libs.client.pages import items
-from libs.client.records import RecordSender, UnsentRecordsError
-from libs.client.streams import watch_decisions, what_if
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from libs.client.connection import connect
+    from libs.client.errors import to_service_error
+    from libs.client.pages import items
+    from libs.client.records import RecordSender, UnsentRecordsError
+    from libs.client.streams import watch_decisions, what_if
 
 __all__ = [
     "RecordSender",
@@ -23,3 +27,19 @@ __all__ = [
     "watch_decisions",
     "what_if",
 ]
+_MODULES = {
+    "RecordSender": "records",
+    "UnsentRecordsError": "records",
+    "connect": "connection",
+    "items": "pages",
+    "to_service_error": "errors",
+    "watch_decisions": "streams",
+    "what_if": "streams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module of a name when the name is first used: commands start quickly."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -7,9 +7,11 @@ Written as YAML, so that every problem has its line:
 - lists, objects, texts, numbers, true and false are those of YAML; null is as good as no key.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import yaml
@@ -17,26 +19,22 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.messages import short_name
+from libs.time import duration_us, format_duration, parse_duration, to_duration
+from libs.yaml_lines import Problem, line_of
 from reengage.tracker.v1.windows_pb2 import Window
 
-SECRET = frozenset({"click_validation_key", "credentials"})
+SECRET = frozenset({"click_validation_key", "credentials", "secrets"})
 """Fields whose values are not shown."""
 _NULL, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
-_DURATION = re.compile(r"(\d{1,9})([smhd])")
-_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
+_STRUCT_VALUE = Struct.FieldsEntry.DESCRIPTOR.fields_by_name["value"]
 _LEAVES = (Duration.DESCRIPTOR, Timestamp.DESCRIPTOR, Window.DESCRIPTOR)
-
-
-class Problem(NamedTuple):
-    """What does not fit, and on which line (counted from 1)."""
-
-    line: int
-    message: str
 
 
 class Difference(NamedTuple):
@@ -67,10 +65,10 @@ class Fields:
         """The values of the keys of a YAML object."""
         self._object(pairs, self.message, "")
 
-    def assign(self, path: str, text: str) -> None:
-        """One value from the command line, at a path such as `windows.click_device`; an empty text clears the field.
+    def assign(self, path: str, text: str, *, is_yaml: bool = False) -> None:
+        """Sets a value of the command line, at a path such as `windows.click_device`; an empty text clears the field.
 
-        Lists may be written `a, b` and objects `key=value, key=value`, too.
+        Lists may be written `a, b` and objects `key=value, key=value`, too; `is_yaml`: it is YAML, nothing else.
         """
         message: Any = self.message
         *parents, name = path.split(".")
@@ -87,7 +85,7 @@ class Fields:
         self.lines[path] = 1
         if text:
             try:
-                node = _node(field, text)
+                node = _composed(text) if is_yaml else _node(field, text)
             except yaml.YAMLError as error:
                 self.problems.append(Problem(1, f"{path}: {getattr(error, 'problem', error)}"))
                 return
@@ -121,7 +119,8 @@ class Fields:
         if name in closed:
             raise MisfitError(f"{name} {closed[name]}")
         if name not in fields:
-            raise MisfitError(f"there is no {name!r} here; there are {', '.join(n for n in fields if n not in closed)}")
+            names = [each for each in fields if each not in closed]
+            raise MisfitError(f"there is no {name!r} here; there are {', '.join(names)}{nearest(name, names)}")
         field: FieldDescriptor = fields[name]
         return field
 
@@ -131,6 +130,10 @@ class Fields:
             if _is_map(field):
                 for key, value in pairs_in(node):
                     getattr(message, field.name)[text_in(key)] = text_in(value)
+            elif field.message_type is Struct.DESCRIPTOR:
+                for key, value in pairs_in(node):
+                    self.lines[f"{path}.{text_in(key)}"] = line_of(key)
+                    getattr(message, field.name)[text_in(key)] = _native(value)
             elif field.is_repeated:
                 for index, item in enumerate(_items(node)):
                     self.lines[f"{path}[{index}]"] = line_of(item)
@@ -147,11 +150,6 @@ class Fields:
             self.problems.append(Problem(line_of(node), f"{path}: {misfit}"))
 
 
-def line_of(node: yaml.Node) -> int:
-    """The line a node stands on; 1 for one that is of no file."""
-    return node.start_mark.line + 1 if node.start_mark is not None else 1
-
-
 def pairs_in(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values of an object. Raises MisfitError."""
     if not isinstance(node, yaml.MappingNode):
@@ -163,6 +161,33 @@ def _items(node: yaml.Node) -> list[yaml.Node]:
     if not isinstance(node, yaml.SequenceNode):
         raise MisfitError("should be a list")
     return list(node.value)
+
+
+def _native(node: yaml.Node) -> Any:
+    """Returns what a node is in YAML: a text, a number, a flag, a list or an object. Raises MisfitError."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_native(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {text_in(key): _native(value) for key, value in node.value}
+    text = text_in(node)
+    match node.tag.rpartition(":")[2]:
+        case "bool":
+            return _FLAGS[text.lower()]
+        case "int" if _WHOLE_NUMBER.fullmatch(text):
+            return int(text)
+        case "float":
+            return float(text)
+        case _:
+            return text
+
+
+def _whole(value: Any) -> Any:
+    """Returns a value of JSON with whole numbers as such: a Struct holds but floating-point ones."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return {name: _whole(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def text_in(node: yaml.Node) -> str:
@@ -192,6 +217,8 @@ def plain(field: FieldDescriptor, value: Any) -> Any:
         return {key: value[key] for key in sorted(value)}
     if field.is_repeated:
         return [_text(field, item) for item in value]
+    if isinstance(value, Value):
+        return _whole(json_format.MessageToDict(value))
     return value if isinstance(value, bool | int) and field.enum_type is None else _text(field, value)
 
 
@@ -199,7 +226,9 @@ def leaves(message: Message, prefix: str = "") -> Iterator[tuple[str, FieldDescr
     """Path, field and value of everything that is set: those of inner messages each by itself, as field masks do."""
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
-        if _is_leaf(field):
+        if field.message_type is Struct.DESCRIPTOR:
+            yield from ((f"{path}.{name}", _STRUCT_VALUE, value.fields[name]) for name in sorted(value.fields))
+        elif _is_leaf(field):
             yield path, field, value
         else:
             yield from leaves(value, f"{path}.")
@@ -217,17 +246,17 @@ def differences(before: Message, after: Message, ignored: frozenset[str]) -> lis
     ]
 
 
-def choice(kind: EnumDescriptor, number: int) -> str:
-    """The name of an enum's value without its prefix; empty when nothing was chosen."""
-    value = kind.values_by_number.get(number)
-    return str(number) if value is None else value.name.removeprefix(_prefix(kind)) if number else ""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the known names that are like a name, as a question to follow a message; empty when none is."""
+    found = get_close_matches(name, list(known), n=3)
+    return f". Did you mean {' or '.join(found)}?" if found else ""
 
 
 def read_choice(kind: EnumDescriptor, text: str) -> int:
     """The number of an enum's value by its name, with or without its prefix. Raises MisfitError."""
-    names = {choice(kind, number): number for number in kind.values_by_number if number}
+    names = {short_name(kind, number): number for number in kind.values_by_number if number}
     if (number := names.get(text.upper().removeprefix(_prefix(kind)))) is None:
-        raise MisfitError(f"should be one of {', '.join(names)}")
+        raise MisfitError(f"should be one of {', '.join(names)}{nearest(text.upper(), names)}")
     return number
 
 
@@ -245,7 +274,7 @@ def _prefix(kind: EnumDescriptor) -> str:
 
 def _text(field: FieldDescriptor, value: Any) -> str:
     if field.enum_type is not None:
-        return choice(field.enum_type, value)
+        return short_name(field.enum_type, value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Duration):
@@ -255,16 +284,19 @@ def _text(field: FieldDescriptor, value: Any) -> str:
         return _duration_text(value.duration) if limit == "duration" else limit
     if isinstance(value, Timestamp):
         return value.ToJsonString()
+    if isinstance(value, Value):
+        native = plain(field, value)
+        return native if isinstance(native, str) else json.dumps(native, ensure_ascii=False)
     if isinstance(value, Message):
         return json_format.MessageToJson(value, preserving_proto_field_name=True, indent=None)
     return str(value)
 
 
 def _duration_text(duration: Duration) -> str:
-    if duration.nanos:
-        return duration.ToJsonString()
-    unit = next((unit for unit, size in _UNITS_S.items() if duration.seconds % size == 0 and duration.seconds), "s")
-    return f"{duration.seconds // _UNITS_S[unit]}{unit}"
+    try:
+        return format_duration(duration_us(duration))
+    except ValueError:
+        return duration.ToJsonString()  # nobody writes such a one
 
 
 def _scalar(field: FieldDescriptor, node: yaml.Node) -> Any:
@@ -288,10 +320,10 @@ def _scalar(field: FieldDescriptor, node: yaml.Node) -> Any:
 
 
 def _duration(text: str) -> Duration:
-    match = _DURATION.fullmatch(text)
-    if match is None and text != "0":
-        raise MisfitError("should be a duration, as 90s, 30m, 6h or 30d")
-    return Duration(seconds=int(match[1]) * _UNITS_S[match[2]] if match else 0)
+    try:
+        return to_duration(parse_duration("0s" if text == "0" else text))
+    except ValueError as error:
+        raise MisfitError(str(error)) from None
 
 
 def _window(text: str) -> Window:
@@ -323,6 +355,10 @@ _MESSAGES: dict[str, Callable[[str], Message]] = {
 }
 
 
+def _composed(text: str) -> yaml.Node:
+    return yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode(_NULL, "")
+
+
 def _node(field: FieldDescriptor, text: str) -> yaml.Node:
     """A value of the command line as it would stand in a file."""
 
@@ -332,9 +368,7 @@ def _node(field: FieldDescriptor, text: str) -> yaml.Node:
     if not field.is_repeated and _is_leaf(field):
         return yaml.ScalarNode(_TEXT, text)
     if text.lstrip().startswith(("[", "{")):
-        composed = yaml.compose(text, Loader=yaml.SafeLoader)
-        assert composed is not None  # the text is not empty
-        return composed
+        return _composed(text)
     parts = [part for part in text.split(",") if part.strip()]
     if field.message_type is None:
         return yaml.SequenceNode(_TEXT, [scalar(part) for part in parts])

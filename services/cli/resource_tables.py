@@ -8,10 +8,11 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.markup import escape
 
-from reengage.tracker.v1 import change_pb2, resolve_pb2, tracker_edit_pb2, tracker_pb2
-from services.cli.fields import Difference, choice, leaves, text_of
+from libs.messages import short_name
+from reengage.tracker.v1 import change_pb2, resolve_pb2, status_pb2, tracker_edit_pb2, tracker_pb2
+from services.cli.fields import Difference, leaves, text_of
+from services.cli.kinds import Kind
 from services.cli.tables import console, print_whole, table
-from services.tracker.kinds import Kind
 
 Rows: TypeAlias = Iterable[tuple[str, str, Iterable[Difference]]]
 """Changes: what is done (`create`, `update` or `archive`), to what, and the fields that change."""
@@ -43,15 +44,20 @@ def changes_json(app_id: str, rows: Rows) -> str:
 
 
 def tracker_rows(changes: Iterable[tracker_edit_pb2.TrackerChange]) -> Rows:
-    """The changes that tracker answers."""
+    """Returns the changes of trackers as rows."""
     return [
         (
             _ACTIONS[change.action],
             f"tracker {change.tracker_id}",
-            [Difference(f.path, _shown(f.path, f.before), _shown(f.path, f.after)) for f in change.fields],
+            field_changes(tracker_pb2.Tracker, change.fields),
         )
         for change in changes
     ]
+
+
+def field_changes(message: type[Message], changes: Iterable[change_pb2.FieldChange]) -> list[Difference]:
+    """Returns changes of fields of a message as people write the values."""
+    return [Difference(f.path, _shown(message, f.path, f.before), _shown(message, f.path, f.after)) for f in changes]
 
 
 def print_resources(title: str, resources: Iterable[Message], *columns: str) -> None:
@@ -77,30 +83,55 @@ def print_resource(title: str, resource: Any) -> None:
     console.print(rows)
 
 
-def resources_json(kind: Kind[Any], resources: Iterable[Message]) -> str:
+def resources_json(kind: Kind, resources: Iterable[Message]) -> str:
     """The same for programs: one object with a list."""
     listed = [json_format.MessageToDict(one, preserving_proto_field_name=True) for one in resources]
-    return json.dumps({f"{kind.name}s": listed}, indent=2, ensure_ascii=False)
+    return json.dumps({kind.list_name: listed}, indent=2, ensure_ascii=False)
 
 
-def print_resolved(tracker_id: str, answer: resolve_pb2.ResolveSettingsResponse) -> None:
-    """The effective value of each setting, the layer that it comes from, and the rule."""
-    rows = table(f"What holds for {escape(tracker_id)}, revision {answer.revision}", "setting", "value", "from", "rule")
-    for setting in answer.settings:
-        limit = setting.WhichOneof("value")
-        field = setting.DESCRIPTOR.fields_by_name[limit] if limit else None
-        value = text_of(field, getattr(setting, field.name)) if field is not None else ""
-        layer = choice(resolve_pb2.ResolvedSetting.Layer.DESCRIPTOR, setting.layer).lower().replace("_", " ")
-        rows.add_row(escape(setting.name), escape(value), layer, setting.rule)
+def print_resolved(title: str, settings: Iterable[resolve_pb2.ResolvedSetting]) -> None:
+    """Prints the effective value of each setting, the layer that it comes from, and the rule."""
+    rows = table(escape(title), "setting", "value", "from", "rule")
+    for setting in settings:
+        rows.add_row(escape(setting.name), escape(_value(setting)), _layer(setting), setting.rule)
     console.print(rows)
 
 
-def _shown(path: str, text: str) -> str:
-    """A field's JSON as people write the value."""
+def print_events(app_id: str, events: Iterable[Any], settings: Iterable[resolve_pb2.ResolvedSetting]) -> None:
+    """Prints a line an event, with its effective settings and the layer of each."""
+    held: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        event_name, _, name = setting.name.removeprefix("events[").rpartition("].")
+        held.setdefault(event_name, {})[name] = f"{_value(setting)} [dim]({_layer(setting)})[/]"
+    names = list(dict.fromkeys(name for values in held.values() for name in values))
+    rows = table(
+        f"Events of {escape(app_id)}", "event", *(name.replace("_", " ") for name in names), "status", whole=["event"]
+    )
+    for event in events:
+        values = held.get(event.event_name, {})
+        status = "registered" if event.registered else short_name(status_pb2.Status.DESCRIPTOR, event.status).lower()
+        rows.add_row(escape(event.event_name), *(values.get(name, "") for name in names), status)
+    if rows.row_count:
+        print_whole(rows)
+    else:
+        console.print(f"Events of {escape(app_id)}: none")
+
+
+def _value(setting: resolve_pb2.ResolvedSetting) -> str:
+    limit = setting.WhichOneof("value")
+    return text_of(setting.DESCRIPTOR.fields_by_name[limit], getattr(setting, limit)) if limit else ""
+
+
+def _layer(setting: resolve_pb2.ResolvedSetting) -> str:
+    return short_name(resolve_pb2.ResolvedSetting.Layer.DESCRIPTOR, setting.layer).lower().replace("_", " ")
+
+
+def _shown(message: type[Message], path: str, text: str) -> str:
+    """Returns a field's JSON as people write the value."""
     if not text:
         return ""
     value = json.loads(text)
     for name in reversed(path.split(".")):
         value = {name: value}
-    tracker = json_format.ParseDict(value, tracker_pb2.Tracker(), ignore_unknown_fields=True)
-    return next((text_of(field, held) for _, field, held in leaves(tracker)), text)
+    resource = json_format.ParseDict(value, message(), ignore_unknown_fields=True)
+    return next((text_of(field, held) for _, field, held in leaves(resource)), text)

@@ -1,22 +1,26 @@
-"""Reads and writes settings files: an app and what belongs to it. `reengage apply --help` tells their format.
+"""Settings files: an app and all that belongs to it, as YAML. `reengage apply --help` tells their format.
 
-Every problem of a file is named with its line.
+The reader makes messages of them and finds what is no value at all; every other rule is the services', which name what
+is wrong by the index of the resource. `SettingsFile.located` gives each problem its line back.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
 from google.protobuf.message import Message
 
-from libs.errors import Violations
-from services.cli.fields import Fields, MisfitError, Problem, leaves, line_of, pairs_in, plain, text_in
-from services.tracker import validation
-from services.tracker.kinds import (
+from libs.errors import Violation
+from libs.yaml_lines import Problem, YamlError, is_null, line_of, read_yaml
+from reengage.tracker.v1 import resource_kind_pb2, settings_file_pb2, snapshot_pb2
+from services.cli.fields import Fields, MisfitError, leaves, nearest, pairs_in, plain, text_in
+from services.cli.kinds import (
     APP,
     CAMPAIGN,
+    CONFIGURATION,
     EVENT_DEFINITION,
     NETWORK_SETTINGS,
     SAN_ACCOUNT,
@@ -25,15 +29,14 @@ from services.tracker.kinds import (
     Kind,
 )
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NULL = "tag:yaml.org,2002:null"
+_INDEX = re.compile(r"resources\[(\d+)\]\.?(.*)")
 
 
 class Section(NamedTuple):
     """Where a file holds resources of a kind: an object, whose keys are the values of the field `id_field`."""
 
     name: str
-    kind: Kind[Any]
+    kind: Kind
     id_field: str
 
 
@@ -42,93 +45,112 @@ SECTIONS = (
     Section("san_accounts", SAN_ACCOUNT, "san_account_id"),
     Section("events", EVENT_DEFINITION, "event_name"),
     Section("campaigns", CAMPAIGN, "campaign_id"),
+    Section("postbacks", CONFIGURATION, "configuration_id"),
 )
-"""Beside the app, in the order in which they are brought about."""
+"""Beside the app."""
 _WITHIN = {
     CAMPAIGN.name: Section("segments", SEGMENT, "segment_id"),
     SEGMENT.name: Section("trackers", TRACKER, "tracker_id"),
 }
-
-KEPT: Mapping[str, frozenset[str]] = {
+_UNSAID: Mapping[str, frozenset[str]] = {
     APP.name: frozenset({"account_id"}),
     SAN_ACCOUNT.name: frozenset({"credentials", "verified"}),
     TRACKER.name: frozenset({"click_validation_key"}),
+    CONFIGURATION.name: frozenset({"secrets"}),
 }
-"""Fields that stay as they are when a file leaves them out: owners, secrets, and what is known of these."""
-_NAMED_WITHIN = {
-    SAN_ACCOUNT.name: "app_id",
-    CAMPAIGN.name: "app_id",
-    SEGMENT.name: "campaign_id",
-    TRACKER.name: "app_id",
-}
+"""Fields that an export leaves out: they stay as they are when a file is applied that does not say them."""
 _NOT_IN_FILES = {
-    "credentials": "do not belong in a file: set them by `reengage call tracker/UpdateSanAccount`",
+    "credentials": "do not belong in a file: set them by `reengage san-accounts edit ID credentials=@FILE`",
+    "secrets": "do not belong in a file: set them by `reengage postbacks edit ID secrets=@FILE`",
     "verified": "is not for a file: it says that the network has taken the credentials",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A resource as the file has it, with the defaults filled in.
+    """A resource as the file has it. `line` is that of its id, `lines` those of its fields, by path."""
 
-    `line` is that of its id, `lines` those of its fields, by path.
-    """
-
-    kind: Kind[Any]
+    kind: Kind
     resource: Any
     line: int
     lines: Mapping[str, int]
 
     @property
-    def key(self) -> tuple[str, ...]:
-        """What names it."""
-        return self.kind.key_of(self.resource)
+    def name(self) -> str:
+        """The resource as people call it."""
+        return called(self.kind.name, self.kind.key_of(self.resource)[-1])
 
     def line_of(self, path: str) -> int:
-        """The line of a field, or of the nearest that holds it."""
+        """Returns the line of a field, or of the nearest that holds it."""
         while path and path not in self.lines:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.lines.get(path, self.line)
 
-    def problems(self, violations: Violations) -> list[Problem]:
-        """What tracker's rules say of the resource, with the lines."""
-        found = [(violation.field.removeprefix(f"{self.kind.name}."), violation) for violation in violations.found]
-        name = called(self.kind, self.key)
-        return [Problem(self.line_of(path), f"{name}: {path}: {wrong.description}") for path, wrong in found]
-
-    def gives(self, field: str) -> bool:
-        """Whether the file says anything of a field."""
-        return field in self.lines
+    def problem(self, path: str, description: str) -> Problem:
+        """Returns what is wrong with a field, or with the whole if there is no path, with its line."""
+        return Problem(self.line_of(path), f"{self.name}: {f'{path}: ' if path else ''}{description}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsFile:
-    """`resources` are the app and what it holds; `kinds` those that the file answers for, users after what they use."""
+    """What a file wants: `resources` of tracker, the app first, and configurations of `postbacks`, if it has these."""
 
-    app: Wanted
+    app_id: str
     resources: tuple[Wanted, ...]
-    kinds: tuple[Kind[Any], ...]
+    complete_kinds: tuple[Kind, ...]
+    """Those of tracker of which the file lists everything that shall be live."""
+    postbacks: tuple[Wanted, ...] | None
 
-    def of(self, kind: Kind[Any]) -> list[Wanted]:
-        """The resources of one kind, in the order of the file."""
-        return [wanted for wanted in self.resources if wanted.kind is kind]
+    def to_message(self) -> settings_file_pb2.WantedSettings:
+        """Returns what tracker is to plan for."""
+        return settings_file_pb2.WantedSettings(
+            app_id=self.app_id,
+            resources=[snapshot_pb2.Resource(**{each.kind.name: each.resource}) for each in self.resources],
+            complete_kinds=[
+                resource_kind_pb2.ResourceKind.Value(f"RESOURCE_KIND_{kind.name.upper()}")
+                for kind in self.complete_kinds
+            ],
+        )
+
+    def located(self, violations: Iterable[Violation]) -> list[Problem] | None:
+        """Returns what tracker says of the file, with the lines; None when it speaks of something else."""
+        found = []
+        for violation in violations:
+            match = _INDEX.search(violation.field)
+            if match is None or int(match[1]) >= len(self.resources):
+                return None
+            wanted = self.resources[int(match[1])]
+            path = match[2].removeprefix(wanted.kind.name).removeprefix(".")
+            found.append(wanted.problem(path, violation.description))
+        return sorted(found) or None
 
 
 class SettingsFileError(Exception):
     """A file that does not fit; `problems` are all that were found, in the order of their lines."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(f"line {line}: {message}" for line, message in problems))
+    def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(problems)
+        super().__init__("; ".join(f"line {line}: {message}" for line, message in self.problems))
 
 
 def read_settings_file(text: str) -> SettingsFile:
-    """The settings that a YAML text holds. Raises SettingsFileError with everything that does not fit."""
-    return _Reader().read(_compose(text))
+    """Returns the settings that a YAML text holds. Raises SettingsFileError with everything that does not fit."""
+    try:
+        document = read_yaml(text)
+    except YamlError as error:
+        raise SettingsFileError([error.problem]) from error
+    reader = _Reader(problems=list(document.problems))
+    file = reader.read(document.root)
+    if file is None or reader.problems:
+        raise SettingsFileError(reader.problems)
+    return file
 
 
 def write_settings_file(app: Any, held: Mapping[str, Iterable[Any]]) -> str:
-    """The file of an app as it is, without secrets; `held` are its live resources by the names of their kinds."""
+    """Returns the file of an app as it is, without secrets; `held` are its live resources by the names of their kinds.
+
+    A kind that is not among them gets no section.
+    """
     held = {name: list(resources) for name, resources in held.items()}
 
     def section(of: Section, parent_key: str, parent_id: str) -> dict[str, Any]:
@@ -137,7 +159,7 @@ def write_settings_file(app: Any, held: Mapping[str, Iterable[Any]]) -> str:
             if getattr(resource, parent_key) != parent_id:
                 continue
             fields = _written(of.kind, resource)
-            if not fields and (of.kind.always_there or getattr(resource, "registered", False)):
+            if not fields and (of.kind is NETWORK_SETTINGS or getattr(resource, "registered", False)):
                 continue  # it says nothing, and is there without a file
             made[getattr(resource, of.id_field)] = fields
             if (inner := _WITHIN.get(of.kind.name)) is not None:
@@ -145,133 +167,127 @@ def write_settings_file(app: Any, held: Mapping[str, Iterable[Any]]) -> str:
         return made
 
     file = {"app": {"app_id": app.app_id, **_written(APP, app)}}
-    file |= {of.name: section(of, "app_id", app.app_id) for of in SECTIONS}
+    file |= {of.name: section(of, "app_id", app.app_id) for of in SECTIONS if of.kind.name in held}
     return yaml.safe_dump(file, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
-def _written(kind: Kind[Any], resource: Any) -> dict[str, Any]:
-    """The fields of a resource that a file holds."""
-    empty = kind.with_key(kind.key_of(resource))
-    kind.complete(empty)
-    defaults = {path: value for path, _, value in leaves(empty)}
-    unsaid = {*kind.output_only, *KEPT.get(kind.name, ()), *kind.key, "app_id", "campaign_id", "segment_id"}
+def _written(kind: Kind, resource: Any) -> dict[str, Any]:
+    """Returns the fields of a resource that a file holds."""
+    defaults = _defaults(kind, resource)
+    unsaid = {*kind.output_only, *_UNSAID.get(kind.name, ()), *kind.key, "app_id", "campaign_id", "segment_id"}
     made: dict[str, Any] = {}
-    for path, field, value in leaves(resource):
+    for path, field_, value in leaves(resource):
         *parents, name = path.split(".")
-        if path.partition(".")[0] not in unsaid and defaults.get(path) != value:
+        if path.partition(".")[0] not in unsaid and defaults.get(path) != plain(field_, value):
             within = made
             for parent in parents:
                 within = within.setdefault(parent, {})
-            within[name] = plain(field, value)
+            within[name] = plain(field_, value)
     return made
 
 
+def _defaults(kind: Kind, resource: Any) -> dict[str, Any]:
+    """Returns what the services fill in where nothing was said, by path; a file need not say it."""
+    match kind.name:
+        case "app":
+            return {"time_zone": "UTC", "currency_code": "USD"}
+        case "event_definition":
+            return {"display_name": resource.event_name}
+        case "tracker":
+            return {
+                "name": resource.tracker_id,
+                "type": "ACQUISITION",
+                "share_with_publisher": True,
+                "destination_type": "CUSTOM",
+            }
+        case "configuration":
+            return {"status": "LIVE", "delivery_method": "ALL"}
+        case _:
+            return {}
+
+
+@dataclass(slots=True)
 class _Reader:
-    """Reads the nodes of one file and notes every problem on the way."""
+    """Reads the nodes of one file, and notes every problem on the way."""
 
-    def __init__(self) -> None:
-        self._problems: list[Problem] = []
-        self._resources: dict[tuple[str, tuple[str, ...]], Wanted] = {}
+    problems: list[Problem]
+    resources: dict[tuple[str, tuple[str, ...]], Wanted] = field(default_factory=dict)
 
-    def read(self, root: yaml.Node) -> SettingsFile:
+    def read(self, root: yaml.Node) -> SettingsFile | None:
+        """Returns what the file wants, or None when it cannot be told."""
         names = ("app", *(section.name for section in SECTIONS))
         parts: dict[str, yaml.Node] = {}
         with self._noting(root):
-            for key, value in pairs_in(root):
+            for key, value in _pairs(root):
                 with self._noting(key):
                     name = text_in(key)
-                    _refuse(name not in names, f"there is no {name!r} here; there are {', '.join(names)}")
-                    _refuse(name in parts, f"{name} stands here twice")
-                    parts[name] = value
-            _refuse("app" not in parts, "app is missing: the app that this is about, with its app_id")
+                    if name not in names:
+                        raise MisfitError(
+                            f"there is no {name!r} here; there are {', '.join(names)}{nearest(name, names)}"
+                        )
+                    parts.setdefault(name, value)
+            if "app" not in parts:
+                raise MisfitError("app is missing: the app that this is about, with its app_id")
         app = self._app(parts["app"]) if "app" in parts else None
-        if app is not None:
-            for section in SECTIONS:
-                if section.name in parts:
-                    self._section(section, parts[section.name], {"app_id": app.resource.app_id})
-        self._check_rivals()
-        if app is None or self._problems:
-            raise SettingsFileError(self._problems)
-        kinds = [APP, *(section.kind for section in SECTIONS if section.name in parts)]
-        if CAMPAIGN in kinds:
-            kinds += [SEGMENT, TRACKER]
-        return SettingsFile(app=app, resources=tuple(self._resources.values()), kinds=tuple(kinds))
+        if app is None:
+            return None
+        for section in SECTIONS:
+            if section.name in parts:
+                self._section(section, parts[section.name], {"app_id": app.resource.app_id})
+        given = [section.kind for section in SECTIONS if section.name in parts]
+        found = list(self.resources.values())
+        return SettingsFile(
+            app_id=app.resource.app_id,
+            resources=tuple(each for each in found if each.kind is not CONFIGURATION),
+            complete_kinds=(
+                *(kind for kind in given if kind is not CONFIGURATION),
+                *((SEGMENT, TRACKER) if CAMPAIGN in given else ()),
+            ),
+            postbacks=tuple(each for each in found if each.kind is CONFIGURATION) if CONFIGURATION in given else None,
+        )
 
     def _app(self, node: yaml.Node) -> Wanted | None:
         with self._noting(node, "app: "):
-            pairs = pairs_in(node)
-            _refuse(all(key.value != "app_id" for key, _ in pairs), "app_id is missing: which app is this about?")
+            pairs = _pairs(node)
+            if all(key.value != "app_id" for key, _ in pairs):
+                raise MisfitError("app_id is missing: which app is this about?")
             return self._resource(APP, line_of(node), pairs, {})
         return None
 
     def _section(self, section: Section, node: yaml.Node, parents: Mapping[str, str]) -> None:
         """Reads an object of resources; `parents` are the ids of what they belong to."""
-        if node.tag == _NULL:
+        if is_null(node):
             return
         with self._noting(node, f"{section.name}: "):
-            for key, value in pairs_in(node):
+            for key, value in _pairs(node):
                 with self._noting(key, f"{section.name}: "):
                     ids = {**parents, section.id_field: text_in(key)}
                     with self._noting(value, f"{key.value}: "):
-                        pairs = [] if value.tag == _NULL else pairs_in(value)
-                        self._one(section.kind, line_of(key), pairs, ids)
+                        self._one(section.kind, line_of(key), [] if is_null(value) else _pairs(value), ids)
 
-    def _one(
-        self, kind: Kind[Any], line: int, pairs: list[tuple[yaml.Node, yaml.Node]], ids: Mapping[str, str]
-    ) -> None:
+    def _one(self, kind: Kind, line: int, pairs: list[tuple[yaml.Node, yaml.Node]], ids: Mapping[str, str]) -> None:
         """Reads a resource and what it holds."""
         inner = _WITHIN.get(kind.name)
         nested = [pair for pair in pairs if inner is not None and pair[0].value == inner.name]
         self._resource(kind, line, [pair for pair in pairs if pair not in nested], ids)
-        if inner is None or not nested:
-            return
-        self._section(inner, nested[0][1], ids)
-        for key, _ in nested[1:]:
-            self._problems.append(Problem(line_of(key), f"{inner.name} stands here twice"))
+        if inner is not None and nested:
+            self._section(inner, nested[0][1], ids)
 
     def _resource(
-        self, kind: Kind[Any], line: int, pairs: list[tuple[yaml.Node, yaml.Node]], ids: Mapping[str, str]
+        self, kind: Kind, line: int, pairs: list[tuple[yaml.Node, yaml.Node]], ids: Mapping[str, str]
     ) -> Wanted:
         message: Message = kind.message(**ids)
         closed = dict.fromkeys(kind.output_only, "is set by the service")
         closed |= dict.fromkeys(ids, "is said by its place in the file")
-        closed |= {name: why for name, why in _NOT_IN_FILES.items() if name in KEPT.get(kind.name, ())}
+        closed |= {name: why for name, why in _NOT_IN_FILES.items() if name in _UNSAID.get(kind.name, ())}
         fields = Fields(message, closed)
         fields.read(pairs)
-        kind.complete(message)
         wanted = Wanted(kind=kind, resource=message, line=line, lines=fields.lines)
-        self._problems.extend(Problem(at, f"{called(kind, wanted.key)}: {text}") for at, text in fields.problems)
-        if not fields.problems:
-            self._check(wanted)
-        before = self._resources.setdefault((kind.name, wanted.key), wanted)
+        self.problems.extend(Problem(at, f"{wanted.name}: {text}") for at, text in fields.problems)
+        before = self.resources.setdefault((kind.name, kind.key_of(message)), wanted)
         if before is not wanted:
-            self._problems.append(Problem(line, f"{called(kind, wanted.key)} stands on line {before.line} already"))
+            self.problems.append(Problem(line, f"{wanted.name} stands on line {before.line} already"))
         return wanted
-
-    def _check(self, wanted: Wanted) -> None:
-        """Notes what breaks the rules of tracker, whatever is there."""
-        kind, resource = wanted.kind, wanted.resource
-        violations = Violations()
-        validation.check_key(f"{kind.name}.", kind.key, wanted.key, violations)
-        validation.check_message(kind.name, resource, violations)
-        kind.check(resource, violations)
-        self._problems.extend(wanted.problems(violations))
-
-    def _check_rivals(self) -> None:
-        """Notes what may be there once only, and stands here twice."""
-        seen: dict[tuple[str, ...], Wanted] = {}
-        for wanted in self._resources.values():
-            one, kind = wanted.resource, wanted.kind
-            if (scope := _NAMED_WITHIN.get(kind.name)) and one.name:
-                other = seen.setdefault((kind.name, getattr(one, scope), one.name), wanted)
-                if other is not wanted:
-                    text = f"{called(kind, wanted.key)}: name: {one.name!r} is that of {other.key[-1]}, too"
-                    self._problems.append(Problem(wanted.line_of("name"), text))
-            if kind is TRACKER and one.default_tracker:
-                other = seen.setdefault(("default_tracker", one.network_id, str(one.type)), wanted)
-                if other is not wanted:
-                    text = f"{called(kind, wanted.key)}: default_tracker: {other.key[-1]} is the default already"
-                    self._problems.append(Problem(wanted.line_of("default_tracker"), text))
 
     @contextmanager
     def _noting(self, node: yaml.Node, prefix: str = "") -> Iterator[None]:
@@ -279,27 +295,19 @@ class _Reader:
         try:
             yield
         except MisfitError as misfit:
-            self._problems.append(Problem(line_of(node), f"{prefix}{misfit}"))
+            self.problems.append(Problem(line_of(node), f"{prefix}{misfit}"))
 
 
-def called(kind: Kind[Any], key: tuple[str, ...]) -> str:
-    """A resource as people call it: `tracker ios-spring`, `event definition Purchase`."""
-    return f"{kind.name.replace('_', ' ')} {key[-1]}"
+def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Returns keys and values of an object, of a repeated key the first. Keys that are no texts were noted already."""
+    seen: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in pairs_in(node):
+        if isinstance(key, yaml.ScalarNode):
+            seen.setdefault(key.value, (key, value))
+    return list(seen.values())
 
 
-def _refuse(wrong: bool, message: str) -> None:
-    if wrong:
-        raise MisfitError(message)
-
-
-def _compose(text: str) -> yaml.Node:
-    try:
-        node = yaml.compose(text, Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsFileError([Problem(line, f"this is no YAML: {error.problem or error.context}")]) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SettingsFileError([Problem(1, f"this is no YAML: {error}")]) from error
-    if node is None:
-        raise SettingsFileError([Problem(1, "the file is empty")])
-    return node
+def called(kind_name: str, resource_id: str) -> str:
+    """Returns a resource as people call it: `tracker ios-spring`, `event definition Purchase`."""
+    name = "postback" if kind_name == CONFIGURATION.name else kind_name.replace("_", " ")
+    return f"{name} {resource_id}"

@@ -1,30 +1,20 @@
-"""What was decided and delivered, as tables for people."""
+"""Tables for people, in one style."""
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from libs.messages import short_name
-from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2, what_if_pb2
-from reengage.postback.v1 import delivery_pb2
-from reengage.postback.v1.method_pb2 import Method
-from services.attribution.queries.sentences import span
-
 # A file or a pipe has no width: wide enough for a table of candidates.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-_SHORT = 16
 
 
 def table(title: str, *headings: str, numbers: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
-    """An empty table in the style of all of them.
+    """Returns an empty table in the style of all of them.
 
     Columns named in `numbers` are aligned right; what stands in those named in `whole` is never broken over lines.
     """
@@ -39,242 +29,13 @@ def table(title: str, *headings: str, numbers: Iterable[str] = (), whole: Iterab
 
 
 def print_whole(rows: Table) -> None:
-    """Print a table with no id cut off: where there is too little room, its lines run over the edge instead."""
+    """Prints a table with no id cut off: where there is too little room, its lines run over the edge instead."""
     needed = Measurement.get(console, console.options.update(max_width=10_000), rows)
     if needed.minimum > console.width:
         rows.width = needed.maximum
     console.print(rows, crop=False)
 
 
-def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
-    """What became of a record: of a decided one with the verdict on every candidate."""
-    if answer.HasField("decision"):
-        _print_decision(answer)
-    else:
-        state = _word(explanation_pb2.ExplainDecisionResponse.State.Name(answer.state), "STATE_").replace("_", " ")
-        console.print(f"\n[cyan]{state}[/]")
-        console.print(escape(answer.summary))
-    for sentence in answer.sentences:
-        _print_point(sentence)
-    if answer.won_conversion_ids:
-        console.print(f"  [dim]{'won':<18}[/]{escape(', '.join(answer.won_conversion_ids))}", soft_wrap=True)
-
-
-def _print_point(sentence: str) -> None:
-    """A bullet, and the sentence beside it; a file or a pipe gets it as one line."""
-    if not console.is_terminal:
-        console.print(f"  • {escape(sentence)}", soft_wrap=True)
-        return
-    beside = Table.grid()
-    beside.add_column(width=len("  • "))
-    beside.add_column(overflow="fold")
-    beside.add_row("  •", escape(sentence))
-    console.print(beside)
-
-
-def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
-    decision = answer.decision
-    console.print(
-        f"\n[bold]{escape(decision.conversion_id)}[/]  {escape(decision.event_name)}  "
-        f"[cyan]{_outcome(decision.outcome)}[/]"
-    )
-    console.print(escape(answer.summary))
-    facts: Mapping[str, str] = {
-        "when": _time(decision.conversion_time),
-        "received": _time(decision.receive_time),
-        "tracker": decision.tracker_id or "none",
-        "network": decision.network_id,
-        "engagement": decision.engagement_id,
-        "matched by": _match(decision.matched_by),
-        "reason": short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason),
-        "custom dimensions": ", ".join(f"{name}={value}" for name, value in decision.custom_dimensions.items()),
-        "version": str(decision.version) if decision.version > 1 else "",
-        "re-attribution": answer.reattribution_id,
-        "settings revision": str(decision.settings_revision),
-    }
-    for name, value in facts.items():
-        if value:
-            console.print(f"  [dim]{name:<18}[/]{escape(value)}")
-    if not decision.candidates:
-        return
-    rows = table(
-        "", "candidate", "verdict", "tracker", "matched by", "level", "before it", "window", "from",
-        numbers=["level"], whole=["candidate", "verdict", "tracker"],
-    )  # fmt: skip
-    for candidate in decision.candidates:
-        verdict = short_name(decision_pb2.Verdict.DESCRIPTOR, candidate.verdict)
-        colour = "green" if verdict == "WON" else "yellow" if verdict.startswith("LOST_TO_") else "red"
-        rows.add_row(
-            escape(_short(candidate.engagement_id)),
-            f"[{colour}]{verdict}[/]",
-            escape(candidate.tracker_id),
-            _match(candidate.matched_by),
-            str(candidate.level or ""),
-            span(candidate.lookback),
-            span(candidate.window) if candidate.HasField("window") else "",
-            _word(decision_pb2.Layer.Name(candidate.window_layer), "LAYER_"),
-        )
-    print_whole(rows)
-
-
-def print_fact(fact: decision_pb2.Fact) -> None:
-    """A decision as it is made, or taken back, in a line."""
-    decision = fact.decision
-    time = _time(decision.decide_time)
-    # One is taken back when the next line is made, not at its own time.
-    begin = f"{time} [green]+[/]" if fact.sign > 0 else f"{'':{len(time)}} [red]-[/]"
-    parts = [
-        f"{begin} [bold]{_outcome(decision.outcome)}[/]",
-        f"{escape(decision.app_id)} {escape(decision.event_name)} {escape(decision.conversion_id)}",
-    ]
-    if decision.version > 1:
-        parts.append(f"version {decision.version}")
-    if decision.tracker_id:
-        parts.append(f"to {escape(decision.tracker_id)} of {escape(decision.network_id)}")
-    if decision.engagement_id:
-        parts.append(f"by {escape(decision.engagement_id)} {span(decision.lookback)} before")
-    if decision.reason:
-        parts.append(f"[dim]{short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason)}[/]")
-    console.print("  ".join(parts), soft_wrap=True)
-
-
-def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -> None:
-    """Deliveries, a line each."""
-    rows = table(
-        f"Deliveries of {escape(app_id)}, newest first",
-        "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "took",
-        numbers=["attempts"], whole=["delivery", "configuration", "conversion", "made"],
-    )  # fmt: skip
-    for delivery in deliveries:
-        rows.add_row(
-            delivery.delivery_id,
-            escape(delivery.configuration_id),
-            escape(delivery.conversion_id),
-            escape(delivery.event_name),
-            state_name(delivery.state),
-            str(delivery.attempt_count),
-            _time(delivery.create_time),
-            _took(delivery),
-        )
-    if rows.row_count:
-        print_whole(rows)
-    else:
-        console.print(f"No deliveries of {escape(app_id)}")
-
-
-def print_delivery(delivery: delivery_pb2.Delivery) -> None:
-    """One delivery with every attempt."""
-    print_deliveries(delivery.app_id, [delivery])
-    for number, attempt in enumerate(delivery.attempts, start=1):
-        verdict = _word(delivery_pb2.Attempt.Verdict.Name(attempt.verdict), "VERDICT_")
-        console.print(
-            f"\n[bold]attempt {number}[/]  {_time(attempt.start_time)}  {span(attempt.duration)}  "
-            f"status {attempt.status_code or 'none'}  [cyan]{verdict}[/]"
-            f"{'  another try follows' if attempt.will_retry else ''}"
-        )
-        # No break that is not theirs: they are there to be copied.
-        console.print(f"  {_word(Method.Name(attempt.method), 'METHOD_')} {escape(attempt.url)}", soft_wrap=True)
-        for part in (attempt.request_body, attempt.response_body):
-            if part:
-                console.print(f"  [dim]{escape(part)}[/]", soft_wrap=True)
-
-
-def print_totals(totals: Iterable[credit_total_pb2.CreditTotal]) -> None:
-    """What networks and their trackers are credited with, before and after; totals of one tracker are added up."""
-    columns = ("installs", "reengagements", "credited_events")
-    counts: dict[tuple[str, str], list[int]] = {}
-    for total in totals:
-        numbers = [getattr(side, column) for column in columns for side in (total.before, total.after)]
-        for key in {(total.network_id, ""), (total.network_id, total.tracker_id)}:
-            counts[key] = list(map(sum, zip(counts.get(key, [0] * 6), numbers, strict=True)))
-    headings = ("installs", "reengagements", "other events")  # some of which are credited to nobody
-    rows = table("", "credited to", *headings, numbers=headings, whole=["credited to"])
-    for (network_id, tracker_id), numbers in sorted(counts.items()):
-        name = f"  {escape(tracker_id)}" if tracker_id else f"[bold]{escape(network_id) or 'nobody'}[/]"
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        rows.add_row(name, *(f"{was:,}" if was == now else f"{was:,} → [bold]{now:,}[/]" for was, now in pairs))
-    if counts:
-        print_whole(rows)
-
-
-def print_changed(changed: Iterable[what_if_pb2.ChangedDecision]) -> None:
-    """Decisions as they are and as they would be, a line each."""
-    ids = ("conversion", "event", "is", "would be")
-    rows = table("", *ids, "at", whole=["conversion", "event"])
-    for each in changed:
-        before, after = each.before, each.after
-        rows.add_row(
-            escape(after.conversion_id),
-            escape(after.event_name),
-            _credit(before),
-            _credit(after),
-            _time(after.conversion_time),
-        )
-    if rows.row_count:
-        print_whole(rows)
-
-
-def print_offered(app_id: str, name: str, offered: Iterable[offer_pb2.OfferedPostback]) -> None:
-    """The postbacks that a re-attribution would change, a line each, and what can be done about them."""
-    counts = Counter[offer_pb2.OfferedPostback.Effect.ValueType]()
-    headings = ("configuration", "network", "conversion", "effect")
-    rows = table(f"Postbacks of {escape(name)}", *headings, whole=headings)
-    for each in offered:
-        effect = _word(offer_pb2.OfferedPostback.Effect.Name(each.effect), "EFFECT_")
-        rows.add_row(escape(each.configuration_id), escape(each.network_id), escape(each.conversion_id), effect)
-        counts[each.effect] += 1
-    if not counts:
-        console.print(f"{escape(name)} has no postback left to offer.")
-        return
-    print_whole(rows)
-    to_send = counts[offer_pb2.OfferedPostback.EFFECT_WOULD_BE_SENT]
-    sent = counts[offer_pb2.OfferedPostback.EFFECT_WAS_SENT]
-    console.print(f"{to_send:,} would be sent; {sent:,} were sent and cannot be taken back.")
-    if to_send:
-        console.print(f"To send: reengage reattribute {escape(app_id)} --send {escape(name)}", soft_wrap=True)
-
-
-def state_name(state: delivery_pb2.Delivery.State.ValueType) -> str:
-    """DELIVERED, PENDING, …"""
-    return _word(delivery_pb2.Delivery.State.Name(state), "STATE_")
-
-
-def _took(delivery: delivery_pb2.Delivery) -> str:
-    if not delivery.HasField("end_time"):
-        return ""
-    took = Duration()
-    took.FromNanoseconds(delivery.end_time.ToNanoseconds() - delivery.create_time.ToNanoseconds())
-    return span(took)
-
-
-def _word(name: str, prefix: str) -> str:
-    word = name.removeprefix(prefix)
-    return "" if word == "UNSPECIFIED" else word
-
-
-def _outcome(outcome: decision_pb2.Outcome.ValueType) -> str:
-    return _word(decision_pb2.Outcome.Name(outcome), "OUTCOME_")
-
-
-def _credit(decision: decision_pb2.Decision) -> str:
-    """The outcome, and who is credited or why nobody won: REENGAGED spring by c-12."""
-    parts = [_outcome(decision.outcome), escape(decision.tracker_id)]
-    if decision.engagement_id:
-        parts.append(f"by {escape(decision.engagement_id)}")
-    if decision.reason:
-        parts.append(f"[dim]{short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason)}[/]")
-    return " ".join(part for part in parts if part)
-
-
-def _short(engagement_id: str) -> str:
-    """The end of an id, which tells it from others beside it; all of one that is short or that of a claim."""
-    is_whole = len(engagement_id) <= _SHORT or engagement_id.startswith("claim:")
-    return engagement_id if is_whole else f"…{engagement_id[-8:]}"
-
-
-def _match(kind: decision_pb2.MatchKind.ValueType) -> str:
-    return _word(decision_pb2.MatchKind.Name(kind), "MATCH_KIND_")
-
-
-def _time(time: Timestamp) -> str:
+def time_text(time: Timestamp) -> str:
+    """Returns a time for people, in UTC and to the second."""
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")

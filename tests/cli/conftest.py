@@ -1,4 +1,4 @@
-"""A running tracker, and the command line that asks it."""
+"""A running tracker and postback, and the command line that asks them."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.local.embedded import EmbeddedPostgres
 from services.cli.app import app
 from tests.conftest import TEMPLATE
-from tests.support.processes import tracker_process
+from tests.support.processes import postback_process, tracker_process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Answer:
 
 
 Reengage = Callable[..., Answer]
-"""Runs `reengage` with these arguments against the running tracker, `input` typed in, with the API key `key`."""
+"""Runs `reengage` with these arguments against what runs, `input` typed in, with the API key `key`."""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -37,12 +37,27 @@ async def tracker_target(postgres: EmbeddedPostgres, process_logs: Path) -> Asyn
     await process.stop()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postback_target(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[str]:
+    """A postback process, likewise."""
+    await postgres.create_database("postbacks", template=TEMPLATE)
+    process = postback_process(process_logs / "postback.log", dsn=postgres.dsn("postback", "postbacks"))
+    await process.start()
+    yield process.target
+    await process.stop()
+
+
 @pytest.fixture
-def reengage(tracker_target: str) -> Reengage:
+def reengage(tracker_target: str, postback_target: str) -> Reengage:
     """The command line."""
 
     def run(*arguments: str, input: str | None = None, key: str = "admin") -> Answer:  # noqa: A002
-        environment = {"REENGAGE_API_KEY": key, "REENGAGE_TRACKER_TARGET": tracker_target}
+        environment = {
+            "REENGAGE_API_KEY": key,
+            "REENGAGE_TRACKER_TARGET": tracker_target,
+            "REENGAGE_POSTBACK_TARGET": postback_target,
+            "REENGAGE_GATEWAY_URL": "https://ads.example/",
+        }
         result = CliRunner().invoke(app, arguments, input=input, env=environment)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

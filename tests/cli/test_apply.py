@@ -6,13 +6,13 @@ from typing import Any
 
 import grpc
 import pytest
+import typer
 import yaml
 from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from deploy.local.sample import settings as sample
 from reengage.tracker.v1 import tracker_pb2
-from services.cli.calls import CallError
 from services.cli.commands import apply
 from tests.cli.conftest import Reengage
 
@@ -297,7 +297,6 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
     settings.edit("type: REENGAGEMENT\n", "type: RETURN\n            tracker_id: other\n")
     settings.edit("revenue: true", "revenue: maybe, revision: 7")
     settings.edit("name: Main", "name: Main, credentials: {token: t}")
-    settings.edit('https://apps.example/demo"', 'ftp://apps.example/demo"')
     app_id = settings.app_id
     found = settings.problems()
     expected = [
@@ -306,7 +305,6 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
         (settings.line("APP-main"), f"san account {app_id}-main: credentials do not belong in a file"),
         (settings.line("revision"), "event definition Purchase: revenue: should be true or false"),
         (settings.line("revision"), "event definition Purchase: revision is set by the service"),
-        (settings.line("ftp:"), f"tracker {app_id}-acq: install_url: must begin with https:, http:"),
         (settings.line("type: RETURN"), f"tracker {app_id}-re: type: should be one of ACQUISITION, REENGAGEMENT"),
         (settings.line("tracker_id"), f"tracker {app_id}-re: tracker_id is said by its place in the file"),
         (settings.line("2 hours"), f"tracker {app_id}-re: windows.click_device: should be a duration, as 90s"),
@@ -337,9 +335,9 @@ def test_what_does_not_fit_what_is_there_changes_nothing(settings: Settings) -> 
     settings.edit("  Login:\n", "  Login: {disabled: true}\n")
     app_id, line = settings.app_id, settings.line
     assert settings.problems() == [
-        f"{line('nobody')}: network settings nobody: network_id: network nobody does not exist",
-        f"{line('APP-acq')}: tracker {app_id}-acq: agency_id: agency nobody does not exist",
-        f"{line('APP-acq')}: tracker {app_id}-acq: network_id: network link-android does not exist",
+        f"{line('nobody')}: network settings nobody: network_id: there is no network nobody",
+        f"{line('APP-acq')}: tracker {app_id}-acq: agency_id: there is no agency nobody",
+        f"{line('APP-acq')}: tracker {app_id}-acq: network_id: there is no network link-android",
         f"{line('events: [')}: tracker {app_id}-re: events[1]: 'Login' is disabled",
         f"{line('APP-x')}: tracker {app_id}-x: san_account_ids[0]: must be verified first",
     ]
@@ -352,14 +350,15 @@ def test_what_never_changes_is_refused(applied: Settings) -> None:
     applied.edit("            events: [Purchase, Login]\n", "")
     applied.edit("      APP-a:\n        name: A\n", "      APP-c:\n        name: C\n")
     found = "\n".join(applied.problems())
-    assert f"{applied.line('APP-re')}: tracker {app_id}-re: type is REENGAGEMENT and cannot become ACQUISITION" in found
-    assert f"tracker {app_id}-x: segment_id is {app_id}-a and cannot become {app_id}-c; take another id" in found
+    refused = f"tracker {app_id}-re: type: is REENGAGEMENT and cannot become ACQUISITION"
+    assert f"{applied.line('APP-re')}: {refused}" in found
+    assert f"tracker {app_id}-x: segment_id: is {app_id}-a and cannot become {app_id}-c; take another id" in found
 
 
 def test_what_is_archived_stays_archived(applied: Settings) -> None:
     applied.call("ArchiveTracker", tracker_id=f"{applied.app_id}-acq")
     assert applied.problems() == [
-        f"{applied.line('APP-acq')}: tracker {applied.app_id}-acq is archived and stays so; take another id"
+        f"{applied.line('APP-acq')}: tracker {applied.app_id}-acq: is archived and stays so; take another id"
     ]
 
 
@@ -369,12 +368,9 @@ def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> Non
         "          APP-y: {network_id: x-ios, type: REENGAGEMENT, events: [Login], default_tracker: true}\n"
         "          APP-acq:",
     )
-    settings.edit("  Login:\n", "  Login:\n  Purchase:\n")
     settings.edit("  APP-spring:\n", "  APP-winter: {name: Spring}\n  APP-spring:\n")
     app_id, line = settings.app_id, settings.line
-    first = line("  Purchase:")
     assert settings.problems() == [
-        f"{first + 2}: event definition Purchase stands on line {first} already",
         f"{line('name: Spring' + chr(10))}: campaign {app_id}-spring: name: 'Spring' is that of {app_id}-winter, too",
         f"{line('APP-x:')}: tracker {app_id}-x: default_tracker: {app_id}-y is the default already",
     ]
@@ -384,19 +380,20 @@ def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> Non
     ("text", "problem"),
     [
         ("", "1: the file is empty"),
-        ("app: [", "2: this is no YAML"),
+        ("app: [", "2: not YAML: "),
         ("- app", "1: should be an object: keys and values"),
         ("events:\n  Purchase:\n", "1: app is missing"),
         ("app:\n  name: Demo\n", "2: app: app_id is missing"),
         ("app: {app_id: a, name: a, platform: IOS}\ntrackers: {}\n", "2: there is no 'trackers' here; there are app,"),
-        ("app: {app_id: a, name: a, platform: IOS}\nevents: {[a]: {}}\n", "2: events: should be a text"),
-        ("app: {app_id: a, name: a, platform: IOS}\n[app]: {}\n", "2: should be a text"),
-        ("app: {app_id: a, name: a, platform: IOS}\n---\n", "2: this is no YAML"),
+        ("app: {app_id: a, name: a, platform: IOS}\nevents: {[a]: {}}\n", "2: a key should be a text"),
+        ("app: {app_id: a, name: a, platform: IOS}\n[app]: {}\n", "2: a key should be a text"),
+        ("app: {app_id: a, name: a, platform: IOS}\n---\n", "2: not YAML: "),
+        ("app: {app_id: a, name: a, platform: IOS}\nevents:\n  A:\n  A:\n", "4: key 'A' is repeated"),
         (
             "app: {app_id: a, name: a, platform: IOS}\ncampaigns: {b: {name: b, segments: , segments: }}\n",
-            "2: segments",
+            "2: key 'segments' is repeated",
         ),
-        ("app: {app_id: a, name: a, platform: IOS}\napp: {}\n", "2: app stands here twice"),
+        ("app: {app_id: a, name: a, platform: IOS}\napp: {}\n", "2: key 'app' is repeated"),
         ("app: {app_id: a, name: a, platform: IOS}\nevents: [Purchase]\n", "2: events: should be an object"),
         ("app: {app_id: a, name: a, platform: IOS}\nevents: {Purchase: 24h}\n", "2: Purchase: should be an object"),
     ],
@@ -424,6 +421,7 @@ def test_an_exported_app_is_a_file_with_nothing_to_do(applied: Settings, tmp_pat
     read = yaml.safe_load(exported.read_text())
     wanted = yaml.safe_load(applied.text)
     wanted["events"]["Login"] = {}
+    wanted["postbacks"] = {}
     wanted["campaigns"][f"{app_id}-spring"]["segments"][f"{app_id}-a"]["trackers"][f"{app_id}-re"]["traffic_rules"][
         "start_time"
     ] = "2026-03-01T00:00:00Z"
@@ -435,26 +433,106 @@ def test_an_exported_app_is_a_file_with_nothing_to_do(applied: Settings, tmp_pat
     assert (missing.code, missing.err) == (1, "There is no app nobody.\n")
 
 
-def test_what_fails_on_the_way_is_named_and_applying_again_goes_on_from_there(settings: Settings) -> None:
-    """An id that another app has is only seen by tracker."""
+def test_an_id_of_another_app_is_named_and_nothing_is_changed(settings: Settings) -> None:
     app_id = settings.app_id
     settings.call("CreateApp", app={"app_id": f"{app_id}.other", "name": f"{app_id}.other", "platform": 1})
     settings.call(
         "CreateCampaign", campaign={"campaign_id": f"{app_id}-spring", "app_id": f"{app_id}.other", "name": "Theirs"}
     )
-    answer = settings.reengage("apply", str(settings.path), "--yes")
-    assert answer.code == 1
-    lines = answer.err.splitlines()
-    assert lines[0].startswith(
-        f"{settings.path}:{settings.line('APP-spring')}: create campaign {app_id}-spring: ALREADY"
-    )
-    assert lines[-1] == "5 of 10 changes were made before that; applying again goes on from there."
+    assert settings.problems() == [
+        f"{settings.line('APP-spring')}: campaign {app_id}-spring: its id is taken in another app; take another id"
+    ]
+    assert settings.reengage("apps", "get", app_id).code == 1
     settings.edit("  APP-spring:", "  APP-summer:")
-    assert len(settings.applied()) == 5
+    assert len(settings.applied()) == 10
     assert settings.applied() == []
 
 
-def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(applied: Settings, tracker_target: str) -> None:
+POSTBACKS = """\
+postbacks:
+  APP-p1:
+    network_id: link-ios
+    trigger: Purchase
+    adapter: template
+    adapter_fields:
+      url: "https://acme.example/?id={click_id}"
+      method: POST
+      body: '{"id": "{click_id}"}'
+      headers: {X-A: "1"}
+    delivery_delay: 30s
+  APP-p2: {network_id: link-ios, trigger: Login, adapter: template, adapter_fields: {url: "https://acme.example/2"}}
+"""
+
+
+@pytest.fixture
+def with_postbacks(applied: Settings) -> Settings:
+    """Its file has postbacks, too, and these are applied."""
+    applied.text += POSTBACKS.replace("APP", applied.app_id)
+    applied.path.write_text(applied.text)
+    assert [(action, what) for action, what, _ in applied.applied()] == [
+        ("create", f"postback {applied.app_id}-p1"),
+        ("create", f"postback {applied.app_id}-p2"),
+    ]
+    return applied
+
+
+def test_postbacks_are_created_and_then_there_is_nothing_to_do(with_postbacks: Settings) -> None:
+    assert with_postbacks.applied() == []
+    listed = json.loads(with_postbacks.reengage("postbacks", "list", with_postbacks.app_id, "--json").out)
+    assert [each["trigger"] for each in listed["configurations"]] == ["Purchase", "Login"]
+
+
+def test_postbacks_change_to_what_the_file_says_and_left_out_fields_to_their_defaults(with_postbacks: Settings) -> None:
+    app_id = with_postbacks.app_id
+    with_postbacks.edit("    delivery_delay: 30s\n", "    clicks_only: true\n")
+    with_postbacks.edit('url: "https://acme.example/2"', 'url: "https://acme.example/3"')
+    changes = with_postbacks.applied()
+    assert [(action, what) for action, what, _ in changes] == [
+        ("update", f"postback {app_id}-p1"),
+        ("update", f"postback {app_id}-p2"),
+    ]
+    assert changes[0][2] == {"clicks_only": ("", "true"), "delivery_delay": ("30s", "0s")}
+    assert changes[1][2] == {"adapter_fields.url": ("https://acme.example/2", "https://acme.example/3")}
+    assert with_postbacks.applied() == []
+
+
+def test_postbacks_that_the_file_does_not_name_are_archived_and_stay_so(with_postbacks: Settings) -> None:
+    app_id, text = with_postbacks.app_id, with_postbacks.text
+    with_postbacks.text = "\n".join(line for line in text.splitlines() if f"{app_id}-p2" not in line) + "\n"
+    with_postbacks.path.write_text(with_postbacks.text)
+    assert with_postbacks.applied() == [("archive", f"postback {app_id}-p2", {})]
+    with_postbacks.path.write_text(text)
+    with_postbacks.text = text
+    assert with_postbacks.problems() == [
+        f"{with_postbacks.line('APP-p2')}: postback {app_id}-p2: is archived and stays so; take another id"
+    ]
+
+
+def test_secrets_and_a_pause_that_the_file_leaves_out_stay(with_postbacks: Settings) -> None:
+    configuration_id = f"{with_postbacks.app_id}-p1"
+    assert with_postbacks.reengage("postbacks", "edit", configuration_id, "secrets.token=t").code == 0
+    assert with_postbacks.reengage("postbacks", "pause", configuration_id).code == 0
+    assert with_postbacks.applied() == []
+    exported = with_postbacks.reengage("apps", "export", with_postbacks.app_id).out
+    assert yaml.safe_load(exported)["postbacks"][configuration_id]["status"] == "PAUSED"
+    assert "token" not in exported
+    with_postbacks.path.write_text(exported)
+    assert with_postbacks.applied() == []
+
+
+def test_what_postback_refuses_is_named_with_its_line(with_postbacks: Settings) -> None:
+    app_id = with_postbacks.app_id
+    with_postbacks.edit("      method: POST\n", "      method: PUSH\n")
+    with_postbacks.edit("trigger: Login", "trigger: Other")
+    found = with_postbacks.problems()
+    lines = [int(line.partition(": ")[0]) for line in found]
+    assert {with_postbacks.line("PUSH"), with_postbacks.line("trigger: Other")} <= set(lines)
+    assert found[0].startswith(f"{with_postbacks.line('PUSH')}: postback {app_id}-p1: adapter_fields.method: ")
+
+
+def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
+    applied: Settings, tracker_target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     app_id = applied.app_id
     applied.edit("windows: {click_device: 2h", "windows: {click_device: 3h")
 
@@ -476,8 +554,10 @@ def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(applied: Setti
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REENGAGE_API_KEY", "admin")
-        with pytest.raises(CallError, match=r"(?s)ABORTED ETAG_MISMATCH.*Somebody changed it after the plan was made"):
-            apply.run(applied.path, agreed, plan_only=False, as_json=False, target=tracker_target)
+        with pytest.raises(typer.Exit):
+            apply.run(applied.path, agreed, target=tracker_target)
+    assert "ABORTED ETAG_MISMATCH" in (error := capsys.readouterr().err)
+    assert "Somebody changed it after the plan was made: nothing was changed" in error
     made = applied.tracker("APP-re")
     assert made["windows"]["click_device"] == {"duration": "7200s"}
     assert made["max_conversions_per_engagement"] == 7

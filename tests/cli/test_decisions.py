@@ -1,4 +1,4 @@
-"""`reengage explain`, `watch` and others that ask attribution, as they are typed."""
+"""Commands that ask attribution, as they are typed."""
 
 import asyncio
 import json
@@ -126,7 +126,7 @@ async def test_what_is_not_decided_is_explained_without_a_table() -> None:
     ("arguments", "said"),
     [
         (["forget", "shop", "typo"], "Nothing was there under this id of app shop."),
-        (["reattribute", "shop", "--send", "r6"], "r6 has no postback left to send."),
+        (["reattributions", "send", "shop", "r6"], "r6 has no postback left to send."),
     ],
 )
 async def test_what_was_in_vain_is_said_so(arguments: list[str], said: str) -> None:

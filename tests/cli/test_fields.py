@@ -82,6 +82,19 @@ def test_lists_of_messages_are_not_written_here() -> None:
     assert [problem.message for problem in fields.problems] == ["postback_needs: cannot be written here"]
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "problem"),
+    [
+        ("install_uri", "x", "Did you mean install_url?"),
+        ("windows.click_devise", "1d", "Did you mean click_device"),
+        ("type", "REENGAGMENT", "Did you mean REENGAGEMENT?"),
+    ],
+)
+def test_a_mistake_is_told_the_nearest_name(path: str, text: str, problem: str) -> None:
+    (found,) = assigned(Tracker(), path, text)
+    assert problem in found
+
+
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9)),
     st.dictionaries(st.text("ab=,"), st.text("xy")),

@@ -99,7 +99,7 @@ def test_archived_trackers_are_listed_on_request(demo: Demo) -> None:
 def test_a_tracker_is_shown_with_every_field_that_is_set(demo: Demo) -> None:
     demo.done("trackers", "edit", f"{demo.app_id}-re", "windows.click_device=2h", "custom_parameters=sku=home, size=m")
     shown = demo.done("trackers", "get", f"{demo.app_id}-re")
-    rows = dict(line.split(maxsplit=1) for line in shown.splitlines()[2:])
+    rows = dict(line.split(maxsplit=1) for line in itertools.takewhile(str.strip, shown.splitlines()[2:]))
     assert {name: rows[name].strip() for name in ("type", "events", "windows.click_device", "custom_parameters")} == {
         "type": "REENGAGEMENT",
         "events": "Purchase, Login",

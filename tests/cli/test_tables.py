@@ -8,7 +8,7 @@ from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_
 from reengage.postback.v1 import delivery_pb2
 from reengage.postback.v1.method_pb2 import METHOD_POST
 from services.attribution.queries.sentences import sentences
-from services.cli import tables
+from services.cli import decision_tables, delivery_tables, tables
 
 DELIVERY_ID = "0a1b2c3d-0123-5abc-8def-0123456789ab"
 CONVERSION_ID = "9f8e7d6c-0123-4abc-8def-ba9876543210"
@@ -28,7 +28,7 @@ def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPat
         create_time=Timestamp(seconds=1_800_000_000),
     )
     with console.capture() as shown:
-        tables.print_deliveries("shop-android", [delivery])
+        delivery_tables.print_deliveries("shop-android", [delivery])
     words = shown.get().split()
     assert {DELIVERY_ID, CONVERSION_ID, delivery.configuration_id} <= set(words)
     assert "2027-01-15 08:00:00" in shown.get()
@@ -40,7 +40,7 @@ def test_what_was_sent_and_answered_can_be_copied(monkeypatch: pytest.MonkeyPatc
     url, body, answer = "https://x.example/postback?" + "a=1&" * 30, "sent " * 20 + ".", "answered " * 20 + "."
     attempt = delivery_pb2.Attempt(method=METHOD_POST, url=url, request_body=body, response_body=answer)
     with console.capture() as shown:
-        tables.print_delivery(delivery_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
+        delivery_tables.print_delivery(delivery_pb2.Delivery(delivery_id=DELIVERY_ID, attempts=[attempt]))
     assert [line.strip() for line in shown.get().splitlines()[-3:]] == [f"POST {url}", body, answer]
 
 
@@ -72,7 +72,7 @@ def test_the_table_and_the_sentence_say_the_same_length(
     decision = decision_pb2.Decision(conversion_id="c", candidates=[candidate])
     (sentence,) = sentences(decision)
     with console.capture() as shown:
-        tables.print_explanation(explanation_pb2.ExplainDecisionResponse(decision=decision))
+        decision_tables.print_explanation(explanation_pb2.ExplainDecisionResponse(decision=decision))
     assert f"won: {text} before" in sentence
     assert f" {text} " in shown.get()
 
@@ -84,7 +84,7 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
     candidate = decision_pb2.Candidate(engagement_id="click", verdict=decision_pb2.VERDICT_AFTER_CONVERSION)
     candidate.lookback.FromSeconds(-90)
     with console.capture() as shown:
-        tables.print_explanation(
+        decision_tables.print_explanation(
             explanation_pb2.ExplainDecisionResponse(decision=decision_pb2.Decision(candidates=[candidate]))
         )
     assert "-1 min 30 s" in shown.get()
@@ -105,7 +105,7 @@ def test_an_id_is_shortened_only_where_it_is_long_and_nobodys_name(
     monkeypatch.setattr(tables, "console", console)
     candidate = decision_pb2.Candidate(engagement_id=engagement_id, verdict=decision_pb2.VERDICT_BLOCKLISTED)
     with console.capture() as shown:
-        tables.print_explanation(
+        decision_tables.print_explanation(
             explanation_pb2.ExplainDecisionResponse(decision=decision_pb2.Decision(candidates=[candidate]))
         )
     assert shown.get().splitlines()[-1].split()[0] == text
@@ -122,7 +122,7 @@ def test_a_sentence_hangs_from_its_bullet_on_a_terminal(
     monkeypatch.setattr(tables, "console", console)
     sentence = "Click k1 lost to click k2, which was more recent."
     with console.capture() as shown:
-        tables.print_explanation(explanation_pb2.ExplainDecisionResponse(sentences=[sentence]))
+        decision_tables.print_explanation(explanation_pb2.ExplainDecisionResponse(sentences=[sentence]))
     told = [line.rstrip() for line in shown.get().splitlines()]
     assert told[-len(lines or [sentence]) :] == (lines or [f"  • {sentence}"])
 
@@ -133,8 +133,8 @@ def test_what_is_offered_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) 
     offered = offer_pb2.OfferedPostback
     effects = (offered.EFFECT_WAS_SENT, offered.EFFECT_WOULD_BE_SENT, offered.EFFECT_WAS_SENT)
     with console.capture() as shown:
-        tables.print_offered("shop", "r6", [offered(conversion_id="e1", effect=effect) for effect in effects])
-        tables.print_offered("shop", "r6", [])
+        decision_tables.print_offered("shop", "r6", [offered(conversion_id="e1", effect=effect) for effect in effects])
+        decision_tables.print_offered("shop", "r6", [])
     assert shown.get().splitlines()[-3:] == [
         "1 would be sent; 2 were sent and cannot be taken back.",
         "To send: reengage reattribute shop --send r6",
@@ -153,7 +153,7 @@ def test_totals_of_parts_add_up_by_tracker_and_by_network(monkeypatch: pytest.Mo
         for network_id, tracker_id, after in (("acme", "a", 2), ("acme", "b", 3), ("acme", "a", 1), ("", "", 4))
     ]
     with console.capture() as shown:
-        tables.print_totals(totals)
+        decision_tables.print_totals(totals)
     rows = [" ".join(line.split()) for line in shown.get().splitlines() if line.strip()]
     assert rows == [
         "credited to installs reengagements other events",

@@ -156,7 +156,7 @@ async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
             assert set(after[table]) == set(before[table]), table
         assert proof["state"] == "STATE_DONE"
         assert "p-e2" not in network.told
-        shown = await _reengage("forget", APP, "--proof", proof["erasure_id"], *target)
+        shown = await _reengage("erasures", "get", APP, proof["erasure_id"], *target)
         assert "ingest.log" in shown
 
         # The same records again are those of a new device.

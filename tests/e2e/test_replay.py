@@ -57,6 +57,7 @@ def _on_the_command_line(suite: Suite, directory: Path) -> None:
             env={
                 **os.environ,
                 "REENGAGE_ATTRIBUTION_TARGET": suite.ports.address("attribution"),
+                "REENGAGE_POSTBACK_TARGET": suite.ports.address("postback"),
                 "REENGAGE_TRACKER_TARGET": suite.ports.address("tracker"),
                 "REENGAGE_API_KEY": suite.admin_key,
             },
@@ -87,15 +88,15 @@ def _on_the_command_line(suite: Suite, directory: Path) -> None:
     reengage("apply", str(file), "--yes")
     job = json.loads(reengage("reattribute", APP, "--from", SINCE, "--id", "r1", "--json"))
     assert (job["state"], int(job["changed_count"])) == ("STATE_DONE", len(would_change))
-    assert "is done" in reengage("reattribute", APP, "--show", "r1")
+    assert "is done" in reengage("reattributions", "follow", APP, "r1")
     assert "0 of" in reengage("what-if", APP, "--from", SINCE), "it is the settings' now"
-    offered = [json.loads(line) for line in reengage("reattribute", APP, "--offered", "r1", "--json").splitlines()]
+    offered = [json.loads(line) for line in reengage("reattributions", "offers", APP, "r1", "--json").splitlines()]
     assert {each["conversion_id"] for each in offered} <= would_change
     assert offered
     to_send = sum(each["effect"] == "EFFECT_WOULD_BE_SENT" for each in offered)
-    sent = json.loads(reengage("reattribute", APP, "--send", "r1", "--json"))
+    sent = json.loads(reengage("reattributions", "send", APP, "r1", "--json"))
     assert int(sent.get("created_count", 0)) == to_send
-    assert "done" in reengage("reattribute", APP, "--cancel", "r1"), "what has ended cannot be stopped"
+    assert "done" in reengage("reattributions", "cancel", APP, "r1"), "what has ended cannot be stopped"
 
 
 def _all_time(app_id: str) -> what_if_pb2.WhatIfRequest:

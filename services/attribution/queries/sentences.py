@@ -7,6 +7,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
 from libs.messages import short_name
+from libs.time import describe_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
@@ -204,8 +205,8 @@ def _winner(decision: decision_pb2.Decision) -> str:
     others = len(decision.candidates) - 1
     beside = f"; {others} other candidate{'s' if others > 1 else ''} did not win" if others else ""
     return (
-        f"{_name(won)} came {span(won.lookback)} before it, inside its window of {_window(won)}, and was {_match(won)}"
-        f"{beside}"
+        f"{_name(won)} came {describe_duration(won.lookback)} before it, inside its window of {_window(won)}, "
+        f"and was {_match(won)}{beside}"
     )
 
 
@@ -217,7 +218,7 @@ def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
     if decision.reason != decision_pb2.REASON_MTR_NOT_MET:
         return _REASONS.get(decision.reason) or _reason_name(decision)
     seconds = int(decision.custom_dimensions.get("mtr_rejected", "0"))
-    least = f"the minimum time to reengagement, {span(duration_pb2.Duration(seconds=seconds))},"
+    least = f"the minimum time to reengagement, {describe_duration(duration_pb2.Duration(seconds=seconds))},"
     if latest is None:
         return f"{least} had not passed since the device's latest attribution"
     name = {INSTALL: "install"}.get(latest.event_name, latest.event_name)
@@ -252,7 +253,7 @@ def _who(candidate: decision_pb2.Candidate) -> str:
 def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None) -> str:
     if winner is not None and candidate.verdict in _LOST:
         return _lost(candidate, winner)
-    lookback = f"{span(candidate.lookback)} before the conversion"
+    lookback = f"{describe_duration(candidate.lookback)} before the conversion"
     match candidate.verdict:
         case decision_pb2.VERDICT_WON:
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
@@ -266,13 +267,14 @@ def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | No
         case decision_pb2.VERDICT_AFTER_CONVERSION:
             after = duration_pb2.Duration()
             after.FromNanoseconds(-candidate.lookback.ToNanoseconds())
-            return f"was refused: it came {span(after)} after the conversion"
+            return f"was refused: it came {describe_duration(after)} after the conversion"
         case _:
             return f"was refused: {_REFUSALS.get(candidate.verdict) or _verdict_name(candidate)}"
 
 
 def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> str:
-    lost = f"({span(candidate.lookback)} before the conversion, {_match(candidate)}) lost to {_name(winner)}, which"
+    before = f"{describe_duration(candidate.lookback)} before the conversion"
+    lost = f"({before}, {_match(candidate)}) lost to {_name(winner)}, which"
     match candidate.verdict:
         case decision_pb2.VERDICT_LOST_TO_HIGHER_LEVEL:
             return (
@@ -284,7 +286,7 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
         case _ if winner.engagement_time == candidate.engagement_time:
             return f"{lost} was as recent and has the lower id"
         case _:
-            return f"{lost} was more recent: {span(winner.lookback)} before the conversion"
+            return f"{lost} was more recent: {describe_duration(winner.lookback)} before the conversion"
 
 
 def _name(candidate: decision_pb2.Candidate) -> str:
@@ -303,7 +305,7 @@ def _match(candidate: decision_pb2.Candidate) -> str:
 
 
 def _window(candidate: decision_pb2.Candidate) -> str:
-    length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else span(candidate.window)
+    length = "no limit" if candidate.window.ToMicroseconds() >= UNLIMITED else describe_duration(candidate.window)
     return f"{length} ({_LAYERS.get(candidate.window_layer, 'unknown')})"
 
 
@@ -334,16 +336,3 @@ def _at(time: timestamp_pb2.Timestamp) -> str:
 def _at_us(time_us: int) -> str:
     time = timestamp_pb2.Timestamp(seconds=time_us // 1_000_000)
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def span(duration: duration_pb2.Duration) -> str:
-    """A length of time in its two largest units: 2 days 3 h, 5 min 1 s, 0.25 s."""
-    seconds = duration.seconds + duration.nanos / 1e9
-    if abs(seconds) < 1:
-        return f"{seconds:.3g} s"
-    left, parts = int(abs(seconds)), []
-    for unit, size in (("day", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
-    return ("-" if seconds < 0 else "") + " ".join(parts[:2])

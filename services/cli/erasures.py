@@ -1,0 +1,64 @@
+"""Erasures: starting one, following it to its end, showing it."""
+
+import asyncio
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from libs.errors import Unavailable
+from reengage.attribution.v1 import erasure_pb2
+from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
+from services.cli.connections import connected
+from services.cli.console import print_json
+from services.cli.tables import print_whole, table, time_text
+
+_LOOK_INTERVAL_S = 0.3
+_Erasure = erasure_pb2.Erasure
+
+
+async def forget_device(app_id: str, device_id: str, target: str) -> _Erasure:
+    """Starts an erasure and returns it once it is done. Shows progress on the error stream."""
+    console = Console(stderr=True)
+    async with connected("attribution", target) as channel:
+        stub = AttributionServiceStub(channel)
+        request = erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
+        erasure = (await stub.ForgetDevice(request)).erasure
+        with console.status("Erasing") as status:
+            try:
+                while erasure.state != _Erasure.STATE_DONE:
+                    status.update(f"Erasing: {sum(erasure.erased_counts.values()):,} rows so far")
+                    await asyncio.sleep(_LOOK_INTERVAL_S)
+                    try:
+                        erasure = await read_erasure(stub, app_id, erasure.erasure_id)
+                    except Unavailable:
+                        status.update("The service is away; what it has begun goes on when it is back")
+            except asyncio.CancelledError:
+                console.print(f"It goes on: reengage erasures get {app_id} {erasure.erasure_id}")
+                raise
+    return erasure
+
+
+async def read_erasure(stub: Any, app_id: str, erasure_id: str) -> _Erasure:
+    """Returns an erasure as it is. Raises ServiceError."""
+    request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
+    erasure: _Erasure = (await stub.GetErasure(request)).erasure
+    return erasure
+
+
+def print_erasure(erasure: _Erasure, as_json: bool) -> None:
+    """Prints how far an erasure is, and what it erased."""
+    if as_json:
+        print_json(erasure)
+        return
+    is_done = erasure.state == _Erasure.STATE_DONE
+    end = f"done {time_text(erasure.finish_time)} UTC" if is_done else "under way"
+    typer.echo(f"Erasure {erasure.erasure_id} of a device of {erasure.app_id}")
+    typer.echo(f"asked for {time_text(erasure.request_time)} UTC, {end}")
+    rows = table("", "erased from", "rows", numbers=["rows"], whole=["erased from"])
+    for name, count in sorted(erasure.erased_counts.items()):
+        rows.add_row(name, f"{count:,}")
+    if erasure.erased_counts:
+        print_whole(rows)
+    elif is_done:
+        typer.echo(f"Nothing was there under this id of app {erasure.app_id}.")
