@@ -101,7 +101,7 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
     kept = await _stored_claims(world, "e1")
     assert kept is not None
     assert [(each.network_id, each.state) for each in kept.answers] == [("x", CLAIMED)]
-    assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
+    assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
 
 
 async def test_nobody_is_asked_about_other_events(world: World) -> None:
@@ -233,7 +233,7 @@ async def test_postback_away_and_back(world: World) -> None:
         await world.decided("v1")
         world.received.failing = True
         await world.send(event(HOUR, device(1), record_id="e1"))
-        while not await world.pool.fetchval("SELECT count(*) FROM waiting"):
+        while not await world.pool.fetchval("SELECT count(*) FROM pending_conversions"):
             await asyncio.sleep(0.01)
         world.received.failing = False
         (e1,) = await world.decided("e1")
@@ -275,7 +275,7 @@ async def test_an_event_that_waits_holds_back_only_those_of_its_device_that_wait
         await world.send(event(2 * HOUR + 3, device(2), record_id="e2"))
         await _asked(world, "r1")
         v1, e2 = await world.decided("v1", "e2")
-        while not await world.pool.fetchval("SELECT count(*) FROM waiting WHERE claims IS NOT NULL"):
+        while not await world.pool.fetchval("SELECT count(*) FROM pending_conversions WHERE claims IS NOT NULL"):
             await asyncio.sleep(0.01)  # r1 is answered, and its answer is kept
         assert not await _is_decided(world, "e1")
         assert not await _is_decided(world, "r1")
@@ -335,7 +335,7 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
         await _asked(world, "i1", "e1")
         assert "i2" not in world.received.asked
         await world.received.answer("e1", not_claimed("x"))
-        while not await world.pool.fetchval("SELECT count(*) FROM waiting WHERE claims IS NOT NULL"):
+        while not await world.pool.fetchval("SELECT count(*) FROM pending_conversions WHERE claims IS NOT NULL"):
             await asyncio.sleep(0.01)
         await world.received.answer("i1", not_claimed("x"))
         await _asked(world, "i2")
@@ -359,7 +359,7 @@ async def test_what_was_answered_is_not_asked_again_behind_another_install(world
     async with world.worker():
         await world.send(install(-24 * HOUR, device(1), record_id="i1"))
         await world.send(install(0, device(1), record_id="i2"), event(60, device(1), record_id="e1"))
-        while not await world.pool.fetchval("SELECT count(*) FROM waiting WHERE claims IS NOT NULL"):
+        while not await world.pool.fetchval("SELECT count(*) FROM pending_conversions WHERE claims IS NOT NULL"):
             await asyncio.sleep(0.01)
         await world.received.answer("e1", unavailable("x"))
         asked = world.received.asked["e1"]
@@ -399,7 +399,7 @@ async def test_a_session_behind_an_install_that_waits_asks_in_its_turn(world: Wo
         await world.send(install(0, device(1), record_id="i1"))
         await _asked(world, "i1")
         await world.send(*(record(n, device(1), session=start, record_id=f"s{n}") for n in (1, 2)))
-        while await world.pool.fetchval("SELECT count(*) FROM waiting") < 3:
+        while await world.pool.fetchval("SELECT count(*) FROM pending_conversions") < 3:
             await asyncio.sleep(0.01)
         await world.received.answer("i1", not_claimed("x"))
         (s1,) = await world.decided("s1")
@@ -408,7 +408,7 @@ async def test_a_session_behind_an_install_that_waits_asks_in_its_turn(world: Wo
     assert (s1.reason, s1.install_known) == (decision_pb2.REASON_MTR_NOT_MET, True)
     assert not await _is_decided(world, "s2")
     assert set(world.received.asked) == {"i1", "s1"}
-    assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
+    assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
 
 
 async def test_devices_that_merge_while_they_wait(world: World) -> None:
@@ -422,12 +422,12 @@ async def test_devices_that_merge_while_they_wait(world: World) -> None:
         await world.send(install(60, b, record_id="i2"), event(2 * HOUR, b, record_id="e2"))
         await _asked(world, "i1", "i2", "e2")
         await world.send(event(2 * HOUR + 60, {**a, **b}, "View", record_id="v1"))
-        while await world.pool.fetchval("SELECT count(DISTINCT device_id) FROM waiting") != 1:
+        while await world.pool.fetchval("SELECT count(DISTINCT device_id) FROM pending_conversions") != 1:
             await asyncio.sleep(0.01)
-        assert await world.pool.fetchval("SELECT count(*) FROM waiting") == 4, "v1 is behind i1"
+        assert await world.pool.fetchval("SELECT count(*) FROM pending_conversions") == 4, "v1 is behind i1"
         await world.received.answer("i2", claimed("x", 30))
         await world.received.answer("e2", claimed("x", HOUR))
-        while await world.pool.fetchval("SELECT count(*) FROM waiting WHERE claims IS NOT NULL") != 2:
+        while await world.pool.fetchval("SELECT count(*) FROM pending_conversions WHERE claims IS NOT NULL") != 2:
             await asyncio.sleep(0.01)
         await world.received.answer("i1", not_claimed("x"))
         i1, i2, e2, v1 = await world.decided("i1", "i2", "e2", "v1")
@@ -516,7 +516,7 @@ async def test_what_there_is_no_room_for_in_memory_waits_in_the_table(world: Wor
         await world.received.answer(each, pending("x"))
     async with world.worker(claims_config=ClaimsConfig(max_held=5, look_interval_s=0.02)):
         await world.send(*(event(n, device(n), record_id=each) for n, each in enumerate(ids)))
-        while await world.pool.fetchval("SELECT count(*) FROM waiting") != 40:
+        while await world.pool.fetchval("SELECT count(*) FROM pending_conversions") != 40:
             await asyncio.sleep(0.01)
         assert sum(1 for each in ids if world.received.asked[each]) <= 5
         for each in ids:
@@ -621,7 +621,7 @@ async def test_what_nobody_asked_about_before_its_deadline_is_asked_once(world: 
         await world.send(event(HOUR, device(1), record_id="e1"))
         await _asked(world, "e1")
         die(worker)
-    await world.pool.execute("UPDATE waiting SET deadline_us = 0")
+    await world.pool.execute("UPDATE pending_conversions SET deadline_us = 0")
     await world.received.answer("e1", claimed("x", 60))
     async with world.worker(lease_s=1.0):
         (e1,) = await world.decided("e1")
@@ -663,7 +663,7 @@ async def test_workers_that_come_and_die_decide_everything_once_and_in_order(wor
         while len(world.received.conversions) < len(sent):
             await asyncio.sleep(0.01)
     assert await world.pool.fetchval("SELECT count(*) FROM decisions") == len(sent)
-    assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
+    assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
     for n in range(1, count + 1):
         i, v, e = (decisions[f"{kind}{n}"] for kind in "ive")
         assert (i.outcome, i.engagement_id, list(i.claims_unavailable)) == (ATTRIBUTED, "claim:x", [])

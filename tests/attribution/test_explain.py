@@ -215,7 +215,7 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
     async with world.worker(claim_wait_s=600):
         await world.send(install(0, device(1), record_id="i1"), event(5, device(1), record_id="e1"))
         async with asyncio.timeout(10):
-            while await world.pool.fetchval("SELECT count(*) FROM waiting") < 2:
+            while await world.pool.fetchval("SELECT count(*) FROM pending_conversions") < 2:
                 await asyncio.sleep(0.01)
         first, behind = await explain(world, "i1"), await explain(world, "e1")
         await world.received.answer("i1", claimed("x", -60), unavailable("y"), not_claimed("z"))

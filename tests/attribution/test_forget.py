@@ -51,7 +51,17 @@ ADID, ANDROID_ID, CUSTOM = device(1), "a1b2c3d4e5f6", "Person-17"
 HASHED = hashlib.md5(b"somebody", usedforsecurity=False).hexdigest()
 DONE = erasure_pb2.Erasure.STATE_DONE
 DONE_AGAIN = reattribution_pb2.Reattribution.STATE_DONE
-KEPT = ("decisions", "devices", "engagements", "identifiers", "network_clicks", "waiting", "log", "dedupe", "rejected")
+KEPT = (
+    "decisions",
+    "devices",
+    "engagements",
+    "identifiers",
+    "network_clicks",
+    "pending_conversions",
+    "log",
+    "dedupe",
+    "rejected",
+)
 """Tables that hold what was received."""
 AT_ONCE = EraserConfig(calls_end_s=0, look_interval_s=0.02, wait_interval_s=0.02)
 """Without the waits for what other processes may have under way: there are none."""
@@ -145,7 +155,7 @@ async def the_person_comes(world: World) -> list[str]:
     while not await world.pool.fetchval("SELECT count(*) FROM claim_triggers"):
         await asyncio.sleep(0.01)
     await world.send(event(4 * HOUR, ADID, "Order", record_id="p-w1"))
-    while not await world.pool.fetchval("SELECT count(*) FROM waiting"):
+    while not await world.pool.fetchval("SELECT count(*) FROM pending_conversions"):
         await asyncio.sleep(0.01)
     return decided
 
@@ -167,7 +177,7 @@ LEFT_BY_THE_PERSON = {
     *(f"attribution.engagements.{column}" for column in ("match_key", "device_keys", "record")),
     "attribution.devices.ids",
     "attribution.identifiers.id_key",
-    "attribution.waiting.record",
+    "attribution.pending_conversions.record",
     "ingest.log.record",
     "ingest.rejected.refusal",
 }
@@ -418,13 +428,13 @@ async def test_what_waits_for_claims_is_never_decided(world: World) -> None:
         while not world.received.asked["w1"]:
             await asyncio.sleep(0.01)
         erasure = await forget(world, device(1))
-        assert erasure.erased_counts["attribution.waiting"] == 1
+        assert erasure.erased_counts["attribution.pending_conversions"] == 1
         assert "w1" in world.received.erased
         await world.received.answer("w1", not_claimed("acme"))
         await world.send(event(1, device(1), "Order", record_id="w2"))
         await world.decided("w2")
         assert await world.pool.fetchval("SELECT count(*) FROM decisions") == 1
-        assert not await world.pool.fetchval("SELECT count(*) FROM waiting")
+        assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
 
 
 @pytest.mark.slow
@@ -544,7 +554,7 @@ async def test_a_device_is_forgotten_while_all_is_decided_again(
         (e2,) = await world.decided("e2")
         while e2.version == 1:
             (e2,) = await world.decided("e2")
-        while await world.pool.fetchval("SELECT count(*) FROM reattributions WHERE state = 'RUNNING'"):
+        while await world.pool.fetchval("SELECT count(*) FROM reattributions WHERE finish_time_us IS NULL"):
             await asyncio.sleep(0.01)
     assert places(await all_rows(database.admin_dsn), traces(APP, device(1))) == set()
 

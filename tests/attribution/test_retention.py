@@ -1,25 +1,19 @@
 """What is past its time goes by whole partitions, app by app, and nobody has to wait for it."""
 
 import asyncio
-import shutil
 from collections.abc import Collection
 from datetime import date
-from pathlib import Path
 
-import asyncpg
 import grpc
 import pytest
 
-from deploy.local.embedded import EmbeddedPostgres
 from libs.db import Pool
-from libs.migrations import prepare
 from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
-from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.model import DAY_US
 from tests.attribution.conftest import APP, World, click, device, event, install
-from tests.conftest import SERVICES, Database
 
 BRIEF, LONG = "brief", "long"
 LONG_AGO = date(2025, 1, 1)
@@ -201,54 +195,6 @@ async def test_a_period_that_has_become_past_is_not_taken_for_there(world: World
     assert await partitions(world.pool, "decisions") == {"decisions_202601_60"}
 
 
-async def test_what_was_stored_before_is_kept(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    """The migration copies every row."""
-    files = sorted((SERVICES / "attribution" / "migrations").glob("*.sql"))
-    for file in files[:6]:
-        shutil.copy(file, tmp_path)
-    database = Database(postgres=postgres, name="before_periods")
-    await postgres.create_database(database.name)
-    await prepare(database.admin_dsn, schema="attribution", directory=tmp_path)
-    connection = await asyncpg.connect(database.admin_dsn, server_settings={"search_path": "attribution"})
-    await connection.execute(
-        """
-        INSERT INTO rounds (round_id, heads)
-        SELECT md5(n::text)::uuid, array_fill(n::bigint, ARRAY[64]) FROM generate_series(1, 9) AS n;
-        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
-                               conversion_time_us, decision, record)
-        SELECT 0, n, 'app', n::text, 1, md5((n % 9 + 1)::text)::uuid, gen_random_uuid(), 6,
-               1767225600000000 + n * 3600000000, '', '' FROM generate_series(0, 1999) AS n;
-        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
-                                 ip, click_id, completed_view, is_valid)
-        SELECT 'key', 1767225600000000 - 1 + n, n::text, 0, n, true, '', '', '', '', false, true
-        FROM generate_series(0, 1) AS n;
-        INSERT INTO devices (device_id, app_id, ids, history, create_time_us)
-        SELECT gen_random_uuid(), 'app', '{}', '{}', 0
-        """
-    )
-    for app_id, record_id in (("no-device-yet", "k"), ("long-id", "k" * 200)):
-        record = record_pb2.Record(record_id=record_id, app_id=app_id)
-        await connection.execute(
-            """
-            INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-                                     device_keys, ip, click_id, completed_view, is_valid, record)
-            VALUES ($1, 1767225600000000, 'k', 0, 0, true, '', '', '', '', false, true, $2)
-            """,
-            app_id.encode(),
-            record.SerializeToString(),
-        )
-    await prepare(database.admin_dsn, schema="attribution", directory=files[0].parent)
-    counts = [
-        await connection.fetchval(f"SELECT count(*) FROM {table}")
-        for table in ("decisions", "rounds", "engagements", "decisions_202603_400", "engagements_202512_400")
-    ]
-    assert counts == [2000, 9, 4, 2000 - (31 + 28) * 24, 1]
-    retentions = await connection.fetch("SELECT * FROM retentions ORDER BY app_id")
-    assert [tuple(row) for row in retentions] == [(each, 400, 400) for each in ("app", "long-id", "no-device-yet")]
-    await connection.close()
-
-
-@pytest.mark.slow
 async def test_a_delivery_is_kept_as_long_as_its_decision(world: World) -> None:
     """Gone earlier, it would be made again by a re-attribution; the app's retention may have changed in between."""
     await publish_apps(world)

@@ -75,7 +75,7 @@ class Eraser:
         while True:
             under_way = await erasures.under_way(self._pool, lanes.lanes)
             for erasure in under_way:
-                _age.set(self._now_us() / 1e6 - erasure.request_time.timestamp())
+                _age.set((self._now_us() - erasure.request_time_us) / 1e6)
                 await self._erase(lanes, erasure)
             if not under_way:
                 _age.set(0)
@@ -128,7 +128,9 @@ class Eraser:
             rows = await erasures.erase_devices(connection, erasure.app_id, found.devices)
             erasure.count("attribution", rows)
             stripped = await _erase_engagements(connection, erasure, found.engagements)
-            may_be_called |= await erasures.decided_again(connection, erasure.app_id, stripped) or rows["waiting"] > 0
+            may_be_called |= (
+                await erasures.decided_again(connection, erasure.app_id, stripped) or rows["pending_conversions"] > 0
+            )
             erasure.work = Work(
                 device_ids=sorted(filter(_is_searched, found.ids)),
                 below=below,

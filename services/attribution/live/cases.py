@@ -103,7 +103,7 @@ async def _fresh(connection: Connection, logged: Sequence[Logged], asking: Askin
     conversions = [(entry.app_lane, record.record_id) for entry, record in logged]
     known = await already_decided(connection, conversions)
     if any(record.app_id in asking.app_ids for _, record in logged):
-        known |= await pending.already_waiting(connection, conversions)
+        known |= await pending.already_pending(connection, conversions)
     fresh = []
     for each in logged:
         key = (each.record.app_id, each.record.record_id)

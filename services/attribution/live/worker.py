@@ -28,7 +28,7 @@ from services.attribution.storage.lanes import (
     see_worker,
     take_lanes,
 )
-from services.attribution.storage.pending import app_ids_waiting
+from services.attribution.storage.pending import pending_app_ids
 
 _log = structlog.get_logger()
 
@@ -111,7 +111,7 @@ class Worker:
             self._config.worker_id,
             await read_owned_lanes(self._pool, self._config.worker_id, owned),
             indexed=await read_indexed(self._pool),
-            pending_app_ids=await app_ids_waiting(self._pool, owned),
+            pending_app_ids=await pending_app_ids(self._pool, owned),
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -1,32 +1,36 @@
--- Everything attribution keeps. Each big table's keys begin with its distribution column (lane or match key), so that
--- Citus can shard them; no query of the hot path joins across.
+-- Times are microseconds since 1970, enums the numbers of the API's. 64 is the number of lanes (libs/domain/lanes.py).
 
--- A lane is read, indexed and decided by one worker at a time. `indexed`: engagements of the log's lane below this
--- position are stored. `decided`: per log lane, conversions of the apps homed in this lane are decided below this.
--- `next_sequence`: of the lane's decisions. `relayed`: decisions below this were handed to postback.
+CREATE FUNCTION now_us() RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT (extract(epoch FROM now()) * 1000000)::bigint
+$$;
+
+-- Lanes and their owners.
+
 CREATE TABLE lanes (
     lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
     owner text,
-    lease_until timestamptz NOT NULL DEFAULT '-infinity',
+    lease_until_us bigint NOT NULL DEFAULT 0,
     indexed bigint NOT NULL DEFAULT 0,
     decided bigint [] NOT NULL DEFAULT array_fill(0::bigint, ARRAY[64]) CHECK (cardinality(decided) = 64),
     next_sequence bigint NOT NULL DEFAULT 0,
     relayed bigint NOT NULL DEFAULT 0 CHECK (relayed <= next_sequence)
 ) WITH (fillfactor = 50); -- rewritten many times a second: room for HOT updates
+COMMENT ON TABLE lanes IS
+'A lane of the log, and of deciding: who owns it, and how far it is. Engagements of this lane of the log are stored below
+`indexed`. Conversions of the apps homed in this lane are taken below the positions `decided`, one a lane of the log.
+Decisions with a sequence under `relayed` have been handed to postback.';
 
 INSERT INTO lanes (lane)
 SELECT generate_series(0, 63);
 
--- Workers that are alive, so that each takes its fair share of lanes.
 CREATE TABLE workers (
     worker_id text PRIMARY KEY,
-    seen_time timestamptz NOT NULL
+    seen_time_us bigint NOT NULL
 );
+COMMENT ON TABLE workers IS 'The workers that are alive, so that each takes its fair share of lanes.';
 
--- A click or impression, once under each of its match keys with all that a decision needs. `record` is filled only in
--- the row under the engagement's own key. `lane` and `position` are its place in the log: a decision considers only what
--- lies below the heads it was made at. `device_keys` are 16 bytes each, one after the other. `user_agent` is the
--- signature: model, os, major, minor, tab-separated.
+-- What is decided upon.
+
 CREATE TABLE engagements (
     match_key bytea NOT NULL,
     time_us bigint NOT NULL,
@@ -35,58 +39,118 @@ CREATE TABLE engagements (
     position bigint NOT NULL,
     is_click boolean NOT NULL,
     tracker_id text NOT NULL,
-    device_keys bytea NOT NULL,
+    device_keys bytea NOT NULL, -- 16 bytes each, one after the other
     ip text NOT NULL,
-    user_agent text,
+    user_agent text, -- the signature: model, OS, major and minor version, with tabs between
     click_id text NOT NULL,
     completed_view boolean NOT NULL,
     is_valid boolean NOT NULL,
-    record bytea,
-    PRIMARY KEY (match_key, time_us, engagement_id)
-);
+    record bytea, -- reengage.ingest.v1.Record, only in the row under the engagement's own key
+    retention_days smallint NOT NULL,
+    -- A repeat of a row has its time and retention: the key holds them, as a partitioned table's must.
+    PRIMARY KEY (match_key, time_us, engagement_id, retention_days)
+) PARTITION BY RANGE (time_us);
+COMMENT ON TABLE engagements IS
+'A click or an impression, once under each of its match keys, with all that a decision needs. `lane` and `position` are
+its place in the log: a decision considers only what lies below the heads that it was made at (G5).';
 
--- Clicks by the network's own click id and tracker, to find duplicates (A6).
 CREATE TABLE network_clicks (
     click_key bytea NOT NULL,
     time_us bigint NOT NULL,
     engagement_id text NOT NULL,
     lane smallint NOT NULL,
     position bigint NOT NULL,
-    PRIMARY KEY (click_key, time_us, engagement_id)
-);
+    retention_days smallint NOT NULL,
+    PRIMARY KEY (click_key, time_us, engagement_id, retention_days)
+) PARTITION BY RANGE (time_us);
+COMMENT ON TABLE network_clicks IS 'A click under its tracker and the network''s own click id, to find duplicates (A6).';
 
--- Lengths of hashes that an app's engagements ever carried as device ids: only these are worth computing (A3).
 CREATE TABLE hash_lengths (
     app_id text NOT NULL,
     length smallint NOT NULL,
     PRIMARY KEY (app_id, length)
 );
+COMMENT ON TABLE hash_lengths IS
+'The lengths of hashes that an app''s engagements ever carried as device ids: only these are worth computing (A3).';
 
--- One install of one app on one device. `ids` are all its ids by kind, `history` what it was credited to. A merged device
--- stays as a signpost to the one it became.
+CREATE TABLE retentions (
+    app_id text PRIMARY KEY,
+    least_days smallint NOT NULL,
+    most_days smallint NOT NULL CHECK (most_days >= least_days)
+);
+COMMENT ON TABLE retentions IS
+'For how long, at least and at most, an app''s engagements are kept: the partitions in which to look for them.';
+
 CREATE TABLE devices (
     device_id uuid PRIMARY KEY,
     app_id text NOT NULL,
-    ids jsonb NOT NULL,
+    ids jsonb NOT NULL, -- kind: values
     history jsonb NOT NULL,
     identities jsonb NOT NULL DEFAULT '{}',
     create_time_us bigint NOT NULL,
-    merged_into uuid
+    merged_into uuid,
+    merge_sequence bigint -- where its history went over: decisions from this sequence on know both
 );
+COMMENT ON TABLE devices IS
+'One install of one app on one device. A merged device stays as a signpost to the one that it became.';
 
--- Which device an id belongs to. The key is a digest of app, kind and value.
+CREATE INDEX devices_by_merge ON devices (merged_into) WHERE merged_into IS NOT NULL;
+
 CREATE TABLE identifiers (
-    id_key bytea PRIMARY KEY,
+    id_key bytea PRIMARY KEY, -- a digest of app, kind and value
     device_id uuid NOT NULL
 );
+COMMENT ON TABLE identifiers IS 'The device that an id leads to.';
 
--- Decisions, in a dense sequence per lane that commits in order: they are their own outbox. `heads` is the end of the
--- log's lanes that the decision was made at: engagements below it were considered, and no others (G5).
-CREATE TABLE rounds (
-    round_id uuid PRIMARY KEY,
-    heads bigint [] NOT NULL,
-    decide_time timestamptz NOT NULL DEFAULT now()
+-- An erasure takes all ids that a device was ever known by.
+CREATE INDEX identifiers_by_device ON identifiers (device_id);
+
+CREATE TABLE claim_triggers (
+    app_id text NOT NULL,
+    event_name text NOT NULL,
+    network_id text NOT NULL,
+    PRIMARY KEY (app_id, event_name, network_id)
 );
+COMMENT ON TABLE claim_triggers IS
+'The conversions that claims are requested for, as postback said last: known at a start without postback, too.';
+
+CREATE TABLE pending_conversions (
+    lane smallint NOT NULL,
+    app_id text NOT NULL,
+    conversion_id text NOT NULL,
+    device_id uuid NOT NULL,
+    is_install boolean NOT NULL,
+    log_lane smallint NOT NULL,
+    position bigint NOT NULL,
+    receive_time_us bigint NOT NULL,
+    settings_revision bigint NOT NULL, -- that the record was accepted under
+    record bytea NOT NULL, -- reengage.ingest.v1.Record
+    network_ids text [] NOT NULL, -- that are asked; none: it only waits for an earlier one of its device
+    deadline_us bigint NOT NULL, -- decided without those that have not answered by then (E4)
+    claims bytea, -- reengage.postback.v1.ConversionClaims, once nothing more is to come
+    PRIMARY KEY (lane, conversion_id, app_id)
+);
+COMMENT ON TABLE pending_conversions IS
+'A conversion that waits for the claims of self-attributing networks (E1), or behind an install that does. What it says
+of ids and devices has been taken; only deciding it is left.';
+
+CREATE INDEX pending_conversions_in_order ON pending_conversions (lane, receive_time_us);
+
+CREATE INDEX pending_conversions_by_device ON pending_conversions (lane, device_id);
+
+-- What was decided.
+
+CREATE TABLE rounds (
+    round_id uuid NOT NULL,
+    heads bigint [] NOT NULL,
+    decide_time_us bigint NOT NULL DEFAULT now_us(),
+    conversion_time_us bigint NOT NULL, -- of its latest conversion
+    retention_days smallint NOT NULL, -- of its longest kept decision
+    PRIMARY KEY (round_id, conversion_time_us, retention_days)
+) PARTITION BY RANGE (conversion_time_us);
+COMMENT ON TABLE rounds IS
+'A batch of deciding, and the ends of the log''s lanes that it was decided at: engagements below them were considered,
+and no others (G5).';
 
 CREATE TABLE decisions (
     lane smallint NOT NULL,
@@ -95,18 +159,146 @@ CREATE TABLE decisions (
     conversion_id text NOT NULL,
     version integer NOT NULL CHECK (version > 0),
     round_id uuid NOT NULL,
-    device_id uuid NOT NULL,
-    outcome smallint NOT NULL,
+    device_id uuid NOT NULL, -- all zero: an identity link of a device that was not known (F3)
+    outcome smallint NOT NULL CHECK (outcome > 0), -- reengage.attribution.v1.Outcome
     conversion_time_us bigint NOT NULL,
+    retention_days smallint NOT NULL,
     tracker_id text,
     engagement_id text,
     decision bytea NOT NULL, -- reengage.attribution.v1.Decision
     record bytea NOT NULL, -- reengage.ingest.v1.Record, as it was received
     engagement bytea, -- reengage.ingest.v1.Record of the winner
-    PRIMARY KEY (lane, sequence),
-    UNIQUE (lane, conversion_id, app_id, version) -- nothing is decided twice
-);
+    -- With the record, the rules and the engagements these are what it was made of: so it can be made again.
+    known_ids jsonb, -- kind: values that its device was known by and its record does not name
+    claims bytea, -- reengage.postback.v1.ConversionClaims
+    reattribution_id text, -- that made this version
+    is_relayed boolean NOT NULL DEFAULT true, -- else postback does not hear of it
+    -- Nothing is decided twice. Later versions of a decision have the time and the retention of the first.
+    PRIMARY KEY (lane, conversion_id, app_id, version, conversion_time_us, retention_days)
+) PARTITION BY RANGE (conversion_time_us);
+COMMENT ON TABLE decisions IS
+'A version of a decision. Sequences are dense in each lane and commit in order: so the table is its own outbox.';
+
+-- Dense and unique, as the lane's owner numbers them. Without the time: with it, this would seem an index of times.
+CREATE INDEX decisions_in_order ON decisions (lane, sequence);
 
 CREATE INDEX decisions_by_tracker ON decisions (lane, tracker_id, sequence) WHERE tracker_id IS NOT NULL;
 
 CREATE INDEX decisions_by_engagement ON decisions (lane, engagement_id) WHERE engagement_id IS NOT NULL;
+
+-- Several apps share a lane: an app with few decisions is listed without reading those of the others.
+CREATE INDEX decisions_by_app ON decisions (lane, app_id, sequence);
+
+-- A device's conversions in time; and an app's devices one after the other, as replays take them.
+CREATE INDEX decisions_by_device ON decisions (lane, app_id, device_id, conversion_time_us, sequence);
+
+CREATE INDEX decisions_by_reattribution ON decisions (lane, app_id, reattribution_id, sequence)
+WHERE reattribution_id IS NOT NULL;
+
+CREATE VIEW newest_decisions AS
+SELECT
+    lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, retention_days,
+    tracker_id, engagement_id, decision, record, engagement, known_ids, claims, reattribution_id, is_relayed
+FROM decisions
+WHERE version = (
+    SELECT max(other.version) FROM decisions AS other
+    WHERE other.lane = decisions.lane AND other.conversion_id = decisions.conversion_id
+      AND other.app_id = decisions.app_id
+      -- All versions have these, and so one partition holds them.
+      AND other.conversion_time_us = decisions.conversion_time_us
+      AND other.retention_days = decisions.retention_days
+);
+COMMENT ON VIEW newest_decisions IS 'The newest version of each decision: the one that counts.';
+
+-- Jobs.
+
+CREATE TABLE reattributions (
+    lane smallint NOT NULL,
+    app_id text NOT NULL,
+    reattribution_id text NOT NULL,
+    start_us bigint NOT NULL,
+    end_us bigint NOT NULL CHECK (end_us > start_us),
+    send_postbacks boolean NOT NULL,
+    state smallint NOT NULL DEFAULT 1 CHECK (state IN (1, 2, 3)), -- RUNNING, DONE, CANCELLED, as in the API
+    after_device uuid, -- devices up to this one are done; they are taken in the order of their ids
+    conversion_count bigint NOT NULL DEFAULT 0,
+    changed_count bigint NOT NULL DEFAULT 0,
+    estimated_total_count bigint NOT NULL DEFAULT 0,
+    totals jsonb NOT NULL DEFAULT '[]',
+    create_time_us bigint NOT NULL DEFAULT now_us(),
+    finish_time_us bigint,
+    PRIMARY KEY (lane, app_id, reattribution_id),
+    CHECK ((state = 1) = (finish_time_us IS NULL))
+);
+COMMENT ON TABLE reattributions IS 'A re-attribution (G4): what it decides again, and how far it is.';
+
+CREATE UNIQUE INDEX reattributions_running ON reattributions (lane, app_id) WHERE state = 1;
+
+CREATE TABLE erasures (
+    lane smallint NOT NULL,
+    app_id text NOT NULL,
+    erasure_id uuid NOT NULL,
+    request_time_us bigint NOT NULL DEFAULT now_us(),
+    finish_time_us bigint,
+    erased_counts jsonb NOT NULL DEFAULT '{}',
+    work jsonb,
+    PRIMARY KEY (lane, app_id, erasure_id),
+    CHECK ((work IS NULL) = (finish_time_us IS NOT NULL))
+);
+COMMENT ON TABLE erasures IS
+'The proof that a device was forgotten. `work` names what is still to be erased, and is gone when it is done.';
+
+CREATE INDEX erasures_under_way ON erasures (lane, request_time_us) WHERE work IS NOT NULL;
+
+-- What grows with the traffic is kept by period, by month and in that by the retention of its app, so that what is past
+-- goes with its whole partition (docs/decisions/0011).
+
+-- Gives each of these tables a partition of what happened in a month and is kept for so many days; returns whether one
+-- was missing.
+CREATE FUNCTION make_period(month date, days smallint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    whole text;
+    part text;
+    is_new boolean := false;
+BEGIN
+    -- Two that miss the same one: the second finds it made.
+    PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
+    FOREACH whole IN ARRAY ARRAY['engagements', 'network_clicks', 'rounds', 'decisions'] LOOP
+        -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
+        part := whole || to_char(month, '_YYYYMM');
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY LIST (retention_days)', part, whole);
+            EXECUTE format(
+                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', whole, part,
+                extract(epoch FROM month)::bigint * 1000000,
+                extract(epoch FROM month + interval '1 month')::bigint * 1000000
+            );
+        END IF;
+        whole := part;
+        part := format('%s_%s', whole, days);
+        IF to_regclass(part) IS NULL THEN
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', part, whole);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)', whole, part, days);
+            is_new := true;
+        END IF;
+    END LOOP;
+    RETURN is_new;
+END
+$$;
+
+-- Drops a partition, and its month with the last one. All who use the table wait for that, so it waits for them but a
+-- moment, and then fails.
+CREATE FUNCTION drop_partition(part text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $$
+DECLARE
+    whole regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass(part));
+BEGIN
+    -- No partition of the month is made while it goes.
+    PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
+    EXECUTE format('DROP TABLE IF EXISTS %I', part);
+    IF whole IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = whole) THEN
+        EXECUTE format('DROP TABLE %s', whole);
+    END IF;
+END
+$$;

@@ -70,12 +70,7 @@ async def count_wins(connection: Connection, engagements: Collection[tuple[int, 
         """
         SELECT app_id, engagement_id, count(*)
         FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
-        JOIN decisions USING (lane, engagement_id)
-        WHERE version = (
-            SELECT max(newest.version) FROM decisions AS newest
-            WHERE newest.lane = decisions.lane AND newest.conversion_id = decisions.conversion_id
-              AND newest.app_id = decisions.app_id
-        )
+        JOIN newest_decisions USING (lane, engagement_id)
         GROUP BY app_id, engagement_id
         """,
         *columns(engagements, 2),

@@ -4,7 +4,6 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool, columns, rows_affected
@@ -49,8 +48,8 @@ class Erasure:
 
     app_id: str
     erasure_id: uuid.UUID
-    request_time: datetime
-    finish_time: datetime | None
+    request_time_us: int
+    finish_time_us: int | None
     erased_counts: dict[str, int]
     work: Work | None
 
@@ -105,7 +104,7 @@ async def begin(pool: Pool, app_id: str, device_id: str) -> Erasure:
     row = await pool.fetchrow(
         """
         INSERT INTO erasures (lane, app_id, erasure_id, work) VALUES ($1, $2, $3, $4)
-        RETURNING app_id, erasure_id, request_time, finish_time, erased_counts, work
+        RETURNING app_id, erasure_id, request_time_us, finish_time_us, erased_counts, work
         """,
         lane_of(app_id),
         app_id,
@@ -120,7 +119,7 @@ async def find(pool: Pool, app_id: str, erasure_id: uuid.UUID) -> Erasure | None
     """Returns an erasure of an app, None if there is none with this id."""
     row = await pool.fetchrow(
         """
-        SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
+        SELECT app_id, erasure_id, request_time_us, finish_time_us, erased_counts, work FROM erasures
         WHERE lane = $1 AND app_id = $2 AND erasure_id = $3
         """,
         lane_of(app_id),
@@ -134,8 +133,8 @@ async def under_way(pool: Pool, lanes: Collection[int]) -> list[Erasure]:
     """Returns at most 100 erasures of these home lanes that are not done, the oldest first."""
     rows = await pool.fetch(
         """
-        SELECT app_id, erasure_id, request_time, finish_time, erased_counts, work FROM erasures
-        WHERE lane = ANY($1) AND work IS NOT NULL ORDER BY request_time LIMIT 100
+        SELECT app_id, erasure_id, request_time_us, finish_time_us, erased_counts, work FROM erasures
+        WHERE lane = ANY($1) AND work IS NOT NULL ORDER BY request_time_us LIMIT 100
         """,
         list(lanes),
     )
@@ -172,7 +171,8 @@ async def save(connection: Connection, erasure: Erasure) -> None:
     """Stores an erasure; one without work is finished."""
     await connection.execute(
         """
-        UPDATE erasures SET work = $4, erased_counts = $5, finish_time = CASE WHEN $4::jsonb IS NULL THEN now() END
+        UPDATE erasures
+        SET work = $4, erased_counts = $5, finish_time_us = CASE WHEN $4::jsonb IS NULL THEN now_us() END
         WHERE lane = $1 AND app_id = $2 AND erasure_id = $3
         """,
         erasure.lane,
@@ -240,7 +240,8 @@ async def conversions_of(
         SELECT conversion_id, record, known_ids FROM decisions
         WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)
         UNION ALL
-        SELECT conversion_id, record, NULL FROM waiting WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)
+        SELECT conversion_id, record, NULL FROM pending_conversions
+        WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)
         """,
         lane_of(app_id),
         app_id,
@@ -320,11 +321,11 @@ async def erase_devices(connection: Connection, app_id: str, device_ids: Collect
         "DELETE FROM decisions WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
     )
     pending = await connection.execute(
-        "DELETE FROM waiting WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
+        "DELETE FROM pending_conversions WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
     )
     return {
         "decisions": rows_affected(decisions),
-        "waiting": rows_affected(pending),
+        "pending_conversions": rows_affected(pending),
         "identifiers": rows_affected(
             await connection.execute("DELETE FROM identifiers WHERE device_id = ANY($1)", wanted)
         ),
@@ -393,8 +394,8 @@ def _erasure(row: Any) -> Erasure:
     return Erasure(
         app_id=row["app_id"],
         erasure_id=row["erasure_id"],
-        request_time=row["request_time"],
-        finish_time=row["finish_time"],
+        request_time_us=row["request_time_us"],
+        finish_time_us=row["finish_time_us"],
         erased_counts=row["erased_counts"],
         work=None if work is None else Work(**work),
     )

@@ -62,9 +62,9 @@ async def pending_conversion(pool: Pool, lane: int, app_id: str, conversion_id: 
         SELECT mine.record, mine.receive_time_us, first.conversion_id AS first_id,
                COALESCE(first.network_ids, mine.network_ids) AS network_ids,
                COALESCE(first.deadline_us, mine.deadline_us) AS deadline_us
-        FROM waiting AS mine
+        FROM pending_conversions AS mine
         LEFT JOIN LATERAL (
-            SELECT conversion_id, network_ids, deadline_us FROM waiting
+            SELECT conversion_id, network_ids, deadline_us FROM pending_conversions
             WHERE lane = mine.lane AND device_id = mine.device_id AND receive_time_us < mine.receive_time_us
               AND cardinality(network_ids) > 0
             ORDER BY receive_time_us LIMIT 1
@@ -90,12 +90,8 @@ async def won_conversions(pool: Pool, lane: int, app_id: str, engagement_id: str
     """Returns the conversions that an engagement won by the newest versions, at most MAX_WON, in order of sequence."""
     rows = await pool.fetch(
         """
-        SELECT conversion_id FROM decisions AS won
-        WHERE lane = $1 AND engagement_id = $2 AND app_id = $3 AND NOT EXISTS (
-            SELECT FROM decisions AS newer
-            WHERE newer.lane = won.lane AND newer.conversion_id = won.conversion_id AND newer.app_id = won.app_id
-              AND newer.version > won.version
-        )
+        SELECT conversion_id FROM newest_decisions
+        WHERE lane = $1 AND engagement_id = $2 AND app_id = $3
         ORDER BY sequence LIMIT $4
         """,
         lane,
@@ -191,13 +187,8 @@ async def latest_attribution(
     """Returns the latest attribution of these devices, as it is now, of those first decided before a sequence."""
     row = await pool.fetchrow(
         """
-        SELECT conversion_id, decision, conversion_time_us FROM decisions AS made
+        SELECT conversion_id, decision, conversion_time_us FROM newest_decisions AS made
         WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3) AND outcome = ANY($4)
-          AND NOT EXISTS (
-              SELECT FROM decisions AS newer
-              WHERE newer.lane = made.lane AND newer.conversion_id = made.conversion_id
-                AND newer.app_id = made.app_id AND newer.version > made.version
-          )
           AND (
               SELECT min(sequence) FROM decisions AS version
               WHERE version.lane = made.lane AND version.conversion_id = made.conversion_id

@@ -29,12 +29,12 @@ async def see_worker(connection: Connection, worker_id: str, lease_s: float) -> 
     """Notes that a worker is alive, forgets those that are not, and returns how many are."""
     await connection.execute(
         """
-        INSERT INTO workers (worker_id, seen_time) VALUES ($1, now())
-        ON CONFLICT (worker_id) DO UPDATE SET seen_time = excluded.seen_time
+        INSERT INTO workers (worker_id, seen_time_us) VALUES ($1, now_us())
+        ON CONFLICT (worker_id) DO UPDATE SET seen_time_us = excluded.seen_time_us
         """,
         worker_id,
     )
-    await connection.execute("DELETE FROM workers WHERE seen_time < now() - make_interval(secs => $1)", lease_s)
+    await connection.execute("DELETE FROM workers WHERE seen_time_us < now_us() - $1::bigint", round(lease_s * 1e6))
     return int(await connection.fetchval("SELECT count(*) FROM workers"))
 
 
@@ -44,7 +44,7 @@ async def forget_worker(pool: Pool, worker_id: str) -> None:
         await connection.execute("DELETE FROM workers WHERE worker_id = $1", worker_id)
         await connection.execute(
             """
-            UPDATE lanes SET owner = NULL, lease_until = '-infinity'
+            UPDATE lanes SET owner = NULL, lease_until_us = 0
             WHERE lane IN (SELECT lane FROM lanes WHERE owner = $1 ORDER BY lane FOR UPDATE)
             """,
             worker_id,
@@ -55,12 +55,12 @@ async def renew_lanes(connection: Connection, worker_id: str, lease_s: float) ->
     """Prolongs the leases of a worker's lanes, and returns which they are."""
     rows = await connection.fetch(
         """
-        UPDATE lanes SET lease_until = now() + make_interval(secs => $2)
+        UPDATE lanes SET lease_until_us = now_us() + $2::bigint
         WHERE lane IN (SELECT lane FROM lanes WHERE owner = $1 ORDER BY lane FOR UPDATE)
         RETURNING lane
         """,
         worker_id,
-        lease_s,
+        round(lease_s * 1e6),
     )
     return {row["lane"] for row in rows}
 
@@ -69,9 +69,9 @@ async def take_lanes(connection: Connection, worker_id: str, count: int, lease_s
     """Takes up to `count` lanes that nobody owns, or whose owner's lease has ended, and returns which."""
     rows = await connection.fetch(
         """
-        UPDATE lanes SET owner = $1, lease_until = now() + make_interval(secs => $3)
+        UPDATE lanes SET owner = $1, lease_until_us = now_us() + $3::bigint
         WHERE lane IN (
-            SELECT lane FROM lanes WHERE owner IS NULL OR lease_until < now()
+            SELECT lane FROM lanes WHERE owner IS NULL OR lease_until_us < now_us()
             ORDER BY lane LIMIT $2
             FOR UPDATE SKIP LOCKED -- several workers take at once
         )
@@ -79,7 +79,7 @@ async def take_lanes(connection: Connection, worker_id: str, count: int, lease_s
         """,
         worker_id,
         count,
-        lease_s,
+        round(lease_s * 1e6),
     )
     return {row["lane"] for row in rows}
 
@@ -88,7 +88,7 @@ async def release_lanes(connection: "Connection | Pool", worker_id: str, lanes: 
     """Gives lanes to whoever takes them."""
     await connection.execute(
         """
-        UPDATE lanes SET owner = NULL, lease_until = '-infinity'
+        UPDATE lanes SET owner = NULL, lease_until_us = 0
         WHERE owner = $1 AND lane IN (SELECT lane FROM lanes WHERE lane = ANY($2) ORDER BY lane FOR UPDATE)
         """,
         worker_id,

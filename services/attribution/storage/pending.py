@@ -4,17 +4,17 @@ Only the worker that owns an app's lane writes its rows, in the transactions tha
 """
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from libs.db import Connection, Pool
+from libs.db import Connection, Pool, columns
 
 Key: TypeAlias = tuple[str, str]
 """App id and conversion id."""
 
 
 class PendingRow(NamedTuple):
-    """A conversion that waits, as the table's columns.
+    """A conversion that waits, in the columns of the table.
 
     Without `network_ids` it only waits for an earlier one of its device. `claims` are set once nothing more is to come.
     """
@@ -49,7 +49,7 @@ class Unanswered(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What networks are told of a conversion."""
+    """A conversion as networks are told of it."""
 
     record: bytes
     device_id: uuid.UUID
@@ -57,31 +57,31 @@ class Asked(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What a worker must have reached before it decides the conversions that waited when it took their lanes over."""
+    """The state that a worker must have reached before it decides what was pending when it took the lanes over."""
 
     positions: Mapping[int, int]
     settings_revision: int
 
     def is_reached(self, heads: Sequence[int], settings_revision: int) -> bool:
-        """Whether engagements are indexed up to these conversions, and settings as new as theirs are in use."""
+        """Returns whether engagements are indexed up to these conversions, and settings as new as theirs are in use."""
         return settings_revision >= self.settings_revision and all(
             position < heads[lane] for lane, position in self.positions.items()
         )
 
 
 class Overview(NamedTuple):
-    """How many wait, of how many answers are to come, and the earliest deadline."""
+    """How many conversions are pending, how many of them lack answers, and the earliest deadline."""
 
-    waiting: int
+    pending: int
     unanswered: int
     earliest_deadline_us: int | None
 
 
 async def insert(connection: Connection, rows: Collection[PendingRow]) -> None:
-    """Have conversions wait, one or more."""
+    """Has conversions wait."""
     await connection.execute(
         """
-        INSERT INTO waiting (
+        INSERT INTO pending_conversions (
             lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us, settings_revision,
             record, network_ids, deadline_us, claims
         )
@@ -97,97 +97,97 @@ async def insert(connection: Connection, rows: Collection[PendingRow]) -> None:
         )
         """,
         # Joined, because unnest would take an array of arrays apart.
-        *_columns((*row[:10], " ".join(row.network_ids), *row[11:]) for row in rows),
+        *columns(((*row[:10], " ".join(row.network_ids), *row[11:]) for row in rows), len(PendingRow._fields)),
     )
 
 
 async def delete(connection: Connection, rows: Collection[PendingRow]) -> None:
-    """Have these wait no longer."""
+    """Has these wait no longer."""
     await connection.execute(
         """
-        DELETE FROM waiting USING unnest($1::smallint[], $2::text[], $3::text[]) AS row (lane, app_id, conversion_id)
-        WHERE waiting.lane = row.lane AND waiting.conversion_id = row.conversion_id AND waiting.app_id = row.app_id
+        DELETE FROM pending_conversions AS pending
+        USING unnest($1::smallint[], $2::text[], $3::text[]) AS row (lane, app_id, conversion_id)
+        WHERE pending.lane = row.lane AND pending.conversion_id = row.conversion_id AND pending.app_id = row.app_id
         """,
-        [row.lane for row in rows],
-        [row.app_id for row in rows],
-        [row.conversion_id for row in rows],
+        *columns(((row.lane, row.app_id, row.conversion_id) for row in rows), 3),
     )
 
 
 async def move(connection: Connection, merged: Mapping[tuple[int, uuid.UUID], uuid.UUID]) -> None:
-    """Give what waits of devices (lane, device id), at least one, to those that they turned out to be."""
+    """Gives what waits of devices (lane, device id) to those that they turned out to be."""
     await connection.execute(
         """
-        UPDATE waiting SET device_id = moved.into_id
+        UPDATE pending_conversions AS pending SET device_id = moved.into_id
         FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS moved (lane, device_id, into_id)
-        WHERE waiting.lane = moved.lane AND waiting.device_id = moved.device_id
+        WHERE pending.lane = moved.lane AND pending.device_id = moved.device_id
         """,
-        *_columns((lane, device_id, into_id) for (lane, device_id), into_id in merged.items()),
+        *columns(((lane, device_id, into_id) for (lane, device_id), into_id in merged.items()), 3),
     )
 
 
-async def already_waiting(connection: Connection, conversions: Collection[tuple[int, str]]) -> set[Key]:
-    """Those of the conversions (lane, conversion id), at least one, that wait."""
+async def already_pending(connection: Connection, conversions: Collection[tuple[int, str]]) -> set[Key]:
+    """Returns those of the conversions (lane, conversion id) that wait."""
     rows = await connection.fetch(
         """
         SELECT app_id, conversion_id FROM unnest($1::smallint[], $2::text[]) AS asked (lane, conversion_id)
-        JOIN waiting USING (lane, conversion_id)
+        JOIN pending_conversions USING (lane, conversion_id)
         """,
-        *_columns(conversions),
+        *columns(conversions, 2),
     )
     return {(row["app_id"], row["conversion_id"]) for row in rows}
 
 
 async def held_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> set[uuid.UUID]:
-    """Those of the devices (lane, device id) of which an install waits."""
+    """Returns those of the devices (lane, device id) that have a pending install."""
     if not devices:
         return set()
     rows = await connection.fetch(
         """
         SELECT DISTINCT device_id FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id)
-        JOIN waiting USING (lane, device_id) WHERE is_install
+        JOIN pending_conversions USING (lane, device_id) WHERE is_install
         """,
-        *_columns(devices),
+        *columns(devices, 2),
     )
     return {row["device_id"] for row in rows}
 
 
 async def answer(connection: Connection, answers: Mapping[tuple[int, str, str], bytes]) -> set[tuple[int, uuid.UUID]]:
-    """Store the answers about conversions (lane, app id, conversion id), at least one; (lane, device id) of each."""
+    """Stores the answers about conversions (lane, app id, conversion id), and returns (lane, device id) of each."""
     rows = await connection.fetch(
         """
-        UPDATE waiting SET claims = answer.claims
+        UPDATE pending_conversions AS pending SET claims = answer.claims
         FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bytea[]) AS answer (lane, app_id, conversion_id, claims)
-        WHERE waiting.lane = answer.lane AND waiting.conversion_id = answer.conversion_id
-          AND waiting.app_id = answer.app_id
-        RETURNING waiting.lane, waiting.device_id
+        WHERE pending.lane = answer.lane AND pending.conversion_id = answer.conversion_id
+          AND pending.app_id = answer.app_id
+        RETURNING pending.lane, pending.device_id
         """,
-        *_columns((*key, claims) for key, claims in answers.items()),
+        *columns(((*key, claims) for key, claims in answers.items()), 4),
     )
     return {(row["lane"], row["device_id"]) for row in rows}
 
 
 async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[PendingRow]:
-    """All that waits of the devices (lane, device id), in order of device and receipt."""
+    """Returns all that waits of the devices (lane, device id), in order of device and receipt."""
     if not devices:
         return []
     rows = await connection.fetch(
         """
         SELECT lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
             settings_revision, record, network_ids, deadline_us, claims
-        FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id) JOIN waiting USING (lane, device_id)
+        FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id)
+        JOIN pending_conversions USING (lane, device_id)
         ORDER BY device_id, receive_time_us, log_lane, position
         """,
-        *_columns(devices),
+        *columns(devices, 2),
     )
     return [PendingRow(*row) for row in rows]
 
 
 async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Unanswered]:
-    """Conversions of these lanes that networks are to be asked about, those received first."""
+    """Returns conversions of these lanes that networks are to be asked about, those received first."""
     rows = await pool.fetch(
         """
-        SELECT lane, app_id, conversion_id, network_ids, deadline_us FROM waiting
+        SELECT lane, app_id, conversion_id, network_ids, deadline_us FROM pending_conversions
         WHERE lane = ANY($1) AND claims IS NULL AND cardinality(network_ids) > 0
         ORDER BY receive_time_us LIMIT $2
         """,
@@ -198,24 +198,24 @@ async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Una
 
 
 async def to_ask(pool: Pool, conversions: Collection[tuple[int, str, str]]) -> dict[Key, Asked]:
-    """What networks are told of conversions (lane, app id, conversion id), at least one; of those that still wait."""
+    """Returns what networks are told of conversions (lane, app id, conversion id), of those that still wait."""
     rows = await pool.fetch(
         """
         SELECT app_id, conversion_id, record, device_id, receive_time_us
         FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, conversion_id)
-        JOIN waiting USING (lane, conversion_id, app_id)
+        JOIN pending_conversions USING (lane, conversion_id, app_id)
         """,
-        *_columns(conversions),
+        *columns(conversions, 3),
     )
     return {(row["app_id"], row["conversion_id"]): Asked(*row[2:]) for row in rows}
 
 
 async def mark(pool: Pool, lanes: Collection[int]) -> Mark:
-    """That of all that waits in these lanes now."""
+    """Returns the mark of all that waits in these lanes now."""
     rows = await pool.fetch(
         """
-        SELECT log_lane, max(position) AS position, max(settings_revision) AS settings_revision FROM waiting
-        WHERE lane = ANY($1) GROUP BY log_lane
+        SELECT log_lane, max(position) AS position, max(settings_revision) AS settings_revision
+        FROM pending_conversions WHERE lane = ANY($1) GROUP BY log_lane
         """,
         list(lanes),
     )
@@ -225,11 +225,11 @@ async def mark(pool: Pool, lanes: Collection[int]) -> Mark:
 
 
 async def overview(pool: Pool, lanes: Collection[int]) -> Overview:
-    """How it stands with all that waits in these lanes."""
+    """Returns how it stands with all that waits in these lanes."""
     row = await pool.fetchrow(
         """
         SELECT count(*), count(*) FILTER (WHERE claims IS NULL AND cardinality(network_ids) > 0), min(deadline_us)
-        FROM waiting WHERE lane = ANY($1)
+        FROM pending_conversions WHERE lane = ANY($1)
         """,
         list(lanes),
     )
@@ -237,12 +237,7 @@ async def overview(pool: Pool, lanes: Collection[int]) -> Overview:
     return Overview(*row)
 
 
-async def app_ids_waiting(pool: Pool, lanes: Collection[int]) -> set[str]:
-    """The apps of which conversions wait in these lanes."""
-    rows = await pool.fetch("SELECT DISTINCT app_id FROM waiting WHERE lane = ANY($1)", list(lanes))
+async def pending_app_ids(pool: Pool, lanes: Collection[int]) -> set[str]:
+    """Returns the apps with pending conversions in these lanes."""
+    rows = await pool.fetch("SELECT DISTINCT app_id FROM pending_conversions WHERE lane = ANY($1)", list(lanes))
     return {row["app_id"] for row in rows}
-
-
-def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
-    """Rows, at least one, turned into the columns that unnest takes."""
-    return [list(column) for column in zip(*rows, strict=True)]

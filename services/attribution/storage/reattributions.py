@@ -4,23 +4,21 @@ import enum
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from libs.db import Connection, Pool
 from libs.domain.lanes import lane_of
+from reengage.attribution.v1 import reattribution_pb2
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.replay import Period
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
+class State(enum.IntEnum):
+    """The state of a re-attribution, by its number in the API."""
 
-class State(enum.StrEnum):
-    """The state of a re-attribution."""
-
-    RUNNING = "RUNNING"
-    DONE = "DONE"
-    CANCELLED = "CANCELLED"
+    RUNNING = reattribution_pb2.Reattribution.STATE_RUNNING
+    DONE = reattribution_pb2.Reattribution.STATE_DONE
+    CANCELLED = reattribution_pb2.Reattribution.STATE_CANCELLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +36,8 @@ class Reattribution:
     changed_count: int
     estimated_total_count: int
     totals: list[Any]
-    create_time: datetime
-    finish_time: datetime | None
+    create_time_us: int
+    finish_time_us: int | None
 
     @property
     def period(self) -> Period:
@@ -49,7 +47,7 @@ class Reattribution:
     @property
     def place(self) -> tuple[int, str]:
         """The place in a list: the time of creation in microseconds, and the id."""
-        return (self.create_time - _EPOCH) // timedelta(microseconds=1), self.reattribution_id
+        return self.create_time_us, self.reattribution_id
 
 
 async def insert(pool: Pool, period: Period, reattribution_id: str, send_postbacks: bool, total: int) -> None:
@@ -77,7 +75,7 @@ async def find(pool: Pool, app_id: str, reattribution_id: str) -> Reattribution 
     row = await pool.fetchrow(
         """
         SELECT app_id, reattribution_id, start_us, end_us, send_postbacks, state, after_device, conversion_count,
-               changed_count, estimated_total_count, totals, create_time, finish_time
+               changed_count, estimated_total_count, totals, create_time_us, finish_time_us
         FROM reattributions WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3
         """,
         lane_of(app_id),
@@ -92,12 +90,11 @@ async def list_page(pool: Pool, app_id: str, before: tuple[int, str] | None, lim
     rows = await pool.fetch(
         """
         SELECT app_id, reattribution_id, start_us, end_us, send_postbacks, state, after_device, conversion_count,
-               changed_count, estimated_total_count, totals, create_time, finish_time
+               changed_count, estimated_total_count, totals, create_time_us, finish_time_us
         FROM reattributions
         WHERE lane = $1 AND app_id = $2
-          AND ($3::bigint IS NULL OR (create_time, reattribution_id)
-               < ('epoch'::timestamptz + $3::bigint * interval '1 microsecond', $4::text))
-        ORDER BY create_time DESC, reattribution_id DESC LIMIT $5
+          AND ($3::bigint IS NULL OR (create_time_us, reattribution_id) < ($3::bigint, $4::text))
+        ORDER BY create_time_us DESC, reattribution_id DESC LIMIT $5
         """,
         lane_of(app_id),
         app_id,
@@ -113,10 +110,10 @@ async def oldest_running(pool: Pool, lanes: Iterable[int]) -> Reattribution | No
     row = await pool.fetchrow(
         """
         SELECT app_id, reattribution_id, start_us, end_us, send_postbacks, state, after_device, conversion_count,
-               changed_count, estimated_total_count, totals, create_time, finish_time
+               changed_count, estimated_total_count, totals, create_time_us, finish_time_us
         FROM reattributions
-        WHERE lane = ANY($1) AND state = 'RUNNING'
-        ORDER BY create_time, app_id LIMIT 1
+        WHERE lane = ANY($1) AND state = 1 -- RUNNING
+        ORDER BY create_time_us, app_id LIMIT 1
         """,
         list(lanes),
     )
@@ -130,7 +127,7 @@ async def advance(connection: "Connection | Pool", now: Reattribution, then: Rea
             """
             UPDATE reattributions
             SET after_device = $5, conversion_count = $6, changed_count = $7, totals = $8
-            WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
+            WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 1 -- RUNNING
               AND after_device IS NOT DISTINCT FROM $4
             RETURNING true
             """,
@@ -150,9 +147,9 @@ async def end(pool: Pool, job: Reattribution, state: State) -> None:
     """Ends a re-attribution if it still runs; one that is DONE only if no other worker has gone on with it."""
     await pool.execute(
         """
-        UPDATE reattributions SET state = $4, finish_time = now(),
+        UPDATE reattributions SET state = $4, finish_time_us = now_us(),
             after_device = NULL -- of no use any more, and the device may be forgotten one day
-        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 'RUNNING'
+        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND state = 1 -- RUNNING
           AND ($5::uuid IS NULL OR after_device = $5)
         """,
         job.period.lane,
@@ -168,12 +165,8 @@ async def versions_of(pool: Pool, job: Reattribution, after: int, limit: int) ->
     rows = await pool.fetch(
         """
         SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
-        FROM decisions
+        FROM newest_decisions
         WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
-          AND version = (
-              SELECT max(newest.version) FROM decisions AS newest
-              WHERE newest.lane = $1 AND newest.conversion_id = decisions.conversion_id AND newest.app_id = $2
-          )
         ORDER BY sequence LIMIT $5
         """,
         job.period.lane,

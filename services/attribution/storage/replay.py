@@ -202,14 +202,11 @@ async def find_wins(connection: Connection, period: Period, engagement_ids: Coll
                )
         FROM unnest($3::text[]) AS asked (id)
         CROSS JOIN LATERAL (
-            SELECT engagement_id, conversion_id, app_id, version FROM decisions
+            SELECT engagement_id, conversion_id, app_id FROM newest_decisions
             WHERE lane = $1 AND engagement_id = asked.id
             OFFSET 0 -- keeps app_id out of here: with it the planner would read all decisions of the app
         ) AS won
-        WHERE app_id = $2 AND version = (
-            SELECT max(newest.version) FROM decisions AS newest
-            WHERE newest.lane = $1 AND newest.conversion_id = won.conversion_id AND newest.app_id = $2
-        )
+        WHERE app_id = $2
         """,
         period.lane,
         period.app_id,

@@ -1,5 +1,6 @@
 """Erasures as messages of the API."""
 
+from libs.time import to_timestamp
 from reengage.attribution.v1 import erasure_pb2
 from services.attribution.storage.erasures import Erasure
 
@@ -13,7 +14,7 @@ def erasure_message(erasure: Erasure) -> erasure_pb2.Erasure:
         state=erasure_pb2.Erasure.STATE_DONE if is_done else erasure_pb2.Erasure.STATE_RUNNING,
         erased_counts=erasure.erased_counts,
     )
-    message.request_time.FromDatetime(erasure.request_time)
-    if erasure.finish_time is not None:
-        message.finish_time.FromDatetime(erasure.finish_time)
+    message.request_time.CopyFrom(to_timestamp(erasure.request_time_us))
+    if erasure.finish_time_us is not None:
+        message.finish_time.CopyFrom(to_timestamp(erasure.finish_time_us))
     return message
