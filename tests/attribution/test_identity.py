@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import uuid
 from collections import defaultdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_pb2
+from services.attribution.live.identities import MAX_IDS
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -25,6 +27,7 @@ from tests.attribution.conftest import (
 from tests.conftest import Database
 
 HOUR = 3600
+REENGAGED = decision_pb2.OUTCOME_REENGAGED
 ONE, OTHER = {"adid": device(1)}, {"android_id": "b2"}
 BOTH = {**ONE, **OTHER}
 
@@ -223,3 +226,79 @@ async def test_identities_of_devices_that_meet_are_joined(world: World) -> None:
         replaced = await attribution(world, device(1))
     assert dict(joined.identities) == {"email": "one", "a": "1", "b": "2", "c": "3"}
     assert dict(replaced.identities) == {"email": "new", "a": "1", "b": "2", "c": "3"}
+
+
+async def test_ids_that_meet_later_make_one_device(world: World) -> None:
+    """Two lanes: the install is known by one id, a click by another, and a third record ties them together."""
+    first, second = {"adid": device(1)}, {"android_id": "a1b2c3"}
+    async with world.worker():
+        await world.send(install(0, first, record_id="i1"), event(10, second, "Other", record_id="o1"))
+        await world.send(event(20, {**first, **second}, "Login", record_id="o2"))
+        await world.send(click(HOUR, first, record_id="k1"))
+        await world.send(event(2 * HOUR, second, record_id="e1"))
+        i1, o1, o2, e1 = await world.decided("i1", "o1", "o2", "e1")
+        answer = await world.attribution.GetDeviceAttribution(
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id="a1b2c3")
+        )
+    assert i1.device_id != o1.device_id
+    assert o2.device_id == e1.device_id == i1.device_id == answer.device_id
+    assert (e1.outcome, e1.engagement_id, e1.install_known) == (REENGAGED, "k1", True)
+    assert (answer.install.conversion_id, answer.current.conversion_id) == ("i1", "e1")
+
+
+async def test_identity_links_need_a_known_device(world: World) -> None:
+    def link(at_s: int, who: str, **fields: Any) -> record_pb2.Record:
+        return record(at_s, who, identity_link=record_pb2.IdentityLink(identities={"email": "x"}), **fields)
+
+    async with world.worker():
+        await world.send(link(0, device(1), record_id="l1"))
+        await world.send(install(1, device(1), record_id="i1"))
+        await world.send(link(2, device(1), record_id="l2"))
+        l1, l2 = await world.decided("l1", "l2")
+        answer = await world.attribution.GetDeviceAttribution(
+            device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=device(1))
+        )
+    assert (l1.outcome, l1.reason) == (decision_pb2.OUTCOME_REFUSED, decision_pb2.REASON_DEVICE_NOT_KNOWN)
+    assert l2.outcome == decision_pb2.OUTCOME_LINKED
+    assert dict(answer.identities) == {"email": "x"}
+
+
+async def test_an_event_that_is_called_like_an_identity_link_is_an_event(world: World) -> None:
+    async with world.worker():
+        await world.send(event(0, device(1), "_identity_link", record_id="e1"))
+        await world.send(event(1, device(1), "Other", record_id="e2"))
+        e1, e2 = await world.decided("e1", "e2")
+    assert (e1.outcome, e1.reason) == (decision_pb2.OUTCOME_UNATTRIBUTED, decision_pb2.REASON_EVENT_NOT_SELECTED)
+    assert e1.device_id == e2.device_id
+
+
+@pytest.mark.parametrize(("kind", "value"), [("imei", "490154203237518"), ("mac_sha1", "a" * 40), ("oaid", " 0F-1 ")])
+async def test_a_device_is_found_by_any_id_it_is_known_by(world: World, kind: str, value: str) -> None:
+    async with world.worker():
+        await world.send(event(0, {kind: value}, "View", record_id="e1"))
+        await world.send(event(1, {kind: value.strip()}, "View", record_id="e2"))
+        e1, e2 = await world.decided("e1", "e2")
+        request = device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
+        answer = await world.attribution.GetDeviceAttribution(request)
+    assert answer.device_id == e1.device_id == e2.device_id
+
+
+async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) -> None:
+    """A sender's `guest` ties them all together: each record read, wrote and looked up the ids of all before it."""
+    guest = {"custom": "guest"}
+    async with world.worker():
+        await world.send(event(0, {"oaid": "abc1"}, "View", record_id="older"))
+        for n in range(30):
+            await world.send(event(n, {**guest, "adid": device(n)}, "View", record_id=f"v{n}"))
+        await world.send(click(100, device(0), record_id="k0"))
+        await world.send(event(110, guest, record_id="by-guest"), event(111, device(0), record_id="by-itself"))
+        await world.send(event(120, {**guest, "oaid": "abc1"}, "View", record_id="merged"))
+        await world.send(event(130, device(0), "View", record_id="after"))
+        older, *_, by_guest, by_itself, merged, after = await world.decided(
+            "older", "v29", "by-guest", "by-itself", "merged", "after"
+        )
+    assert by_guest.device_id == by_itself.device_id != older.device_id
+    assert (by_guest.outcome, by_itself.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k0")
+    assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
+    ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
+    assert len(ids["adid"]) == MAX_IDS

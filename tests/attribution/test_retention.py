@@ -195,6 +195,7 @@ async def test_a_period_that_has_become_past_is_not_taken_for_there(world: World
     assert await partitions(world.pool, "decisions") == {"decisions_202601_60"}
 
 
+@pytest.mark.slow
 async def test_a_delivery_is_kept_as_long_as_its_decision(world: World) -> None:
     """Gone earlier, it would be made again by a re-attribution; the app's retention may have changed in between."""
     await publish_apps(world)

@@ -1,0 +1,124 @@
+"""The plans of the hot queries."""
+
+import re
+import uuid
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any, cast
+
+import asyncpg
+import pytest
+
+from libs.db import Connection, Pool
+from libs.domain.lanes import LANES
+from libs.periods import Periods
+from reengage.attribution.v1 import decision_pb2
+from services.attribution.decision.model import DAY_US
+from services.attribution.storage.decisions import already_decided, count_wins, list_decisions, read_outbox
+from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats, heads_text
+from services.attribution.storage.replay import (
+    FIRST_DEVICE,
+    Period,
+    estimate,
+    find_conversions,
+    find_devices,
+    find_wins,
+)
+from tests.attribution.conftest import (
+    World,
+)
+from tests.conftest import Database
+
+HOUR = 3600
+REENGAGED = decision_pb2.OUTCOME_REENGAGED
+
+
+class _Explaining:
+    """Takes queries and keeps their plans."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.plan = ""
+
+    async def fetch(self, sql: str, *values: Any) -> list[Any]:
+        explain = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)"
+        self.plan = "\n".join(row[0] for row in await self._pool.fetch(f"{explain} {sql}", *values))
+        return []
+
+    async def fetchrow(self, sql: str, *values: Any) -> dict[str, int]:
+        await self.fetch(sql, *values)
+        return defaultdict(int)
+
+    def used(self, table: str) -> set[str]:
+        """The partitions of a table that were read, or the indexes they were read by."""
+        scans = re.findall(rf"(?<!Heap )Scan (?:Backward )?(?:using (\S+) )?on ({table}_\S+) .*actual", self.plan)
+        return {index or partition for index, partition in scans}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "analyzed"])
+async def test_plans_of_hot_queries(world: World, database: Database, analyzed: bool) -> None:
+    """One lane, in which one of two apps has nearly all decisions."""
+    await Periods(world.pool).ensure((month * 31 * DAY_US, days) for month in range(6) for days in (60, 400))
+    await world.pool.execute("INSERT INTO retentions VALUES ('few', 400, 400), ('many', 400, 400)")
+    await world.pool.execute(
+        """
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
+                               conversion_time_us, retention_days, engagement_id, decision, record)
+        SELECT 0, n, CASE WHEN n < 5 THEN 'few' ELSE 'many' END, n::text, 1, gen_random_uuid(), gen_random_uuid(), 6,
+               n, 400, n::text, '', ''
+        FROM generate_series(1, 20000) AS n
+        """
+    )
+    await world.pool.execute(
+        """
+        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
+                                 ip, click_id, completed_view, is_valid, retention_days)
+        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true, 400 FROM generate_series(1, 20000) AS n
+        """
+    )
+    await world.pool.execute(
+        """
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
+        SELECT 'same', n, n::text, 0, n, 400 FROM generate_series(1, 20000) AS n
+        """
+    )
+    if analyzed:
+        admin = await asyncpg.connect(database.admin_dsn)
+        await admin.execute("ANALYZE")
+        await admin.close()
+    explaining, heads = _Explaining(world.pool), heads_text([1 << 40] * LANES)
+    pool, connection = cast("Pool", explaining), cast("Connection", explaining)
+
+    await list_decisions(
+        pool, 0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
+    )
+    assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
+    asked = [AskedKey(b"address", 500, "many", 0), AskedKey(b"x", 7, "few", 1)]
+    await find_engagements(connection, asked, [heads], span_us=1000, limit=200)
+    assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
+    assert "->  Sort (" not in explaining.plan, "not all that lies behind an address is read"
+    clicks = [(b"same", 500, "500", 0), (b"x", 7, "7", 0)]
+    await find_repeats(connection, clicks, [heads], within_us=1000)
+    assert "network_clicks_197001_400_pkey" in explaining.used("network_clicks")
+    assert len(explaining.used("network_clicks")) == 2, "of one month those of both retentions"
+    await find_records(connection, [(b"address", 500, "many")], span_us=1000)
+    assert explaining.used("engagements") == {"engagements_197001_400_pkey"}
+    await already_decided(connection, [(0, "700"), (0, "new")])
+    assert "decisions_197001_400_pkey" in explaining.used("decisions")
+    await read_outbox(pool, {0: range(700, 710)}, 10)
+    assert "decisions_197001_400_lane_sequence_idx" in explaining.used("decisions")
+    await count_wins(connection, [(0, "700")])
+    assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
+
+    period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40))
+    await find_devices(connection, period, FIRST_DEVICE, 1000)
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    assert "->  Sort (" not in explaining.plan, "however many there are, a page is read"
+    await estimate(connection, period)
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    assert "->  Sort (" not in explaining.plan, "nor more than are counted"
+    await find_conversions(connection, period, [uuid.uuid4(), uuid.uuid4()])
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    await find_wins(connection, period, ["700"])
+    assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
