@@ -76,7 +76,7 @@ class Feed:
         self._changed = asyncio.Condition()
 
     async def publish(self, *resources: snapshot_pb2.Resource) -> int:
-        """Add or replace resources, as one revision."""
+        """Adds or replaces resources, as one revision."""
         async with self._changed:
             self._revision += 1
             self._resources.extend(resources)
@@ -84,7 +84,7 @@ class Feed:
         return self._revision
 
     async def watch(self, revision: int) -> AsyncIterator[snapshot_pb2.WatchSnapshotResponse]:
-        """All settings with every revision: later entries of a resource replace earlier ones."""
+        """Yields all settings with every revision: later entries of a resource replace earlier ones."""
         sent = -1
         while True:
             async with self._changed:
@@ -115,7 +115,7 @@ class Received(postback_grpc.PostbackServiceServicer):
         self._changed = asyncio.Condition()
 
     async def trigger(self, *triggers: tuple[str, str], app_id: str = APP) -> None:
-        """Have claims requested for these events (event name, network), and no others."""
+        """Has claims requested for these events (event name, network), and no others."""
         async with self._changed:
             self._triggers = [
                 claim_pb2.ClaimTrigger(app_id=app_id, event_name=event_name, network_id=network_id)
@@ -124,7 +124,7 @@ class Received(postback_grpc.PostbackServiceServicer):
             self._changed.notify_all()
 
     async def answer(self, conversion_id: str, *answers: claim_pb2.ClaimAnswer) -> None:
-        """Have networks answer this about a conversion from now on."""
+        """Has networks answer this about a conversion from now on."""
         async with self._changed:
             self._answers[conversion_id] = list(answers)
             self._changed.notify_all()
@@ -229,7 +229,7 @@ class World:
     numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     async def send(self, *records: record_pb2.Record) -> list[str]:
-        """Send records, all of which must be taken; answers their ids."""
+        """Sends records, all of which must be taken; returns their ids."""
         response = await self.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=records))
         assert not [v for result in response.results for v in result.violations]
         return [result.record_id for result in response.results]
@@ -244,7 +244,7 @@ class World:
         claims_config: ClaimsConfig | None = None,
         flush_interval_s: float = 5.0,
     ) -> AsyncIterator[Worker]:
-        """A running worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
+        """Runs a worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
         triggers = ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
         claims = Claims(
             pool=self.pool,
@@ -276,7 +276,7 @@ class World:
             await _cancel(tasks)
 
     async def decided(self, *conversion_ids: str) -> list[decision_pb2.Decision]:
-        """The decisions on these conversions, once all are made."""
+        """Returns the decisions on these conversions, once all are made."""
         decisions: list[decision_pb2.Decision] = []
         for conversion_id in conversion_ids:
             request = decision_pb2.GetDecisionRequest(app_id=APP, conversion_id=conversion_id)
@@ -400,7 +400,7 @@ def start_world(tmp_path: Path) -> StartWorld:
 
 @pytest.fixture
 async def world(start_world: StartWorld, database: Database) -> AsyncIterator[World]:
-    """A world without a worker."""
+    """Yields a world without a worker."""
     async with start_world(database) as started:
         yield started
 
@@ -412,7 +412,7 @@ async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:
 
 
 def sample_settings() -> list[snapshot_pb2.Resource]:
-    """One app, two networks, an acquisition tracker and two reengagement trackers for Purchase (MTR 1 h)."""
+    """Returns one app, two networks, an acquisition tracker and two reengagement trackers for Purchase (MTR 1 h)."""
     purchase = event_definition_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=status_pb2.STATUS_LIVE)
     purchase.min_time_to_reengagement.FromSeconds(3600)
     return [
@@ -432,7 +432,7 @@ def sample_settings() -> list[snapshot_pb2.Resource]:
 
 
 def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: Any) -> snapshot_pb2.Resource:
-    """A live tracker; with events it is of type REENGAGEMENT."""
+    """Returns a live tracker; with events it is of type REENGAGEMENT."""
     kinds = tracker_pb2.Tracker
     return snapshot_pb2.Resource(
         tracker=tracker_pb2.Tracker(
@@ -449,7 +449,7 @@ def tracker_resource(tracker_id: str, *, events: Sequence[str] = (), **fields: A
 
 
 def record(at_s: int, device: str | dict[str, str] = "", **fields: Any) -> record_pb2.Record:
-    """A record that happened `at_s` seconds after a day ago; a device given as text is an adid."""
+    """Returns a record that happened `at_s` seconds after a day ago; a device given as text is an adid."""
     ids = device if isinstance(device, dict) else {"adid": device} if device else {}
     made = record_pb2.Record(app_id=APP, device_ids=ids, **{"ip_address": "192.0.2.7", **fields})
     made.event_time.FromSeconds(_DAY_AGO_S + at_s)
@@ -471,7 +471,7 @@ def event(at_s: int, device: str | dict[str, str], name: str = "Purchase", **fie
 
 
 def claimed(network_id: str, at_s: int, **claim: Any) -> claim_pb2.ClaimAnswer:
-    """A network's claim that the user engaged `at_s` seconds after a day ago."""
+    """Returns a network's claim that the user engaged `at_s` seconds after a day ago."""
     answer = claim_pb2.ClaimAnswer(
         network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_CLAIMED, claim=claim_pb2.Claim(**claim)
     )
@@ -492,5 +492,5 @@ def unavailable(network_id: str) -> claim_pb2.ClaimAnswer:
 
 
 def device(number: int) -> str:
-    """An advertising id."""
+    """Returns an advertising id."""
     return f"{number:08x}-0000-4000-8000-{number:012x}"

@@ -43,7 +43,7 @@ class Story:
         return self.rules_of(self.scenario)
 
     def rules_of(self, scenario: Scenario) -> AppRules:
-        """The settings of a scenario, as those of this app."""
+        """Returns the settings of a scenario, as those of this app."""
         return compile_rules(
             app=replace(scenario.app, app_id=self.app_id),
             networks=scenario.networks,
@@ -52,7 +52,7 @@ class Story:
         )
 
     async def live(self, random: Random) -> None:
-        """Index all engagements, and decide conversions in batches, each at the heads of its moment."""
+        """Indexes all engagements, and decides conversions in batches, each at the heads of its moment."""
         rules = {self.app_id: self.rules}
         rows = index_rows(self.logged, rules)
         # All at once: what lies beyond the heads must not matter.
@@ -77,7 +77,7 @@ class Story:
             await self.decide(batch)
 
     async def decide(self, logged: Sequence[Logged], claims: bytes | None = None) -> None:
-        """Decide records in one transaction; with claims one that has waited for them."""
+        """Decides records in one transaction; with claims one that has waited for them."""
         if not logged:
             return
         resumed = {}
@@ -99,7 +99,7 @@ class Story:
         self.decided += len(changes.decisions)
 
     async def newest(self) -> dict[str, decision_pb2.Decision]:
-        """The newest version of every decision, by conversion."""
+        """Returns the newest version of every decision, by conversion."""
         rows = await self.pool.fetch(
             "SELECT decision FROM decisions WHERE lane = $1 AND app_id = $2 ORDER BY version",
             lane_of(self.app_id),
@@ -111,7 +111,7 @@ class Story:
 
 @asynccontextmanager
 async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
-    """All lanes, owned by the test and given back."""
+    """Yields all lanes, owned by the test and given back."""
     async with transaction(pool) as connection:
         lanes = await take_lanes(connection, "test", LANES, 3600)
     try:
@@ -121,7 +121,7 @@ async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
 
 
 def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
-    """A scenario as an app of its own. Records are received in the order of the scenario, one a millisecond."""
+    """Makes a scenario an app of its own. Records are received in the order of the scenario, one a millisecond."""
     app_id = f"app-{uuid.uuid4()}"
     records = [_record(app_id, record) for record in scenario.timeline]
     start_us = min((record.time_us for record in scenario.timeline), default=0)

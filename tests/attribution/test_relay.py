@@ -1,8 +1,8 @@
 """The relay: every decision reaches postback, however it fails."""
 
-import pytest
-
 import asyncio
+
+import pytest
 
 from reengage.attribution.v1 import decision_pb2
 from tests.attribution.conftest import (

@@ -58,7 +58,7 @@ _WINDOW_OF = {
 
 
 def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
-    """Why nobody can win a conversion, whatever its candidates (the first of G2 that holds), None if it can be won."""
+    """Returns why nobody can win a conversion, whatever its candidates (the first of G2 that holds), if so it is."""
     match conversion.kind:
         case ConversionKind.INSTALL:
             latest_install, window_us = history.latest_install, rules.app.install_reprocessing_window_us
@@ -74,7 +74,7 @@ def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules)
 
 
 def _event_eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
-    """D10, D1, D11, D3, D4.
+    """Applies D10, D1, D11, D3, D4.
 
     OURS: the MTR counts from the latest attribution even when a late record lies before it; the record is not eligible
     then, so no order of arrival puts two reengagements inside one MTR.
@@ -112,27 +112,27 @@ def decide(
     many conversions an engagement, by its id, has already won (D5). `claims_unavailable` are the networks that never
     answered (E4). The same values give the same decision, whatever their order (G5).
     """
-    question = _ask(conversion, history, rules, wins, tuple(sorted(claims_unavailable)))
+    contest = _contest_of(conversion, history, rules, wins, tuple(sorted(claims_unavailable)))
     reason = eligibility(conversion, history, rules)
     if reason is not None:
-        return _not_won(question, reason, ())
-    considered = [candidate for e in candidates if (candidate := _judge_engagement(e, question)) is not None]
-    considered += [_judge_claim(claim, question) for claim in sorted(claims)]
+        return _not_won(contest, reason, ())
+    considered = [candidate for e in candidates if (candidate := _judge_engagement(e, contest)) is not None]
+    considered += [_judge_claim(claim, contest) for claim in sorted(claims)]
     in_the_race = [candidate for candidate in considered if candidate.verdict is Verdict.WON]
     if not in_the_race:
-        return _not_won(question, Reason.NO_WINNER if considered else Reason.NO_CANDIDATE, _by_id(considered))
+        return _not_won(contest, Reason.NO_WINNER if considered else Reason.NO_CANDIDATE, _by_id(considered))
     completed_first = rules.app.prioritize_completed_view
     winner = min(in_the_race, key=lambda c: (c.level, completed_first and not c.completed_view, c.lookback_us, c[0]))
-    return _won(question, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
+    return _won(contest, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
 
 
 def judge(engagement: Engagement, conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Candidate | None:
-    """One engagement by itself: WON unless something but another candidate, or D5, refuses it; None if it is none."""
-    return _judge_engagement(engagement, _ask(conversion, history, rules, {}, ()))
+    """Judges one engagement by itself, without D5 and other candidates; None if it is no candidate."""
+    return _judge_engagement(engagement, _contest_of(conversion, history, rules, {}, ()))
 
 
 def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[str]:
-    """The live trackers that a conversion can be won by, as far as conversion and settings say (D1, F1, F2)."""
+    """Returns the live trackers that may win a conversion, as far as conversion and settings say (D1, F1, F2)."""
     is_install = conversion.kind is ConversionKind.INSTALL
     return frozenset(
         tracker_id
@@ -141,8 +141,8 @@ def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[
     )
 
 
-class _Question(NamedTuple):
-    """What is known and asked while one conversion is decided.
+class _Contest(NamedTuple):
+    """A conversion that is decided, with all that its candidates are judged by.
 
     `selected_event` is what a winner's tracker must have selected, "" for an install, which asks for none (F2).
     """
@@ -157,14 +157,14 @@ class _Question(NamedTuple):
     inclusive: bool
 
 
-def _ask(
+def _contest_of(
     conversion: Conversion,
     history: DeviceHistory,
     rules: AppRules,
     wins: Mapping[str, int],
     claims_unavailable: tuple[str, ...],
-) -> _Question:
-    """A first install asks for acquisition trackers (F1), an event (D2) and a reprocessed install (F2) for the others.
+) -> _Contest:
+    """Asks for acquisition trackers at a first install (F1), for the others at an event (D2) or a reprocessed one (F2).
 
     A4 says who is INCLUSIVE.
     """
@@ -177,7 +177,7 @@ def _ask(
         and conversion.limit_ad_tracking
         and not conversion.has_idfa
     )
-    return _Question(
+    return _Contest(
         conversion,
         history,
         rules,
@@ -189,9 +189,9 @@ def _ask(
     )
 
 
-def _judge_engagement(engagement: Engagement, question: _Question) -> Candidate | None:
-    """The first verdict of G2 that holds, WON while nothing refuses it; None if it is no candidate at all."""
-    conversion, rules = question.conversion, question.rules
+def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | None:
+    """Returns the first verdict of G2 that holds, WON while nothing refuses it; None if it is no candidate at all."""
+    conversion, rules = contest.conversion, contest.rules
     lookback_us = conversion.time_us - engagement.time_us
     if not -CONSIDERED_US <= lookback_us <= CONSIDERED_US:
         return None
@@ -209,10 +209,10 @@ def _judge_engagement(engagement: Engagement, question: _Question) -> Candidate 
     if window_kind is WindowKind.CLICK_MODELED and 0 < lookback_us < windows[WindowKind.CLICK_EQUALIZER].us:
         level = rules.levels[WindowKind.CLICK_EQUALIZER]  # C1: lifted, but judged by its modeled window all the same
     verdict = (
-        _refusal_by_tracker(rules_of_tracker, kind, question)
-        or _refusal_of_engagement(engagement, matched_by, question.inclusive)
+        _refusal_by_tracker(rules_of_tracker, kind, contest)
+        or _refusal_of_engagement(engagement, matched_by, contest.inclusive)
         or _refusal_by_window(window.us, lookback_us)
-        or _refusal_by_limit(tracker.max_conversions_per_engagement, question.wins.get(engagement_id, 0))
+        or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
     )
     return Candidate(
@@ -232,14 +232,12 @@ def _judge_engagement(engagement: Engagement, question: _Question) -> Candidate 
     )
 
 
-def _judge_claim(claim: Claim, question: _Question) -> Candidate:
-    """As `_judge_engagement`. OURS: each claim is an answer of its own, so D5 does not limit it."""
-    rules = question.rules
-    lookback_us = question.conversion.time_us - claim.time_us
+def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
+    """Judges as `_judge_engagement`. OURS: each claim is an answer of its own, so D5 does not limit it."""
+    rules = contest.rules
+    lookback_us = contest.conversion.time_us - claim.time_us
     claim_id, network_id = claim.candidate_id, claim.network_id
-    rules_of_tracker = rules.tracker_for_claim(
-        network_id, claim.campaign_name, question.needed, question.selected_event
-    )
+    rules_of_tracker = rules.tracker_for_claim(network_id, claim.campaign_name, contest.needed, contest.selected_event)
     if rules_of_tracker is None:
         verdict, matched_by = Verdict.NO_TRACKER_FOR_CLAIM, MatchKind.CLAIM
         return Candidate(claim_id, claim.kind, claim.time_us, "", network_id, verdict, matched_by, lookback_us)
@@ -247,7 +245,7 @@ def _judge_claim(claim: Claim, question: _Question) -> Candidate:
     window_kind = _WINDOW_OF[claim.kind, MatchKind.CLAIM]
     window = windows[window_kind]
     verdict = (
-        _refusal_by_tracker(rules_of_tracker, claim.kind, question)
+        _refusal_by_tracker(rules_of_tracker, claim.kind, contest)
         or _refusal_of_claim(claim, network.granular_data_policy, window.us)
         or _refusal_by_window(window.us, lookback_us)
         or Verdict.WON
@@ -269,23 +267,23 @@ def _judge_claim(claim: Claim, question: _Question) -> Candidate:
     )
 
 
-def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, question: _Question) -> Verdict | None:
-    """D1, D2, F1, F2, B5."""
+def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, contest: _Contest) -> Verdict | None:
+    """Applies D1, D2, F1, F2, B5."""
     tracker = rules_of_tracker.tracker
     if not tracker.live:
         return Verdict.TRACKER_ARCHIVED
-    if tracker.type is not question.needed:
+    if tracker.type is not contest.needed:
         return Verdict.WRONG_TRACKER_TYPE
-    if question.selected_event and question.selected_event not in tracker.events:
+    if contest.selected_event and contest.selected_event not in tracker.events:
         return Verdict.EVENT_NOT_SELECTED
-    if kind is _IMPRESSION and question.needed is TrackerType.REENGAGEMENT:
-        allowed = question.rules.app.allow_reengagement_impressions and rules_of_tracker.network.supports_impressions
+    if kind is _IMPRESSION and contest.needed is TrackerType.REENGAGEMENT:
+        allowed = contest.rules.app.allow_reengagement_impressions and rules_of_tracker.network.supports_impressions
         return None if allowed else Verdict.IMPRESSIONS_NOT_ALLOWED
     return None
 
 
 def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclusive: bool) -> Verdict | None:
-    """A4, A6, and clicks that failed their checks."""
+    """Applies A4, A6, and refuses clicks that failed their checks."""
     if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
         return Verdict.MATCH_KIND_NOT_ALLOWED
     if engagement.duplicate:
@@ -296,7 +294,7 @@ def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclus
 
 
 def _refusal_of_claim(claim: Claim, policy: GranularDataPolicy, window_us: int) -> Verdict | None:
-    """E2, B4."""
+    """Applies E2, B4."""
     if not claim.granular_data_allowed and policy is GranularDataPolicy.REJECT:
         return Verdict.GRANULAR_DATA_NOT_ALLOWED
     if claim.kind is _IMPRESSION and window_us == DISABLED:
@@ -305,7 +303,7 @@ def _refusal_of_claim(claim: Claim, policy: GranularDataPolicy, window_us: int) 
 
 
 def _refusal_by_window(window_us: int, lookback_us: int) -> Verdict | None:
-    """B1, B2."""
+    """Applies B1, B2."""
     if window_us == DISABLED:
         return Verdict.WINDOW_DISABLED
     if lookback_us <= 0:
@@ -316,12 +314,12 @@ def _refusal_by_window(window_us: int, lookback_us: int) -> Verdict | None:
 
 
 def _refusal_by_limit(limit: int, won: int) -> Verdict | None:
-    """D5."""
+    """Applies D5."""
     return Verdict.ENGAGEMENT_SPENT if limit and won >= limit else None
 
 
 def _against(winner: Candidate, candidate: Candidate, completed_first: bool) -> Candidate:
-    """The candidate with its last verdict: one that nothing refused has lost to the winner, unless it is it (C2)."""
+    """Gives a candidate its last verdict: one that nothing refused has lost to the winner, unless it is it (C2)."""
     if candidate is winner or candidate.verdict is not Verdict.WON:
         return candidate
     if candidate.level != winner.level:
@@ -331,9 +329,9 @@ def _against(winner: Candidate, candidate: Candidate, completed_first: bool) -> 
     return candidate._replace(verdict=Verdict.LOST_TO_MORE_RECENT)
 
 
-def _won(question: _Question, winner: Candidate, judged: tuple[Candidate, ...]) -> Decision:
-    conversion, rules = question.conversion, question.rules
-    original = question.history.first_install if conversion.kind is ConversionKind.INSTALL else None
+def _won(contest: _Contest, winner: Candidate, judged: tuple[Candidate, ...]) -> Decision:
+    conversion, rules = contest.conversion, contest.rules
+    original = contest.history.first_install if conversion.kind is ConversionKind.INSTALL else None
     if conversion.kind is ConversionKind.EVENT:
         outcome, attribution_type = Outcome.REENGAGED, AttributionType.REENGAGEMENT
     elif original is None:
@@ -346,7 +344,7 @@ def _won(question: _Question, winner: Candidate, judged: tuple[Candidate, ...]) 
         outcome=outcome,
         attribution_type=attribution_type,
         settings_revision=rules.revision,
-        install_known=_install_known(question),
+        install_known=_install_known(contest),
         tracker_id=winner.tracker_id,
         network_id=winner.network_id,
         campaign=None if winner.redacted else tracker.campaign,
@@ -361,20 +359,20 @@ def _won(question: _Question, winner: Candidate, judged: tuple[Candidate, ...]) 
         window_layer=winner.window_layer,
         reprocess_for=None if original is None else original.conversion_id,
         candidates=judged,
-        claims_unavailable=question.claims_unavailable,
+        claims_unavailable=contest.claims_unavailable,
     )
 
 
-def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...]) -> Decision:
-    conversion, rules = question.conversion, question.rules
+def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -> Decision:
+    conversion, rules = contest.conversion, contest.rules
     source = original = None
     if conversion.kind is ConversionKind.EVENT:
-        source = credited_source(conversion.time_us, question.history, rules)
+        source = credited_source(conversion.time_us, contest.history, rules)
         outcome = Outcome.UNATTRIBUTED if source is None else Outcome.CREDITED
     elif reason is Reason.DUPLICATE_INSTALL:
         outcome = Outcome.DUPLICATE
     else:
-        original = question.history.first_install
+        original = contest.history.first_install
         outcome = Outcome.ORGANIC if original is None else Outcome.REPROCESSED_ORGANIC
     tracker = None if source is None or source.redacted else rules.trackers.get(source.tracker_id or "")
     return Decision(
@@ -382,7 +380,7 @@ def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...])
         outcome=outcome,
         attribution_type=AttributionType.NONE if source is None else source.type,
         settings_revision=rules.revision,
-        install_known=_install_known(question),
+        install_known=_install_known(contest),
         reason=reason,
         tracker_id=None if source is None else source.tracker_id,
         network_id=None if source is None else source.network_id,
@@ -392,12 +390,12 @@ def _not_won(question: _Question, reason: Reason, judged: tuple[Candidate, ...])
         reprocess_for=None if original is None else original.conversion_id,
         custom_dimensions=_custom_dimensions(conversion, reason, rules),
         candidates=judged,
-        claims_unavailable=question.claims_unavailable,
+        claims_unavailable=contest.claims_unavailable,
     )
 
 
 def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
-    """The source an event at this time is credited to (D6, D8), None when there is none or it has run out.
+    """Returns the source an event at this time is credited to (D6, D8), None when there is none or it has run out.
 
     OURS: exactly at its end a source has run out, as a window has (B1), and it leaves no older one behind it.
     """
@@ -414,15 +412,15 @@ def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> At
 
 
 def _custom_dimensions(conversion: Conversion, reason: Reason, rules: AppRules) -> Mapping[str, str]:
-    """D3."""
+    """Applies D3."""
     if reason is Reason.MTR_NOT_MET:
         return {"mtr_rejected": str(rules.mtr_us(conversion.event_name) // SECOND_US)}
     return {}
 
 
-def _install_known(question: _Question) -> bool:
-    """D9. OURS: an install knows of itself."""
-    return question.conversion.kind is ConversionKind.INSTALL or question.history.first_install is not None
+def _install_known(contest: _Contest) -> bool:
+    """Applies D9. OURS: an install knows of itself."""
+    return contest.conversion.kind is ConversionKind.INSTALL or contest.history.first_install is not None
 
 
 def _by_id(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -57,21 +57,21 @@ class DeviceHistory:
 
     @property
     def latest(self) -> Attribution | None:
-        """The latest attribution: where the MTR clock starts (D3)."""
+        """Returns the latest attribution: where the MTR clock starts (D3)."""
         return self.attributions[-1] if self.attributions else None
 
     @property
     def first_install(self) -> Attribution | None:
-        """The install whose attribution the device shows for good (D7); of merged devices the older."""
+        """Returns the install whose attribution the device shows for good (D7); of merged devices the older."""
         return _first_install(self.attributions)
 
     @property
     def latest_install(self) -> Attribution | None:
-        """The install from which reprocessing is counted (F2)."""
+        """Returns the install from which reprocessing is counted (F2)."""
         return _first_install(reversed(self.attributions))
 
     def source_at(self, time_us: int) -> Attribution | None:
-        """The latest attribution at or before a time (D6), None when there was none yet."""
+        """Returns the latest attribution at or before a time (D6), None when there was none yet."""
         return next((a for a in reversed(self.attributions) if a.time_us <= time_us), None)
 
     def session_reengaged_near(self, time_us: int) -> bool:
@@ -84,7 +84,7 @@ class DeviceHistory:
         return False
 
     def after(self, conversion: Conversion, decision: Decision) -> "DeviceHistory":
-        """The history once a decision on a conversion of this device holds."""
+        """Returns the history once a decision on a conversion of this device holds."""
         if decision.outcome not in ATTRIBUTING:
             return self
         attribution = Attribution(
@@ -102,7 +102,7 @@ class DeviceHistory:
         return self.including(attribution)
 
     def including(self, attribution: Attribution) -> "DeviceHistory":
-        """The history with one attribution more."""
+        """Returns the history with one attribution more."""
         return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), sessions=self.sessions)
 
     def begins_session(self, time_us: int) -> bool:
@@ -113,11 +113,11 @@ class DeviceHistory:
         return self._install_at(time_us) not in self.sessions
 
     def after_session(self, time_us: int) -> "DeviceHistory":
-        """The history once a session start at this time was received."""
+        """Returns the history once a session start at this time was received."""
         return replace(self, sessions=self.sessions | {self._install_at(time_us)})
 
     def compacted(self, now_us: int) -> "DeviceHistory":
-        """Without what no rule can ask for any more, while records older than 31 days are refused.
+        """Drops what no rule can ask for any more, while records older than 31 days are refused.
 
         Kept are the first and the latest install, all of the last 33 days, and the attribution in force before them.
         """
@@ -130,7 +130,7 @@ class DeviceHistory:
         return next((install.conversion_id for install in installs), "")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able and compact; `from_json` gives the equal history back."""
+        """Returns it as compact JSON; `from_json` gives the equal history back."""
         return {
             "attributions": [list(attribution) for attribution in self.attributions],
             "sessions": sorted(self.sessions),
@@ -145,7 +145,7 @@ class DeviceHistory:
 
 
 def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
-    """The history of two devices that turn out to be one: both stay, and the older install is the first one (D7)."""
+    """Joins the histories of devices that turn out to be one: both stay, and the older install comes first (D7)."""
     if a == b or not (b.attributions or b.sessions):
         return a
     by_id = {attribution.conversion_id: attribution for attribution in a.attributions + b.attributions}
@@ -153,7 +153,7 @@ def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
 
 
 def identity_link_refusal(history: DeviceHistory | None) -> Reason | None:
-    """Why an identity link is refused (F3): nothing of its device, neither install nor other record, came before it.
+    """Returns why an identity link is refused (F3): nothing of its device, install or other record, came before it.
 
     `history` is None for a device that no record made known yet.
     """

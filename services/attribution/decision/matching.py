@@ -34,7 +34,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-
 
 
 def hash_length(value: str) -> int | None:
-    """32, 40 or 64 when an engagement's device id may be a hash of that length (A3), else None.
+    """Returns 32, 40 or 64 when an engagement's device id may be a hash of that length (A3), else None.
 
     A dashed UUID whose version and variant are in place is an id: without this every app would seem to send MD5.
     """
@@ -60,44 +60,44 @@ def normalise_ip(value: str) -> str:
 
 @lru_cache(maxsize=65_536)
 def ip_range(ip: str) -> str:
-    """The first three octets of a normalised address, of IPv6 the first 48 bits (A5)."""
+    """Returns the first three octets of a normalised address, of IPv6 the first 48 bits (A5)."""
     return str(ip_network((ip, 48 if ":" in ip else 24), strict=False).network_address)
 
 
 def device_key(app_id: str, device_id: str) -> bytes:
-    """The key of a usable device id or hash, whatever its kind: senders mix the kinds up."""
+    """Returns the key of a usable device id or hash, whatever its kind: senders mix the kinds up."""
     return _key(app_id, "DEVICE", normalise(device_id))
 
 
 def own_key(app_id: str, engagement_id: str) -> bytes:
-    """The key of an engagement's own id, under which a conversion that gives a click id back finds the click."""
+    """Returns the key of an engagement's own id, under which a conversion that gives a click id back finds it."""
     return _key(app_id, "CLICK_ID", engagement_id)
 
 
 def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
-    """The keys an engagement is stored under beside its own."""
+    """Returns the keys an engagement is stored under beside its own."""
     return [*dict.fromkeys(engagement.device_keys), *_ip_keys(app, engagement.ip)]
 
 
 def possible_keys(app_id: str, engagement_id: str, device_keys: Iterable[bytes], ip: str) -> list[bytes]:
-    """Every key an engagement may be stored under, whatever the app's settings were when it was."""
+    """Returns every key an engagement may be stored under, whatever the app's settings were when it was."""
     ip_keys = [_key(app_id, "IP", ip), _key(app_id, "IP_RANGE", ip_range(ip))] if ip else []
     return [own_key(app_id, engagement_id), *dict.fromkeys(device_keys), *ip_keys]
 
 
 def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
-    """The keys under which a conversion finds every engagement that may match it."""
+    """Returns the keys under which a conversion finds every engagement that may match it."""
     click_keys = [own_key(app.app_id, conversion.click_id)] if conversion.click_id else []
     return [*click_keys, *conversion.device_keys, *_ip_keys(app, conversion.ip)]
 
 
 def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> frozenset[bytes]:
-    """The keys of every form in which an engagement may carry a conversion's raw id (A3)."""
+    """Returns the keys of every form in which an engagement may carry a conversion's raw id (A3)."""
     return frozenset(_key(app_id, "DEVICE", form) for form in id_forms(raw_id, hash_lengths))
 
 
 def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str]:
-    """Every form in which an engagement may carry a raw id (A3), normalised.
+    """Returns every form in which an engagement may carry a raw id (A3), normalised.
 
     The id itself, and its hashes of the given lengths: of each spelling, and hashed twice with either case of the inner
     hex. With all three lengths these are 85 for a UUID; give only the lengths that the app's engagements ever had.
@@ -113,7 +113,7 @@ def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str
 
 
 def match_kind(engagement: Engagement, conversion: Conversion, app: App) -> MatchKind | None:
-    """The strongest way in which an engagement matches (A1), allowed (A4) or not; None when it does not match at all.
+    """Returns the strongest way in which an engagement matches (A1), allowed (A4) or not; None when it does not match.
 
     Only a click is matched by CLICK_ID: impressions are never given back.
     """
@@ -131,7 +131,7 @@ def match_kind(engagement: Engagement, conversion: Conversion, app: App) -> Matc
 
 
 def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
-    """The ids of those that repeat a click (A6), whatever the order they are given in.
+    """Returns the ids of those that repeat a click (A6), whatever the order they are given in.
 
     Of two with the same non-empty click id on the same tracker less than 7 days apart, the later is the duplicate.
     OURS: at equal times the higher id is, and a duplicate's own repeat is one too.
@@ -157,7 +157,7 @@ def _is_modeled(engagement: Engagement, conversion: Conversion, app: App) -> boo
 
 
 def _ip_keys(app: App, ip: str) -> list[bytes]:
-    """The address itself is a key at every modeled level, so that a change of it (B6) finds what is stored."""
+    """Makes the address a key at every modeled level, so that after a change of it (B6) what is stored is found."""
     if not ip:
         return []
     keys = [_key(app.app_id, "IP", ip)]
@@ -171,7 +171,7 @@ def _key(app_id: str, kind: str, value: str) -> bytes:
 
 
 def _spellings(raw_id: str) -> list[str]:
-    """The texts a sender may have hashed: with and without separators, each as given and in either case."""
+    """Returns the texts a sender may have hashed: with and without separators, each as given and in either case."""
     plain = raw_id.replace("-", "").replace(":", "")
     forms = [raw_id, plain]
     if _HEX.fullmatch(plain.lower()):

@@ -212,7 +212,7 @@ class Candidate(NamedTuple):
 
     @property
     def is_influencer(self) -> bool:
-        """In time, and lost to the winner (C4)."""
+        """Returns whether it was in time and lost to the winner (C4)."""
         return self.verdict in _LOST
 
 
@@ -252,5 +252,5 @@ class Decision(NamedTuple):
 
     @property
     def influencers(self) -> tuple[Candidate, ...]:
-        """Every in-time candidate that lost (C4)."""
+        """Returns every candidate that was in time and lost (C4)."""
         return tuple(candidate for candidate in self.candidates if candidate.is_influencer)

@@ -168,12 +168,12 @@ class AppRules:
     levels: tuple[int, ...]
 
     def mtr_us(self, event_name: str) -> int:
-        """D3; an event nobody defined has the default."""
+        """Returns the MTR (D3); an event nobody defined has the default."""
         definition = self.events.get(event_name)
         return DEFAULT_MTR_US if definition is None else definition.mtr_us
 
     def reengagement_period_us(self, event_name: str) -> int:
-        """D6; an event nobody defined, and a reprocessed install, have no end."""
+        """Returns the period (D6); an event nobody defined, and a reprocessed install, have no end."""
         definition = self.events.get(event_name)
         return UNLIMITED if definition is None else definition.reengagement_period_us
 
@@ -228,7 +228,7 @@ def compile_rules(
 
 
 def _compile_tracker(network: Network, below: tuple[Window, ...], tracker: Tracker) -> TrackerRules:
-    """B3. A SAN's tracker sets only the windows of its claims (B4). Trackers that set none share what is below them."""
+    """Applies B3. A SAN's tracker sets only the windows of its claims (B4). Trackers that set none share one tuple."""
     if not tracker.windows:
         return TrackerRules(tracker, network, below)
     windows = list(below)
@@ -239,7 +239,7 @@ def _compile_tracker(network: Network, below: tuple[Window, ...], tracker: Track
 
 
 def _windows_below(app: App, network: Network) -> tuple[Window, ...]:
-    """B3 below the tracker, for every WindowKind: no layer here sets the windows of claims (B4)."""
+    """Applies B3 below the tracker, for every WindowKind: no layer here sets the windows of claims (B4)."""
 
     def window(kind: WindowKind) -> Window:
         if kind not in _CLAIM_WINDOWS:
@@ -253,7 +253,7 @@ def _windows_below(app: App, network: Network) -> tuple[Window, ...]:
 
 
 def _claim_trackers(group: list[TrackerRules]) -> ClaimTrackers:
-    """E3: the default tracker, else the most recently set up (OURS: at equal times the higher id)."""
+    """Applies E3: the default tracker, else the most recently set up (OURS: at equal times the higher id)."""
     return ClaimTrackers(
         by_name=tuple(sorted(group, key=lambda rules: (-len(rules.tracker.tracker_id), rules.tracker.tracker_id))),
         otherwise=max(

@@ -70,7 +70,7 @@ class OwnedLanes:
 
     @property
     def next_sequences(self) -> Mapping[int, int]:
-        """By lane the sequence of its next decision; it holds still inside of `fenced`."""
+        """Returns for each lane the sequence of its next decision; it holds still inside of `fenced`."""
         return self._next_sequences
 
     @contextlib.asynccontextmanager

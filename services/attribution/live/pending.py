@@ -16,7 +16,7 @@ from services.attribution.wire.records import Logged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """Who is asked about the conversions of a batch (E1).
+    """The networks to ask about the conversions of a batch (E1).
 
     `networks` by app and event (`_install` for an install). No app but `app_ids` has conversions that are asked about,
     or that wait already. `deadline_us` is that of those that begin to wait.
@@ -31,9 +31,9 @@ NOBODY = Asking(networks={}, app_ids=frozenset(), deadline_us=0)
 
 
 class Pending:
-    """What a worker knows without asking the database: which apps may have conversions waiting, and which began to.
+    """The pending conversions as a worker knows them without asking the database.
 
-    `changed` is set when some began to.
+    `app_ids` are the apps that may have some. `changed` is set when some began to wait.
     """
 
     def __init__(self, app_ids: Collection[str]) -> None:
@@ -42,7 +42,7 @@ class Pending:
         self._begun: list[PendingRow] = []
 
     def begin(self, rows: Collection[PendingRow]) -> None:
-        """These wait from now on, unless the transaction that said so has failed."""
+        """Notes that these wait from now on, unless the transaction that said so has failed."""
         if rows:
             self.app_ids |= {row.app_id for row in rows}
             # What was answered, and waits again behind another install, is not asked about again: the answer stays.
@@ -50,13 +50,13 @@ class Pending:
             self.changed.set()
 
     def take(self) -> list[PendingRow]:
-        """Those that began to wait since the last call."""
+        """Returns those that began to wait since the last call."""
         begun, self._begun = self._begun, []
         return begun
 
 
 def in_turn(rows: Iterable[PendingRow]) -> list[PendingRow]:
-    """Those of the rows, given in order of device and receipt, that can be decided now.
+    """Returns those of the rows, given in order of device and receipt, that can be decided now.
 
     An install that cannot holds back all that its device sent later: they would be decided without it (source, MTR
     clock). An event holds back those that wait for claims themselves, and no others.

@@ -30,7 +30,7 @@ ATTRIBUTING_OUTCOMES = frozenset(_OUTCOMES[outcome] for outcome in ATTRIBUTING)
 
 
 def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2.Decision:
-    """The decision as a message, without what only the caller knows: app, version, event, device, other times."""
+    """Returns a decision as a message, without what only the caller knows: app, version, event, device, other times."""
     message = _message(conversion, decision.settings_revision, _OUTCOMES[decision.outcome])
     message.attribution_type = _TYPES[decision.attribution_type]
     message.install_known = decision.install_known
@@ -61,7 +61,7 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
 
 
 def says(message: decision_pb2.Decision, decision: Decision) -> bool:
-    """Whether a message tells what was decided: outcome, reason, credit, match and dimensions.
+    """Returns whether a message tells what was decided: outcome, reason, credit, match and dimensions.
 
     Not the version, the revision, times, and what became of those that lost.
     """
@@ -84,7 +84,7 @@ def says(message: decision_pb2.Decision, decision: Decision) -> bool:
 
 
 def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribution | None:
-    """What a decision made of its device's history (D6), None for one that made no source of it.
+    """Returns what a decision made of its device's history (D6), None for one that made no source of it.
 
     `redacted` is what the message does not tell: that a claim won whose campaign is withheld (E2).
     """
@@ -106,19 +106,19 @@ def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribu
 
 
 def linked_message(conversion: Conversion, revision: int) -> decision_pb2.Decision:
-    """An identity link that was taken (F3)."""
+    """Returns the message of an identity link that was taken (F3)."""
     return _message(conversion, revision, decision_pb2.OUTCOME_LINKED)
 
 
 def refused_message(conversion: Conversion, revision: int, reason: Reason) -> decision_pb2.Decision:
-    """A record without effect, and why."""
+    """Returns the message of a record without effect, with the reason."""
     message = _message(conversion, revision, decision_pb2.OUTCOME_REFUSED)
     message.reason = _REASONS[reason]
     return message
 
 
 def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
-    """An attribution of a device."""
+    """Returns an attribution of a device as a message."""
     is_install = source.kind is ConversionKind.INSTALL
     return device_pb2.Source(
         conversion_id=source.conversion_id,

@@ -34,12 +34,12 @@ class Logged(NamedTuple):
 
 
 def parse(entries: Iterable[log_pb2.LogEntry]) -> list[Logged]:
-    """The entries with their records."""
+    """Returns the entries with their records."""
     return [Logged(entry, record_pb2.Record.FromString(entry.record)) for entry in entries]
 
 
 def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexRows:
-    """The rows of a batch's engagements; records of other kinds are passed over.
+    """Returns the rows of a batch's engagements; records of other kinds are passed over.
 
     Every app named must be in `apps`. Rows come sorted by key: two workers that insert at once lock in the same order.
     """
@@ -90,7 +90,7 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
 
 
 def engagement_of(record: record_pb2.Record) -> Engagement | None:
-    """The engagement a record is, None when it is none.
+    """Returns the engagement a record is, None when it is none.
 
     A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect).
     """
@@ -132,7 +132,7 @@ def is_refund(record: record_pb2.Record) -> bool:
 
 
 def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversion:
-    """The conversion a record is, given its name; without the keys of its device's ids."""
+    """Returns the conversion a record is, given its name; without the keys of its device's ids."""
     return Conversion(
         conversion_id=record.record_id,
         kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
@@ -148,7 +148,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
 
 
 def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
-    """What networks claim, and those that did not answer in time (E4), of a serialised ConversionClaims or none."""
+    """Returns what networks claim, and those that did not answer in time (E4), of a serialised ConversionClaims."""
     claims: list[Claim] = []
     unavailable: list[str] = []
     for answer in claim_pb2.ConversionClaims.FromString(stored).answers if stored else ():
@@ -169,7 +169,7 @@ def claims_of(stored: bytes | None) -> tuple[list[Claim], list[str]]:
 
 
 def event_name_of(record: record_pb2.Record) -> str | None:
-    """The name attribution decides a record under, None when there is nothing to decide."""
+    """Returns the name attribution decides a record under, None when there is nothing to decide."""
     match record.WhichOneof("kind"):
         case "install":
             return INSTALL
@@ -186,7 +186,7 @@ def event_name_of(record: record_pb2.Record) -> str | None:
 
 
 def click_id_of(record: record_pb2.Record) -> str:
-    """Our click id that came back with a record, "" when none did."""
+    """Returns our click id that came back with a record, "" when none did."""
     match record.WhichOneof("kind"):
         case "install":
             return record.install.click_record_id
@@ -201,16 +201,16 @@ def click_id_of(record: record_pb2.Record) -> str:
 
 
 def event_time_us(record: record_pb2.Record) -> int:
-    """When it happened."""
+    """Returns when it happened."""
     return record.event_time.seconds * 1_000_000 + record.event_time.nanos // 1000
 
 
 @lru_cache(maxsize=65_536)
 def identity_key(app_id: str, kind: str, value: str) -> bytes:
-    """The key under which a device is known by an id. OURS: ids of different kinds are different ids, equal or not."""
+    """Returns the key under which an id leads to a device. OURS: equal ids of different kinds are different ids."""
     return blake2b(f"{app_id}\0{kind}\0{normalise(value)}".encode(), digest_size=16).digest()
 
 
 def network_click_key(tracker_id: str, click_id: str) -> bytes:
-    """The key of a network's click id on a tracker (A6)."""
+    """Returns the key of a network's click id on a tracker (A6)."""
     return blake2b(f"{tracker_id}\0{click_id}".encode(), digest_size=16).digest()

@@ -47,7 +47,7 @@ _WINDOWS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rulebook:
-    """All settings of one revision: rules by app, what they were made of, and names, by tracker and by app."""
+    """The rules of every app at one settings revision, what they were made of, and names, by tracker and by app."""
 
     revision: int
     apps: Mapping[str, AppRules]
@@ -57,7 +57,7 @@ class Rulebook:
 
 
 class TrackerNames(Mapping[str, conversion_pb2.Names]):
-    """What each tracker and all around it is called; put together when asked, as most trackers never are."""
+    """The names of each tracker and of all around it; put together when asked, as most trackers never are."""
 
     def __init__(self, resources: Resources, app_names: Mapping[str, conversion_pb2.Names]) -> None:
         # Copies: `resources` changes with the next revision.
@@ -91,7 +91,7 @@ class TrackerNames(Mapping[str, conversion_pb2.Names]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """All that an app's rules are made of. Comparing is fast: a message that was not replaced is the same object."""
+    """The resources that an app's rules are made of. Comparing is fast: a message that stays is the same object."""
 
     app: app_pb2.App
     networks: dict[str, network_pb2.Network]
@@ -101,7 +101,7 @@ class Sources:
 
 
 class RulebookBuilder:
-    """Builds all settings, and after a change again what changed; the `build` of one Follower.
+    """A builder of rulebooks, which after a change makes anew only what changed; the `build` of one Follower.
 
     The rules of an app whose settings are the same are kept, and so is the reading of a tracker that is the same.
     """
@@ -110,7 +110,7 @@ class RulebookBuilder:
         self._made: dict[str, tuple[Sources, AppRules]] = {}
 
     def __call__(self, resources: Resources, revision: int) -> Rulebook:
-        """The rules of every app, archived ones too: what was accepted before is still decided."""
+        """Returns the rules of every app, archived ones too: what was accepted before is still decided."""
         self._made = {
             app_id: (sources, compile_sources(sources, revision, self._made.get(app_id)))
             for app_id, sources in _sources(resources).items()
@@ -126,7 +126,7 @@ class RulebookBuilder:
 
 
 def build_rulebook(resources: Resources, revision: int) -> Rulebook:
-    """All settings, built once and anew."""
+    """Returns a rulebook, built once and anew."""
     return RulebookBuilder()(resources, revision)
 
 
@@ -171,7 +171,7 @@ def compile_sources(sources: Sources, revision: int, before: tuple[Sources, AppR
 
 
 def _windows(windows: windows_pb2.Windows) -> dict[WindowKind, int]:
-    """The windows set at one layer, in microseconds."""
+    """Returns the windows set at one layer, in microseconds."""
     found = {}
     for name, kind in _WINDOWS.items():
         if not windows.HasField(name):  # type: ignore[arg-type]  # all names are fields
