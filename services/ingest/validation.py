@@ -211,6 +211,7 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
 def _check_session(record: record_pb2.Record, found: _Found) -> None:
     if record.session.state not in (record_pb2.Session.STATE_START, record_pb2.Session.STATE_STOP):
         found.add("session.state", "REQUIRED", "STATE_START or STATE_STOP")
+    found.check_id("session.click_record_id", record.session.click_record_id)
 
 
 def _check_deep_link_open(record: record_pb2.Record, found: _Found) -> None:

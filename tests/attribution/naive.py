@@ -59,7 +59,7 @@ class Decided:
 
     @property
     def outcome(self) -> str:
-        return str(self.line["outcome"])
+        return str(self.line.get("outcome"))
 
     @property
     def is_install(self) -> bool:
@@ -109,9 +109,12 @@ class Naive:
             if isinstance(record, EngagementRecord):
                 self.engagements.append(record)
             else:
-                line = self.event(record) if record.name else self.install(record)
+                if record.is_session_start and self.goes_on(record):
+                    line = {}
+                else:
+                    line = self.event(record) if record.name else self.install(record)
                 self.decided.append(Decided(conversion=record, line=line))
-        return [decided.line for decided in self.decided]
+        return [decided.line for decided in self.decided if decided.line]
 
     # F
 
@@ -145,6 +148,16 @@ class Naive:
         if line["outcome"] == "UNATTRIBUTED":
             self.credit(line, event, history)
         return line
+
+    def goes_on(self, session: ConversionRecord) -> bool:
+        """D4. OURS: not beyond an install, and not exactly 30 minutes later."""
+        history = self.history(session)
+        earlier = [each.conversion for each in history if each.conversion.time_us <= session.time_us]
+        installs = [
+            each.conversion.time_us for each in history if each.is_counted_install and each.conversion in earlier
+        ]
+        since = max([session.time_us - 30 * 60 * SECOND, *installs])
+        return any(each.name and each.time_us > since for each in earlier)
 
     def ineligible(self, event: ConversionRecord, history: list[Decided]) -> str | None:
         installs = [decided.conversion.time_us for decided in history if decided.is_counted_install]
@@ -338,7 +351,7 @@ class Naive:
 
     def times_won(self, engagement_id: str) -> int:
         """D5."""
-        return sum(decided.line["engagement"] == engagement_id for decided in self.decided)
+        return sum(decided.line.get("engagement") == engagement_id for decided in self.decided)
 
     def window(self, tracker: Tracker, kind: WindowKind) -> int:
         """B3."""

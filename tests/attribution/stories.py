@@ -144,7 +144,7 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
 
 
 def event_of(record: record_pb2.Record) -> str | None:
-    return record.WhichOneof("kind") if record.WhichOneof("kind") in ("install", "event") else None
+    return record.WhichOneof("kind") if record.WhichOneof("kind") in ("install", "event", "session") else None
 
 
 def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_pb2.Record:
@@ -165,7 +165,9 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
             )
         return made
     made.limit_ad_tracking = record.limit_ad_tracking
-    if record.name:
+    if record.is_session_start:
+        made.session.CopyFrom(record_pb2.Session(state=record_pb2.Session.STATE_START, click_record_id=record.click))
+    elif record.name:
         made.event.CopyFrom(record_pb2.Event(event_name=record.name, click_record_id=record.click))
         if record.is_refund:
             made.event.revenue.CopyFrom(record_pb2.Money(amount_micros=-1, currency_code="USD"))

@@ -210,6 +210,7 @@ def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord
         limit_ad_tracking=chance(random, 1 / 2),
         claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),
         is_refund=bool(name) and chance(random, 1 / 12),
+        is_session_start=name == "SessionBegin" and chance(random, 3 / 4),
     )
 
 

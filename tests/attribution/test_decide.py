@@ -10,6 +10,7 @@ from services.attribution.decision.history import Attribution, DeviceHistory, id
 from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
+    MINUTE_US,
     AttributionType,
     Claim,
     Conversion,
@@ -397,14 +398,14 @@ def test_a_late_install_finds_its_place() -> None:
 
 def test_merged_devices_keep_both_histories_and_the_older_install_is_the_first() -> None:
     a = installed(3 * DAY_US).after_session(NOW)
-    b = replace(installed(5 * DAY_US, conversion_id="i5"), sessions=frozenset({"i5"}))
+    b = installed(5 * DAY_US, conversion_id="i5").after_session(NOW - DAY_US)
     merged = merge(a, b)
     assert merged == merge(b, a)
     assert merged.first_install is not None
     assert merged.first_install.conversion_id == "i5"
     assert merged.latest_install is not None
     assert merged.latest_install.conversion_id == "i0"
-    assert merged.sessions == {"i0", "i5"}
+    assert merged.session_us == (NOW - DAY_US, NOW)
     assert merge(merged, a) == merge(merged, NEW) == merge(NEW, merged) == merged
 
 
@@ -431,16 +432,29 @@ def test_compacted_history_answers_the_same_for_any_record_that_may_still_come()
     assert compacted.latest == history.latest
 
 
-def test_the_first_session_of_each_install_fires_session_begin() -> None:
-    history = installed(10 * DAY_US)
-    assert history.begins_session(NOW)
-    after = history.after_session(NOW)
-    assert not after.begins_session(NOW + 1)
-    reinstalled = merge(after, installed(0, conversion_id="i9"))
-    assert reinstalled.begins_session(NOW)
-    assert not reinstalled.begins_session(NOW - 1)
-    assert NEW.begins_session(NOW)
-    assert not NEW.after_session(NOW).begins_session(NOW)
+@pytest.mark.parametrize(
+    ("history", "active_us", "goes_on"),
+    [
+        pytest.param(NEW, [], False, id="nothing before"),
+        pytest.param(NEW, [NOW], True, id="an event at the same time"),
+        pytest.param(NEW, [NOW - 30 * MINUTE_US + 1], True, id="an event just within 30 minutes"),
+        pytest.param(NEW, [NOW - 30 * MINUTE_US], False, id="an event exactly 30 minutes before"),
+        pytest.param(NEW, [NOW + 1], False, id="a later event"),
+        pytest.param(NEW.after_session(NOW - MINUTE_US), [], True, id="a session that went on"),
+        pytest.param(installed(MINUTE_US), [], False, id="an install"),
+        pytest.param(installed(MINUTE_US), [NOW - 2 * MINUTE_US], False, id="an event before an install"),
+        pytest.param(installed(MINUTE_US), [NOW - MINUTE_US + 1], True, id="an event after an install"),
+    ],
+)
+def test_d4_a_session_goes_on_within_30_minutes(history: DeviceHistory, active_us: list[int], goes_on: bool) -> None:
+    assert history.goes_on(NOW, active_us) is goes_on
+
+
+def test_d4_the_latest_sessions_are_remembered() -> None:
+    history = NEW
+    for number in range(100):
+        history = history.after_session(NOW + number)
+    assert history.session_us == tuple(range(NOW + 80, NOW + 100))
 
 
 def test_f3_an_identity_link_needs_a_device_that_is_known() -> None:

@@ -223,12 +223,14 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
         decided = await explain(world, "i1")
     assert first.state == behind.state == Explanation.STATE_WAITING_FOR_CLAIMS
     assert list(first.waiting_for_network_ids) == list(behind.waiting_for_network_ids) == ["x", "y", "z"]
-    until = timestamp_pb2.Timestamp(seconds=first.receive_time.seconds + 600).ToDatetime().strftime("%H:%M:%S UTC")
+    # The wait begins when it is taken up: on a busy machine some seconds after its receipt.
+    ends_s = range(first.receive_time.seconds + 600, first.receive_time.seconds + 660)
+    untils = [timestamp_pb2.Timestamp(seconds=at).ToDatetime().strftime("%H:%M:%S UTC") for at in ends_s]
     assert timeless(first.summary) == (
         "The install at T was received at T and waits for the answer of x, y and z, who may claim it; at T it is "
         "decided at the latest."
     )
-    assert f"{until} it is decided" in first.summary
+    assert any(f"{until} it is decided" in first.summary for until in untils)
     assert timeless(behind.summary) == (
         "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of "
         "x, y and z."
@@ -261,7 +263,7 @@ async def test_an_engagement_tells_what_it_won(world: World) -> None:
 async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
     start = record_pb2.Session(state=record_pb2.Session.STATE_START)
     stop = record_pb2.Session(state=record_pb2.Session.STATE_STOP)
-    await world.send(event(0, device(1), record_id="e0"), click(0, device(1), record_id="k0"))
+    await world.send(event(0, device(2), record_id="e0"), click(0, device(1), record_id="k0"))
     waiting, clicked = await explain(world, "e0"), await explain(world, "k0")
     assert (waiting.state, clicked.state) == (Explanation.STATE_WAITING, Explanation.STATE_NOT_A_CONVERSION)
     assert timeless(waiting.summary) == (
@@ -279,7 +281,7 @@ async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
         Explanation.STATE_NOT_A_CONVERSION,
     ]
     assert "the end of a session, about which nothing is decided" in s2.summary
-    assert "a session that was not the first of its install" in s3.summary
+    assert "a session that goes on with what the device did in the 30 minutes before" in s3.summary
 
 
 async def test_a_refused_record_tells_every_violation(world: World) -> None:

@@ -247,7 +247,7 @@ def spent(story: Story) -> None:
 
 
 def session(story: Story) -> None:
-    """D4: the first session of an install is SessionBegin; one reengagement by it in 24 hours."""
+    """D4: a session start is SessionBegin; one reengagement by it in 24 hours."""
     story.install("ORGANIC", ago=3 * DAY, reason="NO_CANDIDATE")
     story.click("ios-bravo-return", ago=HOUR)
     story.session("start", "REENGAGED", tracker="ios-bravo-return", by="DEVICE_ID")

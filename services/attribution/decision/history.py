@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from libs.domain.event_names import SESSION_BEGIN
 from services.attribution.decision.model import (
     DAY_US,
+    MINUTE_US,
     AttributionType,
     Conversion,
     ConversionKind,
@@ -23,6 +24,11 @@ from services.attribution.decision.model import (
 
 KEPT_US = 33 * DAY_US
 """A record is at most 31 days late and 1 ahead (ingest), and D4 looks back 1 day more."""
+
+SESSION_GAP_US = 30 * MINUTE_US
+"""A session that starts within this time of its device's latest activity goes on (D4)."""
+MAX_SESSIONS = 20
+"""OURS: so many of its latest session starts a device remembers that are in no decision."""
 
 ATTRIBUTING = frozenset(
     {Outcome.ATTRIBUTED, Outcome.ORGANIC, Outcome.REPROCESSED, Outcome.REPROCESSED_ORGANIC, Outcome.REENGAGED}
@@ -50,10 +56,10 @@ class Attribution(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceHistory:
-    """A device's attributions in time order, and the installs whose first session has begun ("" before any install)."""
+    """A device's attributions in time order, and the latest of its session starts that went on or wait for claims."""
 
     attributions: tuple[Attribution, ...] = ()
-    sessions: frozenset[str] = frozenset()
+    session_us: tuple[int, ...] = ()
 
     @property
     def latest(self) -> Attribution | None:
@@ -103,18 +109,23 @@ class DeviceHistory:
 
     def including(self, attribution: Attribution) -> "DeviceHistory":
         """Returns the history with one attribution more."""
-        return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), sessions=self.sessions)
+        return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), session_us=self.session_us)
 
-    def begins_session(self, time_us: int) -> bool:
-        """Whether a session start at this time is the first of its install, and so fires the event SessionBegin.
+    def goes_on(self, time_us: int, active_us: Iterable[int]) -> bool:
+        """Returns whether a session that starts at a time goes on with earlier activity, and so is no event (D4).
 
-        "First" is by receipt. OURS: a device with no known install counts as one install.
+        `active_us` are times of the device's events, among them its sessions. OURS: a session begins anew exactly 30
+        minutes after the latest of them, and after an install.
         """
-        return self._install_at(time_us) not in self.sessions
+        since_us = time_us - SESSION_GAP_US
+        installs = (a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL and a.time_us <= time_us)
+        if (install := next(installs, None)) is not None:
+            since_us = max(since_us, install.time_us)
+        return any(since_us < each <= time_us for each in (*active_us, *self.session_us))
 
     def after_session(self, time_us: int) -> "DeviceHistory":
-        """Returns the history once a session start at this time was received."""
-        return replace(self, sessions=self.sessions | {self._install_at(time_us)})
+        """Returns the history with a session start that is in no decision, or not yet."""
+        return replace(self, session_us=_latest((*self.session_us, time_us)))
 
     def compacted(self, now_us: int) -> "DeviceHistory":
         """Drops what no rule can ask for any more, while records older than 31 days are refused.
@@ -125,31 +136,27 @@ class DeviceHistory:
         kept = {self.first_install, self.latest_install, self.source_at(horizon)}
         return replace(self, attributions=tuple(a for a in self.attributions if a.time_us > horizon or a in kept))
 
-    def _install_at(self, time_us: int) -> str:
-        installs = (a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL and a.time_us <= time_us)
-        return next((install.conversion_id for install in installs), "")
-
     def to_json(self) -> dict[str, Any]:
         """Returns it as compact JSON; `from_json` gives the equal history back."""
         return {
             "attributions": [list(attribution) for attribution in self.attributions],
-            "sessions": sorted(self.sessions),
+            "session_us": list(self.session_us),
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         return cls(
             attributions=tuple(_attribution(*row) for row in value["attributions"]),
-            sessions=frozenset(value["sessions"]),
+            session_us=tuple(value["session_us"]),
         )
 
 
 def merge(a: DeviceHistory, b: DeviceHistory) -> DeviceHistory:
     """Joins the histories of devices that turn out to be one: both stay, and the older install comes first (D7)."""
-    if a == b or not (b.attributions or b.sessions):
+    if a == b or not (b.attributions or b.session_us):
         return a
     by_id = {attribution.conversion_id: attribution for attribution in a.attributions + b.attributions}
-    return DeviceHistory(attributions=_in_order(tuple(by_id.values())), sessions=a.sessions | b.sessions)
+    return DeviceHistory(attributions=_in_order(tuple(by_id.values())), session_us=_latest(a.session_us + b.session_us))
 
 
 def identity_link_refusal(history: DeviceHistory | None) -> Reason | None:
@@ -166,6 +173,10 @@ def _first_install(attributions: Iterable[Attribution]) -> Attribution | None:
         if attribution.kind is install:
             return attribution
     return None
+
+
+def _latest(session_us: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(session_us))[-MAX_SESSIONS:])
 
 
 def _in_order(attributions: tuple[Attribution, ...]) -> tuple[Attribution, ...]:

@@ -177,7 +177,7 @@ class Reattributor:
         for device_id, device in (await find_devices(connection, read)).items():
             conversion_ids, history = read[device_id]
             rest = tuple(a for a in device.history.attributions if a.conversion_id not in conversion_ids)
-            live = DeviceHistory(attributions=rest, sessions=device.history.sessions)
+            live = DeviceHistory(attributions=rest, session_us=device.history.session_us)
             history = merge(live, history).compacted(self._now_us())
             if history != device.history:
                 device.history = history

@@ -10,7 +10,7 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.decision.model import Reason
+from services.attribution.decision.model import ConversionKind, Reason
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import cases
 from services.attribution.live.cases import Case, Inputs
@@ -65,14 +65,19 @@ class _Batch:
         self._decisions: list[DecisionRow] = []
         self._won: dict[int, Won] = {}
         self._pending: list[PendingRow] = []
+        self._active: dict[uuid.UUID, list[int]] = {}
 
     def take(self, place: int, case: Case) -> None:
         """Decides a case, or has it wait."""
         self._join_histories(case)
         is_held = case.device is not None and case.device.device_id in self._inputs.held
-        network_ids = _networks_to_ask(case, is_held=is_held)
+        goes_on = case.device is not None and case.is_session_start and self._goes_on(case, case.device)
+        network_ids = _networks_to_ask(case, is_held=is_held, goes_on=goes_on)
         if network_ids or (is_held and case.is_conversion):
             self._begin_to_wait(case, network_ids)
+            return
+        if goes_on and case.waited is None and case.device is not None:  # else it had begun when it began to wait
+            _note_session(case, case.device)
             return
         message = self._decide(place, case)
         if message is not None:
@@ -101,6 +106,7 @@ class _Batch:
             device.identities = {**other.identities, **device.identities}
             other.history, other.identities = DeviceHistory(), {}
             other.merge_sequence = self._next_sequences[case.entry.app_lane]
+            self._active.setdefault(device.device_id, []).extend(self._active.pop(other.device_id, ()))
             if other.device_id in held:
                 held.add(device.device_id)
 
@@ -110,8 +116,8 @@ class _Batch:
             self._pending.append(case.waited)
             return
         assert case.device is not None
-        if network_ids and case.record.HasField("session"):
-            _begin_session(case, case.device)  # a second one that comes meanwhile fires nothing
+        if network_ids and case.is_session_start:
+            _note_session(case, case.device)  # one that starts meanwhile goes on with it
         is_install = case.event_name == INSTALL
         if is_install:
             self._inputs.held.add(case.device.device_id)
@@ -143,14 +149,12 @@ class _Batch:
             device.identities = {**device.identities, **case.record.identity_link.identities}
             device.changed = True
             return linked_message(case.conversion, case.rules.revision)
-        if case.record.HasField("session") and case.waited is None:  # else it has begun when it began to wait
-            if not device.history.begins_session(case.conversion.time_us):
-                return None
-            _begin_session(case, device)
         found = self._inputs.candidates.get(place)
         conversion = case.conversion if found is None else found.conversion
         wins = self._inputs.wins[case.record.app_id]
         claims, claims_unavailable = claims_of(None if case.waited is None else case.waited.claims)
+        if conversion.kind is ConversionKind.EVENT:
+            self._active.setdefault(device.device_id, []).append(conversion.time_us)
         decision = decide(
             conversion,
             device.history,
@@ -168,12 +172,19 @@ class _Batch:
             device.changed = True
         return decision_message(conversion, decision)
 
+    def _goes_on(self, case: Case, device: Device) -> bool:
+        """Returns whether a session start goes on with what its device did before, in this batch or earlier (D4)."""
+        active_us = (*case.active_us, *self._active.get(device.device_id, ()))
+        return device.history.goes_on(case.conversion.time_us, active_us)
+
     def _append(self, case: Case, message: decision_pb2.Decision) -> None:
         """Adds a decision as the next of its lane."""
         message.app_id = case.record.app_id
         message.version = 1
         message.event_name = case.event_name or ""
         message.receive_time.FromMicroseconds(case.entry.receive_time_us)
+        if case.record.event.HasField("revenue"):
+            message.revenue.CopyFrom(case.record.event.revenue)
         message.decide_time.FromMicroseconds(self._now_us)
         if case.device is not None:
             message.device_id = str(case.device.device_id)
@@ -185,24 +196,24 @@ class _Batch:
         self._next_sequences[lane] += 1
 
 
-def _networks_to_ask(case: Case, *, is_held: bool) -> tuple[str, ...]:
+def _networks_to_ask(case: Case, *, is_held: bool, goes_on: bool) -> tuple[str, ...]:
     """Returns the networks to ask about a case now.
 
-    None about a refund (D11), a duplicate install, or a session that fires no SessionBegin. Whether it is one of these
+    None about a refund (D11), a duplicate install, or a session that goes on (D4). Whether it is one of these
     two is known only once the install is decided that holds it back: so none about what is held back either.
     """
     if case.device is None or not case.is_conversion:
         return ()
     if case.event_name == INSTALL:
         may_ask = not is_held and eligibility(case.conversion, case.device.history, case.rules) is None
-    elif case.record.HasField("session"):
-        may_ask = not is_held and case.device.history.begins_session(case.conversion.time_us)
+    elif case.is_session_start:
+        may_ask = not is_held and not goes_on
     else:
         may_ask = not case.conversion.is_refund
     return case.network_ids if may_ask else ()
 
 
-def _begin_session(case: Case, device: Device) -> None:
+def _note_session(case: Case, device: Device) -> None:
     device.history = device.history.after_session(case.conversion.time_us)
     device.changed = True
 

@@ -2,12 +2,13 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from libs.db import Connection
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.decide import eligibility
+from services.attribution.decision.history import SESSION_GAP_US
 from services.attribution.decision.model import Conversion
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import identities
@@ -15,7 +16,7 @@ from services.attribution.live.candidates import CandidateQuery, Candidates, fin
 from services.attribution.live.identities import Identities
 from services.attribution.live.pending import Asking
 from services.attribution.storage import pending
-from services.attribution.storage.decisions import already_decided, count_wins
+from services.attribution.storage.decisions import AskedActivity, already_decided, count_wins, find_activity
 from services.attribution.storage.devices import Device
 from services.attribution.storage.engagements import heads_text
 from services.attribution.storage.pending import Key, PendingRow
@@ -28,6 +29,7 @@ class Case:
 
     `merged` are the devices that it shows to be the same as its own, `ids` all that its device is known by.
     `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
+    `active_us`: of a session start, the time of the latest event that it may go on with (D4), if there is one.
     """
 
     entry: log_pb2.LogEntry
@@ -41,6 +43,12 @@ class Case:
     conversion: Conversion
     network_ids: tuple[str, ...]
     waited: PendingRow | None
+    active_us: tuple[int, ...] = ()
+
+    @property
+    def is_session_start(self) -> bool:
+        """Whether it is the event SessionBegin, unless the session goes on (D4)."""
+        return self.event_name is not None and self.record.HasField("session")
 
     @property
     def is_conversion(self) -> bool:
@@ -80,7 +88,7 @@ async def load(
     """
     fresh = await _fresh(connection, logged, asking)
     devices = await identities.load(connection, [each.record for each in fresh], new_id)
-    cases = [_case(each, devices, apps, asking, resumed) for each in fresh]
+    cases = await _with_activity(connection, [_case(each, devices, apps, asking, resumed) for each in fresh])
     found = await _candidates(connection, cases, heads)
     return Inputs(
         heads=heads,
@@ -139,6 +147,21 @@ def _case(
         network_ids=asking.networks.get((record.app_id, event_name or ""), ()) if waited is None else (),
         waited=waited,
     )
+
+
+async def _with_activity(connection: Connection, cases: Sequence[Case]) -> list[Case]:
+    """Returns the cases, session starts with the time of the latest event that they may go on with (D4)."""
+    asked = [
+        AskedActivity(place, case.entry.app_lane, case.record.app_id, device.device_id, case.conversion.time_us)
+        for place, case in enumerate(cases)
+        if case.is_session_start
+        for device in (case.device, *case.merged)
+        if device is not None
+    ]
+    if not asked:
+        return list(cases)
+    active = await find_activity(connection, asked, within_us=SESSION_GAP_US)
+    return [replace(case, active_us=tuple(active.get(place, ()))) for place, case in enumerate(cases)]
 
 
 async def _candidates(connection: Connection, cases: Sequence[Case], heads: Sequence[int]) -> dict[int, Candidates]:

@@ -151,7 +151,7 @@ def session_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Times
     if record.session.state == record_pb2.Session.STATE_STOP:
         why = "the end of a session"
     else:
-        why = "a session that was not the first of its install"
+        why = "a session that goes on with what the device did in the 30 minutes before"
     return f"{_received(record, receive_time)}: {why}, about which nothing is decided."
 
 

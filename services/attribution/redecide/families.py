@@ -71,4 +71,4 @@ def _remember(family: Family, device_id: uuid.UUID, remembered: dict[uuid.UUID, 
     for member in (device_id, *(merge.device_id for merge in family.merges)):
         dropped = [attribution for attribution in remembered.get(member, ()) if attribution[1] not in known]
         if dropped:
-            family.histories[member] = DeviceHistory.from_json({"attributions": dropped, "sessions": []})
+            family.histories[member] = DeviceHistory.from_json({"attributions": dropped, "session_us": []})

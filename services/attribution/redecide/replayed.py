@@ -51,6 +51,8 @@ class Changed(NamedTuple):
         message.app_id, message.event_name, message.device_id = before.app_id, before.event_name, before.device_id
         message.version = self.stored.version + 1
         message.receive_time.CopyFrom(before.receive_time)
+        if before.HasField("revenue"):
+            message.revenue.CopyFrom(before.revenue)
         message.decide_time.CopyFrom(to_timestamp(decide_time_us))
         return message
 

@@ -2,12 +2,11 @@
 
 from libs.domain.event_names import INSTALL
 from libs.time import timestamp_us
-from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.model import Conversion, ConversionKind
 from services.attribution.storage.replay import Stored
 from services.attribution.wire.decisions import attribution_of
-from services.attribution.wire.records import claims_of, is_refund
+from services.attribution.wire.records import claims_of
 
 
 def outline(stored: Stored) -> Conversion:
@@ -19,7 +18,7 @@ def outline(stored: Stored) -> Conversion:
         kind=ConversionKind.INSTALL if is_install else ConversionKind.EVENT,
         time_us=timestamp_us(decision.conversion_time),
         event_name="" if is_install else decision.event_name,
-        is_refund=is_refund(record_pb2.Record.FromString(stored.record or b"")),
+        is_refund=decision.revenue.amount_micros < 0,
     )
 
 

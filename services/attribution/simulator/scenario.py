@@ -49,7 +49,7 @@ class EngagementRecord:
 class ConversionRecord:
     """An install, or an event with its `name` ("" for an install), as received. `click` is our click id, come back.
 
-    `is_refund`: its amount is negative (D11).
+    `is_refund`: its amount is negative (D11). `is_session_start`: it may go on, and be no event (D4).
     """
 
     id: str
@@ -62,6 +62,7 @@ class ConversionRecord:
     limit_ad_tracking: bool = False
     claims: tuple[Claim, ...] = ()
     is_refund: bool = False
+    is_session_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from libs.domain.device_ids import PRIMARY_KINDS
+from libs.domain.event_names import SESSION_BEGIN
 from libs.domain.setting_ranges import DURATIONS, WINDOWS
 from services.attribution.decision.model import Claim, EngagementKind, TrackerType, WindowKind
 from services.attribution.decision.rules import (
@@ -38,7 +39,7 @@ from services.attribution.simulator.values import (
 )
 
 _OFF: Mapping[str, int] = {"off": DISABLED, "0s": DISABLED}
-_RECORD_KINDS = ("click", "impression", "install", "event")
+_RECORD_KINDS = ("click", "impression", "install", "session", "event")
 _CLAIM_WINDOWS = {
     "post_engagement_window": WindowKind.POST_ENGAGEMENT,
     "post_view_window": WindowKind.POST_VIEW,
@@ -88,6 +89,7 @@ class ScenarioReader:
                 "click": self._engagement({"click_id": parse_text}),
                 "impression": self._engagement({"completed_view": parse_flag}),
                 "install": self._conversion({}, {}),
+                "session": self._conversion({}, {}),
                 "event": self._conversion({"name": parse_id}, {"amount": parse_amount}),
             },
         )
@@ -222,6 +224,8 @@ class ScenarioReader:
             case "impression":
                 return EngagementRecord(kind=EngagementKind.IMPRESSION, time_us=found["at"], **found[kind])
             case _:
+                if kind == "session":
+                    found[kind] |= {"name": SESSION_BEGIN, "is_session_start": True}
                 is_refund = found[kind].pop("amount", 0) < 0
                 return ConversionRecord(time_us=found["at"], is_refund=is_refund, **found[kind])
 

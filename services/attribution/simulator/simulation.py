@@ -41,7 +41,9 @@ def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
         if isinstance(record, EngagementRecord):
             story.receive_engagement(record)
         else:
-            yield _line(record, story.receive_conversion(record))
+            decision = story.receive_conversion(record)
+            if decision is not None:
+                yield _line(record, decision)
 
 
 def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -71,6 +73,7 @@ class _Device:
     ids: set[tuple[str, str]] = field(default_factory=set)
     raw_ids: set[str] = field(default_factory=set)
     history: DeviceHistory = field(default_factory=DeviceHistory)
+    active_us: list[int] = field(default_factory=list)
 
 
 class _Story:
@@ -110,10 +113,16 @@ class _Story:
         if record.click_id:
             self._mark_duplicates(engagement)
 
-    def receive_conversion(self, record: ConversionRecord) -> Decision:
+    def receive_conversion(self, record: ConversionRecord) -> Decision | None:
+        """Returns the decision on a record; None for a session that goes on (D4)."""
         app = self._rules.app
         device_ids = usable_ids(record.device)
         device = self._device(device_ids)
+        goes_on = record.is_session_start and device.history.goes_on(record.time_us, device.active_us)
+        if record.name:
+            device.active_us.append(record.time_us)
+        if goes_on:
+            return None
         conversion = Conversion(
             conversion_id=record.id,
             kind=ConversionKind.EVENT if record.name else ConversionKind.INSTALL,
@@ -161,6 +170,7 @@ class _Story:
             device.ids |= other.ids
             device.raw_ids |= other.raw_ids
             device.history = merge(device.history, other.history)
+            device.active_us += other.active_us
         device.ids |= ids
         device.raw_ids |= set(device_ids.values())
         self._devices.update(dict.fromkeys(device.ids, device))

@@ -5,6 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns
+from reengage.attribution.v1 import decision_pb2
+
+EVENT_OUTCOMES = (decision_pb2.OUTCOME_REENGAGED, decision_pb2.OUTCOME_CREDITED, decision_pb2.OUTCOME_UNATTRIBUTED)
+"""Outcomes that only events have."""
 
 
 class DecisionRow(NamedTuple):
@@ -44,6 +48,16 @@ class OutboxRow(NamedTuple):
     retention_days: int
 
 
+class AskedActivity(NamedTuple):
+    """A device that may have been active before a time; `place` is a number that the caller gives it."""
+
+    place: int
+    lane: int
+    app_id: str
+    device_id: uuid.UUID
+    time_us: int
+
+
 async def already_decided(connection: Connection, conversions: Collection[tuple[int, str]]) -> set[tuple[str, str]]:
     """Returns the decided ones (app id, conversion id) of the conversions (lane, conversion id).
 
@@ -59,6 +73,33 @@ async def already_decided(connection: Connection, conversions: Collection[tuple[
         *columns(conversions, 2),
     )
     return {(row["app_id"], row["conversion_id"]) for row in rows}
+
+
+async def find_activity(
+    connection: Connection, asked: Collection[AskedActivity], *, within_us: int
+) -> dict[int, list[int]]:
+    """Returns by place the time of the latest event of each device asked, if it lies less than so long before."""
+    rows = await connection.fetch(
+        """
+        SELECT asked.place, latest.conversion_time_us
+        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
+            AS asked (place, lane, app_id, device_id, time_us)
+        CROSS JOIN LATERAL (
+            SELECT conversion_time_us FROM decisions
+            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
+              AND conversion_time_us > asked.time_us - $6 AND conversion_time_us <= asked.time_us
+              AND outcome = ANY($7::smallint[]) -- an install is no activity to go on with
+            ORDER BY conversion_time_us DESC, sequence DESC LIMIT 1 -- as the device's index has them
+        ) AS latest
+        """,
+        *columns(asked, 5),
+        within_us,
+        EVENT_OUTCOMES,
+    )
+    active: dict[int, list[int]] = {}
+    for place, time_us in rows:
+        active.setdefault(place, []).append(time_us)
+    return active
 
 
 async def count_wins(connection: Connection, engagements: Collection[tuple[int, str]]) -> list[tuple[str, str, int]]:

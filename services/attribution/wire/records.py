@@ -126,11 +126,6 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
     )
 
 
-def is_refund(record: record_pb2.Record) -> bool:
-    """Returns whether a record is an event with a negative amount (D11)."""
-    return record.event.revenue.amount_micros < 0
-
-
 def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversion:
     """Returns the conversion a record is, given its name; without the keys of its device's ids."""
     return Conversion(
@@ -143,7 +138,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
         user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
-        is_refund=is_refund(record),
+        is_refund=record.event.revenue.amount_micros < 0,
     )
 
 
@@ -192,6 +187,8 @@ def click_id_of(record: record_pb2.Record) -> str:
             return record.install.click_record_id
         case "event":
             return record.event.click_record_id
+        case "session":
+            return record.session.click_record_id
         case "deep_link_open":
             return record.deep_link_open.click_record_id or (
                 record.record_id if record.deep_link_open.tracker_id else ""

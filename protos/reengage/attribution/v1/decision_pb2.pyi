@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.ingest.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -390,6 +391,7 @@ class Decision(_message.Message):
     SETTINGS_REVISION_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CLAIMS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    REVENUE_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Output only. The app."""
     conversion_id: _builtins.str
@@ -464,6 +466,10 @@ class Decision(_message.Message):
     def claims_unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. The networks whose claims did not come in time (E4)."""
 
+    @_builtins.property
+    def revenue(self) -> _record_pb2.Money:
+        """The amount of an event that has one; negative for a refund (D11)."""
+
     def __init__(
         self,
         *,
@@ -494,10 +500,11 @@ class Decision(_message.Message):
         settings_revision: _builtins.int = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         claims_unavailable: _abc.Iterable[_builtins.str] | None = ...,
+        revenue: _record_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "lookback", b"lookback", "receive_time", b"receive_time", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "lookback", b"lookback", "receive_time", b"receive_time", "revenue", b"revenue", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

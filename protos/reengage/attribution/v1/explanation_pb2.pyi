@@ -83,8 +83,8 @@ class ExplainDecisionResponse(_message.Message):
         STATE_REFUSED: ExplainDecisionResponse._State.ValueType  # 4
         """It was refused; `violations` say why."""
         STATE_NOT_A_CONVERSION: ExplainDecisionResponse._State.ValueType  # 5
-        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session after
-        the first of its install.
+        """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session that
+        goes on (D4).
         """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
@@ -101,8 +101,8 @@ class ExplainDecisionResponse(_message.Message):
     STATE_REFUSED: ExplainDecisionResponse.State.ValueType  # 4
     """It was refused; `violations` say why."""
     STATE_NOT_A_CONVERSION: ExplainDecisionResponse.State.ValueType  # 5
-    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session after
-    the first of its install.
+    """It was accepted, and is nothing that is decided: a click, an impression, the end of a session, or a session that
+    goes on (D4).
     """
 
     DECISION_FIELD_NUMBER: _builtins.int

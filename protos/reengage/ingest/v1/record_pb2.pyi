@@ -554,16 +554,20 @@ class Session(_message.Message):
     """The session ended."""
 
     STATE_FIELD_NUMBER: _builtins.int
+    CLICK_RECORD_ID_FIELD_NUMBER: _builtins.int
     state: Global___Session.State.ValueType
     """Required. Which end of the session it is."""
+    click_record_id: _builtins.str
+    """Optional, of a start. Our click id that the app was opened with. It matches by CLICK_ID."""
     def __init__(
         self,
         *,
         state: Global___Session.State.ValueType = ...,
+        click_record_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["click_record_id", b"click_record_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
