@@ -1,4 +1,4 @@
-"""Who may do what: the roles of every method, and which resources lie in a key's scope. Pure."""
+"""Access: the roles that may call each method, and the resources in the scope of a key. Pure."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -76,12 +76,12 @@ class Caller:
 
     @property
     def sees_all_apps(self) -> bool:
-        """Whether the scope is everything."""
+        """Returns whether the scope is everything."""
         return not self.account_id and not self.app_id
 
     @property
     def is_partner(self) -> bool:
-        """Whether it is an outsider, who sees trackers only, and no secrets."""
+        """Returns whether it is an outsider, who sees trackers only, and no secrets."""
         return self.role in (NETWORK, AGENCY)
 
 
@@ -89,12 +89,12 @@ _current: ContextVar[Caller] = ContextVar("caller")
 
 
 def set_caller(caller: Caller) -> None:
-    """Serve what follows in this context for this caller."""
+    """Makes what follows in this context be served for this caller."""
     _current.set(caller)
 
 
 def caller() -> Caller:
-    """Whose call is served. Raises LookupError where nobody's is, so that nothing is shown by mistake."""
+    """Returns whose call is served. Raises LookupError where nobody's is, so that nothing is shown by mistake."""
     return _current.get()
 
 
@@ -115,7 +115,7 @@ def check_fields(caller: Caller, paths: list[str]) -> None:
 
 
 def may_see(caller: Caller, kind: str, resource: Any, account_id: str) -> bool:
-    """Whether the caller may read a resource. `account_id` is that of the resource, or of its app."""
+    """Returns whether the caller may read a resource. `account_id` is that of the resource, or of its app."""
     if caller.role == NETWORK:
         if kind == "network":
             return bool(resource.network_id == caller.network_id)
@@ -129,7 +129,7 @@ def may_see(caller: Caller, kind: str, resource: Any, account_id: str) -> bool:
 
 
 def in_scope(caller: Caller, kind: str, resource: Any, account_id: str) -> bool:
-    """Whether a resource lies in the caller's scope to read, whatever its role shows of it."""
+    """Returns whether a resource lies in the caller's scope to read, whatever its role shows of it."""
     if kind in ("network", "agency") and account_id in ("", caller.account_id):
         return True
     if kind == "account" and account_id == caller.account_id:
@@ -138,7 +138,7 @@ def in_scope(caller: Caller, kind: str, resource: Any, account_id: str) -> bool:
 
 
 def may_change(caller: Caller, resource: Any, account_id: str) -> bool:
-    """Whether a resource that the caller sees is in its scope to write."""
+    """Returns whether a resource that the caller sees is in its scope to write."""
     if caller.sees_all_apps:
         return True
     if caller.app_id:
@@ -147,7 +147,7 @@ def may_change(caller: Caller, resource: Any, account_id: str) -> bool:
 
 
 def conditions(caller: Caller, kind: str) -> list[tuple[str, str | bool]]:
-    """What a list shows of a kind, as conditions on its table with `{}` for the value.
+    """Returns conditions, with `{}` for the value, for what a list shows of the table of a kind.
 
     Lists of one app's resources are asked for an app in the caller's scope; only the others are narrowed by scope.
     """

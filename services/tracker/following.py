@@ -1,4 +1,4 @@
-"""Following the settings: what one watcher is sent, from the revision it has on."""
+"""Following the settings: what one follower is sent, from the revision it has on."""
 
 import itertools
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -9,19 +9,19 @@ from services.tracker.revisions import Revisions
 from services.tracker.store import MAX_PART_RESOURCES, Store
 
 MAX_CHANGES = 5000
-"""A watcher further behind gets a whole snapshot."""
+"""A follower further behind gets a whole snapshot."""
 HEARTBEAT_S = 5.0
 
 
 async def watch(
-    store: Store, revisions: Revisions, revision: int, *, heartbeat_s: float = HEARTBEAT_S
+    store: Store, revisions: Revisions, revision: int, *, heartbeat_s: float, max_changes: int
 ) -> AsyncGenerator[WatchSnapshotResponse, None]:
     """Yields all changes after the revision, without end; first a whole snapshot if they do not lead on from it.
 
     None lead on from 0. A response comes at once, and then at least every `heartbeat_s`.
     """
     at = revision
-    changes = await store.changes_after(at, max_count=MAX_CHANGES) if at else None
+    changes = await store.changes_after(at, max_count=max_changes) if at else None
     while True:
         if changes is None:
             async with aclosing(whole(store)) as parts:
@@ -36,7 +36,7 @@ async def watch(
             yield WatchSnapshotResponse(revision=at)
         await revisions.beyond(at, within_s=heartbeat_s)
         # Asked even when only time has passed: should the database have gone back to a backup, this finds out.
-        changes = await store.changes_after(at, max_count=MAX_CHANGES)
+        changes = await store.changes_after(at, max_count=max_changes)
 
 
 async def whole(store: Store) -> AsyncGenerator[WatchSnapshotResponse, None]:

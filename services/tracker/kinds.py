@@ -1,6 +1,6 @@
-"""The kinds of resources, each described once; the standard methods and the store work from these descriptions.
+"""The kinds of resources, each described once; the resource methods and the store work from these descriptions.
 
-A resource is its proto message everywhere in this service: what is stored, checked, answered and streamed is the same
+A resource is its proto message everywhere in this service: what is stored, checked, returned and streamed is the same
 thing, and copying each of them field by field into other words would only invite differences.
 """
 
@@ -70,63 +70,53 @@ class Kind(Generic[M]):
     named_by_caller: bool = False
     # Those that are there without being stored, of revision 0, until something first needs them.
     built_in: Mapping[Key, M] = field(default_factory=dict)
-    # The field that is kept encrypted, apart, and never answered.
+    # The field that is kept encrypted, apart, and never returned.
     sealed: str = ""
 
     @property
     def number(self) -> ResourceKind.ValueType:
-        """Its value in the contract."""
+        """Returns its number in the contract."""
         return ResourceKind.Value(f"RESOURCE_KIND_{self.name.upper()}")
 
     @property
     def output_only(self) -> frozenset[str]:
-        """Fields that callers cannot set."""
+        """Returns the fields that callers cannot set."""
         return frozenset((*SET_BY_SERVICE, *self.inherited, *self.derived))
 
     @property
     def nullable(self) -> frozenset[str]:
-        """Columns that refer to what a resource may do without."""
+        """Returns the columns that refer to what a resource may do without."""
         return frozenset(name for parent in self.optional for name in parent.key)
 
     def key_of(self, message: Message) -> Key:
-        """The values of the key fields; of a child they are its reference to this kind."""
+        """Returns the values of the key fields; of a child they are its reference to this kind."""
         return tuple(getattr(message, name) for name in self.key)
 
     def with_key(self, key: Key) -> M:
-        """An empty resource of that name, as before its first revision."""
+        """Returns an empty resource of that name, as before its first revision."""
         return self.message(**dict(zip(self.key, key, strict=True)), etag="0")
 
     def is_archived(self, message: Any) -> bool:
-        """Whether it is archived; settings that are always there never are."""
+        """Returns whether it is archived; settings that are always there never are."""
         return getattr(message, "status", None) == STATUS_ARCHIVED
 
     def gives_way(self, message: Any) -> bool:
-        """Whether one of the same name may be created in its place."""
+        """Returns whether another of the same name may be created in its place."""
         return self.named_by_caller and (self.is_archived(message) or message.registered)
 
     def parse(self, stored: bytes) -> M:
-        """A stored resource."""
-        resource = self.message.FromString(stored)
-        _set_etag(resource)
-        return resource
+        """Returns a stored resource."""
+        return self.message.FromString(stored)
 
     def parse_any(self, stored: bytes) -> Resource:
-        """A stored resource as one of any kind."""
+        """Returns a stored resource as one of any kind."""
         resource = Resource()
-        held = getattr(resource, self.name)
-        held.MergeFromString(stored)
-        _set_etag(held)
+        getattr(resource, self.name).MergeFromString(stored)
         return resource
-
-
-def _set_etag(message: Any) -> None:
-    # Those stored before there were etags lack theirs.
-    if not message.etag:
-        message.etag = str(message.revision)
 
 
 def _complete_network(network: Network) -> None:
-    """What is not given of a built-in network is as in the catalogue."""
+    """Fills in what is not given of a network of the catalogue."""
     built_in = catalogue.NETWORKS.get((network.network_id,))
     network.built_in = built_in is not None
     if built_in is not None:

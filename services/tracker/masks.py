@@ -18,7 +18,7 @@ def check_paths(
     output_only: frozenset[str],
     violations: Violations,
 ) -> None:
-    """Every path must lead to a field that callers may change; nested paths go through messages only."""
+    """Notes paths that lead to no field that callers may change; nested paths go through messages only."""
     named = list(paths)
     if not named:
         violations.add("update_mask", "REQUIRED", "must name the fields to change")
@@ -33,7 +33,7 @@ def check_paths(
 
 
 def apply(current: M, given: M, paths: Iterable[str]) -> M:
-    """A copy of `current` with the fields at `paths` as they are in `given`: one that is not set there is cleared."""
+    """Returns a copy of `current` with the fields at `paths` as in `given`: one that is not set there is cleared."""
     changed = type(current)()
     changed.CopyFrom(current)
     for path in paths:

@@ -1,40 +1,39 @@
-"""The newest revision as far as this process knows, and waiting for a newer one."""
+"""The newest revision that this process knows, and waiting for a newer one."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
+from libs.broadcast import Broadcast
 from libs.worker import keep_running
 
 
 class Revisions:
     """Wakes those who wait for a change: at once for changes of this process, by one shared poll for those of others.
 
-    `read` answers the newest committed revision.
+    `read` returns the newest committed revision.
     """
 
     def __init__(self, read: Callable[[], Awaitable[int]], *, poll_s: float = 0.25) -> None:
         self._read, self._poll_s = read, poll_s
         self._newest = 0
-        self._moved = asyncio.Event()
+        self._moved = Broadcast()
 
     def reached(self, revision: int) -> None:
-        """Note that this revision is committed."""
+        """Notes that this revision is committed, and wakes those who wait for it."""
         if revision > self._newest:
             self._newest = revision
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
+            self._moved.notify()
 
     async def beyond(self, revision: int, *, within_s: float) -> None:
-        """Return once a later revision is committed, or `within_s` later."""
-        try:
+        """Returns once a later revision is committed, or `within_s` later."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while self._newest <= revision:
-                    await self._moved.wait()
-        except TimeoutError:
-            return
+                    await self._moved.next().wait()
 
     async def run(self) -> None:
-        """Poll until cancelled."""
+        """Polls until cancelled."""
         await keep_running("revisions", self._poll)
 
     async def _poll(self) -> None:

@@ -28,7 +28,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from services.tracker.audit_trail import AuditTrail
-from services.tracker.following import watch
+from services.tracker.following import HEARTBEAT_S, MAX_CHANGES, watch
 from services.tracker.keys import ApiKeys
 from services.tracker.kinds import (
     ACCOUNT,
@@ -53,12 +53,25 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
-    """The methods of the contract: each names its kind of resource."""
+    """The methods of the contract: each names its kind of resource, and converts between messages.
 
-    def __init__(self, resources: ResourceMethods, keys: ApiKeys, store: Store, revisions: Revisions) -> None:
+    A follower has a response at least every `heartbeat_s`; more than `max_changes` behind, it gets a whole snapshot.
+    """
+
+    def __init__(
+        self,
+        resources: ResourceMethods,
+        keys: ApiKeys,
+        store: Store,
+        revisions: Revisions,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        max_changes: int = MAX_CHANGES,
+    ) -> None:
         self._resources, self._keys, self._store, self._revisions = resources, keys, store, revisions
         self._trackers, self._plans = Trackers(resources, store), SettingsPlans(resources, store)
         self._audit_trail = AuditTrail(resources, store)
+        self._heartbeat_s, self._max_changes = heartbeat_s, max_changes
 
     async def CreateAccount(
         self, request: account_pb2.CreateAccountRequest, context: Context
@@ -517,7 +530,14 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
         self, request: snapshot_pb2.WatchSnapshotRequest, context: Context
     ) -> AsyncGenerator[snapshot_pb2.WatchSnapshotResponse, None]:
         _check_revision(request.revision)
-        async with aclosing(watch(self._store, self._revisions, request.revision)) as responses:
+        watched = watch(
+            self._store,
+            self._revisions,
+            request.revision,
+            heartbeat_s=self._heartbeat_s,
+            max_changes=self._max_changes,
+        )
+        async with aclosing(watched) as responses:
             async for response in responses:
                 yield response
 

@@ -72,12 +72,12 @@ class Wanted:
 
     @property
     def id(self) -> Id:
-        """Its kind and key."""
+        """Returns its kind and key."""
         return self.kind.name, self.kind.key_of(self.resource)
 
     @property
     def path(self) -> str:
-        """Its path in the request, as `resources[3].tracker`."""
+        """Returns its path in the request, as `resources[3].tracker`."""
         return f"resources[{self.index}].{self.kind.name}"
 
 
@@ -94,7 +94,7 @@ class Step:
 
     @property
     def planned(self) -> PlannedChange:
-        """The step as a message."""
+        """Returns the step as a message."""
         return PlannedChange(
             action=self.action,
             kind=self.kind.number,

@@ -47,7 +47,7 @@ class Edit:
 
     @property
     def action(self) -> ChangeMessage.Action.ValueType:
-        """The action of this edit."""
+        """Returns the action of this edit."""
         if self.before is None:
             return ChangeMessage.ACTION_CREATED
         archives = self.after.status == STATUS_ARCHIVED != self.before.status

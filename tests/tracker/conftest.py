@@ -15,6 +15,7 @@ from libs.server import Face, ServerConfig, build_server
 from libs.time import now_us
 from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2_grpc
+from services.tracker.following import MAX_CHANGES
 from services.tracker.keys import ApiKeys
 from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
@@ -45,7 +46,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(database: Database) -> AsyncIterator[Served]:
+async def serving(database: Database, *, max_changes: int = MAX_CHANGES) -> AsyncIterator[Served]:
     """A tracker on this database. The ids it makes are made-1, made-2 and so on."""
     numbers, clock = itertools.count(1), Clock()
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
@@ -60,7 +61,7 @@ async def serving(database: Database) -> AsyncIterator[Served]:
             new_key=lambda: f"key-{next(numbers)}",
             now_us=lambda: clock.now_us,
         )
-        service = TrackerConfigService(resources, keys, store, revisions)
+        service = TrackerConfigService(resources, keys, store, revisions, max_changes=max_changes)
         face = Face(
             name=NAME,
             add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
@@ -79,9 +80,12 @@ async def serving(database: Database) -> AsyncIterator[Served]:
 
 
 @asynccontextmanager
-async def running(database: Database) -> AsyncIterator[Stub]:
+async def running(database: Database, *, max_changes: int = MAX_CHANGES) -> AsyncIterator[Stub]:
     """A tracker, and a client of it that may do everything."""
-    async with serving(database) as served, open_channel(served.target, key=ADMIN_KEY) as channel:
+    async with (
+        serving(database, max_changes=max_changes) as served,
+        open_channel(served.target, key=ADMIN_KEY) as channel,
+    ):
         yield service_pb2_grpc.TrackerConfigServiceStub(channel)
 
 

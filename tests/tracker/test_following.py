@@ -35,6 +35,7 @@ from tests.conftest import Database
 from tests.support.processes import running, tracker_process
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY
+from tests.tracker.conftest import running as running_tracker
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, wrong_fields
 
 Start = Callable[[], AbstractAsyncContextManager[Stub]]
@@ -213,16 +214,14 @@ async def test_a_watch_ahead_of_us_begins_anew(tracker: Stub) -> None:
     assert (whole.revision, whole.reset, ids(whole.resources)) == (1, True, ["app Demo"])
 
 
-async def test_a_watch_far_behind_begins_anew(
-    tracker: Stub, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.tracker.following.MAX_CHANGES", 4)
-    await create_parents(tracker)
-    async with watching_after(tracker, 1) as read:
-        assert not (await read()).reset
-    await rename_app(tracker, "Renamed")
-    async with watching_after(tracker, 1) as read:
-        assert (await read()).reset
+async def test_a_watch_far_behind_begins_anew(database: Database) -> None:
+    async with running_tracker(database, max_changes=4) as tracker:
+        await create_parents(tracker)
+        async with watching_after(tracker, 1) as read:
+            assert not (await read()).reset
+        await rename_app(tracker, "Renamed")
+        async with watching_after(tracker, 1) as read:
+            assert (await read()).reset
 
 
 async def test_a_watch_over_a_gap_begins_anew(tracker: Stub, database: Database) -> None:
@@ -241,7 +240,7 @@ async def test_a_watch_hears_of_a_database_gone_back_to_a_backup(database: Datab
     await create_parents(tracker)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
-        async with aclosing(watch(store, Revisions(store.revision), 5, heartbeat_s=0.05)) as responses:
+        async with aclosing(watch(store, Revisions(store.revision), 5, heartbeat_s=0.05, max_changes=9)) as responses:
             assert await anext(responses) == WatchSnapshotResponse(revision=5)
             await pool.execute("DELETE FROM changes WHERE revision > 4")
             await pool.execute("UPDATE revision SET revision = 4")
@@ -256,7 +255,7 @@ async def test_a_heartbeat_comes_when_nothing_changes(database: Database, tracke
     assert HEARTBEAT_S < 10
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
-        async with aclosing(watch(store, Revisions(store.revision), 1, heartbeat_s=0.05)) as responses:
+        async with aclosing(watch(store, Revisions(store.revision), 1, heartbeat_s=0.05, max_changes=9)) as responses:
             assert [await anext(responses) for _ in range(3)] == [WatchSnapshotResponse(revision=1)] * 3
 
 
