@@ -26,7 +26,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from reengage.tracker.v1.api_key_pb2 import ApiKey
-from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, Platform
 from reengage.tracker.v1.change_pb2 import Change
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -69,11 +69,14 @@ async def stored(stub: Stub, revision: int = 0) -> dict[str, Any]:
 def test_the_catalogue_has_what_was_asked_for() -> None:
     networks = [network for (network_id,), network in catalogue.NETWORKS.items() if network_id == network.network_id]
     assert {"x-ios", "x-android", "pinterest-ios", "pinterest-android"} <= {one.network_id for one in networks}
-    for platform in (PLATFORM_IOS, PLATFORM_ANDROID):
-        link_based = [one for one in networks if one.platform == platform and not one.self_attributing]
-        assert len(link_based) >= 20
-        assert all(one.postback_needs for one in link_based)
     assert len({one.name for one in networks}) == len(networks)
+
+
+@pytest.mark.parametrize("platform", [PLATFORM_IOS, PLATFORM_ANDROID], ids=["iOS", "Android"])
+def test_the_catalogue_has_link_based_networks(platform: Platform.ValueType) -> None:
+    networks = [one for one in catalogue.NETWORKS.values() if one.platform == platform and not one.self_attributing]
+    assert len(networks) >= 20
+    assert all(one.postback_needs for one in networks)
 
 
 async def test_a_built_in_network_is_there_and_kept_from_its_first_use(tracker: Stub) -> None:
@@ -185,7 +188,7 @@ async def test_what_is_in_use_is_not_archived(
 # Accounts with self-attributing networks
 
 
-async def test_credentials_are_kept_encrypted_and_never_answered(tracker: Stub, database: Database) -> None:
+async def test_credentials_are_kept_encrypted_and_never_returned(tracker: Stub, database: Database) -> None:
     await create_parents(tracker)
     secret = "a very secret token"
     account = samples.san_account(credentials={"token": secret, "other": "second"})
@@ -295,8 +298,8 @@ async def create_key(admin: Stub, **fields: Any) -> tuple[ApiKey, str]:
     return made.api_key, made.key
 
 
-async def answers(served: Served, key: str) -> str:
-    """Why the key does not open, or nothing."""
+async def refused_for(served: Served, key: str) -> str:
+    """Returns why the key does not open; empty if it does."""
     async with calling(served, key) as stub:
         try:
             await stub.ListApps(app_pb2.ListAppsRequest())
@@ -314,7 +317,7 @@ async def test_a_key_is_shown_once_and_kept_as_a_hash(database: Database) -> Non
     async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
         made, key = await create_key(admin)
         assert await create_key(admin) == (made, ""), "a repeat shows no key"
-        assert await answers(served, key) == ""
+        assert await refused_for(served, key) == ""
         connection = await asyncpg.connect(database.dsn("tracker"), server_settings={"search_path": "tracker"})
         try:
             for table in ("api_keys", "api_key_hashes", "changes"):
@@ -324,7 +327,7 @@ async def test_a_key_is_shown_once_and_kept_as_a_hash(database: Database) -> Non
         finally:
             await connection.close()
         await admin.ArchiveApiKey(api_key_pb2.ArchiveApiKeyRequest(api_key_id="ops"))
-        assert await answers(served, key) == "API_KEY_INVALID"
+        assert await refused_for(served, key) == "API_KEY_INVALID"
 
 
 async def test_the_last_use_is_noted_once_a_minute(database: Database) -> None:
@@ -332,14 +335,14 @@ async def test_the_last_use_is_noted_once_a_minute(database: Database) -> None:
         _, key = await create_key(admin)
         before = await newest(admin)
         assert await last_use(admin) is None
-        await answers(served, key)
+        await refused_for(served, key)
         first = await last_use(admin)
         assert first is not None
         served.clock.now_us += 59 * SECOND_US
-        await answers(served, key)
+        await refused_for(served, key)
         assert await last_use(admin) == first
         served.clock.now_us += 1 * SECOND_US
-        await answers(served, key)
+        await refused_for(served, key)
         later = await last_use(admin)
         assert later is not None
         assert later.ToNanoseconds() == first.ToNanoseconds() + 60_000_000_000
@@ -357,12 +360,12 @@ async def test_rotation_overlaps(database: Database) -> None:
         assert not rotated.api_key.HasField("expire_time")
         repeated = await admin.RotateApiKey(request)
         assert (repeated.api_key.api_key_id, repeated.key) == (rotated.api_key.api_key_id, "")
-        assert [await answers(served, key) for key in (old, rotated.key)] == ["", ""]
+        assert [await refused_for(served, key) for key in (old, rotated.key)] == ["", ""]
         served.clock.now_us += 3599 * SECOND_US
-        assert await answers(served, old) == ""
+        assert await refused_for(served, old) == ""
         served.clock.now_us += 1 * SECOND_US
-        assert await answers(served, old) == "API_KEY_INVALID"
-        assert await answers(served, rotated.key) == ""
+        assert await refused_for(served, old) == "API_KEY_INVALID"
+        assert await refused_for(served, rotated.key) == ""
         over = admin.RotateApiKey(api_key_pb2.RotateApiKeyRequest(api_key_id="ops"))
         assert await refusal(over) == ("FAILED_PRECONDITION", "ARCHIVED")
         long = api_key_pb2.RotateApiKeyRequest(api_key_id=rotated.api_key.api_key_id, overlap=seconds(30 * DAY + 1))
@@ -444,10 +447,17 @@ async def test_the_trail_pages_through_everything_newest_first(tracker: Stub) ->
         if not token:
             break
     assert paged == whole
-    for wrong in ("%", encode_token(2**63, 1, "x"), encode_token(1, 1, "null\x00")):
-        request = change_pb2.ListChangesRequest(page_token=wrong)
-        assert await wrong_fields(tracker.ListChanges(request)) == {("page_token", "INVALID_TOKEN")}
     assert [revision for revision, _ in whole] == [6] * 5 + [5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["%", encode_token(2**63, 1, "x"), encode_token(1, 99, "x"), encode_token(1, 1, "null\x00")],
+    ids=["no token", "revision", "kind", "key"],
+)
+async def test_page_tokens_of_the_trail_that_nobody_was_given(tracker: Stub, token: str) -> None:
+    request = change_pb2.ListChangesRequest(page_token=token)
+    assert await wrong_fields(tracker.ListChanges(request)) == {("page_token", "INVALID_TOKEN")}
 
 
 async def test_a_snapshot_of_any_revision(tracker: Stub) -> None:

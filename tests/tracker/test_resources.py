@@ -175,7 +175,7 @@ async def newest(stub: Stub) -> int:
 
 
 @every_kind
-async def test_create_answers_what_get_answers(tracker: Stub, calls: Calls) -> None:
+async def test_create_returns_what_get_returns(tracker: Stub, calls: Calls) -> None:
     await create_parents_of(calls, tracker)
     before = await newest(tracker)
     created = await calls.create(tracker, calls.sample())
@@ -186,14 +186,14 @@ async def test_create_answers_what_get_answers(tracker: Stub, calls: Calls) -> N
 
 
 @every_kind
-async def test_create_again_answers_what_is_there(tracker: Stub, calls: Calls) -> None:
+async def test_create_again_returns_what_is_there(tracker: Stub, calls: Calls) -> None:
     await create_parents_of(calls, tracker)
     created = await calls.create(tracker, calls.sample())
     assert await calls.create(tracker, calls.sample()) == created
     again = type(created)()
     again.CopyFrom(created)
     if calls is SAN_ACCOUNTS:
-        again.credentials["access_token"] = "hush"  # never answered, so it is not in what was created
+        again.credentials["access_token"] = "hush"  # never returned, so it is not in what was created
     assert await calls.create(tracker, again) == created, "output-only fields are ignored"
     assert await newest(tracker) == created.revision
 
@@ -225,12 +225,15 @@ async def test_the_same_request_id_makes_one(tracker: Stub, calls: Calls) -> Non
     assert await newest(tracker) == updated.revision
 
 
+@pytest.mark.parametrize("request_id", ["x" * 65, "null\x00"], ids=["too long", "not printable"])
+async def test_wrong_request_ids(tracker: Stub, request_id: str) -> None:
+    refused = NETWORKS.create(tracker, samples.san(), request_id=request_id)
+    assert await wrong_fields(refused) == {("request_id", "INVALID_TEXT")}
+
+
 async def test_a_request_id_is_per_kind_and_bounded(tracker: Stub) -> None:
     await APPS.create(tracker, samples.app(), request_id="one")
     assert (await NETWORKS.create(tracker, samples.network(), request_id="one")).name == "Acme iOS"
-    for wrong in ("x" * 65, "null\x00"):
-        refused = NETWORKS.create(tracker, samples.san(), request_id=wrong)
-        assert await wrong_fields(refused) == {("request_id", "INVALID_TEXT")}
     assert (await NETWORKS.create(tracker, samples.san(), request_id="x" * 64)).network_id == "x-ios"
 
 

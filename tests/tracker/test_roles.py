@@ -177,7 +177,7 @@ async def test_every_rpc_with_every_role(served: Served) -> None:
     assert found == may
 
 
-async def test_without_a_key_nothing_is_answered(served: Served) -> None:
+async def test_without_a_key_nothing_is_served(served: Served) -> None:
     methods = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods]
     async with calling(served, "") as nobody, calling(served, "guessed") as guesser:
         assert {await reason_of(nobody, method) for method in methods} == {"API_KEY_REQUIRED"}
@@ -239,11 +239,6 @@ async def test_an_agency_edits_what_it_runs(served: Served) -> None:
         assert (changed.name, changed.click_validation_key) == ("New", "")
         assert await refusal(rename(agency, "acq2")) == ("NOT_FOUND", "TRACKER_NOT_FOUND")
         assert await refusal(rename(agency, "t")) == ("NOT_FOUND", "TRACKER_NOT_FOUND")
-        for path in ("agency_id", "share_with_publisher", "click_validation_key"):
-            request = tracker_pb2.UpdateTrackerRequest(
-                tracker=Tracker(tracker_id="acq1"), update_mask=FieldMask(paths=[path])
-            )
-            assert await refusal(agency.UpdateTracker(request)) == ("PERMISSION_DENIED", "FIELD_NOT_ALLOWED")
         everything = tracker_edit_pb2.BulkEditTrackersRequest(
             app_id="kodemo1",
             filter=TrackerFilter(),
@@ -256,6 +251,15 @@ async def test_an_agency_edits_what_it_runs(served: Served) -> None:
         kept = await tracker_of(admin, "acq1")
         assert kept.click_validation_key == "0123456789abcdef", "what it does not see it does not lose"
         assert (await tracker_of(admin, "acq2")).max_conversions_per_engagement == 0
+
+
+@pytest.mark.parametrize("path", ["agency_id", "share_with_publisher", "click_validation_key"])
+async def test_an_agency_does_not_change_what_is_the_owners(served: Served, path: str) -> None:
+    async with holding(served, **ROLES["G"], account_id="owner") as agency:
+        request = tracker_pb2.UpdateTrackerRequest(
+            tracker=Tracker(tracker_id="acq1"), update_mask=FieldMask(paths=[path])
+        )
+        assert await refusal(agency.UpdateTracker(request)) == ("PERMISSION_DENIED", "FIELD_NOT_ALLOWED")
 
 
 async def test_a_key_of_one_app_sees_that_app(served: Served) -> None:
