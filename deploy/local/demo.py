@@ -36,7 +36,7 @@ from services.cli.delivery_tables import state_name
 from services.cli.places import DATA
 from services.cli.tables import console, table
 
-LONGEST_S = 120.0
+MAX_S = 120.0
 """However slow the machine: by then it has ended, or failed."""
 
 
@@ -65,14 +65,14 @@ async def run() -> int:
     holds = False
     try:
         async with (
-            asyncio.timeout(LONGEST_S),
+            asyncio.timeout(MAX_S),
             running_suite(directory, ports, announce=told(console)) as suite,
             network.serving(HOST, ports.network),
             _clients(ports) as clients,
         ):
             holds = await clients.play_and_check(suite, network)
     except (NotSettledError, TimeoutError) as error:
-        console.print(f"[red]{escape(str(error) or f'not done within {LONGEST_S:g} s')}[/]")
+        console.print(f"[red]{escape(str(error) or f'not done within {MAX_S:g} s')}[/]")
     finally:
         shutil.rmtree(directory / "postgres", ignore_errors=True)
         if holds:

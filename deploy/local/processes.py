@@ -15,7 +15,7 @@ from services.cli.places import ROOT
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0  # a service's own grace is 20
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 10.0
+MAX_PAUSE_S = 10.0
 LONG_LIFE_S = 30.0  # whoever ran this long begins with the first pause again
 TRIES_AT_START = 3
 KEPT_LOG_BYTES = 20 * 1024 * 1024
@@ -134,7 +134,7 @@ class ServiceProcess:
                 pause_s = FIRST_PAUSE_S
             self._announce(f"[red]{self.name} crashed[/]. {self._last_words()}\nStarting it again in {pause_s:g} s.")
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
             self.restarts += 1
             await self._spawn()
             if await self._becomes_healthy():

@@ -623,10 +623,10 @@ async def test_devices_that_merge_meanwhile_are_both_decided_again(world: World)
 @pytest.mark.timeout(180)
 async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, database: Database, tmp_path: Path) -> None:
     """Killed again and again, by SIGKILL: no version is lost or written twice, and every count is right."""
-    count = 3000
+    count = 1200
     async with working(world):
-        for start in range(0, count, 500):
-            numbers = range(start, start + 500)
+        for start in range(0, count, 400):
+            numbers = range(start, start + 400)
             await world.send(*(click(0, device(number), record_id=f"k{number}") for number in numbers))
             await world.send(*(event(HOUR, device(number), record_id=f"e{number}") for number in numbers))
         await world.decided(*(f"e{number}" for number in range(count)))
