@@ -73,30 +73,32 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):
-        settings = follow_tracker(to_tracker, RulebookBuilder())
+        rulebooks = follow_tracker(to_tracker, RulebookBuilder())
         ingest = IngestServiceStub(to_ingest)
         postback = postback_grpc.PostbackServiceStub(to_postback)
         triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
         pace = Pace()
-        claims = Claims(pool=pool, settings=settings, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
+        claims = Claims(pool=pool, settings=rulebooks, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
         eraser = Eraser(pool=pool, ingest=ingest, postback=postback, now_us=now_us)
-        reattributor = Reattributor(pool, settings, pace, now_us)
-        live = live_loops(pool, settings, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us)
+        reattributor = Reattributor(pool, rulebooks, pace, now_us)
+        live = live_loops(
+            pool, rulebooks, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
+        )
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
             pool,
             {**live, "claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
-            ready=lambda: asyncio.gather(settings.ready(), triggers.ready()),
+            ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
         )
         watching = Watching(pool, pace)
         service = Attribution(
             pool,
-            settings,
+            rulebooks,
             explanations=Explanations(pool, ingest),
             watching=watching,
-            what_ifs=WhatIfs(pool, settings, pace, now_us),
-            reattributions=Reattributions(pool, settings),
-            offers=Offers(pool, settings, postback),
+            what_ifs=WhatIfs(pool, rulebooks, pace, now_us),
+            reattributions=Reattributions(pool, rulebooks),
+            offers=Offers(pool, rulebooks, postback),
             now_us=now_us,
         )
         face = Face.of(
@@ -107,13 +109,13 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         yield Service(
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
             loops={
-                "settings": settings.run,
+                "settings": rulebooks.run,
                 "claim_triggers": triggers.run,
                 "ownership": worker.run,
                 "watching": watching.run,
                 "retention": Periods(pool).run,
             },
-            ready=settings.ready,
+            ready=rulebooks.ready,
         )
 
 

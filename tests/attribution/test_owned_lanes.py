@@ -3,15 +3,18 @@
 import asyncio
 import collections
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import pytest
 from prometheus_client import REGISTRY
 
-from libs.db import Connection, Pool
+from libs.db import Connection, Pool, open_pool
 from libs.domain.lanes import LANES
 from reengage.attribution.v1 import decision_pb2
+from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage import PLANNER
 from services.attribution.storage.lanes import (
+    LanesLostError,
     advance_decided,
     advance_indexed,
     advance_relayed,
@@ -24,6 +27,8 @@ from tests.attribution.conftest import (
     device,
     event,
 )
+from tests.attribution.stories import owning
+from tests.conftest import Database
 
 HOUR = 3600
 REENGAGED = decision_pb2.OUTCOME_REENGAGED
@@ -129,3 +134,36 @@ async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: 
         await world.log_pool.execute("UPDATE lanes SET next_position = 0")
         while failures() == before:
             await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with open_pool(
+        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
+    ) as opened:
+        yield opened
+
+
+async def _write(pool: Pool, lanes: OwnedLanes, *, loses: int | None = None, is_fenced: bool = True) -> None:
+    """Writes a row in a fenced transaction; meanwhile another worker may take a lane."""
+    async with lanes.fenced() as connection:
+        await connection.execute("INSERT INTO hash_lengths (app_id, length) VALUES ('a', 32)")
+        await pool.execute("UPDATE lanes SET owner = 'another' WHERE lane = $1", loses)
+        if is_fenced:
+            await lanes.append(connection, lanes=[6, 7])
+
+
+async def test_who_lost_its_lanes_writes_nothing(pool: Pool) -> None:
+    async with owning(pool) as lanes:
+        with pytest.raises(LanesLostError):
+            await _write(pool, lanes, loses=7)
+        assert not await pool.fetchval("SELECT count(*) FROM hash_lengths")
+
+
+async def test_a_fenced_transaction_without_its_fence_writes_nothing(pool: Pool) -> None:
+    async with owning(pool) as lanes:
+        with pytest.raises(AssertionError):
+            await _write(pool, lanes, is_fenced=False)
+        assert not await pool.fetchval("SELECT count(*) FROM hash_lengths")
+        await _write(pool, lanes)
+        assert await pool.fetchval("SELECT count(*) FROM hash_lengths") == 1, "one that fails holds up no other"
