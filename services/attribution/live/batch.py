@@ -202,7 +202,7 @@ def _networks_to_ask(case: Case, *, is_held: bool, goes_on: bool) -> tuple[str, 
     None about a refund (D11), a duplicate install, or a session that goes on (D4). Whether it is one of these
     two is known only once the install is decided that holds it back: so none about what is held back either.
     """
-    if case.device is None or not case.is_conversion:
+    if not case.network_ids or case.device is None or not case.is_conversion:
         return ()
     if case.event_name == INSTALL:
         may_ask = not is_held and eligibility(case.conversion, case.device.history, case.rules) is None
