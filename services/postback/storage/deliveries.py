@@ -302,7 +302,8 @@ async def _let_go(deliveries: Sequence[NewDelivery], connection: Connection) -> 
         rows = await connection.fetch(
             """
             INSERT INTO session_holds AS held (configuration_id, device_id, told_us)
-            SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
+            SELECT configuration_id, device_id, told_us
+            FROM unnest($1::text[], $2::text[], $3::bigint[]) AS told (configuration_id, device_id, told_us)
             ON CONFLICT (configuration_id, device_id) DO UPDATE SET told_us = excluded.told_us
             WHERE excluded.told_us >= held.told_us + $4 -- a day
             RETURNING configuration_id, device_id

@@ -169,9 +169,15 @@ async def _note_attempts(batch: Sequence[Settled], connection: Connection) -> No
             delivery_id, configuration_id, redelivery_count, number, start_us, verdict, attempt, conversion_us,
             retention_days
         )
-        SELECT * FROM unnest(
+        SELECT
+            delivery_id, configuration_id, redelivery_count, number, start_us, verdict, attempt, conversion_us,
+            retention_days
+        FROM unnest(
             $1::uuid[], $2::text[], $3::int[], $4::int[], $5::bigint[], $6::smallint[], $7::bytea[], $8::bigint[],
             $9::smallint[]
+        ) AS made (
+            delivery_id, configuration_id, redelivery_count, number, start_us, verdict, attempt, conversion_us,
+            retention_days
         )
         -- Given up for interrupted by another, but here is what really became of it.
         ON CONFLICT (delivery_id, configuration_id, redelivery_count, number, conversion_us, retention_days)
