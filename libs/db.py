@@ -8,15 +8,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "serializable"]
-
-T = TypeVar("T")
 
 CONNECTION_LOST = (
     ConnectionError,
@@ -116,21 +114,6 @@ async def transactions(
             if attempt.committed:
                 return
         await asyncio.sleep(pause)
-
-
-async def in_transaction(
-    pool: Pool,
-    work: Callable[[Connection], Awaitable[T]],
-    *,
-    isolation: Isolation = "read_committed",
-    retry_seconds: float = 10,
-) -> T:
-    """Goes away: use `transactions`."""
-    results: list[T] = []
-    async for attempt in transactions(pool, isolation=isolation, retry_seconds=retry_seconds):
-        async with attempt as connection:
-            results[:] = [await work(connection)]
-    return results[0]
 
 
 class Attempt:
