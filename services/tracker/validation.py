@@ -232,10 +232,6 @@ def check_api_key_fits(_key: ApiKey, parents: Parents, violations: Violations) -
     _check_owner("api_key.agency_id", parents.agency, parents, violations)
 
 
-def check_network_settings(_settings: NetworkSettings, _violations: Violations) -> None:
-    """Notes nothing: the ranges that hold for every kind are all there is."""
-
-
 def check_network_settings_fit(_settings: NetworkSettings, parents: Parents, violations: Violations) -> None:
     """Notes a network of another platform or of another account."""
     _check_platforms("network_settings.network_id", parents, violations)
