@@ -12,13 +12,13 @@ PR_SET_PDEATHSIG = 1
 
 
 def run(service: str) -> None:
-    """Be the process of `python -m services.<service>`; returns or exits as that does."""
+    """Becomes the process of `python -m services.<service>`; returns or exits as that does."""
     sys.argv = [f"services.{service}"]
     runpy.run_module(f"services.{service}", run_name="__main__", alter_sys=True)
 
 
 def end_with(parent: int) -> None:
-    """Have this process get SIGTERM when the process `parent`, which started it, is gone."""
+    """Asks for SIGTERM for this process when the process `parent`, which started it, is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     else:

@@ -204,7 +204,7 @@ class _Demo:
         )
 
     async def _logged(self) -> Counter[str]:
-        """What the log holds, by kind of record."""
+        """Returns what the log holds, by kind of record."""
         request = log_pb2.ReadLogRequest()
         getattr(request, "from").extend(log_pb2.LanePosition(lane=lane) for lane in range(LANES))
         counts: Counter[str] = Counter()

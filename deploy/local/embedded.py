@@ -90,11 +90,11 @@ class EmbeddedPostgres:
         return self._process is not None and self._process.poll() is None
 
     def admin_dsn(self, database: str = DATABASE) -> str:
-        """The superuser's DSN: for bootstrap and migrations, never for a service."""
+        """Returns the superuser's DSN: for bootstrap and migrations, never for a service."""
         return self._dsn(SUPERUSER, database)
 
     def dsn(self, service: str, database: str = DATABASE) -> str:
-        """The DSN a service runs with: its own role, which reaches its own schema only."""
+        """Returns the DSN a service runs with: its own role, which reaches its own schema only."""
         return self._dsn(f"{service}_app", database)
 
     def _dsn(self, role: str, database: str) -> str:
@@ -133,7 +133,7 @@ class EmbeddedPostgres:
             shutil.rmtree(self._socket_directory, ignore_errors=True)
 
     async def restart(self) -> None:
-        """Stop, then start, with the same DSNs."""
+        """Stops, then starts, with the same DSNs."""
         await self.stop()
         await self.start()
 

@@ -17,22 +17,22 @@ Answer = Callable[[int], web.Response]
 
 
 def takes(_attempt: int) -> web.Response:
-    """200, always."""
+    """Answers 200, always."""
     return web.json_response({"ok": True})
 
 
 def fails_first(attempt: int) -> web.Response:
-    """500 to the first attempt, 200 afterwards."""
+    """Answers 500 to the first attempt, 200 afterwards."""
     return web.json_response({"error": "try later"}, status=500) if attempt == 1 else takes(attempt)
 
 
 def limits_first(attempt: int) -> web.Response:
-    """429 with `Retry-After: 1` to the first attempt, 200 afterwards."""
+    """Answers 429 with `Retry-After: 1` to the first attempt, 200 afterwards."""
     return web.Response(status=429, headers={"Retry-After": "1"}) if attempt == 1 else takes(attempt)
 
 
 def refuses(_attempt: int) -> web.Response:
-    """400, always."""
+    """Answers 400, always."""
     return web.json_response({"error": "unknown conversion"}, status=400)
 
 
@@ -78,7 +78,7 @@ class LocalNetwork:
         return answer
 
     def _attempt(self, network: str, request: web.Request) -> int:
-        """The number of this attempt at a delivery."""
+        """Returns the number of this attempt at a delivery."""
         delivery = (network, _delivery_id(request))
         self.attempts[delivery] += 1
         if len(self.attempts) > REMEMBERED:

@@ -39,7 +39,7 @@ class Answers:
     """Records by the way they came."""
 
     def refuse(self, reasons: list[str]) -> None:
-        """Note a refused record."""
+        """Notes a refused record."""
         self.refused["+".join(sorted(set(reasons)))] += 1
 
 

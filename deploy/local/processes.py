@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from services.cli.places import ROOT
 
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0  # a service's own grace is 20
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0  # a service's own grace is 20
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 10.0
 LONG_LIFE_S = 30.0  # whoever ran this long begins with the first pause again
@@ -30,7 +30,7 @@ class StartError(Exception):
 class ServiceProcess:
     """One service as a child process in a session of its own; its output is appended to `log`.
 
-    `is_healthy` answers whether it serves; `announce` gets a line for people, in rich's markup, at each crash and
+    `is_healthy` returns whether it serves; `announce` gets a line for people, in rich's markup, at each crash and
     recovery.
     """
 
@@ -72,7 +72,7 @@ class ServiceProcess:
         self._watch = asyncio.create_task(self._keep_running(), name=f"watch {self.name}")
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not end it; returns when it is gone."""
+        """Sends SIGTERM, and SIGKILL when that does not end it; returns when it is gone."""
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
@@ -81,14 +81,14 @@ class ServiceProcess:
             return
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            self._announce(f"[yellow]{self.name} did not stop within {STOP_SECONDS:g} s and is killed[/]")
+            self._announce(f"[yellow]{self.name} did not stop within {STOP_TIMEOUT_S:g} s and is killed[/]")
             self._signal(signal.SIGKILL)
             await process.wait()
 
     def kill(self) -> None:
-        """SIGKILL, at once and for good."""
+        """Sends SIGKILL, at once and for good."""
         self._stopping = True
         self._signal(signal.SIGKILL)
 
@@ -113,7 +113,7 @@ class ServiceProcess:
             )
 
     async def _becomes_healthy(self) -> bool:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_S
         while self.pid is not None:
             if await self._is_healthy():
                 return True

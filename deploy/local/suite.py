@@ -49,11 +49,11 @@ class Ports:
     metrics: int = 7201
 
     def address(self, name: str) -> str:
-        """`host:port` of a service, or of `network`."""
+        """Returns `host:port` of a service, or of `network`."""
         return f"{HOST}:{getattr(self, name)}"
 
     def metrics_of(self, service: str) -> int:
-        """The port that serves a service's /metrics."""
+        """Returns the port that serves a service's /metrics."""
         return self.gateway if service == "gateway" else self.metrics + SERVICES.index(service)
 
     def check(self) -> None:
@@ -137,12 +137,12 @@ async def running_suite(
 
 
 def migrated_services() -> list[str]:
-    """The services that own a schema."""
+    """Returns the services that own a schema."""
     return [name for name in SERVICES if migrations_of(name).is_dir()]
 
 
 def migrations_of(service: str) -> Path:
-    """Where a service's migrations are."""
+    """Returns the directory of a service's migrations."""
     return ROOT / "services" / service / "migrations"
 
 
@@ -227,7 +227,7 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
 
 
 def _key(file: Path) -> str:
-    """A random key, for secrets at rest or for callers; made once, and kept where only its owner reads it."""
+    """Returns a random key, for secrets at rest or for callers; made once, and kept where only its owner reads it."""
     if not file.exists():
         unfinished = file.with_suffix(".new")
         unfinished.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ class Conduct:
 
 
 def attribution(engagement_time: datetime, engagement_type: str = "CLICK", **promoted: Any) -> Json:
-    """A claim as X words it; `promoted` are promoted_properties, as campaign_name."""
+    """Returns a claim as X words it; `promoted` are promoted_properties, as campaign_name."""
     return {
         "engagement_time": engagement_time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "engagement_type": engagement_type,
@@ -87,7 +87,7 @@ def attribution(engagement_time: datetime, engagement_type: str = "CLICK", **pro
 
 
 def hashed(device_id: str) -> str:
-    """A device id as the adapter hashes it by default: lower case, hexadecimal."""
+    """Returns a device id as the adapter hashes it by default: lower case, hexadecimal."""
     return hmac.digest(DEVICE_ID_KEY.encode(), device_id.lower().encode(), "sha256").hex()
 
 
@@ -108,7 +108,7 @@ class LocalX:
         self._nonces: dict[str, None] = {}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """One conversion event."""
+        """Answers one conversion event."""
         if not self._is_signed(request):
             return self._errors(401, {"code": "UNAUTHORIZED_ACCESS", "message": "This request is not properly signed"})
         parameters = dict(request.query)
@@ -149,7 +149,7 @@ class LocalX:
         }
 
     def _is_signed(self, request: web.Request) -> bool:
-        """RFC 5849, section 3.2; a nonce serves once."""
+        """Returns whether a request is signed: RFC 5849, section 3.2; a nonce serves once."""
         scheme, _, rest = request.headers.get("Authorization", "").partition(" ")
         given = {
             unquote(name): unquote(value) for name, value in re.findall(r'\s*([^=,\s]+)="([^"]*)"\s*(?:,|$)', rest)

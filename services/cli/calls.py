@@ -16,7 +16,7 @@ PACKAGES = ("tracker", "ingest", "attribution", "postback")
 
 
 def find_method(name: str) -> tuple[str, MethodDescriptor]:
-    """The service (`tracker`, …) and the method that `name` means.
+    """Returns the service (`tracker`, …) and the method that `name` means.
 
     `name` is SERVICE/METHOD: `ingest/RecordBatch`, `IngestService/RecordBatch` or
     `reengage.ingest.v1.IngestService/RecordBatch`. Raises CallError with what there is instead.
@@ -44,7 +44,7 @@ def _services(package: str) -> Iterator[ServiceDescriptor]:
 
 
 def parse_request(method: MethodDescriptor, text: str) -> Message:
-    """The request that a JSON text is. Raises CallError naming what does not fit."""
+    """Returns the request that a JSON text is. Raises CallError naming what does not fit."""
     request = message_factory.GetMessageClass(method.input_type)()
     try:
         fields = json.loads(text)

@@ -1,11 +1,14 @@
 """How commands end, ask and write. Tables are in `tables`; nothing here imports anything heavy."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from google.protobuf.message import Message
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -63,3 +66,14 @@ def to_json(message: "Message", *, indent: int | None = None) -> str:
 def print_json(message: "Message", *, indent: int | None = 2) -> None:
     """Prints a message as JSON; in one line if `indent` is None."""
     typer.echo(to_json(message, indent=indent))
+
+
+def lists_json(**lists: "Iterable[Message]") -> str:
+    """Returns lists of messages as one object of JSON, for programs."""
+    from google.protobuf import json_format
+
+    plain = {
+        name: [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in messages]
+        for name, messages in lists.items()
+    }
+    return json.dumps(plain, indent=2, ensure_ascii=False)

@@ -16,7 +16,7 @@ _SHORT = 16
 
 
 def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
-    """What became of a record: of a decided one with the verdict on every candidate."""
+    """Prints what became of a record: of a decided one with the verdict on every candidate."""
     if answer.HasField("decision"):
         _print_decision(answer)
     else:
@@ -30,7 +30,7 @@ def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
 
 
 def _print_point(sentence: str) -> None:
-    """A bullet, and the sentence beside it; a file or a pipe gets it as one line."""
+    """Prints a bullet, and the sentence beside it; a file or a pipe gets it as one line."""
     if not tables.console.is_terminal:
         tables.console.print(f"  • {escape(sentence)}", soft_wrap=True)
         return
@@ -87,7 +87,7 @@ def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
 
 
 def print_fact(fact: decision_pb2.Fact) -> None:
-    """A decision as it is made, or taken back, in a line."""
+    """Prints a decision as it is made, or taken back, in a line."""
     decision = fact.decision
     time = time_text(decision.decide_time)
     # One is taken back when the next line is made, not at its own time.
@@ -108,7 +108,7 @@ def print_fact(fact: decision_pb2.Fact) -> None:
 
 
 def print_totals(totals: Iterable[credit_total_pb2.CreditTotal]) -> None:
-    """What networks and their trackers are credited with, before and after; totals of one tracker are added up."""
+    """Prints the credits of networks and their trackers, before and after; totals of one tracker are added up."""
     columns = ("installs", "reengagements", "credited_events")
     counts: dict[tuple[str, str], list[int]] = {}
     for total in totals:
@@ -126,7 +126,7 @@ def print_totals(totals: Iterable[credit_total_pb2.CreditTotal]) -> None:
 
 
 def print_changed(changed: Iterable[what_if_pb2.ChangedDecision]) -> None:
-    """Decisions as they are and as they would be, a line each."""
+    """Prints decisions as they are and as they would be, a line each."""
     ids = ("conversion", "event", "is", "would be")
     rows = table("", *ids, "at", whole=["conversion", "event"])
     for each in changed:
@@ -143,7 +143,7 @@ def print_changed(changed: Iterable[what_if_pb2.ChangedDecision]) -> None:
 
 
 def print_offered(app_id: str, name: str, offered: Iterable[offer_pb2.OfferedPostback]) -> None:
-    """The postbacks that a re-attribution would change, a line each, and what can be done about them."""
+    """Prints the postbacks that a re-attribution would change, a line each, and what can be done about them."""
     counts = Counter[offer_pb2.OfferedPostback.Effect.ValueType]()
     headings = ("configuration", "network", "conversion", "effect")
     rows = table(f"Postbacks of {escape(name)}", *headings, whole=headings)
@@ -167,7 +167,7 @@ def _outcome(outcome: decision_pb2.Outcome.ValueType) -> str:
 
 
 def _credit(decision: decision_pb2.Decision) -> str:
-    """The outcome, and who is credited or why nobody won: REENGAGED spring by c-12."""
+    """Returns the outcome, and who is credited or why nobody won: REENGAGED spring by c-12."""
     parts = [_outcome(decision.outcome), escape(decision.tracker_id)]
     if decision.engagement_id:
         parts.append(f"by {escape(decision.engagement_id)}")
@@ -177,7 +177,7 @@ def _credit(decision: decision_pb2.Decision) -> str:
 
 
 def _short(engagement_id: str) -> str:
-    """The end of an id, which tells it from others beside it; all of one that is short or that of a claim."""
+    """Returns the end of an id, which tells it from others beside it; all of one that is short or of a claim."""
     is_whole = len(engagement_id) <= _SHORT or engagement_id.startswith("claim:")
     return engagement_id if is_whole else f"…{engagement_id[-8:]}"
 

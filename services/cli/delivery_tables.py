@@ -15,7 +15,7 @@ from services.cli.tables import print_whole, table, time_text
 
 
 def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -> None:
-    """Deliveries, a line each."""
+    """Prints deliveries, a line each."""
     rows = table(
         f"Deliveries of {escape(app_id)}, newest first",
         "delivery", "configuration", "conversion", "event", "state", "attempts", "made", "took",
@@ -39,7 +39,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -
 
 
 def print_delivery(delivery: delivery_pb2.Delivery) -> None:
-    """One delivery with every attempt."""
+    """Prints one delivery with every attempt."""
     print_deliveries(delivery.app_id, [delivery])
     for number, attempt in enumerate(delivery.attempts, start=1):
         verdict = short_name(delivery_pb2.Attempt.Verdict.DESCRIPTOR, attempt.verdict)
@@ -56,7 +56,7 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
 
 
 def state_name(state: delivery_pb2.Delivery.State.ValueType) -> str:
-    """DELIVERED, PENDING, …"""
+    """Returns the name of a state, as DELIVERED or PENDING."""
     return short_name(delivery_pb2.Delivery.State.DESCRIPTOR, state)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.console import WRONG, fail, print_json, read
+from services.cli.console import WRONG, fail, lists_json, print_json, read
 from services.cli.groups import new_group
 from services.cli.kinds import Kind
 from services.cli.options import Archived, Fields, Json, Limit, Target
@@ -102,14 +102,18 @@ def add_archive(group: typer.Typer, kind: Kind) -> None:
 
 def list_resources(kind: Kind, title: str, limit: int, as_json: bool, target: str, **request: Any) -> list[Any]:
     """Prints the first resources that a list request names, and returns them."""
-    from services.cli.resource_tables import print_resources, resources_json
 
     async def list_them(resources: "Resources") -> tuple[list[Any], bool]:
         return await resources.some(kind, limit, **request)
 
     found: list[Any]
     found, has_more = with_resources(kind, target, list_them)
-    typer.echo(resources_json(kind, found)) if as_json else print_resources(title, found, *kind.columns)
+    if as_json:
+        typer.echo(lists_json(**{kind.list_name: found}))
+    else:
+        from services.cli.resource_tables import print_resources
+
+        print_resources(title, found, *kind.columns)
     if has_more:
         typer.echo(f"There are more than {limit}; --limit shows them.", err=True)
     return found
@@ -170,8 +174,8 @@ def fill(kind: Kind, assignments: list[str], *key: str) -> tuple[Any, list[str]]
 
     A secret may be read from a file: `credentials=@FILE`. Ends the command naming all that do not fit.
     """
+    from services.cli.field_reader import Fields as Reader
     from services.cli.fields import SECRET
-    from services.cli.fields import Fields as Reader
 
     resource = kind.message(**dict(zip(kind.key, key, strict=False)))
     closed = dict.fromkeys(kind.output_only, "is set by the service")
@@ -193,11 +197,11 @@ def fill(kind: Kind, assignments: list[str], *key: str) -> tuple[Any, list[str]]
 
 def print_result(done: str, kind: Kind, resource: "Message", as_json: bool) -> None:
     """Prints a resource, and what was done to it."""
-    from services.cli.resource_tables import print_resource
-
     if as_json:
         print_json(resource)
     else:
+        from services.cli.resource_tables import print_resource
+
         print_resource(f"{done} {kind.words} {'/'.join(kind.key_of(resource))}".strip(), resource)
 
 

@@ -4,14 +4,12 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.markup import escape
 
 from libs.messages import short_name
 from reengage.tracker.v1 import change_pb2, resolve_pb2, status_pb2, tracker_edit_pb2, tracker_pb2
 from services.cli.fields import Difference, leaves, text_of
-from services.cli.kinds import Kind
 from services.cli.tables import console, print_whole, table
 
 Rows: TypeAlias = Iterable[tuple[str, str, Iterable[Difference]]]
@@ -25,7 +23,7 @@ _COLOURS = {"create": "green", "update": "yellow", "archive": "red"}
 
 
 def print_changes(title: str, rows: Rows) -> None:
-    """A line a change, and one for each field after the first."""
+    """Prints a line a change, and one for each field after the first."""
     changes = table(escape(title), "change", "what", "field", "is", "will be")
     for action, name, fields in rows:
         heads = iter([(f"[{_COLOURS[action]}]{action}[/]", escape(name))])
@@ -35,7 +33,7 @@ def print_changes(title: str, rows: Rows) -> None:
 
 
 def changes_json(app_id: str, rows: Rows) -> str:
-    """The same for programs."""
+    """Returns the same for programs."""
     changes = [
         {"action": action, "what": name, "fields": [field._asdict() for field in fields]}
         for action, name, fields in rows
@@ -61,7 +59,7 @@ def field_changes(message: type[Message], changes: Iterable[change_pb2.FieldChan
 
 
 def print_resources(title: str, resources: Iterable[Message], *columns: str) -> None:
-    """A line each, with the fields named; a column that is empty throughout is left out."""
+    """Prints a line each, with the fields named; a column that is empty throughout is left out."""
     cells = [{path: text_of(field, value) for path, field, value in leaves(one)} for one in resources]
     if not cells:
         console.print(f"{escape(title)}: none")
@@ -76,17 +74,11 @@ def print_resources(title: str, resources: Iterable[Message], *columns: str) -> 
 
 
 def print_resource(title: str, resource: Any) -> None:
-    """Every field that is set."""
+    """Prints every field that is set."""
     rows = table(escape(title), "field", "value")
     for path, field, value in leaves(resource):
         rows.add_row(escape(path), escape(text_of(field, value)))
     console.print(rows)
-
-
-def resources_json(kind: Kind, resources: Iterable[Message]) -> str:
-    """The same for programs: one object with a list."""
-    listed = [json_format.MessageToDict(one, preserving_proto_field_name=True) for one in resources]
-    return json.dumps({kind.list_name: listed}, indent=2, ensure_ascii=False)
 
 
 def print_resolved(title: str, settings: Iterable[resolve_pb2.ResolvedSetting]) -> None:
@@ -133,5 +125,7 @@ def _shown(message: type[Message], path: str, text: str) -> str:
     value = json.loads(text)
     for name in reversed(path.split(".")):
         value = {name: value}
+    from google.protobuf import json_format
+
     resource = json_format.ParseDict(value, message(), ignore_unknown_fields=True)
     return next((text_of(field, held) for _, field, held in leaves(resource)), text)

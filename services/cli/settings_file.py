@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 from libs.errors import Violation
 from libs.yaml_lines import Problem, YamlError, is_null, line_of, read_yaml
 from reengage.tracker.v1 import resource_kind_pb2, settings_file_pb2, snapshot_pb2
-from services.cli.fields import Fields, MisfitError, leaves, nearest, pairs_in, plain, text_in
+from services.cli.field_reader import Fields, pairs_in, text_in
+from services.cli.fields import MisfitError, leaves, nearest, plain
 from services.cli.kinds import (
     APP,
     CAMPAIGN,

@@ -56,6 +56,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
+@pytest.mark.process
+def test_a_call_loads_only_what_it_needs() -> None:
+    """A command answers in less than 0.4 s; what a list takes as JSON, and nothing else."""
+    program = (
+        "import sys; from typer.testing import CliRunner; from services.cli.app import app;"
+        "CliRunner().invoke(app, ['apps', 'list', '--json', '--target', '127.0.0.1:1']);"
+        "assert 'grpc' in sys.modules;"
+        "heavy = ('aiohttp', 'asyncpg', 'structlog', 'prometheus_client', 'rich', 'yaml', 'reengage.postback.v1');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 def test_an_unknown_service_is_told_what_there_is(command: str) -> None:
     code, output = run(command, "billing", environment={"REENGAGE_ADMIN_DSN": "postgresql://"})

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.tracker_pb2 import Tracker
-from services.cli.fields import Difference, Fields, differences, leaves, plain, text_of
+from services.cli.field_reader import Fields
+from services.cli.fields import Difference, differences, leaves, plain, text_of
 
 
 def assigned(message: Tracker, path: str, text: str) -> list[str]:

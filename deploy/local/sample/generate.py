@@ -28,7 +28,7 @@ _ARRAY, _BATCH, _REQUEST = 20, 40, 10  # records of one array, batch, request of
 
 
 def generate() -> tuple[str, str]:
-    """The text of both files; the same every time."""
+    """Returns the text of both files; the same every time."""
     book = Book(SEED)
     tell(book)
     last_round = 1 + max(sending["round"] for sending in book.sendings)
@@ -49,7 +49,7 @@ def generate() -> tuple[str, str]:
 
 
 def _lines(sendings: list[Json]) -> Iterator[Json]:
-    """The requests of a round: some senders put many records into one."""
+    """Returns the requests of a round: some senders put many records into one."""
     in_arrays: list[Any] = []
     over_grpc: list[Any] = []
     for sending in sendings:
@@ -72,7 +72,7 @@ def _parts(items: list[Any], size: int) -> list[list[Any]]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Writes both files."""
     traffic, expected = generate()
     TRAFFIC.write_text(traffic, encoding="utf-8")
     EXPECTED.write_text(expected, encoding="utf-8")

@@ -110,7 +110,7 @@ def _tracker(
     destination_type: Tracker.DestinationType.ValueType = Tracker.DESTINATION_TYPE_CUSTOM,
     max_conversions_per_engagement: int = 0,
 ) -> Tracker:
-    """A tracker of the campaign that its id begins with: for reengagement when it has events."""
+    """Returns a tracker of the campaign that its id begins with: for reengagement when it has events."""
     platform = tracker_id.partition("-")[0]
     play = "https://play.google.com/store/apps/details?id=com.example.shop"
     store = "https://apps.apple.com/app/id1234567890" if platform == "ios" else play
@@ -248,7 +248,7 @@ _BODY = (
 
 
 def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Configuration:
-    """The configuration that sends to `<endpoint>/postbacks/<path>`, or asks `<endpoint>/<path>`."""
+    """Returns the configuration that sends to `<endpoint>/postbacks/<path>`, or asks `<endpoint>/<path>`."""
     if postback.claims:
         return configuration_pb2.Configuration(
             configuration_id=postback.configuration_id,
@@ -339,7 +339,7 @@ async def _set_windows(tracker: service_pb2_grpc.TrackerConfigServiceStub, setti
 async def _point(
     postback: postback_grpc.PostbackConfigServiceStub, wanted: Postback, endpoint: str, allowed_hosts: str
 ) -> None:
-    """Follow the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
+    """Follows the local endpoint to another port, unless someone has pointed the configuration elsewhere."""
     asked = configuration_pb2.GetConfigurationRequest(configuration_id=wanted.configuration_id)
     stored = (await postback.GetConfiguration(asked)).configuration
     field = "base_url" if wanted.claims else "url"

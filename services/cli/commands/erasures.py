@@ -13,7 +13,7 @@ app = new_group("Shows erasures: how far one is, and the proof that a device was
 
 @app.callback()
 def _group() -> None:
-    """A group, even of one command."""
+    """Makes it a group, even of one command."""
 
 
 @app.command("get")

@@ -1,11 +1,10 @@
 """`reengage events`: what holds for the events of an app."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli.console import fail
+from services.cli.console import fail, lists_json
 from services.cli.groups import new_group
 from services.cli.kinds import EVENT_DEFINITION
 from services.cli.options import Archived, Fields, Json, Limit, Target
@@ -23,9 +22,6 @@ def list_events(
     app_id: str, archived: Archived = False, limit: Limit = 100, as_json: Json = False, target: Target = ""
 ) -> None:
     """Lists the known events of an app, with the effective settings of each and the layer that each comes from."""
-    from google.protobuf import json_format
-
-    from services.cli.resource_tables import print_events
 
     async def list_them(resources: "Resources") -> tuple[list[Any], bool, list[Any]]:
         found, has_more = await resources.some(EVENT_DEFINITION, limit, app_id=app_id, show_archived=archived)
@@ -33,13 +29,10 @@ def list_events(
 
     found, has_more, settings = with_resources(EVENT_DEFINITION, target, list_them)
     if as_json:
-        listed = {"event_definitions": found, "settings": settings}
-        plain = {
-            name: [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in messages]
-            for name, messages in listed.items()
-        }
-        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        typer.echo(lists_json(event_definitions=found, settings=settings))
     else:
+        from services.cli.resource_tables import print_events
+
         print_events(app_id, found, settings)
     if has_more:
         typer.echo(f"There are more than {limit}; --limit shows them.", err=True)
