@@ -1,4 +1,4 @@
-"""What a device has been credited to so far: the state that decisions read and extend.
+"""The attributions of a device so far: the state that decisions read and extend.
 
 One small value a device. Attributions lie in time order (equal times: by conversion id), so a late record finds the
 source of its own time, and merging two devices is merging two lists.

@@ -32,7 +32,7 @@ class TrackerType(StrEnum):
 
 
 class MatchKind(StrEnum):
-    """How an engagement matches a device, strongest first (A1); CLAIM is a network's own word (E)."""
+    """The ways in which an engagement matches a device, strongest first (A1); CLAIM is a network's own word (E)."""
 
     CLICK_ID = "CLICK_ID"
     DEVICE_ID = "DEVICE_ID"
@@ -97,7 +97,7 @@ class Reason(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What became of a candidate; of several that hold, the first is stored (G2)."""
+    """The fate of a candidate; of several that hold, the first is stored (G2)."""
 
     WON = "WON"
     NO_TRACKER_FOR_CLAIM = "NO_TRACKER_FOR_CLAIM"
@@ -120,7 +120,7 @@ class Verdict(StrEnum):
 
 
 class UserAgent(NamedTuple):
-    """What of a user agent is compared (A1); "" for what it does not tell, or hides (A5)."""
+    """The parts of a user agent that are compared (A1); "" for what it does not tell, or hides (A5)."""
 
     model: str
     os: str
@@ -220,7 +220,7 @@ _LOST = (Verdict.LOST_TO_HIGHER_LEVEL, Verdict.LOST_TO_COMPLETED_VIEW, Verdict.L
 
 
 class Decision(NamedTuple):
-    """What was decided on one conversion, and why (G1).
+    """The decision on one conversion, and why (G1).
 
     `tracker_id`, `network_id`, `campaign` and `segment` are those of the winner, or, for CREDITED, of the source; the
     last two None when `redacted` (E2). What describes the match (`engagement_id` to `window_layer`) is None unless this

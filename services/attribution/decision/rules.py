@@ -1,6 +1,6 @@
 """An app's settings, resolved once per revision: what every decision under that revision reads.
 
-`compile_rules` is called when settings change; `AppRules` answers in constant time what a decision asks.
+`compile_rules` is called when settings change; `AppRules` gives in constant time what a decision asks for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,14 +50,14 @@ class Platform(StrEnum):
 
 
 class DeviceAttribution(StrEnum):
-    """Whether an engagement with a device id may also match by less than that id (A4)."""
+    """The choice whether an engagement with a device id may also match by less than that id (A4)."""
 
     STANDARD = "STANDARD"
     INCLUSIVE = "INCLUSIVE"
 
 
 class ModeledLevel(StrEnum):
-    """What a MODELED match compares (A5): the two coarser levels ignore the user agent."""
+    """The parts that a MODELED match compares (A5): the two coarser levels ignore the user agent."""
 
     IP_AND_UA = "IP_AND_UA"
     IP_ONLY = "IP_ONLY"
@@ -65,7 +65,7 @@ class ModeledLevel(StrEnum):
 
 
 class GranularDataPolicy(StrEnum):
-    """What becomes of a claim whose user asked not to share (E2)."""
+    """The treatment of a claim whose user asked not to share (E2)."""
 
     REJECT = "REJECT"
     REDACT = "REDACT"
@@ -119,7 +119,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventDefinition:
-    """How an event reengages. An MTR of 0 is off (D3)."""
+    """The way in which an event reengages. An MTR of 0 is off (D3)."""
 
     event_name: str
     mtr_us: int = DEFAULT_MTR_US
@@ -154,7 +154,7 @@ class ClaimTrackers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRules:
-    """Everything a decision on a conversion of one app needs to know of its settings. Made by `compile_rules`.
+    """The settings of one app, as far as decisions on its conversions need them. Made by `compile_rules`.
 
     `levels` is indexed by WindowKind: the level a candidate judged by that window competes on (C1).
     """

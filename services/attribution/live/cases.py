@@ -57,7 +57,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """All that a batch is decided with: its cases in order of receipt, and its devices, which no other batch has.
+    """The inputs of a batch: its cases in order of receipt, and its devices, which no other batch has.
 
     `candidates` by the place of the case, of those that may be won. `held` are the devices with a pending install.
     `wins` are the conversions won so far by engagements on limited trackers (D5), by app.

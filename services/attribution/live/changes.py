@@ -32,7 +32,7 @@ class Won(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """All that deciding changes; nothing of it is written yet.
+    """The changes that deciding makes; nothing of them is written yet.
 
     `decisions` are in the order of their sequences. `round`: the one that made them; None where they are of an earlier
     one. `won` has for each decision, by its place, the engagement to store beside it. `pending` are conversions that

@@ -17,7 +17,7 @@ class LogShorterError(Exception):
 
 
 class LogReader:
-    """Reads lanes from positions on, `max_entries` records at a time."""
+    """A reader of lanes of the log, `max_entries` records at a time."""
 
     def __init__(self, ingest: IngestServiceStub, *, max_entries: int = 1000) -> None:
         self._ingest, self._max_entries = ingest, max_entries

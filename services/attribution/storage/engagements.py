@@ -40,7 +40,7 @@ class NetworkClick(NamedTuple):
 
 
 class IndexRows(NamedTuple):
-    """What a batch of engagements adds to the tables."""
+    """The rows that a batch of engagements adds to the tables."""
 
     engagements: list[EngagementRow]
     network_clicks: list[NetworkClick]
@@ -69,14 +69,14 @@ class FoundEngagement(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Each engagement once a conversion; and, by the place of the key, how far keys reach that hold more than asked."""
+    """The engagements, each once a conversion; and by the place of a key that holds more how far it reaches."""
 
     engagements: list[FoundEngagement]
     reached_us: dict[int, int]
 
 
 class EngagementIndex:
-    """Stores engagements, each where it is looked for."""
+    """The index of engagements, each stored where it is looked for."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool, self._periods = pool, Periods(pool)

@@ -16,7 +16,7 @@ class LanesLostError(Exception):
 
 
 class OwnedLane(NamedTuple):
-    """How far a lane is: its positions as it is indexed and decided, per lane of the log, and relayed."""
+    """The positions that a lane is indexed up to, decided up to (one per lane of the log) and relayed up to."""
 
     lane: int
     indexed: int

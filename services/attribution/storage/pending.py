@@ -70,7 +70,7 @@ class Mark(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """How many conversions are pending, how many of them lack answers, and the earliest deadline."""
+    """The number of pending conversions, of those that lack answers, and the earliest deadline."""
 
     pending: int
     unanswered: int
