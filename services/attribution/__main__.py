@@ -26,7 +26,7 @@ from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Worker, WorkerConfig
 from services.attribution.queries.explanations import Explanations
-from services.attribution.queries.following import Watching
+from services.attribution.queries.following import Following
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
@@ -90,12 +90,12 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             {**live, "claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
             ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
         )
-        watching = Watching(pool, pace)
+        following = Following(pool, pace)
         service = Attribution(
             pool,
             rulebooks,
             explanations=Explanations(pool, ingest),
-            watching=watching,
+            following=following,
             what_ifs=WhatIfs(pool, rulebooks, pace, now_us),
             reattributions=Reattributions(pool, rulebooks),
             offers=Offers(pool, rulebooks, postback),
@@ -112,7 +112,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
                 "settings": rulebooks.run,
                 "claim_triggers": triggers.run,
                 "ownership": worker.run,
-                "watching": watching.run,
+                "following": following.run,
                 "retention": Periods(pool).run,
             },
             ready=rulebooks.ready,

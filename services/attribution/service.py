@@ -14,6 +14,7 @@ from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.time import is_timestamp, timestamp_us
 from reengage.attribution.v1 import (
     decision_pb2,
     device_pb2,
@@ -28,7 +29,7 @@ from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.queries.explanations import Explanations
-from services.attribution.queries.following import Wanted, Watching, read_token
+from services.attribution.queries.following import Filters, Following, read_token
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.storage import erasures
@@ -42,7 +43,7 @@ from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.records import identity_key
 from services.attribution.wire.rulebook import Rulebook
 
-_MAX_ID = 256
+_MAX_ID_CHARACTERS = 256
 _MAX_OVERRIDES = 10_000
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -56,7 +57,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         settings: Follower[Rulebook],
         *,
         explanations: Explanations,
-        watching: Watching,
+        following: Following,
         what_ifs: WhatIfs,
         reattributions: Reattributions,
         offers: Offers,
@@ -64,29 +65,29 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     ) -> None:
         self._what_ifs, self._reattributions, self._offers = what_ifs, reattributions, offers
         self._pool, self._settings, self._now_us = pool, settings, now_us
-        self._explanations, self._watching = explanations, watching
+        self._explanations, self._following = explanations, following
 
     async def GetDecision(
         self, request: decision_pb2.GetDecisionRequest, context: Any
     ) -> decision_pb2.GetDecisionResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _required(violations, "conversion_id", request.conversion_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("conversion_id", request.conversion_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         violations.check()
         found = await newest_decision(self._pool, lane_of(request.app_id), request.app_id, request.conversion_id)
         if found is None:
-            raise NotFound("CONVERSION_NOT_FOUND", "no decision on this conversion (yet)")
+            raise NotFound("CONVERSION_NOT_FOUND", "there is no decision about this conversion (yet)")
         return decision_pb2.GetDecisionResponse(decision=decision_pb2.Decision.FromString(found))
 
     async def ExplainDecision(
         self, request: explanation_pb2.ExplainDecisionRequest, context: Any
     ) -> explanation_pb2.ExplainDecisionResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _plain(violations, "conversion_id", request.conversion_id)
-        _plain(violations, "device_id", request.device_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("conversion_id", request.conversion_id, max_characters=_MAX_ID_CHARACTERS)
+        violations.check_text("device_id", request.device_id, max_characters=_MAX_ID_CHARACTERS)
         if bool(request.conversion_id) == bool(request.device_id):
-            violations.add("conversion_id", "REQUIRED", "exactly one of it and device_id")
+            violations.add("conversion_id", "REQUIRED", "set exactly one of conversion_id and device_id")
         if request.device_id and not request.HasField("time"):
             violations.add("time", "REQUIRED", "must be set with device_id")
         time_us = _time_us(violations, "time", request.time)
@@ -100,8 +101,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         self, request: decision_pb2.ListDecisionsRequest, context: Any
     ) -> decision_pb2.ListDecisionsResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _plain(violations, "tracker_id", request.tracker_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("tracker_id", request.tracker_id, max_characters=_MAX_ID_CHARACTERS)
         if not set(request.outcomes) <= set(decision_pb2.Outcome.values()):
             violations.add("outcomes", "UNKNOWN_VALUE", "must be values of Outcome")
         size = page_size(request.page_size, violations)
@@ -130,8 +131,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         self, request: device_pb2.GetDeviceAttributionRequest, context: Any
     ) -> device_pb2.GetDeviceAttributionResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _required(violations, "device_id", request.device_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("device_id", request.device_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         violations.check()
         device = await self._device(request.app_id, request.device_id)
         rules = self._settings.current.apps.get(request.app_id)
@@ -161,18 +162,18 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     ) -> AsyncIterator[decision_pb2.WatchDecisionsResponse]:
         violations = Violations()
         for field in ("app_id", "network_id", "tracker_id"):
-            _plain(violations, field, getattr(request, field))
-        wanted = Wanted(app_id=request.app_id, network_id=request.network_id, tracker_id=request.tracker_id)
-        place = read_token(request.resume_token, wanted, violations)
+            violations.check_text(field, getattr(request, field), max_characters=_MAX_ID_CHARACTERS)
+        filters = Filters(app_id=request.app_id, network_id=request.network_id, tracker_id=request.tracker_id)
+        place = read_token(request.resume_token, filters, violations)
         start_us = _time_us(violations, "start_time", request.start_time)
         violations.check()
         if request.app_id and request.app_id not in self._settings.current.apps:
             raise NotFound("APP_NOT_FOUND", "there is no such app")
         if request.HasField("start_time"):
-            place = await self._watching.at(wanted, start_us)
+            place = await self._following.at(filters, start_us)
         elif request.from_now:
-            place = await self._watching.now(wanted)
-        async with aclosing(self._watching.follow(wanted, place or self._watching.first(wanted))) as responses:
+            place = await self._following.now(filters)
+        async with aclosing(self._following.follow(filters, place or self._following.first(filters))) as responses:
             async for response in responses:
                 yield response
 
@@ -180,24 +181,24 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         self, request: erasure_pb2.ForgetDeviceRequest, context: Any
     ) -> erasure_pb2.ForgetDeviceResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _required(violations, "device_id", request.device_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("device_id", request.device_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         if request.device_id and not is_usable(request.device_id):
-            violations.add("device_id", "INVALID_ID", "all zero, a macro or a name is no id of a device")
+            violations.add("device_id", "INVALID_ID", "is not the id of a device: all zero, a macro, or a placeholder")
         violations.check()
-        # Of whatever app: what was refused for naming one that there is not is kept, too.
+        # Also for an app that is unknown: records that name one are refused, and their refusals are kept.
         erasure = await erasures.begin(self._pool, request.app_id, request.device_id)
         return erasure_pb2.ForgetDeviceResponse(erasure=erasure_message(erasure))
 
     async def GetErasure(self, request: erasure_pb2.GetErasureRequest, context: Any) -> erasure_pb2.GetErasureResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
-        _required(violations, "erasure_id", request.erasure_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text("erasure_id", request.erasure_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         violations.check()
         erasure_id = _as_uuid(request.erasure_id)
         erasure = await erasures.find(self._pool, request.app_id, erasure_id) if erasure_id else None
         if erasure is None:
-            raise NotFound("ERASURE_NOT_FOUND", "no device of this app was forgotten under this id")
+            raise NotFound("ERASURE_NOT_FOUND", "this app has no such erasure")
         return erasure_pb2.GetErasureResponse(erasure=erasure_message(erasure))
 
     async def WhatIf(
@@ -210,7 +211,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         token = decode_token(request.resume_token, (str, int), violations, field="resume_token")
         after = _as_uuid(str(token[0])) if token else None
         if token and after is None:
-            violations.add("resume_token", "INVALID_TOKEN", "must come from an earlier answer, as it was")
+            violations.add("resume_token", "INVALID_TOKEN", "must come from an earlier response, unchanged")
         violations.check()
         resume = (after, int(token[1])) if token and after else None
         async with aclosing(self._what_ifs.run(period, request.overrides, resume)) as responses:
@@ -238,7 +239,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         self, request: reattribution_pb2.ListReattributionsRequest, context: Any
     ) -> reattribution_pb2.ListReattributionsResponse:
         violations = Violations()
-        _required(violations, "app_id", request.app_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         size = page_size(request.page_size, violations)
         token = decode_token(request.page_token, (int, str), violations)
         violations.check()
@@ -276,46 +277,35 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         return offer_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
 
     async def _reattribution(self, request: Any, violations: Violations | None = None) -> Reattribution:
-        """The one that a request names by `app_id` and `reattribution_id`."""
+        """Returns the re-attribution that a request names."""
         violations = violations or Violations()
-        _required(violations, "app_id", request.app_id)
-        _required(violations, "reattribution_id", request.reattribution_id)
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check_text(
+            "reattribution_id", request.reattribution_id, max_characters=_MAX_ID_CHARACTERS, required=True
+        )
         violations.check()
         return await self._reattributions.get(request.app_id, request.reattribution_id)
 
     async def _device(self, app_id: str, device_id: str) -> Device:
-        """The device that has an id, of whatever kind, or this id of ours."""
+        """Returns the device with an id of whatever kind, or with this id of ours."""
         keys = [identity_key(app_id, kind, device_id) for kind in KINDS]
         device = await device_of(self._pool, keys, _as_uuid(device_id))
         if device is None or device.app_id != app_id:
-            raise NotFound("DEVICE_NOT_FOUND", "nothing was received of this device")
+            raise NotFound("DEVICE_NOT_FOUND", "nothing was received from this device")
         return device
 
 
-def _required(violations: Violations, field: str, value: str) -> None:
-    if not value:
-        violations.add(field, "REQUIRED", "must be set")
-    _plain(violations, field, value)
-
-
-def _plain(violations: Violations, field: str, value: str) -> None:
-    if "\0" in value:
-        violations.add(field, "INVALID_TEXT", "must not contain NUL")
-    if len(value) > _MAX_ID:
-        violations.add(field, "TOO_LONG", f"at most {_MAX_ID} characters")
-
-
 def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) -> int:
-    # The bounds of google.protobuf.Timestamp: years 1 to 9999.
-    if not (-62_135_596_800 <= time.seconds < 253_402_300_800 and 0 <= time.nanos < 1_000_000_000):
+    """Returns a time in microseconds; notes a violation if it is none."""
+    if not is_timestamp(time):
         violations.add(field, "INVALID_TIME", "seconds or nanos are out of range")
-    return time.seconds * 1_000_000 + time.nanos // 1000
+    return timestamp_us(time)
 
 
 def _period(
     violations: Violations, request: what_if_pb2.WhatIfRequest | reattribution_pb2.ReattributeRequest
 ) -> Period:
-    _required(violations, "app_id", request.app_id)
+    violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
     for field in ("start_time", "end_time"):
         if not request.HasField(field):
             violations.add(field, "REQUIRED", "must be set")

@@ -46,7 +46,7 @@ from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Loop, Worker, WorkerConfig
 from services.attribution.queries.explanations import Explanations
-from services.attribution.queries.following import Watching
+from services.attribution.queries.following import Following, FollowingConfig
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
@@ -299,7 +299,13 @@ StartWorld: TypeAlias = Callable[[Database], AbstractAsyncContextManager[World]]
 
 
 @pytest.fixture
-def start_world(tmp_path: Path) -> StartWorld:
+def following_config() -> FollowingConfig:
+    """The limits of following; a test that needs others is parametrized with them."""
+    return FollowingConfig()
+
+
+@pytest.fixture
+def start_world(tmp_path: Path, following_config: FollowingConfig) -> StartWorld:
     """Starts a world without a worker on a database."""
     numbers = itertools.count(1)
 
@@ -347,8 +353,8 @@ def start_world(tmp_path: Path) -> StartWorld:
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, rulebook.RulebookBuilder())
             pace = Pace()
-            watching = Watching(pool, pace)
-            await background(log_settings.run, settings.run, writer.run, refusals.run, watching.run)
+            following = Following(pool, pace, following_config)
+            await background(log_settings.run, settings.run, writer.run, refusals.run, following.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
             to_ingest = await serve(
                 "ingest",
@@ -369,7 +375,7 @@ def start_world(tmp_path: Path) -> StartWorld:
                 pool,
                 settings,
                 explanations=Explanations(pool, IngestServiceStub(to_ingest)),
-                watching=watching,
+                following=following,
                 what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000),
                 reattributions=Reattributions(pool, settings),
                 offers=Offers(pool, settings, postback),

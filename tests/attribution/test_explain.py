@@ -9,10 +9,11 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from libs.errors import from_rpc_error
+from libs.errors import Unavailable, from_rpc_error
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.attribution.queries import sentences
+from services.attribution.queries.explanations import Explanations
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,
@@ -97,7 +98,7 @@ async def test_a_won_conversion_tells_what_won_and_what_it_beat(world: World) ->
             "Click older on tracker re of acme at T (1 day 2 h before the conversion, matched by device id) lost to "
             "click newer, which was more recent: 4 h before the conversion."
         ),
-        "Click other-type on tracker ua of bolt at T was refused: its tracker is of the other type.",
+        "Click other-type on tracker ua of bolt at T was refused: its tracker is for the other kind of conversion.",
     ]
 
 
@@ -164,7 +165,7 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
     answer = await explain(world, "e1")
     assert (answer.decision.version, answer.reattribution_id) == (2, "fix-7")
     assert (
-        "This is version 2, made at T by the re-attribution fix-7; version 1 said REENGAGED to tracker re of acme by k1"
+        "This is version 2, made at T by the re-attribution fix-7. Version 1 was REENGAGED to tracker re of acme by k1"
         in timeless(answer.summary)
     )
     assert not (await explain(world, "k1")).won_conversion_ids, "by the newest version it won nothing"
@@ -227,20 +228,20 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
     ends_s = range(first.receive_time.seconds + 600, first.receive_time.seconds + 660)
     untils = [timestamp_pb2.Timestamp(seconds=at).ToDatetime().strftime("%H:%M:%S UTC") for at in ends_s]
     assert timeless(first.summary) == (
-        "The install at T was received at T and waits for the answer of x, y and z, who may claim it; at T it is "
-        "decided at the latest."
+        "The install at T was received at T. It waits for x, y and z to claim it or not, and is decided at T at the "
+        "latest."
     )
-    assert any(f"{until} it is decided" in first.summary for until in untils)
+    assert any(f"{until} at the latest" in first.summary for until in untils)
     assert timeless(behind.summary) == (
-        "Purchase at T was received at T and is decided after i1 of the same device, which waits for the answer of "
-        "x, y and z."
+        "Purchase at T was received at T. It is decided after i1 of the same device, which waits for x, y and z to "
+        "claim it or not."
     )
     assert timeless(decided.sentences[0]) == (
         "The click that x claims at T was refused: its network has no live tracker for it."
     )
     assert decided.sentences[1:] == [
-        "z was asked and claims nothing.",
-        "y was asked and gave no usable answer in time: this was decided without one.",
+        "z was asked, and claims nothing.",
+        "y was asked, and gave no usable answer in time: this was decided without its answer.",
     ]
 
 
@@ -267,7 +268,7 @@ async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
     waiting, clicked = await explain(world, "e0"), await explain(world, "k0")
     assert (waiting.state, clicked.state) == (Explanation.STATE_WAITING, Explanation.STATE_NOT_A_CONVERSION)
     assert timeless(waiting.summary) == (
-        "Purchase at T was received at T and is not decided yet; decisions follow receipt within seconds."
+        "Purchase at T was received at T. It is not decided yet; decisions follow within seconds."
     )
     async with world.worker():
         await world.send(record(1, device(1), session=start, record_id="s1"))
@@ -280,7 +281,7 @@ async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
         Explanation.STATE_NOT_A_CONVERSION,
         Explanation.STATE_NOT_A_CONVERSION,
     ]
-    assert "the end of a session, about which nothing is decided" in s2.summary
+    assert "It is the end of a session, so nothing is decided about it." in s2.summary
     assert "a session that goes on with what the device did in the 30 minutes before" in s3.summary
 
 
@@ -295,8 +296,8 @@ async def test_a_refused_record_tells_every_violation(world: World) -> None:
     assert answer.state == Explanation.STATE_REFUSED
     assert [violation.reason for violation in answer.violations] == ["REQUIRED", "RESERVED_NAME"]
     assert timeless(answer.summary) == (
-        "It was refused at T and not stored, for ip_address: the device's IP address; event.event_name: names "
-        "beginning with _install are reserved. So it was 2 times before."
+        "It was refused at T and not stored: ip_address: the device's IP address; event.event_name: names "
+        "beginning with _install are reserved. It had been refused 2 times before."
     )
     assert len(answer.sentences) == 2
     async with world.worker():
@@ -315,11 +316,13 @@ async def test_what_nobody_knows_is_not_found(world: World) -> None:
     assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
 
 
-async def test_an_ingest_that_hangs_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.queries.explanations._LOOK_UP_S", 0.1)
+async def test_an_ingest_that_hangs_is_named(world: World) -> None:
+    explanations = Explanations(world.pool, world.ingest, look_up_timeout_s=0.1)
     async with world.log_pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE")
-        assert await failure(explain(world, "nothing")) == (grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")
+        with pytest.raises(Unavailable) as raised:
+            await explanations.of_record(APP, "nothing")
+    assert raised.value.reason == "LOG_UNAVAILABLE"
 
 
 @pytest.mark.parametrize(
@@ -412,8 +415,8 @@ def test_what_is_said_of_claims() -> None:
     decision = decision_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
     assert list(sentences.sentences(decision, not_claiming=["y-ios"])) == [
         "The click that n claims at 2027-01-15 08:00:00 UTC was refused: the user does not share granular data.",
-        "y-ios was asked and claims nothing.",
-        "x-ios was asked and gave no usable answer in time: this was decided without one.",
+        "y-ios was asked, and claims nothing.",
+        "x-ios was asked, and gave no usable answer in time: this was decided without its answer.",
     ]
 
 

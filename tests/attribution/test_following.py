@@ -22,8 +22,7 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.jobs.pace import Pace
-from services.attribution.queries import following
-from services.attribution.queries.following import Wanted, Watching
+from services.attribution.queries.following import Filters, Following, FollowingConfig
 from services.attribution.storage import PLANNER
 from services.attribution.storage.following import READ_ALL, READ_APP
 from tests.attribution.conftest import (
@@ -140,12 +139,14 @@ async def test_from_now_leaves_out_what_was(world: World) -> None:
     assert (await watch(world, 1, resume_token=token))[0] == [(1, "v7", 1)], "its first token is that of its beginning"
 
 
-async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "following_config", [pytest.param(FollowingConfig(max_response_bytes=500), id="small responses")]
+)
+async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World) -> None:
     """Two apps in two lanes, cut into responses of about two facts, left after any of them."""
     await second_app(world)
     assert lane_of(APP) != lane_of(OTHER_APP)
     expected = [(1, each, 1) for each in await decide(world, *views(*range(40)), *views(*range(40), app_id=OTHER_APP))]
-    monkeypatch.setattr(following, "RESPONSE_BYTES", 500)
     facts: list[Seen] = []
     token = ""
     while len(facts) < len(expected):
@@ -156,9 +157,11 @@ async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World, m
     assert (await watch(world, 1, resume_token=token))[0] == [(1, "v99", 1)]
 
 
-async def test_filters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "PAGE", 4)
-    monkeypatch.setattr(following, "LEAST", 4)
+@pytest.mark.parametrize(
+    "following_config",
+    [pytest.param(FollowingConfig(max_decisions=4, min_decisions_per_lane=4), id="small looks")],
+)
+async def test_filters(world: World) -> None:
     await second_app(world)
     async with world.worker():
         await world.send(click(0, device(1), RE_TRACKER), click(0, device(2), OTHER_RE_TRACKER))
@@ -177,10 +180,10 @@ async def test_filters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_when_all_is_filtered_out_a_token_comes_now_and_then(world: World) -> None:
     await decide(world, *views(*range(5)))
-    quiet = Watching(world.pool, world.pace, quiet_s=0.05)
-    wanted = Wanted(tracker_id="nobody's")
+    quiet = Following(world.pool, world.pace, FollowingConfig(quiet_s=0.05))
+    filters = Filters(tracker_id="nobody's")
     running = asyncio.ensure_future(quiet.run())
-    async with aclosing(quiet.follow(wanted, quiet.first(wanted))) as responses:
+    async with aclosing(quiet.follow(filters, quiet.first(filters))) as responses:
         first, second = await anext(responses), await anext(responses)
     running.cancel()
     assert not first.facts
@@ -236,9 +239,8 @@ async def test_a_newer_version_takes_the_older_one_back(world: World) -> None:
     assert (await watch(world, 3, network_id="bolt"))[0] == [(1, "e1", 2), (-1, "e1", 2), (1, "e1", 3)]
 
 
-async def test_who_catches_up_rests_while_live_work_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_catches_up_rests_while_live_work_is_busy(world: World) -> None:
     """After every look that leaves more to come, and not at the end."""
-    monkeypatch.setattr(following, "PAGE", 4)
     await decide(world, *views(*range(10)))
     rests: list[float] = []
 
@@ -247,10 +249,10 @@ async def test_who_catches_up_rests_while_live_work_is_busy(world: World, monkey
             rests.append(worked_s)
             return 0.001
 
-    catching_up = Watching(world.pool, Busy())
-    wanted = Wanted(app_id=APP)
+    catching_up = Following(world.pool, Busy(), FollowingConfig(max_decisions=4))
+    filters = Filters(app_id=APP)
     facts: list[Seen] = []
-    async with aclosing(catching_up.follow(wanted, catching_up.first(wanted))) as responses:
+    async with aclosing(catching_up.follow(filters, catching_up.first(filters))) as responses:
         while len(facts) < 10:
             facts += map(seen, (await anext(responses)).facts)
     assert len(rests) == 1, "8 and then 2"
@@ -258,14 +260,14 @@ async def test_who_catches_up_rests_while_live_work_is_busy(world: World, monkey
 
 
 async def test_one_watcher_too_many_is_told_when_to_come_again(world: World) -> None:
-    narrow = Watching(world.pool, world.pace, most=1)
-    wanted = Wanted()
-    async with aclosing(narrow.follow(wanted, narrow.first(wanted))) as responses:
+    narrow = Following(world.pool, world.pace, FollowingConfig(max_followers=1))
+    filters = Filters()
+    async with aclosing(narrow.follow(filters, narrow.first(filters))) as responses:
         await anext(responses)
         with pytest.raises(ResourceExhausted) as refused:
-            await anext(narrow.follow(wanted, narrow.first(wanted)))
+            await anext(narrow.follow(filters, narrow.first(filters)))
         assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY_WATCHERS", 10.0)
-    async with aclosing(narrow.follow(wanted, narrow.first(wanted))) as responses:
+    async with aclosing(narrow.follow(filters, narrow.first(filters))) as responses:
         assert (await anext(responses)).resume_token, "who goes makes room"
 
 

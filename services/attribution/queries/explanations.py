@@ -1,4 +1,4 @@
-"""Explains what became of a record: decided, and why; waiting; refused; or nothing that is decided (G3)."""
+"""Explains what became of a record (G3): decided, and why; pending; refused; or nothing that is decided."""
 
 import uuid
 from collections.abc import Sequence
@@ -32,19 +32,19 @@ from services.attribution.storage.explanations import (
 
 Explanation = explanation_pb2.ExplainDecisionResponse
 
-_LOOK_UP_S = 2.0
-"""How long ingest has to answer: well within the caller's own deadline, who is to learn what it is that hangs."""
+LOOK_UP_TIMEOUT_S = 2.0
+"""How long ingest has to answer: well within the deadline of the caller, who must learn that ingest hangs."""
 
 
 class Explanations:
-    """What attribution knows of a record and, of one that it did not decide, ingest."""
+    """Explanations from what attribution knows of a record and, if it did not decide it, from what ingest knows."""
 
-    def __init__(self, pool: Pool, ingest: IngestServiceStub) -> None:
-        self._pool, self._ingest = pool, ingest
+    def __init__(self, pool: Pool, ingest: IngestServiceStub, *, look_up_timeout_s: float = LOOK_UP_TIMEOUT_S) -> None:
+        self._pool, self._ingest, self._look_up_timeout_s = pool, ingest, look_up_timeout_s
 
     async def of_record(self, app_id: str, record_id: str) -> Explanation:
-        """Raises NotFound `CONVERSION_NOT_FOUND`, Unavailable `LOG_UNAVAILABLE`."""
-        explained = await self._decided_or_waiting(app_id, record_id) or await self._engagement(app_id, record_id)
+        """Explains a record. Raises NotFound `CONVERSION_NOT_FOUND`, Unavailable `LOG_UNAVAILABLE`."""
+        explained = await self._decided_or_pending(app_id, record_id) or await self._engagement(app_id, record_id)
         if explained is not None:
             return explained
         looked_up = await self._look_up(app_id, record_id)
@@ -52,22 +52,22 @@ class Explanations:
             return _without_record(looked_up)
         is_taken = await is_decided_up_to(self._pool, lane_of(app_id), looked_up.place)
         # It may have been decided meanwhile, and only what was taken without leaving anything is no conversion.
-        return await self._decided_or_waiting(app_id, record_id) or await self._undecided(looked_up, is_taken=is_taken)
+        return await self._decided_or_pending(app_id, record_id) or await self._undecided(looked_up, is_taken=is_taken)
 
     async def nearest(self, app_id: str, device_id: uuid.UUID, time_us: int) -> Explanation:
-        """Of the device's decided conversions the one nearest to a time. Raises NotFound `CONVERSION_NOT_FOUND`."""
+        """Returns the explanation of the conversion of a device nearest to a time. Raises as `of_record` does."""
         lane, device_ids = lane_of(app_id), await merged_devices(self._pool, device_id, None)
         record_id = await nearest_conversion(self._pool, lane, app_id, device_ids, time_us)
         if record_id is None:
             raise NotFound("CONVERSION_NOT_FOUND", "no conversion of this device was decided (yet)")
         return await self.of_record(app_id, record_id)
 
-    async def _decided_or_waiting(self, app_id: str, record_id: str) -> Explanation | None:
+    async def _decided_or_pending(self, app_id: str, record_id: str) -> Explanation | None:
         lane = lane_of(app_id)
         if versions := await newest_versions(self._pool, lane, app_id, record_id):
             return await self._decided(lane, *versions)
-        if waiting := await pending_conversion(self._pool, lane, app_id, record_id):
-            return _waiting_for_claims(waiting)
+        if pending := await pending_conversion(self._pool, lane, app_id, record_id):
+            return _pending(pending)
         return None
 
     async def _decided(self, lane: int, newest: Version, before: Version | None = None) -> Explanation:
@@ -126,11 +126,11 @@ class Explanations:
     async def _look_up(self, app_id: str, record_id: str) -> record_lookup_pb2.LookUpRecordResponse:
         request = record_lookup_pb2.LookUpRecordRequest(app_id=app_id, record_id=record_id)
         try:
-            return await self._ingest.LookUpRecord(request, timeout=remaining_s(_LOOK_UP_S))
+            return await self._ingest.LookUpRecord(request, timeout=remaining_s(self._look_up_timeout_s))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise NotFound("CONVERSION_NOT_FOUND", "nothing is known of this record (any more)") from None
-            raise Unavailable("LOG_UNAVAILABLE", "ingest does not answer, try again", retry_after_s=1.0) from error
+                raise NotFound("CONVERSION_NOT_FOUND", "nothing is known about this record (any more)") from None
+            raise Unavailable("LOG_UNAVAILABLE", "ingest does not answer; try again", retry_after_s=1.0) from error
 
 
 def _decision(version: Version) -> decision_pb2.Decision:
@@ -145,7 +145,7 @@ def _not_claiming(version: Version) -> list[str]:
 
 def _without_record(looked_up: record_lookup_pb2.LookUpRecordResponse) -> Explanation:
     if looked_up.HasField("accept_time") or not looked_up.rejected:
-        raise NotFound("CONVERSION_NOT_FOUND", "it was accepted; the record itself is not found (any more)")
+        raise NotFound("CONVERSION_NOT_FOUND", "the record was accepted, and is no longer kept")
     newest = looked_up.rejected[0]
     return Explanation(
         state=Explanation.STATE_REFUSED,
@@ -164,17 +164,17 @@ def _engagement(record: record_pb2.Record, won: Sequence[str]) -> Explanation:
     )
 
 
-def _waiting_for_claims(waiting: PendingConversion) -> Explanation:
+def _pending(pending: PendingConversion) -> Explanation:
     receive_time = timestamp_pb2.Timestamp()
-    receive_time.FromMicroseconds(waiting.receive_time_us)
-    record = record_pb2.Record.FromString(waiting.record)
-    if waiting.first_id is None:
-        summary = sentences.waiting_summary(record, receive_time, waiting.network_ids, waiting.deadline_us)
+    receive_time.FromMicroseconds(pending.receive_time_us)
+    record = record_pb2.Record.FromString(pending.record)
+    if pending.first_id is None:
+        summary = sentences.pending_summary(record, receive_time, pending.network_ids, pending.deadline_us)
     else:
-        summary = sentences.behind_summary(record, receive_time, waiting.first_id, waiting.network_ids)
+        summary = sentences.behind_summary(record, receive_time, pending.first_id, pending.network_ids)
     return Explanation(
         state=Explanation.STATE_WAITING_FOR_CLAIMS,
         summary=summary,
-        waiting_for_network_ids=waiting.network_ids,
+        waiting_for_network_ids=pending.network_ids,
         receive_time=receive_time,
     )

@@ -1,4 +1,4 @@
-"""Following decisions from any point on: what one watcher is sent, and one poll for all of them.
+"""Following decisions from any point on: what one follower is sent, and one poll for all of them.
 
 A lane's decisions are numbered densely and commit in that order, so a position in each lane says exactly what was sent.
 """
@@ -8,14 +8,17 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from prometheus_client import Gauge
 
+from libs.broadcast import Broadcast
 from libs.db import Pool
 from libs.domain.lanes import LANES, lane_of
 from libs.errors import InvalidArgument, ResourceExhausted, Violation, Violations
 from libs.pages import decode_token, encode_token
+from libs.time import SECOND_US, timestamp_us
 from libs.worker import keep_running
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.jobs.pace import Pace
@@ -23,27 +26,36 @@ from services.attribution.storage.following import Followed, find_sequences, rea
 
 Response = decision_pb2.WatchDecisionsResponse
 
-_watchers = Gauge("attribution_watchers", "Calls that follow decisions.")
+_followers = Gauge("attribution_followers", "Calls that follow decisions.")
 
-MOST_WATCHERS = 64
-RETRY_AFTER_S = 10.0
-PAGE = 500
-"""Decisions of one look, over all lanes: what a watcher who reads slowly keeps waiting here."""
-LEAST = 8
-"""Decisions of a lane in one look, however many lanes there are more of."""
-RESPONSE_BYTES = 1_000_000
-LOOKS = 2
-"""Watchers that look at the same time: the worker needs the connections more."""
-POLL_S = 0.2
-QUIET_S = 5.0
-"""How long a watcher hears nothing when all is filtered out, or nothing comes."""
-CLOCKS_APART_US = 10_000_000
-"""How far the clocks of workers may be apart: where a time begins, that much more is looked through."""
+_RETRY_AFTER_S = 10.0
+_CLOCKS_APART_US = 10 * SECOND_US
+"""How far the clocks of workers may be apart: so much earlier than a time the search for its decisions begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which decisions a watcher wants: of an app, credited to a network, credited to a tracker; "" is any."""
+class FollowingConfig:
+    """The limits and intervals of following."""
+
+    max_followers: int = 64
+    """Calls at the same time."""
+    max_looks: int = 2
+    """Looks into the database at the same time: the worker needs the connections more."""
+    max_decisions: int = 500
+    """Decisions of one look, over all lanes: those held here for a follower who reads slowly."""
+    min_decisions_per_lane: int = 8
+    """Decisions of a lane in one look, however many lanes there are more of."""
+    max_response_bytes: int = 1_000_000
+    """About the size at which a response is sent."""
+    poll_interval_s: float = 0.2
+    """The time between two looks at the ends of the lanes."""
+    quiet_s: float = 5.0
+    """The time after which a follower gets a response without facts, when all is filtered out or nothing comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """The decisions a follower wants: of an app, credited to a network, credited to a tracker; "" is any."""
 
     app_id: str = ""
     network_id: str = ""
@@ -51,16 +63,16 @@ class Wanted:
 
     @property
     def lanes(self) -> Collection[int]:
-        """Where they lie."""
+        """The lanes that such decisions lie in."""
         return (lane_of(self.app_id),) if self.app_id else range(LANES)
 
     @property
     def checksum(self) -> int:
-        """By which a token tells that it comes with other filters than it was made for."""
+        """The number by which a token is known to come with the filters that it was made for."""
         return zlib.crc32(f"{self.app_id}\0{self.network_id}\0{self.tracker_id}".encode())
 
-    def fits(self, decision: decision_pb2.Decision) -> bool:
-        """Whether all filters hold."""
+    def fit(self, decision: decision_pb2.Decision) -> bool:
+        """Returns whether all filters hold."""
         return (
             self.app_id in ("", decision.app_id)
             and self.network_id in ("", decision.network_id)
@@ -70,192 +82,200 @@ class Wanted:
 
 @dataclass(slots=True, kw_only=True)
 class Place:
-    """How far a watcher is: by lane, the first sequence not sent. What was decided before `since_us` is left out."""
+    """A place in the stream: by lane, the first sequence not sent. Decisions made before `since_us` are left out."""
 
     positions: dict[int, int]
     since_us: int = 0
 
-    def token(self, wanted: Wanted) -> str:
-        """Opaque to callers; `read_token` takes it back."""
-        return encode_token(wanted.checksum, self.since_us, *(self.positions[lane] for lane in wanted.lanes))
+    def token(self, filters: Filters) -> str:
+        """Returns the place as a token, opaque to callers; `read_token` reads it."""
+        return encode_token(filters.checksum, self.since_us, *(self.positions[lane] for lane in filters.lanes))
 
 
-def read_token(token: str, wanted: Wanted, violations: Violations) -> Place | None:
-    """The place that a token stands for; None when it is none, which is noted."""
-    kinds = (int,) * (2 + len(wanted.lanes))
+def read_token(token: str, filters: Filters, violations: Violations) -> Place | None:
+    """Returns the place that a token stands for; notes a violation and returns None when it stands for none."""
+    kinds = (int,) * (2 + len(filters.lanes))
     key = decode_token(token, kinds, violations, field="resume_token")
     if key is None:
         return None
     checksum, since_us, *positions = map(int, key)
-    if checksum != wanted.checksum:
-        violations.add("resume_token", "INVALID_TOKEN", "must come with the filters it was answered to")
-    return Place(positions=dict(zip(wanted.lanes, positions, strict=True)), since_us=since_us)
+    if checksum != filters.checksum:
+        violations.add("resume_token", "INVALID_TOKEN", "must come with the filters that it was returned for")
+    return Place(positions=dict(zip(filters.lanes, positions, strict=True)), since_us=since_us)
 
 
-class Watching:
-    """Streams decisions to watchers, `most` at a time. `run` beside them."""
+class Following:
+    """Streams decisions to followers. `run` beside them."""
 
-    def __init__(self, pool: Pool, pace: Pace, *, most: int = MOST_WATCHERS, quiet_s: float = QUIET_S) -> None:
-        self._pool, self._pace, self._room, self._quiet_s = pool, pace, most, quiet_s
-        self._ends = _Ends(pool)
-        self._looks = asyncio.Semaphore(LOOKS)
+    def __init__(self, pool: Pool, pace: Pace, config: FollowingConfig = FollowingConfig()) -> None:
+        self._pool, self._pace, self._config = pool, pace, config
+        self._room = config.max_followers
+        self._ends = _Ends(pool, config.poll_interval_s)
+        self._looks = asyncio.Semaphore(config.max_looks)
 
     async def run(self) -> None:
-        """Learn where the lanes end, while anybody watches; until cancelled."""
-        await keep_running("watching", self._ends.poll)
+        """Learns where the lanes end, while anybody follows; until cancelled."""
+        await keep_running("following", self._ends.poll)
 
-    def first(self, wanted: Wanted) -> Place:
-        """Before the first decision kept."""
-        return Place(positions=dict.fromkeys(wanted.lanes, 0))
+    def first(self, filters: Filters) -> Place:
+        """Returns the place before the first decision that is kept."""
+        return Place(positions=dict.fromkeys(filters.lanes, 0))
 
-    async def now(self, wanted: Wanted) -> Place:
-        """After all that is decided."""
+    async def now(self, filters: Filters) -> Place:
+        """Returns the place after the last decision."""
         ends = await self._ends.read()
-        return Place(positions={lane: ends[lane] for lane in wanted.lanes})
+        return Place(positions={lane: ends[lane] for lane in filters.lanes})
 
-    async def at(self, wanted: Wanted, time_us: int) -> Place:
-        """Before what was decided at a time or later."""
-        place = await self.now(wanted)
-        place.positions = await find_sequences(self._pool, place.positions, time_us - CLOCKS_APART_US)
+    async def at(self, filters: Filters, time_us: int) -> Place:
+        """Returns the place before the first decision made at a time or later."""
+        place = await self.now(filters)
+        place.positions = await find_sequences(self._pool, place.positions, time_us - _CLOCKS_APART_US)
         place.since_us = time_us
         return place
 
-    async def follow(self, wanted: Wanted, place: Place) -> AsyncGenerator[Response, None]:
-        """All that is wanted from a place on, without end; the first response comes at once, with the token alone.
+    async def follow(self, filters: Filters, place: Place) -> AsyncGenerator[Response, None]:
+        """Yields what fits from a place on, without end; the first response comes at once, with the token alone.
 
         Raises ResourceExhausted `TOO_MANY_WATCHERS`, InvalidArgument for a place that lies beyond all decisions.
         """
         if self._room <= 0:
-            raise ResourceExhausted("TOO_MANY_WATCHERS", "too many follow already", retry_after_s=RETRY_AFTER_S)
+            raise ResourceExhausted(
+                "TOO_MANY_WATCHERS", "too many callers follow decisions already", retry_after_s=_RETRY_AFTER_S
+            )
         self._room -= 1
-        _watchers.inc()
+        _followers.inc()
         try:
-            ends = await self._ends.read()
-            if any(position > ends[lane] for lane, position in place.positions.items()):
-                beyond = Violation(
-                    field="resume_token", reason="INVALID_TOKEN", description="lies beyond all decisions"
-                )
-                raise InvalidArgument([beyond])
-            yield Response(resume_token=place.token(wanted))
-            sent = time.monotonic()
-            while True:
-                began = time.monotonic()
-                page = await self._look(wanted, place.positions, ends)
-                responses = list(page.responses(wanted, place))
-                worked_s = time.monotonic() - began
-                for response in responses:
-                    # One without facts is worth sending only when there was none for long.
-                    if response.facts or time.monotonic() - sent >= self._quiet_s:
-                        yield response
-                        sent = time.monotonic()
-                if page.is_full:
-                    with self._pace.guest():  # what is past can wait
-                        await asyncio.sleep(self._pace.pause_s(worked_s))
-                else:
-                    ends = await self._ends.beyond(place.positions, within_s=self._quiet_s)
+            async with aclosing(self._follow(filters, place)) as responses:
+                async for response in responses:
+                    yield response
         finally:
             self._room += 1
-            _watchers.dec()
+            _followers.dec()
 
-    async def _look(self, wanted: Wanted, positions: Mapping[int, int], ends: list[int]) -> "_Page":
+    async def _follow(self, filters: Filters, place: Place) -> AsyncGenerator[Response, None]:
+        ends = await self._ends.read()
+        if any(position > ends[lane] for lane, position in place.positions.items()):
+            beyond = Violation(field="resume_token", reason="INVALID_TOKEN", description="lies beyond all decisions")
+            raise InvalidArgument([beyond])
+        yield Response(resume_token=place.token(filters))
+        sent = time.monotonic()
+        while True:
+            began = time.monotonic()
+            page = await self._look(filters, place.positions, ends)
+            responses = list(page.responses(filters, place, self._config.max_response_bytes))
+            worked_s = time.monotonic() - began
+            for response in responses:
+                # One without facts is worth sending only when there was none for long.
+                if response.facts or time.monotonic() - sent >= self._config.quiet_s:
+                    yield response
+                    sent = time.monotonic()
+            if page.is_full:
+                with self._pace.guest():  # what is past can wait
+                    await asyncio.sleep(self._pace.pause_s(worked_s))
+            else:
+                ends = await self._ends.beyond(place.positions, within_s=self._config.quiet_s)
+
+    async def _look(self, filters: Filters, positions: Mapping[int, int], ends: list[int]) -> "_Page":
         behind = {lane: ends[lane] for lane, position in positions.items() if position < ends[lane]}
         if not behind:
             return _Page()
-        most = max(LEAST, PAGE // len(behind))
+        max_per_lane = max(self._config.min_decisions_per_lane, self._config.max_decisions // len(behind))
         async with self._looks:
             rows = await read_decisions(
                 self._pool,
                 {lane: (positions[lane], end) for lane, end in behind.items()},
-                most,
-                app_id=wanted.app_id,
-                tracker_id=wanted.tracker_id,
+                max_per_lane,
+                app_id=filters.app_id,
+                tracker_id=filters.tracker_id,
             )
-        return _Page(rows=rows, most=most, ends=behind)
+        return _Page(rows=rows, max_per_lane=max_per_lane, ends=behind)
 
 
 class _Ends:
-    """Where the decisions of every lane end."""
+    """The ends of every lane's decisions."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, poll_interval_s: float) -> None:
+        self._pool, self._poll_interval_s = pool, poll_interval_s
         self._known = [0] * LANES
-        self._moved = asyncio.Event()
-        self._waiting = 0
+        self._moved = Broadcast()
+        self._waiters = 0
         self._asked = asyncio.Event()
 
     async def read(self) -> list[int]:
-        """As it is now."""
+        """Returns the ends as they are now."""
         return await read_ends(self._pool)
 
     async def beyond(self, positions: Mapping[int, int], *, within_s: float) -> list[int]:
-        """The ends, once one of them is beyond its position; or as they are known, `within_s` later."""
-        self._waiting += 1
+        """Returns the ends, once one of them is beyond its position; or as they are known, `within_s` later."""
+        self._waiters += 1
         self._asked.set()
         try:
             async with asyncio.timeout(within_s):
-                while all(self._known[lane] <= position for lane, position in positions.items()):
-                    await self._moved.wait()
+                while True:
+                    moved = self._moved.next()
+                    if any(self._known[lane] > position for lane, position in positions.items()):
+                        break
+                    await moved.wait()
         except TimeoutError:
             pass
         finally:
-            self._waiting -= 1
+            self._waiters -= 1
         return self._known
 
     async def poll(self) -> None:
-        """Look once, as soon as anybody waits."""
-        if not self._waiting:
+        """Looks once, as soon as anybody waits."""
+        if not self._waiters:
             self._asked.clear()
             await self._asked.wait()
         ends = await self.read()
         if ends != self._known:
             self._known = ends
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
-        await asyncio.sleep(POLL_S)
+            self._moved.notify()
+        await asyncio.sleep(self._poll_interval_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
-    """What one look found: rows by lane and sequence, at most `most` a lane, of lanes with these ends."""
+    """The rows of one look, by lane and sequence: at most `max_per_lane` of each lane, below its end."""
 
     rows: list[Followed] = field(default_factory=list)
-    most: int = 0
+    max_per_lane: int = 0
     ends: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
         """Whether there is more before the ends."""
-        return any(count == self.most for count in Counter(row.lane for row in self.rows).values())
+        return any(count == self.max_per_lane for count in Counter(row.lane for row in self.rows).values())
 
-    def responses(self, wanted: Wanted, place: Place) -> Iterator[Response]:
-        """The page as responses of bounded size, at least one; `place` moves along."""
+    def responses(self, filters: Filters, place: Place, max_bytes: int) -> Iterator[Response]:
+        """Yields the page as responses of bounded size, at least one; `place` moves along."""
         response, size = Response(), 0
         for row in self.rows:
             place.positions[row.lane] = row.sequence + 1
-            for sign, decision in _facts(row, wanted, place.since_us):
+            for sign, decision in _facts(row, filters, place.since_us):
                 response.facts.add(sign=sign, decision=decision)
                 size += decision.ByteSize()
-            if size >= RESPONSE_BYTES:
-                response.resume_token = place.token(wanted)
+            if size >= max_bytes:
+                response.resume_token = place.token(filters)
                 yield response
                 response, size = Response(), 0
         counts = Counter(row.lane for row in self.rows)
         # Other apps, retention and erasures leave holes, at the end of a lane, too.
-        place.positions.update({lane: end for lane, end in self.ends.items() if counts[lane] < self.most})
-        response.resume_token = place.token(wanted)
+        place.positions.update({lane: end for lane, end in self.ends.items() if counts[lane] < self.max_per_lane})
+        response.resume_token = place.token(filters)
         yield response
 
 
-def _facts(row: Followed, wanted: Wanted, since_us: int) -> Iterator[tuple[int, decision_pb2.Decision]]:
-    """What a row says to who wants it: a sign, and the decision that is added or taken back."""
+def _facts(row: Followed, filters: Filters, since_us: int) -> Iterator[tuple[int, decision_pb2.Decision]]:
+    """Yields the facts of a row that fit: a sign, and the decision that counts from now on, or no more."""
     if row.decision is None:
         return
     decision = decision_pb2.Decision.FromString(row.decision)
-    if decision.decide_time.ToMicroseconds() < since_us:
+    if timestamp_us(decision.decide_time) < since_us:
         return
     if row.replaced is not None:
         replaced = decision_pb2.Decision.FromString(row.replaced)
-        if wanted.fits(replaced):
+        if filters.fit(replaced):
             yield -1, replaced
-    if wanted.fits(decision):
+    if filters.fit(decision):
         yield 1, decision

@@ -1,4 +1,4 @@
-"""What became of a record, and why, as a person would tell it. Times are UTC, to the second."""
+"""Sentences that tell people what became of a record, and why. Times are UTC, to the second."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -26,14 +26,14 @@ _REASONS = {
 _REFUSALS = {
     decision_pb2.VERDICT_NO_TRACKER_FOR_CLAIM: "its network has no live tracker for it",
     decision_pb2.VERDICT_TRACKER_ARCHIVED: "its tracker is archived or not known",
-    decision_pb2.VERDICT_WRONG_TRACKER_TYPE: "its tracker is of the other type",
+    decision_pb2.VERDICT_WRONG_TRACKER_TYPE: "its tracker is for the other kind of conversion",
     decision_pb2.VERDICT_EVENT_NOT_SELECTED: "its tracker does not select this event",
     decision_pb2.VERDICT_IMPRESSIONS_NOT_ALLOWED: "impressions do not take part in reengagement here",
     decision_pb2.VERDICT_MATCH_KIND_NOT_ALLOWED: (
         "it carried a device id of its own, so IP address and user agent do not count"
     ),
-    decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click of the same click id",
-    decision_pb2.VERDICT_BLOCKLISTED: "it failed its check",
+    decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click with the same click id",
+    decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or the traffic rules of its tracker",
     decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED: "the user does not share granular data",
     decision_pb2.VERDICT_VIEW_WINDOW_ZERO: "the tracker accepts no view claims",
     decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
@@ -83,7 +83,7 @@ class Replaced(NamedTuple):
 def summary(
     decision: decision_pb2.Decision, *, latest: Attributed | None = None, replaced: Replaced | None = None
 ) -> str:
-    """What happened and why, in a few sentences. `latest` is asked for only when the reason is MTR_NOT_MET."""
+    """Returns what happened and why, in a few sentences. `latest` is needed only when the reason is MTR_NOT_MET."""
     parts = [_outcome(decision, _reason(decision, latest))]
     is_event = decision.event_name not in (INSTALL, IDENTITY_LINK)
     if is_event and decision.outcome != decision_pb2.OUTCOME_REFUSED and not decision.install_known:
@@ -92,7 +92,7 @@ def summary(
         before = replaced.decision
         parts.append(
             f"This is version {decision.version}, made at {_at(decision.decide_time)} by the re-attribution "
-            f"{replaced.reattribution_id}; version {before.version} said {_short(before)}."
+            f"{replaced.reattribution_id}. Version {before.version} was {_short(before)}."
         )
     if decision.HasField("receive_time"):
         parts.append(f"It was first received at {_at(decision.receive_time)}.")
@@ -100,43 +100,43 @@ def summary(
 
 
 def sentences(decision: decision_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
-    """One sentence a candidate, in their order, then one for each network that claims nothing or did not say (E4)."""
+    """Yields one sentence for each candidate, then one for each network that claims nothing or did not answer (E4)."""
     winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     for candidate in decision.candidates:
         yield f"{_who(candidate)} {_fate(candidate, winner)}."
     for network_id in not_claiming:
-        yield f"{network_id} was asked and claims nothing."
+        yield f"{network_id} was asked, and claims nothing."
     for network_id in decision.claims_unavailable:
-        yield f"{network_id} was asked and gave no usable answer in time: this was decided without one."
+        yield f"{network_id} was asked, and gave no usable answer in time: this was decided without its answer."
 
 
-def waiting_summary(
+def pending_summary(
     record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp, network_ids: Sequence[str], until_us: int
 ) -> str:
-    """Of a conversion that waits for claims (E1)."""
+    """Returns the summary of a conversion that waits for claims (E1)."""
     return (
-        f"{_received(record, receive_time)} and waits for the answer of {_list(network_ids)}, who may claim it; at "
-        f"{_at_us(until_us)} it is decided at the latest."
+        f"{_received(record, receive_time)}. It waits for {_list(network_ids)} to claim it or not, and is decided at "
+        f"{_at_us(until_us)} at the latest."
     )
 
 
 def behind_summary(
     record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp, first_id: str, network_ids: Sequence[str]
 ) -> str:
-    """Of a conversion that must not be decided before another one of its device, which waits for claims."""
+    """Returns the summary of a conversion that is decided after an earlier one, which waits for claims."""
     return (
-        f"{_received(record, receive_time)} and is decided after {first_id} of the same device, which waits for the "
-        f"answer of {_list(network_ids)}."
+        f"{_received(record, receive_time)}. It is decided after {first_id} of the same device, which waits for "
+        f"{_list(network_ids)} to claim it or not."
     )
 
 
 def accepted_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
-    """Of a conversion that is about to be decided."""
-    return f"{_received(record, receive_time)} and is not decided yet; decisions follow receipt within seconds."
+    """Returns the summary of a conversion that is about to be decided."""
+    return f"{_received(record, receive_time)}. It is not decided yet; decisions follow within seconds."
 
 
 def engagement_summary(record: record_pb2.Record, won_count: int) -> str:
-    """Of a click or an impression."""
+    """Returns the summary of a click or an impression."""
     kind = record.WhichOneof("kind")
     tracker_id = record.impression.tracker_id if kind == "impression" else record.click.tracker_id
     won = (
@@ -147,24 +147,25 @@ def engagement_summary(record: record_pb2.Record, won_count: int) -> str:
 
 
 def session_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
-    """Of a session that fired no event."""
+    """Returns the summary of a session that fired no event."""
     if record.session.state == record_pb2.Session.STATE_STOP:
         why = "the end of a session"
     else:
         why = "a session that goes on with what the device did in the 30 minutes before"
-    return f"{_received(record, receive_time)}: {why}, about which nothing is decided."
+    return f"{_received(record, receive_time)}. It is {why}, so nothing is decided about it."
 
 
 def refused_summary(refusals: Sequence[rejected_record_pb2.RejectedRecord]) -> str:
-    """Of a record that was never accepted; the newest refusal comes first."""
+    """Returns the summary of a record that was never accepted; the newest refusal comes first."""
     newest = refusals[0]
     fields = "; ".join(f"{wrong.field}: {wrong.description}" for wrong in newest.violations)
-    before = f" So it was {len(refusals) - 1} time{'s' if len(refusals) > 2 else ''} before." if refusals[1:] else ""
-    return f"It was refused at {_at(newest.reject_time)} and not stored, for {fields}.{before}"
+    times = f"{len(refusals) - 1} time{'s' if len(refusals) > 2 else ''}"
+    before = f" It had been refused {times} before." if refusals[1:] else ""
+    return f"It was refused at {_at(newest.reject_time)} and not stored: {fields}.{before}"
 
 
 def violation_sentences(violations: Sequence[record_batch_pb2.FieldViolation]) -> Iterator[str]:
-    """One sentence a wrong field."""
+    """Yields one sentence for each wrong field."""
     for wrong in violations:
         yield f"{wrong.field or 'The record'} was refused ({wrong.reason}): {wrong.description}."
 
@@ -185,7 +186,10 @@ def _outcome(decision: decision_pb2.Decision, reason: str) -> str:
                 f"It did not reengage: {reason}."
             )
         case decision_pb2.OUTCOME_UNATTRIBUTED:
-            return f"{what} is credited to nobody, as the device had no attributed source then. Why: {reason}."
+            return (
+                f"{what} is credited to nobody, because the device had no attributed source then. "
+                f"It did not reengage: {reason}."
+            )
         case decision_pb2.OUTCOME_ORGANIC:
             return f"{what} is organic: {reason}."
         case decision_pb2.OUTCOME_REPROCESSED_ORGANIC:
@@ -211,7 +215,7 @@ def _winner(decision: decision_pb2.Decision) -> str:
 
 
 def _anew(decision: decision_pb2.Decision) -> str:
-    return f"after so long a new one of the device first installed with {decision.reprocess_for}"
+    return f"which came so long after the first install {decision.reprocess_for} that it counts as a new one"
 
 
 def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
