@@ -47,8 +47,8 @@ from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Loop, Worker, WorkerConfig
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following, FollowingConfig
-from services.attribution.queries.offers import Offers
-from services.attribution.redecide.what_if import WhatIfs
+from services.attribution.queries.offers import HAND_OVER_S, Offers
+from services.attribution.redecide.what_if import WhatIfConfig, WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage import PLANNER
 from services.attribution.wire import rulebook
@@ -305,7 +305,21 @@ def following_config() -> FollowingConfig:
 
 
 @pytest.fixture
-def start_world(tmp_path: Path, following_config: FollowingConfig) -> StartWorld:
+def what_if_config() -> WhatIfConfig:
+    """The limits of what-ifs; as above."""
+    return WhatIfConfig()
+
+
+@pytest.fixture
+def hand_over_s() -> float:
+    """The time in which offers are handed over; as above."""
+    return HAND_OVER_S
+
+
+@pytest.fixture
+def start_world(
+    tmp_path: Path, following_config: FollowingConfig, what_if_config: WhatIfConfig, hand_over_s: float
+) -> StartWorld:
     """Starts a world without a worker on a database."""
     numbers = itertools.count(1)
 
@@ -376,9 +390,9 @@ def start_world(tmp_path: Path, following_config: FollowingConfig) -> StartWorld
                 settings,
                 explanations=Explanations(pool, IngestServiceStub(to_ingest)),
                 following=following,
-                what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000),
+                what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000, what_if_config),
                 reattributions=Reattributions(pool, settings),
-                offers=Offers(pool, settings, postback),
+                offers=Offers(pool, settings, postback, hand_over_s=hand_over_s),
                 now_us=lambda: 2**60,
             )
             to_attribution = await serve(

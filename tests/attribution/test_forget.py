@@ -26,7 +26,6 @@ from services.attribution.decision.matching import own_key
 from services.attribution.jobs.erasure import Eraser, EraserConfig
 from services.attribution.jobs.reattribution import Reattributor
 from services.attribution.live.worker import Loop
-from services.attribution.queries import offers
 from services.attribution.storage import erasures
 from services.attribution.storage.erasures import Erasure
 from tests.attribution.conftest import (
@@ -466,11 +465,11 @@ async def test_claims_that_are_asked_for_at_the_cut_come_to_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hand_over_s", [pytest.param(0.8, id="shorter than the erasure waits")])
 async def test_what_is_offered_to_postback_at_the_cut_comes_to_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asked for a re-attribution's postbacks was just handing them over: read before the cut, there after it."""
-    monkeypatch.setattr(offers, "_HAND_OVER_S", 0.8)
     reattributor = Reattributor(world.pool, world.settings, world.pace, lambda: time.time_ns() // 1000)
     async with working(world, replace(AT_ONCE, calls_end_s=1.0), reattributor=reattributor.run):
         await world.send(click(0, device(1), record_id="k1"), event(10, device(1), record_id="e1"))

@@ -31,8 +31,9 @@ from reengage.tracker.v1 import account_pb2, app_pb2, event_definition_pb2, netw
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.pace import Pace
-from services.attribution.jobs.reattribution import Reattributions, Reattributor
+from services.attribution.jobs.reattribution import Reattributions, Reattributor, ReattributorConfig
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.redecide.what_if import WhatIfConfig
 from services.attribution.storage import PLANNER
 from services.attribution.storage.lanes import read_owned_lanes
 from services.attribution.storage.reattributions import State
@@ -93,7 +94,9 @@ async def reattribute(
     jobs = Reattributions(story.pool, using)
     period = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
     job = await jobs.start(period, "r1", send_postbacks=False)
-    worker = Reattributor(story.pool, using, Pace(), lambda: 1 << 50, page=random.choice((1, 2, 1000)))
+    worker = Reattributor(
+        story.pool, using, Pace(), lambda: 1 << 50, ReattributorConfig(page_size=random.choice((1, 2, 1000)))
+    )
     while job.state is State.RUNNING:
         # As a worker begins anew: all it knows is what is stored.
         lanes = OwnedLanes(story.pool, "test", await read_owned_lanes(story.pool, "test", range(LANES)))
@@ -194,8 +197,10 @@ def working(world: World) -> Any:
 class Watched(Reattributor):
     """Does something after its first step."""
 
-    def __init__(self, world: World, then: Callable[[], Awaitable[None]], **options: int) -> None:
-        super().__init__(world.pool, world.settings, world.pace, lambda: 1 << 50, **options)
+    def __init__(
+        self, world: World, then: Callable[[], Awaitable[None]], config: ReattributorConfig | None = None
+    ) -> None:
+        super().__init__(world.pool, world.settings, world.pace, lambda: 1 << 50, config or ReattributorConfig())
         self._then: Callable[[], Awaitable[None]] | None = then
 
     async def _step(self, shared: OwnedLanes, job: Any, some: Sequence[Any]) -> Any:
@@ -256,8 +261,8 @@ async def test_what_if_of_a_part_of_the_time_leaves_the_rest_as_it_is(world: Wor
     assert (part.conversion_count, len(part.changed)) == (1, 0), "the reengagement before it stays, and so its source"
 
 
-async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.redecide.what_if._PAGE", 3)
+@pytest.mark.parametrize("what_if_config", [pytest.param(WhatIfConfig(page_size=3), id="small pages")])
+async def test_what_if_goes_on_where_it_was(world: World) -> None:
     async with working(world):
         for number in range(10):
             await world.send(click(0, device(number), record_id=f"k{number}"))
@@ -276,8 +281,8 @@ async def test_what_if_goes_on_where_it_was(world: World, monkeypatch: pytest.Mo
     assert sorted(each for ids in without_times for each in ids) == [f"e{number}" for number in range(10)]
 
 
-async def test_a_part_that_would_be_too_large_comes_in_several(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.redecide.what_if._PART_BYTES", 1)
+@pytest.mark.parametrize("what_if_config", [pytest.param(WhatIfConfig(max_response_bytes=1), id="small responses")])
+async def test_a_part_that_would_be_too_large_comes_in_several(world: World) -> None:
     async with working(world):
         await a_story(world)
     parts = [part async for part in world.attribution.WhatIf(what_if(NARROW))]
@@ -342,8 +347,8 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
     )
 
 
-async def test_so_many_what_ifs_at_once_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.attribution.redecide.what_if._MOST_AT_ONCE", 1)
+@pytest.mark.parametrize("what_if_config", [pytest.param(WhatIfConfig(max_running=1), id="one at a time")])
+async def test_so_many_what_ifs_at_once_and_no_more(world: World) -> None:
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
         calls = [world.attribution.WhatIf(what_if()) for _ in range(2)]
@@ -486,15 +491,14 @@ async def test_a_reattribution_is_refused_with_every_wrong_field(world: World) -
     assert await refusal(world.attribution.GetReattribution(named)) == ("REATTRIBUTION_NOT_FOUND", [])
 
 
-async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_stopped_on_its_way_keeps_what_it_wrote(world: World) -> None:
     """Cancelled between two steps: the versions written stay, and count; no further ones come."""
     jobs = Reattributions(world.pool, world.settings)
 
     async def stop() -> None:
         await jobs.cancel(await jobs.get(APP, "r1"))
 
-    monkeypatch.setattr("services.attribution.jobs.reattribution._WRITTEN_AT_ONCE", 1)
-    job = Watched(world, stop)
+    job = Watched(world, stop, ReattributorConfig(max_written=1))
     async with world.worker(jobs={"reattributor": job.run}):
         for number in range(5):
             await world.send(click(0, device(number), record_id=f"k{number}"))
@@ -584,7 +588,7 @@ async def test_live_decisions_go_on_meanwhile(world: World) -> None:
         await world.send(*(event(3 * HOUR, device(number), "View", record_id=f"v{number}") for number in range(8)))
         await world.decided(*(f"v{number}" for number in range(8)))
 
-    job = Watched(world, more, page=2)
+    job = Watched(world, more, ReattributorConfig(page_size=2))
     async with world.worker(jobs={"reattributor": job.run}):
         await world.send(*(click(0, device(number), record_id=f"k{number}") for number in range(8)))
         await world.send(*(event(HOUR, device(number), record_id=each) for number, each in enumerate(ids)))
@@ -605,7 +609,7 @@ async def test_devices_that_merge_meanwhile_are_both_decided_again(world: World)
         await world.send(event(3 * HOUR, both, "View", record_id="met"))
         await world.decided("met")
 
-    job = Watched(world, meet, page=1)
+    job = Watched(world, meet, ReattributorConfig(page_size=1))
     async with world.worker(jobs={"reattributor": job.run}):
         await world.send(click(0, device(1), record_id="k1"), click(0, {"custom": "guest"}, record_id="k2"))
         await world.send(event(HOUR, device(1), record_id="e1"), event(HOUR, {"custom": "guest"}, record_id="e2"))

@@ -14,7 +14,7 @@ live work about twice that."""
 _IDLE = 0.1
 """Live work that takes less of the time than this is not busy."""
 _REMEMBERED_S = 1.0
-_LONGEST_S = 0.25
+_MAX_WORKED_S = 0.25
 """A longer stretch was not all work: it waited for somebody."""
 
 
@@ -71,5 +71,5 @@ class Guest:
         """Let others go first, once a slice of time was worked."""
         worked_s = self._clock() - self._began
         if worked_s >= SLICE_S:
-            await asyncio.sleep(self._pace.pause_s(min(worked_s, _LONGEST_S)))
+            await asyncio.sleep(self._pace.pause_s(min(worked_s, _MAX_WORKED_S)))
             self._began = self._clock()

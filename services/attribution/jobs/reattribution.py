@@ -1,14 +1,14 @@
-"""Deciding stored conversions again for good (G4): jobs, the loop that works on them, and the postbacks they offer.
+"""Re-attributions (G4): what starts, shows and stops them, and the job that works on them.
 
-A job goes through an app's devices in the order of their ids. Most come out as they were and cost live work nothing;
-the others are decided once more in the transaction that writes them: new versions, device histories and how far the job
-is, so that a crash loses nothing and does nothing twice.
+The job goes through the devices of an app in the order of their ids. Most come out as they were and cost live work
+nothing. The others are decided once more in the transaction that writes new versions, device histories and the progress
+of the job, so that a crash loses nothing and does nothing twice.
 """
 
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -31,10 +31,17 @@ from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
 
-_PAGE = 1000
-_WRITTEN_AT_ONCE = 200
-"""Conversions decided again in one transaction: live work waits for it, some 20 ms."""
-_LOOK_S = 0.5
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReattributorConfig:
+    """The limits and intervals of the job."""
+
+    page_size: int = 1_000
+    """About how many conversions are read and decided again at a time."""
+    max_written: int = 200
+    """Conversions of changed devices in one transaction: live work waits for it, some 20 ms."""
+    look_interval_s: float = 0.5
+    """The time between two looks at the table, while there is nothing to do."""
 
 
 class Reattributions:
@@ -44,7 +51,7 @@ class Reattributions:
         self._pool, self._settings = pool, settings
 
     async def start(self, period: Period, reattribution_id: str, *, send_postbacks: bool) -> Reattribution:
-        """A new job, or the one that is there with this id. Raises NotFound, AlreadyExists, FailedPrecondition."""
+        """Returns a new re-attribution, or the one with this id. Raises NotFound, AlreadyExists, FailedPrecondition."""
         if period.app_id not in self._settings.current.apps:
             raise NotFound("APP_NOT_FOUND", "there is no such app")
         async with self._pool.acquire() as connection:
@@ -52,55 +59,63 @@ class Reattributions:
         await reattributions.insert(self._pool, period, reattribution_id, send_postbacks, total)
         job = await reattributions.find(self._pool, period.app_id, reattribution_id)
         if job is None:
-            raise FailedPrecondition("REATTRIBUTION_RUNNING", "another one of this app runs; wait for it or cancel it")
+            raise FailedPrecondition(
+                "REATTRIBUTION_RUNNING", "another re-attribution of this app is running; wait for it or cancel it"
+            )
         if (job.period, job.send_postbacks) != (period, send_postbacks):
-            raise AlreadyExists("REATTRIBUTION_EXISTS", "another one has this id")
+            raise AlreadyExists("REATTRIBUTION_EXISTS", "another re-attribution has this id")
         return job
 
     async def get(self, app_id: str, reattribution_id: str) -> Reattribution:
-        """Raises NotFound."""
+        """Returns a re-attribution. Raises NotFound."""
         job = await reattributions.find(self._pool, app_id, reattribution_id)
         if job is None:
             raise NotFound("REATTRIBUTION_NOT_FOUND", "this app has no such re-attribution")
         return job
 
     async def page(self, app_id: str, *, before: tuple[int, str] | None, limit: int) -> list[Reattribution]:
-        """Newest first: those before a place."""
+        """Returns re-attributions of an app, newest first: those after a place in that order, or the first."""
         return await reattributions.list_page(self._pool, app_id, before, limit)
 
     async def cancel(self, job: Reattribution) -> Reattribution:
-        """Stop one if it still runs."""
+        """Stops a re-attribution if it still runs; returns it as it is then."""
         await reattributions.end(self._pool, job, State.CANCELLED)
         return await self.get(job.app_id, job.reattribution_id)
 
 
 class Reattributor:
-    """Works on the jobs of the apps homed in the owned lanes; `run` is a job of the worker."""
+    """The job: it works on the re-attributions of the apps that are homed in the owned lanes."""
 
     def __init__(
-        self, pool: Pool, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int], *, page: int = _PAGE
+        self,
+        pool: Pool,
+        settings: Follower[Rulebook],
+        pace: Pace,
+        now_us: Callable[[], int],
+        config: ReattributorConfig = ReattributorConfig(),
     ) -> None:
-        self._pool, self._settings, self._pace, self._now_us, self._page = pool, settings, pace, now_us, page
+        self._pool, self._settings, self._pace, self._now_us = pool, settings, pace, now_us
+        self._config = config
 
-    async def run(self, shared: OwnedLanes) -> None:
-        """Take the oldest job, a page at a time, until cancelled."""
+    async def run(self, lanes: OwnedLanes) -> None:
+        """Works on the oldest re-attribution, a page at a time, until cancelled."""
         while True:
-            job = await reattributions.oldest_running(self._pool, shared.lanes)
+            job = await reattributions.oldest_running(self._pool, lanes.lanes)
             if job is None:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(self._config.look_interval_s)
                 continue
             with self._pace.guest() as guest:
                 try:
-                    await self._work(shared, job, guest)
+                    await self._work(lanes, job, guest)
                 except _MovedOnError:  # it was cancelled, or somebody else has gone on with it
                     continue
 
-    async def _work(self, shared: OwnedLanes, job: Reattribution, guest: Guest) -> None:
-        """One page of a job."""
+    async def _work(self, lanes: OwnedLanes, job: Reattribution, guest: Guest) -> None:
+        """Works on one page of a re-attribution."""
         replay = Replay(self._pool, job.period, self._settings.current.apps[job.app_id], guest.turn)
-        page = await replay.page(job.after_device or FIRST_DEVICE, self._page)
-        for some in _in_steps(page.replayed):
-            job = await self._step(shared, job, some)
+        page = await replay.page(job.after_device or FIRST_DEVICE, self._config.page_size)
+        for some in _in_steps(page.replayed, self._config.max_written):
+            job = await self._step(lanes, job, some)
             await guest.turn()
         if page.last_device_id is not None:
             await _advance(self._pool, job, replace(job, after_device=page.last_device_id))
@@ -114,8 +129,8 @@ class Reattributor:
             changed=job.changed_count,
         )
 
-    async def _step(self, shared: OwnedLanes, job: Reattribution, some: Sequence[Replayed]) -> Reattribution:
-        """Take devices as done: those that come out as they were by a note, the others by writing them anew."""
+    async def _step(self, lanes: OwnedLanes, job: Reattribution, some: Sequence[Replayed]) -> Reattribution:
+        """Finishes devices: those that come out as they were by a note, the others by writing them anew."""
         unchanged = [replayed for replayed in some if not replayed.changed]
         if len(unchanged) == len(some):
             done = _done(job, some, some[-1].last_device_id)
@@ -123,18 +138,18 @@ class Reattributor:
             return done
         device_ids = {device_id for each in some if each.changed for device_id in each.device_ids}
         rules = self._settings.current.apps[job.app_id]
-        async with shared.fenced() as connection:
+        async with lanes.fenced() as connection:
             # Once more: only here nobody else decides for these devices.
             replayed = await Replay(self._pool, job.period, rules, _at_once).devices(connection, device_ids)
             changed = [changed for each in replayed for changed in each.changed]
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
             changes = Changes(
-                decisions=self._rows(job, changed, shared.next_sequences[job.period.lane]),
+                decisions=self._rows(job, changed, lanes.next_sequences[job.period.lane]),
                 won={place: Won(each.engagement_id, each.won_us) for place, each in enumerate(changed)},
                 devices=await self._devices(connection, replayed),
             )
-            await shared.append(connection, changes, lanes=[job.period.lane])
+            await lanes.append(connection, changes, lanes=[job.period.lane])
         return done
 
     def _rows(self, job: Reattribution, changed: Sequence[Changed], sequence: int) -> list[DecisionRow]:
@@ -192,21 +207,21 @@ async def _advance(connection: "Connection | Pool", now: Reattribution, then: Re
 
 
 class _MovedOnError(Exception):
-    """The job is not where it was: nothing was written."""
+    """A re-attribution that is not where it was: nothing was written."""
 
 
 async def _at_once() -> None:
-    """A turn and no rest: others wait for the transaction, but leases are to be renewed."""
+    """Gives others a turn and does not rest: others wait for the transaction, but leases must be renewed."""
     await asyncio.sleep(0)
 
 
-def _in_steps(replayed: Iterable[Replayed]) -> Iterator[list[Replayed]]:
-    """Devices in parts, each with so many conversions of changed devices as one transaction may write."""
+def _in_steps(replayed: Iterable[Replayed], max_written: int) -> Iterator[list[Replayed]]:
+    """Yields devices in parts, each with as many conversions of changed devices as one transaction may write."""
     some: list[Replayed] = []
     count = 0
     for each in replayed:
         more = len(each.credits) if each.changed else 0
-        if some and count + more > _WRITTEN_AT_ONCE:
+        if some and count + more > max_written:
             yield some
             some, count = [], 0
         some.append(each)
@@ -216,7 +231,7 @@ def _in_steps(replayed: Iterable[Replayed]) -> Iterator[list[Replayed]]:
 
 
 def _done(job: Reattribution, replayed: Iterable[Replayed], last_device_id: uuid.UUID) -> Reattribution:
-    """The job with these devices done."""
+    """Returns the re-attribution with these devices done."""
     replayed = list(replayed)
     totals = Totals.from_json(job.totals)
     for each in replayed:

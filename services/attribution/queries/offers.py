@@ -18,28 +18,38 @@ from services.attribution.wire.conversions import conversions_for_postback, in_c
 from services.attribution.wire.rulebook import Rulebook
 
 _BATCH = 500
-_HAND_OVER_S = 8.0
-"""What was read is with postback by then, or given up: an erasure waits for that (erasure.py: CLAIMS_END_S)."""
+HAND_OVER_S = 8.0
+"""The time in which versions that were read are handed over or given up. An erasure waits longer than that
+(EraserConfig.calls_end_s)."""
 
 
 class Offers:
-    """Asks postback about the versions of a re-attribution, unless a later one has replaced them."""
+    """The offers of re-attributions: their versions, unless a later one has replaced them."""
 
-    def __init__(self, pool: Pool, settings: Follower[Rulebook], postback: postback_grpc.PostbackServiceStub) -> None:
-        self._pool, self._settings, self._postback = pool, settings, postback
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Follower[Rulebook],
+        postback: postback_grpc.PostbackServiceStub,
+        *,
+        hand_over_s: float = HAND_OVER_S,
+    ) -> None:
+        self._pool, self._settings, self._postback, self._hand_over_s = pool, settings, postback, hand_over_s
 
     async def page(
         self, job: Reattribution, *, after: int, limit: int
     ) -> tuple[list[offer_pb2.OfferedPostback], int | None]:
-        """What the versions after a sequence, at most so many, would change; and the last of them if there are more."""
+        """Returns the offers of versions after a sequence, and the last of these sequences if there may be more."""
         rows = await versions_of(self._pool, job, after, limit)
         offered = [each async for answer in self._enqueue(rows, validate_only=True) for each in answer.offered]
         return offered, rows[-1].sequence if len(rows) == limit else None
 
     async def send(self, job: Reattribution) -> int:
-        """Hand all versions over; answers the deliveries made. Raises FailedPrecondition while the job runs."""
+        """Hands all versions over; returns the number of deliveries. Raises FailedPrecondition while the job runs."""
         if job.state is State.RUNNING:
-            raise FailedPrecondition("REATTRIBUTION_RUNNING", "it has not ended; wait for it or cancel it")
+            raise FailedPrecondition(
+                "REATTRIBUTION_RUNNING", "the re-attribution is still running; wait for it or cancel it"
+            )
         created, after = 0, -1
         while rows := await versions_of(self._pool, job, after, _BATCH):
             async for answer in self._enqueue(rows, validate_only=False):
@@ -50,7 +60,7 @@ class Offers:
     async def _enqueue(
         self, rows: list[OutboxRow], *, validate_only: bool
     ) -> AsyncIterator[conversion_pb2.EnqueueConversionsResponse]:
-        until = time.monotonic() + _HAND_OVER_S
+        until = time.monotonic() + self._hand_over_s
         for some in in_calls(conversions_for_postback(rows, self._settings.current)):
             request = conversion_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
             left_s = max(0.0, until - time.monotonic())

@@ -1,7 +1,8 @@
-"""What would be decided under other settings (G4): reads, decides, answers; writes nothing."""
+"""What-ifs: what would be decided under other settings (G4). They write nothing."""
 
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from libs.db import Pool
 from libs.domain.snapshots import Follower
@@ -17,33 +18,49 @@ from services.attribution.redecide.totals import Totals
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.rulebook import Rulebook
 
-_MOST_AT_ONCE = 2
-"""They share the process and its connections with live work."""
-_RETRY_S = 10.0
-_PAGE = 1000
-_PART_BYTES = 1_000_000
+_RETRY_AFTER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIfConfig:
+    """The limits of what-ifs."""
+
+    max_running: int = 2
+    """What-ifs at the same time: they share the process and its connections with live work."""
+    page_size: int = 1_000
+    """About how many conversions are decided again in one transaction."""
+    max_response_bytes: int = 1_000_000
+    """About the size at which a response is sent."""
 
 
 class WhatIfs:
-    """Decides stored conversions again under changed settings, a few callers at a time."""
+    """The what-ifs of a process, a few at a time."""
 
-    def __init__(self, pool: Pool, settings: Follower[Rulebook], pace: Pace, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Follower[Rulebook],
+        pace: Pace,
+        now_us: Callable[[], int],
+        config: WhatIfConfig = WhatIfConfig(),
+    ) -> None:
         self._pool, self._settings, self._pace, self._now_us = pool, settings, pace, now_us
+        self._config = config
         self._running = 0
 
     async def run(
         self, period: Period, overrides: Sequence[snapshot_pb2.Resource], resume: tuple[uuid.UUID, int] | None
     ) -> AsyncGenerator[what_if_pb2.WhatIfResponse, None]:
-        """The answer, part by part; `resume` is what the token of a part held: its last device, and the estimate.
+        """Yields the result, part by part. `resume` are the values of a token: the last device, and the estimate.
 
-        Raises NotFound, InvalidArgument naming every wrong change, and ResourceExhausted.
+        Raises NotFound, InvalidArgument with every wrong override, and ResourceExhausted.
         """
         settings = self._settings.current
         if period.app_id not in settings.apps:
             raise NotFound("APP_NOT_FOUND", "there is no such app")
         rules = rules_with(settings, period.app_id, overrides)
-        if self._running >= _MOST_AT_ONCE:
-            raise ResourceExhausted("TOO_MANY_REPLAYS", "others are answered just now", retry_after_s=_RETRY_S)
+        if self._running >= self._config.max_running:
+            raise ResourceExhausted("TOO_MANY_REPLAYS", "other what-ifs are running", retry_after_s=_RETRY_AFTER_S)
         self._running += 1
         try:
             with self._pace.guest() as guest:
@@ -51,7 +68,7 @@ class WhatIfs:
                 after: uuid.UUID | None
                 after, total = resume or (FIRST_DEVICE, await self._estimate(period))
                 while after is not None:
-                    page = await replay.page(after, _PAGE)
+                    page = await replay.page(after, self._config.page_size)
                     for part in self._parts(page, after, total):
                         yield part
                     after = page.last_device_id
@@ -64,11 +81,11 @@ class WhatIfs:
             return await estimate(connection, period)
 
     def _parts(self, page: Page, after: uuid.UUID, total: int) -> Iterator[what_if_pb2.WhatIfResponse]:
-        """The page as messages that are not too large; a part's token leads to the first device not yet complete."""
+        """Yields a page in responses that are not too large; a token leads to the first device that is not complete."""
         part, totals, size = what_if_pb2.WhatIfResponse(estimated_total_count=total), Totals(), 0
         for replayed in page.replayed:
             for changed in replayed.changed:
-                if size > _PART_BYTES:
+                if size > self._config.max_response_bytes:
                     part.totals.extend(totals.messages())
                     part.resume_token = encode_token(str(after), total)
                     yield part
