@@ -37,7 +37,7 @@ class ClaimRequest:
 
     @property
     def is_answered(self) -> bool:
-        """Whether every network has answered, or will not."""
+        """True when every network has answered, or will not."""
         return self.answered is not None and all(
             answer.state != _ANSWER.STATE_PENDING for answer in self.answered.answers
         )
@@ -96,7 +96,7 @@ class ClaimRequests:
 
     @property
     def are_finished(self) -> bool:
-        """Whether any request is finished."""
+        """True when there are finished requests."""
         return bool(self._finished)
 
     def add(self, rows: Iterable[PendingRow | Unanswered]) -> None:

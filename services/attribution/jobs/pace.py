@@ -1,4 +1,4 @@
-"""Live work goes first: what can wait takes what that leaves free, and a twentieth of the time while it is busy."""
+"""Lets live work go first: other work takes the free time, and a twentieth of all time while live work is busy."""
 
 import asyncio
 import math
@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SLICE_S = 0.01
-"""Work at one stretch, before others get a turn."""
+"""The work at one stretch, before others get a turn."""
 _SHARE = 0.05
-"""Of the time, for all that can wait together, while live work is busy: the database works for both, so that it costs
-live work about twice that."""
+"""The share of the time for all guests together, while live work is busy. The database works for both, so it costs live
+work about twice that."""
 _IDLE = 0.1
 """Live work that takes less of the time than this is not busy."""
 _REMEMBERED_S = 1.0
 _MAX_WORKED_S = 0.25
-"""A longer stretch was not all work: it waited for somebody."""
+"""A longer stretch was not all work: a part of it was waiting."""
 
 
 class Pace:
-    """One a process. `live` goes around live work, `guest` is for work that can wait."""
+    """The pace of a process: `live` goes around live work, `guest` around work that can wait."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -29,7 +29,7 @@ class Pace:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Around work that nobody may slow down."""
+        """Measures the work in its block as live work."""
         began = self._clock()
         self._under_way += 1
         try:
@@ -42,7 +42,7 @@ class Pace:
 
     @contextmanager
     def guest(self) -> Iterator["Guest"]:
-        """Around work that can wait: it calls `turn` often."""
+        """Yields a guest for work that can wait; the work calls its `turn` often."""
         self._guests += 1
         try:
             yield Guest(self, self._clock)
@@ -50,13 +50,13 @@ class Pace:
             self._guests -= 1
 
     def pause_s(self, worked_s: float) -> float:
-        """How long a guest rests after it worked so long: 0 while live work is idle."""
+        """Returns how long a guest rests after it worked so long: 0 while live work is idle."""
         if not self._under_way and self._recently_s(self._clock()) < _IDLE * _REMEMBERED_S:
             return 0.0
         return worked_s * (self._guests / _SHARE - 1)
 
     def _recently_s(self, now: float) -> float:
-        """Seconds of live work, of which the older ones count ever less: of steady work its share of a second."""
+        """Returns the seconds of live work, older ones counted less: for steady work its share of a second."""
         return self._busy_s * math.exp((self._at - now) / _REMEMBERED_S)
 
 
@@ -68,7 +68,7 @@ class Guest:
         self._began = clock()
 
     async def turn(self) -> None:
-        """Let others go first, once a slice of time was worked."""
+        """Lets others go first, after a slice of work."""
         worked_s = self._clock() - self._began
         if worked_s >= SLICE_S:
             await asyncio.sleep(self._pace.pause_s(min(worked_s, _MAX_WORKED_S)))

@@ -182,7 +182,7 @@ class Reattributor:
         ]
 
     async def _devices(self, connection: Connection, replayed: Iterable[Replayed]) -> list[Device]:
-        """The devices whose history is another one now. What was not read, as it is no longer stored, stays in it."""
+        """Returns the devices whose history changes; it keeps attributions whose decisions retention has dropped."""
         read = {
             device_id: (each.conversion_ids, history)
             for each in replayed

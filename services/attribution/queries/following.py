@@ -244,7 +244,7 @@ class _Page:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is more before the ends."""
+        """True when there is more before the ends."""
         return any(count == self.max_per_lane for count in Counter(row.lane for row in self.rows).values())
 
     def responses(self, filters: Filters, place: Place, max_bytes: int) -> Iterator[Response]:

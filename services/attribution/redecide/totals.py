@@ -15,14 +15,14 @@ class Totals:
         self._counts: Counter[tuple[str, str, str, str]] = Counter()
 
     def add(self, conversions: Iterable[tuple[Credit, Credit]]) -> None:
-        """Count conversions, each by what it was credited to and is now."""
+        """Counts conversions, each by its credit before and its credit now."""
         for pair, count in Counter(conversions).items():
             for side, (network_id, tracker_id, column) in zip(("before", "after"), pair, strict=True):
                 if column:
                     self._counts[network_id, tracker_id, side, column] += count
 
     def messages(self) -> list[credit_total_pb2.CreditTotal]:
-        """In the order of networks and trackers."""
+        """Returns the totals in the order of networks and trackers."""
         found: dict[tuple[str, str], credit_total_pb2.CreditTotal] = {}
         for (network_id, tracker_id, side, column), count in sorted(self._counts.items()):
             total = found.setdefault(
@@ -32,7 +32,7 @@ class Totals:
         return list(found.values())
 
     def to_json(self) -> list[Any]:
-        """JSON-able; `from_json` gives the equal totals back."""
+        """Returns the totals as JSON holds them; `from_json` reads it."""
         return [[*key, count] for key, count in sorted(self._counts.items())]
 
     @classmethod

@@ -95,7 +95,7 @@ class ScenarioReader:
         )
 
     def read(self, root: Any) -> Scenario | None:
-        """The scenario, None when it is not whole; what does not fit is in `misfits` then."""
+        """Returns the scenario, None when it is not whole; `misfits` tells why."""
         try:
             return self._scenario(root)
         except MisfitError as misfit:
@@ -244,7 +244,7 @@ class ScenarioReader:
         return lambda value: self._fit(value, shape)
 
     def _sender(self) -> dict[str, Parser]:
-        """What every record tells of the device that sent it."""
+        """Returns the keys that tell of the device that sent a record."""
         ids = _Shape({}, dict.fromkeys(PRIMARY_KINDS, parse_text))
         return {"device": lambda value: self._fit(value, ids), "ip": parse_ip, "ua": parse_text}
 
@@ -296,7 +296,7 @@ class ScenarioReader:
         return self._fit(value, _Shape(required, optional))
 
     def _fit(self, value: Any, shape: _Shape, nulls: bool = False) -> dict[str, Any]:
-        """The values of the keys that are there and fit; a null is as good as no key, unless `nulls` mean something."""
+        """Returns the values of the keys that are there and fit; a null is as good as no key, unless `nulls` is set."""
         if not isinstance(value, dict):
             raise MisfitError("should be an object: keys and values")
         found = {}

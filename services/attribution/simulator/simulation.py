@@ -26,13 +26,13 @@ from services.attribution.simulator.scenario import OUTPUT_KEYS, ConversionRecor
 
 
 def simulate(scenario: Scenario) -> list[dict[str, Any]]:
-    """The output of a scenario: one object per conversion in the order of receipt, with the keys OUTPUT_KEYS."""
+    """Returns the output: one object per conversion in the order of receipt, with the keys OUTPUT_KEYS."""
     with collector_paused():
         return list(simulate_one_by_one(scenario))
 
 
 def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    """As `simulate`, each object as soon as its conversion is decided."""
+    """Yields the output as `simulate` returns it, each object as soon as its conversion is decided."""
     rules = compile_rules(
         app=scenario.app, networks=scenario.networks, trackers=scenario.trackers, events=scenario.events
     )
@@ -47,7 +47,7 @@ def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
 
 
 def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How the output differs from what is expected by conversion id, a readable line each; none when it holds.
+    """Returns a readable line for each difference between the output and what is expected by conversion id.
 
     A list must be equal, an object may be a subset.
     """
@@ -162,7 +162,7 @@ class _Story:
             self._engagements[member.engagement_id] = replace(member, duplicate=member.engagement_id in repeated)
 
     def _device(self, device_ids: Mapping[str, str]) -> _Device:
-        """The device of a record with these ids; devices that turn out to be one are joined."""
+        """Returns the device of a record with these ids; devices that turn out to be one are joined."""
         ids = {(kind, normalise(value)) for kind, value in device_ids.items()}
         known = list({id(device): device for key in ids if (device := self._devices.get(key))}.values())
         device = known[0] if known else _Device()
