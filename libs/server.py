@@ -41,7 +41,7 @@ class ServiceConfig(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Where and how to serve gRPC. `grace_s + drain_s`, in seconds, must stay below Kubernetes' grace period (30 s).
+    """The address and the manner of serving gRPC. `grace_s + drain_s` must stay below Kubernetes' grace period (30 s).
 
     `listen` is `host:port`; a `metrics_port` of 0 serves no metrics.
     """

@@ -46,7 +46,7 @@ class NotSettledError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of the traffic, as counters of the same keys that expected.json has."""
+    """The outcome of the traffic, as counters of the same keys that expected.json has."""
 
     logged: Counter[str]
     refused: Counter[str]

@@ -86,7 +86,7 @@ class EmbeddedPostgres:
 
     @property
     def running(self) -> bool:
-        """Whether the server process is alive."""
+        """Returns whether the server process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def admin_dsn(self, database: str = DATABASE) -> str:

@@ -29,7 +29,7 @@ _CLICK_ID = re.compile(r"ko_click_id(?:=|%3D)([0-9a-f]{32})")
 
 @dataclass(slots=True, kw_only=True)
 class Answers:
-    """How many records were taken, and how many refused for which reasons."""
+    """The number of records taken, and of those refused, by reason."""
 
     taken: int = 0
     refused: Counter[str] = field(default_factory=Counter)

@@ -55,7 +55,7 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """What X does with the conversions of a device. `silent`: it never answers; `delay_s`: it answers late."""
+    """The conduct of X towards a device's conversions. `silent`: it never answers; `delay_s`: it answers late."""
 
     twitter: Json | None = None
     """Its own claim; see `attribution`."""

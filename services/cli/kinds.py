@@ -53,12 +53,12 @@ class Kind:
 
     @property
     def words(self) -> str:
-        """What people call one of them."""
+        """Returns what people call one of them."""
         return _WORDS.get(self.name, self.name.replace("_", " "))
 
     @property
     def many(self) -> str:
-        """What people call several of them."""
+        """Returns what people call several of them."""
         return self.words.removesuffix("y") + "ies" if self.name == "agency" else f"{self.words}s"
 
     def key_of(self, resource: Any) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ _INDEX = re.compile(r"resources\[(\d+)\]\.?(.*)")
 
 
 class Section(NamedTuple):
-    """Where a file holds resources of a kind: an object, whose keys are the values of the field `id_field`."""
+    """The part of a file that holds resources of a kind: an object, whose keys are the values of `id_field`."""
 
     name: str
     kind: Kind
@@ -94,7 +94,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsFile:
-    """What a file wants: `resources` of tracker, the app first, and configurations of `postbacks`, if it has these."""
+    """The wishes of a file: `resources` of tracker, the app first, and configurations of `postbacks`, if any."""
 
     app_id: str
     resources: tuple[Wanted, ...]

@@ -25,7 +25,7 @@ _IMMUTABLE = ("app_id", "network_id", "trigger")
 
 
 class Action(StrEnum):
-    """What a step does."""
+    """The act of a step."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -52,7 +52,7 @@ class PostbackStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What applying a file changes: settings, all in one revision if `etag` still holds, and then postbacks."""
+    """The changes that a file makes: settings, all in one revision if `etag` still holds, and then postbacks."""
 
     wanted: settings_file_pb2.WantedSettings
     changes: tuple[settings_file_pb2.PlannedChange, ...]

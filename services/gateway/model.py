@@ -47,7 +47,7 @@ class Template:
 
     @property
     def is_one_place(self) -> bool:
-        """Whether a value is to be the whole URL."""
+        """Returns whether a value is to be the whole URL."""
         return self.literals == ("", "")
 
 

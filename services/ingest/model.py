@@ -100,7 +100,7 @@ class LogPage:
 
     @property
     def caught_up(self) -> bool:
-        """Whether nothing is left below the heads of the lanes that were read."""
+        """Returns whether nothing is left below the heads of the lanes that were read."""
         return all(position >= self.heads[lane] for lane, position in self.next_positions.items())
 
 

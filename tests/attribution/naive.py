@@ -52,7 +52,7 @@ VERDICTS = (
 
 @dataclass(kw_only=True)
 class Decided:
-    """What became of a conversion, and what later conversions of its device ask of it."""
+    """A decided conversion, and the answers that later conversions of its device need."""
 
     conversion: ConversionRecord
     line: dict[str, Any]
@@ -475,7 +475,7 @@ class Naive:
     # The device: records that share any usable id.
 
     def history(self, conversion: ConversionRecord) -> list[Decided]:
-        """What was decided for the device of a conversion before it, in order of receipt."""
+        """Returns what was decided for the device of a conversion before it, in order of receipt."""
         ids = self.ids_of_device(conversion)
         return [decided for decided in self.decided if shared(ids, usable_ids(decided.conversion))]
 
@@ -597,7 +597,7 @@ def digests(text: str) -> set[str]:
 
 
 def read_user_agent(ua: str) -> dict[str, str]:
-    """What the shapes of user agents that the tests use tell of a device (A1, A5)."""
+    """Returns what the shapes of user agents that the tests use tell of a device (A1, A5)."""
     if "Android 10; K)" in ua:
         return {"os": "Android"}
     if found := re.search(r"; Android (\d+)(?:\.(\d+))?[^;]*; ([^;)]+)\)", ua):

@@ -162,7 +162,7 @@ def trackers(random: Random) -> tuple[Tracker, ...]:
 
 
 def windows(random: Random) -> dict[WindowKind, int]:
-    """Of one layer, mostly nothing; within the ranges of B2."""
+    """Draws the windows of one layer, mostly nothing; within the ranges of B2."""
     found = {}
     if chance(random, 1 / 2):
         found[random.choice(CLICK_WINDOWS)] = random.choice((DISABLED, *LENGTHS_US, *LENGTHS_US, 7 * DAY_US))

@@ -126,7 +126,7 @@ def unlimited(told: Scenario) -> Scenario:
 
 
 def plain(decision: object) -> object:
-    """What a decision says, without what differs between two apps of the same story."""
+    """Returns what a decision says, without what differs between two apps of the same story."""
     copy = type(decision)()
     copy.CopyFrom(decision)  # type: ignore[attr-defined]
     for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer"):

@@ -30,7 +30,7 @@ _USER_AGENTS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What was sent and what came back."""
+    """The sent records and the answers to them."""
 
     records: int
     conversions: int

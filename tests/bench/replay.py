@@ -87,7 +87,7 @@ class _Live:
 
     @classmethod
     async def owning(cls, pool: Pool) -> "_Live":
-        """Of all lanes, for longer than the bench runs."""
+        """Takes all lanes, for longer than the bench runs."""
         async with transaction(pool) as connection:
             lanes = await take_lanes(connection, "bench", LANES, 86_400)
         return cls(pool, OwnedLanes(pool, "bench", await read_owned_lanes(pool, "bench", lanes)))

@@ -16,7 +16,7 @@ from tests.support.processes import postback_process, tracker_process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a command wrote, and its exit code."""
+    """The output of a command, and its exit code."""
 
     code: int
     out: str

@@ -75,7 +75,7 @@ class Settings:
         return before.count("\n") + 1
 
     def applied(self) -> list[tuple[str, str, dict[str, tuple[str, str]]]]:
-        """What applying the file did: what was done to what, and the fields with what they were and are."""
+        """Returns what applying the file did: what was done to what, and the fields with what they were and are."""
         answer = self.reengage("apply", str(self.path), "--yes", "--json")
         assert (answer.code, answer.err) in [(0, "Applied.\n"), (0, "")]
         return [
@@ -84,7 +84,7 @@ class Settings:
         ]
 
     def problems(self) -> list[str]:
-        """What is said of a file that does not fit, which must change nothing."""
+        """Returns what is said of a file that does not fit, which must change nothing."""
         answer = self.reengage("apply", str(self.path), "--yes")
         assert (answer.code, answer.out) == (2, "")
         lines = answer.err.splitlines()

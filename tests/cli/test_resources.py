@@ -18,11 +18,11 @@ class Commands:
         self.prefix, self.reengage = prefix, reengage
 
     def __call__(self, text: str, *further: str) -> Answer:
-        """What a command says, written with `P-` for what ids begin with."""
+        """Returns what a command says, written with `P-` for what ids begin with."""
         return self.reengage(*text.replace("P-", f"{self.prefix}-").split(), *further)
 
     def done(self, text: str, *further: str) -> str:
-        """What a command says that must do what it is told."""
+        """Returns what a command says that must do what it is told."""
         answer = self(text, *further)
         assert answer.code == 0, answer.err
         return answer.out

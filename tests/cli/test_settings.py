@@ -32,7 +32,7 @@ class Demo:
             )  # fmt: skip
 
     def done(self, *arguments: str) -> str:
-        """What a command says that must do what it is told."""
+        """Returns what a command says that must do what it is told."""
         answer = self.reengage(*arguments)
         assert answer.code == 0, answer.err
         return answer.out

@@ -170,7 +170,7 @@ async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
 
 
 async def _settings(suite: Suite) -> None:
-    """Those of the bench, and a postback that names the device."""
+    """Returns those of the bench, and a postback that names the device."""
     await create_settings(suite)
     ports = suite.ports
     async with open_channel(ports.address("postback")) as channel:
@@ -189,7 +189,7 @@ async def _settings(suite: Suite) -> None:
 
 
 async def _reengage(*arguments: str) -> str:
-    """What the command writes; it must do well."""
+    """Returns what the command writes; it must do well."""
     process = await asyncio.create_subprocess_exec(REENGAGE, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()

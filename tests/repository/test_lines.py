@@ -9,7 +9,7 @@ from tests.support.processes import ROOT
 from tests.support.repository import is_generated, repository_files
 
 MAX_COLUMNS = 120
-READ_BY_PEOPLE = {".md", ".sh"}  # the linter sees to Python
+READ_BY_PEOPLE = {".md", ".proto", ".sh", ".sql"}  # the linter sees to Python
 TEXTS = [path for path in repository_files() if path.suffix in READ_BY_PEOPLE and not is_generated(path)]
 REGISTRIES = re.compile(
     r"pypi\.(org|python)|pythonhosted\.org|registry\.npmjs|--index-url|--extra-index-url|proxy\.golang"

@@ -15,7 +15,7 @@ from tests.support.processes import ServiceProcess, gateway_process, ingest_proc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What stands behind a gateway: tracker, with its settings, and ingest."""
+    """The services behind a gateway: tracker, with its settings, and ingest."""
 
     tracker: ServiceProcess
     ingest: ServiceProcess

@@ -81,20 +81,20 @@ def event(**changes: Any) -> EventDefinition:
 
 
 def acquisition(**changes: Any) -> Tracker:
-    """Of a link-based network."""
+    """Returns a tracker of a link-based network."""
     fields: dict[str, Any] = {"tracker_id": "acq1", "segment_id": "spring-a", "network_id": "acme-ios"}
     return Tracker(**fields | {"install_url": "https://apps.example/demo"} | changes)
 
 
 def reengagement(**changes: Any) -> Tracker:
-    """Of a link-based network."""
+    """Returns a reengagement tracker of a link-based network."""
     return acquisition(
         **{"tracker_id": "re1", "type": Tracker.TYPE_REENGAGEMENT, "events": ["Purchase", "Login"]} | changes
     )
 
 
 def san_reengagement(**changes: Any) -> Tracker:
-    """Of a self-attributing network."""
+    """Returns a reengagement tracker of a self-attributing network."""
     fields: dict[str, Any] = {"tracker_id": "xre1", "segment_id": "spring-a", "network_id": "x-ios"}
     return Tracker(**fields | {"type": Tracker.TYPE_REENGAGEMENT, "events": ["Purchase"]} | changes)
 
@@ -112,7 +112,7 @@ def windows(**named: Window) -> Windows:
 
 
 async def create_parents(tracker: Stub, *, with_app: bool = True) -> None:
-    """What trackers hang on: the iOS app, both networks, a campaign and its segment. Revisions 1 to 5."""
+    """Creates what trackers hang on: the iOS app, both networks, a campaign and its segment. Revisions 1 to 5."""
     if with_app:
         await tracker.CreateApp(app_pb2.CreateAppRequest(app=app()))
     await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=network()))
@@ -127,7 +127,7 @@ async def create_tracker(tracker: Stub, wanted: Tracker) -> Tracker:
 
 
 async def failure(call: Awaitable[Any]) -> ErrorDetails:
-    """What a call that must fail said."""
+    """Returns what a call that must fail said."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)

@@ -368,7 +368,7 @@ async def test_replicas_see_each_others_changes_within_a_second(start_tracker: S
 
 
 def names_of(resources: Resources, revision: int) -> tuple[int, list[str]]:
-    """What a service might build from settings."""
+    """Returns what a service might build from settings."""
     apps = resources["app"].values()
     return revision, [app.name for app in apps if isinstance(app, App)]
 

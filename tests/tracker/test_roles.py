@@ -147,7 +147,7 @@ async def holding(served: Served, **fields: Any) -> AsyncIterator[Stub]:
 
 
 async def reason_of(stub: Stub, method: str) -> str:
-    """What an empty call of the method fails with; empty when it does not."""
+    """Returns what an empty call of the method fails with; empty when it does not."""
     described = service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"].methods_by_name[method]
     request = message_factory.GetMessageClass(described.input_type)()
     call = getattr(stub, method)(request, timeout=10)

@@ -81,7 +81,7 @@ class DeviceHistory:
         return next((a for a in reversed(self.attributions) if a.time_us <= time_us), None)
 
     def session_reengaged_near(self, time_us: int) -> bool:
-        """Whether SessionBegin reengaged the device less than 24 hours before or, if the record is late, after (D4)."""
+        """Returns whether SessionBegin reengaged the device within 24 hours before or, of a late record, after (D4)."""
         for attribution in reversed(self.attributions):
             if attribution.time_us <= time_us - DAY_US:
                 return False

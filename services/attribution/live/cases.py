@@ -47,12 +47,12 @@ class Case:
 
     @property
     def is_session_start(self) -> bool:
-        """Whether it is the event SessionBegin, unless the session goes on (D4)."""
+        """Returns whether it is the event SessionBegin, unless the session goes on (D4)."""
         return self.event_name is not None and self.record.HasField("session")
 
     @property
     def is_conversion(self) -> bool:
-        """Whether there is more to it than a device or identities to note."""
+        """Returns whether there is more to it than a device or identities to note."""
         return self.event_name is not None and not self.is_link
 
 

@@ -16,8 +16,8 @@ CREATE TABLE lanes (
     relayed bigint NOT NULL DEFAULT 0 CHECK (relayed <= next_sequence)
 ) WITH (fillfactor = 50); -- rewritten many times a second: room for HOT updates
 COMMENT ON TABLE lanes IS
-'A lane of the log, and of deciding: who owns it, and how far it is. Engagements of this lane of the log are stored below
-`indexed`. Conversions of the apps homed in this lane are taken below the positions `decided`, one a lane of the log.
+'A lane of the log, and of deciding: who owns it, and how far it is. Engagements of this lane of the log are stored
+below `indexed`. Conversions of the apps homed in this lane are taken below the positions `decided`, one a lane of the log.
 Decisions with a sequence under `relayed` have been handed to postback.';
 
 INSERT INTO lanes (lane)
@@ -63,7 +63,8 @@ CREATE TABLE network_clicks (
     retention_days smallint NOT NULL,
     PRIMARY KEY (click_key, time_us, engagement_id, retention_days)
 ) PARTITION BY RANGE (time_us);
-COMMENT ON TABLE network_clicks IS 'A click under its tracker and the network''s own click id, to find duplicates (A6).';
+COMMENT ON TABLE network_clicks IS
+'A click under its tracker and the network''s own click id, to find duplicates (A6).';
 
 CREATE TABLE hash_lengths (
     app_id text NOT NULL,

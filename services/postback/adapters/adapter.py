@@ -154,7 +154,7 @@ class NotRenderableError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where an adapter sends: the field that says so, and its value up to the first part that a conversion fills in."""
+    """The address of an adapter: the field that holds it, its value up to the first part that a conversion fills."""
 
     field_name: str
     start: str = field(repr=False)

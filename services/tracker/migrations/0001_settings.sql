@@ -1,7 +1,7 @@
--- Every resource is kept whole in `resource`, the serialized message of its kind. The columns beside it are those fields
--- that identify it, that lists and other rows find it by, or that a constraint must see. Enums are the numbers of the
--- contract: a status is 1 (live) or 2 (archived). Times are microseconds since 1970. A resource is archived, never
--- deleted, since decisions name it.
+-- Every resource is kept whole in `resource`, the serialized message of its kind. The columns beside it are those
+-- fields that identify it, that lists and other rows find it by, or that a constraint must see. Enums are the numbers
+-- of the contract: a status is 1 (live) or 2 (archived). Times are microseconds since 1970. A resource is archived,
+-- never deleted, since decisions name it.
 
 CREATE TABLE revision (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -9,8 +9,8 @@ CREATE TABLE revision (
 );
 
 COMMENT ON TABLE revision IS
-'One row: the newest revision. Whoever changes settings locks it first and raises it last, so that revisions have no gaps
-and commit in their order.';
+'One row: the newest revision. Whoever changes settings locks it first and raises it last, so that revisions have no
+gaps and commit in their order.';
 
 INSERT INTO revision (revision) VALUES (0);
 
@@ -174,7 +174,8 @@ CREATE TABLE api_key_hashes (
 );
 
 COMMENT ON TABLE api_key_hashes IS
-'The SHA-256 of each key, and when it was last used. A key holds 256 random bits, so the bare digest gives nothing away.';
+'The SHA-256 of each key, and when it was last used. A key holds 256 random bits, so the bare digest gives
+nothing away.';
 
 CREATE TABLE sealed (
     kind smallint NOT NULL,

@@ -57,7 +57,7 @@ async def serve(ingest: Ingest) -> AsyncIterator[grpc.aio.Channel]:
 
 
 class Results(list[tuple[record_pb2.Record, Result]]):
-    """What became of each record, in the order in which it was told."""
+    """The result of each record, in the order in which it was told."""
 
     def note(self, record: record_pb2.Record, result: Result) -> None:
         self.append((record, result))

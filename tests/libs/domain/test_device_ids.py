@@ -120,7 +120,7 @@ def sent_by_grpc(value: str) -> record_pb2.Record:
 
 
 def stored(record: record_pb2.Record) -> dict[str, str]:
-    """What ingest keeps for attribution and postback: the ids that they will ever see."""
+    """Returns what ingest keeps for attribution and postback: the ids that they will ever see."""
     entry = admit(record, SETTINGS, time.time_ns() // 1000)
     assert not isinstance(entry, list), entry
     return dict(record_pb2.Record.FromString(entry.record).device_ids)

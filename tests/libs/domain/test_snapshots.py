@@ -13,7 +13,7 @@ BUILD_S = 0.05
 
 
 class Feed:
-    """What tracker sends, as the test puts it; None breaks the stream."""
+    """The stream of tracker, as the test puts it; None breaks it."""
 
     def __init__(self) -> None:
         self.responses: asyncio.Queue[WatchSnapshotResponse | None] = asyncio.Queue()
