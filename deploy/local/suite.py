@@ -34,7 +34,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Where the suite listens, on 127.0.0.1: port `gateway` is option --gateway-port and REENGAGE_PORT_GATEWAY.
+    """The ports of the suite, on 127.0.0.1: port `gateway` is option --gateway-port and REENGAGE_PORT_GATEWAY.
 
     `network` is that of the local ad network, which receives postbacks; `metrics` the first of four, those of the gRPC
     services in the order of SERVICES (the gateway serves /metrics beside the rest).

@@ -57,7 +57,7 @@ class WindowKind(IntEnum):
 
 
 class Layer(StrEnum):
-    """Where the value of a window came from, first to last (B3)."""
+    """The place that the value of a window came from, first to last (B3)."""
 
     TRACKER = "TRACKER"
     NETWORK = "NETWORK"

@@ -17,8 +17,8 @@ CREATE TABLE lanes (
 ) WITH (fillfactor = 50); -- rewritten many times a second: room for HOT updates
 COMMENT ON TABLE lanes IS
 'A lane of the log, and of deciding: who owns it, and how far it is. Engagements of this lane of the log are stored
-below `indexed`. Conversions of the apps homed in this lane are taken below the positions `decided`, one a lane of the log.
-Decisions with a sequence under `relayed` have been handed to postback.';
+below `indexed`. Conversions of the apps homed in this lane are taken below the positions `decided`, one a lane of the
+log. Decisions with a sequence under `relayed` have been handed to postback.';
 
 INSERT INTO lanes (lane)
 SELECT generate_series(0, 63);
