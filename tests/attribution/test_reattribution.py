@@ -112,7 +112,7 @@ async def reattribute(
 
 
 async def histories(story: Story) -> set[tuple[Any, ...]]:
-    """What every device is credited to, whatever its id."""
+    """Returns what every device is credited to, whatever its id."""
     rows = await story.pool.fetch("SELECT history FROM devices WHERE app_id = $1", story.app_id)
     return {DeviceHistory.from_json(row["history"]).attributions for row in rows}
 
@@ -212,7 +212,7 @@ class Watched(Reattributor):
 
 
 async def a_story(world: World) -> None:
-    """Of device 1: an install by `ua`, a reengagement by `re`, and an event credited to that; of device 2 an event."""
+    """Returns a story of two devices: install by `ua`, reengagement by `re` and a credited event; an event."""
     one, two = device(1), device(2)
     await world.send(click(0, one, UA_TRACKER, record_id="k1"))
     await world.send(install(60, one, record_id="i1"))

@@ -47,7 +47,7 @@ _CLAIM_WINDOWS = {
 
 
 class Misfit(NamedTuple):
-    """What does not fit: the item `key` of a dict or list, or, `of_key`, the key itself; without a key the whole."""
+    """A part that does not fit: the item `key` of a dict or list, or, `of_key`, the key; without a key the whole."""
 
     container: Any
     key: Any

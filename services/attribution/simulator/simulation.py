@@ -77,7 +77,7 @@ class _Device:
 
 
 class _Story:
-    """What was received so far. It stands for the database of the live path, and decides nothing itself.
+    """The records received so far. It stands for the database of the live path, and decides nothing itself.
 
     OURS: the ids of installs and events make a device known; a click that names two ids joins no devices, since anyone
     can make a click.
