@@ -83,4 +83,5 @@ check "migrations" migrations
 check "manifests" manifests
 check "container image" container_image
 check "configuration" configuration
+check "words and files" pytest -q tests/repository
 exit $failed
