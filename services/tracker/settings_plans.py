@@ -462,8 +462,9 @@ def _name_of(kind: Kind[Any], resource: Any) -> tuple[str, ...] | None:
     return (kind.name, getattr(resource, scope), resource.name) if scope is not None and resource.name else None
 
 
-def _default_of(tracker: Any) -> tuple[str, str]:
-    return tracker.network_id, str(tracker.type)
+def _default_of(tracker: Any) -> tuple[str, ...]:
+    """Returns what there is one default tracker of in an app (E3): a self-attributing one selects at most one event."""
+    return tracker.network_id, str(tracker.type), *tracker.events
 
 
 def _fields(kind: Kind[Any], before: Any, after: Any) -> tuple[FieldChange, ...]:

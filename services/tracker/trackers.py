@@ -475,14 +475,14 @@ def _under(prefix: str, violations: Iterable[Violation]) -> list[Violation]:
 
 
 def _two_defaults(edited: Iterable[tuple[str, Tracker]]) -> list[Violation]:
-    """Returns violations where more than one of them becomes the default of a network and type (E3)."""
+    """Returns violations where more than one of them becomes the default of a network, type and event (E3)."""
     found: list[Violation] = []
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, tuple[str, ...]]] = set()
     for prefix, tracker in edited:
         if tracker.default_tracker and tracker.status != STATUS_ARCHIVED:
-            key = (tracker.network_id, tracker.type)
+            key = (tracker.network_id, tracker.type, tuple(tracker.events))
             if key in seen:
-                text = "another of these is the default tracker of this network and type"
+                text = "another of these is the default tracker of this network, type and event"
                 found.append(Violation(field=f"{prefix}default_tracker", reason="DUPLICATE", description=text))
             seen.add(key)
     return found

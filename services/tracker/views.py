@@ -127,14 +127,14 @@ class View:
         return held
 
     async def other_default_trackers(self, tracker: Tracker) -> list[Tracker]:
-        """Returns the live default trackers of the same app, network and type, apart from this one (E3)."""
+        """Returns the live default trackers of the same app, network, type and event, apart from this one (E3)."""
         rows = await self._connection.fetch(
             """
             SELECT resource FROM trackers
             WHERE app_id = $1 AND network_id = $2 AND type = $3 AND tracker_id <> $4
-                AND default_tracker AND status = $5
+                AND events = $5 AND default_tracker AND status = $6
             """,
-            tracker.app_id, tracker.network_id, tracker.type, tracker.tracker_id, STATUS_LIVE,
+            tracker.app_id, tracker.network_id, tracker.type, tracker.tracker_id, list(tracker.events), STATUS_LIVE,
         )  # fmt: skip
         return [TRACKER.parse(row["resource"]) for row in rows]
 

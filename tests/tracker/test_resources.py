@@ -682,11 +682,14 @@ async def test_turning_a_default_on_turns_the_other_off(tracker: Stub) -> None:
     first = await create_tracker(tracker, samples.san_reengagement(default_tracker=True))
     fields: dict[str, Any] = {"tracker_id": "xacq", "default_tracker": True, "type": Tracker.TYPE_ACQUISITION}
     other_type = await create_tracker(tracker, samples.san_reengagement(**fields | {"events": []}))
+    fields = {"tracker_id": "xother", "default_tracker": True, "events": ["AddToCart"]}
+    other_event = await create_tracker(tracker, samples.san_reengagement(**fields))
     second = await create_tracker(tracker, samples.san_reengagement(tracker_id="xre2", default_tracker=True))
     turned_off = await TRACKERS.get(tracker, first)
     assert not turned_off.default_tracker
     assert turned_off.revision == second.revision
     assert await TRACKERS.get(tracker, other_type) == other_type, "one a type"
+    assert await TRACKERS.get(tracker, other_event) == other_event, "and one an event"
     on = await TRACKERS.update(tracker, Tracker(tracker_id="xre1", default_tracker=True), ["default_tracker"])
     turned_off = await TRACKERS.get(tracker, second)
     assert (on.default_tracker, turned_off.default_tracker) == (True, False)

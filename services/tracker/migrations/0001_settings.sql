@@ -138,8 +138,8 @@ CREATE TABLE trackers (
 COMMENT ON TABLE trackers IS 'Trackers: each belongs to a segment, and to a network.';
 
 CREATE UNIQUE INDEX trackers_live_name ON trackers (app_id, name) WHERE status = 1;
--- Rule E3: at most one default tracker per app, network and type.
-CREATE UNIQUE INDEX trackers_one_default ON trackers (app_id, network_id, type)
+-- Rule E3: at most one default tracker per app, network, type and selected event (such a tracker has one at most).
+CREATE UNIQUE INDEX trackers_one_default ON trackers (app_id, network_id, type, events)
 WHERE default_tracker AND status = 1;
 CREATE INDEX trackers_by_network ON trackers (network_id) WHERE status = 1;
 CREATE INDEX trackers_by_campaign ON trackers (campaign_id) WHERE status = 1;

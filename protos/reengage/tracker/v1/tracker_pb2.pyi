@@ -191,7 +191,7 @@ class Tracker(_message.Message):
     """
     default_tracker: _builtins.bool
     """Optional. Claims that name no tracker go here (E3); self-attributing networks only. At most one on per app,
-    network and type: turning one on turns the other off.
+    network, type and selected event: turning one on turns the other off.
     """
     max_conversions_per_engagement: _builtins.int
     """Optional. How many conversions one engagement may win (D5). 0 = no limit."""
