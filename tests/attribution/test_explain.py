@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.errors import Unavailable, from_rpc_error
+from libs.messages import short_name
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.attribution.queries import sentences
@@ -402,7 +403,9 @@ WINNER.engagement_id = "k0"
         ),
         (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),
     ],
-    ids=lambda value: str(value.verdict) if isinstance(value, decision_pb2.Candidate) else "",
+    ids=lambda value: (
+        short_name(decision_pb2.Verdict.DESCRIPTOR, value.verdict) if isinstance(value, decision_pb2.Candidate) else ""
+    ),
 )
 def test_what_is_said_of_a_candidate(said: decision_pb2.Candidate, expected: str) -> None:
     decision = decision_pb2.Decision(candidates=[WINNER, said])
