@@ -23,6 +23,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from reengage.tracker.v1.app_pb2 import PLATFORM_IOS
+from reengage.tracker.v1.resource_kind_pb2 import RESOURCE_KIND_TRACKER
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.attribution.wire.rulebook import RulebookBuilder
@@ -85,22 +86,24 @@ async def _create_trackers(dsn: str, number: int) -> None:
             "trackers",
             columns=[
                 "tracker_id", "segment_id", "campaign_id", "app_id", "network_id", "name", "type", "events",
-                "default_tracker", "status", "resource",
+                "default_tracker", "san_account_ids", "share_with_publisher", "status", "resource",
             ],
             records=[
                 (
                     row.tracker_id, row.segment_id, row.campaign_id, row.app_id, row.network_id, row.name,
-                    "TYPE_REENGAGEMENT", list(row.events), False, "STATUS_LIVE", row.SerializeToString(),
+                    row.type, list(row.events), False, [], False, row.status, row.SerializeToString(),
                 )
                 for row in rows
             ],
         )  # fmt: skip
         await connection.execute(
             """
-            INSERT INTO changes (revision, kind, resource_key, change_time, resource, app_id)
-            SELECT $1, 'tracker', ARRAY[tracker_id], now(), resource, app_id FROM trackers
+            INSERT INTO changes (revision, kind, resource_key, change_us, resource, actor, app_id)
+            SELECT $1, $2, ARRAY[tracker_id], $3, resource, 'bench', app_id FROM trackers
             """,
             revision,
+            RESOURCE_KIND_TRACKER,
+            time.time_ns() // 1000,
         )
         await connection.execute("ANALYZE")
     finally:
