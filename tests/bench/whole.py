@@ -15,7 +15,7 @@ import psutil
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
+from deploy.local.suite import HOST, Ports, Suite, running_suite
 from libs.channels import open_channel
 from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
@@ -30,6 +30,7 @@ from reengage.tracker.v1 import (
 )
 from tests.bench.load import APP, CLICKED, INSTALLED
 from tests.bench.row import Row
+from tests.support.ports import suite_ports
 
 TARGET_RATE = 5_000
 """Records a second that the suite must sustain on two cores, load included."""
@@ -43,7 +44,7 @@ async def bench(
 ) -> list[Row]:
     """Offers `rate` for `seconds`, then half of it for `latency_seconds`."""
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
-        ports = free_ports()
+        ports = suite_ports()
         async with running_suite(Path(directory), ports, announce=announce) as suite:
             await create_settings(suite)
             database = await asyncpg.connect(suite.postgres.admin_dsn())

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.local.network import LocalNetwork
 from deploy.local.sample.settings import DAY, IOS
-from deploy.local.suite import HOST, free_ports, running_suite
+from deploy.local.suite import HOST, running_suite
 from deploy.local.up import load_sample
 from deploy.local.x_network import Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
@@ -22,6 +22,7 @@ from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1.delivery_pb2 import Delivery
 from tests.e2e.test_crash import _connect, _kill
+from tests.support.ports import suite_ports
 
 KILLED = ("postback", "attribution", "postback", "postgres", "attribution")
 SENDERS = 4
@@ -77,7 +78,7 @@ class Devices:
 async def test_every_answer_counts_once_whoever_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Longer than everything here takes: so no claim is given up.
     monkeypatch.setenv("REENGAGE_CLAIM_WAIT_S", "120")
-    ports, network, told = free_ports(), LocalNetwork(), list[str]()
+    ports, network, told = suite_ports(), LocalNetwork(), list[str]()
     devices = Devices(network.x)
     async with (
         running_suite(tmp_path / "data", ports, announce=told.append) as suite,

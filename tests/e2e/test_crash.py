@@ -18,13 +18,14 @@ import grpc
 import pytest
 from aiohttp import web
 
-from deploy.local.suite import HOST, SERVICES, Ports, Suite, free_ports, running_suite
+from deploy.local.suite import HOST, SERVICES, Ports, Suite, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.bench.load import APP, CLICKED
 from tests.bench.whole import create_settings
+from tests.support.ports import suite_ports
 
 ROUNDS = 3
 SENDERS = 6
@@ -111,7 +112,7 @@ class Sender:
 
 
 async def test_crashes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    ports, network, told = free_ports(), Network(), list[str]()
+    ports, network, told = suite_ports(), Network(), list[str]()
     async with running_suite(tmp_path / "data", ports, announce=told.append) as suite, network.serving(ports.network):
         await create_settings(suite)
         senders = [Sender(f"s{number}", ports) for number in range(SENDERS)]

@@ -19,7 +19,7 @@ from aiohttp import web
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from deploy.local.suite import HOST, Ports, Suite, free_ports, running_suite
+from deploy.local.suite import HOST, Ports, Suite, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
@@ -29,6 +29,7 @@ from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.load import APP, CLICKED, INSTALLED
 from tests.bench.whole import create_settings
+from tests.support.ports import suite_ports
 from tests.traces import all_rows, places, traces
 
 REENGAGE = Path(sys.executable).with_name("reengage")
@@ -103,7 +104,7 @@ class Person:
 
 
 async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
-    ports, network = free_ports(), Network()
+    ports, network = suite_ports(), Network()
     async with (
         running_suite(tmp_path / "data", ports, announce=lambda _: None) as suite,
         network.serving(ports.network),

@@ -16,10 +16,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deploy.local.demo import _clients
 from deploy.local.network import LocalNetwork, fails_first, limits_first, refuses
 from deploy.local.sample.stories import LAST
-from deploy.local.suite import HOST, Suite, free_ports, running_suite
+from deploy.local.suite import HOST, Suite, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2, what_if_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
+from tests.support.ports import suite_ports
 
 REENGAGE = Path(sys.executable).with_name("reengage")
 SINCE = "2020-01-01"
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 async def test_the_whole_sample_again() -> None:
     """Unchanged settings change nothing, in any app. Then what a what-if says is what a re-attribution writes."""
-    ports = free_ports()
+    ports = suite_ports()
     network = LocalNetwork({"bravo": fails_first, "viewly": limits_first, "closed": refuses})
     with tempfile.TemporaryDirectory(prefix="reengage-", ignore_cleanup_errors=True) as directory:
         async with (

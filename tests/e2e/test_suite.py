@@ -22,7 +22,8 @@ import psutil
 import pytest
 
 from deploy.local.embedded import EmbeddedPostgres
-from deploy.local.suite import SERVICES, Ports, free_ports
+from deploy.local.suite import SERVICES, Ports
+from tests.support.ports import suite_ports
 
 REENGAGE = Path(sys.executable).with_name("reengage")
 UP = (sys.executable, "-m", "deploy.local", "up")
@@ -61,7 +62,7 @@ class Up:
 
 
 def start(directory: Path) -> Up:
-    ports = free_ports()
+    ports = suite_ports()
     environment = dict(os.environ) | {
         "REENGAGE_DATA": str(directory / "data"),
         **{f"REENGAGE_PORT_{field.name.upper()}": str(getattr(ports, field.name)) for field in fields(Ports)},

@@ -7,6 +7,9 @@ started again on its port, and test runs may share a machine.
 
 import random
 import socket
+from dataclasses import fields
+
+from deploy.local.suite import SERVICES, Ports
 
 HOST = "127.0.0.1"
 _held: list[socket.socket] = []
@@ -30,6 +33,13 @@ def free_ports_in_a_row(count: int) -> int:
                 _held.pop().close()
         else:
             return first
+
+
+def suite_ports() -> Ports:
+    """Returns ports for a suite of the test's own, in a row."""
+    names = [field.name for field in fields(Ports)]
+    first = free_ports_in_a_row(len(names) + len(SERVICES) - 2)  # `metrics` is the first of one a gRPC service
+    return Ports(**{name: first + offset for offset, name in enumerate(names)})
 
 
 def _hold(port: int) -> int:
