@@ -10,7 +10,7 @@ MAX_SIZE = 1000
 
 
 def page_size(asked: int, violations: Violations) -> int:
-    """Rows of one page: 1 to 1,000; 0 means 100."""
+    """Returns the rows of one page: 1 to 1,000; 0 means 100."""
     if asked < 0 or asked > MAX_SIZE:
         violations.add("page_size", "OUT_OF_RANGE", f"must be 1 to {MAX_SIZE}")
     return asked or DEFAULT_SIZE
@@ -36,6 +36,6 @@ def decode_token(
         key = None
     fits = isinstance(key, list) and [type(part) for part in key] == list(kinds)
     if not fits or any(isinstance(part, int) and part.bit_length() > 63 for part in key):  # more than a bigint holds
-        violations.add(field, "INVALID_TOKEN", "must come from an earlier answer, as it was")
+        violations.add(field, "INVALID_TOKEN", "must come from an earlier response, unchanged")
         return None
     return tuple(key)

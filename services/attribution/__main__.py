@@ -20,11 +20,11 @@ from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims
 from services.attribution.jobs.erasure import Eraser
-from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Worker, WorkerConfig
+from services.attribution.pace import Pace
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following
 from services.attribution.queries.offers import Offers

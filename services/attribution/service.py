@@ -201,6 +201,25 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             raise NotFound("ERASURE_NOT_FOUND", "this app has no such erasure")
         return erasure_pb2.GetErasureResponse(erasure=erasure_message(erasure))
 
+    async def ListErasures(
+        self, request: erasure_pb2.ListErasuresRequest, context: Any
+    ) -> erasure_pb2.ListErasuresResponse:
+        violations = Violations()
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        size = page_size(request.page_size, violations)
+        token = decode_token(request.page_token, (int, str), violations)
+        erasure_id = _as_uuid(str(token[1])) if token else None
+        if token and erasure_id is None:
+            violations.add("page_token", "INVALID_TOKEN", "must come from an earlier response, unchanged")
+        violations.check()
+        before = (int(token[0]), erasure_id) if token and erasure_id else None
+        found = await erasures.list_page(self._pool, request.app_id, before, size + 1)
+        last = found[:size][-1] if len(found) > size else None
+        return erasure_pb2.ListErasuresResponse(
+            erasures=map(erasure_message, found[:size]),
+            next_page_token=encode_token(last.request_time_us, str(last.erasure_id)) if last else "",
+        )
+
     async def WhatIf(
         self, request: what_if_pb2.WhatIfRequest, context: Any
     ) -> AsyncIterator[what_if_pb2.WhatIfResponse]:

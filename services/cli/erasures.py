@@ -5,10 +5,13 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from libs.client import items
 from libs.errors import Unavailable
 from reengage.attribution.v1 import erasure_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
+from services.cli import tables
 from services.cli.connections import connected
 from services.cli.console import print_json
 from services.cli.tables import print_whole, table, time_text
@@ -44,6 +47,47 @@ async def read_erasure(stub: Any, app_id: str, erasure_id: str) -> _Erasure:
     request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     erasure: _Erasure = (await stub.GetErasure(request)).erasure
     return erasure
+
+
+async def read_erasures(stub: Any, app_id: str, limit: int) -> list[_Erasure]:
+    """Returns at most so many erasures of an app, newest first. Raises ServiceError."""
+    request = erasure_pb2.ListErasuresRequest(app_id=app_id, page_size=min(limit, 1000))
+    found: list[_Erasure] = []
+    async for each in items(stub.ListErasures, request):
+        found.append(each)
+        if len(found) == limit:
+            break
+    return found
+
+
+def print_erasures(app_id: str, found: list[_Erasure], as_json: bool) -> None:
+    """Prints a line each."""
+    if as_json:
+        print_json(erasure_pb2.ListErasuresResponse(erasures=found))
+        return
+    rows = table(
+        f"Erasures of {escape(app_id)}",
+        "erasure",
+        "state",
+        "asked for",
+        "done",
+        "rows",
+        numbers=["rows"],
+        whole=["erasure"],
+    )
+    for each in found:
+        is_done = each.state == _Erasure.STATE_DONE
+        rows.add_row(
+            each.erasure_id,
+            "done" if is_done else "under way",
+            time_text(each.request_time),
+            time_text(each.finish_time) if is_done else "",
+            f"{sum(each.erased_counts.values()):,}",
+        )
+    if rows.row_count:
+        print_whole(rows)
+    else:
+        tables.console.print(f"Erasures of {escape(app_id)}: none")
 
 
 def print_erasure(erasure: _Erasure, as_json: bool) -> None:

@@ -40,11 +40,11 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from services.attribution.jobs.claims import Claims, ClaimsConfig
-from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Loop, Worker, WorkerConfig
+from services.attribution.pace import Pace
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following, FollowingConfig
 from services.attribution.queries.offers import HAND_OVER_S, Offers

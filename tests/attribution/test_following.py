@@ -21,7 +21,7 @@ from reengage.attribution.v1 import decision_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
-from services.attribution.jobs.pace import Pace
+from services.attribution.pace import Pace
 from services.attribution.queries.following import Filters, Following, FollowingConfig
 from services.attribution.storage import PLANNER
 from services.attribution.storage.following import READ_ALL, READ_APP

@@ -17,6 +17,7 @@ import pytest
 from libs.db import Connection
 from libs.domain.lanes import lane_of
 from libs.errors import from_rpc_error
+from libs.pages import encode_token
 from reengage.attribution.v1 import decision_pb2, device_pb2, erasure_pb2, offer_pb2, reattribution_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.postback.v1 import conversion_pb2
@@ -682,3 +683,24 @@ async def test_unknown_erasures_are_not_found(world: World) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as erasure:
             await world.attribution.GetErasure(erasure_pb2.GetErasureRequest(app_id=APP, erasure_id=erasure_id))
         assert from_rpc_error(erasure.value).reason == "ERASURE_NOT_FOUND"
+
+
+async def test_erasures_are_listed_page_by_page_the_newest_first(world: World) -> None:
+    begun = [await begin(world, device_id) for device_id in ("one", "two", "three")]
+    await begin(world, "one", app_id="another")
+    listed: list[str] = []
+    token = ""
+    while True:
+        request = erasure_pb2.ListErasuresRequest(app_id=APP, page_size=2, page_token=token)
+        page = await world.attribution.ListErasures(request)
+        listed += [erasure.erasure_id for erasure in page.erasures]
+        if not (token := page.next_page_token):
+            break
+    assert listed == begun[::-1]
+
+
+@pytest.mark.parametrize("token", ["nonsense", encode_token(1), encode_token(1, "no uuid"), encode_token("a", "b")])
+async def test_a_token_of_somebody_else_lists_nothing(world: World, token: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as wrong:
+        await world.attribution.ListErasures(erasure_pb2.ListErasuresRequest(app_id=APP, page_token=token))
+    assert [(v.field, v.reason) for v in from_rpc_error(wrong.value).violations] == [("page_token", "INVALID_TOKEN")]

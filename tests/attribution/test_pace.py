@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.attribution.jobs.pace import SLICE_S, Pace
+from services.attribution.pace import SLICE_S, Pace
 
 
 class Clock:

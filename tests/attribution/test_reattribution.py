@@ -30,9 +30,9 @@ from reengage.attribution.v1 import (
 from reengage.tracker.v1 import account_pb2, app_pb2, event_definition_pb2, network_settings_pb2, snapshot_pb2
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
-from services.attribution.jobs.pace import Pace
 from services.attribution.jobs.reattribution import Reattributions, Reattributor, ReattributorConfig
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.pace import Pace
 from services.attribution.redecide.what_if import WhatIfConfig
 from services.attribution.storage import PLANNER
 from services.attribution.storage.lanes import read_owned_lanes

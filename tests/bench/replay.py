@@ -23,10 +23,10 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
-from services.attribution.jobs.pace import Pace
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.changes import Changes
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.pace import Pace
 from services.attribution.redecide.replay import Replay
 from services.attribution.storage.engagements import EngagementIndex
 from services.attribution.storage.lanes import read_owned_lanes, take_lanes

@@ -23,11 +23,11 @@ from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claim_requests import ClaimRequest, ClaimRequests
-from services.attribution.jobs.pace import Pace
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.pending import in_turn, logged_of
+from services.attribution.pace import Pace
 from services.attribution.storage import pending
 from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.wire.records import event_name_of

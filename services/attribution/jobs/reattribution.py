@@ -16,9 +16,9 @@ from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
 from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.jobs.pace import Guest, Pace
 from services.attribution.live.changes import Changes, Won
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.pace import Guest, Pace
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Changed, Replayed
 from services.attribution.redecide.totals import Totals

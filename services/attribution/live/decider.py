@@ -17,11 +17,11 @@ from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.time import now_us
 from reengage.ingest.v1 import log_pb2
-from services.attribution.jobs.pace import Pace
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.log_reader import LogReader, moved, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.pace import Pace
 from services.attribution.storage.lanes import read_indexed, read_owned_lanes
 from services.attribution.wire.records import Logged, parse
 from services.attribution.wire.rulebook import Rulebook

@@ -7,13 +7,13 @@ from libs.domain.snapshots import Follower
 from libs.time import now_us
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
-from services.attribution.jobs.pace import Pace
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.decider import FLUSH_INTERVAL_S, Decider
 from services.attribution.live.indexer import Indexer
 from services.attribution.live.log_reader import LogReader
 from services.attribution.live.relay import Relay
 from services.attribution.live.worker import Loop
+from services.attribution.pace import Pace
 from services.attribution.wire.rulebook import Rulebook
 
 

@@ -21,7 +21,7 @@ from libs.pages import decode_token, encode_token
 from libs.time import SECOND_US, timestamp_us
 from libs.worker import keep_running
 from reengage.attribution.v1 import decision_pb2
-from services.attribution.jobs.pace import Pace
+from services.attribution.pace import Pace
 from services.attribution.storage.following import Followed, find_sequences, read_decisions, read_ends
 
 Response = decision_pb2.WatchDecisionsResponse

@@ -10,7 +10,7 @@ from libs.errors import NotFound, ResourceExhausted
 from libs.pages import encode_token
 from reengage.attribution.v1 import what_if_pb2
 from reengage.tracker.v1 import snapshot_pb2
-from services.attribution.jobs.pace import Pace
+from services.attribution.pace import Pace
 from services.attribution.redecide.overrides import rules_with
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Page

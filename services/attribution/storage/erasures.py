@@ -129,6 +129,24 @@ async def find(pool: Pool, app_id: str, erasure_id: uuid.UUID) -> Erasure | None
     return None if row is None else _erasure(row)
 
 
+async def list_page(pool: Pool, app_id: str, before: tuple[int, uuid.UUID] | None, limit: int) -> list[Erasure]:
+    """Returns erasures of an app, newest first: those after a place in that order, or the first."""
+    rows = await pool.fetch(
+        """
+        SELECT app_id, erasure_id, request_time_us, finish_time_us, erased_counts, work FROM erasures
+        WHERE lane = $1 AND app_id = $2
+          AND ($3::bigint IS NULL OR (request_time_us, erasure_id) < ($3::bigint, $4::uuid))
+        ORDER BY request_time_us DESC, erasure_id DESC LIMIT $5
+        """,
+        lane_of(app_id),
+        app_id,
+        None if before is None else before[0],
+        None if before is None else before[1],
+        limit,
+    )
+    return [_erasure(row) for row in rows]
+
+
 async def under_way(pool: Pool, lanes: Collection[int]) -> list[Erasure]:
     """Returns at most 100 erasures of these home lanes that are not done, the oldest first."""
     rows = await pool.fetch(

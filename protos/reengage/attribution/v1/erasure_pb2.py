@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/attribution/v1/erasure.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x13\x46orgetDeviceRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\"I\n\x14\x46orgetDeviceResponse\x12\x31\n\x07\x65rasure\x18\x01 \x01(\x0b\x32 .reengage.attribution.v1.Erasure\"7\n\x11GetErasureRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\"G\n\x12GetErasureResponse\x12\x31\n\x07\x65rasure\x18\x01 \x01(\x0b\x32 .reengage.attribution.v1.Erasure\"\x8a\x03\n\x07\x45rasure\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32&.reengage.attribution.v1.Erasure.State\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12I\n\rerased_counts\x18\x06 \x03(\x0b\x32\x32.reengage.attribution.v1.Erasure.ErasedCountsEntry\x1a\x33\n\x11\x45rasedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"A\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/attribution/v1/erasure.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x13\x46orgetDeviceRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\"I\n\x14\x46orgetDeviceResponse\x12\x31\n\x07\x65rasure\x18\x01 \x01(\x0b\x32 .reengage.attribution.v1.Erasure\"7\n\x11GetErasureRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\"G\n\x12GetErasureResponse\x12\x31\n\x07\x65rasure\x18\x01 \x01(\x0b\x32 .reengage.attribution.v1.Erasure\"L\n\x13ListErasuresRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x14ListErasuresResponse\x12\x32\n\x08\x65rasures\x18\x01 \x03(\x0b\x32 .reengage.attribution.v1.Erasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x03\n\x07\x45rasure\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32&.reengage.attribution.v1.Erasure.State\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12I\n\rerased_counts\x18\x06 \x03(\x0b\x32\x32.reengage.attribution.v1.Erasure.ErasedCountsEntry\x1a\x33\n\x11\x45rasedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"A\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETERASUREREQUEST']._serialized_end=287
   _globals['_GETERASURERESPONSE']._serialized_start=289
   _globals['_GETERASURERESPONSE']._serialized_end=360
-  _globals['_ERASURE']._serialized_start=363
-  _globals['_ERASURE']._serialized_end=757
-  _globals['_ERASURE_ERASEDCOUNTSENTRY']._serialized_start=639
-  _globals['_ERASURE_ERASEDCOUNTSENTRY']._serialized_end=690
-  _globals['_ERASURE_STATE']._serialized_start=692
-  _globals['_ERASURE_STATE']._serialized_end=757
+  _globals['_LISTERASURESREQUEST']._serialized_start=362
+  _globals['_LISTERASURESREQUEST']._serialized_end=438
+  _globals['_LISTERASURESRESPONSE']._serialized_start=440
+  _globals['_LISTERASURESRESPONSE']._serialized_end=539
+  _globals['_ERASURE']._serialized_start=542
+  _globals['_ERASURE']._serialized_end=936
+  _globals['_ERASURE_ERASEDCOUNTSENTRY']._serialized_start=818
+  _globals['_ERASURE_ERASEDCOUNTSENTRY']._serialized_end=869
+  _globals['_ERASURE_STATE']._serialized_start=871
+  _globals['_ERASURE_STATE']._serialized_end=936
 # @@protoc_insertion_point(module_scope)

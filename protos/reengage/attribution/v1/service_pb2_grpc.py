@@ -113,6 +113,11 @@ class AttributionServiceStub:
                 request_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.SerializeToString,
                 response_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.FromString,
                 _registered_method=True)
+        self.ListErasures = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ListErasures',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -254,6 +259,13 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListErasures(self, request, context):
+        """ListErasures lists the erasures of an app, newest first: those under way, and the proofs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -326,6 +338,11 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.GetErasure,
                     request_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.FromString,
                     response_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'ListErasures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListErasures,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -709,6 +726,33 @@ class AttributionService:
             '/reengage.attribution.v1.AttributionService/GetErasure',
             reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureRequest.SerializeToString,
             reengage_dot_attribution_dot_v1_dot_erasure__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListErasures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ListErasures',
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.FromString,
             options,
             channel_credentials,
             insecure,

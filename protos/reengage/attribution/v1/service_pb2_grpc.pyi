@@ -100,6 +100,8 @@ class AttributionServiceStub:
     """GetErasure returns an erasure: how far it is, and its proof.
     Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
     """
+    ListErasures: _aio.UnaryUnaryMultiCallable[_erasure_pb2.ListErasuresRequest, _erasure_pb2.ListErasuresResponse]
+    """ListErasures lists the erasures of an app, newest first: those under way, and the proofs."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
@@ -265,5 +267,13 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetErasure returns an erasure: how far it is, and its proof.
         Errors: NOT_FOUND `ERASURE_NOT_FOUND`.
         """
+
+    @_abc_1.abstractmethod
+    def ListErasures(
+        self,
+        request: _erasure_pb2.ListErasuresRequest,
+        context: _aio.ServicerContext[_erasure_pb2.ListErasuresRequest, _abc.Awaitable[_erasure_pb2.ListErasuresResponse]],
+    ) -> _abc.Awaitable[_erasure_pb2.ListErasuresResponse]:
+        """ListErasures lists the erasures of an app, newest first: those under way, and the proofs."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...
