@@ -235,7 +235,7 @@ def test_an_event_is_archived_once_no_tracker_selects_it_and_can_come_back(appli
 
 
 def test_the_default_tracker_moves(applied: Settings) -> None:
-    x2 = "          APP-0: {network_id: x-ios, type: REENGAGEMENT, events: [Login], default_tracker: true}\n"
+    x2 = "          APP-0: {network_id: x-ios, type: REENGAGEMENT, events: [Purchase], default_tracker: true}\n"
     applied.edit(", default_tracker: true}", "}")
     applied.edit("          APP-acq:", x2 + "          APP-acq:")
     assert [(action, what) for action, what, _ in applied.applied()] == [
@@ -365,7 +365,7 @@ def test_what_is_archived_stays_archived(applied: Settings) -> None:
 def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> None:
     settings.edit(
         "          APP-acq:",
-        "          APP-y: {network_id: x-ios, type: REENGAGEMENT, events: [Login], default_tracker: true}\n"
+        "          APP-y: {network_id: x-ios, type: REENGAGEMENT, events: [Purchase], default_tracker: true}\n"
         "          APP-acq:",
     )
     settings.edit("  APP-spring:\n", "  APP-winter: {name: Spring}\n  APP-spring:\n")
