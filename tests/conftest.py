@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def process_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory for the logs of services that run as processes and that tests share."""
     return tmp_path_factory.mktemp("logs")
+
+
+def pytest_configure() -> None:
+    """Takes Ctrl-C back, which a shell ignores for what it runs in the background: commands under test inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
