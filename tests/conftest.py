@@ -32,6 +32,9 @@ _memory = pytest.StashKey[Path | None]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps temporary files in memory where there is enough of it; workers are told by the process that starts them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has its background jobs ignore Ctrl-C, and the commands under test would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") or config.option.basetemp:
         return
     config.stash[_memory] = directory = keep_temporary_files_in_memory()
