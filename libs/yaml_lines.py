@@ -13,7 +13,9 @@ MAX_DEPTH = 100
 MAX_NODES_OF_ALIASES = 1_000_000
 """Values that aliases repeat, all together: without a bound, ten lines could stand for a billion values."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TYPELESS_LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _NULL = "tag:yaml.org,2002:null"
+_NULL_TEXTS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 class Problem(NamedTuple):
@@ -38,11 +40,14 @@ class Document(NamedTuple):
     problems: list[Problem]
 
 
-def read_yaml(text: str, *, format_name: str = "YAML") -> Document:
-    """Returns the one document of a text. Raises YamlError, whose message calls the format by its name."""
+def read_yaml(text: str, *, format_name: str = "YAML", typed: bool = True) -> Document:
+    """Returns the one document of a text. Raises YamlError, whose message calls the format by its name.
+
+    Nodes have the tags of what they look like (a number, a flag) only where they are `typed`, which takes longer.
+    """
     try:
         has_aliases = _check_events(text)
-        root = yaml.compose(text, Loader=_LOADER)
+        root = yaml.compose(text, Loader=_LOADER if typed else _TYPELESS_LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise YamlError(Problem(line, f"not {format_name}: {error.problem or error.context}")) from error
@@ -64,7 +69,9 @@ def line_of(node: yaml.Node) -> int:
 
 def is_null(node: yaml.Node) -> bool:
     """Returns whether a node is null: no value, `~` or `null`, without quotes."""
-    return bool(node.tag == _NULL)
+    return bool(node.tag == _NULL) or (
+        isinstance(node, yaml.ScalarNode) and not node.style and node.value in _NULL_TEXTS
+    )
 
 
 def _check_events(text: str) -> bool:
@@ -73,7 +80,7 @@ def _check_events(text: str) -> bool:
     The composer calls itself for each level, in C: there is no exception when the stack ends, but a crash.
     """
     depth, has_aliases = 0, False
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_TYPELESS_LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

@@ -7,8 +7,6 @@ import asyncio
 import collections
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,43 +14,20 @@ import aiohttp
 import asyncpg
 import grpc
 import pytest
-from aiohttp import web
 
-from deploy.local.suite import HOST, SERVICES, Ports, Suite, running_suite
+from deploy.local.suite import SERVICES, Ports, Suite, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.bench.load import APP, CLICKED
 from tests.bench.whole import create_settings
+from tests.support.network import Network
 from tests.support.ports import suite_ports
 
 ROUNDS = 3
 SENDERS = 6
 pytestmark = [pytest.mark.e2e, pytest.mark.crash, pytest.mark.timeout(300)]
-
-
-class Network:
-    """The ad network: counts what it was told, by conversion and delivery id."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, set[str]] = collections.defaultdict(set)
-
-    async def receive(self, request: web.Request) -> web.Response:
-        self.told[request.query["sent"]].add(request.headers["Idempotency-Key"])
-        return web.Response()
-
-    @asynccontextmanager
-    async def serving(self, port: int) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_get("/postback", self.receive)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, HOST, port).start()
-        try:
-            yield
-        finally:
-            await runner.cleanup()
 
 
 class Sender:

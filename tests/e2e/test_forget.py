@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import asyncpg
 import pytest
-from aiohttp import web
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
@@ -29,6 +27,7 @@ from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from tests.bench.load import APP, CLICKED, INSTALLED
 from tests.bench.whole import create_settings
+from tests.support.network import Network
 from tests.support.ports import suite_ports
 from tests.traces import all_rows, places, traces
 
@@ -36,32 +35,6 @@ REENGAGE = Path(sys.executable).with_name("reengage")
 ADID, CUSTOM = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee", "Person-17"
 OTHER = "99999999-bbbb-4ccc-8ddd-eeeeeeeeeeee"
 pytestmark = [pytest.mark.e2e, pytest.mark.crash, pytest.mark.timeout(180)]
-
-
-class Network:
-    """The ad network: hears of conversions by `sent`, and can be told not to answer well."""
-
-    def __init__(self) -> None:
-        self.told: set[str] = set()
-        self.is_broken = False
-
-    async def receive(self, request: web.Request) -> web.Response:
-        if self.is_broken:
-            return web.Response(status=503)
-        self.told.add(request.query["sent"])
-        return web.Response()
-
-    @asynccontextmanager
-    async def serving(self, port: int) -> AsyncIterator[None]:
-        app = web.Application()
-        app.router.add_get("/postback", self.receive)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, HOST, port).start()
-        try:
-            yield
-        finally:
-            await runner.cleanup()
 
 
 class Person:

@@ -61,7 +61,7 @@ def _read_yaml(text: str) -> Scenario:
         # JSON is YAML except for tabs between tokens and for escaped surrogate pairs.
         text = _SURROGATES.sub(_escaped_character, text.replace("\t", " "))
     try:
-        document = read_yaml(text, format_name="YAML or JSON")
+        document = read_yaml(text, format_name="YAML or JSON", typed=False)
     except YamlError as error:
         raise ScenarioError([error.problem]) from error
     values = _Values(document.root)
