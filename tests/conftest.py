@@ -80,12 +80,6 @@ def process_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("logs")
 
 
-def pytest_configure() -> None:
-    """Takes Ctrl-C back, which a shell ignores for what it runs in the background: commands under test inherit that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_logs() -> None:
     """Warnings and worse, as in production: no local variables in tracebacks."""
