@@ -1,8 +1,11 @@
 """Section A: usable ids, the forms an id comes in, match kinds, duplicates."""
 
 from hashlib import md5, sha1, sha256
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from libs.domain.device_ids import usable_ids
 from services.attribution.decision.matching import (
@@ -131,6 +134,39 @@ def test_a5_ip_and_range(address: str, normalised: str, range_: str) -> None:
 )  # fmt: skip
 def test_a5_addresses_that_are_nobodys_never_match(address: str) -> None:
     assert normalise_ip(address) == ""
+
+
+NOBODYS_NETWORKS = [
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+        "255.255.255.255/32", "::/128", "::1/128", "fc00::/7", "fe80::/10",
+    )
+]  # fmt: skip
+
+
+@given(
+    st.ip_addresses()
+    | st.sampled_from(NOBODYS_NETWORKS).flatmap(
+        lambda network: st.integers(-3, 3).map(
+            lambda off: ip_address((int(network[0]) + off) % (1 << 32 if network.version == 4 else 1 << 128))
+        )
+    )
+    | st.sampled_from(NOBODYS_NETWORKS).map(lambda network: network[-1])
+)
+def test_a5_addresses_are_compared_as_the_networks_say(address: IPv4Address | IPv6Address) -> None:
+    if any(address in network for network in NOBODYS_NETWORKS if network.version == address.version):
+        assert normalise_ip(str(address)) == ""
+    elif isinstance(address, IPv4Address):
+        assert normalise_ip(f" {address}") == normalise_ip(f"::ffff:{address}") == str(address)
+    elif address.ipv4_mapped is None:
+        assert normalise_ip(str(address)) == str(ip_network((address, 64), strict=False).network_address)
+
+
+@pytest.mark.parametrize("text", ["", "nowhere", "1.2.3", "1.2.3.4.5", "1.2.3.256", "1.2.3.4:80", "::1::", "1.2.3.4\0"])
+def test_other_texts_are_no_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="is no IP address"):
+        normalise_ip(text)
 
 
 WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"

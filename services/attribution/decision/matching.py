@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from itertools import pairwise
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from libs.domain.device_ids import HASH_METHODS, normalise
 from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind
@@ -20,14 +21,8 @@ HASH_LENGTHS = frozenset(HASH_METHODS.values())
 """Hex digits of an MD5, a SHA-1 and a SHA-256."""
 DUPLICATE_CLICK_US = 7 * DAY_US
 
-_NOBODYS_NETWORKS = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
-        "255.255.255.255/32", "::/128", "::1/128", "fc00::/7", "fe80::/10",
-    )
-)  # fmt: skip
-"""Addresses that many devices have at once: private, of carriers, loopback, link-local, unspecified, broadcast."""
+_IPV4_IN_IPV6, _BROADCAST = bytes(10) + b"\xff\xff", b"\xff" * 4
+_UNSPECIFIED_AND_LOOPBACK = (bytes(16), bytes(15) + b"\x01")
 _HASHES = {32: md5, 40: sha1, 64: sha256}
 _HEX = re.compile(r"[0-9a-f]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -44,18 +39,41 @@ def hash_length(value: str) -> int | None:
     return None
 
 
-@lru_cache(maxsize=65_536)
 def normalise_ip(value: str) -> str:
     """Returns an IP address as it is compared, "" for one that is nobody's alone (A5). Raises ValueError for none.
 
     IPv4 inside IPv6 is IPv4. Of IPv6 the first 64 bits count: the rest changes from day to day.
     """
-    address = ip_address(value.strip())
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if any(address in network for network in _NOBODYS_NETWORKS if network.version == address.version):
+    text = value.strip()
+    try:
+        packed = inet_pton(AF_INET6 if ":" in text else AF_INET, text)  # a quarter of the time of the module ipaddress
+    except (OSError, ValueError):
+        raise ValueError(f"{text!r} is no IP address") from None
+    if packed.startswith(_IPV4_IN_IPV6):
+        packed = packed[12:]
+    if len(packed) == 4:
+        return "" if _is_nobodys_ipv4(packed[0], packed[1], packed) else inet_ntop(AF_INET, packed)
+    is_local = packed[0] & 0xFE == 0xFC or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)  # unique, or to its link
+    if is_local or packed in _UNSPECIFIED_AND_LOOPBACK:
         return ""
-    return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False).network_address)
+    return inet_ntop(AF_INET6, packed[:8] + bytes(8))
+
+
+def _is_nobodys_ipv4(first: int, second: int, packed: bytes) -> bool:
+    """Returns whether many devices have an address at once: private, of carriers, loopback, link-local and the like."""
+    match first:
+        case 0 | 10 | 127:
+            return True
+        case 100:
+            return second & 0xC0 == 64
+        case 169:
+            return second == 254
+        case 172:
+            return second & 0xF0 == 16
+        case 192:
+            return second == 168
+        case _:
+            return packed == _BROADCAST
 
 
 @lru_cache(maxsize=65_536)
