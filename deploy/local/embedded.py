@@ -156,7 +156,7 @@ class EmbeddedPostgres:
         """Creates the database unless it exists."""
         connection = await asyncpg.connect(self.admin_dsn("postgres"))
         try:
-            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         except asyncpg.DuplicateDatabaseError:
             return
         finally:
