@@ -11,6 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from services.cli.connections import CallError, connected
+from services.cli.fields import nearest
 
 PACKAGES = ("tracker", "ingest", "attribution", "postback")
 
@@ -32,7 +33,9 @@ def find_method(name: str) -> tuple[str, MethodDescriptor]:
     for package, method in methods:
         if method.name == wanted_method:
             return package, method
-    raise CallError(f"{wanted_service} has no method {wanted_method!r}; it has {', '.join(m.name for _, m in methods)}")
+    names = [method.name for _, method in methods]
+    hint = nearest(wanted_method, names) or f"; it has {', '.join(names)}"
+    raise CallError(f"{wanted_service} has no method {wanted_method!r}{hint}")
 
 
 def _services(package: str) -> Iterator[ServiceDescriptor]:

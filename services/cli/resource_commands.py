@@ -1,13 +1,13 @@
 """The commands list, get, create, edit and archive: one implementation for every kind of resource."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from services.cli.console import WRONG, fail, lists_json, print_json, read
 from services.cli.groups import new_group
-from services.cli.kinds import Kind
+from services.cli.kinds import APP, Kind
 from services.cli.options import Archived, Fields, Json, Limit, Target
 
 if TYPE_CHECKING:
@@ -127,13 +127,26 @@ def show_resource(kind: Kind, as_json: bool, target: str, *key: str) -> None:
 def existing(kind: Kind, target: str, *key: str) -> Any:
     """Returns one resource. Ends the command when there is none."""
 
-    async def get_it(resources: "Resources") -> Any | None:
-        return await resources.get(kind, *key)
+    async def get_it(resources: "Resources") -> Any:
+        if (found := await resources.get(kind, *key)) is None:
+            await fail_unknown(resources, kind, *key)
+        return found
 
-    found = with_resources(kind, target, get_it)
-    if found is None:
-        fail(f"There is no {kind.words} {'/'.join(key)}.")
-    return found
+    return with_resources(kind, target, get_it)
+
+
+async def fail_unknown(resources: "Resources", kind: Kind, *key: str) -> NoReturn:
+    """Ends the command: there is no such resource. It names those of the kind that are called nearly so."""
+    from services.cli.fields import nearest
+
+    is_by_app = "app_id" in kind.class_of(f"{kind.list_method}Request").DESCRIPTOR.fields_by_name
+    parents: list[dict[str, str]] = [{}]
+    if is_by_app and "app_id" in kind.key:
+        parents = [{"app_id": key[0]}]
+    elif is_by_app:  # the apps are tracker's to list
+        parents = [{"app_id": app.app_id} for app in await resources.all(APP)] if kind.service == APP.service else []
+    known = [kind.key_of(found)[-1] for parent in parents for found in await resources.all(kind, **parent)]
+    fail(f"There is no {kind.words} {'/'.join(key)}{nearest(key[-1], known) or '.'}")
 
 
 def edit_resource(kind: Kind, assignments: list[str], as_json: bool, target: str, *key: str) -> Any:

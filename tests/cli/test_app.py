@@ -98,6 +98,7 @@ def test_a_method_has_short_and_long_names(name: str) -> None:
     ("name", "remedy"),
     [
         ("ingest/Nothing", "it has RecordBatch, RecordStream"),
+        ("ingest/RecordBach", "Did you mean RecordBatch"),
         ("nothing/RecordBatch", "services are tracker"),
         ("RecordBatch", "services are tracker"),
     ],

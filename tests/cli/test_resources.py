@@ -84,8 +84,8 @@ def test_lists_are_json_for_programs(app: Commands) -> None:
 
 
 def test_what_is_not_there_is_said(commands: Commands) -> None:
-    answer = commands("campaigns get P-none")
-    assert (answer.code, answer.err) == (1, f"There is no campaign {commands.prefix}-none.\n")
+    answer = commands("campaigns get nobody")
+    assert (answer.code, answer.err) == (1, "There is no campaign nobody.\n")
 
 
 def test_a_key_is_shown_once_and_rotated(commands: Commands) -> None:

@@ -177,7 +177,9 @@ def test_everything_that_tracker_refuses_is_named_at_once(demo: Demo) -> None:
     ("arguments", "code", "said"),
     [
         (("trackers", "get", "nobody"), 1, "There is no tracker nobody."),
+        (("trackers", "get", "APP-ree"), 1, ". Did you mean impossible-re"),
         (("apps", "get", "nobody"), 1, "There is no app nobody."),
+        (("networks", "get", "taboola-androit"), 1, ". Did you mean taboola-android"),
         (("events", "get", "APP", "Nothing"), 1, "There is no event definition APP/Nothing."),
         (("trackers", "list", "nobody"), 1, "APP_NOT_FOUND"),
         (("trackers", "list", "APP", "--type", "RETURN"), 2, "--type should be one of ACQUISITION, REENGAGEMENT"),

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli.console import fail, lists_json
+from services.cli.console import lists_json
 from services.cli.groups import new_group
 from services.cli.kinds import EVENT_DEFINITION
 from services.cli.options import Archived, Fields, Json, Limit, Target
-from services.cli.resource_commands import fill, print_result, with_resources
+from services.cli.resource_commands import fail_unknown, fill, print_result, with_resources
 
 if TYPE_CHECKING:
     from services.cli.resources import Resources
@@ -46,7 +46,7 @@ def get_event(app_id: str, event_name: str, as_json: Json = False, target: Targe
     async def get_it(resources: "Resources") -> tuple[Any | None, list[Any]]:
         found = await resources.get(EVENT_DEFINITION, app_id, event_name)
         if found is None:
-            await _fail_unknown(resources, app_id, event_name)
+            await fail_unknown(resources, EVENT_DEFINITION, app_id, event_name)
         return found, [] if as_json else await _resolve(resources, app_id, [event_name])
 
     found, settings = with_resources(EVENT_DEFINITION, target, get_it)
@@ -77,7 +77,7 @@ def archive_event(app_id: str, event_name: str, as_json: Json = False, target: T
 
     async def archive_it(resources: "Resources") -> Any:
         if await resources.get(EVENT_DEFINITION, app_id, event_name) is None:
-            await _fail_unknown(resources, app_id, event_name)
+            await fail_unknown(resources, EVENT_DEFINITION, app_id, event_name)
         return await resources.archive(EVENT_DEFINITION, app_id, event_name)
 
     print_result("Archived", EVENT_DEFINITION, with_resources(EVENT_DEFINITION, target, archive_it), as_json)
@@ -92,11 +92,3 @@ async def _resolve(resources: "Resources", app_id: str, names: list[str]) -> lis
         request = resolve_pb2.ResolveSettingsRequest(app_id=app_id, event_names=names[start : start + _MAX_RESOLVED])
         settings.extend((await resources.stub.ResolveSettings(request)).settings)
     return settings
-
-
-async def _fail_unknown(resources: "Resources", app_id: str, event_name: str) -> None:
-    """Ends the command: there is no such event; it names those that are like it."""
-    from services.cli.fields import nearest
-
-    known = [event.event_name for event in await resources.all(EVENT_DEFINITION, app_id=app_id)]
-    fail(f"There is no event definition {app_id}/{event_name}{nearest(event_name, known) or '.'}")

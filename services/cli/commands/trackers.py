@@ -12,6 +12,7 @@ from services.cli.options import Archived, Fields, Json, Limit, Output, PlanOnly
 from services.cli.resource_commands import (
     add_archive,
     edit_resource,
+    fail_unknown,
     fill,
     list_resources,
     print_result,
@@ -86,7 +87,7 @@ def get_tracker(
 
     async def get_it(resources: "Resources") -> tuple[Any, Any]:
         if await resources.get(TRACKER, tracker_id) is None:
-            fail(f"There is no tracker {tracker_id}.")
+            await fail_unknown(resources, TRACKER, tracker_id)
         return (
             await resources.stub.GetTracker(tracker_pb2.GetTrackerRequest(tracker_id=tracker_id)),
             await resources.stub.ResolveSettings(resolve_pb2.ResolveSettingsRequest(tracker_id=tracker_id)),
