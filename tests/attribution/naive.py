@@ -7,6 +7,7 @@ import hashlib
 import re
 import uuid
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -86,6 +87,7 @@ class Considered:
     matched_by: str
     level: int = 0
     completed_view: bool = False
+    skew: int = 0
     refusals: set[str]
     verdict: str = ""
 
@@ -240,6 +242,8 @@ class Naive:
             level=winner.level,
             lookback_s=(conversion.time_us - winner.time) // SECOND,
         )
+        if winner.skew > 0:  # B1
+            line["custom_dimensions"] = {"clock_skew": str(Decimal(winner.skew) / SECOND)}
 
     def beats(self, one: Considered, other: Considered) -> bool:
         if one.level != other.level:
@@ -292,6 +296,8 @@ class Naive:
         refusals = self.tracker_refusals(tracker, conversion, needed) | self.time_refusals(
             age, self.window(tracker, window_kind)
         )
+        if kind == "CLICK_ID":  # B1: given back, so it came before
+            refusals.discard("AFTER_CONVERSION")
         if not is_click and not self.impressions_allowed(tracker.network_id, needed):
             refusals.add("IMPRESSIONS_NOT_ALLOWED")
         if kind in ("MODELED", "IP") and usable_ids(engagement) and not self.is_inclusive(conversion):
@@ -302,7 +308,8 @@ class Naive:
             refusals.add("ENGAGEMENT_SPENT")
         return Considered(
             id=engagement.id,
-            time=engagement.time_us,
+            time=min(engagement.time_us, conversion.time_us) if kind == "CLICK_ID" else engagement.time_us,
+            skew=-age if kind == "CLICK_ID" else 0,
             tracker=tracker,
             network=tracker.network_id,
             matched_by=kind,

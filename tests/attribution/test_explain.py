@@ -344,6 +344,20 @@ async def test_a_request_that_names_nothing_or_two_is_refused(
     assert [violation.field for violation in from_rpc_error(raised.value).violations] == wrong
 
 
+async def test_an_event_that_gives_a_click_back_came_after_it_whatever_its_clock_says(world: World) -> None:
+    a = device(1)
+    given_back = record_pb2.Event(event_name="Purchase", click_record_id="k1")
+    async with world.worker():
+        await world.send(install(0, a, record_id="i1"), click(3 * HOUR, a, record_id="k1"))
+        await world.send(record(3 * HOUR - 300, a, event=given_back, record_id="early"))
+        await world.send(event(3 * HOUR - 300, device(2), record_id="end"))
+        (early,) = await world.decided("early")
+        explained = await explain(world, "early")
+    assert (early.outcome, early.engagement_id, early.lookback.seconds) == (decision_pb2.OUTCOME_REENGAGED, "k1", 0)
+    assert dict(early.custom_dimensions) == {"clock_skew": "300"}
+    assert "won: before the conversion, which gave it back, whatever the clocks say" in explained.sentences[0]
+
+
 def candidate(verdict: decision_pb2.Verdict.ValueType, lookback_s: float = 90, **fields: Any) -> decision_pb2.Candidate:
     made = decision_pb2.Candidate(
         engagement_id="k1",
@@ -400,6 +414,18 @@ WINNER.engagement_id = "k0"
         (
             candidate(decision_pb2.VERDICT_LOST_TO_COMPLETED_VIEW),
             "(1 min 30 s before the conversion, matched by device id) lost to click k0, which was a completed view.",
+        ),
+        (
+            candidate(
+                decision_pb2.VERDICT_WON,
+                0,
+                window=duration_pb2.Duration(seconds=7 * 86400),
+                window_layer=decision_pb2.LAYER_BUILT_IN,
+            ),
+            (
+                "won: before the conversion, which gave it back, whatever the clocks say, "
+                "inside its window of 7 days (built in), matched by device id."
+            ),
         ),
         (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),
     ],

@@ -19,6 +19,7 @@ from services.attribution.decision.model import (
     ConversionKind,
     Engagement,
     EngagementKind,
+    MatchKind,
     TrackerType,
     UserAgent,
     Verdict,
@@ -229,7 +230,8 @@ def test_the_winner_is_in_its_window_and_of_the_right_type(
     assert [candidate.engagement_id for candidate in won] == [i for i in (decision.engagement_id,) if i is not None]
     for winner in won:
         assert winner.window_us is not None
-        assert 0 < winner.lookback_us < winner.window_us
+        least_us = 0 if winner.matched_by is MatchKind.CLICK_ID else 1  # B1
+        assert least_us <= winner.lookback_us < winner.window_us
         tracker = rules.trackers[winner.tracker_id].tracker
         is_install = conversion.kind is ConversionKind.INSTALL
         assert tracker.live

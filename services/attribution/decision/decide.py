@@ -198,6 +198,9 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
     matched_by = match_kind(engagement, conversion, rules.app)
     if matched_by is None:
         return None
+    is_given_back = matched_by is MatchKind.CLICK_ID
+    if is_given_back:  # B1: it came before what gave it back, whatever the clocks say
+        lookback_us = max(lookback_us, 0)
     engagement_id, kind, tracker_id = engagement.engagement_id, engagement.kind, engagement.tracker_id
     rules_of_tracker = rules.trackers.get(tracker_id)
     if rules_of_tracker is None:  # OURS: a tracker that the settings do not hold can win as little as an archived one
@@ -211,7 +214,7 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
     verdict = (
         _refusal_by_tracker(rules_of_tracker, kind, contest)
         or _refusal_of_engagement(engagement, matched_by, contest.inclusive)
-        or _refusal_by_window(window.us, lookback_us)
+        or _refusal_by_window(window.us, lookback_us, is_given_back=is_given_back)
         or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
     )
@@ -302,11 +305,11 @@ def _refusal_of_claim(claim: Claim, policy: GranularDataPolicy, window_us: int) 
     return None
 
 
-def _refusal_by_window(window_us: int, lookback_us: int) -> Verdict | None:
+def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool = False) -> Verdict | None:
     """Applies B1, B2."""
     if window_us == DISABLED:
         return Verdict.WINDOW_DISABLED
-    if lookback_us <= 0:
+    if lookback_us <= 0 and not is_given_back:
         return Verdict.AFTER_CONVERSION
     if lookback_us >= window_us:
         return Verdict.OUTSIDE_WINDOW
@@ -358,6 +361,7 @@ def _won(contest: _Contest, winner: Candidate, judged: tuple[Candidate, ...]) ->
         window_us=winner.window_us,
         window_layer=winner.window_layer,
         reprocess_for=None if original is None else original.conversion_id,
+        custom_dimensions=_clock_skew(conversion, winner),
         candidates=judged,
         claims_unavailable=contest.claims_unavailable,
     )
@@ -388,7 +392,7 @@ def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -
         segment=None if tracker is None else tracker.tracker.segment,
         redacted=source is not None and source.redacted,
         reprocess_for=None if original is None else original.conversion_id,
-        custom_dimensions=_custom_dimensions(conversion, reason, rules),
+        custom_dimensions=_mtr_rejected(conversion, reason, rules),
         candidates=judged,
         claims_unavailable=contest.claims_unavailable,
     )
@@ -411,7 +415,15 @@ def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> At
     return source
 
 
-def _custom_dimensions(conversion: Conversion, reason: Reason, rules: AppRules) -> Mapping[str, str]:
+def _clock_skew(conversion: Conversion, winner: Candidate) -> Mapping[str, str]:
+    """Applies B1: by how many seconds a click's time lies after that of the conversion which gave it back."""
+    if winner.time_us <= conversion.time_us:
+        return {}
+    seconds = (winner.time_us - conversion.time_us) / SECOND_US
+    return {"clock_skew": f"{seconds:.6f}".rstrip("0").rstrip(".")}
+
+
+def _mtr_rejected(conversion: Conversion, reason: Reason, rules: AppRules) -> Mapping[str, str]:
     """Applies D3."""
     if reason is Reason.MTR_NOT_MET:
         return {"mtr_rejected": str(rules.mtr_us(conversion.event_name) // SECOND_US)}

@@ -192,7 +192,8 @@ class Candidate(NamedTuple):
 
     `tracker_id` and `network_id` are "" where none is known: a claim that no tracker fits has only its network.
     `window` is the one that applies to it and `level` the one it competes on, None and 0 without a tracker.
-    `lookback_us` is negative when it came after the conversion. `redacted`: its campaign is withheld (E2).
+    `lookback_us` is negative when it came after the conversion, and 0 when a conversion from before it gave it back
+    (B1). `redacted`: its campaign is withheld (E2).
     """
 
     engagement_id: str

@@ -208,10 +208,7 @@ def _winner(decision: decision_pb2.Decision) -> str:
         return decision.engagement_id
     others = len(decision.candidates) - 1
     beside = f"; {others} other candidate{'s' if others > 1 else ''} did not win" if others else ""
-    return (
-        f"{_name(won)} came {describe_duration(won.lookback)} before it, inside its window of {_window(won)}, "
-        f"and was {_match(won)}{beside}"
-    )
+    return f"{_name(won)} came {_before(won, 'it')}, inside its window of {_window(won)}, and was {_match(won)}{beside}"
 
 
 def _anew(decision: decision_pb2.Decision) -> str:
@@ -257,7 +254,7 @@ def _who(candidate: decision_pb2.Candidate) -> str:
 def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None) -> str:
     if winner is not None and candidate.verdict in _LOST:
         return _lost(candidate, winner)
-    lookback = f"{describe_duration(candidate.lookback)} before the conversion"
+    lookback = _before(candidate, "the conversion")
     match candidate.verdict:
         case decision_pb2.VERDICT_WON:
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
@@ -291,6 +288,13 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
             return f"{lost} was as recent and has the lower id"
         case _:
             return f"{lost} was more recent: {describe_duration(winner.lookback)} before the conversion"
+
+
+def _before(candidate: decision_pb2.Candidate, conversion: str) -> str:
+    """Says how long before the conversion a candidate came, if the clocks say so (B1)."""
+    if candidate.lookback.ToNanoseconds() == 0:
+        return f"before {conversion}, which gave it back, whatever the clocks say"
+    return f"{describe_duration(candidate.lookback)} before {conversion}"
 
 
 def _name(candidate: decision_pb2.Candidate) -> str:

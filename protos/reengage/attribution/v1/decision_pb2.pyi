@@ -454,7 +454,9 @@ class Decision(_message.Message):
 
     @_builtins.property
     def custom_dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Output only. Further facts by name, for example `mtr_rejected`: the minimum time to reengagement in seconds (D3)."""
+        """Output only. Further facts by name: `mtr_rejected`, the minimum time to reengagement in seconds (D3); `clock_skew`,
+        by how many seconds the winning click's time lies after that of the conversion which gave it back (B1).
+        """
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
