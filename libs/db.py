@@ -23,6 +23,7 @@ CONNECTION_LOST = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,  # asked between the last words of a server that stops and the end of the connection
 )
 ASKED_TO_RETRY = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 TRANSIENT = (*ASKED_TO_RETRY, *CONNECTION_LOST)

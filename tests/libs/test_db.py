@@ -1,9 +1,11 @@
 import ast
 import asyncio
 import itertools
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -129,6 +131,21 @@ async def test_a_connection_lost_while_committing_is_retried(pool: Pool) -> None
             if runs == 1:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
                 await pool.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+    assert runs == 2
+    assert await pool.fetchval("SELECT n FROM counter WHERE id = 1") == 1
+
+
+async def test_a_server_that_says_it_stops_while_nothing_is_asked_is_lost(pool: Pool) -> None:
+    """Its words arrive before the end of the connection; what is asked between fails with an error of asyncpg's own."""
+    fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    runs = 0
+    async for attempt in transactions(pool):
+        async with attempt as connection:
+            runs += 1
+            await connection.execute("UPDATE counter SET n = n + 1 WHERE id = 1")
+            taken: Any = connection
+            if runs == 1:
+                taken._con._protocol.data_received(b"E" + struct.pack("!i", len(fields) + 4) + fields)
     assert runs == 2
     assert await pool.fetchval("SELECT n FROM counter WHERE id = 1") == 1
 

@@ -1,5 +1,18 @@
 """A running tracker for the sample."""
 
-from tests.cli.conftest import tracker_target
+from collections.abc import AsyncIterator
+from pathlib import Path
 
-__all__ = ["tracker_target"]
+import pytest
+
+from tests.conftest import Database
+from tests.support.processes import tracker_process
+
+
+@pytest.fixture
+async def tracker_target(database: Database, process_logs: Path) -> AsyncIterator[str]:
+    """A tracker process of the test's own, as what it loads is whose ids others may use, too."""
+    process = tracker_process(process_logs / "tracker_of_sample.log", dsn=database.dsn("tracker"))
+    await process.start()
+    yield process.target
+    await process.stop()
