@@ -365,8 +365,7 @@ def candidate(verdict: decision_pb2.Verdict.ValueType, lookback_s: float = 90, *
         engagement_kind=decision_pb2.ENGAGEMENT_KIND_CLICK,
         tracker_id="t",
         network_id="n",
-        matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
-        **fields,
+        **{"matched_by": decision_pb2.MATCH_KIND_DEVICE_ID, **fields},
     )
     made.engagement_time.FromSeconds(1_800_000_000)
     made.lookback.FromNanoseconds(int(lookback_s * 1e9))
@@ -419,12 +418,13 @@ WINNER.engagement_id = "k0"
             candidate(
                 decision_pb2.VERDICT_WON,
                 0,
+                matched_by=decision_pb2.MATCH_KIND_CLICK_ID,
                 window=duration_pb2.Duration(seconds=7 * 86400),
                 window_layer=decision_pb2.LAYER_BUILT_IN,
             ),
             (
                 "won: before the conversion, which gave it back, whatever the clocks say, "
-                "inside its window of 7 days (built in), matched by device id."
+                "inside its window of 7 days (built in), matched by its click id."
             ),
         ),
         (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),

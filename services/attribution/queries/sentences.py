@@ -292,7 +292,7 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
 
 def _before(candidate: decision_pb2.Candidate, conversion: str) -> str:
     """Says how long before the conversion a candidate came, if the clocks say so (B1)."""
-    if candidate.lookback.ToNanoseconds() == 0:
+    if candidate.matched_by == decision_pb2.MATCH_KIND_CLICK_ID and candidate.lookback.ToNanoseconds() == 0:
         return f"before {conversion}, which gave it back, whatever the clocks say"
     return f"{describe_duration(candidate.lookback)} before {conversion}"
 
