@@ -477,6 +477,7 @@ async def test_an_install_that_waits_holds_back_nothing_that_came_before_it(worl
     assert (e1.outcome, e1.install_known) == (REENGAGED, False)
 
 
+@pytest.mark.slow
 async def test_a_slow_network_holds_up_no_other(world: World) -> None:
     await world.received.trigger(PURCHASES_OF_X, ("Refund", "y"))
     async with world.worker(claim_wait_s=600):
@@ -613,6 +614,7 @@ async def test_after_a_move_nothing_is_decided_without_its_engagements(world: Wo
     assert (e1.outcome, e1.engagement_id) == (REENGAGED, "k1")
 
 
+@pytest.mark.slow
 async def test_what_nobody_asked_about_before_its_deadline_is_asked_once(world: World) -> None:
     """A worker that comes back late takes the answers that are there."""
     await world.received.trigger(PURCHASES_OF_X)

@@ -129,6 +129,7 @@ def test_a_change_leaves_other_apps_trackers_and_settings_handed_out_before_alon
 
 @settings(max_examples=150, deadline=None)
 @given(first=st.lists(any_edit, max_size=8), changed=st.lists(any_edit, max_size=4))
+@pytest.mark.slow
 def test_rules_with_changes_are_those_of_the_changed_settings(first: list[Edit], changed: list[Edit]) -> None:
     held = resources(*at_first, *first)
     before = build_rulebook(held, 7)

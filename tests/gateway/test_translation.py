@@ -483,6 +483,7 @@ _BODIES = st.builds(
 
 
 @given(_BODIES)
+@pytest.mark.slow
 def test_law_any_body_is_a_record_or_refused_by_name(value: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidArgument):
         record = translate(value)
@@ -490,6 +491,7 @@ def test_law_any_body_is_a_record_or_refused_by_name(value: dict[str, Any]) -> N
 
 
 @given(_BODIES, st.text())
+@pytest.mark.slow
 def test_law_any_violation_can_be_told(value: dict[str, Any], field: str) -> None:
     for path in (field, f"event.{field}", f"device_ids.{field}", f"identity_link.{field}"):
         [found] = in_senders_words(value, [Violation(field=path, reason="R", description="d")])

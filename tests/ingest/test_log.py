@@ -120,6 +120,7 @@ async def test_gap_trap(start_ingest: StartIngest, database: Database) -> None:
                     assert position < response.heads[lane]
 
 
+@pytest.mark.slow
 async def test_heads_are_above_all_that_was_acknowledged_before(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database) as one, start_ingest(database) as other:
         senders = Senders(replicas=(one, other), records_each=30)

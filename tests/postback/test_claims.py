@@ -143,6 +143,7 @@ async def test_what_is_kept_of_a_request_opens_nothing(service: Running, endpoin
     assert not [value for value in SECRETS.values() if value in str(attempt)]
 
 
+@pytest.mark.slow
 async def test_a_network_that_does_not_answer_is_waited_for_no_longer_than_asked(
     service: Running, endpoint: Endpoint, x: LocalX
 ) -> None:

@@ -164,6 +164,7 @@ async def test_first_tries_do_not_read_past_retries_nor_the_other_way(idle: Runn
 
 
 @pytest.mark.parametrize("retries", [False, True], ids=["first tries", "retries"])
+@pytest.mark.slow
 async def test_a_lease_reads_only_what_is_due(idle: Running, retries: bool) -> None:
     """With 50,000 that wait for their time, and 50,000 done, a lease reads as few pages as with none."""
     configuration_id = await waiting(idle, 1)

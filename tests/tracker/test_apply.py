@@ -570,6 +570,7 @@ async def test_an_editor_of_the_app_may_apply_and_a_stranger_sees_nothing(databa
             assert await refusal(orphan) == ("PERMISSION_DENIED", "SCOPE_NOT_ALLOWED")
 
 
+@pytest.mark.slow
 async def test_more_changes_than_one_part_of_a_snapshot(stub: Stub, file: File) -> None:
     """All or nothing holds for many trackers, too."""
     for number in range(MAX_PART_RESOURCES + 100):
