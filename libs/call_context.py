@@ -1,4 +1,4 @@
-"""What a call that is being served hands on to the calls made meanwhile: its request id, and what is left of its time.
+"""The context that a served call hands on to the calls it makes: its request id, and the rest of its time.
 
 It imports nothing heavy, so that a client that serves nothing starts quickly.
 """

@@ -30,7 +30,7 @@ _FINAL = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""What sending the same again does not change. Of everything else nobody knows whether it was stored."""
+"""Refusals that repeat themselves. After any other error the records may have been stored or not."""
 
 OnResult = Callable[[record_pb2.Record, record_batch_pb2.RecordResult], None]
 

@@ -74,7 +74,7 @@ CHOICES_DAYS: Mapping[str, tuple[int, ...]] = MappingProxyType({"retention": (60
 
 POST_ENGAGEMENT_DAYS = (1, 7, 14, 30)
 POST_VIEW_DAYS = (0, 1, 7, 14, 30)
-"""What a self-attributing network that says nothing else allows (B4)."""
+"""Days that a self-attributing network allows unless it says otherwise (B4)."""
 DEFAULT_POST_ENGAGEMENT_DAYS = 14
 DEFAULT_POST_VIEW_DAYS = 0
 
