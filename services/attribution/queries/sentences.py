@@ -7,7 +7,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
 from libs.messages import short_name
-from libs.time import describe_duration
+from libs.time import SECOND_US, describe_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
@@ -225,7 +225,7 @@ def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
     name = {INSTALL: "install"}.get(latest.event_name, latest.event_name)
     return (
         f"{least} had not passed since the device's latest attribution, {name} {latest.conversion_id} at "
-        f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * 1_000_000)}"
+        f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * SECOND_US)}"
     )
 
 
@@ -338,9 +338,9 @@ def _list(words: Sequence[str]) -> str:
 
 
 def _at(time: timestamp_pb2.Timestamp) -> str:
-    return _at_us(time.seconds * 1_000_000)
+    return _at_us(time.seconds * SECOND_US)
 
 
 def _at_us(time_us: int) -> str:
-    time = timestamp_pb2.Timestamp(seconds=time_us // 1_000_000)
+    time = timestamp_pb2.Timestamp(seconds=time_us // SECOND_US)
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")

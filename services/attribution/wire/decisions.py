@@ -1,8 +1,7 @@
 """Decisions as messages of the API."""
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from libs.domain.event_names import INSTALL
+from libs.time import to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from services.attribution.decision.history import ATTRIBUTING, Attribution
 from services.attribution.decision.model import (
@@ -45,9 +44,9 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
         message.engagement_id = decision.engagement_id
         message.matched_by = _KINDS[decision.matched_by]
         message.level = decision.level or 0
-        message.lookback.CopyFrom(_duration(decision.lookback_us or 0))
+        message.lookback.CopyFrom(to_duration(decision.lookback_us or 0))
         if decision.window_us is not None and decision.window_layer is not None:
-            message.window.CopyFrom(_duration(decision.window_us))
+            message.window.CopyFrom(to_duration(decision.window_us))
             message.window_layer = _LAYERS[decision.window_layer]
     if decision.reprocess_for is not None:
         message.reprocess_for = decision.reprocess_for
@@ -122,7 +121,7 @@ def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
     is_install = source.kind is ConversionKind.INSTALL
     return device_pb2.Source(
         conversion_id=source.conversion_id,
-        since_time=_timestamp(source.time_us),
+        since_time=to_timestamp(source.time_us),
         attribution_type=_TYPES[
             AttributionType.INSTALL if is_install and source.type is AttributionType.NONE else source.type
         ],
@@ -137,7 +136,7 @@ def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
 
 def _message(conversion: Conversion, revision: int, outcome: decision_pb2.Outcome.ValueType) -> decision_pb2.Decision:
     message = decision_pb2.Decision(conversion_id=conversion.conversion_id, outcome=outcome, settings_revision=revision)
-    message.conversion_time.CopyFrom(_timestamp(conversion.time_us))
+    message.conversion_time.CopyFrom(to_timestamp(conversion.time_us))
     return message
 
 
@@ -148,24 +147,13 @@ def _candidate(candidate: Candidate) -> decision_pb2.Candidate:
         engagement_kind=_ENGAGEMENTS[candidate.kind],
         tracker_id=candidate.tracker_id,
         network_id=candidate.network_id,
-        engagement_time=_timestamp(candidate.time_us),
+        engagement_time=to_timestamp(candidate.time_us),
         matched_by=_KINDS[candidate.matched_by],
         level=candidate.level,
-        lookback=_duration(candidate.lookback_us),
+        lookback=to_duration(candidate.lookback_us),
     )
     if candidate.window_layer is not None:
         message.window_layer = _LAYERS[candidate.window_layer]
         if candidate.window_us:
-            message.window.CopyFrom(_duration(candidate.window_us))
+            message.window.CopyFrom(to_duration(candidate.window_us))
     return message
-
-
-def _timestamp(time_us: int) -> timestamp_pb2.Timestamp:
-    return timestamp_pb2.Timestamp(seconds=time_us // 1_000_000, nanos=time_us % 1_000_000 * 1000)
-
-
-def _duration(us: int) -> duration_pb2.Duration:
-    """Seconds and nanoseconds have the same sign."""
-    seconds, rest = divmod(abs(us), 1_000_000)
-    sign = -1 if us < 0 else 1
-    return duration_pb2.Duration(seconds=sign * seconds, nanos=sign * rest * 1000)

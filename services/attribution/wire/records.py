@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from libs.domain.device_ids import normalise
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
+from libs.time import SECOND_US, timestamp_us
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
@@ -21,7 +22,7 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
 
-OPEN_AFTER_CLICK_US = 1_000_000
+OPEN_AFTER_CLICK_US = SECOND_US
 """OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
 a click at the same instant could never win (B1)."""
 
@@ -199,7 +200,7 @@ def click_id_of(record: record_pb2.Record) -> str:
 
 def event_time_us(record: record_pb2.Record) -> int:
     """Returns when it happened."""
-    return record.event_time.seconds * 1_000_000 + record.event_time.nanos // 1000
+    return timestamp_us(record.event_time)
 
 
 @lru_cache(maxsize=65_536)
