@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from libs.client.connection import connect
     from libs.client.errors import to_service_error
-    from libs.client.pages import items
+    from libs.client.pages import first, items
     from libs.client.records import RecordSender, UnsentRecordsError
     from libs.client.streams import watch_decisions, what_if
 
@@ -22,6 +22,7 @@ __all__ = [
     "RecordSender",
     "UnsentRecordsError",
     "connect",
+    "first",
     "items",
     "to_service_error",
     "watch_decisions",
@@ -31,6 +32,7 @@ _MODULES = {
     "RecordSender": "records",
     "UnsentRecordsError": "records",
     "connect": "connection",
+    "first": "pages",
     "items": "pages",
     "to_service_error": "errors",
     "watch_decisions": "streams",

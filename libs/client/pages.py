@@ -29,6 +29,19 @@ async def items(method: Callable[[Any], Awaitable[Any]], request: Message) -> As
             return
 
 
+async def first(method: Callable[[Any], Awaitable[Any]], request: Message, limit: int) -> tuple[list[Any], bool]:
+    """Returns the first `limit` of what a List method returns, and whether there are more."""
+    asked: Any = type(request)()
+    asked.CopyFrom(request)
+    asked.page_size = min(limit + 1, MAX_PAGE_SIZE)
+    found: list[Any] = []
+    async for item in items(method, asked):
+        if len(found) == limit:
+            return found, True
+        found.append(item)
+    return found, False
+
+
 def _list_field(page: Message) -> str:
     """Returns the name of the field that holds the list."""
     return next(field.name for field in page.DESCRIPTOR.fields if field.is_repeated)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from libs.client import items
+from libs.client import first
 from libs.errors import Unavailable
 from reengage.attribution.v1 import erasure_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
@@ -51,12 +51,7 @@ async def read_erasure(stub: Any, app_id: str, erasure_id: str) -> _Erasure:
 
 async def read_erasures(stub: Any, app_id: str, limit: int) -> list[_Erasure]:
     """Returns at most so many erasures of an app, newest first. Raises ServiceError."""
-    request = erasure_pb2.ListErasuresRequest(app_id=app_id, page_size=min(limit, 1000))
-    found: list[_Erasure] = []
-    async for each in items(stub.ListErasures, request):
-        found.append(each)
-        if len(found) == limit:
-            break
+    found, _ = await first(stub.ListErasures, erasure_pb2.ListErasuresRequest(app_id=app_id), limit)
     return found
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from libs.client import items
+from libs.client import first, items
 from libs.errors import NotFound
 from services.cli.connections import connected
 from services.cli.kinds import Kind
 
 _SERVICES = {"tracker": "TrackerConfigService", "postback": "PostbackConfigService"}
-_PAGE = 1000
 
 
 class Resources:
@@ -40,16 +39,11 @@ class Resources:
 
     async def all(self, kind: Kind, **request: Any) -> list[Any]:
         """Returns every resource that a list request names, archived ones too if it says so."""
-        return [resource async for resource in self._listed(kind, _PAGE, request)]
+        return [resource async for resource in items(*self._listing(kind, request))]
 
     async def some(self, kind: Kind, limit: int, **request: Any) -> tuple[list[Any], bool]:
         """Returns the first `limit` resources that a list request names, and whether there are more."""
-        found: list[Any] = []
-        async for resource in self._listed(kind, min(limit + 1, _PAGE), request):
-            if len(found) == limit:
-                return found, True
-            found.append(resource)
-        return found, False
+        return await first(*self._listing(kind, request), limit)
 
     async def create(self, kind: Kind, resource: Any, **further: Any) -> Any:
         """Returns the new resource, as stored."""
@@ -65,9 +59,9 @@ class Resources:
         """Returns the archived resource."""
         return getattr(await self._call("Archive", kind, **dict(zip(kind.key, key, strict=True))), kind.name)
 
-    def _listed(self, kind: Kind, page_size: int, request: dict[str, Any]) -> AsyncIterator[Any]:
-        asked = kind.class_of(f"{kind.list_method}Request")(page_size=page_size, **request)
-        return items(getattr(self.stub, kind.list_method), asked)
+    def _listing(self, kind: Kind, request: dict[str, Any]) -> tuple[Any, Any]:
+        """Returns the List method of a kind, and its request."""
+        return getattr(self.stub, kind.list_method), kind.class_of(f"{kind.list_method}Request")(**request)
 
     async def _call(self, verb: str, kind: Kind, **request: Any) -> Any:
         method = f"{verb}{kind.message_name}"

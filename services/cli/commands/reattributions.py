@@ -15,18 +15,14 @@ app = new_group("Lists, shows, follows and cancels re-attributions; lists and se
 @app.command("list")
 def list_reattributions(app_id: str, limit: Limit = 50, as_json: Json = False, target: Target = "") -> None:
     """Lists the re-attributions of an app, newest first."""
-    from libs.client import items
+    from libs.client import first
     from reengage.attribution.v1 import reattribution_pb2
     from services.cli.reattributions import print_reattributions
 
     async def list_them(stub: Any) -> reattribution_pb2.ListReattributionsResponse:
-        request = reattribution_pb2.ListReattributionsRequest(app_id=app_id, page_size=min(limit, 1000))
-        listed = reattribution_pb2.ListReattributionsResponse()
-        async for each in items(stub.ListReattributions, request):
-            listed.reattributions.append(each)
-            if len(listed.reattributions) == limit:
-                break
-        return listed
+        request = reattribution_pb2.ListReattributionsRequest(app_id=app_id)
+        found, _ = await first(stub.ListReattributions, request, limit)
+        return reattribution_pb2.ListReattributionsResponse(reattributions=found)
 
     listed = _with_attribution(target, list_them)
     print_json(listed) if as_json else print_reattributions(app_id, listed.reattributions)

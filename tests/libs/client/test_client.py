@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from libs.client import connect, items, to_service_error
+from libs.client import connect, first, items, to_service_error
 from libs.errors import (
     InvalidArgument,
     NotFound,
@@ -83,6 +83,14 @@ async def test_pages_are_read_as_they_are_needed(target: str, tracker: Tracker) 
             if app.name == "app-1":
                 break
     assert tracker.page_sizes == [1, 1]
+
+
+async def test_the_first_of_a_list_are_read_and_whether_there_are_more(target: str, tracker: Tracker) -> None:
+    async with connect(target) as channel:
+        stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
+        for limit in (len(NAMES) - 1, len(NAMES)):
+            found, has_more = await first(stub.ListApps, app_pb2.ListAppsRequest(), limit)
+            assert ([app.name for app in found], has_more) == (NAMES[:limit], limit < len(NAMES))
 
 
 @pytest.mark.parametrize(
