@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -49,6 +49,17 @@ async def connected(service: str, target: str = "") -> AsyncIterator[grpc.aio.Ch
             yield channel
         except ServiceError as error:
             raise CallError(describe(error, service, address)) from error
+
+
+def with_attribution(target: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Returns what `work` makes of attribution's stub; a call that fails ends the command."""
+    from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub  # others need not wait for it
+
+    async def main() -> T:
+        async with connected("attribution", target) as channel:
+            return await work(AttributionServiceStub(channel))
+
+    return run(main())
 
 
 def address_of(service: str) -> str:

@@ -1,45 +1,37 @@
 """Erasures: starting one, following it to its end, showing it."""
 
-import asyncio
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from libs.client import first
-from libs.errors import Unavailable
 from reengage.attribution.v1 import erasure_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from services.cli import tables
 from services.cli.connections import connected
 from services.cli.console import print_json
+from services.cli.progress import follow
 from services.cli.tables import print_whole, table, time_text
 
-_LOOK_INTERVAL_S = 0.3
 _Erasure = erasure_pb2.Erasure
 
 
 async def forget_device(app_id: str, device_id: str, target: str) -> _Erasure:
     """Starts an erasure and returns it once it is done. Shows progress on the error stream."""
-    console = Console(stderr=True)
     async with connected("attribution", target) as channel:
         stub = AttributionServiceStub(channel)
         request = erasure_pb2.ForgetDeviceRequest(app_id=app_id, device_id=device_id)
-        erasure = (await stub.ForgetDevice(request)).erasure
-        with console.status("Erasing") as status:
-            try:
-                while erasure.state != _Erasure.STATE_DONE:
-                    status.update(f"Erasing: {sum(erasure.erased_counts.values()):,} rows so far")
-                    await asyncio.sleep(_LOOK_INTERVAL_S)
-                    try:
-                        erasure = await read_erasure(stub, app_id, erasure.erasure_id)
-                    except Unavailable:
-                        status.update("The service is away; what it has begun goes on when it is back")
-            except asyncio.CancelledError:
-                console.print(f"It goes on: reengage erasures get {app_id} {erasure.erasure_id}")
-                raise
-    return erasure
+        begun: _Erasure = (await stub.ForgetDevice(request)).erasure
+        if begun.state == _Erasure.STATE_DONE:  # asked for again
+            return begun
+        return await follow(
+            "Erasing",
+            lambda: read_erasure(stub, app_id, begun.erasure_id),
+            has_ended=lambda erasure: erasure.state == _Erasure.STATE_DONE,
+            progress=lambda erasure: f"Erasing: {sum(erasure.erased_counts.values()):,} rows so far",
+            if_left=f"It goes on: reengage erasures get {app_id} {begun.erasure_id}",
+        )
 
 
 async def read_erasure(stub: Any, app_id: str, erasure_id: str) -> _Erasure:

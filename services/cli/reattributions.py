@@ -1,24 +1,20 @@
 """Re-attributions: starting one, following it to its end, showing it."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from libs.errors import Unavailable
 from libs.messages import short_name
 from reengage.attribution.v1 import reattribution_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
-from services.cli import tables
+from services.cli import progress, tables
 from services.cli.connections import connected
 from services.cli.console import print_json
 from services.cli.decision_tables import print_totals
 from services.cli.tables import print_whole, table, time_text
 
-_LOOK_INTERVAL_S = 0.3
 _Reattribution = reattribution_pb2.Reattribution
 
 
@@ -32,26 +28,22 @@ async def reattribute_and_follow(request: reattribution_pb2.ReattributeRequest, 
 
 async def follow(stub: Any, app_id: str, reattribution_id: str) -> _Reattribution:
     """Returns a re-attribution once it has ended; shows on the error stream how far it is. Raises ServiceError."""
-    console = Console(stderr=True)
     request = reattribution_pb2.GetReattributionRequest(app_id=app_id, reattribution_id=reattribution_id)
-    with console.status("Deciding again") as status:
-        try:
-            while True:
-                try:
-                    found: _Reattribution = (await stub.GetReattribution(request)).reattribution
-                except Unavailable:
-                    status.update("The service is away; what it has begun goes on when it is back")
-                else:
-                    if found.state != _Reattribution.STATE_RUNNING:
-                        return found
-                    status.update(
-                        f"{found.conversion_count:,} of about {found.estimated_total_count:,} decided again, "
-                        f"{found.changed_count:,} changed"
-                    )
-                await asyncio.sleep(_LOOK_INTERVAL_S)
-        except asyncio.CancelledError:
-            console.print(f"It goes on. To stop it: reengage reattributions cancel {app_id} {reattribution_id}")
-            raise
+
+    async def read() -> _Reattribution:
+        found: _Reattribution = (await stub.GetReattribution(request)).reattribution
+        return found
+
+    return await progress.follow(
+        "Deciding again",
+        read,
+        has_ended=lambda found: found.state != _Reattribution.STATE_RUNNING,
+        progress=lambda found: (
+            f"{found.conversion_count:,} of about {found.estimated_total_count:,} decided again, "
+            f"{found.changed_count:,} changed"
+        ),
+        if_left=f"It goes on. To stop it: reengage reattributions cancel {app_id} {reattribution_id}",
+    )
 
 
 def print_reattribution(found: _Reattribution, as_json: bool) -> None:

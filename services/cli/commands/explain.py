@@ -1,6 +1,6 @@
 """`reengage explain`: asking why."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,7 @@ def explain(
 ) -> None:
     """Tells what became of a record and why: what won it, and the verdict on every candidate."""
     from reengage.attribution.v1 import explanation_pb2
-    from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
-    from services.cli.connections import connected, run
+    from services.cli.connections import with_attribution
     from services.cli.decision_tables import print_explanation
     from services.cli.times import time_option
 
@@ -35,9 +34,9 @@ def explain(
     if at:
         request.time.CopyFrom(time_option("--at", at))
 
-    async def ask() -> explanation_pb2.ExplainDecisionResponse:
-        async with connected("attribution", target) as channel:
-            return await AttributionServiceStub(channel).ExplainDecision(request)
+    async def ask(stub: Any) -> explanation_pb2.ExplainDecisionResponse:
+        response: explanation_pb2.ExplainDecisionResponse = await stub.ExplainDecision(request)
+        return response
 
-    response = run(ask())
+    response = with_attribution(target, ask)
     print_json(response) if as_json else print_explanation(response)
