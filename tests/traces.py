@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 import asyncpg
 
 from services.attribution.decision.matching import device_key, id_forms
-from services.attribution.jobs.device_traces import identity_keys
 
 
 async def all_rows(admin_dsn: str) -> dict[str, list[asyncpg.Record]]:
@@ -24,7 +23,7 @@ async def all_rows(admin_dsn: str) -> dict[str, list[asyncpg.Record]]:
 def traces(app_id: str, *ids: str) -> set[bytes]:
     """All that ids of an app's device may have left: their forms (A3), and keys made of them, as bytes and as hex."""
     forms = {form for each in ids for form in id_forms(each)}
-    keys = {device_key(app_id, form) for form in forms} | {key for each in ids for key in identity_keys(app_id, each)}
+    keys = {device_key(app_id, form) for form in forms}
     return {each.encode() for each in (*ids, *forms)} | keys | {key.hex().encode() for key in keys}
 
 

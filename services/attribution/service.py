@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import timestamp_pb2
 
 from libs.db import Pool
-from libs.domain.device_ids import KINDS, is_usable
+from libs.domain.device_ids import is_usable
 from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
@@ -27,6 +27,7 @@ from reengage.attribution.v1 import (
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.attribution.decision.decide import credited_source
 from services.attribution.decision.history import Attribution as HistoryEntry
+from services.attribution.decision.matching import device_key
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Filters, Following, read_token
@@ -40,7 +41,6 @@ from services.attribution.storage.replay import Period
 from services.attribution.wire.decisions import source_message
 from services.attribution.wire.erasures import erasure_message
 from services.attribution.wire.reattributions import reattribution_message
-from services.attribution.wire.records import identity_key
 from services.attribution.wire.rulebook import Rulebook
 
 _MAX_ID_CHARACTERS = 256
@@ -307,8 +307,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
 
     async def _device(self, app_id: str, device_id: str) -> Device:
         """Returns the device with an id of whatever kind, or with this id of ours."""
-        keys = [identity_key(app_id, kind, device_id) for kind in KINDS]
-        device = await device_of(self._pool, keys, _as_uuid(device_id))
+        device = await device_of(self._pool, device_key(app_id, device_id), _as_uuid(device_id))
         if device is None or device.app_id != app_id:
             raise NotFound("DEVICE_NOT_FOUND", "nothing was received from this device")
         return device

@@ -10,7 +10,9 @@ import pytest
 
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_pb2
+from services.attribution.decision.matching import device_key
 from services.attribution.live.identities import MAX_IDS
+from services.attribution.storage.devices import find_devices_of_keys
 from tests.attribution.conftest import (
     APP,
     RE_TRACKER,
@@ -281,6 +283,26 @@ async def test_a_device_is_found_by_any_id_it_is_known_by(world: World, kind: st
         request = device_pb2.GetDeviceAttributionRequest(app_id=APP, device_id=value.strip())
         answer = await world.attribution.GetDeviceAttribution(request)
     assert answer.device_id == e1.device_id == e2.device_id
+
+
+async def test_the_devices_that_an_engagement_names_are_found_by_its_keys(world: World) -> None:
+    """Whatever the kind that an id came under; merged ones as what they became; nobody's keys lead nowhere."""
+    async with world.worker():
+        await world.send(event(0, ONE, "View", record_id="e1"), event(1, OTHER, "View", record_id="e2"))
+        await world.send(event(2, {"idfa": device(1).upper()}, "View", record_id="e3"))
+        one, other, third = (each.device_id for each in await world.decided("e1", "e2", "e3"))
+
+        async def found(*values: str, app_id: str = APP) -> dict[str, set[str]]:
+            keys = {device_key(app_id, value): value for value in values}
+            async with world.pool.acquire() as connection:
+                devices = await find_devices_of_keys(connection, keys)
+            return {keys[key]: {str(each) for each in ids} for key, ids in devices.items()}
+
+        assert await found(device(1), "b2", device(9)) == {device(1): {one, third}, "b2": {other}}
+        assert await found("b2", app_id="other") == await found() == {}
+        await world.send(event(3, BOTH, "View", record_id="meet"))
+        await world.decided("meet")
+        assert await found("b2") == {"b2": {one}}
 
 
 async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) -> None:

@@ -5,7 +5,7 @@ keys up; what is found that way is only fetched, `match_kind` says whether it ma
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import ip_network
@@ -83,7 +83,7 @@ def ip_range(ip: str) -> str:
 
 
 def device_key(app_id: str, device_id: str) -> bytes:
-    """Returns the key of a usable device id or hash, whatever its kind: senders mix the kinds up."""
+    """Returns the key of a usable device id or hash, whatever its kind: who sends an engagement mixes the kinds up."""
     return _key(app_id, "DEVICE", normalise(device_id))
 
 
@@ -109,8 +109,10 @@ def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
     return [*click_keys, *conversion.device_keys, *_ip_keys(app, conversion.ip)]
 
 
-def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> frozenset[bytes]:
+def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Collection[int] = HASH_LENGTHS) -> frozenset[bytes]:
     """Returns the keys of every form in which an engagement may carry a conversion's raw id (A3)."""
+    if not hash_lengths:
+        return frozenset((device_key(app_id, raw_id),))
     return frozenset(_key(app_id, "DEVICE", form) for form in id_forms(raw_id, hash_lengths))
 
 

@@ -5,15 +5,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from libs.db import Connection
-from libs.domain.device_ids import HASH_METHODS, KINDS, RAW_KINDS
 from reengage.ingest.v1 import record_pb2
-from services.attribution.decision.matching import device_key, id_forms, own_key
+from services.attribution.decision.matching import own_key, raw_id_keys
 from services.attribution.storage import erasures
 from services.attribution.storage.devices import find_identifiers
 from services.attribution.storage.erasures import StoredEngagement
-from services.attribution.wire.records import click_id_of, identity_key
-
-_HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
+from services.attribution.wire.records import click_id_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +37,7 @@ async def find_traces(
         found.ids |= new
         owners = set(_uuids(new))
         for device_id in new:
-            owners.update((await find_identifiers(connection, identity_keys(app_id, device_id))).values())
+            owners.update((await find_identifiers(connection, raw_id_keys(app_id, device_id))).values())
         devices = await erasures.merged_devices(connection, app_id, owners) - found.devices
         found.devices |= devices
         new = {value for ids in await erasures.ids_of(connection, devices) for each in ids.values() for value in each}
@@ -51,22 +48,11 @@ async def find_traces(
             new.update(record.device_ids.values(), *(known_ids or {}).values())
         new -= found.ids
     for device_id in found.ids:
-        keys = {device_key(app_id, form) for form in id_forms(device_id)}
-        found.engagements |= await erasures.engagements_under(connection, keys, below)
+        found.engagements |= await erasures.engagements_under(connection, raw_id_keys(app_id, device_id), below)
     by_click = {own_key(app_id, click_id) for click_id in click_ids if click_id}
     given_back = await erasures.engagements_under(connection, by_click, below)
     found.engagements |= {each for each in given_back if not each.device_keys}
     return found
-
-
-def identity_keys(app_id: str, device_id: str) -> set[bytes]:
-    """Returns the keys under which a device may be known by an id, or by a hash of it."""
-    key = identity_key.__wrapped__  # its cache is for ids that come again
-    keys = {key(app_id, kind, device_id) for kind in KINDS}
-    for form in id_forms(device_id):
-        if name := _HASH_OF_LENGTH.get(len(form)):
-            keys.update(key(app_id, f"{kind}_{name}", form) for kind in RAW_KINDS)
-    return keys
 
 
 def _uuids(texts: Collection[str]) -> Iterator[uuid.UUID]:

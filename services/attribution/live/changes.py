@@ -11,7 +11,7 @@ from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
 from services.attribution.storage import pending
 from services.attribution.storage.decisions import DecisionRow, insert_decisions, insert_round
-from services.attribution.storage.devices import Device, upsert_devices, upsert_identifiers
+from services.attribution.storage.devices import Device, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.pending import PendingRow
 
@@ -43,7 +43,7 @@ class Changes:
     round: Round | None = None
     won: Mapping[int, Won] = field(default_factory=dict)
     devices: Sequence[Device] = ()
-    identifiers: Mapping[bytes, uuid.UUID] = field(default_factory=dict)
+    identifiers: Mapping[IdKey, uuid.UUID] = field(default_factory=dict)
     pending: Sequence[PendingRow] = ()
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from libs.db import Connection
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.storage.devices import Device, find_devices, find_identifiers
-from services.attribution.wire.records import identity_key
+from services.attribution.decision.matching import device_key
+from services.attribution.storage.devices import Device, IdKey, find_devices, find_identifiers
 
 MAX_IDS = 20
 """OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.
@@ -20,9 +20,9 @@ class Identities:
     `devices` are all that were read or made, `learned` the ids that lead to another device now, or to one at all.
     """
 
-    def __init__(self, devices: Iterable[Device], by_key: dict[bytes, Device], new_id: Callable[[], uuid.UUID]) -> None:
+    def __init__(self, devices: Iterable[Device], by_key: dict[IdKey, Device], new_id: Callable[[], uuid.UUID]) -> None:
         self.devices = list(devices)
-        self.learned: dict[bytes, uuid.UUID] = {}
+        self.learned: dict[IdKey, uuid.UUID] = {}
         self._by_key, self._new_id = by_key, new_id
 
     def take(
@@ -42,11 +42,11 @@ class Identities:
         device, *others = known
         for other in others:
             self._merge(other, into=device)
-        for key, (kind, value) in keys.items():
+        for key, value in keys.items():
             if self._by_key.get(key) is not device:
                 self._by_key[key] = device
                 self.learned[key] = device.device_id
-                _learn(device, kind, [value])
+                _learn(device, key.kind, [value])
                 device.changed = True
         return device, tuple(others)
 
@@ -60,7 +60,7 @@ class Identities:
         for kind, values in other.ids.items():
             _learn(into, kind, values)
             for value in values:
-                key = identity_key(other.app_id, kind, value)
+                key = IdKey(device_key(other.app_id, value), kind)
                 self._by_key[key] = into
                 self.learned[key] = into.device_id
         other.merged_into = into.device_id
@@ -72,7 +72,8 @@ async def load(
 ) -> Identities:
     """Returns the devices that the ids of these records lead to; those that were merged with all that they became."""
     keys = {key for record in records for key in _keys(record)}
-    owners = await find_identifiers(connection, keys)
+    known = await find_identifiers(connection, {key.key for key in keys})
+    owners = {key: device_id for key, device_id in known.items() if key in keys}  # the kind counts here
     devices = await find_devices(connection, set(owners.values()))
     while signposts := {into for each in devices.values() if (into := each.merged_into)} - devices.keys():
         devices |= await find_devices(connection, signposts)
@@ -95,5 +96,5 @@ def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
     device.ids[kind] = [*device.ids.get(kind, ()), *values][-MAX_IDS:]
 
 
-def _keys(record: record_pb2.Record) -> dict[bytes, tuple[str, str]]:
-    return {identity_key(record.app_id, kind, value): (kind, value) for kind, value in record.device_ids.items()}
+def _keys(record: record_pb2.Record) -> dict[IdKey, str]:
+    return {IdKey(device_key(record.app_id, value), kind): value for kind, value in record.device_ids.items()}

@@ -98,8 +98,10 @@ COMMENT ON TABLE devices IS
 CREATE INDEX devices_by_merge ON devices (merged_into) WHERE merged_into IS NOT NULL;
 
 CREATE TABLE identifiers (
-    id_key bytea PRIMARY KEY, -- a digest of app, kind and value
-    device_id uuid NOT NULL
+    id_key bytea NOT NULL, -- a digest of app and value: the match key of engagements that carry it
+    kind text NOT NULL,
+    device_id uuid NOT NULL,
+    PRIMARY KEY (id_key, kind)
 );
 COMMENT ON TABLE identifiers IS 'The device that an id leads to.';
 

@@ -3,9 +3,17 @@
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from libs.db import Connection, Pool
+from libs.db import Connection, Pool, columns
 from services.attribution.decision.history import DeviceHistory
+
+
+class IdKey(NamedTuple):
+    """A device id: its match key (`device_key`) and its kind. OURS: equal ids of different kinds are different ids."""
+
+    key: bytes
+    kind: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,10 +44,38 @@ class Device:
         )
 
 
-async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[bytes, uuid.UUID]:
-    """Returns the devices that ids belong to, of those that are known."""
-    rows = await connection.fetch("SELECT id_key, device_id FROM identifiers WHERE id_key = ANY($1)", list(id_keys))
-    return {row["id_key"]: row["device_id"] for row in rows}
+async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[IdKey, uuid.UUID]:
+    """Returns the devices that ids with these match keys belong to, of every kind that is known."""
+    rows = await connection.fetch(
+        "SELECT id_key, kind, device_id FROM identifiers WHERE id_key = ANY($1)", list(id_keys)
+    )
+    return {IdKey(row["id_key"], row["kind"]): row["device_id"] for row in rows}
+
+
+async def find_devices_of_keys(connection: Connection, id_keys: Collection[bytes]) -> dict[bytes, set[uuid.UUID]]:
+    """Returns, for each match key of an id (`device_key`) that is known, the devices that it leads to.
+
+    Ids of every kind that have this value: who sends an engagement mixes the kinds up, so these are the devices that
+    the engagement's `device_keys` name. In place of merged devices stand those that they became.
+    """
+    rows = await connection.fetch(
+        """
+        WITH RECURSIVE found AS (
+            SELECT id_key, identifiers.device_id, merged_into
+            FROM identifiers JOIN devices USING (device_id)
+            WHERE id_key = ANY($1)
+            UNION
+            SELECT id_key, devices.device_id, devices.merged_into
+            FROM found JOIN devices ON devices.device_id = found.merged_into
+        )
+        SELECT id_key, device_id FROM found WHERE merged_into IS NULL
+        """,
+        list(id_keys),
+    )
+    found: dict[bytes, set[uuid.UUID]] = {}
+    for id_key, device_id in rows:
+        found.setdefault(id_key, set()).add(device_id)
+    return found
 
 
 async def find_devices(connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Device]:
@@ -91,23 +127,26 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
     )
 
 
-async def upsert_identifiers(connection: Connection, owners: Mapping[bytes, uuid.UUID]) -> None:
+async def upsert_identifiers(connection: Connection, owners: Mapping[IdKey, uuid.UUID]) -> None:
     """Stores which devices ids belong to."""
     await connection.execute(
         """
-        INSERT INTO identifiers (id_key, device_id)
-        SELECT * FROM unnest($1::bytea[], $2::uuid[])
-        ON CONFLICT (id_key) DO UPDATE SET device_id = excluded.device_id
+        INSERT INTO identifiers (id_key, kind, device_id)
+        SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[])
+        ON CONFLICT (id_key, kind) DO UPDATE SET device_id = excluded.device_id
         """,
-        list(owners.keys()),
+        *columns(owners, 2),
         list(owners.values()),
     )
 
 
-async def device_of(pool: Pool, id_keys: Collection[bytes], device_id: uuid.UUID | None) -> Device | None:
-    """Returns the device that has one of these ids, or this id of ours; in place of a merged one what it became."""
+async def device_of(pool: Pool, id_key: bytes, device_id: uuid.UUID | None) -> Device | None:
+    """Returns the device that has an id of whatever kind with this match key, or this id of ours.
+
+    In place of a merged one what it became.
+    """
     async with pool.acquire() as connection:
-        wanted = set((await find_identifiers(connection, id_keys)).values())
+        wanted = set((await find_identifiers(connection, [id_key])).values())
         if device_id is not None:
             wanted.add(device_id)
         while wanted:

@@ -1,11 +1,9 @@
 """Reads the log's records as what attribution decides upon."""
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
-from libs.domain.device_ids import normalise
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from libs.time import SECOND_US, timestamp_us
 from reengage.ingest.v1 import log_pb2, record_pb2
@@ -201,12 +199,6 @@ def click_id_of(record: record_pb2.Record) -> str:
 def event_time_us(record: record_pb2.Record) -> int:
     """Returns when it happened."""
     return timestamp_us(record.event_time)
-
-
-@lru_cache(maxsize=65_536)
-def identity_key(app_id: str, kind: str, value: str) -> bytes:
-    """Returns the key under which an id leads to a device. OURS: equal ids of different kinds are different ids."""
-    return blake2b(f"{app_id}\0{kind}\0{normalise(value)}".encode(), digest_size=16).digest()
 
 
 def network_click_key(tracker_id: str, click_id: str) -> bytes:
