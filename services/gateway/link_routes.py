@@ -9,7 +9,7 @@ from reengage.ingest.v1 import record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.asgi import TEXT, Headers, Request, Response, Route
 from services.gateway.batches import Batches
-from services.gateway.links import Visit, click_record, device_user_agent, impression_record, parse_query
+from services.gateway.links import Visit, click_record, device_user_agent, impression_record, is_prefetch, parse_query
 from services.gateway.redirect import destination, signature_holds
 from services.gateway.settings import GatewaySettings
 
@@ -106,6 +106,7 @@ class LinkRoutes:
             ip_address=self._addresses.client(request.peer, request.header(b"x-forwarded-for")),
             user_agent=request.header(b"user-agent"),
             time_s=self._now_s(),
+            is_prefetch=is_prefetch(request.headers),
         )
 
     def _new_id(self, time_s: float) -> str:

@@ -1,5 +1,6 @@
 """Ad links: the query of a click or impression, and the record it makes. Pure."""
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ MAX_CUSTOM_PARAMETERS = 64
 MAX_PING_DELAY_S = 12 * 3600
 _HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _TRUE = ("1", "true", "yes")
+_PURPOSES = frozenset({b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
+_BEFOREHAND = re.compile(rb"\s*(?:prefetch|prerender|preview)", re.IGNORECASE)
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
 
 _IDS = {**{name: name for name in KINDS}, "ios_idfa": "idfa"}
@@ -31,11 +34,15 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """A visit to a link: address and user agent, empty when not known, and the time in seconds since 1970."""
+    """A visit to a link: address and user agent, empty when not known, and the time in seconds since 1970.
+
+    `is_prefetch`: a browser fetches what a person may come to want (A9).
+    """
 
     ip_address: str
     user_agent: str
     time_s: float
+    is_prefetch: bool = False
 
 
 def parse_query(raw: bytes) -> dict[str, str]:
@@ -83,6 +90,8 @@ def click_record(
         click.click_id = value
     if invalid or visit.time_s - time_s > MAX_PING_DELAY_S:
         click.invalid = True
+    if visit.is_prefetch:
+        click.visitor = record_pb2.VISITOR_PREFETCH
     _describe_ad(click.ad, parameters)
     return record
 
@@ -98,6 +107,8 @@ def impression_record(
         impression.impression_id = value
     if parameters.get("event", "").lower() in _COMPLETED:
         impression.completed_view = True
+    if visit.is_prefetch:
+        impression.visitor = record_pb2.VISITOR_PREFETCH
     _describe_ad(impression.ad, parameters)
     return record
 
@@ -109,6 +120,11 @@ def is_ip_address(text: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def is_prefetch(headers: Mapping[bytes, bytes]) -> bool:
+    """Returns whether the headers of a request, named in lower case, say that no person made it yet (A9)."""
+    return any(_BEFOREHAND.match(headers[name]) for name in headers.keys() & _PURPOSES)
 
 
 def device_user_agent(parameters: Mapping[str, str], visit: Visit) -> str:

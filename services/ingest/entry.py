@@ -4,6 +4,7 @@ from hashlib import blake2b
 
 from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
+from libs.domain.visitors import find_bot
 from libs.errors import Violation
 from libs.time import to_timestamp
 from reengage.ingest.v1 import record_pb2
@@ -11,6 +12,13 @@ from services.ingest.model import Entry, IngestSettings, given_key, make_id
 from services.ingest.validation import violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
+_BY_BOT = {
+    "click": record_pb2.Record(click=record_pb2.Click(visitor=record_pb2.VISITOR_BOT)).SerializeToString(),
+    "impression": record_pb2.Record(
+        impression=record_pb2.Impression(visitor=record_pb2.VISITOR_BOT)
+    ).SerializeToString(),
+}
+"""By kind of engagement, what marks it as made by a bot (A9)."""
 
 
 def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> Entry | list[Violation]:
@@ -42,6 +50,8 @@ def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> E
     content += settings.stamp
     if not given_id:
         content += record_pb2.Record(record_id=record_id).SerializeToString()
+    if kind in _BY_BOT and find_bot(record.user_agent) is not None:
+        content += _BY_BOT[kind]
     if not record.HasField("event_time"):
         content += record_pb2.Record(event_time=to_timestamp(now_us)).SerializeToString()
     # An engagement without an id stays with its address; without an address, it goes anywhere.

@@ -21,6 +21,7 @@ MAX_TEXT_BYTES = 4096
 """The limit of a value of event data and the like, and of every other text that is no id."""
 
 _TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
+_VISITORS = frozenset(record_pb2.Visitor.values())
 _NEED_DEVICE_ID = frozenset({"install", "event", "session", "deep_link_open", "identity_link"})
 _NEED_IP_ADDRESS = frozenset({"install", "event", "session"})
 _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
@@ -112,6 +113,10 @@ class _Found:
         elif app_id in self.settings.apps and self.settings.app_of_tracker.get(tracker_id) != app_id:
             self.add(field, "UNKNOWN_TRACKER", "the app has no such tracker")
 
+    def check_visitor(self, field: str, visitor: record_pb2.Visitor.ValueType) -> None:
+        if visitor not in _VISITORS:
+            self.add(field, "INVALID_VALUE", "must be one of the named visitors")
+
     def check_ad(self, field: str, ad: record_pb2.AdDetails) -> None:
         self.check_id(f"{field}.site_id", ad.site_id)
         self.check_id(f"{field}.sub_site_id", ad.sub_site_id)
@@ -171,6 +176,7 @@ def _check_privacy(record: record_pb2.Record, found: _Found) -> None:
 def _check_click(record: record_pb2.Record, found: _Found) -> None:
     click = record.click
     found.check_tracker("click.tracker_id", click.tracker_id, record.app_id)
+    found.check_visitor("click.visitor", click.visitor)
     if not found.is_short(click):
         found.check_id("click.click_id", click.click_id)
         found.check_ad("click.ad", click.ad)
@@ -179,6 +185,7 @@ def _check_click(record: record_pb2.Record, found: _Found) -> None:
 def _check_impression(record: record_pb2.Record, found: _Found) -> None:
     impression = record.impression
     found.check_tracker("impression.tracker_id", impression.tracker_id, record.app_id)
+    found.check_visitor("impression.visitor", impression.visitor)
     if not found.is_short(impression):
         found.check_id("impression.impression_id", impression.impression_id)
         found.check_ad("impression.ad", impression.ad)

@@ -41,6 +41,8 @@ VERDICTS = (
     "IMPRESSIONS_NOT_ALLOWED",
     "MATCH_KIND_NOT_ALLOWED",
     "DUPLICATE_CLICK",
+    "BOT",
+    "PREFETCH",
     "GRANULAR_DATA_NOT_ALLOWED",
     "VIEW_WINDOW_ZERO",
     "WINDOW_DISABLED",
@@ -304,6 +306,7 @@ class Naive:
             refusals.add("MATCH_KIND_NOT_ALLOWED")
         if self.is_duplicate(engagement):
             refusals.add("DUPLICATE_CLICK")
+        refusals |= visitor_refusals(engagement)
         if 0 < tracker.max_conversions_per_engagement <= self.times_won(engagement.id):
             refusals.add("ENGAGEMENT_SPENT")
         return Considered(
@@ -346,10 +349,12 @@ class Naive:
         return self.app.allow_reengagement_impressions and self.network(network_id).supports_impressions
 
     def is_duplicate(self, engagement: EngagementRecord) -> bool:
-        """A6."""
+        """A6. OURS: nothing repeats what no person clicked."""
         if not engagement.click_id:
             return False
         for other in self.engagements:
+            if visitor_refusals(other):
+                continue
             if other.tracker == engagement.tracker and other.click_id == engagement.click_id:
                 is_earlier = (other.time_us, other.id) < (engagement.time_us, engagement.id)
                 if is_earlier and engagement.time_us - other.time_us < 7 * DAY:
@@ -570,6 +575,12 @@ def is_usable(value: str) -> bool:
         and re.fullmatch(r"\s*[a-z_][a-z0-9_.:-]*\s*", word[len(left) : len(word) - len(right)])
         for left, right in (mark.split("name") for mark in MACRO_STYLES)
     )
+
+
+def visitor_refusals(engagement: EngagementRecord) -> set[str]:
+    """A9, of the bots that the tests know. OURS: a phone's browser is a person's unless it says otherwise."""
+    is_bot = re.search("WhatsApp/|Googlebot/|facebookexternalhit", engagement.ua)
+    return ({"BOT"} if is_bot else set()) | ({"PREFETCH"} if engagement.is_prefetch else set())
 
 
 def when(decided: Decided) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from random import Random
 from libs.db import Pool, transaction
 from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
+from libs.domain.visitors import find_bot
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
@@ -157,11 +158,12 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
     )
     made.event_time.FromMicroseconds(record.time_us)
     if isinstance(record, EngagementRecord):
+        visitor = _visitor(record)
         if record.kind is EngagementKind.CLICK:
-            made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=record.click_id))
+            made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=record.click_id, visitor=visitor))
         else:
             made.impression.CopyFrom(
-                record_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view)
+                record_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view, visitor=visitor)
             )
         return made
     made.limit_ad_tracking = record.limit_ad_tracking
@@ -174,6 +176,12 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
     else:
         made.install.CopyFrom(record_pb2.Install(click_record_id=record.click))
     return made
+
+
+def _visitor(record: EngagementRecord) -> record_pb2.Visitor.ValueType:
+    if find_bot(record.ua):
+        return record_pb2.VISITOR_BOT
+    return record_pb2.VISITOR_PREFETCH if record.is_prefetch else record_pb2.VISITOR_UNSPECIFIED
 
 
 def _claims(claims: Iterable[Claim]) -> bytes:

@@ -66,6 +66,9 @@ AGENTS: tuple[str, ...] = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148",
     "Shop/1 CFNetwork/1485 Darwin/23.1.0",
     "Shop/1 CFNetwork/3860.100.1 Darwin/25.0.0",
+    "WhatsApp/2.23.20.0",
+    "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
+    "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 Mobile Safari/537.36 MetaIAB Facebook",
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Mobile Safari/537.36",
 )
 EVENTS = ("Purchase", "Purchase", "SessionBegin", "SessionBegin", "View")
@@ -194,6 +197,7 @@ def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord
         ua=random.choice(AGENTS),
         click_id=random.choice(("", "", "n1", "n2")) if is_click else "",
         completed_view=not is_click and chance(random, 1 / 2),
+        is_prefetch=chance(random, 1 / 16),
     )
 
 

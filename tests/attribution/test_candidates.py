@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 
 from libs.domain.lanes import lane_of
-from reengage.attribution.v1 import decision_pb2
+from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.live.candidates import MAX_CONSIDERED
@@ -85,6 +85,33 @@ async def test_an_engagement_is_spent_in_its_own_app_only(world: World) -> None:
         await world.send(event(5, device(1), record_id="e2"))
         (e2,) = await world.decided("e2")
     assert (e2.outcome, e2.engagement_id) == (REENGAGED, "k1")
+
+
+async def test_what_no_person_clicked_wins_nothing_and_is_repeated_by_nothing(world: World) -> None:
+    """A link preview comes before the click, with the same click id of the network (A9, A6)."""
+    link, hundreds = {"click_id": "net-1"}, range(MAX_CONSIDERED + 5)
+    async with world.worker():
+        await world.send(
+            click(0, device(1), record_id="preview", user_agent="WhatsApp/2.23.20.0", click=link),
+            click(1, device(1), record_id="fetched", click={**link, "visitor": record_pb2.VISITOR_PREFETCH}),
+            click(2, device(1), record_id="person", click=link),
+            click(3, device(1), record_id="later preview", user_agent="WhatsApp/2.23.20.0", click=link),
+            *(click(4, device(1), record_id=f"b{n}", user_agent="Googlebot/2.1") for n in hundreds),
+        )
+        await world.send(event(20, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+        said = await world.attribution.ExplainDecision(
+            explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id="e1")
+        )
+        clicked = await world.attribution.ExplainDecision(
+            explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id="preview")
+        )
+    assert (e1.outcome, e1.engagement_id) == (REENGAGED, "person")
+    verdicts = {c.engagement_id: decision_pb2.Verdict.Name(c.verdict) for c in e1.candidates}
+    assert verdicts["b9"] == "VERDICT_BOT"
+    sentences = {sentence.split(" on ")[0]: sentence.partition(" UTC ")[2] for sentence in said.sentences}
+    assert sentences["Click b9"] == "was refused: the search engine's crawler Googlebot made it, no person."
+    assert clicked.summary.endswith(" by a link preview of WhatsApp. No person made it, so it wins nothing.")
 
 
 async def test_a_duplicate_click_of_another_device_is_no_candidate(world: World) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import asyncpg
@@ -130,6 +132,37 @@ def test_the_three_things_to_try_lead_to_a_reengagement(up: Up) -> None:
     until(lambda: "DELIVERED" in up.reengage("deliveries", "shop-android", "--json").stdout)
 
 
+def test_what_no_person_clicked_wins_nothing_and_explain_says_what_it_was(up: Up) -> None:
+    """A9, through HTTP: a link that a friend sends is previewed and prefetched, and only then followed."""
+    gateway, phone = f"http://{up.ports.address('gateway')}", "Mozilla/5.0 (Linux; Android 14; Pixel 8)"
+    device = "0f0e0d0c-1a2b-4c3d-8e4f-000000000009"
+    link = f"{gateway}/c/android-acme-return?adid={device}&click_id=preview-9"
+    answers = [
+        curl(["curl", link, "-A", "WhatsApp/2.23.20.0 A"]),
+        curl(["curl", link, "-A", phone, "-H", "Sec-Purpose: prefetch"]),
+        curl(["curl", link, "-A", phone]),
+    ]
+    assert [answer[:3] for answer in answers] == ["302"] * 3
+    preview, fetched, clicked = (answer.rpartition("ko_click_id=")[2] for answer in answers)
+    event = (
+        f'{{"action":"event","kochava_app_id":"shop-android","record_id":"preview-9","data":{{"event_name":"Purchase",'
+        f'"device_ids":{{"adid":"{device}"}},"origination_ip":"203.0.113.99","device_ua":"{phone}"}}}}'
+    )
+    assert curl(["curl", f"{gateway}/track/json", "-d", event]) == '200 {"success":1}'
+
+    def explained(record_id: str) -> dict[str, Any]:
+        answer = up.reengage("explain", "shop-android", record_id, "--json").stdout
+        return dict(json.loads(answer)) if answer else {}
+
+    until(lambda: explained("preview-9").get("state") == "STATE_DECIDED")
+    why = explained("preview-9")
+    assert (why["decision"]["outcome"], why["decision"]["engagement_id"]) == ("OUTCOME_REENGAGED", clicked)
+    refused = {preview: "a link preview of WhatsApp made it, no person", fetched: "a browser fetched it beforehand"}
+    for click_id, words in refused.items():
+        assert any(click_id in sentence and words in sentence for sentence in why["sentences"])
+    assert "by a link preview of WhatsApp" in explained(preview)["summary"]
+
+
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: object) -> None:
         return None
@@ -140,7 +173,8 @@ def curl(command: list[str]) -> str:
     options = dict(itertools.pairwise(command))
     url = next(word for word in command if word.startswith("http://"))
     data = options["-d"].encode() if "-d" in options else None
-    request = urllib.request.Request(url, data=data, headers={"User-Agent": options.get("-A", "curl")})
+    name, _, value = options.get("-H", "Accept: */*").partition(": ")
+    request = urllib.request.Request(url, data=data, headers={"User-Agent": options.get("-A", "curl"), name: value})
     try:
         with urllib.request.build_opener(_Stay).open(request) as answer:
             return f"{answer.status} {answer.read().decode()}"

@@ -295,6 +295,40 @@ async def test_a_late_ping(world: World) -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "visitor"),
+    [
+        ({"User-Agent": ANDROID}, record_pb2.VISITOR_UNSPECIFIED),
+        ({"User-Agent": "WhatsApp/2.23.20.0 A"}, record_pb2.VISITOR_BOT),
+        ({"User-Agent": ANDROID, "Sec-Purpose": "prefetch;prerender"}, record_pb2.VISITOR_PREFETCH),
+        ({"User-Agent": ANDROID, "Purpose": "prefetch"}, record_pb2.VISITOR_PREFETCH),
+        ({"User-Agent": ANDROID, "X-Purpose": "preview"}, record_pb2.VISITOR_PREFETCH),
+        ({"User-Agent": ANDROID, "X-Moz": "Prefetch"}, record_pb2.VISITOR_PREFETCH),
+        ({"User-Agent": ANDROID, "Purpose": "pleasure"}, record_pb2.VISITOR_UNSPECIFIED),
+        ({"User-Agent": "WhatsApp/2.23.20.0 A", "Purpose": "prefetch"}, record_pb2.VISITOR_BOT),
+    ],
+    ids=["a person", "a bot", "Sec-Purpose", "Purpose", "X-Purpose", "X-Moz", "another purpose", "a bot's prefetch"],
+)
+async def test_what_no_person_asked_for_is_redirected_and_marked(
+    world: World, headers: dict[str, str], visitor: int
+) -> None:
+    """A9."""
+    device = world.new_id()
+    clicked = await world.ask("GET", f"/c/plain?adid={device}", headers=headers)
+    viewed = await world.ask("GET", f"/track/impression?campaign_id=plain&adid={device}", headers=headers)
+    assert (clicked.status, viewed.status) == (302, 204)
+    click, impression = sorted(await world.log_of(device), key=lambda record: record.HasField("impression"))
+    assert (click.click.visitor, impression.impression.visitor) == (visitor, visitor)
+    assert (click.click.tracker_id, click.user_agent) == ("plain", headers["User-Agent"])
+
+
+async def test_the_user_agent_of_a_server_that_pings_says_nothing_of_the_person(world: World) -> None:
+    device = world.new_id()
+    await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1", headers={"User-Agent": "Pingdom/1.4"})
+    [record] = await world.log_of(device)
+    assert record.click.visitor == record_pb2.VISITOR_UNSPECIFIED
+
+
+@pytest.mark.parametrize(
     ("accept", "status", "kind"), [("*/*", 204, None), ("image/avif,image/*;q=0.8", 200, "image/gif")]
 )
 async def test_an_impression(world: World, accept: str, status: int, kind: str | None) -> None:

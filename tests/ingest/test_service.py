@@ -17,6 +17,7 @@ from services.ingest.storage.log import LogStore
 from tests.conftest import Database
 from tests.ingest.conftest import (
     APP,
+    TRACKER,
     Ingest,
     StartIngest,
     age_all,
@@ -54,6 +55,28 @@ async def test_each_item_has_its_result_and_good_ones_are_kept(ingest: Ingest) -
     assert [result.record_id for result in results] == ["c", "", "e", ""]
     assert [violation.reason for violation in results[1].violations] == ["RESERVED_NAME"]
     assert await kept_ids(ingest) == ["c", "e"]
+
+
+async def test_an_engagement_of_a_bot_is_marked_whoever_sent_it(ingest: Ingest) -> None:
+    """A9: by its user agent, whatever its sender says; a sender may know of others."""
+    person, bot, prefetch = record_pb2.VISITOR_UNSPECIFIED, record_pb2.VISITOR_BOT, record_pb2.VISITOR_PREFETCH
+    preview, said = "WhatsApp/2.23.20.0", record_pb2.Click(tracker_id=TRACKER, visitor=prefetch)
+    sent = [
+        click(record_id="person"),
+        click(record_id="bot", user_agent=preview),
+        record(record_id="both", user_agent=preview, click=said),
+        record(record_id="prefetch", click=said),
+        click(user_agent=preview),
+        record(record_id="impression", user_agent=preview, impression=record_pb2.Impression(tracker_id=TRACKER)),
+        event(record_id="event", user_agent=preview),
+    ]
+    assert statuses(await ingest.send(*sent)) == [ACCEPTED] * len(sent)
+    assert statuses(await ingest.send(click(user_agent=preview))) == [REPEATED]
+    logged = [record_pb2.Record.FromString(entry.record) for entry in await ingest.log()]
+    assert [each.impression.visitor or each.click.visitor for each in logged] == [
+        person, bot, bot, prefetch, bot, bot, person,
+    ]  # fmt: skip
+    assert {each.click.tracker_id for each in logged if each.HasField("click")} == {TRACKER}
 
 
 async def test_repeats_with_an_id(ingest: Ingest) -> None:

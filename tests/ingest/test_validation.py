@@ -127,6 +127,14 @@ BAD: dict[str, tuple[record_pb2.Record, set[tuple[str, str]]]] = {
         {("tracking_transparency.detail", "INVALID_VALUE")},
     ),
     "no tracker": (record(click=record_pb2.Click()), {("click.tracker_id", "REQUIRED")}),
+    "unknown visitor": (
+        record(click=record_pb2.Click(tracker_id=TRACKER, visitor=3)),  # type: ignore[arg-type]
+        {("click.visitor", "INVALID_VALUE")},
+    ),
+    "unknown visitor of an impression": (
+        record(impression=record_pb2.Impression(tracker_id=TRACKER, visitor=3)),  # type: ignore[arg-type]
+        {("impression.visitor", "INVALID_VALUE")},
+    ),
     "unknown tracker": (
         record(impression=record_pb2.Impression(tracker_id="x")),
         {("impression.tracker_id", "UNKNOWN_TRACKER")},

@@ -27,6 +27,7 @@ from services.attribution.decision.model import (
     Reason,
     TrackerType,
     Verdict,
+    Visitor,
     WindowKind,
 )
 from services.attribution.decision.rules import (
@@ -286,11 +287,13 @@ def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, co
 
 
 def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclusive: bool) -> Verdict | None:
-    """Applies A4, A6, and refuses clicks that failed their checks."""
+    """Applies A4, A6, A9, and refuses clicks that failed their checks."""
     if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
         return Verdict.MATCH_KIND_NOT_ALLOWED
     if engagement.duplicate:
         return Verdict.DUPLICATE_CLICK
+    if engagement.visitor is not Visitor.PERSON:
+        return Verdict.BOT if engagement.visitor is Visitor.BOT else Verdict.PREFETCH
     if not engagement.valid:
         return Verdict.BLOCKLISTED
     return None

@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import ip_network
-from itertools import pairwise
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from libs.domain.device_ids import HASH_METHODS, normalise
-from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind
+from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind, Visitor
 from services.attribution.decision.rules import App, ModeledLevel
 from services.attribution.decision.user_agents import are_alike
 
@@ -154,19 +153,21 @@ def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
     """Returns the ids of those that repeat a click (A6), whatever the order they are given in.
 
     Of two with the same non-empty click id on the same tracker less than 7 days apart, the later is the duplicate.
-    OURS: at equal times the higher id is, and a duplicate's own repeat is one too.
+    OURS: at equal times the higher id is, and a duplicate's own repeat is one too. What no person clicked is repeated
+    by nothing (A9): a link preview comes before the click.
     """
-    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for engagement in engagements:
-        if engagement.click_id:
-            group = groups.setdefault((engagement.tracker_id, engagement.click_id), [])
-            group.append((engagement.time_us, engagement.engagement_id))
-    return frozenset(
-        later_id
-        for group in map(sorted, groups.values())
-        for (time_us, _), (later_us, later_id) in pairwise(group)
-        if later_us - time_us < DUPLICATE_CLICK_US
-    )
+    found: set[str] = set()
+    latest_us: dict[tuple[str, str], int] = {}
+    for engagement in sorted(engagements, key=lambda each: (each.time_us, each.engagement_id)):
+        if not engagement.click_id:
+            continue
+        link = (engagement.tracker_id, engagement.click_id)
+        before_us = latest_us.get(link)
+        if before_us is not None and engagement.time_us - before_us < DUPLICATE_CLICK_US:
+            found.add(engagement.engagement_id)
+        if engagement.visitor is Visitor.PERSON:
+            latest_us[link] = engagement.time_us
+    return frozenset(found)
 
 
 def _is_modeled(engagement: Engagement, conversion: Conversion, app: App) -> bool:

@@ -65,6 +65,14 @@ class Layer(StrEnum):
     BUILT_IN = "BUILT_IN"
 
 
+class Visitor(IntEnum):
+    """The one who made an engagement, as far as is known (A9). The numbers are the API's."""
+
+    PERSON = 0
+    BOT = 1
+    PREFETCH = 2
+
+
 class Outcome(StrEnum):
     ATTRIBUTED = "ATTRIBUTED"
     ORGANIC = "ORGANIC"
@@ -107,6 +115,8 @@ class Verdict(StrEnum):
     IMPRESSIONS_NOT_ALLOWED = "IMPRESSIONS_NOT_ALLOWED"
     MATCH_KIND_NOT_ALLOWED = "MATCH_KIND_NOT_ALLOWED"
     DUPLICATE_CLICK = "DUPLICATE_CLICK"
+    BOT = "BOT"
+    PREFETCH = "PREFETCH"
     BLOCKLISTED = "BLOCKLISTED"
     GRANULAR_DATA_NOT_ALLOWED = "GRANULAR_DATA_NOT_ALLOWED"
     VIEW_WINDOW_ZERO = "VIEW_WINDOW_ZERO"
@@ -134,7 +144,7 @@ class Engagement:
 
     `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
     network's id (A6), not ours: ours is `engagement_id`. `ip` is normalised, "" when absent. Not `valid`: the click
-    failed its signature check or is blocklisted. `duplicate` as `matching.duplicates` says (A6).
+    failed its signature check or came too late. `duplicate` as `matching.duplicates` says (A6).
     """
 
     engagement_id: str
@@ -148,6 +158,7 @@ class Engagement:
     completed_view: bool = False
     valid: bool = True
     duplicate: bool = False
+    visitor: Visitor = Visitor.PERSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

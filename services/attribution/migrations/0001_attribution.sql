@@ -45,6 +45,7 @@ CREATE TABLE engagements (
     click_id text NOT NULL,
     completed_view boolean NOT NULL,
     is_valid boolean NOT NULL,
+    visitor smallint NOT NULL CHECK (visitor BETWEEN 0 AND 2), -- reengage.ingest.v1.Visitor; 0: a person
     record bytea, -- reengage.ingest.v1.Record, only in the row under the engagement's own key
     retention_days smallint NOT NULL,
     -- A repeat of a row has its time and retention: the key holds them, as a partitioned table's must.
@@ -64,7 +65,7 @@ CREATE TABLE network_clicks (
     PRIMARY KEY (click_key, time_us, engagement_id, retention_days)
 ) PARTITION BY RANGE (time_us);
 COMMENT ON TABLE network_clicks IS
-'A click under its tracker and the network''s own click id, to find duplicates (A6).';
+'A person''s click under its tracker and the network''s own click id, to find duplicates (A6).';
 
 CREATE TABLE hash_lengths (
     app_id text NOT NULL,

@@ -19,7 +19,7 @@ from services.attribution.queries.sentences import Attributed, Replaced
 from services.attribution.storage.explanations import (
     PendingConversion,
     Version,
-    engagement_record,
+    engagement_records,
     first_sequence,
     is_decided_up_to,
     latest_attribution,
@@ -31,6 +31,8 @@ from services.attribution.storage.explanations import (
 )
 
 Explanation = explanation_pb2.ExplainDecisionResponse
+
+_TOLD_BY_RECORD = frozenset({decision_pb2.VERDICT_BOT})
 
 LOOK_UP_TIMEOUT_S = 2.0
 """How long ingest has to answer: well within the deadline of the caller, who must learn that ingest hangs."""
@@ -83,11 +85,19 @@ class Explanations:
             state=Explanation.STATE_DECIDED,
             decision=decision,
             summary=sentences.summary(decision, latest=latest, replaced=replaced),
-            sentences=sentences.sentences(decision, not_claiming=_not_claiming(newest)),
+            sentences=sentences.sentences(
+                decision, not_claiming=_not_claiming(newest), records=await self._told_of(decision)
+            ),
             won_conversion_ids=await won_conversions(self._pool, lane, decision.app_id, decision.conversion_id),
             receive_time=decision.receive_time,
             reattribution_id=reattribution_id,
         )
+
+    async def _told_of(self, decision: decision_pb2.Decision) -> dict[str, record_pb2.Record]:
+        """Returns the records, by engagement id, of candidates whose verdicts say less than is known."""
+        wanted = [each.engagement_id for each in decision.candidates if each.verdict in _TOLD_BY_RECORD]
+        found = await engagement_records(self._pool, decision.app_id, wanted) if wanted else {}
+        return {engagement_id: record_pb2.Record.FromString(record) for engagement_id, record in found.items()}
 
     async def _latest_attribution(self, lane: int, decision: decision_pb2.Decision) -> Attributed | None:
         sequence = await first_sequence(self._pool, lane, decision.app_id, decision.conversion_id)
@@ -99,11 +109,11 @@ class Explanations:
         return Attributed(found.conversion_id, event_name, found.conversion_time_us)
 
     async def _engagement(self, app_id: str, record_id: str) -> Explanation | None:
-        found = await engagement_record(self._pool, app_id, record_id)
-        if found is None:
+        found = await engagement_records(self._pool, app_id, [record_id])
+        if not found:
             return None
         won = await won_conversions(self._pool, lane_of(app_id), app_id, record_id)
-        return _engagement(record_pb2.Record.FromString(found), won)
+        return _engagement(record_pb2.Record.FromString(found[record_id]), won)
 
     async def _undecided(self, looked_up: record_lookup_pb2.LookUpRecordResponse, *, is_taken: bool) -> Explanation:
         record, accept_time = looked_up.record, looked_up.accept_time

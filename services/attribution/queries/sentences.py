@@ -1,11 +1,13 @@
 """Sentences that tell people what became of a record, and why. Times are UTC, to the second."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
+from libs.domain.visitors import find_bot
 from libs.messages import short_name
 from libs.time import SECOND_US, describe_duration
 from reengage.attribution.v1 import decision_pb2
@@ -33,7 +35,8 @@ _REFUSALS = {
         "it carried a device id of its own, so IP address and user agent do not count"
     ),
     decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click with the same click id",
-    decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or the traffic rules of its tracker",
+    decision_pb2.VERDICT_PREFETCH: "a browser fetched it beforehand, no person made it",
+    decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or came too late",
     decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED: "the user does not share granular data",
     decision_pb2.VERDICT_VIEW_WINDOW_ZERO: "the tracker accepts no view claims",
     decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
@@ -99,11 +102,19 @@ def summary(
     return " ".join(parts)
 
 
-def sentences(decision: decision_pb2.Decision, *, not_claiming: Iterable[str] = ()) -> Iterator[str]:
-    """Yields one sentence for each candidate, then one for each network that claims nothing or did not answer (E4)."""
+def sentences(
+    decision: decision_pb2.Decision,
+    *,
+    not_claiming: Iterable[str] = (),
+    records: Mapping[str, record_pb2.Record] = MappingProxyType({}),
+) -> Iterator[str]:
+    """Yields one sentence for each candidate, then one for each network that claims nothing or did not answer (E4).
+
+    `records` has, by engagement id, those candidates of which more is told than their verdict.
+    """
     winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     for candidate in decision.candidates:
-        yield f"{_who(candidate)} {_fate(candidate, winner)}."
+        yield f"{_who(candidate)} {_fate(candidate, winner, records.get(candidate.engagement_id))}."
     for network_id in not_claiming:
         yield f"{network_id} was asked, and claims nothing."
     for network_id in decision.claims_unavailable:
@@ -139,11 +150,16 @@ def engagement_summary(record: record_pb2.Record, won_count: int) -> str:
     """Returns the summary of a click or an impression."""
     kind = record.WhichOneof("kind")
     tracker_id = record.impression.tracker_id if kind == "impression" else record.click.tracker_id
+    name = "An impression" if kind == "impression" else "A click"
+    made = f"{name} on tracker {tracker_id} at {_at(record.event_time)}"
+    visitor = record.impression.visitor or record.click.visitor
+    if visitor:
+        by = _bot(record) if visitor == record_pb2.VISITOR_BOT else "a browser that fetched it beforehand"
+        return f"{made} by {by}. No person made it, so it wins nothing."
     won = (
         f"It has won {won_count} conversion{'s' if won_count > 1 else ''}" if won_count else "It has won no conversion"
     )
-    name = "An impression" if kind == "impression" else "A click"
-    return f"{name} on tracker {tracker_id} at {_at(record.event_time)}, which may win conversions. {won}."
+    return f"{made}, which may win conversions. {won}."
 
 
 def session_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
@@ -251,13 +267,17 @@ def _who(candidate: decision_pb2.Candidate) -> str:
     return f"{name[0].upper()}{name[1:]}{on} at {_at(candidate.engagement_time)}"
 
 
-def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None) -> str:
+def _fate(
+    candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None, record: record_pb2.Record | None
+) -> str:
     if winner is not None and candidate.verdict in _LOST:
         return _lost(candidate, winner)
     lookback = _before(candidate, "the conversion")
     match candidate.verdict:
         case decision_pb2.VERDICT_WON:
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
+        case decision_pb2.VERDICT_BOT:
+            return f"was refused: {_bot(record)} made it, no person"
         case decision_pb2.VERDICT_OUTSIDE_WINDOW:
             return f"was refused: {lookback}, outside its window of {_window(candidate)}, {_match(candidate)}"
         case decision_pb2.VERDICT_WINDOW_DISABLED:
@@ -288,6 +308,11 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
             return f"{lost} was as recent and has the lower id"
         case _:
             return f"{lost} was more recent: {describe_duration(winner.lookback)} before the conversion"
+
+
+def _bot(record: record_pb2.Record | None) -> str:
+    """Returns words for the bot that made an engagement (A9); its sender may know it by more than its user agent."""
+    return (record and find_bot(record.user_agent)) or "a bot"
 
 
 def _before(candidate: decision_pb2.Candidate, conversion: str) -> str:

@@ -1,7 +1,7 @@
 """A scenario: a small story of settings and of what was received, in order of receipt.
 
-OURS: the records know what the format does not show but the rules speak of: claims on installs (F1), and
-`limit_ad_tracking` on events (A4).
+OURS: the records know what the format does not show but the rules speak of: claims on installs (F1),
+`limit_ad_tracking` on events (A4), and `prefetch` on clicks and impressions (A9).
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ OUTPUT_KEYS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngagementRecord:
-    """A click or an impression as it was received."""
+    """A click or an impression as it was received. `is_prefetch`: a browser fetched it beforehand (A9)."""
 
     id: str
     kind: EngagementKind
@@ -43,6 +43,7 @@ class EngagementRecord:
     ua: str = ""
     click_id: str = ""
     completed_view: bool = False
+    is_prefetch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,8 +234,8 @@ class ScenarioReader:
             "id": new_id(self._engagements, "click or impression"),
             "tracker": known_id(self._trackers, "tracker"),
         }
-        shape = _Shape(required, {**self._sender(), **more})
-        return lambda value: self._fit(value, shape)
+        shape = _Shape(required, {**self._sender(), "prefetch": parse_flag, **more})
+        return lambda value: _renamed(self._fit(value, shape), {"prefetch": "is_prefetch"})
 
     def _conversion(self, required: Mapping[str, Parser], more: Mapping[str, Parser]) -> Parser:
         optional = {"click": parse_text, "limit_ad_tracking": parse_flag, "claims": self._list(self._claim), **more}

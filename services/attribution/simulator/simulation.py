@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libs.domain.device_ids import normalise, usable_ids
+from libs.domain.visitors import find_bot
 from services.attribution.decision.decide import decide
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import (
@@ -18,7 +19,7 @@ from services.attribution.decision.matching import (
     own_key,
     raw_id_keys,
 )
-from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement
+from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement, Visitor
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.simulator.collector import collector_paused
@@ -106,6 +107,7 @@ class _Story:
             user_agent=parse_user_agent(record.ua) if record.ua else None,
             click_id=record.click_id,
             completed_view=record.completed_view,
+            visitor=_visitor(record),
         )
         self._engagements[record.id] = engagement
         for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
@@ -175,6 +177,13 @@ class _Story:
         device.raw_ids |= set(device_ids.values())
         self._devices.update(dict.fromkeys(device.ids, device))
         return device
+
+
+def _visitor(record: EngagementRecord) -> Visitor:
+    """Applies A9."""
+    if find_bot(record.ua) is not None:
+        return Visitor.BOT
+    return Visitor.PREFETCH if record.is_prefetch else Visitor.PERSON
 
 
 def _line(record: ConversionRecord, decision: Decision) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool, columns
 from libs.periods import Periods
-from services.attribution.decision.model import Engagement, EngagementKind, UserAgent
+from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
 
 
 class EngagementRow(NamedTuple):
@@ -24,12 +24,13 @@ class EngagementRow(NamedTuple):
     click_id: str
     completed_view: bool
     is_valid: bool
+    visitor: int
     record: bytes | None
     retention_days: int
 
 
 class NetworkClick(NamedTuple):
-    """A click under its network's own id, and its place in the log."""
+    """A person's click under its network's own id, and its place in the log."""
 
     click_key: bytes
     time_us: int
@@ -118,12 +119,12 @@ async def insert_engagements(connection: Connection, rows: Collection[Engagement
         """
         INSERT INTO engagements (
             match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-            device_keys, ip, user_agent, click_id, completed_view, is_valid, record, retention_days
+            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, record, retention_days
         )
         SELECT * FROM unnest(
             $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
-            $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::bytea[],
-            $15::smallint[]
+            $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::smallint[],
+            $15::bytea[], $16::smallint[]
         )
         ON CONFLICT DO NOTHING
         """,
@@ -191,7 +192,7 @@ async def find_engagements(
         CROSS JOIN LATERAL (
             (
                 SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid
+                       completed_view, is_valid, visitor
                 FROM engagements
                 WHERE match_key = asked.match_key
                   AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
@@ -202,7 +203,7 @@ async def find_engagements(
             UNION ALL
             (
                 SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid
+                       completed_view, is_valid, visitor
                 FROM engagements
                 WHERE match_key = asked.match_key
                   AND time_us >= asked.time_us AND time_us <= asked.time_us + $6
@@ -244,7 +245,7 @@ async def find_further(
     """Returns, of the `through` nearest earlier engagements under each key asked, the `limit` likeliest to win.
 
     That is clicks, then those whose user agent begins as the one asked with its key, then the nearest. Only valid
-    ones on the trackers asked with its key.
+    ones that a person made, on the trackers asked with its key.
     """
     lists: dict[frozenset[str], int] = {}
     places = [lists.setdefault(frozenset(ids), len(lists) + 1) for ids in tracker_ids]
@@ -258,7 +259,7 @@ async def find_further(
         ) AS trackers
         CROSS JOIN LATERAL (
             SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                   completed_view, is_valid
+                   completed_view, is_valid, visitor
             FROM (
                 SELECT * FROM engagements
                 WHERE match_key = asked.match_key
@@ -266,7 +267,7 @@ async def find_further(
                   AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
                 ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
             ) AS nearest
-            WHERE is_valid AND tracker_id = ANY(trackers.ids)
+            WHERE is_valid AND visitor = 0 AND tracker_id = ANY(trackers.ids)
             ORDER BY is_click DESC, starts_with(COALESCE(user_agent, ''), asked.user_agent) DESC, time_us DESC
             LIMIT $9
         ) AS found
@@ -372,6 +373,7 @@ def _engagement(
     click_id: str,
     completed_view: bool,
     is_valid: bool,
+    visitor: int,
 ) -> Engagement:
     return Engagement(
         engagement_id=engagement_id,
@@ -384,4 +386,5 @@ def _engagement(
         click_id=click_id,
         completed_view=completed_view,
         valid=is_valid,
+        visitor=Visitor(visitor),
     )

@@ -78,12 +78,13 @@ async def pending_conversion(pool: Pool, lane: int, app_id: str, conversion_id: 
     return None if row is None else PendingConversion(*row)
 
 
-async def engagement_record(pool: Pool, app_id: str, engagement_id: str) -> bytes | None:
-    """Returns the record of a click or an impression, None if there is none with this id."""
-    record: bytes | None = await pool.fetchval(
-        "SELECT record FROM engagements WHERE match_key = $1 AND record IS NOT NULL", own_key(app_id, engagement_id)
+async def engagement_records(pool: Pool, app_id: str, engagement_ids: Sequence[str]) -> dict[str, bytes]:
+    """Returns the records of clicks and impressions by their ids, as far as they are stored."""
+    rows = await pool.fetch(
+        "SELECT engagement_id, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
+        [own_key(app_id, engagement_id) for engagement_id in engagement_ids],
     )
-    return record
+    return {row["engagement_id"]: row["record"] for row in rows}
 
 
 async def won_conversions(pool: Pool, lane: int, app_id: str, engagement_id: str) -> list[str]:

@@ -15,7 +15,7 @@ from services.attribution.decision.matching import (
     normalise_ip,
     own_key,
 )
-from services.attribution.decision.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind
+from services.attribution.decision.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind, Visitor
 from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
@@ -74,12 +74,13 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
                 click_id=engagement.click_id,
                 completed_view=engagement.completed_view,
                 is_valid=engagement.valid,
+                visitor=engagement.visitor,
                 record=entry.record if key == own else None,
                 retention_days=app.retention_days,
             )
             for key in dict.fromkeys((own, *engagement_keys(app, engagement)))
         )
-        if engagement.click_id:
+        if engagement.click_id and engagement.visitor is Visitor.PERSON:
             click_key = network_click_key(engagement.tracker_id, engagement.click_id)
             place = (engagement.engagement_id, entry.lane, entry.position)
             clicks.append(NetworkClick(click_key, engagement.time_us, *place, app.retention_days))
@@ -98,16 +99,16 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
         case "click":
             click = record.click
             tracker_id, click_id, kind = click.tracker_id, click.click_id, EngagementKind.CLICK
-            completed_view, valid = False, not click.invalid
+            completed_view, valid, visitor = False, not click.invalid, Visitor(click.visitor)
         case "impression":
             tracker_id, click_id, kind = record.impression.tracker_id, "", EngagementKind.IMPRESSION
-            completed_view, valid = record.impression.completed_view, True
+            completed_view, valid, visitor = record.impression.completed_view, True, Visitor(record.impression.visitor)
         case "deep_link_open":
             opened = record.deep_link_open
             if not opened.tracker_id or opened.click_record_id:
                 return None
             tracker_id, click_id, kind = opened.tracker_id, "", EngagementKind.CLICK
-            completed_view, valid = False, True
+            completed_view, valid, visitor = False, True, Visitor.PERSON
             time_us -= OPEN_AFTER_CLICK_US
         case _:
             return None
@@ -122,6 +123,7 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
         click_id=click_id,
         completed_view=completed_view,
         valid=valid,
+        visitor=visitor,
     )
 
 

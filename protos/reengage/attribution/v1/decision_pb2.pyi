@@ -274,8 +274,12 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """It carried a device id of its own, so its IP address and user agent do not count."""
     VERDICT_DUPLICATE_CLICK: _Verdict.ValueType  # 8
     """It repeats an earlier click with the same network click id (A6)."""
+    VERDICT_BOT: _Verdict.ValueType  # 20
+    """No person made it, but a link preview, a crawler or a monitor (A9)."""
+    VERDICT_PREFETCH: _Verdict.ValueType  # 21
+    """No person made it, but a browser that fetched what a person might come to want (A9)."""
     VERDICT_BLOCKLISTED: _Verdict.ValueType  # 9
-    """It failed its signature check, or its tracker's traffic rules."""
+    """It failed its signature check."""
     VERDICT_GRANULAR_DATA_NOT_ALLOWED: _Verdict.ValueType  # 10
     """The user does not share granular data with the network (E2)."""
     VERDICT_VIEW_WINDOW_ZERO: _Verdict.ValueType  # 11
@@ -316,8 +320,12 @@ VERDICT_MATCH_KIND_NOT_ALLOWED: Verdict.ValueType  # 7
 """It carried a device id of its own, so its IP address and user agent do not count."""
 VERDICT_DUPLICATE_CLICK: Verdict.ValueType  # 8
 """It repeats an earlier click with the same network click id (A6)."""
+VERDICT_BOT: Verdict.ValueType  # 20
+"""No person made it, but a link preview, a crawler or a monitor (A9)."""
+VERDICT_PREFETCH: Verdict.ValueType  # 21
+"""No person made it, but a browser that fetched what a person might come to want (A9)."""
 VERDICT_BLOCKLISTED: Verdict.ValueType  # 9
-"""It failed its signature check, or its tracker's traffic rules."""
+"""It failed its signature check."""
 VERDICT_GRANULAR_DATA_NOT_ALLOWED: Verdict.ValueType  # 10
 """The user does not share granular data with the network (E2)."""
 VERDICT_VIEW_WINDOW_ZERO: Verdict.ValueType  # 11

@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Visitor:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VisitorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Visitor.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VISITOR_UNSPECIFIED: _Visitor.ValueType  # 0
+    """A person, as far as is known."""
+    VISITOR_BOT: _Visitor.ValueType  # 1
+    """A link preview, a crawler or a monitor."""
+    VISITOR_PREFETCH: _Visitor.ValueType  # 2
+    """A browser that fetches what a person may come to want."""
+
+class Visitor(_Visitor, metaclass=_VisitorEnumTypeWrapper):
+    """Visitor says who or what followed a link, or asked for an ad (A9)."""
+
+VISITOR_UNSPECIFIED: Visitor.ValueType  # 0
+"""A person, as far as is known."""
+VISITOR_BOT: Visitor.ValueType  # 1
+"""A link preview, a crawler or a monitor."""
+VISITOR_PREFETCH: Visitor.ValueType  # 2
+"""A browser that fetches what a person may come to want."""
+Global___Visitor: _TypeAlias = Visitor  # noqa: Y015
+
 @_typing.final
 class Record(_message.Message):
     """Record is one thing that happened to an app: someone clicked or saw an ad, or a device did something.
@@ -349,12 +373,18 @@ class Click(_message.Message):
     CLICK_ID_FIELD_NUMBER: _builtins.int
     AD_FIELD_NUMBER: _builtins.int
     INVALID_FIELD_NUMBER: _builtins.int
+    VISITOR_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose link was clicked, of the record's app; else `UNKNOWN_TRACKER`."""
     click_id: _builtins.str
     """Optional. The network's own id of the click. The same id on the same tracker within 7 days is a duplicate (A6)."""
     invalid: _builtins.bool
     """Optional. The click failed its signature check, or came too late. It is kept and is never a candidate."""
+    visitor: Global___Visitor.ValueType
+    """Optional. Who or what clicked, if it was no person: the click is kept, and is neither a candidate nor counted.
+    Ingest says VISITOR_BOT where the user agent is a bot's. Any other number than those of Visitor is refused:
+    `INVALID_VALUE`.
+    """
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
@@ -366,10 +396,11 @@ class Click(_message.Message):
         click_id: _builtins.str = ...,
         ad: Global___AdDetails | None = ...,
         invalid: _builtins.bool = ...,
+        visitor: Global___Visitor.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "click_id", b"click_id", "invalid", b"invalid", "tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "click_id", b"click_id", "invalid", b"invalid", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,12 +416,15 @@ class Impression(_message.Message):
     IMPRESSION_ID_FIELD_NUMBER: _builtins.int
     AD_FIELD_NUMBER: _builtins.int
     COMPLETED_VIEW_FIELD_NUMBER: _builtins.int
+    VISITOR_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose ad was seen, of the record's app; else `UNKNOWN_TRACKER`."""
     impression_id: _builtins.str
     """Optional. The network's own id of the impression."""
     completed_view: _builtins.bool
     """Optional. The user saw a video to its end (C2)."""
+    visitor: Global___Visitor.ValueType
+    """Optional. Who or what asked for the ad, if it was no person. As of a click."""
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
@@ -402,10 +436,11 @@ class Impression(_message.Message):
         impression_id: _builtins.str = ...,
         ad: Global___AdDetails | None = ...,
         completed_view: _builtins.bool = ...,
+        visitor: Global___Visitor.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "completed_view", b"completed_view", "impression_id", b"impression_id", "tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "completed_view", b"completed_view", "impression_id", b"impression_id", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
