@@ -220,6 +220,8 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
         environment["REENGAGE_ALLOWED_HOSTS"] = ",".join(filter(None, allowed))
     if service == "attribution" and "REENGAGE_CLAIM_WAIT_S" in os.environ:
         environment["REENGAGE_CLAIM_WAIT_S"] = os.environ["REENGAGE_CLAIM_WAIT_S"]
+    if service == "ingest":
+        environment["REENGAGE_GEOIP_DATABASE"] = os.environ.get("REENGAGE_GEOIP_DATABASE", "")
     if service == "gateway":
         environment["REENGAGE_SPOOL_DIRECTORY"] = str(directory / "spool")
         environment["REENGAGE_TRUSTED_PROXIES"] = os.environ.get("REENGAGE_TRUSTED_PROXIES", "")

@@ -13,6 +13,7 @@ from reengage.ingest.v1 import service_pb2
 from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_server
 from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
+from services.ingest.countries import Countries
 from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
 from services.ingest.retention import keep_purged
@@ -42,6 +43,9 @@ class Config:
     """The API key that tracker knows the other services by."""
     log_retention_days: int = 35
     """Days for which the log keeps a record."""
+    geoip_database: str = ""
+    """The file, in MaxMind's format, that tells the countries of addresses; read again when it changes. Without it no
+    country is known."""
 
 
 @asynccontextmanager
@@ -56,6 +60,8 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         async def register(app_id: str, event_names: Collection[str]) -> None:
             await tracker.RegisterEvents(RegisterEventsRequest(app_id=app_id, event_names=event_names))
 
+        countries = Countries(config.geoip_database)
+        countries.read()
         log, rejected, grown = LogStore(pool), RejectedStore(pool), Broadcast()
         writer, refusals, sightings = Writer(log.append, grown.notify), Refusals(rejected.keep), Sightings(register)
         service = IngestService(
@@ -67,6 +73,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             rejected=rejected,
             eraser=Eraser(log, rejected),
             grown=grown,
+            country_of=countries.of,
         )
         descriptor = service_pb2.DESCRIPTOR.services_by_name["IngestService"]
         face = Face.of(descriptor, add_IngestServiceServicer_to_server, service)
@@ -78,6 +85,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
                 "refusals": refusals.run,
                 "sightings": sightings.run,
                 "retention": lambda: keep_purged(log, rejected, log_days=config.log_retention_days),
+                "countries": countries.follow,
             },
             ready=settings.ready,
         )

@@ -1,5 +1,6 @@
 """From a record as it came to the entry that is stored: its dedupe key, its lane, and what is kept of it."""
 
+from functools import cache
 from hashlib import blake2b
 
 from libs.domain.device_ids import KINDS, is_usable
@@ -8,6 +9,7 @@ from libs.domain.visitors import find_bot
 from libs.errors import Violation
 from libs.time import to_timestamp
 from reengage.ingest.v1 import record_pb2
+from services.ingest.countries import CountryOf
 from services.ingest.model import Entry, IngestSettings, given_key, make_id
 from services.ingest.validation import violations
 
@@ -21,7 +23,9 @@ _BY_BOT = {
 """By kind of engagement, what marks it as made by a bot (A9)."""
 
 
-def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> Entry | list[Violation]:
+def admit(
+    record: record_pb2.Record, settings: IngestSettings, now_us: int, country_of: CountryOf
+) -> Entry | list[Violation]:
     """Returns the entry of a record that came at `now_us`, or every wrong field of it.
 
     The key is a digest of app and record_id if the sender gave an id, else of all that the record says. So a record_id
@@ -29,8 +33,9 @@ def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> E
     device ids (A2).
     """
     app_id, given_id = record.app_id, record.record_id
-    if record.settings_revision:
-        record.ClearField("settings_revision")  # ours to say
+    if record.settings_revision or record.country:  # ours to say
+        record.ClearField("settings_revision")
+        record.ClearField("country")
     kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
     usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Maps have no order of their own: without one, repeats would differ in their digests.
@@ -48,6 +53,8 @@ def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> E
     record_id = given_id or make_id(key, now_us)
     # A serialised message followed by another is their merge. So what is missing is added at the end.
     content += settings.stamp
+    if country := country_of(record.ip_address):
+        content += _country_stamp(country)
     if not given_id:
         content += record_pb2.Record(record_id=record_id).SerializeToString()
     if kind in _BY_BOT and find_bot(record.user_agent) is not None:
@@ -66,6 +73,12 @@ def admit(record: record_pb2.Record, settings: IngestSettings, now_us: int) -> E
         _is_engagement(record, kind),
         content,
     )
+
+
+@cache
+def _country_stamp(country: str) -> bytes:
+    """Returns a serialised Record that has nothing but a country, of which there are some 250."""
+    return record_pb2.Record(country=country).SerializeToString()
 
 
 def _is_engagement(record: record_pb2.Record, kind: str | None) -> bool | None:

@@ -22,6 +22,7 @@ from reengage.ingest.v1 import (
     rejected_record_pb2,
 )
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
+from services.ingest.countries import CountryOf
 from services.ingest.entry import admit
 from services.ingest.erasure import Eraser
 from services.ingest.lookup import look_up
@@ -58,7 +59,7 @@ UnderWay: TypeAlias = "asyncio.Queue[tuple[Checked, Outcomes | None] | None]"
 
 
 class IngestService(IngestServiceServicer):
-    """The methods of service.proto. `now_us` is the time of receipt."""
+    """The methods of service.proto. `now_us` is the time of receipt, `country_of` returns the country of an address."""
 
     def __init__(
         self,
@@ -71,11 +72,12 @@ class IngestService(IngestServiceServicer):
         rejected: RejectedStore,
         eraser: Eraser,
         grown: Broadcast,
+        country_of: CountryOf,
         now_us: Callable[[], int] = clock_us,
     ) -> None:
         self._settings, self._writer, self._refusals, self._sightings = settings, writer, refusals, sightings
         self._log, self._rejected, self._eraser, self._grown = log, rejected, eraser, grown
-        self._now_us = now_us
+        self._country_of, self._now_us = country_of, now_us
 
     async def RecordBatch(
         self, request: record_batch_pb2.RecordBatchRequest, context: Context
@@ -167,7 +169,7 @@ class IngestService(IngestServiceServicer):
         results: Checked = []
         entries = []
         for record in records:
-            admitted = admit(record, settings, now_us)
+            admitted = admit(record, settings, now_us, self._country_of)
             if isinstance(admitted, Entry):
                 entries.append(admitted)
                 results.append(None)

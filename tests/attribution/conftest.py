@@ -65,6 +65,8 @@ from tests.conftest import Database
 APP = "shop"
 _DAY_AGO_S = int(time.time()) - 86_400
 UA_TRACKER, RE_TRACKER, OTHER_RE_TRACKER = "ua", "re", "re-other"
+COUNTRIES = {"198.51.100.49": "DE", "198.51.100.33": "FR"}
+"""Of addresses, as far as the ingest of the tests knows them."""
 
 
 class Feed:
@@ -363,6 +365,7 @@ def start_world(
                 rejected=rejected,
                 eraser=Eraser(log_store, rejected, settle_s=0.5),
                 grown=grown,
+                country_of=lambda ip_address: COUNTRIES.get(ip_address, ""),
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, rulebook.RulebookBuilder())

@@ -20,6 +20,7 @@ from libs.server import Face, ServerConfig, build_server
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, service_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
+from services.ingest.countries import Countries
 from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
 from services.ingest.service import IngestService
@@ -133,6 +134,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
         write: bool = True,
         watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]] = watch,
         register: Callable[[str, Collection[str]], Awaitable[object]] = register_nothing,
+        geoip_database: str = "",
     ) -> AsyncIterator[Ingest]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(
@@ -141,7 +143,8 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             log, rejected, grown = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), Broadcast()
             writer = Writer(log.append, grown.notify, max_waiting=max_waiting)
             refusals, sightings = Refusals(rejected.keep), Sightings(register)
-            settings = Follower(watch, build_settings)
+            settings, countries = Follower(watch, build_settings), Countries(geoip_database)
+            countries.read()
             service = IngestService(
                 settings=settings,
                 writer=writer,
@@ -151,6 +154,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
                 rejected=rejected,
                 eraser=Eraser(log, rejected, settle_s=settle_s),
                 grown=grown,
+                country_of=countries.of,
             )
             face = Face.of(
                 service_pb2.DESCRIPTOR.services_by_name["IngestService"],

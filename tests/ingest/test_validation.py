@@ -9,6 +9,7 @@ from libs.domain.device_ids import KINDS
 from libs.domain.event_names import RESERVED_EVENT_DATA
 from libs.domain.lanes import lane_of
 from reengage.ingest.v1 import record_pb2
+from services.ingest.countries import Countries
 from services.ingest.entry import admit
 from services.ingest.model import App, Entry, IngestSettings
 from tests.ingest.conftest import (
@@ -43,12 +44,12 @@ SETTINGS = IngestSettings(
 
 def reasons(wrong: record_pb2.Record) -> set[tuple[str, str]]:
     """Returns (field, reason) of everything wrong with a record."""
-    found = admit(wrong, SETTINGS, NOW_US)
+    found = admit(wrong, SETTINGS, NOW_US, Countries("").of)
     return set() if isinstance(found, Entry) else {(violation.field, violation.reason) for violation in found}
 
 
 def entry(good: record_pb2.Record, now_us: int = NOW_US) -> Entry:
-    found = admit(good, SETTINGS, now_us)
+    found = admit(good, SETTINGS, now_us, Countries("").of)
     assert isinstance(found, Entry), found
     return found
 

@@ -15,6 +15,7 @@ from reengage.ingest.v1 import record_pb2
 from services.gateway.links import Visit, click_record, parse_query
 from services.gateway.model import App, Platform, Template, Tracker
 from services.gateway.translation.record import translate
+from services.ingest.countries import Countries
 from services.ingest.entry import admit
 from services.ingest.model import App as IngestApp
 from services.ingest.model import IngestSettings
@@ -121,7 +122,7 @@ def sent_by_grpc(value: str) -> record_pb2.Record:
 
 def stored(record: record_pb2.Record) -> dict[str, str]:
     """Returns what ingest keeps for attribution and postback: the ids that they will ever see."""
-    entry = admit(record, SETTINGS, time.time_ns() // 1000)
+    entry = admit(record, SETTINGS, time.time_ns() // 1000, Countries("").of)
     assert not isinstance(entry, list), entry
     return dict(record_pb2.Record.FromString(entry.record).device_ids)
 

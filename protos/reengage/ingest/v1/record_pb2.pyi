@@ -84,6 +84,7 @@ class Record(_message.Message):
     PRIVACY_CONSENT_FIELD_NUMBER: _builtins.int
     DATA_CONTROLLED_FIELD_NUMBER: _builtins.int
     SETTINGS_REVISION_FIELD_NUMBER: _builtins.int
+    COUNTRY_FIELD_NUMBER: _builtins.int
     CLICK_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
@@ -112,6 +113,10 @@ class Record(_message.Message):
     """Optional. The user controls his data. Postbacks that are set to respect this do."""
     settings_revision: _builtins.int
     """Output only. The revision of the settings that the record was accepted under."""
+    country: _builtins.str
+    """Output only. The country of ip_address, ISO 3166-1, two capitals, by the database that the operator mounted when
+    the record was received. Empty where none knows it.
+    """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When it happened. Default: the time of receipt. At most 24 hours ahead and 31 days back, unless the app's
@@ -177,6 +182,7 @@ class Record(_message.Message):
         privacy_consent: Global___PrivacyConsent | None = ...,
         data_controlled: _builtins.bool = ...,
         settings_revision: _builtins.int = ...,
+        country: _builtins.str = ...,
         click: Global___Click | None = ...,
         impression: Global___Impression | None = ...,
         install: Global___Install | None = ...,
@@ -187,7 +193,7 @@ class Record(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "deep_link_open", b"deep_link_open", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "kind", b"kind", "privacy_consent", b"privacy_consent", "session", b"session", "tracking_transparency", b"tracking_transparency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "country", b"country", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["click", "impression", "install", "event", "session", "deep_link_open", "identity_link"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
