@@ -25,7 +25,7 @@ from reengage.attribution.v1 import (
     what_if_pb2,
 )
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
-from services.attribution.decision.decide import credited_source
+from services.attribution.decision.decide import source_in_force
 from services.attribution.decision.history import Attribution as HistoryEntry
 from services.attribution.decision.matching import device_key
 from services.attribution.jobs.reattribution import Reattributions
@@ -143,9 +143,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             return source_message(source, tracker.tracker.campaign if tracker and not source.redacted else "")
 
         history, now_us = device.history, self._now_us()
-        install, current = history.first_install, history.source_at(now_us)
-        if current is not None and current.tracker_id is not None and rules is not None:
-            current = credited_source(now_us, history, rules)  # its period may have passed
+        install = history.first_install
+        current = history.source_at(now_us) if rules is None else source_in_force(now_us, history, rules)
         response = device_pb2.GetDeviceAttributionResponse(
             device_id=str(device.device_id),
             history=[shown(source) for source in history.attributions],

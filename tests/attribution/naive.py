@@ -203,7 +203,10 @@ class Naive:
         source = max(
             (a for a in history if a.is_attribution and a.conversion.time_us <= event.time_us), key=when, default=None
         )
-        if source is None or source.line["tracker"] is None:
+        if source is None:
+            return
+        if source.line["tracker"] is None:
+            line["source"] = source.conversion.id
             return
         age = event.time_us - source.conversion.time_us
         if not source.is_install and age >= self.reengagement_period(source.conversion.name):
@@ -211,6 +214,7 @@ class Naive:
         if age >= self.window(self.tracker(source.line["tracker"]), WindowKind.EVENT_ASSOCIATION):
             return
         line["outcome"] = "CREDITED"
+        line["source"] = source.conversion.id
         for key in ("attribution_type", "tracker", "network"):
             line[key] = source.line[key]
 
@@ -232,6 +236,7 @@ class Naive:
         ]
         if winner is None:
             line.update(outcome=lost, reason="NO_WINNER" if considered else "NO_CANDIDATE")
+            line["source"] = None if conversion.name else conversion.id
             return
         assert winner.tracker is not None
         line.update(
@@ -239,6 +244,7 @@ class Naive:
             attribution_type="INSTALL" if needed == TrackerType.ACQUISITION else "REENGAGEMENT",
             tracker=winner.tracker.tracker_id,
             network=winner.network,
+            source=conversion.id,
             engagement=winner.id,
             matched_by=winner.matched_by,
             level=winner.level,
@@ -520,6 +526,7 @@ def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> di
         "attribution_type": "NONE",
         "tracker": None,
         "network": None,
+        "source": None,
         "engagement": None,
         "matched_by": None,
         "level": None,

@@ -1,6 +1,7 @@
 """Random stories through the real store: as ingest would have logged them, decided in batches as a worker does."""
 
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -159,11 +160,15 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
     made.event_time.FromMicroseconds(record.time_us)
     if isinstance(record, EngagementRecord):
         visitor = _visitor(record)
+        ad = record_pb2.AdDetails(site_id=f"site of {record.id}", creative_id=f"creative of {record.id}")
         if record.kind is EngagementKind.CLICK:
-            made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=record.click_id, visitor=visitor))
+            # Trackers of all stories have the same ids: a click of another one is no repeat of this.
+            click_id = f"{record.click_id} of {app_id}" if record.click_id else ""
+            made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=click_id, visitor=visitor, ad=ad))
         else:
+            completed_view = record.completed_view
             made.impression.CopyFrom(
-                record_pb2.Impression(tracker_id=record.tracker, completed_view=record.completed_view, visitor=visitor)
+                record_pb2.Impression(tracker_id=record.tracker, completed_view=completed_view, visitor=visitor, ad=ad)
             )
         return made
     made.limit_ad_tracking = record.limit_ad_tracking
@@ -171,8 +176,7 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
         made.session.CopyFrom(record_pb2.Session(state=record_pb2.Session.STATE_START, click_record_id=record.click))
     elif record.name:
         made.event.CopyFrom(record_pb2.Event(event_name=record.name, click_record_id=record.click))
-        if record.is_refund:
-            made.event.revenue.CopyFrom(record_pb2.Money(amount_micros=-1, currency_code="USD"))
+        made.event.revenue.CopyFrom(record_pb2.Money(amount_micros=amount_micros(record), currency_code="USD"))
     else:
         made.install.CopyFrom(record_pb2.Install(click_record_id=record.click))
     return made
@@ -182,6 +186,12 @@ def _visitor(record: EngagementRecord) -> record_pb2.Visitor.ValueType:
     if find_bot(record.ua):
         return record_pb2.VISITOR_BOT
     return record_pb2.VISITOR_PREFETCH if record.is_prefetch else record_pb2.VISITOR_UNSPECIFIED
+
+
+def amount_micros(event: ConversionRecord) -> int:
+    """Returns the amount of an event, which scenarios leave open: another one for each, and negative for a refund."""
+    amount = zlib.crc32(event.id.encode()) + 1
+    return -amount if event.is_refund else amount
 
 
 def _claims(claims: Iterable[Claim]) -> bytes:

@@ -203,6 +203,7 @@ def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord
 
 def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord:
     name = "" if chance(random, 1 / 5) else random.choice(EVENTS)
+    is_session_start = name == "SessionBegin" and chance(random, 3 / 4)
     return ConversionRecord(
         id=record_id,
         time_us=time_us,
@@ -213,8 +214,8 @@ def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord
         click=random.choice(("", "", "", "", "r0", "r1", "r2", "r3")),
         limit_ad_tracking=chance(random, 1 / 2),
         claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),
-        is_refund=bool(name) and chance(random, 1 / 12),
-        is_session_start=name == "SessionBegin" and chance(random, 3 / 4),
+        is_refund=bool(name) and not is_session_start and chance(random, 1 / 12),  # a session has no amount
+        is_session_start=is_session_start,
     )
 
 

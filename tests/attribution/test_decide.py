@@ -106,7 +106,10 @@ def test_g1_a_won_decision_says_all_of_it() -> None:
         outcome=Outcome.REENGAGED,
         attribution_type=AttributionType.REENGAGEMENT,
         settings_revision=7,
-        install_known=False,
+        install_time_us=None,
+        source_conversion_id="e1",
+        source_time_us=NOW,
+        source_engagement_id="k1",
         tracker_id="re",
         network_id="acme",
         campaign="Comeback",
@@ -478,7 +481,7 @@ def test_decision_fields_are_all_set_by_somebody() -> None:
         outcome=Outcome.ORGANIC,
         attribution_type=AttributionType.NONE,
         settings_revision=0,
-        install_known=False,
+        install_time_us=None,
     )
     for name in Decision._fields:
         assert any(getattr(decision, name) != getattr(blank, name) for decision in decisions), name

@@ -129,7 +129,7 @@ def plain(decision: object) -> object:
     """Returns what a decision says, without what differs between two apps of the same story."""
     copy = type(decision)()
     copy.CopyFrom(decision)  # type: ignore[attr-defined]
-    for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer"):
+    for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer", "os"):
         copy.ClearField(field)  # type: ignore[attr-defined]
     return copy
 

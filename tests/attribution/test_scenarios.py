@@ -42,8 +42,8 @@ def test_output_is_one_json_line_per_conversion_with_the_keys_in_order(
     assert list(json.loads(line)) == list(OUTPUT_KEYS)
     assert line == (
         '{"id": "e1", "kind": "event", "outcome": "REENGAGED", "attribution_type": "REENGAGEMENT", "tracker": "t1", '
-        '"network": "acme-ios", "engagement": "k1", "matched_by": "DEVICE_ID", "level": 1, "lookback_s": 3600, '
-        '"reason": null, "install_known": false, "custom_dimensions": {}, '
+        '"network": "acme-ios", "source": "e1", "engagement": "k1", "matched_by": "DEVICE_ID", "level": 1, '
+        '"lookback_s": 3600, "reason": null, "install_known": false, "custom_dimensions": {}, '
         '"candidates": [{"engagement": "k1", "verdict": "WON"}]}'
     )
 

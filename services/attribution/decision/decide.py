@@ -350,12 +350,15 @@ def _won(contest: _Contest, winner: Candidate, judged: tuple[Candidate, ...]) ->
         outcome=outcome,
         attribution_type=attribution_type,
         settings_revision=rules.revision,
-        install_known=_install_known(contest),
+        install_time_us=_install_time_us(contest),
         tracker_id=winner.tracker_id,
         network_id=winner.network_id,
         campaign=None if winner.redacted else tracker.campaign,
         segment=None if winner.redacted else tracker.segment,
         redacted=winner.redacted,
+        source_conversion_id=conversion.conversion_id,
+        source_time_us=conversion.time_us,
+        source_engagement_id=winner.engagement_id,
         engagement_id=winner.engagement_id,
         matched_by=winner.matched_by,
         level=winner.level,
@@ -373,13 +376,15 @@ def _won(contest: _Contest, winner: Candidate, judged: tuple[Candidate, ...]) ->
 def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -> Decision:
     conversion, rules = contest.conversion, contest.rules
     source = original = None
+    made_by: Attribution | Conversion | None = None
     if conversion.kind is ConversionKind.EVENT:
-        source = credited_source(conversion.time_us, contest.history, rules)
-        outcome = Outcome.UNATTRIBUTED if source is None else Outcome.CREDITED
+        made_by = source = source_in_force(conversion.time_us, contest.history, rules)
+        is_credited = source is not None and source.tracker_id is not None
+        outcome = Outcome.CREDITED if is_credited else Outcome.UNATTRIBUTED
     elif reason is Reason.DUPLICATE_INSTALL:
         outcome = Outcome.DUPLICATE
     else:
-        original = contest.history.first_install
+        made_by, original = conversion, contest.history.first_install
         outcome = Outcome.ORGANIC if original is None else Outcome.REPROCESSED_ORGANIC
     tracker = None if source is None or source.redacted else rules.trackers.get(source.tracker_id or "")
     return Decision(
@@ -387,13 +392,16 @@ def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -
         outcome=outcome,
         attribution_type=AttributionType.NONE if source is None else source.type,
         settings_revision=rules.revision,
-        install_known=_install_known(contest),
+        install_time_us=_install_time_us(contest),
         reason=reason,
         tracker_id=None if source is None else source.tracker_id,
         network_id=None if source is None else source.network_id,
         campaign=None if tracker is None else tracker.tracker.campaign,
         segment=None if tracker is None else tracker.tracker.segment,
         redacted=source is not None and source.redacted,
+        source_conversion_id=None if made_by is None else made_by.conversion_id,
+        source_time_us=None if made_by is None else made_by.time_us,
+        source_engagement_id=None if source is None else source.engagement_id,
         reprocess_for=None if original is None else original.conversion_id,
         custom_dimensions=_mtr_rejected(conversion, reason, rules),
         candidates=judged,
@@ -401,14 +409,14 @@ def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -
     )
 
 
-def credited_source(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
-    """Returns the source an event at this time is credited to (D6, D8), None when there is none or it has run out.
+def source_in_force(time_us: int, history: DeviceHistory, rules: AppRules) -> Attribution | None:
+    """Returns the source of a device at a time (D6, D8), an organic one too; None when it has none or has run out.
 
     OURS: exactly at its end a source has run out, as a window has (B1), and it leaves no older one behind it.
     """
     source = history.source_at(time_us)
     if source is None or source.tracker_id is None:
-        return None
+        return source
     age_us = time_us - source.time_us
     if source.event_name and age_us >= rules.reengagement_period_us(source.event_name):
         return None
@@ -433,9 +441,11 @@ def _mtr_rejected(conversion: Conversion, reason: Reason, rules: AppRules) -> Ma
     return {}
 
 
-def _install_known(contest: _Contest) -> bool:
-    """Applies D9. OURS: an install knows of itself."""
-    return contest.conversion.kind is ConversionKind.INSTALL or contest.history.first_install is not None
+def _install_time_us(contest: _Contest) -> int | None:
+    """Applies D9: returns when the first install that is known happened. OURS: an install knows of itself."""
+    if contest.history.first_install is not None:
+        return contest.history.first_install.time_us
+    return contest.conversion.time_us if contest.conversion.kind is ConversionKind.INSTALL else None
 
 
 def _by_id(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

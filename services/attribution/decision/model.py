@@ -237,19 +237,25 @@ class Decision(NamedTuple):
     `tracker_id`, `network_id`, `campaign` and `segment` are those of the winner, or, for CREDITED, of the source; the
     last two None when `redacted` (E2). What describes the match (`engagement_id` to `window_layer`) is None unless this
     very conversion was won. `reason` is None when it was. `candidates` are ordered by engagement id.
+
+    `source_…`: the conversion that made the source, an organic one too, and the engagement that won it; of a conversion
+    that made one itself (D6) its own. `install_time_us`: when the first install that is known happened.
     """
 
     conversion_id: str
     outcome: Outcome
     attribution_type: AttributionType
     settings_revision: int
-    install_known: bool
+    install_time_us: int | None
     reason: Reason | None = None
     tracker_id: str | None = None
     network_id: str | None = None
     campaign: str | None = None
     segment: str | None = None
     redacted: bool = False
+    source_conversion_id: str | None = None
+    source_time_us: int | None = None
+    source_engagement_id: str | None = None
     engagement_id: str | None = None
     matched_by: MatchKind | None = None
     level: int | None = None
@@ -261,6 +267,11 @@ class Decision(NamedTuple):
     custom_dimensions: Mapping[str, str] = MappingProxyType({})
     candidates: tuple[Candidate, ...] = ()
     claims_unavailable: tuple[str, ...] = ()
+
+    @property
+    def install_known(self) -> bool:
+        """Returns whether the install of the device is known (D9)."""
+        return self.install_time_us is not None
 
     @property
     def influencers(self) -> tuple[Candidate, ...]:

@@ -15,6 +15,7 @@ import structlog
 from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
+from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.live.changes import Changes, Won
 from services.attribution.live.owned_lanes import OwnedLanes
@@ -144,42 +145,15 @@ class Reattributor:
             changed = [changed for each in replayed for changed in each.changed]
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
+            now_us = self._now_us()
+            messages = [each.message(now_us) for each in changed]
             changes = Changes(
-                decisions=self._rows(job, changed, lanes.next_sequences[job.period.lane]),
-                won={place: Won(each.engagement_id, each.won_us) for place, each in enumerate(changed)},
+                decisions=_rows(job, changed, messages, lanes.next_sequences[job.period.lane]),
+                won={place: won for place, message in enumerate(messages) if (won := Won.of(message)) is not None},
                 devices=await self._devices(connection, replayed),
             )
             await lanes.append(connection, changes, lanes=[job.period.lane])
         return done
-
-    def _rows(self, job: Reattribution, changed: Sequence[Changed], sequence: int) -> list[DecisionRow]:
-        """Returns the new versions; they keep the round, as what was considered."""
-        now_us = self._now_us()
-        messages = [each.message(now_us) for each in changed]
-        return [
-            DecisionRow(
-                lane=job.period.lane,
-                sequence=sequence + number,
-                app_id=job.app_id,
-                conversion_id=message.conversion_id,
-                version=message.version,
-                round_id=each.stored.round_id,
-                device_id=each.stored.device_id,
-                outcome=message.outcome,
-                conversion_time_us=each.conversion.time_us,
-                retention_days=each.stored.retention_days,
-                tracker_id=message.tracker_id or None,
-                engagement_id=message.engagement_id or None,
-                decision=message.SerializeToString(),
-                record=each.stored.record or b"",
-                engagement=None,
-                known_ids=each.stored.known_ids,
-                claims=each.stored.claims,
-                reattribution_id=job.reattribution_id,
-                is_relayed=job.send_postbacks,
-            )
-            for number, (message, each) in enumerate(zip(messages, changed, strict=True))
-        ]
 
     async def _devices(self, connection: Connection, replayed: Iterable[Replayed]) -> list[Device]:
         """Returns the devices whose history changes; it keeps attributions whose decisions retention has dropped."""
@@ -198,6 +172,36 @@ class Reattributor:
                 device.history = history
                 changed.append(device)
         return changed
+
+
+def _rows(
+    job: Reattribution, changed: Sequence[Changed], messages: Sequence[decision_pb2.Decision], sequence: int
+) -> list[DecisionRow]:
+    """Returns the new versions; they keep the round, as what was considered."""
+    return [
+        DecisionRow(
+            lane=job.period.lane,
+            sequence=sequence + number,
+            app_id=job.app_id,
+            conversion_id=message.conversion_id,
+            version=message.version,
+            round_id=each.stored.round_id,
+            device_id=each.stored.device_id,
+            outcome=message.outcome,
+            conversion_time_us=each.conversion.time_us,
+            retention_days=each.stored.retention_days,
+            tracker_id=message.tracker_id or None,
+            engagement_id=message.engagement_id or None,
+            decision=message.SerializeToString(),
+            record=each.stored.record or b"",
+            engagement=None,
+            known_ids=each.stored.known_ids,
+            claims=each.stored.claims,
+            reattribution_id=job.reattribution_id,
+            is_relayed=job.send_postbacks,
+        )
+        for number, (message, each) in enumerate(zip(messages, changed, strict=True))
+    ]
 
 
 async def _advance(connection: "Connection | Pool", now: Reattribution, then: Reattribution) -> None:

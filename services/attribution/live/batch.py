@@ -19,7 +19,7 @@ from services.attribution.live.pending import NOBODY, Asking
 from services.attribution.storage.decisions import DecisionRow
 from services.attribution.storage.devices import Device
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.wire.decisions import decision_message, linked_message, refused_message
+from services.attribution.wire.decisions import decision_message, describe, linked_message, refused_message
 from services.attribution.wire.records import Logged, claims_of
 
 _TURN = 50
@@ -183,13 +183,11 @@ class _Batch:
         message.version = 1
         message.event_name = case.event_name or ""
         message.receive_time.FromMicroseconds(case.entry.receive_time_us)
-        if case.record.event.HasField("revenue"):
-            message.revenue.CopyFrom(case.record.event.revenue)
+        describe(message, case.record, case.conversion, case.rules.app)
         message.decide_time.FromMicroseconds(self._now_us)
         if case.device is not None:
             message.device_id = str(case.device.device_id)
-        won = _engagement_behind(case, message)
-        if won.engagement_id and not won.engagement_id.startswith("claim:"):
+        if (won := Won.of(message)) is not None:
             self._won[len(self._decisions)] = won
         lane = case.entry.app_lane
         self._decisions.append(_row(case, message, self._next_sequences[lane], self._round_id))
@@ -232,18 +230,6 @@ def _merged(
                 device = by_id[device.merged_into]
             merged[case.entry.app_lane, other.device_id] = device.device_id
     return merged
-
-
-def _engagement_behind(case: Case, message: decision_pb2.Decision) -> Won:
-    """Returns the engagement that won a conversion, "" if there is none, and the time of what it won.
-
-    Or the one that won the source it is credited to: networks want their click id on it as well.
-    """
-    time_us = case.conversion.time_us
-    if message.outcome != decision_pb2.OUTCOME_CREDITED or case.device is None:
-        return Won(message.engagement_id, time_us)
-    source = case.device.history.source_at(time_us)
-    return Won(source.engagement_id or "", source.time_us) if source is not None else Won("", time_us)
 
 
 def _row(case: Case, message: decision_pb2.Decision, sequence: int, round_id: uuid.UUID) -> DecisionRow:

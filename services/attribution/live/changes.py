@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from libs.db import Connection
 from libs.periods import Periods
+from libs.time import timestamp_us
+from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
 from services.attribution.storage import pending
@@ -14,6 +16,7 @@ from services.attribution.storage.decisions import DecisionRow, insert_decisions
 from services.attribution.storage.devices import Device, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.pending import PendingRow
+from services.attribution.wire.decisions import ad_details
 
 
 class Round(NamedTuple):
@@ -28,6 +31,17 @@ class Won(NamedTuple):
 
     engagement_id: str
     time_us: int
+
+    @classmethod
+    def of(cls, message: decision_pb2.Decision) -> "Won | None":
+        """Returns the engagement that won the source of a conversion; None when it is a claim, or there is none.
+
+        Networks want their click id on what they are credited with, not only on what they won.
+        """
+        winner_id = message.source_engagement_id
+        if not winner_id or winner_id.startswith("claim:"):
+            return None
+        return cls(winner_id, timestamp_us(message.source_time))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +92,10 @@ async def _write_decisions(connection: Connection, periods: Periods, changes: Ch
 
 
 async def _with_engagements(connection: Connection, changes: Changes) -> Sequence[DecisionRow]:
-    """Returns the decisions, each with the record of the engagement that it names, if that is still stored."""
+    """Returns the decisions, each with the record of the engagement behind it, and with what that says of the ad.
+
+    One that is no longer stored is left out.
+    """
     if not changes.won:
         return changes.decisions
     rows = list(changes.decisions)
@@ -86,5 +103,7 @@ async def _with_engagements(connection: Connection, changes: Changes) -> Sequenc
     asked = {(keys[place], won.time_us, rows[place].app_id) for place, won in changes.won.items()}
     records = await find_records(connection, asked, span_us=CONSIDERED_US)
     for place, key in keys.items():
-        rows[place] = rows[place]._replace(engagement=records.get(key))
+        if (engagement := records.get(key)) is not None:
+            decision = rows[place].decision + ad_details(engagement)
+            rows[place] = rows[place]._replace(engagement=engagement, decision=decision)
     return rows

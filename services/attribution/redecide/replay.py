@@ -14,7 +14,7 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.decision.model import Conversion, Decision, Engagement, Outcome, Reason
+from services.attribution.decision.model import Conversion, Decision, Engagement, Reason
 from services.attribution.decision.rules import AppRules
 from services.attribution.redecide.families import Family, read_families
 from services.attribution.redecide.inputs import InputReader, Inputs
@@ -125,8 +125,7 @@ class Replay:
                 histories[stored.device_id] = before.after(conversion, decision)
                 engagement_id = decision.engagement_id
                 if not says(stored.decision, decision):
-                    source = before.source_at(conversion.time_us) if decision.outcome is Outcome.CREDITED else None
-                    changed = Changed(stored, conversion, decision, source)
+                    changed = Changed(stored, conversion, decision)
             if engagement_id:
                 wins[engagement_id] += 1
             if stored.record is not None:

@@ -7,10 +7,10 @@ from typing import NamedTuple, TypeAlias
 
 from libs.time import to_timestamp
 from reengage.attribution.v1 import decision_pb2
-from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.model import Conversion, Decision
 from services.attribution.storage.replay import Stored
-from services.attribution.wire.decisions import decision_message
+from services.attribution.wire.decisions import decision_message, restate
 
 _COLUMNS: Mapping[int, str] = {
     decision_pb2.OUTCOME_ATTRIBUTED: "installs",
@@ -27,32 +27,17 @@ Credit: TypeAlias = tuple[str, str, str]
 
 
 class Changed(NamedTuple):
-    """A decision that comes out differently. `source` is the source that an event is credited to."""
+    """A decision that comes out differently."""
 
     stored: Stored
     conversion: Conversion
     decision: Decision
-    source: Attribution | None
-
-    @property
-    def engagement_id(self) -> str:
-        """The engagement that won the conversion, or its source; "" if there is none."""
-        return self.decision.engagement_id or (self.source and self.source.engagement_id) or ""
-
-    @property
-    def won_us(self) -> int:
-        """The time of the conversion that this engagement won."""
-        return self.source.time_us if self.source else self.conversion.time_us
 
     def message(self, decide_time_us: int) -> decision_pb2.Decision:
         """Returns the new decision as the next version."""
-        before = self.stored.decision
         message = decision_message(self.conversion, self.decision)
-        message.app_id, message.event_name, message.device_id = before.app_id, before.event_name, before.device_id
+        restate(message, self.stored.decision)
         message.version = self.stored.version + 1
-        message.receive_time.CopyFrom(before.receive_time)
-        if before.HasField("revenue"):
-            message.revenue.CopyFrom(before.revenue)
         message.decide_time.CopyFrom(to_timestamp(decide_time_us))
         return message
 

@@ -18,6 +18,7 @@ OUTPUT_KEYS = (
     "attribution_type",
     "tracker",
     "network",
+    "source",
     "engagement",
     "matched_by",
     "level",

@@ -195,6 +195,7 @@ def _line(record: ConversionRecord, decision: Decision) -> dict[str, Any]:
         decision.attribution_type.value,
         decision.tracker_id,
         decision.network_id,
+        decision.source_conversion_id,
         decision.engagement_id,
         None if decision.matched_by is None else decision.matched_by.value,
         decision.level,

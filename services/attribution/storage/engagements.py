@@ -325,7 +325,7 @@ async def find_records(
 ) -> dict[bytes, bytes]:
     """Returns the records of engagements (own key, time of what it won, app id) by own key.
 
-    What it won came at most `span_us` after it; 0: the time given is its own.
+    What it won came at most `span_us` after it, or before it by the clocks (B1); 0: the time given is its own.
     """
     rows = await connection.fetch(
         """
@@ -335,7 +335,7 @@ async def find_records(
         CROSS JOIN LATERAL (
             SELECT record FROM engagements
             WHERE match_key = asked.match_key AND record IS NOT NULL
-              AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us
+              AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us + $4
               AND retention_days BETWEEN least_days AND most_days
             LIMIT 1
         ) AS found

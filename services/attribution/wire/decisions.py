@@ -1,8 +1,9 @@
 """Decisions as messages of the API."""
 
 from libs.domain.event_names import INSTALL
-from libs.time import to_duration, to_timestamp
+from libs.time import timestamp_us, to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2, device_pb2
+from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.history import ATTRIBUTING, Attribution
 from services.attribution.decision.model import (
     AttributionType,
@@ -13,6 +14,7 @@ from services.attribution.decision.model import (
     MatchKind,
     Reason,
 )
+from services.attribution.decision.rules import App
 
 _OUTCOMES = {name.removeprefix("OUTCOME_"): number for name, number in decision_pb2.Outcome.items()}
 _TYPES = {name.removeprefix("ATTRIBUTION_TYPE_"): number for name, number in decision_pb2.AttributionType.items()}
@@ -33,6 +35,12 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
     message = _message(conversion, decision.settings_revision, _OUTCOMES[decision.outcome])
     message.attribution_type = _TYPES[decision.attribution_type]
     message.install_known = decision.install_known
+    if decision.install_time_us is not None:
+        message.install_time.CopyFrom(to_timestamp(decision.install_time_us))
+    if decision.source_conversion_id is not None and decision.source_time_us is not None:
+        message.source_conversion_id = decision.source_conversion_id
+        message.source_time.CopyFrom(to_timestamp(decision.source_time_us))
+        message.source_engagement_id = decision.source_engagement_id or ""
     if decision.reason is not None:
         message.reason = _REASONS[decision.reason]
     if decision.tracker_id is not None:
@@ -40,14 +48,7 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
         message.network_id = decision.network_id or ""
         message.campaign_id = decision.campaign or ""
         message.segment_id = decision.segment or ""
-    if decision.engagement_id is not None and decision.matched_by is not None:
-        message.engagement_id = decision.engagement_id
-        message.matched_by = _KINDS[decision.matched_by]
-        message.level = decision.level or 0
-        message.lookback.CopyFrom(to_duration(decision.lookback_us or 0))
-        if decision.window_us is not None and decision.window_layer is not None:
-            message.window.CopyFrom(to_duration(decision.window_us))
-            message.window_layer = _LAYERS[decision.window_layer]
+    _add_match(message, decision)
     if decision.reprocess_for is not None:
         message.reprocess_for = decision.reprocess_for
     if decision.custom_dimensions:
@@ -59,8 +60,41 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
     return message
 
 
+def describe(message: decision_pb2.Decision, record: record_pb2.Record, conversion: Conversion, app: App) -> None:
+    """Adds what the record says of a conversion, whatever was decided: its amount, the device, the app's version."""
+    if record.event.HasField("revenue"):
+        message.revenue.CopyFrom(record.event.revenue)
+    agent = conversion.user_agent
+    message.os = (app.platform if agent is None else agent.os).lower()
+    if agent is not None and agent.os_major:
+        message.os_version = f"{agent.os_major}.{agent.os_minor}" if agent.os_minor else agent.os_major
+    message.app_version = record.app_version
+
+
+def restate(message: decision_pb2.Decision, before: decision_pb2.Decision) -> None:
+    """Adds to a newer version what does not depend on what is decided: it is as in the version before."""
+    message.app_id, message.event_name, message.device_id = before.app_id, before.event_name, before.device_id
+    message.receive_time.CopyFrom(before.receive_time)
+    if before.HasField("revenue"):
+        message.revenue.CopyFrom(before.revenue)
+    message.country, message.os, message.os_version = before.country, before.os, before.os_version
+    message.app_version = before.app_version
+
+
+def ad_details(engagement: bytes) -> bytes:
+    """Returns what the link of an engagement, given as its record, said of the ad: the end of a serialised decision.
+
+    Serialised messages that follow each other are read as one: the decision need not be serialised again.
+    """
+    record = record_pb2.Record.FromString(engagement)
+    ad = record.click.ad if record.HasField("click") else record.impression.ad
+    return decision_pb2.Decision(
+        site_id=ad.site_id, sub_site_id=ad.sub_site_id, creative_id=ad.creative_id
+    ).SerializeToString()
+
+
 def says(message: decision_pb2.Decision, decision: Decision) -> bool:
-    """Returns whether a message tells what was decided: outcome, reason, credit, match and dimensions.
+    """Returns whether a message tells what was decided: outcome, reason, credit, source, match and dimensions.
 
     Not the version, the revision, times, and what became of those that lost.
     """
@@ -75,7 +109,9 @@ def says(message: decision_pb2.Decision, decision: Decision) -> bool:
         and message.engagement_id == (decision.engagement_id or "")
         and message.matched_by == (0 if decision.matched_by is None else _KINDS[decision.matched_by])
         and message.level == (decision.level or 0)
-        and message.install_known == decision.install_known
+        and _install_time_us(message) == decision.install_time_us
+        and message.source_conversion_id == (decision.source_conversion_id or "")
+        and message.source_engagement_id == (decision.source_engagement_id or "")
         and message.reprocess_for == (decision.reprocess_for or "")
         and dict(message.custom_dimensions) == decision.custom_dimensions
         and tuple(message.claims_unavailable) == decision.claims_unavailable
@@ -132,6 +168,22 @@ def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
         engagement_id=source.engagement_id or "",
         matched_by=_KINDS[source.matched_by] if source.matched_by else decision_pb2.MATCH_KIND_UNSPECIFIED,
     )
+
+
+def _add_match(message: decision_pb2.Decision, decision: Decision) -> None:
+    if decision.engagement_id is None or decision.matched_by is None:
+        return
+    message.engagement_id = decision.engagement_id
+    message.matched_by = _KINDS[decision.matched_by]
+    message.level = decision.level or 0
+    message.lookback.CopyFrom(to_duration(decision.lookback_us or 0))
+    if decision.window_us is not None and decision.window_layer is not None:
+        message.window.CopyFrom(to_duration(decision.window_us))
+        message.window_layer = _LAYERS[decision.window_layer]
+
+
+def _install_time_us(message: decision_pb2.Decision) -> int | None:
+    return timestamp_us(message.install_time) if message.HasField("install_time") else None
 
 
 def _message(conversion: Conversion, revision: int, outcome: decision_pb2.Outcome.ValueType) -> decision_pb2.Decision:

@@ -400,6 +400,17 @@ class Decision(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CLAIMS_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     REVENUE_FIELD_NUMBER: _builtins.int
+    SOURCE_CONVERSION_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_TIME_FIELD_NUMBER: _builtins.int
+    SOURCE_ENGAGEMENT_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    SUB_SITE_ID_FIELD_NUMBER: _builtins.int
+    CREATIVE_ID_FIELD_NUMBER: _builtins.int
+    COUNTRY_FIELD_NUMBER: _builtins.int
+    OS_FIELD_NUMBER: _builtins.int
+    OS_VERSION_FIELD_NUMBER: _builtins.int
+    APP_VERSION_FIELD_NUMBER: _builtins.int
+    INSTALL_TIME_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Output only. The app."""
     conversion_id: _builtins.str
@@ -440,6 +451,30 @@ class Decision(_message.Message):
     """Output only. The conversion id of the original install, when this is a reprocessed one (F2)."""
     settings_revision: _builtins.int
     """Output only. The revision of the settings that were used."""
+    source_conversion_id: _builtins.str
+    """Output only. The conversion that made the source of the device at the time (D6): the install or the reengagement
+    that this conversion is credited to, or the organic install; this very conversion, if it made one. Empty when there
+    is no source, or when it has run out (D8). The sum of `revenue` over facts with their signs, by this id, is the
+    lifetime value of one source of one device; by tracker_id that of a tracker.
+    """
+    source_engagement_id: _builtins.str
+    """Output only. The engagement that won that source; empty when it is organic."""
+    site_id: _builtins.str
+    """Output only. What the link of that engagement said of the ad: the network's id of its site. This and the next two
+    are empty when it said nothing, when the engagement is no longer stored, and for claims.
+    """
+    sub_site_id: _builtins.str
+    """Output only. The network's id of a part of its site."""
+    creative_id: _builtins.str
+    """Output only. The network's id of the creative."""
+    country: _builtins.str
+    """Output only. The country that the record came from: ISO 3166-1, two capitals; empty when it is not known."""
+    os: _builtins.str
+    """Output only. The operating system, in small letters: what the user agent says, else the platform of the app."""
+    os_version: _builtins.str
+    """Output only. Its version, as `17.2`; empty when the user agent does not say, or hides it (A5)."""
+    app_version: _builtins.str
+    """Output only. The version of the app."""
     @_builtins.property
     def conversion_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the conversion happened."""
@@ -478,7 +513,15 @@ class Decision(_message.Message):
 
     @_builtins.property
     def revenue(self) -> _record_pb2.Money:
-        """The amount of an event that has one; negative for a refund (D11)."""
+        """Output only. The amount of an event that has one, whoever it is credited to; negative for a refund (D11)."""
+
+    @_builtins.property
+    def source_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When that conversion happened: the age that lifetime value is counted by."""
+
+    @_builtins.property
+    def install_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the first install of the device that is known happened (D7); left out when none is (D9)."""
 
     def __init__(
         self,
@@ -511,10 +554,21 @@ class Decision(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         claims_unavailable: _abc.Iterable[_builtins.str] | None = ...,
         revenue: _record_pb2.Money | None = ...,
+        source_conversion_id: _builtins.str = ...,
+        source_time: _timestamp_pb2.Timestamp | None = ...,
+        source_engagement_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        sub_site_id: _builtins.str = ...,
+        creative_id: _builtins.str = ...,
+        country: _builtins.str = ...,
+        os: _builtins.str = ...,
+        os_version: _builtins.str = ...,
+        app_version: _builtins.str = ...,
+        install_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "lookback", b"lookback", "receive_time", b"receive_time", "revenue", b"revenue", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "install_time", b"install_time", "lookback", b"lookback", "receive_time", b"receive_time", "revenue", b"revenue", "source_time", b"source_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "country", b"country", "creative_id", b"creative_id", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "install_time", b"install_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "os", b"os", "os_version", b"os_version", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "site_id", b"site_id", "source_conversion_id", b"source_conversion_id", "source_engagement_id", b"source_engagement_id", "source_time", b"source_time", "sub_site_id", b"sub_site_id", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

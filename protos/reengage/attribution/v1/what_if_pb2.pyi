@@ -127,7 +127,9 @@ class ChangedDecision(_message.Message):
 
     @_builtins.property
     def after(self) -> _decision_pb2.Decision:
-        """Output only. The decision under the overrides."""
+        """Output only. The decision under the overrides. What its link said of the ad (site_id, sub_site_id, creative_id) is
+        not looked up.
+        """
 
     def __init__(
         self,
