@@ -1,5 +1,6 @@
 """Ports that are taken are named before anything starts."""
 
+import random
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 
 from deploy.local.processes import StartError
 from deploy.local.suite import Ports, free_ports
+from tests.support.ports import free_port, free_ports_in_a_row
 
 
 @pytest.fixture
@@ -42,3 +44,12 @@ def test_all_taken_ports_are_named_at_once(taken: int) -> None:
     with pytest.raises(StartError) as raised:
         Ports(tracker=taken, ingest=taken, gateway=taken).check()
     assert str(raised.value).count(str(taken)) == 3
+
+
+def test_a_row_with_a_taken_port_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, anywhere = free_port(), random.randrange
+    firsts = [taken - 1]
+    monkeypatch.setattr(random, "randrange", lambda *ends: firsts.pop() if firsts else anywhere(*ends))
+    # Had it left a socket open, this test would end in a warning, which is an error.
+    first = free_ports_in_a_row(2)
+    assert taken not in (first, first + 1)

@@ -44,7 +44,12 @@ def suite_ports() -> Ports:
 
 def _hold(port: int) -> int:
     holder = socket.socket()
-    holder.bind((HOST, port))  # without SO_REUSEADDR: fails where anybody has bound the port, or picks a free one
+    try:
+        holder.bind((HOST, port))  # without SO_REUSEADDR: fails where anybody has bound the port, or picks a free one
+    except OSError:
+        # What collects it would be an "unclosed socket" without a line, of which pytest cannot make a report.
+        holder.close()
+        raise
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on servers may listen beside it
     _held.append(holder)
     return int(holder.getsockname()[1])
