@@ -163,8 +163,7 @@ MACROS: dict[str, Callable[[Values], str]] = {
     "kochava_device_id": lambda v: v.device_id("kochava_device_id"),
     "ip_address": lambda v: v.record.ip_address,
     "device_ua": lambda v: v.record.user_agent,
-    # The sender's own; the country of an address is not looked up.
-    "country": lambda v: v.event.event_data.get("country", ""),
+    "country": lambda v: v.record.country or v.event.event_data.get("country", ""),
     "os": _os,
     "os_version": _os_version,
     "app_id": lambda v: v.decision.app_id,

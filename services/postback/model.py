@@ -39,6 +39,8 @@ class Configuration:
     network_only: bool
     clicks_only: bool
     respect_data_controlled: bool
+    allowed_countries: frozenset[str]
+    blocked_countries: frozenset[str]
     is_revenue: bool
     timeout_s: float
     deliveries_per_second: int

@@ -31,6 +31,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
             "kochava_device_id": "KD1234567890",
         },
         ip_address="203.0.113.7",
+        country="DE",
         user_agent="Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36",
         limit_ad_tracking=True,
         tracking_transparency=record_pb2.TrackingTransparency(
@@ -42,7 +43,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
         if install
         else record_pb2.Event(
             event_name=configuration.trigger,
-            event_data={"quantity": "2", "country": "DE"},
+            event_data={"quantity": "2"},
             revenue=record_pb2.Money(amount_micros=9_990_000, currency_code="EUR"),
         ),
     )

@@ -61,8 +61,13 @@ def once_a_day(configuration: Configuration) -> bool:
 
 
 def _is_withheld(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
-    """Returns whether a network is not told of a conversion at all: a person's wish, or a refund (D11)."""
+    """Returns whether a network is not told of a conversion at all: a person's wish, a refund (D11), or its country."""
     if conversion.record.event.revenue.amount_micros < 0:
+        return True
+    country = conversion.record.country  # "" is none of those allowed, and none of those blocked
+    if country in configuration.blocked_countries or (
+        configuration.allowed_countries and country not in configuration.allowed_countries
+    ):
         return True
     return configuration.respect_data_controlled and conversion.record.data_controlled
 

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from yarl import URL
 
+from libs.domain.traffic_rules import check_countries
 from libs.errors import Violations
 from reengage.postback.v1.configuration_pb2 import Configuration
 from services.postback.adapters.adapter import ADAPTERS, Adapter, Description, Option
@@ -45,6 +46,7 @@ def check(message: Configuration, guard: Guard) -> None:
     for field, holds, reason, description in _RULES:
         if not holds(message):
             violations.add(f"configuration.{field}", reason, description)
+    check_countries("configuration", message, violations)
     _check_secrets(message, violations)
     adapter = ADAPTERS.get(message.adapter)
     if adapter is None:

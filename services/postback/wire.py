@@ -66,6 +66,8 @@ def compiled(message: ConfigurationMessage) -> Configuration:
         network_only=message.delivery_method == ConfigurationMessage.DELIVERY_METHOD_NETWORK_ONLY,
         clicks_only=message.clicks_only,
         respect_data_controlled=message.respect_data_controlled,
+        allowed_countries=frozenset(message.allowed_countries),
+        blocked_countries=frozenset(message.blocked_countries),
         is_revenue=message.is_revenue,
         timeout_s=duration_us(message.attempt_timeout) / SECOND_US,
         deliveries_per_second=message.deliveries_per_second,

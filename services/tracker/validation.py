@@ -25,6 +25,7 @@ from libs.domain.setting_ranges import (
     check_days,
     check_ranges,
 )
+from libs.domain.traffic_rules import check_traffic_rules
 from libs.errors import Violations
 from libs.time import MAX_TIME_US, MIN_TIME_US, timestamp_us
 from reengage.tracker.v1.account_pb2 import Account
@@ -48,8 +49,6 @@ MAX_REQUEST_ID = 64
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
-_COUNTRY = re.compile(r"[A-Z]{2}")
-_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){0,2}")
 _NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = {"http", "https", "javascript", "vbscript", "data", "blob", "file", "about"}
 _ONLY_SELF_ATTRIBUTING = (
@@ -329,38 +328,10 @@ def _check_price(tracker: Tracker, violations: Violations) -> None:
 
 
 def _check_traffic(path: str, rules: TrafficRules, violations: Violations) -> None:
-    times = [name for name in ("start_time", "end_time") if rules.HasField(name)]
-    for name in times:
-        _check_timestamp(f"{path}.{name}", getattr(rules, name), violations)
-    if len(times) == 2 and _instant(rules.end_time) <= _instant(rules.start_time):
-        violations.add(f"{path}.end_time", "OUT_OF_RANGE", "must be after start_time")
-    _check_versions(path, rules, violations)
-    _check_countries(path, rules, violations)
-
-
-def _check_versions(path: str, rules: TrafficRules, violations: Violations) -> None:
-    versions = [name for name in ("min_os_version", "max_os_version") if getattr(rules, name)]
-    wrong = [name for name in versions if not _VERSION.fullmatch(getattr(rules, name))]
-    for name in wrong:
-        violations.add(f"{path}.{name}", "INVALID_VERSION", "must be 1 to 3 numbers with dots, as 17.4")
-    if len(versions) == 2 and not wrong:
-        low, high = ([int(part) for part in getattr(rules, name).split(".")] for name in versions)
-        if low[: len(high)] > high:  # 17 includes 17.4
-            violations.add(f"{path}.max_os_version", "OUT_OF_RANGE", "must not be below min_os_version")
-
-
-def _check_countries(path: str, rules: TrafficRules, violations: Violations) -> None:
-    if rules.allowed_countries and rules.blocked_countries:
-        violations.add(f"{path}.blocked_countries", "NOT_ALLOWED", "give these, or allowed_countries")
-    for name in ("allowed_countries", "blocked_countries"):
-        countries = getattr(rules, name)
-        if len(countries) > 250:
-            violations.add(f"{path}.{name}", "TOO_MANY", "must be at most 250")
-        for index, country in enumerate(countries):
-            if not _COUNTRY.fullmatch(country):
-                violations.add(f"{path}.{name}[{index}]", "UNKNOWN_VALUE", "must be an ISO 3166-1 code, as DE")
-            elif country in countries[:index]:
-                violations.add(f"{path}.{name}[{index}]", "DUPLICATE", f"{country} is named twice")
+    for name in ("start_time", "end_time"):
+        if rules.HasField(name):
+            _check_timestamp(f"{path}.{name}", getattr(rules, name), violations)
+    check_traffic_rules(path, rules, violations)
 
 
 def _check_san_accounts(tracker: Tracker, parents: Parents, violations: Violations) -> None:
@@ -427,10 +398,6 @@ def _check_allowed_days(
 def days(windows: Iterable[Duration]) -> tuple[int, ...]:
     """Returns windows of whole days as their numbers, ascending."""
     return tuple(sorted(window.seconds // DAY_S for window in windows))
-
-
-def _instant(time: Timestamp) -> tuple[int, int]:
-    return time.seconds, time.nanos
 
 
 def _check_timestamp(path: str, time: Timestamp, violations: Violations) -> None:

@@ -97,6 +97,8 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
             retry_attempts=11,
             attempt_timeout=Duration(nanos=999_999_999),
             deliveries_per_second=-1,
+            allowed_countries=["DE", "at"],
+            blocked_countries=["FR"],
             secrets={"no dot.": "x", "empty": ""},
         )
     )
@@ -111,6 +113,8 @@ async def test_every_wrong_field_is_named_at_once(service: Running) -> None:
         "configuration.retry_attempts OUT_OF_RANGE",
         "configuration.attempt_timeout OUT_OF_RANGE",
         "configuration.deliveries_per_second OUT_OF_RANGE",
+        "configuration.allowed_countries[1] UNKNOWN_VALUE",
+        "configuration.blocked_countries NOT_ALLOWED",
         "configuration.secrets INVALID_NAME",
         "configuration.secrets.empty INVALID_VALUE",
         "configuration.secrets.none REQUIRED",

@@ -27,6 +27,8 @@ ALL = Configuration(
     network_only=False,
     clicks_only=False,
     respect_data_controlled=False,
+    allowed_countries=frozenset(),
+    blocked_countries=frozenset(),
     is_revenue=False,
     timeout_s=5.0,
     deliveries_per_second=0,
@@ -51,6 +53,26 @@ def test_d11_nobody_is_told_of_a_refund_or_asked_about_it(amount_micros: int) ->
     claiming: Any = SimpleNamespace(description=x.DESCRIPTION)
     assert not wants_claim(replace(ALL, adapter=claiming), refund)
     assert wants_claim(replace(ALL, adapter=claiming), purchase())
+
+
+@pytest.mark.parametrize(
+    ("allowed", "blocked", "wanted"),
+    [("", "", {"DE", "FR", ""}), ("DE", "", {"DE"}), ("", "DE", {"FR", ""})],
+    ids=["all", "an allow list", "a block list"],
+)
+def test_a_network_hears_of_the_countries_that_it_is_for(allowed: str, blocked: str, wanted: set[str]) -> None:
+    """A country that is not known is none of those allowed, and none of those blocked. Claims are asked for alike."""
+    narrowed = replace(
+        ALL, allowed_countries=frozenset(filter(None, [allowed])), blocked_countries=frozenset(filter(None, [blocked]))
+    )
+    claiming: Any = SimpleNamespace(description=x.DESCRIPTION)
+    told, asked = set(), set()
+    for country in ("DE", "FR", ""):
+        conversion = purchase()
+        conversion.record.country = country
+        told |= {country} if wants(narrowed, conversion) else set()
+        asked |= {country} if wants_claim(replace(narrowed, adapter=claiming), conversion) else set()
+    assert (told, asked) == (wanted, wanted)
 
 
 @pytest.mark.parametrize("status", Status)

@@ -146,6 +146,13 @@ def test_what_is_refused(fields: dict[str, Any], wrong: set[tuple[str, str]]) ->
     assert set(parsed(**fields)[1]) == wrong
 
 
+@pytest.mark.parametrize(("found", "said", "country"), [("DE", "FR", "DE"), ("", "FR", "FR"), ("", "", "")])
+def test_the_country_is_that_of_the_address_else_what_the_sender_says(found: str, said: str, country: str) -> None:
+    conversion = purchase()
+    conversion.record.country, conversion.record.event.event_data["country"] = found, said
+    assert Values(conversion, delivery_id="d", is_revenue=False).get("country") == country
+
+
 def full_conversion() -> conversion_pb2.Conversion:
     conversion = purchase(
         event_name="Buy",
@@ -166,11 +173,12 @@ def full_conversion() -> conversion_pb2.Conversion:
                 "kochava_device_id": "KD",
             },
             ip_address="203.0.113.7",
+            country="DE",
             user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",
             limit_ad_tracking=True,
             tracking_transparency=record_pb2.TrackingTransparency(authorized=False),
             app_version="1.2",
-            event=record_pb2.Event(event_data={"quantity": "2", "country": "DE", "own": "mine", "sum": "99"}),
+            event=record_pb2.Event(event_data={"quantity": "2", "country": "FR", "own": "mine", "sum": "99"}),
         )
     )
     conversion.engagement.event_time.FromSeconds(1_767_267_296)

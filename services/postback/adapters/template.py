@@ -62,7 +62,8 @@ becomes a string, and an empty one null), and escaped in forms and XML. {{macro}
 macros listed here are read as {macro}. Times are ISO 8601 in UTC with milliseconds, flags 1 or 0, amounts decimal
 numbers of the currency's unit, which only is_revenue fills. The macros:
 - The conversion: {event_name}, {event_time}, {event_timestamp} (whole seconds since 1970), {revenue} and {price} (the
-  same amount), {currency}, {quantity} and {country} (event data of these names), {install_time}.
+  same amount), {currency}, {quantity} (event data of this name), {country} (of the address, else event data of this
+  name), {install_time}.
 - What it was attributed to: {attribution_type} (install, reengagement), {matched_by} (click_id, device_id, modeled, ip,
   claim), {lookback} (whole seconds), {tracker_id}, {tracker}, {campaign_id}, {campaign}, {segment}, {network_id},
   {network}, {agency} (always unmatched), {engagement_id}, {engagement_time}, {click_id} and {impression_id} (the

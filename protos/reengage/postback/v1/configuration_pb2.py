@@ -30,7 +30,7 @@ from reengage.postback.v1 import conversion_pb2 as reengage_dot_postback_dot_v1_
 from reengage.postback.v1 import method_pb2 as reengage_dot_postback_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/postback/v1/configuration.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%reengage/postback/v1/conversion.proto\x1a!reengage/postback/v1/method.proto\"\xdd\x07\n\rConfiguration\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x0f\n\x07trigger\x18\x04 \x01(\t\x12:\n\x06status\x18\x05 \x01(\x0e\x32*.reengage.postback.v1.Configuration.Status\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12/\n\x0e\x61\x64\x61pter_fields\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x41\n\x07secrets\x18\x08 \x03(\x0b\x32\x30.reengage.postback.v1.Configuration.SecretsEntry\x12\x14\n\x0csecret_names\x18\t \x03(\t\x12\x31\n\x0e\x64\x65livery_delay\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0eretry_attempts\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12K\n\x0f\x64\x65livery_method\x18\x0c \x01(\x0e\x32\x32.reengage.postback.v1.Configuration.DeliveryMethod\x12\x13\n\x0b\x63licks_only\x18\r \x01(\x08\x12\x1f\n\x17respect_data_controlled\x18\x0e \x01(\x08\x12\x12\n\nis_revenue\x18\x0f \x01(\x08\x12\x32\n\x0f\x61ttempt_timeout\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15\x64\x65liveries_per_second\x18\x11 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x0e\x44\x65liveryMethod\x12\x1f\n\x1b\x44\x45LIVERY_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45LIVERY_METHOD_ALL\x10\x01\x12 \n\x1c\x44\x45LIVERY_METHOD_NETWORK_ONLY\x10\x02\"Y\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_LIVE\x10\x01\x12\x11\n\rSTATUS_PAUSED\x10\x02\x12\x13\n\x0fSTATUS_ARCHIVED\x10\x03\x42\x11\n\x0f_retry_attempts\"o\n\x1a\x43reateConfigurationRequest\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"j\n\x1b\x43reateConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"3\n\x17GetConfigurationRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\"V\n\x18GetConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\"i\n\x19ListConfigurationsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"r\n\x1aListConfigurationsResponse\x12;\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32#.reengage.postback.v1.Configuration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa0\x01\n\x1aUpdateConfigurationRequest\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"q\n\x1bUpdateConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\t\"7\n\x1b\x41rchiveConfigurationRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\"Z\n\x1c\x41rchiveConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\"`\n\x0ePreviewRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\x12\x34\n\nconversion\x18\x02 \x01(\x0b\x32 .reengage.postback.v1.Conversion\"\xe9\x01\n\x0fPreviewResponse\x12,\n\x06method\x18\x01 \x01(\x0e\x32\x1c.reengage.postback.v1.Method\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x43\n\x07headers\x18\x03 \x03(\x0b\x32\x32.reengage.postback.v1.PreviewResponse.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x04 \x01(\t\x12\x18\n\x10unmatched_macros\x18\x05 \x03(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/postback/v1/configuration.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%reengage/postback/v1/conversion.proto\x1a!reengage/postback/v1/method.proto\"\x93\x08\n\rConfiguration\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x0f\n\x07trigger\x18\x04 \x01(\t\x12:\n\x06status\x18\x05 \x01(\x0e\x32*.reengage.postback.v1.Configuration.Status\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12/\n\x0e\x61\x64\x61pter_fields\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x41\n\x07secrets\x18\x08 \x03(\x0b\x32\x30.reengage.postback.v1.Configuration.SecretsEntry\x12\x14\n\x0csecret_names\x18\t \x03(\t\x12\x31\n\x0e\x64\x65livery_delay\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0eretry_attempts\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12K\n\x0f\x64\x65livery_method\x18\x0c \x01(\x0e\x32\x32.reengage.postback.v1.Configuration.DeliveryMethod\x12\x13\n\x0b\x63licks_only\x18\r \x01(\x08\x12\x1f\n\x17respect_data_controlled\x18\x0e \x01(\x08\x12\x12\n\nis_revenue\x18\x0f \x01(\x08\x12\x32\n\x0f\x61ttempt_timeout\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15\x64\x65liveries_per_second\x18\x11 \x01(\x05\x12\x19\n\x11\x61llowed_countries\x18\x14 \x03(\t\x12\x19\n\x11\x62locked_countries\x18\x15 \x03(\t\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x0e\x44\x65liveryMethod\x12\x1f\n\x1b\x44\x45LIVERY_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45LIVERY_METHOD_ALL\x10\x01\x12 \n\x1c\x44\x45LIVERY_METHOD_NETWORK_ONLY\x10\x02\"Y\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_LIVE\x10\x01\x12\x11\n\rSTATUS_PAUSED\x10\x02\x12\x13\n\x0fSTATUS_ARCHIVED\x10\x03\x42\x11\n\x0f_retry_attempts\"o\n\x1a\x43reateConfigurationRequest\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"j\n\x1b\x43reateConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"3\n\x17GetConfigurationRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\"V\n\x18GetConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\"i\n\x19ListConfigurationsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\"r\n\x1aListConfigurationsResponse\x12;\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32#.reengage.postback.v1.Configuration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa0\x01\n\x1aUpdateConfigurationRequest\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"q\n\x1bUpdateConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\t\"7\n\x1b\x41rchiveConfigurationRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\"Z\n\x1c\x41rchiveConfigurationResponse\x12:\n\rconfiguration\x18\x01 \x01(\x0b\x32#.reengage.postback.v1.Configuration\"`\n\x0ePreviewRequest\x12\x18\n\x10\x63onfiguration_id\x18\x01 \x01(\t\x12\x34\n\nconversion\x18\x02 \x01(\x0b\x32 .reengage.postback.v1.Conversion\"\xe9\x01\n\x0fPreviewResponse\x12,\n\x06method\x18\x01 \x01(\x0e\x32\x1c.reengage.postback.v1.Method\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x43\n\x07headers\x18\x03 \x03(\x0b\x32\x32.reengage.postback.v1.PreviewResponse.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x04 \x01(\t\x12\x18\n\x10unmatched_macros\x18\x05 \x03(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREVIEWRESPONSE_HEADERSENTRY']._loaded_options = None
   _globals['_PREVIEWRESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_CONFIGURATION']._serialized_start=270
-  _globals['_CONFIGURATION']._serialized_end=1259
-  _globals['_CONFIGURATION_SECRETSENTRY']._serialized_start=993
-  _globals['_CONFIGURATION_SECRETSENTRY']._serialized_end=1039
-  _globals['_CONFIGURATION_DELIVERYMETHOD']._serialized_start=1041
-  _globals['_CONFIGURATION_DELIVERYMETHOD']._serialized_end=1149
-  _globals['_CONFIGURATION_STATUS']._serialized_start=1151
-  _globals['_CONFIGURATION_STATUS']._serialized_end=1240
-  _globals['_CREATECONFIGURATIONREQUEST']._serialized_start=1261
-  _globals['_CREATECONFIGURATIONREQUEST']._serialized_end=1372
-  _globals['_CREATECONFIGURATIONRESPONSE']._serialized_start=1374
-  _globals['_CREATECONFIGURATIONRESPONSE']._serialized_end=1480
-  _globals['_GETCONFIGURATIONREQUEST']._serialized_start=1482
-  _globals['_GETCONFIGURATIONREQUEST']._serialized_end=1533
-  _globals['_GETCONFIGURATIONRESPONSE']._serialized_start=1535
-  _globals['_GETCONFIGURATIONRESPONSE']._serialized_end=1621
-  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_start=1623
-  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_end=1728
-  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_start=1730
-  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_end=1844
-  _globals['_UPDATECONFIGURATIONREQUEST']._serialized_start=1847
-  _globals['_UPDATECONFIGURATIONREQUEST']._serialized_end=2007
-  _globals['_UPDATECONFIGURATIONRESPONSE']._serialized_start=2009
-  _globals['_UPDATECONFIGURATIONRESPONSE']._serialized_end=2122
-  _globals['_ARCHIVECONFIGURATIONREQUEST']._serialized_start=2124
-  _globals['_ARCHIVECONFIGURATIONREQUEST']._serialized_end=2179
-  _globals['_ARCHIVECONFIGURATIONRESPONSE']._serialized_start=2181
-  _globals['_ARCHIVECONFIGURATIONRESPONSE']._serialized_end=2271
-  _globals['_PREVIEWREQUEST']._serialized_start=2273
-  _globals['_PREVIEWREQUEST']._serialized_end=2369
-  _globals['_PREVIEWRESPONSE']._serialized_start=2372
-  _globals['_PREVIEWRESPONSE']._serialized_end=2605
-  _globals['_PREVIEWRESPONSE_HEADERSENTRY']._serialized_start=2559
-  _globals['_PREVIEWRESPONSE_HEADERSENTRY']._serialized_end=2605
+  _globals['_CONFIGURATION']._serialized_end=1313
+  _globals['_CONFIGURATION_SECRETSENTRY']._serialized_start=1047
+  _globals['_CONFIGURATION_SECRETSENTRY']._serialized_end=1093
+  _globals['_CONFIGURATION_DELIVERYMETHOD']._serialized_start=1095
+  _globals['_CONFIGURATION_DELIVERYMETHOD']._serialized_end=1203
+  _globals['_CONFIGURATION_STATUS']._serialized_start=1205
+  _globals['_CONFIGURATION_STATUS']._serialized_end=1294
+  _globals['_CREATECONFIGURATIONREQUEST']._serialized_start=1315
+  _globals['_CREATECONFIGURATIONREQUEST']._serialized_end=1426
+  _globals['_CREATECONFIGURATIONRESPONSE']._serialized_start=1428
+  _globals['_CREATECONFIGURATIONRESPONSE']._serialized_end=1534
+  _globals['_GETCONFIGURATIONREQUEST']._serialized_start=1536
+  _globals['_GETCONFIGURATIONREQUEST']._serialized_end=1587
+  _globals['_GETCONFIGURATIONRESPONSE']._serialized_start=1589
+  _globals['_GETCONFIGURATIONRESPONSE']._serialized_end=1675
+  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_start=1677
+  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_end=1782
+  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_start=1784
+  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_end=1898
+  _globals['_UPDATECONFIGURATIONREQUEST']._serialized_start=1901
+  _globals['_UPDATECONFIGURATIONREQUEST']._serialized_end=2061
+  _globals['_UPDATECONFIGURATIONRESPONSE']._serialized_start=2063
+  _globals['_UPDATECONFIGURATIONRESPONSE']._serialized_end=2176
+  _globals['_ARCHIVECONFIGURATIONREQUEST']._serialized_start=2178
+  _globals['_ARCHIVECONFIGURATIONREQUEST']._serialized_end=2233
+  _globals['_ARCHIVECONFIGURATIONRESPONSE']._serialized_start=2235
+  _globals['_ARCHIVECONFIGURATIONRESPONSE']._serialized_end=2325
+  _globals['_PREVIEWREQUEST']._serialized_start=2327
+  _globals['_PREVIEWREQUEST']._serialized_end=2423
+  _globals['_PREVIEWRESPONSE']._serialized_start=2426
+  _globals['_PREVIEWRESPONSE']._serialized_end=2659
+  _globals['_PREVIEWRESPONSE_HEADERSENTRY']._serialized_start=2613
+  _globals['_PREVIEWRESPONSE_HEADERSENTRY']._serialized_end=2659
 # @@protoc_insertion_point(module_scope)

@@ -118,6 +118,8 @@ class Configuration(_message.Message):
     IS_REVENUE_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
     DELIVERIES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ALLOWED_COUNTRIES_FIELD_NUMBER: _builtins.int
+    BLOCKED_COUNTRIES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     configuration_id: _builtins.str
@@ -178,6 +180,16 @@ class Configuration(_message.Message):
         """Optional. The time that an endpoint has for its answer: 1 to 30 s. Default: 5 s."""
 
     @_builtins.property
+    def allowed_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Only conversions from these countries: ISO 3166-1 codes, two capitals, at most 250. One whose country is
+        not known comes from none of them.
+        """
+
+    @_builtins.property
+    def blocked_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. No conversions from these countries; either these or allowed_countries. At most 250."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was created."""
 
@@ -205,12 +217,14 @@ class Configuration(_message.Message):
         is_revenue: _builtins.bool = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
         deliveries_per_second: _builtins.int = ...,
+        allowed_countries: _abc.Iterable[_builtins.str] | None = ...,
+        blocked_countries: _abc.Iterable[_builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "adapter_fields", b"adapter_fields", "attempt_timeout", b"attempt_timeout", "create_time", b"create_time", "delivery_delay", b"delivery_delay", "retry_attempts", b"retry_attempts", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "adapter", b"adapter", "adapter_fields", b"adapter_fields", "app_id", b"app_id", "attempt_timeout", b"attempt_timeout", "clicks_only", b"clicks_only", "configuration_id", b"configuration_id", "create_time", b"create_time", "deliveries_per_second", b"deliveries_per_second", "delivery_delay", b"delivery_delay", "delivery_method", b"delivery_method", "is_revenue", b"is_revenue", "network_id", b"network_id", "respect_data_controlled", b"respect_data_controlled", "retry_attempts", b"retry_attempts", "secret_names", b"secret_names", "secrets", b"secrets", "status", b"status", "trigger", b"trigger", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts", "adapter", b"adapter", "adapter_fields", b"adapter_fields", "allowed_countries", b"allowed_countries", "app_id", b"app_id", "attempt_timeout", b"attempt_timeout", "blocked_countries", b"blocked_countries", "clicks_only", b"clicks_only", "configuration_id", b"configuration_id", "create_time", b"create_time", "deliveries_per_second", b"deliveries_per_second", "delivery_delay", b"delivery_delay", "delivery_method", b"delivery_method", "is_revenue", b"is_revenue", "network_id", b"network_id", "respect_data_controlled", b"respect_data_controlled", "retry_attempts", b"retry_attempts", "secret_names", b"secret_names", "secrets", b"secrets", "status", b"status", "trigger", b"trigger", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_attempts: _TypeAlias = _typing.Literal["retry_attempts"]  # noqa: Y015
     _WhichOneofArgType__retry_attempts: _TypeAlias = _typing.Literal["_retry_attempts", b"_retry_attempts"]  # noqa: Y015
