@@ -2,7 +2,8 @@
 
 Times are ISO 8601 in UTC with milliseconds, `event_timestamp` is in whole seconds since 1970, flags are 1 or 0, amounts
 are decimal numbers of the currency's unit. Beside the names in `MACROS`, `cp_0` to `cp_9` and every other parameter of
-the winning link, every key of the event's data, and `secret.<name>` are macros; event data goes before the link's.
+the winning link, every key of the event's data, and `secret.<name>` are macros; event data goes before the link's, and
+what the link does not have is looked for among the custom parameters of its tracker.
 """
 
 import re
@@ -12,7 +13,6 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.device_ids import is_usable
-from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
@@ -58,9 +58,8 @@ class Values:
             return built_in(self)
         if name in _AMOUNT_KEYS and not self.is_revenue:
             return ""
-        if name in _CUSTOM_PARAMETERS:
-            return self.ad.custom_parameters.get(name, "")
-        return self.event.event_data.get(name) or self.ad.custom_parameters.get(name, "")
+        parameter = self.ad.custom_parameters.get(name) or self.names.custom_parameters.get(name, "")
+        return parameter if name in _CUSTOM_PARAMETERS else self.event.event_data.get(name) or parameter
 
     def device_id(self, name: str) -> str:
         """Returns the device's raw id of this name, empty unless it is somebody's (A2)."""
@@ -95,11 +94,6 @@ def _currency(values: Values) -> str:
 def _advertising_id(values: Values) -> str:
     names = (*_ADVERTISING_IDS.get(values.names.platform, ()), *_OTHER_IDS)
     return next(filter(None, map(values.device_id, names)), "")
-
-
-def _install_time(values: Values) -> str:
-    known = _time(values.names.install_time)
-    return known or (_time(values.decision.conversion_time) if values.decision.event_name == INSTALL else "")
 
 
 def _os(values: Values) -> str:
@@ -149,11 +143,11 @@ MACROS: dict[str, Callable[[Values], str]] = {
     "segment": lambda v: v.names.segment,
     "network_id": lambda v: v.decision.network_id,
     "network": lambda v: v.names.network,
-    "agency": lambda _: "",  # no setting names one
+    "agency": lambda v: v.names.agency,
     "attribution_type": lambda v: _ATTRIBUTION_TYPES.get(v.decision.attribution_type, ""),
     "matched_by": lambda v: _MATCH_KINDS.get(v.decision.matched_by, ""),
     "lookback": _lookback,
-    "install_time": _install_time,
+    "install_time": lambda v: _time(v.decision.install_time),
     "device_id": _advertising_id,
     "idfa": lambda v: v.device_id("idfa"),
     "idfv": lambda v: v.device_id("idfv"),

@@ -65,6 +65,7 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
         engagement_id="sample-click",
         matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
         lookback=Duration(seconds=3600),
+        install_time=_EVENT_TIME if install else _INSTALL_TIME,
     )
     click = record_pb2.Click(
         tracker_id="sample-tracker",
@@ -90,6 +91,6 @@ def sample_conversion(configuration: Configuration) -> conversion_pb2.Conversion
             bundle_id="com.example.sample",
             store_app_id="1234567890",
             platform=PLATFORM_ANDROID,
-            install_time=_INSTALL_TIME,
+            agency="Sample agency",
         ),
     )

@@ -126,7 +126,7 @@ async def test_a_decision_says_what_facts_need(world: World) -> None:
         )
         await world.send(
             install(60, device(1), record_id="i1"),
-            event(90_000, device(1), record_id="p1", user_agent=agent, app_version="3.2"),
+            event(90_000, device(1), record_id="p1", user_agent=agent, app_version="3.2", ip_address="198.51.100.49"),
             event(90_060, device(1), record_id="p2", event={"revenue": refund}),
             event(90_120, device(2), record_id="n1"),
         )
@@ -134,7 +134,7 @@ async def test_a_decision_says_what_facts_need(world: World) -> None:
     assert (i1.source_conversion_id, i1.source_time, i1.source_engagement_id) == ("i1", i1.conversion_time, "k1")
     assert i1.install_time == i1.conversion_time
     assert (p1.source_conversion_id, p1.source_time, p1.source_engagement_id) == ("p1", p1.conversion_time, "k2")
-    assert (p1.os, p1.os_version, p1.app_version) == ("android", "14.0", "3.2")
+    assert (p1.country, p1.os, p1.os_version, p1.app_version) == ("DE", "android", "14.0", "3.2")
     assert p1.install_time == i1.conversion_time
     assert p2.outcome == decision_pb2.OUTCOME_CREDITED
     assert (p2.source_conversion_id, p2.source_time, p2.source_engagement_id) == ("p1", p1.conversion_time, "k2")

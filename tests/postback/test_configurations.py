@@ -341,7 +341,7 @@ async def test_lists_by_id_without_the_archived(service: Running) -> None:
 
 
 async def test_preview_fills_every_macro_of_a_sample(service: Running) -> None:
-    filled = sorted(set(MACROS) - {"agency", "impression_id"})
+    filled = sorted(set(MACROS) - {"impression_id"})
     body = json.dumps({name: f"{{{name}}}" for name in [*filled, *(f"cp_{n}" for n in range(10))]})
     await service.configure(
         configuration_id="k",

@@ -160,6 +160,7 @@ def full_conversion() -> conversion_pb2.Conversion:
         engagement_id="click",
         matched_by=decision_pb2.MATCH_KIND_DEVICE_ID,
         lookback=Duration(seconds=3600, nanos=5),
+        install_time=Timestamp(seconds=1_766_664_000),
         conversion_time=Timestamp(seconds=1_767_270_896, nanos=789_123_000),
     )
     conversion.record.MergeFrom(
@@ -199,7 +200,13 @@ def full_conversion() -> conversion_pb2.Conversion:
             bundle_id="com.example",
             store_app_id="123",
             platform=PLATFORM_IOS,
-            install_time=Timestamp(seconds=1_766_664_000),
+            agency="A",
+            custom_parameters={
+                "cp_0": "the tracker's",
+                "cp_2": "two",
+                "own": "the tracker's",
+                "more": "of the tracker",
+            },
         )
     )
     return conversion
@@ -227,7 +234,7 @@ MACRO_VALUES = {
     "segment": "S",
     "network_id": "network",
     "network": "N",
-    "agency": "",
+    "agency": "A",
     "attribution_type": "reengagement",
     "matched_by": "device_id",
     "lookback": "3600",
@@ -261,6 +268,8 @@ MACRO_VALUES = {
         ("cp_0", "zero"),
         ("cp_9", "nine"),
         ("cp_1", ""),
+        ("cp_2", "two"),
+        ("more", "of the tracker"),
         ("own", "mine"),
         ("link", "parameter"),
         ("sum", "99"),
@@ -299,5 +308,5 @@ def test_macros_of_an_impression_and_an_install() -> None:
         record_pb2.Impression(impression_id="view", ad=record_pb2.AdDetails(site_id="site"))
     )
     values = Values(conversion, delivery_id="", is_revenue=False)
-    names = ("impression_id", "click_id", "site_id", "attribution_type", "install_time")
-    assert [values.get(name) for name in names] == ["view", "", "site", "install", "2026-01-01T12:34:56.000Z"]
+    names = ("impression_id", "click_id", "site_id", "attribution_type")
+    assert [values.get(name) for name in names] == ["view", "", "site", "install"]

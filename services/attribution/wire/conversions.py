@@ -33,6 +33,9 @@ def conversions_for_postback(rows: Iterable[OutboxRow], rulebook: Rulebook) -> l
             names=names,
         )
         conversion.names.retention_days = row.retention_days
+        if not decision.campaign_id:  # withheld (E2)
+            conversion.names.ClearField("campaign")
+            conversion.names.ClearField("segment")
         conversions.append(conversion)
     return conversions
 

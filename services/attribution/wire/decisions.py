@@ -68,7 +68,7 @@ def describe(message: decision_pb2.Decision, record: record_pb2.Record, conversi
     message.os = (app.platform if agent is None else agent.os).lower()
     if agent is not None and agent.os_major:
         message.os_version = f"{agent.os_major}.{agent.os_minor}" if agent.os_minor else agent.os_major
-    message.app_version = record.app_version
+    message.country, message.app_version = record.country, record.app_version
 
 
 def restate(message: decision_pb2.Decision, before: decision_pb2.Decision) -> None:

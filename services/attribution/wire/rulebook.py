@@ -63,7 +63,7 @@ class TrackerNames(Mapping[str, conversion_pb2.Names]):
         # Copies: `resources` changes with the next revision.
         self._trackers = cast("dict[tuple[str, ...], tracker_pb2.Tracker]", dict(resources["tracker"]))
         self._named: dict[str, dict[tuple[str, ...], Any]] = {
-            kind: dict(resources[kind]) for kind in ("campaign", "segment", "network")
+            kind: dict(resources[kind]) for kind in ("campaign", "segment", "network", "agency")
         }
         self._app_names = app_names
 
@@ -74,6 +74,8 @@ class TrackerNames(Mapping[str, conversion_pb2.Names]):
             campaign=self._name("campaign", tracker.campaign_id),
             segment=self._name("segment", tracker.segment_id),
             network=self._name("network", tracker.network_id),
+            agency=self._name("agency", tracker.agency_id),
+            custom_parameters=tracker.custom_parameters,
         )
         names.MergeFrom(self._app_names[tracker.app_id])
         return names

@@ -66,13 +66,15 @@ numbers of the currency's unit, which only is_revenue fills. The macros:
   name), {install_time}.
 - What it was attributed to: {attribution_type} (install, reengagement), {matched_by} (click_id, device_id, modeled, ip,
   claim), {lookback} (whole seconds), {tracker_id}, {tracker}, {campaign_id}, {campaign}, {segment}, {network_id},
-  {network}, {agency} (always unmatched), {engagement_id}, {engagement_time}, {click_id} and {impression_id} (the
+  {network}, {agency}, {engagement_id}, {engagement_time}, {click_id} and {impression_id} (the
   network's own), {site_id}, {sub_site_id}, {creative_id}.
 - The device: {device_id} (the platform's advertising id, or the next best), {idfa}, {idfv}, {adid}, {android_id},
   {oaid}, {kochava_device_id}, {ip_address}, {device_ua}, {os}, {os_version}, {limit_ad_tracking}, {att_status}.
 - The app: {app_id}, {app_version}, {bundle_id}, {store_app_id}. The delivery: {delivery_id}.
-- {cp_0} to {cp_9}: custom parameters of the winning link. {secret.<name>}: a secret of the configuration.
-Any other {name}, in this syntax only, is the event's data of that name, else the winning link's parameter.""",
+- {cp_0} to {cp_9}: custom parameters of the winning link, else of its tracker. {secret.<name>}: a secret of the
+  configuration.
+Any other {name}, in this syntax only, is the event's data of that name, else the winning link's parameter, else the
+tracker's custom parameter.""",
     takes_named_secrets=True,
     fields=(
         Field(

@@ -6,7 +6,6 @@ Conversions, as attribution hands them over."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from reengage.attribution.v1 import decision_pb2 as _decision_pb2
 from reengage.attribution.v1 import offer_pb2 as _offer_pb2
@@ -74,6 +73,26 @@ class Names(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CustomParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRACKER_FIELD_NUMBER: _builtins.int
     CAMPAIGN_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
@@ -81,15 +100,16 @@ class Names(_message.Message):
     BUNDLE_ID_FIELD_NUMBER: _builtins.int
     STORE_APP_ID_FIELD_NUMBER: _builtins.int
     PLATFORM_FIELD_NUMBER: _builtins.int
-    INSTALL_TIME_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    AGENCY_FIELD_NUMBER: _builtins.int
+    CUSTOM_PARAMETERS_FIELD_NUMBER: _builtins.int
     tracker: _builtins.str
     """Optional. The tracker's name."""
     campaign: _builtins.str
-    """Optional. The campaign's name."""
+    """Optional. The campaign's name; withheld with its id (E2)."""
     segment: _builtins.str
-    """Optional. The segment's name."""
+    """Optional. The segment's name; withheld likewise."""
     network: _builtins.str
     """Optional. The network's name."""
     bundle_id: _builtins.str
@@ -106,9 +126,11 @@ class Names(_message.Message):
     """Optional. For how many days the app's deliveries are kept; they go by whole months, so at most a month later.
     Default: 400.
     """
+    agency: _builtins.str
+    """Optional. The name of the agency that runs the tracker."""
     @_builtins.property
-    def install_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. When the device's install happened, if known."""
+    def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. The custom parameters of the tracker, for those that the link of the engagement does not have."""
 
     def __init__(
         self,
@@ -120,13 +142,14 @@ class Names(_message.Message):
         bundle_id: _builtins.str = ...,
         store_app_id: _builtins.str = ...,
         platform: _app_pb2.Platform.ValueType = ...,
-        install_time: _timestamp_pb2.Timestamp | None = ...,
         sandbox: _builtins.bool = ...,
         retention_days: _builtins.int = ...,
+        agency: _builtins.str = ...,
+        custom_parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["install_time", b"install_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "campaign", b"campaign", "install_time", b"install_time", "network", b"network", "platform", b"platform", "retention_days", b"retention_days", "sandbox", b"sandbox", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency", b"agency", "bundle_id", b"bundle_id", "campaign", b"campaign", "custom_parameters", b"custom_parameters", "network", b"network", "platform", b"platform", "retention_days", b"retention_days", "sandbox", b"sandbox", "segment", b"segment", "store_app_id", b"store_app_id", "tracker", b"tracker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
