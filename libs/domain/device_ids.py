@@ -15,6 +15,10 @@ HASH_METHODS = {"md5": 32, "sha1": 40, "sha256": 64}
 KINDS = (*RAW_KINDS, *(f"{kind}_{method}" for kind in RAW_KINDS for method in HASH_METHODS))
 """Every name an id may come under: raw, or hashed."""
 KNOWN_KINDS = frozenset(KINDS)
+ADVERTISING_KINDS = frozenset(("adid", "idfa", "oaid", "rida", "faid"))
+"""The kinds that a platform makes for advertising: one a device, until its user resets it (A8)."""
+KINDS_OF_ADVERTISING_IDS = frozenset(kind for kind in KINDS if kind.split("_")[0] in ADVERTISING_KINDS)
+"""These, raw or hashed."""
 
 _NAME = r"\s*[A-Za-z_][\w.:-]*\s*"
 _MACRO = re.compile(

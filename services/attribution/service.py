@@ -22,6 +22,7 @@ from reengage.attribution.v1 import (
     explanation_pb2,
     offer_pb2,
     reattribution_pb2,
+    shared_id_pb2,
     what_if_pb2,
 )
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
@@ -33,15 +34,16 @@ from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Filters, Following, read_token
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
-from services.attribution.storage import erasures
+from services.attribution.storage import erasures, shared_ids
 from services.attribution.storage.decisions import list_decisions, newest_decision
-from services.attribution.storage.devices import Device, device_of
+from services.attribution.storage.devices import Device, device_of, find_identifiers, is_nobodys
 from services.attribution.storage.reattributions import Reattribution
 from services.attribution.storage.replay import Period
 from services.attribution.wire.decisions import source_message
 from services.attribution.wire.erasures import erasure_message
 from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.rulebook import Rulebook
+from services.attribution.wire.shared_ids import shared_id_message
 
 _MAX_ID_CHARACTERS = 256
 _MAX_OVERRIDES = 10_000
@@ -156,6 +158,22 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             response.current.CopyFrom(shown(current))
         return response
 
+    async def ListSharedIds(
+        self, request: shared_id_pb2.ListSharedIdsRequest, context: Any
+    ) -> shared_id_pb2.ListSharedIdsResponse:
+        violations = Violations()
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS, required=True)
+        size = page_size(request.page_size, violations)
+        before = _shared_id_place(violations, request.page_token)
+        violations.check()
+        found = await shared_ids.list_page(self._pool, request.app_id, before, size + 1)
+        page = found[:size]
+        last = page[-1].place if len(found) > size else None
+        return shared_id_pb2.ListSharedIdsResponse(
+            shared_ids=map(shared_id_message, page),
+            next_page_token=encode_token(last.share_time_us, last.id_key.hex(), last.kind) if last else "",
+        )
+
     async def WatchDecisions(
         self, request: decision_pb2.WatchDecisionsRequest, context: Any
     ) -> AsyncIterator[decision_pb2.WatchDecisionsResponse]:
@@ -184,6 +202,8 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         violations.check_text("device_id", request.device_id, max_characters=_MAX_ID_CHARACTERS, required=True)
         if request.device_id and not is_usable(request.device_id):
             violations.add("device_id", "INVALID_ID", "is not the id of a device: all zero, a macro, or a placeholder")
+        elif await self._is_nobodys(request.app_id, request.device_id):
+            violations.add("device_id", "INVALID_ID", "is shared by several devices: name another id of the device")
         violations.check()
         # Also for an app that is unknown: records that name one are refused, and their refusals are kept.
         erasure = await erasures.begin(self._pool, request.app_id, request.device_id)
@@ -307,9 +327,17 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     async def _device(self, app_id: str, device_id: str) -> Device:
         """Returns the device with an id of whatever kind, or with this id of ours."""
         device = await device_of(self._pool, device_key(app_id, device_id), _as_uuid(device_id))
-        if device is None or device.app_id != app_id:
-            raise NotFound("DEVICE_NOT_FOUND", "nothing was received from this device")
-        return device
+        if device is not None and device.app_id == app_id:
+            return device
+        if await self._is_nobodys(app_id, device_id):
+            raise NotFound("DEVICE_NOT_FOUND", "this id is shared by several devices, so it leads to none")
+        raise NotFound("DEVICE_NOT_FOUND", "nothing was received from this device")
+
+    async def _is_nobodys(self, app_id: str, device_id: str) -> bool:
+        """Returns whether an id is shared (A8)."""
+        key = device_key(app_id, device_id)
+        async with self._pool.acquire() as connection:
+            return is_nobodys(key, await find_identifiers(connection, [key]))
 
 
 def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) -> int:
@@ -317,6 +345,15 @@ def _time_us(violations: Violations, field: str, time: timestamp_pb2.Timestamp) 
     if not is_timestamp(time):
         violations.add(field, "INVALID_TIME", "seconds or nanos are out of range")
     return timestamp_us(time)
+
+
+def _shared_id_place(violations: Violations, token: str) -> shared_ids.Place | None:
+    parts = decode_token(token, (int, str, str), violations)
+    try:
+        return shared_ids.Place(int(parts[0]), bytes.fromhex(str(parts[1])), str(parts[2])) if parts else None
+    except ValueError:
+        violations.add("page_token", "INVALID_TOKEN", "must come from an earlier response, unchanged")
+        return None
 
 
 def _period(

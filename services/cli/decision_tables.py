@@ -8,11 +8,19 @@ from rich.table import Table
 
 from libs.messages import short_name
 from libs.time import describe_duration
-from reengage.attribution.v1 import credit_total_pb2, decision_pb2, explanation_pb2, offer_pb2, what_if_pb2
+from reengage.attribution.v1 import (
+    credit_total_pb2,
+    decision_pb2,
+    explanation_pb2,
+    offer_pb2,
+    shared_id_pb2,
+    what_if_pb2,
+)
 from services.cli import tables
 from services.cli.tables import print_whole, table, time_text
 
 _SHORT = 16
+_MAX_COUNTED = 100
 
 
 def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
@@ -27,6 +35,22 @@ def print_explanation(answer: explanation_pb2.ExplainDecisionResponse) -> None:
         _print_point(sentence)
     if answer.won_conversion_ids:
         tables.console.print(f"  [dim]{'won':<18}[/]{escape(', '.join(answer.won_conversion_ids))}", soft_wrap=True)
+
+
+def print_shared_ids(app_id: str, found: Iterable[shared_id_pb2.SharedId]) -> None:
+    """Prints a line for each id that is nobody's (A8)."""
+    rows = table(
+        f"Shared ids of {escape(app_id)}", "kind", "id", "advertising ids", "since", numbers=["advertising ids"],
+        whole=["id"],
+    )  # fmt: skip
+    for each in found:
+        count = each.advertising_id_count
+        many = f"{count} or more" if count == _MAX_COUNTED else str(count)
+        rows.add_row(each.kind, escape(each.value), many, time_text(each.share_time))
+    if rows.row_count:
+        print_whole(rows)
+    else:
+        tables.console.print(f"Shared ids of {escape(app_id)}: none")
 
 
 def _print_point(sentence: str) -> None:

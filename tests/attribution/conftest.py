@@ -422,6 +422,15 @@ def start_world(
 
 
 @pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    """Yields attribution's pool alone, for tests that write to the store themselves."""
+    async with open_pool(
+        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture
 async def world(start_world: StartWorld, database: Database) -> AsyncIterator[World]:
     """Yields a world without a worker."""
     async with start_world(database) as started:

@@ -94,6 +94,14 @@ class Considered:
     verdict: str = ""
 
 
+@dataclass(kw_only=True, eq=False)
+class Device:
+    """The records of a device, and the ids that lead to it."""
+
+    ids: set[tuple[str, str]]
+    records: list[ConversionRecord]
+
+
 def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
     """The lines of output of a scenario, one per conversion in order of receipt."""
     return Naive(scenario).run()
@@ -107,6 +115,7 @@ class Naive:
         self.scenario = scenario
         self.engagements: list[EngagementRecord] = []
         self.decided: list[Decided] = []
+        self.devices: dict[tuple[int, str], Device] = {}
 
     def run(self) -> list[dict[str, Any]]:
         for record in self.scenario.timeline:
@@ -117,6 +126,7 @@ class Naive:
                     line = {}
                 else:
                     line = self.event(record) if record.name else self.install(record)
+                    line["shared_ids"] = self.shared_ids(record)
                 self.decided.append(Decided(conversion=record, line=line))
         return [decided.line for decided in self.decided if decided.line]
 
@@ -458,7 +468,7 @@ class Naive:
 
     def shares_an_id(self, engagement: EngagementRecord, conversion: ConversionRecord) -> bool:
         """A3. OURS: an engagement's id is compared whatever its kind."""
-        known = [raw for _, raw in self.ids_of_device(conversion)]
+        known = [raw for _, raw in self.device(conversion).ids]
         return any(plain(value) in spellings(raw) for _, value in usable_ids(engagement) for raw in known)
 
     def same_user_agent(self, one: str, other: str) -> bool:
@@ -490,24 +500,35 @@ class Naive:
             and not has_idfa
         )
 
-    # The device: records that share any usable id.
+    # The device: records that share any usable id that is not nobody's (A8). What was joined once stays so.
 
     def history(self, conversion: ConversionRecord) -> list[Decided]:
         """Returns what was decided for the device of a conversion before it, in order of receipt."""
-        ids = self.ids_of_device(conversion)
-        return [decided for decided in self.decided if shared(ids, usable_ids(decided.conversion))]
+        device = self.device(conversion)
+        return [decided for decided in self.decided if decided.conversion in device.records]
 
-    def ids_of_device(self, conversion: ConversionRecord) -> set[tuple[str, str]]:
-        ids = usable_ids(conversion)
-        while True:
-            more = set(ids)
-            for decided in self.decided:
-                theirs = usable_ids(decided.conversion)
-                if shared(ids, theirs):
-                    more |= theirs
-            if more == ids:
-                return ids
-            ids = more
+    def device(self, conversion: ConversionRecord) -> Device:
+        at = len(self.decided), conversion.id
+        if at not in self.devices:
+            devices: list[Device] = []
+            received: list[ConversionRecord] = []
+            for record in [*(decided.conversion for decided in self.decided), conversion]:
+                received.append(record)
+                own = {each for each in usable_ids(record) if not is_nobodys(each, received)}
+                for device in devices:
+                    device.ids = {each for each in device.ids if not is_nobodys(each, received)}
+                joined = [device for device in devices if shared(device.ids, own)]
+                made = Device(ids=own.union(*(device.ids for device in joined)), records=[record])
+                made.records += [earlier for device in joined for earlier in device.records]
+                devices = [device for device in devices if device not in joined] + [made]
+            self.devices[at] = devices[-1]
+        return self.devices[at]
+
+    def shared_ids(self, conversion: ConversionRecord) -> dict[str, int]:
+        """A8: the nobody's ids of a record, with how many advertising ids they have met."""
+        received = [*(decided.conversion for decided in self.decided), conversion]
+        nobodys = [each for each in usable_ids(conversion) if is_nobodys(each, received)]
+        return {each[0]: met(each, received) for each in nobodys}
 
     def tracker(self, tracker_id: str) -> Tracker:
         (tracker,) = [tracker for tracker in self.scenario.trackers if tracker.tracker_id == tracker_id]
@@ -535,6 +556,7 @@ def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> di
         "install_known": install_known,
         "custom_dimensions": {},
         "candidates": [],
+        "shared_ids": {},
     }
 
 
@@ -593,6 +615,27 @@ def visitor_refusals(engagement: EngagementRecord) -> set[str]:
 def when(decided: Decided) -> tuple[int, str]:
     """OURS: of two attributions at one time the one of the higher id is the later."""
     return decided.conversion.time_us, decided.conversion.id
+
+
+ADVERTISING = ("adid", "idfa", "oaid", "rida", "faid")
+
+
+def met(one: tuple[str, str], received: list[ConversionRecord]) -> int:
+    """Returns how many raw advertising ids came in one record with an id (A8)."""
+    return len(
+        {
+            plain(value)
+            for record in received
+            if shared({one}, usable_ids(record))
+            for kind, value in usable_ids(record)
+            if kind in ADVERTISING
+        }
+    )
+
+
+def is_nobodys(one: tuple[str, str], received: list[ConversionRecord]) -> bool:
+    """A8."""
+    return one[0].split("_")[0] not in ADVERTISING and met(one, received) > 5
 
 
 def shared(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:

@@ -53,8 +53,11 @@ class Story:
             events=scenario.events,
         )
 
-    async def live(self, random: Random) -> None:
-        """Indexes all engagements, and decides conversions in batches, each at the heads of its moment."""
+    async def live(self, random: Random, *, sees_beyond: bool = True) -> None:
+        """Indexes all engagements, and decides conversions in batches, each at the heads of its moment.
+
+        `sees_beyond`: a batch may know of engagements that were received after one of its conversions.
+        """
         rules = {self.app_id: self.rules}
         rows = index_rows(self.logged, rules)
         # All at once: what lies beyond the heads must not matter.
@@ -63,8 +66,11 @@ class Story:
         at = 0
         while at < len(self.logged):
             some = self.logged[at : at + random.randint(1, 6)]
+            if not sees_beyond:
+                is_engagement = [event_of(each.record) is None for each in some]
+                some = some[: 1 + (is_engagement[1:].index(True) if True in is_engagement[1:] else len(some))]
             at += len(some)
-            beyond = random.choice((0, 0, 1, 3))  # the log has grown before the batch is decided
+            beyond = random.choice((0, 0, 1, 3)) if sees_beyond else 0  # the log has grown meanwhile
             self.heads = [each.entry.position + 1 for each in self.logged[: at + beyond][-1:]] * LANES
             batch: list[Logged] = []
             for each in some:

@@ -5,7 +5,7 @@ this size is decided in the dullest way.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
@@ -71,6 +71,10 @@ AGENTS: tuple[str, ...] = (
     "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 Mobile Safari/537.36 MetaIAB Facebook",
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Mobile Safari/537.36",
 )
+CROWD = (ONE, TWO, *(f"{number:08x}-0000-4000-8000-00000000000f" for number in range(1, 10)))
+CONSTANTS: tuple[dict[str, str], ...] = (
+    *({"custom": "guest-7"},) * 5, {"android_id": "guest-7"}, {"custom": "guest-8"}, {},
+)  # fmt: skip
 EVENTS = ("Purchase", "Purchase", "SessionBegin", "SessionBegin", "View")
 LENGTHS_US = (MINUTE_US, HOUR_US, 2 * HOUR_US, 12 * HOUR_US, DAY_US)
 STEPS_US = (0, 0, SECOND_US, MINUTE_US, MINUTE_US, *LENGTHS_US, *LENGTHS_US, *LENGTHS_US, 7 * DAY_US)
@@ -96,6 +100,8 @@ def scenario(random: Random) -> Scenario:
         tell = random.choice((engagement, conversion))
         timeline.append(tell(random, f"r{number}", now_us + step_us))
         now_us += max(step_us, 0)
+    if chance(random, 1 / 5):
+        timeline = [replace(record, device=of_a_crowd(random, record.device)) for record in timeline]
     return Scenario(
         text="",
         app=app(random),
@@ -235,6 +241,13 @@ def device(random: Random) -> dict[str, str]:
     if chance(random, 3 / 4):
         return random.choice(OURS)
     return {random.choice(ID_KINDS): random.choice(ID_VALUES) for _ in range(random.randint(0, 2))}
+
+
+def of_a_crowd(random: Random, device: Mapping[str, str]) -> Mapping[str, str]:
+    """The ids of one of many who send the same constant, or one in place of them (A8)."""
+    if chance(random, 1 / 6):
+        return device
+    return random.choice(CONSTANTS) | {random.choice(("adid", "adid", "idfa")): random.choice(CROWD)}
 
 
 def hashed_device(random: Random) -> dict[str, str]:

@@ -619,9 +619,9 @@ async def test_neighbours_that_are_away_are_waited_for(world: World, database: D
 async def test_a_device_of_very_many_ids_goes_in_several_searches(world: World, database: Database) -> None:
     ids = [device(number) for number in range(1, 36)]
     async with working(world, replace(AT_ONCE, max_device_ids=10, max_conversions=7)):
-        await world.send(event(0, {"adid": ids[0], "custom": "shared"}, "View", record_id="v0"))
+        await world.send(event(0, {"adid": ids[0], "oaid": "shared"}, "View", record_id="v0"))
         for number, each in enumerate(ids[1:], start=1):
-            await world.send(event(number, {"adid": each, "custom": "shared"}, "View", record_id=f"v{number}"))
+            await world.send(event(number, {"adid": each, "oaid": "shared"}, "View", record_id=f"v{number}"))
         await world.send(*(click(n, each, record_id=f"k{n}") for n, each in enumerate(ids)))
         await world.decided("v34")
         erasure = await forget(world, ids[3])

@@ -306,16 +306,20 @@ async def test_the_devices_that_an_engagement_names_are_found_by_its_keys(world:
 
 
 async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) -> None:
-    """A sender's `guest` ties them all together: each record read, wrote and looked up the ids of all before it."""
+    """A sender's `guest` ties them all together: each record read, wrote and looked up the ids of all before it.
+
+    Nothing tells the devices apart: no advertising id comes with it (A8).
+    """
     guest = {"custom": "guest"}
     async with world.worker():
         await world.send(event(0, {"oaid": "abc1"}, "View", record_id="older"))
         for n in range(30):
-            await world.send(event(n, {**guest, "adid": device(n)}, "View", record_id=f"v{n}"))
+            await world.send(event(n, {**guest, "idfv": device(n)}, "View", record_id=f"v{n}"))
         await world.send(click(100, device(0), record_id="k0"))
-        await world.send(event(110, guest, record_id="by-guest"), event(111, device(0), record_id="by-itself"))
+        oldest = {"idfv": device(0)}
+        await world.send(event(110, guest, record_id="by-guest"), event(111, oldest, record_id="by-itself"))
         await world.send(event(120, {**guest, "oaid": "abc1"}, "View", record_id="merged"))
-        await world.send(event(130, device(0), "View", record_id="after"))
+        await world.send(event(130, oldest, "View", record_id="after"))
         older, *_, by_guest, by_itself, merged, after = await world.decided(
             "older", "v29", "by-guest", "by-itself", "merged", "after"
         )
@@ -323,4 +327,4 @@ async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) ->
     assert (by_guest.outcome, by_itself.engagement_id) == (decision_pb2.OUTCOME_UNATTRIBUTED, "k0")
     assert merged.device_id == after.device_id == older.device_id, "an id of old leads on, merged or not"
     ids = await world.pool.fetchval("SELECT ids FROM devices WHERE device_id = $1", uuid.UUID(merged.device_id))
-    assert len(ids["adid"]) == MAX_IDS
+    assert len(ids["idfv"]) == MAX_IDS

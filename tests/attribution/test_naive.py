@@ -44,6 +44,7 @@ def test_the_scenarios_reach_every_outcome_reason_and_verdict() -> None:
     lines = [line for seed in range(500) for line in simulate(scenario(Random(seed)))]
     assert {line["outcome"] for line in lines} == set(Outcome)
     assert {line["reason"] for line in lines} == {None, *Reason} - {Reason.DEVICE_NOT_KNOWN}
+    assert any(line["shared_ids"] for line in lines)
     assert {name for line in lines for name in line["custom_dimensions"]} == {"mtr_rejected", "clock_skew"}
     verdicts = {candidate["verdict"] for line in lines for candidate in line["candidates"]}
     assert verdicts == set(Verdict) - {Verdict.BLOCKLISTED}

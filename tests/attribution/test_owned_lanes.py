@@ -3,16 +3,15 @@
 import asyncio
 import collections
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import pytest
 from prometheus_client import REGISTRY
 
-from libs.db import Connection, Pool, open_pool
+from libs.db import Connection, Pool
 from libs.domain.lanes import LANES
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage import PLANNER
 from services.attribution.storage.lanes import (
     LanesLostError,
     advance_decided,
@@ -28,7 +27,6 @@ from tests.attribution.conftest import (
     event,
 )
 from tests.attribution.stories import owning
-from tests.conftest import Database
 
 HOUR = 3600
 REENGAGED = decision_pb2.OUTCOME_REENGAGED
@@ -134,14 +132,6 @@ async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: 
         await world.log_pool.execute("UPDATE lanes SET next_position = 0")
         while failures() == before:
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(
-        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
-    ) as opened:
-        yield opened
 
 
 async def _write(pool: Pool, lanes: OwnedLanes, *, loses: int | None = None, is_fenced: bool = True) -> None:

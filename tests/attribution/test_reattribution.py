@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from google.protobuf import timestamp_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.db import Pool, open_pool
+from libs.db import Pool
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import from_rpc_error
@@ -34,7 +34,6 @@ from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.pace import Pace
 from services.attribution.redecide.what_if import WhatIfConfig
-from services.attribution.storage import PLANNER
 from services.attribution.storage.lanes import read_owned_lanes
 from services.attribution.storage.reattributions import State
 from services.attribution.storage.replay import Period
@@ -67,14 +66,6 @@ LONG_AGO = timestamp_pb2.Timestamp(seconds=0)
 RUNNING = reattribution_pb2.Reattribution.STATE_RUNNING
 DONE = reattribution_pb2.Reattribution.STATE_DONE
 CANCELLED = reattribution_pb2.Reattribution.STATE_CANCELLED
-
-
-@pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(
-        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
-    ) as opened:
-        yield opened
 
 
 # Through the store, with random stories.

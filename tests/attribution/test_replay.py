@@ -1,7 +1,6 @@
 """Deciding again: the same settings change nothing, others give what they would have given from the start."""
 
 import uuid
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -10,30 +9,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.db import Pool, open_pool
+from libs.db import Pool
 from services.attribution.decision.rules import App, AppRules, ModeledLevel
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Replayed
 from services.attribution.simulator.scenario import Scenario
-from services.attribution.storage import PLANNER
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.decisions import says
 from tests.attribution.stories import ALL_TIME, Story, owning, story_of
 from tests.attribution.strategies import scenario
-from tests.conftest import Database
 
 seeds = st.integers(0, (1 << 64) - 1)
 many_stories = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-
-
-@pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(
-        database.dsn("attribution"), schema="attribution", application_name="test", settings=PLANNER
-    ) as opened:
-        yield opened
 
 
 async def at_once() -> None:

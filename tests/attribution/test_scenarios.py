@@ -44,7 +44,7 @@ def test_output_is_one_json_line_per_conversion_with_the_keys_in_order(
         '{"id": "e1", "kind": "event", "outcome": "REENGAGED", "attribution_type": "REENGAGEMENT", "tracker": "t1", '
         '"network": "acme-ios", "source": "e1", "engagement": "k1", "matched_by": "DEVICE_ID", "level": 1, '
         '"lookback_s": 3600, "reason": null, "install_known": false, "custom_dimensions": {}, '
-        '"candidates": [{"engagement": "k1", "verdict": "WON"}]}'
+        '"candidates": [{"engagement": "k1", "verdict": "WON"}], "shared_ids": {}}'
     )
 
 

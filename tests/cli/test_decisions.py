@@ -13,7 +13,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2
+from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2, shared_id_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.cli.app import app
 
@@ -55,6 +55,16 @@ class Scripted(attribution_grpc.AttributionServiceServicer):
     ) -> erasure_pb2.ForgetDeviceResponse:
         done = erasure_pb2.Erasure(app_id=request.app_id, state=erasure_pb2.Erasure.STATE_DONE)
         return erasure_pb2.ForgetDeviceResponse(erasure=done)
+
+    async def ListSharedIds(
+        self, request: shared_id_pb2.ListSharedIdsRequest, context: Any
+    ) -> shared_id_pb2.ListSharedIdsResponse:
+        found = [("custom", "guest [1]", 31), ("android_id", "build", 100)] if request.app_id == "shop" else []
+        response = shared_id_pb2.ListSharedIdsResponse()
+        for kind, value, count in found:
+            shared = response.shared_ids.add(kind=kind, value=value, advertising_id_count=count)
+            shared.share_time.FromJsonString("2026-03-01T12:00:00Z")
+        return response
 
     async def SendOfferedPostbacks(
         self, request: offer_pb2.SendOfferedPostbacksRequest, context: Any
@@ -106,6 +116,17 @@ async def test_explain_by_device_and_time() -> None:
     assert json.loads(output)["decision"]["conversion_id"] == "e1"
     [request] = scripted.explained
     assert (request.device_id, request.time.ToJsonString()) == ("d1", "2026-03-01T12:00:00Z")
+
+
+async def test_shared_ids_are_listed_for_people_and_programs() -> None:
+    code, output = await run(Scripted(), "shared-ids", "shop")  # type: ignore[abstract]
+    assert code == 0
+    assert all(word in output for word in ("custom", "guest [1]", "31", "100 or more", "2026-03-01"))
+    code, output = await run(Scripted(), "shared-ids", "shop", "--limit", "1", "--json")  # type: ignore[abstract]
+    assert code == 0
+    assert [each["advertising_id_count"] for each in json.loads(output)["shared_ids"]] == [31]
+    code, output = await run(Scripted(), "shared-ids", "quiet")  # type: ignore[abstract]
+    assert (code, output.strip()) == (0, "Shared ids of quiet: none")
 
 
 @pytest.mark.parametrize("text", ["2026-03-01", "2026-03-01T00:00", "2026-03-01 02:00+02:00", "2026-03-01T00:00:00Z"])

@@ -21,7 +21,7 @@ from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
-from services.attribution.decision.matching import id_forms
+from services.attribution.decision.matching import device_key, id_forms
 from services.attribution.jobs.device_traces import find_traces
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage import erasures
@@ -128,6 +128,8 @@ class Eraser:
             rows = await erasures.erase_devices(connection, erasure.app_id, found.devices)
             erasure.count("attribution", rows)
             stripped = await _erase_engagements(connection, erasure, found.engagements)
+            ids = [device_key(erasure.app_id, each) for each in found.ids]
+            await erasures.forget_meetings(connection, found.shared_keys, ids)
             may_be_called |= (
                 await erasures.decided_again(connection, erasure.app_id, stripped) or rows["pending_conversions"] > 0
             )
@@ -135,7 +137,7 @@ class Eraser:
                 device_ids=sorted(filter(_is_searched, found.ids)),
                 below=below,
                 lanes=list(range(LANES)),
-                record_ids=sorted(each.engagement_id for each in found.engagements if not each.device_keys),
+                record_ids=sorted(found.record_ids),
                 conversion_ids=sorted(found.conversion_ids),
                 stripped_conversion_ids=stripped,
                 our_ids=sorted(map(str, found.devices)),

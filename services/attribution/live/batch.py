@@ -91,7 +91,8 @@ class _Batch:
             round=Round(self._round_id, self._inputs.heads),
             won=self._won,
             devices=[device for device in devices if device.changed],
-            identifiers=self._inputs.identities.learned,
+            identifiers=self._inputs.identities.identifiers,
+            shared_ids=self._inputs.identities.shared,
             pending=self._pending,
             merged=_merged(self._inputs.cases, devices, self._asking),
         )
@@ -187,6 +188,8 @@ class _Batch:
         message.decide_time.FromMicroseconds(self._now_us)
         if case.device is not None:
             message.device_id = str(case.device.device_id)
+        for kind, count in sorted(case.shared.items()):
+            message.shared_ids.add(kind=kind, advertising_id_count=count)
         if (won := Won.of(message)) is not None:
             self._won[len(self._decisions)] = won
         lane = case.entry.app_lane

@@ -27,7 +27,8 @@ from services.attribution.wire.records import Logged, conversion_of, event_name_
 class Case:
     """One record that is to be decided. Without an event name, as the end of a session, it only makes its device known.
 
-    `merged` are the devices that it shows to be the same as its own, `ids` all that its device is known by.
+    `merged` are the devices that it shows to be the same as its own, `ids` all that its device is known by, `shared`
+    the kinds of those ids of its own that are nobody's, with how many advertising ids share them (A8).
     `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
     `active_us`: of a session start, the time of the latest event that it may go on with (D4), if there is one.
     """
@@ -40,6 +41,7 @@ class Case:
     device: Device | None
     merged: tuple[Device, ...]
     ids: tuple[tuple[str, str], ...]
+    shared: Mapping[str, int]
     conversion: Conversion
     network_ids: tuple[str, ...]
     waited: PendingRow | None
@@ -131,7 +133,7 @@ def _case(
     entry, record = logged
     event_name = event_name_of(record)
     is_link = record.HasField("identity_link")
-    device, merged = devices.take(entry, record, may_create=not is_link)  # only an identity link makes no device (F3)
+    device, merged, ids, shared = devices.take(entry, record, may_create=not is_link)  # a link makes no device (F3)
     row = resumed.get((record.app_id, record.record_id))
     waited = row if row is not None and row.claims is not None else None
     return Case(
@@ -142,7 +144,8 @@ def _case(
         rules=apps[record.app_id],
         device=device,
         merged=merged,
-        ids=() if device is None else identities.ids_of(device, record),
+        ids=ids,
+        shared=shared,
         conversion=conversion_of(record, event_name),
         network_ids=asking.networks.get((record.app_id, event_name or ""), ()) if waited is None else (),
         waited=waited,

@@ -11,11 +11,12 @@ from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
-from services.attribution.storage import pending
+from services.attribution.storage import pending, shared_ids
 from services.attribution.storage.decisions import DecisionRow, insert_decisions, insert_round
-from services.attribution.storage.devices import Device, IdKey, upsert_devices, upsert_identifiers
+from services.attribution.storage.devices import Device, Identifier, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.shared_ids import SharedIdRow
 from services.attribution.wire.decisions import ad_details
 
 
@@ -57,7 +58,8 @@ class Changes:
     round: Round | None = None
     won: Mapping[int, Won] = field(default_factory=dict)
     devices: Sequence[Device] = ()
-    identifiers: Mapping[IdKey, uuid.UUID] = field(default_factory=dict)
+    identifiers: Mapping[IdKey, Identifier] = field(default_factory=dict)
+    shared_ids: Sequence[SharedIdRow] = ()
     pending: Sequence[PendingRow] = ()
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
 
@@ -71,6 +73,8 @@ async def write(connection: Connection, periods: Periods, changes: Changes) -> N
         await upsert_devices(connection, changes.devices)
     if changes.identifiers:
         await upsert_identifiers(connection, changes.identifiers)
+    if changes.shared_ids:
+        await shared_ids.insert(connection, changes.shared_ids)
     if changes.decisions:
         await _write_decisions(connection, periods, changes)
     if changes.pending:

@@ -1,54 +1,118 @@
 """The devices of a batch of records: found by their ids, made, extended and merged, in the order of the records."""
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from libs.db import Connection
+from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.matching import device_key
-from services.attribution.storage.devices import Device, IdKey, find_devices, find_identifiers
+from services.attribution.decision.shared_ids import count_of, is_shared, meeting
+from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
+from services.attribution.storage.shared_ids import SharedIdRow
 
 MAX_IDS = 20
 """OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.
 
-Else an id that many devices share, a `custom` of "guest" say, makes one device of them that grows with every record."""
+Else an id that many devices share and that comes with no advertising id (A8) makes one device of them that grows with
+every record."""
+
+
+class Taken(NamedTuple):
+    """A record's device, None if it has none, and those that turned out to be the same one.
+
+    `ids` are those by which its engagements are found, as (kind, value): the record's own, and those of its device.
+    `shared`: how many advertising ids share those ids of the record, by kind, that are nobody's therefore (A8).
+    """
+
+    device: Device | None
+    merged: tuple[Device, ...]
+    ids: tuple[tuple[str, str], ...]
+    shared: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Id:
+    """An id as the records so far have made it: its device, and what it has met (A8). A shared one has no device."""
+
+    device: Device | None = None
+    met: bytes = b""
+    is_shared: bool = False
 
 
 class Identities:
     """The devices of one batch, and the ids that lead to them.
 
-    `devices` are all that were read or made, `learned` the ids that lead to another device now, or to one at all.
+    `devices` are all that were read or made, `shared` the ids that turned out to be nobody's (A8).
     """
 
-    def __init__(self, devices: Iterable[Device], by_key: dict[IdKey, Device], new_id: Callable[[], uuid.UUID]) -> None:
+    def __init__(self, devices: Iterable[Device], ids: dict[IdKey, _Id], new_id: Callable[[], uuid.UUID]) -> None:
         self.devices = list(devices)
-        self.learned: dict[IdKey, uuid.UUID] = {}
-        self._by_key, self._new_id = by_key, new_id
+        self.shared: list[SharedIdRow] = []
+        self._ids, self._new_id = ids, new_id
+        self._changed: dict[IdKey, _Id] = {}
 
-    def take(
-        self, entry: log_pb2.LogEntry, record: record_pb2.Record, *, may_create: bool
-    ) -> tuple[Device | None, tuple[Device, ...]]:
-        """Returns the record's device, and those that turn out to be the same one: they become the one known longest.
+    def take(self, entry: log_pb2.LogEntry, record: record_pb2.Record, *, may_create: bool) -> Taken:
+        """Returns the record's device. Of several that turn out to be one the one known longest stays.
 
         The ids of the merged ones move at once; their histories when the record's turn to be decided comes.
         """
-        keys = _keys(record)
-        found = {device.device_id: device for key in keys if (device := self._by_key.get(key)) is not None}
+        values = _keys(record)
+        ids = {key: self._ids.get(key) or _Id() for key in values}
+        self._meet(entry, values, ids, record.app_id)
+        shared = {key.kind: count_of(each.met) for key, each in ids.items() if each.is_shared}
+        if shared:
+            ids = {key: each for key, each in ids.items() if not each.is_shared}
+        found = {device.device_id: device for each in ids.values() if (device := each.device) is not None}
         known = sorted(found.values(), key=lambda device: (device.create_time_us, device.device_id))
         if not known:
             if not may_create:
-                return None, ()
+                return Taken(None, (), (), shared)
             known = [self._make(entry, record)]
         device, *others = known
         for other in others:
             self._merge(other, into=device)
-        for key, value in keys.items():
-            if self._by_key.get(key) is not device:
-                self._by_key[key] = device
-                self.learned[key] = device.device_id
-                _learn(device, key.kind, [value])
+        for key, each in ids.items():
+            if each.device is not device:
+                each.device = device
+                self._ids[key] = self._changed[key] = each
+                _learn(device, key.kind, [values[key]])
                 device.changed = True
-        return device, tuple(others)
+        return Taken(device, tuple(others), _ids_of(device, {key.kind: values[key] for key in ids}), shared)
+
+    @property
+    def identifiers(self) -> dict[IdKey, Identifier]:
+        """Returns the ids that lead to another device now or to one at all, and those that have met another id."""
+        return {
+            key: Identifier(None if each.device is None else each.device.device_id, each.met)
+            for key, each in self._changed.items()
+        }
+
+    def _meet(
+        self, entry: log_pb2.LogEntry, values: Mapping[IdKey, str], ids: Mapping[IdKey, _Id], app_id: str
+    ) -> None:
+        """Notes which advertising ids the others of a record were met with, and those that are shared now (A8).
+
+        Only a new pair of ids teaches something.
+        """
+        advertising_keys = [key.key for key in values if key.kind in ADVERTISING_KINDS]
+        if not advertising_keys:
+            return
+        for key, each in ids.items():
+            if key.kind in KINDS_OF_ADVERTISING_IDS:
+                continue
+            met = meeting(each.met, advertising_keys)
+            if met == each.met:
+                continue
+            each.met = met
+            if key in self._ids:  # else it has met too few, and is written with its device, if it gets one
+                self._changed[key] = each
+            if is_shared(met) and not each.is_shared:
+                _forget(each.device, key.kind, values[key])
+                each.device, each.is_shared = None, True
+                self.shared.append(SharedIdRow(app_id, entry.receive_time_us, key.kind, values[key], key.key))
 
     def _make(self, entry: log_pb2.LogEntry, record: record_pb2.Record) -> Device:
         device = Device.new(self._new_id(), record.app_id, entry.receive_time_us)
@@ -56,13 +120,14 @@ class Identities:
         return device
 
     def _merge(self, other: Device, *, into: Device) -> None:
-        self._by_key = {key: into if device is other else device for key, device in self._by_key.items()}
+        for each in self._ids.values():
+            if each.device is other:
+                each.device = into
         for kind, values in other.ids.items():
             _learn(into, kind, values)
             for value in values:
                 key = IdKey(device_key(other.app_id, value), kind)
-                self._by_key[key] = into
-                self.learned[key] = into.device_id
+                self._changed[key] = self._ids.get(key) or _Id(into)
         other.merged_into = into.device_id
         other.changed = into.changed = True
 
@@ -73,27 +138,33 @@ async def load(
     """Returns the devices that the ids of these records lead to; those that were merged with all that they became."""
     keys = {key for record in records for key in _keys(record)}
     known = await find_identifiers(connection, {key.key for key in keys})
-    owners = {key: device_id for key, device_id in known.items() if key in keys}  # the kind counts here
-    devices = await find_devices(connection, set(owners.values()))
+    identifiers = {key: each for key, each in known.items() if key in keys}  # the kind counts here
+    device_ids = {each.device_id for each in identifiers.values() if each.device_id is not None}
+    devices = await find_devices(connection, device_ids)
     while signposts := {into for each in devices.values() if (into := each.merged_into)} - devices.keys():
         devices |= await find_devices(connection, signposts)
-    by_key = {}
-    for key, device_id in owners.items():
-        device = devices[device_id]
-        while device.merged_into is not None:
+    ids = {}
+    for key, (device_id, met) in identifiers.items():
+        device = None if device_id is None else devices[device_id]
+        while device is not None and device.merged_into is not None:
             device = devices[device.merged_into]
-        by_key[key] = device
-    return Identities(devices.values(), by_key, new_id)
+        ids[key] = _Id(device, met, is_shared=device is None)
+    return Identities(devices.values(), ids, new_id)
 
 
-def ids_of(device: Device, record: record_pb2.Record) -> tuple[tuple[str, str], ...]:
-    """Returns the ids by which a record's engagements are found: its own, and those of its device."""
+def _ids_of(device: Device, own: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     known = ((kind, value) for kind, values in device.ids.items() for value in values)
-    return tuple(dict.fromkeys((*record.device_ids.items(), *known)))
+    return tuple(dict.fromkeys((*own.items(), *known)))
 
 
 def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
     device.ids[kind] = [*device.ids.get(kind, ()), *values][-MAX_IDS:]
+
+
+def _forget(device: Device | None, kind: str, value: str) -> None:
+    if device is not None:
+        device.ids[kind] = [each for each in device.ids.get(kind, ()) if normalise(each) != normalise(value)]
+        device.changed = True
 
 
 def _keys(record: record_pb2.Record) -> dict[IdKey, str]:

@@ -16,6 +16,7 @@ from services.attribution.live.pending import Pending
 from services.attribution.storage.lanes import OwnedLane, advance_decided
 
 _decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
+_shared = Counter("attribution_shared_ids_total", "Ids that turned out to be nobody's (A8), by kind.", ["kind"])
 _OUTCOMES: dict[int, str] = {number: name.removeprefix("OUTCOME_") for name, number in decision_pb2.Outcome.items()}
 
 
@@ -97,6 +98,8 @@ class OwnedLanes:
             decisions = self._appended.decisions
             self._next_sequences |= {row.lane: row.sequence + 1 for row in decisions}
         self._grown.notify()
+        for shared in self._appended.shared_ids:
+            _shared.labels(shared.kind).inc()
         for row in decisions:
             if row.version == 1:
                 _decided.labels(_OUTCOMES[row.outcome]).inc()

@@ -101,13 +101,25 @@ CREATE INDEX devices_by_merge ON devices (merged_into) WHERE merged_into IS NOT 
 CREATE TABLE identifiers (
     id_key bytea NOT NULL, -- a digest of app and value: the match key of engagements that carry it
     kind text NOT NULL,
-    device_id uuid NOT NULL,
+    device_id uuid, -- NULL: it is shared, and leads to none
+    met bytea, -- digests of 8 bytes of the advertising ids that came with it, one after the other (A8)
     PRIMARY KEY (id_key, kind)
 );
 COMMENT ON TABLE identifiers IS 'The device that an id leads to.';
 
 -- An erasure takes all ids that a device was ever known by.
 CREATE INDEX identifiers_by_device ON identifiers (device_id);
+
+CREATE TABLE shared_ids (
+    app_id text NOT NULL,
+    share_time_us bigint NOT NULL, -- of receipt of the record that showed it
+    kind text NOT NULL,
+    value text NOT NULL,
+    id_key bytea NOT NULL,
+    PRIMARY KEY (app_id, share_time_us, id_key, kind)
+);
+COMMENT ON TABLE shared_ids IS
+'The ids that are nobody''s because several devices share them (A8), each once; `identifiers` has what they have met.';
 
 CREATE TABLE claim_triggers (
     app_id text NOT NULL,

@@ -13,6 +13,7 @@ from libs.time import SECOND_US, describe_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.attribution.decision.rules import UNLIMITED
+from services.attribution.decision.shared_ids import MAX_COUNTED
 
 _REASONS = {
     decision_pb2.REASON_DUPLICATE_INSTALL: "this device had installed the app before",
@@ -110,7 +111,8 @@ def sentences(
 ) -> Iterator[str]:
     """Yields one sentence for each candidate, then one for each network that claims nothing or did not answer (E4).
 
-    `records` has, by engagement id, those candidates of which more is told than their verdict.
+    Last one for each id of the record that was not used, because it is shared (A8). `records` has, by engagement id,
+    those candidates of which more is told than their verdict.
     """
     winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     for candidate in decision.candidates:
@@ -119,6 +121,10 @@ def sentences(
         yield f"{network_id} was asked, and claims nothing."
     for network_id in decision.claims_unavailable:
         yield f"{network_id} was asked, and gave no usable answer in time: this was decided without its answer."
+    for shared in decision.shared_ids:
+        count = shared.advertising_id_count
+        many = f"{count} or more" if count == MAX_COUNTED else str(count)
+        yield f"Its device id of kind {shared.kind} is shared by {many} advertising ids, so it was not used."
 
 
 def pending_summary(

@@ -65,7 +65,8 @@ class InputReader:
 
     def _query(self, stored: Stored, installed: DeviceHistory, heads: int) -> CandidateQuery:
         record = record_pb2.Record.FromString(stored.record or b"")
-        ids = list(record.device_ids.items())
+        shared = {each.kind for each in stored.decision.shared_ids}
+        ids = [(kind, value) for kind, value in record.device_ids.items() if kind not in shared]
         if stored.known_ids:
             ids += [(kind, value) for kind, values in stored.known_ids.items() for value in values]
         return CandidateQuery(

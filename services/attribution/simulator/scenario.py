@@ -27,6 +27,7 @@ OUTPUT_KEYS = (
     "install_known",
     "custom_dimensions",
     "candidates",
+    "shared_ids",
 )
 """The keys of a line of the simulator's output, in order; `expect` may name any of them."""
 

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from libs.domain.device_ids import normalise, usable_ids
+from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise, usable_ids
 from libs.domain.visitors import find_bot
 from services.attribution.decision.decide import decide
 from services.attribution.decision.history import DeviceHistory, merge
@@ -21,6 +21,7 @@ from services.attribution.decision.matching import (
 )
 from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement, Visitor
 from services.attribution.decision.rules import AppRules, compile_rules
+from services.attribution.decision.shared_ids import count_of, is_shared, meeting
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.simulator.collector import collector_paused
 from services.attribution.simulator.scenario import OUTPUT_KEYS, ConversionRecord, EngagementRecord, Scenario
@@ -42,9 +43,9 @@ def simulate_one_by_one(scenario: Scenario) -> Iterator[dict[str, Any]]:
         if isinstance(record, EngagementRecord):
             story.receive_engagement(record)
         else:
-            decision = story.receive_conversion(record)
+            decision, shared = story.receive_conversion(record)
             if decision is not None:
-                yield _line(record, decision)
+                yield _line(record, decision, shared)
 
 
 def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -71,10 +72,15 @@ def _differences(place: str, expected: Any, actual: Any) -> list[str]:
 class _Device:
     """A device as the records so far made it known."""
 
-    ids: set[tuple[str, str]] = field(default_factory=set)
-    raw_ids: set[str] = field(default_factory=set)
+    ids: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    """Its ids, by kind and as they are compared, each in the spellings that it came in."""
     history: DeviceHistory = field(default_factory=DeviceHistory)
     active_us: list[int] = field(default_factory=list)
+
+    def learn(self, ids: Mapping[tuple[str, str], Set[str]]) -> None:
+        """Adds ids."""
+        for known_as, spellings in ids.items():
+            self.ids.setdefault(known_as, set()).update(spellings)
 
 
 class _Story:
@@ -92,6 +98,7 @@ class _Story:
         self._hash_lengths: set[int] = set()
         self._wins: Counter[str] = Counter()
         self._devices: dict[tuple[str, str], _Device] = {}
+        self._met: dict[tuple[str, str], bytes] = {}
 
     def receive_engagement(self, record: EngagementRecord) -> None:
         app = self._rules.app
@@ -115,23 +122,31 @@ class _Story:
         if record.click_id:
             self._mark_duplicates(engagement)
 
-    def receive_conversion(self, record: ConversionRecord) -> Decision | None:
-        """Returns the decision on a record; None for a session that goes on (D4)."""
+    def receive_conversion(self, record: ConversionRecord) -> tuple[Decision | None, Mapping[str, int]]:
+        """Returns the decision on a record, None for a session that goes on (D4); and its shared ids (A8).
+
+        These are given by kind, with how many advertising ids share each.
+        """
         app = self._rules.app
         device_ids = usable_ids(record.device)
-        device = self._device(device_ids)
+        shared = self._meet(device_ids)
+        device = self._device({kind: value for kind, value in device_ids.items() if kind not in shared})
         goes_on = record.is_session_start and device.history.goes_on(record.time_us, device.active_us)
         if record.name:
             device.active_us.append(record.time_us)
         if goes_on:
-            return None
+            return None, shared
         conversion = Conversion(
             conversion_id=record.id,
             kind=ConversionKind.EVENT if record.name else ConversionKind.INSTALL,
             time_us=record.time_us,
             event_name=record.name,
             device_keys=frozenset().union(
-                *(raw_id_keys(app.app_id, raw_id, self._hash_lengths) for raw_id in device.raw_ids)
+                *(
+                    raw_id_keys(app.app_id, raw_id, self._hash_lengths)
+                    for spellings in device.ids.values()
+                    for raw_id in spellings
+                )
             ),
             click_id=record.click,
             ip=record.ip,
@@ -153,7 +168,7 @@ class _Story:
         device.history = device.history.after(conversion, decision)
         if decision.engagement_id is not None:
             self._wins[decision.engagement_id] += 1
-        return decision
+        return decision, shared
 
     def _mark_duplicates(self, engagement: Engagement) -> None:
         ids = self._ids_by_click_id[engagement.tracker_id, engagement.click_id]
@@ -163,18 +178,33 @@ class _Story:
         for member in group:
             self._engagements[member.engagement_id] = replace(member, duplicate=member.engagement_id in repeated)
 
+    def _meet(self, device_ids: Mapping[str, str]) -> dict[str, int]:
+        """Notes which ids came together, and returns those that are shared from now on (A8)."""
+        shared = {}
+        advertising_keys = [
+            device_key(self._rules.app.app_id, value) for kind, value in device_ids.items() if kind in ADVERTISING_KINDS
+        ]
+        for kind, value in device_ids.items():
+            if kind in KINDS_OF_ADVERTISING_IDS:
+                continue
+            known_as = kind, normalise(value)
+            met = self._met[known_as] = meeting(self._met.get(known_as, b""), advertising_keys)
+            if is_shared(met):
+                shared[kind] = count_of(met)
+                if (device := self._devices.pop(known_as, None)) is not None:
+                    del device.ids[known_as]
+        return shared
+
     def _device(self, device_ids: Mapping[str, str]) -> _Device:
         """Returns the device of a record with these ids; devices that turn out to be one are joined."""
-        ids = {(kind, normalise(value)) for kind, value in device_ids.items()}
+        ids = {(kind, normalise(value)): {value} for kind, value in device_ids.items()}
         known = list({id(device): device for key in ids if (device := self._devices.get(key))}.values())
         device = known[0] if known else _Device()
         for other in known[1:]:
-            device.ids |= other.ids
-            device.raw_ids |= other.raw_ids
+            device.learn(other.ids)
             device.history = merge(device.history, other.history)
             device.active_us += other.active_us
-        device.ids |= ids
-        device.raw_ids |= set(device_ids.values())
+        device.learn(ids)
         self._devices.update(dict.fromkeys(device.ids, device))
         return device
 
@@ -186,7 +216,7 @@ def _visitor(record: EngagementRecord) -> Visitor:
     return Visitor.PREFETCH if record.is_prefetch else Visitor.PERSON
 
 
-def _line(record: ConversionRecord, decision: Decision) -> dict[str, Any]:
+def _line(record: ConversionRecord, decision: Decision, shared: Mapping[str, int]) -> dict[str, Any]:
     lookback_us = decision.lookback_us
     values = (
         record.id,
@@ -204,6 +234,7 @@ def _line(record: ConversionRecord, decision: Decision) -> dict[str, Any]:
         decision.install_known,
         dict(decision.custom_dimensions),
         [{"engagement": c.engagement_id, "verdict": c.verdict.value} for c in decision.candidates],
+        dict(shared),
     )
     return dict(zip(OUTPUT_KEYS, values, strict=True))
 

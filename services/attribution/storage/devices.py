@@ -16,6 +16,13 @@ class IdKey(NamedTuple):
     kind: str
 
 
+class Identifier(NamedTuple):
+    """The device that an id leads to, None for an id that is shared, and what it has met (`decision.shared_ids`)."""
+
+    device_id: uuid.UUID | None
+    met: bytes = b""
+
+
 @dataclass(slots=True, kw_only=True)
 class Device:
     """A device as it is held while a batch of its conversions is decided: only that batch changes it."""
@@ -44,12 +51,18 @@ class Device:
         )
 
 
-async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[IdKey, uuid.UUID]:
-    """Returns the devices that ids with these match keys belong to, of every kind that is known."""
+async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[IdKey, Identifier]:
+    """Returns what is known of ids with these match keys, of every kind."""
     rows = await connection.fetch(
-        "SELECT id_key, kind, device_id FROM identifiers WHERE id_key = ANY($1)", list(id_keys)
+        "SELECT id_key, kind, device_id, met FROM identifiers WHERE id_key = ANY($1)", list(id_keys)
     )
-    return {IdKey(row["id_key"], row["kind"]): row["device_id"] for row in rows}
+    return {IdKey(row[0], row[1]): Identifier(row[2], row[3] or b"") for row in rows}
+
+
+def is_nobodys(id_key: bytes, identifiers: Mapping[IdKey, Identifier]) -> bool:
+    """Returns whether an id with this match key is shared (A8), and leads to no device under another kind."""
+    found = [each for key, each in identifiers.items() if key.key == id_key]
+    return bool(found) and all(each.device_id is None for each in found)
 
 
 async def find_devices_of_keys(connection: Connection, id_keys: Collection[bytes]) -> dict[bytes, set[uuid.UUID]]:
@@ -127,16 +140,16 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
     )
 
 
-async def upsert_identifiers(connection: Connection, owners: Mapping[IdKey, uuid.UUID]) -> None:
-    """Stores which devices ids belong to."""
+async def upsert_identifiers(connection: Connection, identifiers: Mapping[IdKey, Identifier]) -> None:
+    """Stores which devices ids lead to, and what they have met, of those that have met something."""
     await connection.execute(
         """
-        INSERT INTO identifiers (id_key, kind, device_id)
-        SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[])
-        ON CONFLICT (id_key, kind) DO UPDATE SET device_id = excluded.device_id
+        INSERT INTO identifiers AS known (id_key, kind, device_id, met)
+        SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::bytea[])
+        ON CONFLICT (id_key, kind) DO UPDATE SET
+            device_id = excluded.device_id, met = COALESCE(excluded.met, known.met)
         """,
-        *columns(owners, 2),
-        list(owners.values()),
+        *columns(((*key, each.device_id, each.met or None) for key, each in identifiers.items()), 4),
     )
 
 
@@ -146,9 +159,8 @@ async def device_of(pool: Pool, id_key: bytes, device_id: uuid.UUID | None) -> D
     In place of a merged one what it became.
     """
     async with pool.acquire() as connection:
-        wanted = set((await find_identifiers(connection, [id_key])).values())
-        if device_id is not None:
-            wanted.add(device_id)
+        known = await find_identifiers(connection, [id_key])
+        wanted = {each for each in (device_id, *(each.device_id for each in known.values())) if each is not None}
         while wanted:
             found = list((await find_devices(connection, wanted)).values())
             if not found:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from libs.db import Connection, Pool, columns, rows_affected
 from libs.domain.lanes import LANES, lane_of
 from services.attribution.decision.matching import possible_keys
+from services.attribution.decision.shared_ids import forgetting
+from services.attribution.storage.devices import find_identifiers
 from services.attribution.wire.records import network_click_key
 
 NOT_KNOWN = uuid.UUID(int=0)
@@ -24,7 +26,7 @@ class Work:
 
     - `below`: the position in each lane of the log that attribution had reached;
     - `lanes`: the lanes of the log that are still to be searched;
-    - `record_ids`: clicks that are known by their id alone;
+    - `record_ids`: records that are known by their id alone;
     - `conversion_ids`, `our_ids`: the conversions, and attribution's ids of the device;
     - `stripped_conversion_ids`: conversions of other devices, whose winner is erased;
     - `sequence`: the end of the app's decisions;
@@ -81,6 +83,11 @@ class StoredEngagement(NamedTuple):
     device_keys: bytes
     ip: str
     click_id: str
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The match keys of the ids that it carries."""
+        return [self.device_keys[at : at + 16] for at in range(0, len(self.device_keys), 16)]
 
 
 class StoredWinner(NamedTuple):
@@ -358,7 +365,7 @@ async def erase_engagements(
     rows = [
         (key, each.time_us, each.engagement_id)
         for each in engagements
-        for key in possible_keys(app_id, each.engagement_id, _split(each.device_keys), each.ip)
+        for key in possible_keys(app_id, each.engagement_id, each.keys, each.ip)
     ]
     clicks = [
         (network_click_key(each.tracker_id, each.click_id), each.time_us, each.engagement_id)
@@ -393,6 +400,19 @@ async def erase_engagements(
     }
 
 
+async def forget_meetings(
+    connection: Connection, shared_keys: Collection[bytes], advertising_keys: Collection[bytes]
+) -> None:
+    """Has shared ids, by match key, forget that they were met with these advertising ids (A8)."""
+    for (id_key, kind), each in (await find_identifiers(connection, shared_keys)).items():
+        await connection.execute(
+            "UPDATE identifiers SET met = $3 WHERE id_key = $1 AND kind = $2 AND device_id IS NULL",
+            id_key,
+            kind,
+            forgetting(each.met, advertising_keys),
+        )
+
+
 async def strip_decisions(connection: Connection, lane: int, sequences: Collection[int]) -> None:
     """Removes the record of their engagement from decisions."""
     await connection.execute(
@@ -417,7 +437,3 @@ def _erasure(row: Any) -> Erasure:
         erased_counts=row["erased_counts"],
         work=None if work is None else Work(**work),
     )
-
-
-def _split(device_keys: bytes) -> list[bytes]:
-    return [device_keys[at : at + 16] for at in range(0, len(device_keys), 16)]

@@ -79,6 +79,7 @@ def restate(message: decision_pb2.Decision, before: decision_pb2.Decision) -> No
         message.revenue.CopyFrom(before.revenue)
     message.country, message.os, message.os_version = before.country, before.os, before.os_version
     message.app_version = before.app_version
+    message.shared_ids.extend(before.shared_ids)
 
 
 def ad_details(engagement: bytes) -> bytes:

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.attribution.v1 import shared_id_pb2 as _shared_id_pb2
 from reengage.ingest.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
@@ -411,6 +412,7 @@ class Decision(_message.Message):
     OS_VERSION_FIELD_NUMBER: _builtins.int
     APP_VERSION_FIELD_NUMBER: _builtins.int
     INSTALL_TIME_FIELD_NUMBER: _builtins.int
+    SHARED_IDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Output only. The app."""
     conversion_id: _builtins.str
@@ -523,6 +525,12 @@ class Decision(_message.Message):
     def install_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the first install of the device that is known happened (D7); left out when none is (D9)."""
 
+    @_builtins.property
+    def shared_ids(self) -> _containers.RepeatedCompositeFieldContainer[_shared_id_pb2.SharedId]:
+        """Output only. The ids of the record that were not used because they are shared (A8), by kind, with the counts of
+        when it was decided.
+        """
+
     def __init__(
         self,
         *,
@@ -565,10 +573,11 @@ class Decision(_message.Message):
         os_version: _builtins.str = ...,
         app_version: _builtins.str = ...,
         install_time: _timestamp_pb2.Timestamp | None = ...,
+        shared_ids: _abc.Iterable[_shared_id_pb2.SharedId] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "install_time", b"install_time", "lookback", b"lookback", "receive_time", b"receive_time", "revenue", b"revenue", "source_time", b"source_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "country", b"country", "creative_id", b"creative_id", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "install_time", b"install_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "os", b"os", "os_version", b"os_version", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "site_id", b"site_id", "source_conversion_id", b"source_conversion_id", "source_engagement_id", b"source_engagement_id", "source_time", b"source_time", "sub_site_id", b"sub_site_id", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "country", b"country", "creative_id", b"creative_id", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "install_time", b"install_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "os", b"os", "os_version", b"os_version", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "shared_ids", b"shared_ids", "site_id", b"site_id", "source_conversion_id", b"source_conversion_id", "source_engagement_id", b"source_engagement_id", "source_time", b"source_time", "sub_site_id", b"sub_site_id", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,7 +127,8 @@ class ExplainDecisionResponse(_message.Message):
     @_builtins.property
     def sentences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. One sentence for each candidate, in the order of decision.candidates, then one for each network
-        without a claim. When REFUSED, one sentence for each violation.
+        without a claim, and one for each id that was not used because it is shared (A8). When REFUSED, one sentence for
+        each violation.
         """
 
     @_builtins.property

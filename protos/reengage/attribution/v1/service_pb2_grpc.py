@@ -9,6 +9,7 @@ from reengage.attribution.v1 import erasure_pb2 as reengage_dot_attribution_dot_
 from reengage.attribution.v1 import explanation_pb2 as reengage_dot_attribution_dot_v1_dot_explanation__pb2
 from reengage.attribution.v1 import offer_pb2 as reengage_dot_attribution_dot_v1_dot_offer__pb2
 from reengage.attribution.v1 import reattribution_pb2 as reengage_dot_attribution_dot_v1_dot_reattribution__pb2
+from reengage.attribution.v1 import shared_id_pb2 as reengage_dot_attribution_dot_v1_dot_shared__id__pb2
 from reengage.attribution.v1 import what_if_pb2 as reengage_dot_attribution_dot_v1_dot_what__if__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -62,6 +63,11 @@ class AttributionServiceStub:
                 '/reengage.attribution.v1.AttributionService/GetDeviceAttribution',
                 request_serializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.SerializeToString,
                 response_deserializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.FromString,
+                _registered_method=True)
+        self.ListSharedIds = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ListSharedIds',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsResponse.FromString,
                 _registered_method=True)
         self.WatchDecisions = channel.unary_stream(
                 '/reengage.attribution.v1.AttributionService/WatchDecisions',
@@ -160,6 +166,14 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSharedIds(self, request, context):
+        """ListSharedIds lists the ids of an app that are nobody's, because more than 5 raw advertising ids came with each
+        (A8): constants that a careless app version sends for every user, say. Those that became so last come first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchDecisions(self, request, context):
         """WatchDecisions streams decisions as facts, for each app in the order in which they were made, and follows until the
         caller goes away. Begin anywhere; go on with the resume_token of the last response: nothing is lost or doubled
@@ -246,6 +260,7 @@ class AttributionServiceServicer:
         gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
         the background and survives crashes: seconds, on a long log minutes.
         Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
+        Errors: INVALID_ARGUMENT for an id that is nobody's, shared ones (A8) included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +303,11 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.GetDeviceAttribution,
                     request_deserializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.FromString,
                     response_serializer=reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.SerializeToString,
+            ),
+            'ListSharedIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSharedIds,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsResponse.SerializeToString,
             ),
             'WatchDecisions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchDecisions,
@@ -456,6 +476,33 @@ class AttributionService:
             '/reengage.attribution.v1.AttributionService/GetDeviceAttribution',
             reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionRequest.SerializeToString,
             reengage_dot_attribution_dot_v1_dot_device__pb2.GetDeviceAttributionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSharedIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ListSharedIds',
+            reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_shared__id__pb2.ListSharedIdsResponse.FromString,
             options,
             channel_credentials,
             insecure,

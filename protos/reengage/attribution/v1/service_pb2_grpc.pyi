@@ -11,6 +11,7 @@ from reengage.attribution.v1 import erasure_pb2 as _erasure_pb2
 from reengage.attribution.v1 import explanation_pb2 as _explanation_pb2
 from reengage.attribution.v1 import offer_pb2 as _offer_pb2
 from reengage.attribution.v1 import reattribution_pb2 as _reattribution_pb2
+from reengage.attribution.v1 import shared_id_pb2 as _shared_id_pb2
 from reengage.attribution.v1 import what_if_pb2 as _what_if_pb2
 import abc as _abc_1
 
@@ -41,6 +42,10 @@ class AttributionServiceStub:
     GetDeviceAttribution: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttributionRequest, _device_pb2.GetDeviceAttributionResponse]
     """GetDeviceAttribution returns what a device is credited to: the source of its install, and its current source (D7).
     Errors: NOT_FOUND `DEVICE_NOT_FOUND`.
+    """
+    ListSharedIds: _aio.UnaryUnaryMultiCallable[_shared_id_pb2.ListSharedIdsRequest, _shared_id_pb2.ListSharedIdsResponse]
+    """ListSharedIds lists the ids of an app that are nobody's, because more than 5 raw advertising ids came with each
+    (A8): constants that a careless app version sends for every user, say. Those that became so last come first.
     """
     WatchDecisions: _aio.UnaryStreamMultiCallable[_decision_pb2.WatchDecisionsRequest, _decision_pb2.WatchDecisionsResponse]
     """WatchDecisions streams decisions as facts, for each app in the order in which they were made, and follows until the
@@ -95,6 +100,7 @@ class AttributionServiceStub:
     gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
     the background and survives crashes: seconds, on a long log minutes.
     Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
+    Errors: INVALID_ARGUMENT for an id that is nobody's, shared ones (A8) included.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_erasure_pb2.GetErasureRequest, _erasure_pb2.GetErasureResponse]
     """GetErasure returns an erasure: how far it is, and its proof.
@@ -148,6 +154,16 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_device_pb2.GetDeviceAttributionResponse]:
         """GetDeviceAttribution returns what a device is credited to: the source of its install, and its current source (D7).
         Errors: NOT_FOUND `DEVICE_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSharedIds(
+        self,
+        request: _shared_id_pb2.ListSharedIdsRequest,
+        context: _aio.ServicerContext[_shared_id_pb2.ListSharedIdsRequest, _abc.Awaitable[_shared_id_pb2.ListSharedIdsResponse]],
+    ) -> _abc.Awaitable[_shared_id_pb2.ListSharedIdsResponse]:
+        """ListSharedIds lists the ids of an app that are nobody's, because more than 5 raw advertising ids came with each
+        (A8): constants that a careless app version sends for every user, say. Those that became so last come first.
         """
 
     @_abc_1.abstractmethod
@@ -256,6 +272,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         gateway count as received later. A proof without identifiers stays. The call returns at once; the work goes on in
         the background and survives crashes: seconds, on a long log minutes.
         Safe to repeat: forgetting a device again erases what has come since, under another erasure_id.
+        Errors: INVALID_ARGUMENT for an id that is nobody's, shared ones (A8) included.
         """
 
     @_abc_1.abstractmethod
