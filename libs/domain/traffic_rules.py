@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from libs.time import timestamp_us
+from reengage.tracker.v1.app_pb2 import Platform
 from reengage.tracker.v1.tracker_pb2 import TrafficRules
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def check_traffic_rules(path: str, rules: TrafficRules, violations: "Violations"
     if has_both and timestamp_us(rules.end_time) <= timestamp_us(rules.start_time):
         violations.add(f"{path}.end_time", "OUT_OF_RANGE", "must be after start_time")
     _check_versions(path, rules, violations)
+    _check_names(path, rules, violations)
     check_countries(path, rules, violations)
 
 
@@ -49,6 +51,18 @@ def check_countries(path: str, lists: CountryLists, violations: "Violations") ->
                 violations.add(f"{path}.{name}[{index}]", "UNKNOWN_VALUE", "must be an ISO 3166-1 code, as DE")
             elif country in countries[:index]:
                 violations.add(f"{path}.{name}[{index}]", "DUPLICATE", f"{country} is named twice")
+
+
+def _check_names(path: str, rules: TrafficRules, violations: "Violations") -> None:
+    for name, enum in (("allowed_os", Platform), ("allowed_device_types", TrafficRules.DeviceType)):
+        numbers = getattr(rules, name)
+        for index, number in enumerate(numbers):
+            if not number or number not in enum.values():
+                violations.add(
+                    f"{path}.{name}[{index}]", "UNKNOWN_VALUE", f"must be one of {', '.join(enum.keys()[1:])}"
+                )
+            elif number in numbers[:index]:
+                violations.add(f"{path}.{name}[{index}]", "DUPLICATE", f"{enum.Name(number)} is named twice")
 
 
 def _check_versions(path: str, rules: TrafficRules, violations: "Violations") -> None:

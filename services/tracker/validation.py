@@ -424,9 +424,11 @@ def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, 
 def _check_enums(path: str, message: Message, violations: Violations) -> None:
     for described, value in message.ListFields():
         inner = f"{path}.{described.name}"
+        if described.is_repeated:
+            continue  # whoever knows its items checks them
         if described.enum_type is not None and value not in described.enum_type.values_by_number:
             violations.add(inner, "UNKNOWN_VALUE", f"must be a value of {described.enum_type.name}")
-        elif described.message_type is not None and not described.is_repeated:
+        elif described.message_type is not None:
             _check_enums(inner, value, violations)
 
 

@@ -48,6 +48,7 @@ VERDICTS = (
     "WINDOW_DISABLED",
     "AFTER_CONVERSION",
     "OUTSIDE_WINDOW",
+    "TRAFFIC_RULE",
     "ENGAGEMENT_SPENT",
 )
 """Of G2, in its order; BLOCKLISTED cannot be said in a scenario."""
@@ -323,6 +324,8 @@ class Naive:
         if self.is_duplicate(engagement):
             refusals.add("DUPLICATE_CLICK")
         refusals |= visitor_refusals(engagement)
+        if self.breaks_traffic_rules(tracker, engagement.time_us, engagement.ua, engagement.country):
+            refusals.add("TRAFFIC_RULE")
         if 0 < tracker.max_conversions_per_engagement <= self.times_won(engagement.id):
             refusals.add("ENGAGEMENT_SPENT")
         return Considered(
@@ -357,6 +360,31 @@ class Naive:
         if age >= window:
             refusals.add("OUTSIDE_WINDOW")
         return refusals
+
+    def breaks_traffic_rules(self, tracker: Tracker, time: int, ua: str, country: str) -> bool:
+        """OURS: lists of what is allowed take nothing that is not known, all else only refuses what is known."""
+        rules = tracker.traffic_rules
+        if rules is None:
+            return False
+        agent = read_user_agent(ua)
+        version = []
+        if agent.get("os", "").upper() == self.app.platform:
+            version = [int(agent[part]) for part in ("major", "minor") if agent.get(part)]
+        lowest, highest = rules.min_os_version, rules.max_os_version
+        pairs = list(zip(version, lowest, strict=False)), list(zip(version, highest, strict=False))
+        differing = [next((pair for pair in each if pair[0] != pair[1]), (0, 0)) for each in pairs]
+        return any(
+            (
+                rules.start_us is not None and time < rules.start_us,
+                rules.end_us is not None and time >= rules.end_us,
+                rules.operating_systems and agent.get("os") not in rules.operating_systems,
+                differing[0][0] < differing[0][1],
+                differing[1][0] > differing[1][1],
+                rules.device_types and device_type(ua) not in rules.device_types,
+                country in rules.blocked_countries,
+                rules.allowed_countries and country not in rules.allowed_countries,
+            )
+        )
 
     def impressions_allowed(self, network_id: str, needed: TrackerType) -> bool:
         """B5."""
@@ -409,6 +437,8 @@ class Naive:
                     refusals.add("VIEW_WINDOW_ZERO")
             refusals |= self.tracker_refusals(tracker, conversion, needed)
             refusals |= self.time_refusals(conversion.time_us - claim.time_us, window)
+            if self.breaks_traffic_rules(tracker, claim.time_us, conversion.ua, conversion.country):
+                refusals.add("TRAFFIC_RULE")
         if not is_click and not self.impressions_allowed(claim.network_id, needed):
             refusals.add("IMPRESSIONS_NOT_ALLOWED")
         if not claim.granular_data_allowed and self.network(claim.network_id).granular_data_policy == "REJECT":
@@ -678,6 +708,12 @@ def read_user_agent(ua: str) -> dict[str, str]:
         model = re.search(r"FBDV/([^;]+)", ua)
         return {"os": "iOS", "major": found[1], "minor": found[2] or "0", "model": model[1] if model else "iPhone"}
     return {}
+
+
+def device_type(ua: str) -> str:
+    """Returns the type of a device, of the user agents that the tests use."""
+    types = {"iPhone;": "PHONE", "Android.*Mobile": "PHONE", "iPad": "TABLET", "Macintosh|Windows NT": "DESKTOP"}
+    return next((name for shape, name in types.items() if re.search(shape, ua)), "")
 
 
 def ip_range(ip: str) -> str:

@@ -162,6 +162,7 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
         device_ids=usable_ids(record.device),
         ip_address=record.ip,
         user_agent=record.ua,
+        country=record.country,
     )
     made.event_time.FromMicroseconds(record.time_us)
     if isinstance(record, EngagementRecord):

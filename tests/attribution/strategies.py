@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from services.attribution.decision.model import (
     MINUTE_US,
     SECOND_US,
     Claim,
+    DeviceType,
     EngagementKind,
     TrackerType,
     WindowKind,
@@ -34,6 +36,7 @@ from services.attribution.decision.rules import (
     Platform,
     Tracker,
 )
+from services.attribution.decision.traffic import TrafficRules
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 
 START_US = 20_000 * DAY_US
@@ -75,6 +78,7 @@ CROWD = (ONE, TWO, *(f"{number:08x}-0000-4000-8000-00000000000f" for number in r
 CONSTANTS: tuple[dict[str, str], ...] = (
     *({"custom": "guest-7"},) * 5, {"android_id": "guest-7"}, {"custom": "guest-8"}, {},
 )  # fmt: skip
+COUNTRIES = ("", "DE", "DE", "FR", "US")
 EVENTS = ("Purchase", "Purchase", "SessionBegin", "SessionBegin", "View")
 LENGTHS_US = (MINUTE_US, HOUR_US, 2 * HOUR_US, 12 * HOUR_US, DAY_US)
 STEPS_US = (0, 0, SECOND_US, MINUTE_US, MINUTE_US, *LENGTHS_US, *LENGTHS_US, *LENGTHS_US, 7 * DAY_US)
@@ -165,9 +169,29 @@ def trackers(random: Random) -> tuple[Tracker, ...]:
             default_tracker=tracker_id == "x12" and chance(random, 1 / 2),
             max_conversions_per_engagement=random.choice((0, 0, 1, 2)),
             create_time_us=random.randint(0, 2),
+            traffic_rules=traffic_rules(random) if chance(random, 1 / 4) else None,
         )
         for tracker_id, network_id in networks.items()
     )
+
+
+def traffic_rules(random: Random) -> TrafficRules:
+    """Draws one rule of a kind, at times two."""
+    found: dict[str, Any] = {}
+    for _ in range(random.choice((1, 1, 2))):
+        found |= random.choice(
+            (
+                {"start_us": START_US + random.choice(STEPS_US)},
+                {"end_us": START_US + 7 * DAY_US + random.choice(STEPS_US)},
+                {"operating_systems": frozenset({random.choice(("iOS", "Android"))})},
+                {"min_os_version": random.choice(((14,), (14, 1), (14, 0, 1), (17,), (26,)))},
+                {"max_os_version": random.choice(((14,), (14, 0), (13, 9, 9), (17, 2), (18,)))},
+                {"device_types": frozenset({random.choice((DeviceType.PHONE, DeviceType.TABLET))})},
+                {"allowed_countries": frozenset({"DE", "FR"})},
+                {"blocked_countries": frozenset({"DE"})},
+            )
+        )
+    return TrafficRules(**found)
 
 
 def windows(random: Random) -> dict[WindowKind, int]:
@@ -204,6 +228,7 @@ def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord
         click_id=random.choice(("", "", "n1", "n2")) if is_click else "",
         completed_view=not is_click and chance(random, 1 / 2),
         is_prefetch=chance(random, 1 / 16),
+        country=random.choice(COUNTRIES),
     )
 
 
@@ -222,6 +247,7 @@ def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord
         claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),
         is_refund=bool(name) and not is_session_start and chance(random, 1 / 12),  # a session has no amount
         is_session_start=is_session_start,
+        country=random.choice(COUNTRIES),
     )
 
 

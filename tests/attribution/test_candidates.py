@@ -10,6 +10,7 @@ from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.live.candidates import MAX_CONSIDERED
 from tests.attribution.conftest import (
     APP,
+    COUNTRIES,
     RE_TRACKER,
     World,
     click,
@@ -112,6 +113,28 @@ async def test_what_no_person_clicked_wins_nothing_and_is_repeated_by_nothing(wo
     sentences = {sentence.split(" on ")[0]: sentence.partition(" UTC ")[2] for sentence in said.sentences}
     assert sentences["Click b9"] == "was refused: the search engine's crawler Googlebot made it, no person."
     assert clicked.summary.endswith(" by a link preview of WhatsApp. No person made it, so it wins nothing.")
+
+
+async def test_a_traffic_rule_refuses_and_explain_says_which(world: World) -> None:
+    german, french = COUNTRIES
+    narrowed = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
+    narrowed.tracker.traffic_rules.allowed_countries.append("DE")
+    await world.feed.publish(narrowed)
+    async with world.worker():
+        await world.send(
+            click(0, device(1), record_id="german", ip_address=german),
+            click(10, device(1), record_id="french", ip_address=french),
+            click(20, device(1), record_id="anywhere"),
+        )
+        await world.send(event(30, device(1), record_id="e1", ip_address=french))
+        (e1,) = await world.decided("e1")
+        said = await world.attribution.ExplainDecision(
+            explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id="e1")
+        )
+    assert (e1.outcome, e1.engagement_id) == (REENGAGED, "german")
+    anywhere, french_, _ = (sentence.partition(" UTC ")[2] for sentence in said.sentences)
+    assert anywhere == ("was refused: its tracker's traffic rules do not take its country, which is not known.")
+    assert french_ == "was refused: its tracker's traffic rules do not take its country, FR."
 
 
 async def test_a_duplicate_click_of_another_device_is_no_candidate(world: World) -> None:

@@ -25,6 +25,7 @@ from services.attribution.decision.model import (
     TrackerType,
     UserAgent,
     Verdict,
+    Visitor,
     WindowKind,
 )
 from services.attribution.decision.rules import (
@@ -39,6 +40,7 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
+from services.attribution.decision.traffic import TrafficRules
 
 NOW = 1_000 * DAY_US
 KEY = b"device"
@@ -138,14 +140,23 @@ HOPELESS = replace(
     ip="1.1.1.1",
     duplicate=True,
     valid=False,
+    visitor=Visitor.BOT,
     time_us=NOW,
 )
 """An impression on an archived tracker of the wrong type, and so on: every refusal of G2 but those of claims holds."""
-WORST = replace(UA, live=False, windows={WindowKind.IMPRESSION_IP: DISABLED}, max_conversions_per_engagement=1)
+UNIQUE = replace(HOPELESS, device_keys=(), duplicate=False)
+WORST = replace(
+    UA,
+    live=False,
+    windows={WindowKind.IMPRESSION_IP: DISABLED},
+    max_conversions_per_engagement=1,
+    traffic_rules=TrafficRules(end_us=0),
+)
 MUTE = replace(ACME, supports_impressions=False)
 RE_WORST = replace(WORST, live=True, type=TrackerType.REENGAGEMENT)
 SELECTED = replace(RE_WORST, events=RE.events)
 OPEN = replace(SELECTED, windows={})
+FREE = replace(OPEN, traffic_rules=None)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +168,15 @@ OPEN = replace(SELECTED, windows={})
         (SELECTED, MUTE, HOPELESS, Verdict.IMPRESSIONS_NOT_ALLOWED),
         (SELECTED, ACME, HOPELESS, Verdict.MATCH_KIND_NOT_ALLOWED),
         (SELECTED, ACME, replace(HOPELESS, device_keys=()), Verdict.DUPLICATE_CLICK),
-        (SELECTED, ACME, replace(HOPELESS, device_keys=(), duplicate=False), Verdict.BLOCKLISTED),
-        (SELECTED, ACME, replace(HOPELESS, device_keys=(), duplicate=False, valid=True), Verdict.WINDOW_DISABLED),
-        (OPEN, ACME, replace(HOPELESS, device_keys=(), duplicate=False, valid=True), Verdict.AFTER_CONVERSION),
-        (OPEN, ACME, replace(CLICK, tracker_id="ua", time_us=NOW - 30 * DAY_US), Verdict.OUTSIDE_WINDOW),
-        (OPEN, ACME, replace(CLICK, tracker_id="ua"), Verdict.ENGAGEMENT_SPENT),
-        (replace(OPEN, max_conversions_per_engagement=2), ACME, replace(CLICK, tracker_id="ua"), Verdict.WON),
+        (SELECTED, ACME, UNIQUE, Verdict.BOT),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PREFETCH), Verdict.PREFETCH),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PERSON), Verdict.BLOCKLISTED),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PERSON, valid=True), Verdict.WINDOW_DISABLED),
+        (OPEN, ACME, replace(UNIQUE, visitor=Visitor.PERSON, valid=True), Verdict.AFTER_CONVERSION),
+        (OPEN, ACME, replace(CLICK, time_us=NOW - 30 * DAY_US), Verdict.OUTSIDE_WINDOW),
+        (OPEN, ACME, CLICK, Verdict.TRAFFIC_RULE),
+        (FREE, ACME, CLICK, Verdict.ENGAGEMENT_SPENT),
+        (replace(FREE, max_conversions_per_engagement=2), ACME, CLICK, Verdict.WON),
     ],
     ids=lambda value: value.value if isinstance(value, Verdict) else "",
 )
@@ -194,6 +208,12 @@ def test_g2_of_several_verdicts_the_first_is_stored(
         ),
         ((XRE,), SAN, replace(CLAIM, time_us=NOW), Verdict.AFTER_CONVERSION),
         ((XRE,), SAN, replace(CLAIM, time_us=NOW - 14 * DAY_US), Verdict.OUTSIDE_WINDOW),
+        (
+            (replace(XRE, traffic_rules=TrafficRules(start_us=CLAIM.time_us + 1)),),
+            SAN,
+            CLAIM,
+            Verdict.TRAFFIC_RULE,
+        ),
         ((XRE,), SAN, replace(CLAIM, time_us=NOW - 14 * DAY_US + 1), Verdict.WON),
     ],
     ids=lambda value: value.value if isinstance(value, Verdict) else "",

@@ -427,6 +427,14 @@ WINNER.engagement_id = "k0"
                 "inside its window of 7 days (built in), matched by its click id."
             ),
         ),
+        (
+            candidate(decision_pb2.VERDICT_TRAFFIC_RULE, traffic_rule=decision_pb2.TRAFFIC_RULE_DATES),
+            "was refused: its tracker's traffic rules do not take that time.",
+        ),
+        (
+            candidate(decision_pb2.VERDICT_TRAFFIC_RULE, traffic_rule=decision_pb2.TRAFFIC_RULE_OS_VERSION),
+            "was refused: its tracker's traffic rules do not take its version of the operating system.",
+        ),
         (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),
     ],
     ids=lambda value: (

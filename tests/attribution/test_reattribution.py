@@ -42,6 +42,7 @@ from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.rulebook import Rulebook
 from tests.attribution.conftest import (
     APP,
+    COUNTRIES,
     OTHER_RE_TRACKER,
     RE_TRACKER,
     UA_TRACKER,
@@ -243,6 +244,23 @@ async def test_what_if_says_what_would_change_and_writes_nothing(world: World) -
     assert parts[-1].resume_token == ""
 
 
+async def test_what_if_shows_what_traffic_rules_would_have_refused(world: World) -> None:
+    """The country is the one that was known when the click was received."""
+    german, french = COUNTRIES
+    async with working(world):
+        await world.send(click(0, device(1), record_id="k1", ip_address=german))
+        await world.send(click(0, device(2), record_id="k2", ip_address=french))
+        await world.send(event(HOUR, device(1), record_id="e1"), event(HOUR, device(2), record_id="e2"))
+        await world.decided("e1", "e2")
+    narrowed = tracker_resource(RE_TRACKER, network_id="acme", events=["Purchase"])
+    narrowed.tracker.traffic_rules.allowed_countries.append("DE")
+    changed = [pair async for part in world.attribution.WhatIf(what_if(narrowed)) for pair in part.changed]
+    assert [pair.after.conversion_id for pair in changed] == ["e2"]
+    (refused,) = changed[0].after.candidates
+    assert refused.verdict == decision_pb2.VERDICT_TRAFFIC_RULE
+    assert refused.traffic_rule == decision_pb2.TRAFFIC_RULE_COUNTRY
+
+
 async def test_what_if_of_a_part_of_the_time_leaves_the_rest_as_it_is(world: World) -> None:
     async with working(world):
         await a_story(world)
@@ -316,6 +334,8 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
     wrong.tracker.windows.click_device.duration.FromSeconds(31 * 86_400)
     wrong.tracker.windows.impression_ip.unlimited = True
     wrong.tracker.create_time.seconds = 1 << 60
+    wrong.tracker.traffic_rules.min_os_version = "17.x"
+    wrong.tracker.traffic_rules.allowed_device_types.append(9)  # type: ignore[arg-type]
     app = app_pb2.App(app_id=APP)
     app.settings.windows.event_association.duration.FromSeconds(59)
     app.settings.retention.FromSeconds(0)
@@ -332,6 +352,8 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
             ("overrides[1].tracker.windows.click_device.duration", "OUT_OF_RANGE"),
             ("overrides[1].tracker.windows.impression_ip.unlimited", "NOT_ALLOWED"),
             ("overrides[1].tracker.max_conversions_per_engagement", "OUT_OF_RANGE"),
+            ("overrides[1].tracker.traffic_rules.min_os_version", "INVALID_VERSION"),
+            ("overrides[1].tracker.traffic_rules.allowed_device_types[0]", "UNKNOWN_VALUE"),
             ("overrides[2].app.settings.windows.event_association.duration", "OUT_OF_RANGE"),
             ("overrides[2].app.settings.retention", "OUT_OF_RANGE"),
         ],

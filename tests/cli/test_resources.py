@@ -125,11 +125,14 @@ def test_traffic_rules_are_set_one_by_one_and_cleared(app: Commands) -> None:
     assert "has no traffic rules" in app.done("traffic-rules get P-t")
     app.done("traffic-rules set P-t allowed_countries=DE,FR")
     app.done("traffic-rules set P-t start_time=2026-03-01 min_os_version=16")
+    app.done("traffic-rules set P-t allowed_os=ios allowed_device_types=PHONE,TABLET")
     rules = app.json("traffic-rules get P-t")
     assert rules == {
         "allowed_countries": ["DE", "FR"],
         "start_time": "2026-03-01T00:00:00Z",
         "min_os_version": "16",
+        "allowed_os": ["PLATFORM_IOS"],
+        "allowed_device_types": ["DEVICE_TYPE_PHONE", "DEVICE_TYPE_TABLET"],
     }
     assert "DE, FR" in app.done("traffic-rules get P-t")
     wrong = app("traffic-rules set P-t min_os=16")

@@ -16,7 +16,7 @@ from reengage.tracker.v1 import (
     network_settings_pb2,
     segment_pb2,
 )
-from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
 from reengage.tracker.v1.network_pb2 import Network, PostbackNeed
 from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
@@ -417,6 +417,9 @@ GOOD |= {
         start_time=at(1), end_time=at(2), min_os_version="9", max_os_version="17.4.1", allowed_countries=countries(250)
     ),
     "blocked countries": ruled(blocked_countries=["DE"]),
+    "operating systems and types of devices": ruled(
+        allowed_os=[PLATFORM_ANDROID, PLATFORM_IOS], allowed_device_types=[TrafficRules.DEVICE_TYPE_TV]
+    ),
     "the highest version includes the lowest": ruled(min_os_version="17.4", max_os_version="17"),
     "target event": san_reengagement(target_event="x" * 128, bundle_id="b" * 128),
     "not shared": acquisition(share_with_publisher=False),
@@ -445,6 +448,13 @@ WRONG |= {
     "versions": (
         ruled(min_os_version="17.x", max_os_version="1.2.3.4"),
         {(f"{RULES}.min_os_version", "INVALID_VERSION"), (f"{RULES}.max_os_version", "INVALID_VERSION")},
+    ),
+    "operating systems": (
+        ruled(allowed_os=[0, PLATFORM_IOS, PLATFORM_IOS]),
+        {(f"{RULES}.allowed_os[0]", "UNKNOWN_VALUE"), (f"{RULES}.allowed_os[2]", "DUPLICATE")},
+    ),
+    "a type of device nobody knows": (
+        ruled(allowed_device_types=[9]), {(f"{RULES}.allowed_device_types[0]", "UNKNOWN_VALUE")},
     ),
     "highest version below lowest": (
         ruled(min_os_version="17.5", max_os_version="17.4"), {(f"{RULES}.max_os_version", OUT_OF_RANGE)},

@@ -26,18 +26,23 @@ from services.attribution.decision.model import (
     Outcome,
     Reason,
     TrackerType,
+    TrafficRule,
+    UserAgent,
     Verdict,
     Visitor,
     WindowKind,
 )
 from services.attribution.decision.rules import (
     DISABLED,
+    App,
     AppRules,
     DeviceAttribution,
     GranularDataPolicy,
     Platform,
+    Tracker,
     TrackerRules,
 )
+from services.attribution.decision.traffic import broken_rule
 
 CONSIDERED_US = 31 * DAY_US
 """An engagement further than this from the conversion, on either side, is not considered at all."""
@@ -212,10 +217,12 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
     window, level = windows[window_kind], rules.levels[window_kind]
     if window_kind is WindowKind.CLICK_MODELED and 0 < lookback_us < windows[WindowKind.CLICK_EQUALIZER].us:
         level = rules.levels[WindowKind.CLICK_EQUALIZER]  # C1: lifted, but judged by its modeled window all the same
+    rule = _broken_rule(tracker, rules.app, engagement.time_us, engagement.user_agent, engagement.country)
     verdict = (
         _refusal_by_tracker(rules_of_tracker, kind, contest)
         or _refusal_of_engagement(engagement, matched_by, contest.inclusive)
         or _refusal_by_window(window.us, lookback_us, is_given_back=is_given_back)
+        or (None if rule is None else Verdict.TRAFFIC_RULE)
         or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
     )
@@ -233,13 +240,17 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         window.us,
         window.layer,
         engagement.completed_view,
+        traffic_rule=rule if verdict is Verdict.TRAFFIC_RULE else None,
     )
 
 
 def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
-    """Judges as `_judge_engagement`. OURS: each claim is an answer of its own, so D5 does not limit it."""
-    rules = contest.rules
-    lookback_us = contest.conversion.time_us - claim.time_us
+    """Judges as `_judge_engagement`. OURS: each claim is an answer of its own, so D5 does not limit it.
+
+    OURS: its traffic is its own time and, as its network tells no more, the device of the conversion.
+    """
+    rules, conversion = contest.rules, contest.conversion
+    lookback_us = conversion.time_us - claim.time_us
     claim_id, network_id = claim.candidate_id, claim.network_id
     rules_of_tracker = rules.tracker_for_claim(network_id, claim.campaign_name, contest.needed, contest.selected_event)
     if rules_of_tracker is None:
@@ -248,10 +259,12 @@ def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
     tracker, network, windows = rules_of_tracker
     window_kind = _WINDOW_OF[claim.kind, MatchKind.CLAIM]
     window = windows[window_kind]
+    rule = _broken_rule(tracker, rules.app, claim.time_us, conversion.user_agent, conversion.country)
     verdict = (
         _refusal_by_tracker(rules_of_tracker, claim.kind, contest)
         or _refusal_of_claim(claim, network.granular_data_policy, window.us)
         or _refusal_by_window(window.us, lookback_us)
+        or (None if rule is None else Verdict.TRAFFIC_RULE)
         or Verdict.WON
     )
     return Candidate(
@@ -268,6 +281,7 @@ def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
         window.us,
         window.layer,
         redacted=not claim.granular_data_allowed,
+        traffic_rule=rule if verdict is Verdict.TRAFFIC_RULE else None,
     )
 
 
@@ -317,6 +331,13 @@ def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool 
     if lookback_us >= window_us:
         return Verdict.OUTSIDE_WINDOW
     return None
+
+
+def _broken_rule(
+    tracker: Tracker, app: App, time_us: int, user_agent: UserAgent | None, country: str
+) -> TrafficRule | None:
+    rules = tracker.traffic_rules
+    return None if rules is None else broken_rule(rules, app.platform.os, time_us, user_agent, country)
 
 
 def _refusal_by_limit(limit: int, won: int) -> Verdict | None:

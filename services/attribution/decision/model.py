@@ -73,6 +73,25 @@ class Visitor(IntEnum):
     PREFETCH = 2
 
 
+class DeviceType(StrEnum):
+    """The type of a device, as far as its user agent tells."""
+
+    PHONE = "PHONE"
+    TABLET = "TABLET"
+    TV = "TV"
+    DESKTOP = "DESKTOP"
+
+
+class TrafficRule(StrEnum):
+    """The kind of a tracker's traffic rule, in the order in which they are asked."""
+
+    DATES = "DATES"
+    OS = "OS"
+    OS_VERSION = "OS_VERSION"
+    DEVICE_TYPE = "DEVICE_TYPE"
+    COUNTRY = "COUNTRY"
+
+
 class Outcome(StrEnum):
     ATTRIBUTED = "ATTRIBUTED"
     ORGANIC = "ORGANIC"
@@ -123,6 +142,7 @@ class Verdict(StrEnum):
     WINDOW_DISABLED = "WINDOW_DISABLED"
     AFTER_CONVERSION = "AFTER_CONVERSION"
     OUTSIDE_WINDOW = "OUTSIDE_WINDOW"
+    TRAFFIC_RULE = "TRAFFIC_RULE"
     ENGAGEMENT_SPENT = "ENGAGEMENT_SPENT"
     LOST_TO_HIGHER_LEVEL = "LOST_TO_HIGHER_LEVEL"
     LOST_TO_COMPLETED_VIEW = "LOST_TO_COMPLETED_VIEW"
@@ -130,12 +150,16 @@ class Verdict(StrEnum):
 
 
 class UserAgent(NamedTuple):
-    """The parts of a user agent that are compared (A1); "" for what it does not tell, or hides (A5)."""
+    """The parts of a user agent that are compared (A1), and its `DeviceType`, for traffic rules.
+
+    "" for what it does not tell, or hides (A5).
+    """
 
     model: str
     os: str
     os_major: str
     os_minor: str
+    device_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +168,8 @@ class Engagement:
 
     `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
     network's id (A6), not ours: ours is `engagement_id`. `ip` is normalised, "" when absent. Not `valid`: the click
-    failed its signature check or came too late. `duplicate` as `matching.duplicates` says (A6).
+    failed its signature check or came too late. `duplicate` as `matching.duplicates` says (A6). `country`
+    is that of its address, ISO 3166-1, "" when it is not known.
     """
 
     engagement_id: str
@@ -159,6 +184,7 @@ class Engagement:
     valid: bool = True
     duplicate: bool = False
     visitor: Visitor = Visitor.PERSON
+    country: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -182,7 +208,7 @@ class Conversion:
 
     `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own
     click id that came back, "" when none did. `has_idfa` tells whether the record itself carried a usable IDFA (A4),
-    `is_refund` whether its amount is negative (D11).
+    `is_refund` whether its amount is negative (D11). `country` as of an engagement.
     """
 
     conversion_id: str
@@ -196,6 +222,7 @@ class Conversion:
     limit_ad_tracking: bool = False
     has_idfa: bool = False
     is_refund: bool = False
+    country: str = ""
 
 
 class Candidate(NamedTuple):
@@ -204,7 +231,7 @@ class Candidate(NamedTuple):
     `tracker_id` and `network_id` are "" where none is known: a claim that no tracker fits has only its network.
     `window` is the one that applies to it and `level` the one it competes on, None and 0 without a tracker.
     `lookback_us` is negative when it came after the conversion, and 0 when a conversion from before it gave it back
-    (B1). `redacted`: its campaign is withheld (E2).
+    (B1). `redacted`: its campaign is withheld (E2). `traffic_rule`: which of its tracker's refused it, if one did.
     """
 
     engagement_id: str
@@ -221,6 +248,7 @@ class Candidate(NamedTuple):
     window_layer: Layer | None = None
     completed_view: bool = False
     redacted: bool = False
+    traffic_rule: TrafficRule | None = None
 
     @property
     def is_influencer(self) -> bool:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from services.attribution.decision.model import DAY_US, Layer, TrackerType, WindowKind
+from services.attribution.decision.traffic import TrafficRules
 
 DISABLED = 0
 """A window that matches nothing: no lookback is above 0 and below 0 (B1)."""
@@ -47,6 +48,11 @@ WATERFALL: Waterfall = (
 class Platform(StrEnum):
     IOS = "IOS"
     ANDROID = "ANDROID"
+
+    @property
+    def os(self) -> str:
+        """Returns its operating system, as user agents name it."""
+        return "iOS" if self is Platform.IOS else "Android"
 
 
 class DeviceAttribution(StrEnum):
@@ -102,7 +108,10 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracker:
-    """A tracker of the app. `windows` may hold POST_ENGAGEMENT and POST_VIEW (B4). No limit of conversions: 0 (D5)."""
+    """A tracker of the app. `windows` may hold POST_ENGAGEMENT and POST_VIEW (B4). No limit of conversions: 0 (D5).
+
+    Without rules on its traffic: None.
+    """
 
     tracker_id: str
     network_id: str
@@ -115,6 +124,7 @@ class Tracker:
     default_tracker: bool = False
     max_conversions_per_engagement: int = 0
     create_time_us: int = 0
+    traffic_rules: TrafficRules | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

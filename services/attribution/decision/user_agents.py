@@ -5,13 +5,15 @@ from functools import lru_cache
 
 from ua_parser import parse_device, parse_os
 
-from services.attribution.decision.model import UserAgent
+from services.attribution.decision.model import DeviceType, UserAgent
 
 # Browsers that hide what device they run on name one of these instead.
 _HIDDEN_MODELS = frozenset({"K", "Smartphone", "Tablet", "iOS-Device"})
 _DARWIN = re.compile(r"\bDarwin/(\d+)")
 _SAFARI_VERSION = re.compile(r"\bVersion/(\d+)")
 _FIRST_FROZEN_SAFARI = 26
+_DESKTOPS = frozenset({"Windows", "Mac OS X", "Linux", "Ubuntu", "Fedora", "Chrome OS"})
+_TV = re.compile(r"\b(?:TV|SMART-TV|GoogleTV|BRAVIA|AFT[A-Z]\w*)\b", re.IGNORECASE)
 _APPLE_FAMILIES = ("iPhone", "iPad", "iPod")
 
 
@@ -39,7 +41,8 @@ def parse_user_agent(raw: str) -> UserAgent | None:
         model = ""
         if "AppleWebKit" in raw and (os.family, major) == ("Android", "10"):
             major = minor = ""
-    return UserAgent(model=model, os=os.family, os_major=major, os_minor=minor)
+    type_ = _device_type(raw, os.family)
+    return UserAgent(model=model, os=os.family, os_major=major, os_minor=minor, device_type=type_)
 
 
 def are_alike(one: UserAgent | None, other: UserAgent | None, *, omit_os_minor: bool) -> bool:
@@ -57,6 +60,19 @@ def are_alike(one: UserAgent | None, other: UserAgent | None, *, omit_os_minor: 
     if know_models and not _is_one_model(one.model, other.model):
         return False
     return know_versions or know_models
+
+
+def _device_type(raw: str, os: str) -> str:
+    """Returns the type of a device, "" when its user agent does not tell, as those of apps do not on Android."""
+    if os == "iOS":
+        return DeviceType.TABLET if "iPad" in raw else DeviceType.PHONE if "iPhone" in raw or "iPod" in raw else ""
+    if os != "Android":
+        return DeviceType.DESKTOP if os in _DESKTOPS else ""
+    if _TV.search(raw):
+        return DeviceType.TV
+    if "Mobile" in raw:
+        return DeviceType.PHONE
+    return DeviceType.TABLET if "AppleWebKit" in raw else ""
 
 
 def _is_one_model(one: str, other: str) -> bool:

@@ -41,11 +41,12 @@ CREATE TABLE engagements (
     tracker_id text NOT NULL,
     device_keys bytea NOT NULL, -- 16 bytes each, one after the other
     ip text NOT NULL,
-    user_agent text, -- the signature: model, OS, major and minor version, with tabs between
+    user_agent text, -- model, OS, major and minor version, type of device, with tabs between
     click_id text NOT NULL,
     completed_view boolean NOT NULL,
     is_valid boolean NOT NULL,
     visitor smallint NOT NULL CHECK (visitor BETWEEN 0 AND 2), -- reengage.ingest.v1.Visitor; 0: a person
+    country text NOT NULL, -- ISO 3166-1; empty when it is not known
     record bytea, -- reengage.ingest.v1.Record, only in the row under the engagement's own key
     retention_days smallint NOT NULL,
     -- A repeat of a row has its time and retention: the key holds them, as a partitioned table's must.

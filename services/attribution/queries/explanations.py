@@ -32,7 +32,7 @@ from services.attribution.storage.explanations import (
 
 Explanation = explanation_pb2.ExplainDecisionResponse
 
-_TOLD_BY_RECORD = frozenset({decision_pb2.VERDICT_BOT})
+_TOLD_BY_RECORD = frozenset({decision_pb2.VERDICT_BOT, decision_pb2.VERDICT_TRAFFIC_RULE})
 
 LOOK_UP_TIMEOUT_S = 2.0
 """How long ingest has to answer: well within the deadline of the caller, who must learn that ingest hangs."""

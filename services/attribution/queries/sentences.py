@@ -43,6 +43,14 @@ _REFUSALS = {
     decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
 }
 
+_TRAFFIC = {
+    decision_pb2.TRAFFIC_RULE_DATES: "that time",
+    decision_pb2.TRAFFIC_RULE_OS: "its operating system",
+    decision_pb2.TRAFFIC_RULE_OS_VERSION: "its version of the operating system",
+    decision_pb2.TRAFFIC_RULE_DEVICE_TYPE: "its type of device",
+    decision_pb2.TRAFFIC_RULE_COUNTRY: "its country",
+}
+
 _LOST = frozenset(
     (
         decision_pb2.VERDICT_LOST_TO_HIGHER_LEVEL,
@@ -284,6 +292,8 @@ def _fate(
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
         case decision_pb2.VERDICT_BOT:
             return f"was refused: {_bot(record)} made it, no person"
+        case decision_pb2.VERDICT_TRAFFIC_RULE:
+            return f"was refused: its tracker's traffic rules do not take {_traffic(candidate, record)}"
         case decision_pb2.VERDICT_OUTSIDE_WINDOW:
             return f"was refused: {lookback}, outside its window of {_window(candidate)}, {_match(candidate)}"
         case decision_pb2.VERDICT_WINDOW_DISABLED:
@@ -319,6 +329,14 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
 def _bot(record: record_pb2.Record | None) -> str:
     """Returns words for the bot that made an engagement (A9); its sender may know it by more than its user agent."""
     return (record and find_bot(record.user_agent)) or "a bot"
+
+
+def _traffic(candidate: decision_pb2.Candidate, record: record_pb2.Record | None) -> str:
+    """Returns words for what a traffic rule refused; `record` has the country of an engagement that is still stored."""
+    words = _TRAFFIC.get(candidate.traffic_rule, "it")
+    if candidate.traffic_rule != decision_pb2.TRAFFIC_RULE_COUNTRY or record is None:
+        return words
+    return f"{words}, {record.country or 'which is not known'}"
 
 
 def _before(candidate: decision_pb2.Candidate, conversion: str) -> str:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.setting_ranges import check_ranges
+from libs.domain.traffic_rules import check_traffic_rules
 from libs.errors import Violations
 from libs.time import is_timestamp
 from reengage.tracker.v1 import (
@@ -61,6 +62,8 @@ def _check(held: Sources, app_id: str, overrides: Sequence[snapshot_pb2.Resource
             violations.add(f"{field}.network_id", "NOT_FOUND", "there is no such network")
         _check_texts_and_times(field, resource, violations)
         check_ranges(field, resource, violations)
+        if kind == "tracker":
+            check_traffic_rules(f"{field}.traffic_rules", resource.traffic_rules, violations)
     violations.check()
 
 

@@ -1,7 +1,8 @@
 """A scenario: a small story of settings and of what was received, in order of receipt.
 
 OURS: the records know what the format does not show but the rules speak of: claims on installs (F1),
-`limit_ad_tracking` on events (A4), and `prefetch` on clicks and impressions (A9).
+`limit_ad_tracking` on events (A4), `prefetch` on clicks and impressions (A9), and the `country` of an address, which a
+database would tell.
 """
 
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ class EngagementRecord:
     click_id: str = ""
     completed_view: bool = False
     is_prefetch: bool = False
+    country: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class ConversionRecord:
     claims: tuple[Claim, ...] = ()
     is_refund: bool = False
     is_session_start: bool = False
+    country: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

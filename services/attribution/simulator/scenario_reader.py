@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from libs.domain.device_ids import PRIMARY_KINDS
 from libs.domain.event_names import SESSION_BEGIN
 from libs.domain.setting_ranges import DURATIONS, WINDOWS
-from services.attribution.decision.model import Claim, EngagementKind, TrackerType, WindowKind
+from services.attribution.decision.model import Claim, DeviceType, EngagementKind, TrackerType, WindowKind
 from services.attribution.decision.rules import (
     BUILT_IN_WINDOWS,
     DISABLED,
@@ -20,6 +20,7 @@ from services.attribution.decision.rules import (
     Platform,
     Tracker,
 )
+from services.attribution.decision.traffic import TrafficRules
 from services.attribution.simulator.scenario import OUTPUT_KEYS, ConversionRecord, EngagementRecord, Scenario
 from services.attribution.simulator.values import (
     MisfitError,
@@ -30,11 +31,13 @@ from services.attribution.simulator.values import (
     one_of,
     parse_amount,
     parse_count,
+    parse_country,
     parse_flag,
     parse_id,
     parse_ip,
     parse_text,
     parse_time,
+    parse_version,
     plain,
 )
 
@@ -174,6 +177,7 @@ class ScenarioReader:
             **{name: duration_in(DURATIONS[name], _OFF) for name in _CLAIM_WINDOWS},
             "max_conversions_per_engagement": parse_count,
             "create_time": parse_time,
+            "traffic_rules": self._traffic_rules,
         }
         found = self._object(value, required, optional)
         windows = found.pop("windows", {})
@@ -193,6 +197,7 @@ class ScenarioReader:
             default_tracker=found.get("default_tracker", False),
             max_conversions_per_engagement=found.get("max_conversions_per_engagement", 0),
             create_time_us=found.get("create_time", len(self._trackers)),
+            traffic_rules=found.get("traffic_rules"),
         )
         if tracker.default_tracker and tracker.live:
             # An acquisition tracker selects nothing, and one without events is the default one of nothing else.
@@ -201,6 +206,29 @@ class ScenarioReader:
                 raise MisfitError(f"a second default tracker of {tracker.network_id}, type and event (E3)")
             self._defaults |= selected
         return tracker
+
+    def _traffic_rules(self, value: Any) -> TrafficRules:
+        optional = {
+            "start_time": parse_time,
+            "end_time": parse_time,
+            "allowed_os": self._list(one_of(Platform)),
+            "min_os_version": parse_version,
+            "max_os_version": parse_version,
+            "allowed_device_types": self._list(one_of(DeviceType)),
+            "allowed_countries": self._list(parse_country),
+            "blocked_countries": self._list(parse_country),
+        }
+        found = self._object(value, {}, optional)
+        return TrafficRules(
+            start_us=found.get("start_time"),
+            end_us=found.get("end_time"),
+            operating_systems=frozenset(platform.os for platform in found.get("allowed_os", ())),
+            min_os_version=found.get("min_os_version", ()),
+            max_os_version=found.get("max_os_version", ()),
+            device_types=frozenset(found.get("allowed_device_types", ())),
+            allowed_countries=frozenset(found.get("allowed_countries", ())),
+            blocked_countries=frozenset(found.get("blocked_countries", ())),
+        )
 
     def _definition(self, value: Any) -> EventDefinition:
         optional = {
@@ -246,7 +274,12 @@ class ScenarioReader:
     def _sender(self) -> dict[str, Parser]:
         """Returns the keys that tell of the device that sent a record."""
         ids = _Shape({}, dict.fromkeys(PRIMARY_KINDS, parse_text))
-        return {"device": lambda value: self._fit(value, ids), "ip": parse_ip, "ua": parse_text}
+        return {
+            "device": lambda value: self._fit(value, ids),
+            "ip": parse_ip,
+            "ua": parse_text,
+            "country": parse_country,
+        }
 
     def _claim(self, value: Any) -> Claim:
         required = {"network": known_id(self._self_attributing, "self-attributing network"), "at": parse_time}

@@ -115,6 +115,7 @@ class _Story:
             click_id=record.click_id,
             completed_view=record.completed_view,
             visitor=_visitor(record),
+            country=record.country,
         )
         self._engagements[record.id] = engagement
         for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
@@ -154,6 +155,7 @@ class _Story:
             limit_ad_tracking=record.limit_ad_tracking,
             has_idfa="idfa" in device_ids,
             is_refund=record.is_refund,
+            country=record.country,
         )
         keys = conversion_keys(app, conversion)
         found = {engagement_id for key in keys for engagement_id in self._ids_by_key.get(key, ())}

@@ -91,6 +91,22 @@ def parse_time(value: Any) -> int:
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
 
 
+def parse_country(value: Any) -> str:
+    """Returns an ISO 3166-1 code. `NO` without quotes is Norway, and no flag."""
+    text = str(value) if isinstance(value, str) else ""
+    if not re.fullmatch(r"[A-Z]{2}", text):
+        raise MisfitError("should be an ISO 3166-1 code, as DE")
+    return text
+
+
+def parse_version(value: Any) -> tuple[int, ...]:
+    """Returns the numbers of a version."""
+    text = parse_text(value)
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,5}){0,2}", text):
+        raise MisfitError("should be 1 to 3 numbers with dots, as 17.4")
+    return tuple(int(part) for part in text.split("."))
+
+
 def plain(value: Any) -> Any:
     """Returns a value as JSON would have it: a time or a word that YAML knows otherwise stays a text."""
     if isinstance(value, list):

@@ -25,6 +25,7 @@ class EngagementRow(NamedTuple):
     completed_view: bool
     is_valid: bool
     visitor: int
+    country: str
     record: bytes | None
     retention_days: int
 
@@ -119,12 +120,13 @@ async def insert_engagements(connection: Connection, rows: Collection[Engagement
         """
         INSERT INTO engagements (
             match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, record, retention_days
+            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor,
+            country, record, retention_days
         )
         SELECT * FROM unnest(
             $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
             $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::smallint[],
-            $15::bytea[], $16::smallint[]
+            $15::text[], $16::bytea[], $17::smallint[]
         )
         ON CONFLICT DO NOTHING
         """,
@@ -192,7 +194,7 @@ async def find_engagements(
         CROSS JOIN LATERAL (
             (
                 SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid, visitor
+                       completed_view, is_valid, visitor, country
                 FROM engagements
                 WHERE match_key = asked.match_key
                   AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
@@ -203,7 +205,7 @@ async def find_engagements(
             UNION ALL
             (
                 SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid, visitor
+                       completed_view, is_valid, visitor, country
                 FROM engagements
                 WHERE match_key = asked.match_key
                   AND time_us >= asked.time_us AND time_us <= asked.time_us + $6
@@ -259,7 +261,7 @@ async def find_further(
         ) AS trackers
         CROSS JOIN LATERAL (
             SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                   completed_view, is_valid, visitor
+                   completed_view, is_valid, visitor, country
             FROM (
                 SELECT * FROM engagements
                 WHERE match_key = asked.match_key
@@ -374,6 +376,7 @@ def _engagement(
     completed_view: bool,
     is_valid: bool,
     visitor: int,
+    country: str,
 ) -> Engagement:
     return Engagement(
         engagement_id=engagement_id,
@@ -387,4 +390,5 @@ def _engagement(
         completed_view=completed_view,
         valid=is_valid,
         visitor=Visitor(visitor),
+        country=country,
     )

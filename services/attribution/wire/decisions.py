@@ -22,6 +22,7 @@ _KINDS = {name.removeprefix("MATCH_KIND_"): number for name, number in decision_
 _REASONS = {name.removeprefix("REASON_"): number for name, number in decision_pb2.Reason.items()}
 _VERDICTS = {name.removeprefix("VERDICT_"): number for name, number in decision_pb2.Verdict.items()}
 _ENGAGEMENTS = {name.removeprefix("ENGAGEMENT_KIND_"): number for name, number in decision_pb2.EngagementKind.items()}
+_TRAFFIC_RULES = {name.removeprefix("TRAFFIC_RULE_"): number for name, number in decision_pb2.TrafficRule.items()}
 _LAYERS = {name.removeprefix("LAYER_"): number for name, number in decision_pb2.Layer.items()}
 
 _TYPE_OF = {number: AttributionType(name) for name, number in _TYPES.items() if number}
@@ -205,6 +206,8 @@ def _candidate(candidate: Candidate) -> decision_pb2.Candidate:
         level=candidate.level,
         lookback=to_duration(candidate.lookback_us),
     )
+    if candidate.traffic_rule is not None:
+        message.traffic_rule = _TRAFFIC_RULES[candidate.traffic_rule]
     if candidate.window_layer is not None:
         message.window_layer = _LAYERS[candidate.window_layer]
         if candidate.window_us:

@@ -75,6 +75,7 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
                 completed_view=engagement.completed_view,
                 is_valid=engagement.valid,
                 visitor=engagement.visitor,
+                country=engagement.country,
                 record=entry.record if key == own else None,
                 retention_days=app.retention_days,
             )
@@ -124,6 +125,7 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
         completed_view=completed_view,
         valid=valid,
         visitor=visitor,
+        country=record.country,
     )
 
 
@@ -140,6 +142,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
         is_refund=record.event.revenue.amount_micros < 0,
+        country=record.country,
     )
 
 

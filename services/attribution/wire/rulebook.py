@@ -15,7 +15,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
     windows_pb2,
 )
-from services.attribution.decision.model import TrackerType, WindowKind
+from services.attribution.decision.model import DeviceType, TrackerType, WindowKind
 from services.attribution.decision.rules import (
     DEFAULT_MTR_US,
     DISABLED,
@@ -32,7 +32,14 @@ from services.attribution.decision.rules import (
     Tracker,
     compile_rules,
 )
+from services.attribution.decision.traffic import TrafficRules
 
+_DEVICE_TYPES = {
+    tracker_pb2.TrafficRules.DEVICE_TYPE_PHONE: DeviceType.PHONE,
+    tracker_pb2.TrafficRules.DEVICE_TYPE_TABLET: DeviceType.TABLET,
+    tracker_pb2.TrafficRules.DEVICE_TYPE_TV: DeviceType.TV,
+    tracker_pb2.TrafficRules.DEVICE_TYPE_DESKTOP: DeviceType.DESKTOP,
+}
 _WINDOWS = {
     "click_device": WindowKind.CLICK_DEVICE,
     "click_modeled": WindowKind.CLICK_MODELED,
@@ -195,7 +202,7 @@ def _app(app: app_pb2.App) -> App:
     settings = app.settings
     return App(
         app_id=app.app_id,
-        platform=Platform.IOS if app.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID,
+        platform=_platform(app.platform),
         windows=_windows(settings.windows),
         device_attribution=(
             DeviceAttribution.INCLUSIVE
@@ -251,7 +258,29 @@ def _tracker(tracker: tracker_pb2.Tracker) -> Tracker:
         default_tracker=tracker.default_tracker,
         max_conversions_per_engagement=tracker.max_conversions_per_engagement,
         create_time_us=tracker.create_time.ToMicroseconds(),
+        traffic_rules=_traffic_rules(tracker.traffic_rules) if tracker.HasField("traffic_rules") else None,
     )
+
+
+def _traffic_rules(rules: tracker_pb2.TrafficRules) -> TrafficRules:
+    return TrafficRules(
+        start_us=rules.start_time.ToMicroseconds() if rules.HasField("start_time") else None,
+        end_us=rules.end_time.ToMicroseconds() if rules.HasField("end_time") else None,
+        operating_systems=frozenset(_platform(number).os for number in rules.allowed_os),
+        min_os_version=_version(rules.min_os_version),
+        max_os_version=_version(rules.max_os_version),
+        device_types=frozenset(_DEVICE_TYPES[number] for number in rules.allowed_device_types),
+        allowed_countries=frozenset(rules.allowed_countries),
+        blocked_countries=frozenset(rules.blocked_countries),
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")) if text else ()
+
+
+def _platform(number: app_pb2.Platform.ValueType) -> Platform:
+    return Platform.IOS if number == app_pb2.PLATFORM_IOS else Platform.ANDROID
 
 
 def _event(event: event_definition_pb2.EventDefinition) -> EventDefinition:

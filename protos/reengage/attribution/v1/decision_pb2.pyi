@@ -291,6 +291,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """It happened after the conversion, or at the same instant."""
     VERDICT_OUTSIDE_WINDOW: _Verdict.ValueType  # 14
     """It happened before its window began."""
+    VERDICT_TRAFFIC_RULE: _Verdict.ValueType  # 23
+    """One of its tracker's traffic rules refused it; Candidate.traffic_rule says which."""
     VERDICT_ENGAGEMENT_SPENT: _Verdict.ValueType  # 15
     """It has won as many conversions as its tracker allows (D5)."""
     VERDICT_LOST_TO_HIGHER_LEVEL: _Verdict.ValueType  # 16
@@ -337,6 +339,8 @@ VERDICT_AFTER_CONVERSION: Verdict.ValueType  # 13
 """It happened after the conversion, or at the same instant."""
 VERDICT_OUTSIDE_WINDOW: Verdict.ValueType  # 14
 """It happened before its window began."""
+VERDICT_TRAFFIC_RULE: Verdict.ValueType  # 23
+"""One of its tracker's traffic rules refused it; Candidate.traffic_rule says which."""
 VERDICT_ENGAGEMENT_SPENT: Verdict.ValueType  # 15
 """It has won as many conversions as its tracker allows (D5)."""
 VERDICT_LOST_TO_HIGHER_LEVEL: Verdict.ValueType  # 16
@@ -346,6 +350,44 @@ VERDICT_LOST_TO_COMPLETED_VIEW: Verdict.ValueType  # 17
 VERDICT_LOST_TO_MORE_RECENT: Verdict.ValueType  # 18
 """The winner is more recent, or as recent with the lower id (C2)."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _TrafficRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrafficRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrafficRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAFFIC_RULE_UNSPECIFIED: _TrafficRule.ValueType  # 0
+    """None refused it."""
+    TRAFFIC_RULE_DATES: _TrafficRule.ValueType  # 1
+    """It came before the start, or at the end or after it."""
+    TRAFFIC_RULE_OS: _TrafficRule.ValueType  # 2
+    """It came from another operating system."""
+    TRAFFIC_RULE_OS_VERSION: _TrafficRule.ValueType  # 3
+    """It came from a lower or a higher version of the operating system."""
+    TRAFFIC_RULE_DEVICE_TYPE: _TrafficRule.ValueType  # 4
+    """It came from another type of device."""
+    TRAFFIC_RULE_COUNTRY: _TrafficRule.ValueType  # 5
+    """It came from another country, or from one that is not known."""
+
+class TrafficRule(_TrafficRule, metaclass=_TrafficRuleEnumTypeWrapper):
+    """TrafficRule is one of the rules that a tracker may have on its traffic; of several that refuse, the first in this
+    order.
+    """
+
+TRAFFIC_RULE_UNSPECIFIED: TrafficRule.ValueType  # 0
+"""None refused it."""
+TRAFFIC_RULE_DATES: TrafficRule.ValueType  # 1
+"""It came before the start, or at the end or after it."""
+TRAFFIC_RULE_OS: TrafficRule.ValueType  # 2
+"""It came from another operating system."""
+TRAFFIC_RULE_OS_VERSION: TrafficRule.ValueType  # 3
+"""It came from a lower or a higher version of the operating system."""
+TRAFFIC_RULE_DEVICE_TYPE: TrafficRule.ValueType  # 4
+"""It came from another type of device."""
+TRAFFIC_RULE_COUNTRY: TrafficRule.ValueType  # 5
+"""It came from another country, or from one that is not known."""
+Global___TrafficRule: _TypeAlias = TrafficRule  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
@@ -600,6 +642,7 @@ class Candidate(_message.Message):
     LOOKBACK_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     WINDOW_LAYER_FIELD_NUMBER: _builtins.int
+    TRAFFIC_RULE_FIELD_NUMBER: _builtins.int
     engagement_id: _builtins.str
     """Output only. The id of its record, or `claim:<network>`."""
     verdict: Global___Verdict.ValueType
@@ -616,6 +659,8 @@ class Candidate(_message.Message):
     """Output only. Its level of the waterfall, 1 to 6; 0 when it has none."""
     window_layer: Global___Layer.ValueType
     """Output only. Where that window came from."""
+    traffic_rule: Global___TrafficRule.ValueType
+    """Output only. Which of its tracker's traffic rules refused it; left out when none did."""
     @_builtins.property
     def engagement_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it happened."""
@@ -642,10 +687,11 @@ class Candidate(_message.Message):
         lookback: _duration_pb2.Duration | None = ...,
         window: _duration_pb2.Duration | None = ...,
         window_layer: Global___Layer.ValueType = ...,
+        traffic_rule: Global___TrafficRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engagement_time", b"engagement_time", "lookback", b"lookback", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engagement_id", b"engagement_id", "engagement_kind", b"engagement_kind", "engagement_time", b"engagement_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "tracker_id", b"tracker_id", "verdict", b"verdict", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engagement_id", b"engagement_id", "engagement_kind", b"engagement_kind", "engagement_time", b"engagement_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "tracker_id", b"tracker_id", "traffic_rule", b"traffic_rule", "verdict", b"verdict", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

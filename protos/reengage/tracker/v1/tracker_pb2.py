@@ -25,6 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from reengage.tracker.v1 import app_pb2 as reengage_dot_tracker_dot_v1_dot_app__pb2
 from reengage.tracker.v1 import campaign_pb2 as reengage_dot_tracker_dot_v1_dot_campaign__pb2
 from reengage.tracker.v1 import postback_draft_pb2 as reengage_dot_tracker_dot_v1_dot_postback__draft__pb2
 from reengage.tracker.v1 import segment_pb2 as reengage_dot_tracker_dot_v1_dot_segment__pb2
@@ -32,7 +33,7 @@ from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_st
 from reengage.tracker.v1 import windows_pb2 as reengage_dot_tracker_dot_v1_dot_windows__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/tracker.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"reengage/tracker/v1/campaign.proto\x1a(reengage/tracker/v1/postback_draft.proto\x1a!reengage/tracker/v1/segment.proto\x1a reengage/tracker/v1/status.proto\x1a!reengage/tracker/v1/windows.proto\"\xdd\x0b\n\x07Tracker\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x04 \x01(\t\x12\x12\n\nnetwork_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12/\n\x04type\x18\x07 \x01(\x0e\x32!.reengage.tracker.v1.Tracker.Type\x12\x46\n\x10\x64\x65stination_type\x18\x08 \x01(\x0e\x32,.reengage.tracker.v1.Tracker.DestinationType\x12\x13\n\x0binstall_url\x18\t \x01(\t\x12\x11\n\tdeep_link\x18\n \x01(\t\x12M\n\x11\x63ustom_parameters\x18\x0b \x03(\x0b\x32\x32.reengage.tracker.v1.Tracker.CustomParametersEntry\x12\x0e\n\x06\x65vents\x18\x0c \x03(\t\x12-\n\x07windows\x18\r \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12\x39\n\x16post_engagement_window\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10post_view_window\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65\x66\x61ult_tracker\x18\x10 \x01(\x08\x12&\n\x1emax_conversions_per_engagement\x18\x11 \x01(\x05\x12\x1c\n\x14\x63lick_validation_key\x18\x12 \x01(\t\x12+\n\x06status\x18\x13 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x16 \x01(\t\x12\x11\n\tagency_id\x18\x17 \x01(\t\x12!\n\x14share_with_publisher\x18\x18 \x01(\x08H\x00\x88\x01\x01\x12:\n\nprice_type\x18\x19 \x01(\x0e\x32&.reengage.tracker.v1.Tracker.PriceType\x12\x19\n\x0cprice_micros\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x13price_currency_code\x18\x1b \x01(\t\x12\x38\n\rtraffic_rules\x18\x1c \x01(\x0b\x32!.reengage.tracker.v1.TrafficRules\x12\x14\n\x0ctarget_event\x18\x1d \x01(\t\x12\x17\n\x0fsan_account_ids\x18\x1e \x03(\t\x12\x11\n\tbundle_id\x18\x1f \x01(\t\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10TYPE_ACQUISITION\x10\x01\x12\x15\n\x11TYPE_REENGAGEMENT\x10\x02\"w\n\tPriceType\x12\x1a\n\x16PRICE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRICE_TYPE_CPC\x10\x01\x12\x12\n\x0ePRICE_TYPE_CPM\x10\x02\x12\x12\n\x0ePRICE_TYPE_CPI\x10\x03\x12\x12\n\x0ePRICE_TYPE_CPA\x10\x04\"\x99\x01\n\x0f\x44\x65stinationType\x12 \n\x1c\x44\x45STINATION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45STINATION_TYPE_CUSTOM\x10\x01\x12$\n DESTINATION_TYPE_GOOGLE_REFERRER\x10\x02\x12!\n\x1d\x44\x45STINATION_TYPE_LANDING_PAGE\x10\x03\x42\x17\n\x15_share_with_publisherB\x0f\n\r_price_micros\"\xd2\x01\n\x0cTrafficRules\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0emin_os_version\x18\x03 \x01(\t\x12\x16\n\x0emax_os_version\x18\x04 \x01(\t\x12\x19\n\x11\x61llowed_countries\x18\x05 \x03(\t\x12\x19\n\x11\x62locked_countries\x18\x06 \x03(\t\"1\n\x0cTrackerLinks\x12\r\n\x05\x63lick\x18\x01 \x01(\t\x12\x12\n\nimpression\x18\x02 \x01(\t\"\xe9\x01\n\x14\x43reateTrackerRequest\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x07segment\x18\x03 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12/\n\x08\x63\x61mpaign\x18\x04 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x17\n\x0f\x64raft_postbacks\x18\x05 \x01(\x08\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\xb5\x01\n\x15\x43reateTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12;\n\x0fpostback_drafts\x18\x02 \x03(\x0b\x32\".reengage.tracker.v1.PostbackDraft\x12\x30\n\x05links\x18\x03 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinks\"\'\n\x11GetTrackerRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\"u\n\x12GetTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinks\"\x97\x01\n\x13ListTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\x12\x32\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\"_\n\x14ListTrackersResponse\x12.\n\x08trackers\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x14UpdateTrackerRequest\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15UpdateTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\"P\n\x15\x41rchiveTrackerRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x16\x41rchiveTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\"\xa4\x01\n\rTrackerFilter\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x11\n\tagency_id\x18\x04 \x01(\t\x12/\n\x04type\x18\x05 \x01(\x0e\x32!.reengage.tracker.v1.Tracker.Type\x12\x12\n\nevent_name\x18\x06 \x01(\t\"\xa3\x01\n\x12\x43opyTrackerRequest\x12\x19\n\x11source_tracker_id\x18\x01 \x01(\t\x12-\n\x07tracker\x18\x02 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"v\n\x13\x43opyTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinksb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/tracker.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dreengage/tracker/v1/app.proto\x1a\"reengage/tracker/v1/campaign.proto\x1a(reengage/tracker/v1/postback_draft.proto\x1a!reengage/tracker/v1/segment.proto\x1a reengage/tracker/v1/status.proto\x1a!reengage/tracker/v1/windows.proto\"\xdd\x0b\n\x07Tracker\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x04 \x01(\t\x12\x12\n\nnetwork_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12/\n\x04type\x18\x07 \x01(\x0e\x32!.reengage.tracker.v1.Tracker.Type\x12\x46\n\x10\x64\x65stination_type\x18\x08 \x01(\x0e\x32,.reengage.tracker.v1.Tracker.DestinationType\x12\x13\n\x0binstall_url\x18\t \x01(\t\x12\x11\n\tdeep_link\x18\n \x01(\t\x12M\n\x11\x63ustom_parameters\x18\x0b \x03(\x0b\x32\x32.reengage.tracker.v1.Tracker.CustomParametersEntry\x12\x0e\n\x06\x65vents\x18\x0c \x03(\t\x12-\n\x07windows\x18\r \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12\x39\n\x16post_engagement_window\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10post_view_window\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65\x66\x61ult_tracker\x18\x10 \x01(\x08\x12&\n\x1emax_conversions_per_engagement\x18\x11 \x01(\x05\x12\x1c\n\x14\x63lick_validation_key\x18\x12 \x01(\t\x12+\n\x06status\x18\x13 \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x15 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x16 \x01(\t\x12\x11\n\tagency_id\x18\x17 \x01(\t\x12!\n\x14share_with_publisher\x18\x18 \x01(\x08H\x00\x88\x01\x01\x12:\n\nprice_type\x18\x19 \x01(\x0e\x32&.reengage.tracker.v1.Tracker.PriceType\x12\x19\n\x0cprice_micros\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x13price_currency_code\x18\x1b \x01(\t\x12\x38\n\rtraffic_rules\x18\x1c \x01(\x0b\x32!.reengage.tracker.v1.TrafficRules\x12\x14\n\x0ctarget_event\x18\x1d \x01(\t\x12\x17\n\x0fsan_account_ids\x18\x1e \x03(\t\x12\x11\n\tbundle_id\x18\x1f \x01(\t\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10TYPE_ACQUISITION\x10\x01\x12\x15\n\x11TYPE_REENGAGEMENT\x10\x02\"w\n\tPriceType\x12\x1a\n\x16PRICE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRICE_TYPE_CPC\x10\x01\x12\x12\n\x0ePRICE_TYPE_CPM\x10\x02\x12\x12\n\x0ePRICE_TYPE_CPI\x10\x03\x12\x12\n\x0ePRICE_TYPE_CPA\x10\x04\"\x99\x01\n\x0f\x44\x65stinationType\x12 \n\x1c\x44\x45STINATION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45STINATION_TYPE_CUSTOM\x10\x01\x12$\n DESTINATION_TYPE_GOOGLE_REFERRER\x10\x02\x12!\n\x1d\x44\x45STINATION_TYPE_LANDING_PAGE\x10\x03\x42\x17\n\x15_share_with_publisherB\x0f\n\r_price_micros\"\xd9\x03\n\x0cTrafficRules\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0emin_os_version\x18\x03 \x01(\t\x12\x16\n\x0emax_os_version\x18\x04 \x01(\t\x12\x19\n\x11\x61llowed_countries\x18\x05 \x03(\t\x12\x19\n\x11\x62locked_countries\x18\x06 \x03(\t\x12\x31\n\nallowed_os\x18\x07 \x03(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12J\n\x14\x61llowed_device_types\x18\x08 \x03(\x0e\x32,.reengage.tracker.v1.TrafficRules.DeviceType\"\x85\x01\n\nDeviceType\x12\x1b\n\x17\x44\x45VICE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45VICE_TYPE_PHONE\x10\x01\x12\x16\n\x12\x44\x45VICE_TYPE_TABLET\x10\x02\x12\x12\n\x0e\x44\x45VICE_TYPE_TV\x10\x03\x12\x17\n\x13\x44\x45VICE_TYPE_DESKTOP\x10\x04\"1\n\x0cTrackerLinks\x12\r\n\x05\x63lick\x18\x01 \x01(\t\x12\x12\n\nimpression\x18\x02 \x01(\t\"\xe9\x01\n\x14\x43reateTrackerRequest\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x07segment\x18\x03 \x01(\x0b\x32\x1c.reengage.tracker.v1.Segment\x12/\n\x08\x63\x61mpaign\x18\x04 \x01(\x0b\x32\x1d.reengage.tracker.v1.Campaign\x12\x17\n\x0f\x64raft_postbacks\x18\x05 \x01(\x08\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\xb5\x01\n\x15\x43reateTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12;\n\x0fpostback_drafts\x18\x02 \x03(\x0b\x32\".reengage.tracker.v1.PostbackDraft\x12\x30\n\x05links\x18\x03 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinks\"\'\n\x11GetTrackerRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\"u\n\x12GetTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinks\"\x97\x01\n\x13ListTrackersRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x15\n\rshow_archived\x18\x04 \x01(\x08\x12\x32\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\".reengage.tracker.v1.TrackerFilter\"_\n\x14ListTrackersResponse\x12.\n\x08trackers\x18\x01 \x03(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x14UpdateTrackerRequest\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"F\n\x15UpdateTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\"P\n\x15\x41rchiveTrackerRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x16\x41rchiveTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\"\xa4\x01\n\rTrackerFilter\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\t\x12\x11\n\tagency_id\x18\x04 \x01(\t\x12/\n\x04type\x18\x05 \x01(\x0e\x32!.reengage.tracker.v1.Tracker.Type\x12\x12\n\nevent_name\x18\x06 \x01(\t\"\xa3\x01\n\x12\x43opyTrackerRequest\x12\x19\n\x11source_tracker_id\x18\x01 \x01(\t\x12-\n\x07tracker\x18\x02 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"v\n\x13\x43opyTrackerResponse\x12-\n\x07tracker\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Tracker\x12\x30\n\x05links\x18\x02 \x01(\x0b\x32!.reengage.tracker.v1.TrackerLinksb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,44 +42,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._loaded_options = None
   _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_TRACKER']._serialized_start=340
-  _globals['_TRACKER']._serialized_end=1841
-  _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._serialized_start=1392
-  _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._serialized_end=1447
-  _globals['_TRACKER_TYPE']._serialized_start=1449
-  _globals['_TRACKER_TYPE']._serialized_end=1522
-  _globals['_TRACKER_PRICETYPE']._serialized_start=1524
-  _globals['_TRACKER_PRICETYPE']._serialized_end=1643
-  _globals['_TRACKER_DESTINATIONTYPE']._serialized_start=1646
-  _globals['_TRACKER_DESTINATIONTYPE']._serialized_end=1799
-  _globals['_TRAFFICRULES']._serialized_start=1844
-  _globals['_TRAFFICRULES']._serialized_end=2054
-  _globals['_TRACKERLINKS']._serialized_start=2056
-  _globals['_TRACKERLINKS']._serialized_end=2105
-  _globals['_CREATETRACKERREQUEST']._serialized_start=2108
-  _globals['_CREATETRACKERREQUEST']._serialized_end=2341
-  _globals['_CREATETRACKERRESPONSE']._serialized_start=2344
-  _globals['_CREATETRACKERRESPONSE']._serialized_end=2525
-  _globals['_GETTRACKERREQUEST']._serialized_start=2527
-  _globals['_GETTRACKERREQUEST']._serialized_end=2566
-  _globals['_GETTRACKERRESPONSE']._serialized_start=2568
-  _globals['_GETTRACKERRESPONSE']._serialized_end=2685
-  _globals['_LISTTRACKERSREQUEST']._serialized_start=2688
-  _globals['_LISTTRACKERSREQUEST']._serialized_end=2839
-  _globals['_LISTTRACKERSRESPONSE']._serialized_start=2841
-  _globals['_LISTTRACKERSRESPONSE']._serialized_end=2936
-  _globals['_UPDATETRACKERREQUEST']._serialized_start=2939
-  _globals['_UPDATETRACKERREQUEST']._serialized_end=3080
-  _globals['_UPDATETRACKERRESPONSE']._serialized_start=3082
-  _globals['_UPDATETRACKERRESPONSE']._serialized_end=3152
-  _globals['_ARCHIVETRACKERREQUEST']._serialized_start=3154
-  _globals['_ARCHIVETRACKERREQUEST']._serialized_end=3234
-  _globals['_ARCHIVETRACKERRESPONSE']._serialized_start=3236
-  _globals['_ARCHIVETRACKERRESPONSE']._serialized_end=3307
-  _globals['_TRACKERFILTER']._serialized_start=3310
-  _globals['_TRACKERFILTER']._serialized_end=3474
-  _globals['_COPYTRACKERREQUEST']._serialized_start=3477
-  _globals['_COPYTRACKERREQUEST']._serialized_end=3640
-  _globals['_COPYTRACKERRESPONSE']._serialized_start=3642
-  _globals['_COPYTRACKERRESPONSE']._serialized_end=3760
+  _globals['_TRACKER']._serialized_start=371
+  _globals['_TRACKER']._serialized_end=1872
+  _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._serialized_start=1423
+  _globals['_TRACKER_CUSTOMPARAMETERSENTRY']._serialized_end=1478
+  _globals['_TRACKER_TYPE']._serialized_start=1480
+  _globals['_TRACKER_TYPE']._serialized_end=1553
+  _globals['_TRACKER_PRICETYPE']._serialized_start=1555
+  _globals['_TRACKER_PRICETYPE']._serialized_end=1674
+  _globals['_TRACKER_DESTINATIONTYPE']._serialized_start=1677
+  _globals['_TRACKER_DESTINATIONTYPE']._serialized_end=1830
+  _globals['_TRAFFICRULES']._serialized_start=1875
+  _globals['_TRAFFICRULES']._serialized_end=2348
+  _globals['_TRAFFICRULES_DEVICETYPE']._serialized_start=2215
+  _globals['_TRAFFICRULES_DEVICETYPE']._serialized_end=2348
+  _globals['_TRACKERLINKS']._serialized_start=2350
+  _globals['_TRACKERLINKS']._serialized_end=2399
+  _globals['_CREATETRACKERREQUEST']._serialized_start=2402
+  _globals['_CREATETRACKERREQUEST']._serialized_end=2635
+  _globals['_CREATETRACKERRESPONSE']._serialized_start=2638
+  _globals['_CREATETRACKERRESPONSE']._serialized_end=2819
+  _globals['_GETTRACKERREQUEST']._serialized_start=2821
+  _globals['_GETTRACKERREQUEST']._serialized_end=2860
+  _globals['_GETTRACKERRESPONSE']._serialized_start=2862
+  _globals['_GETTRACKERRESPONSE']._serialized_end=2979
+  _globals['_LISTTRACKERSREQUEST']._serialized_start=2982
+  _globals['_LISTTRACKERSREQUEST']._serialized_end=3133
+  _globals['_LISTTRACKERSRESPONSE']._serialized_start=3135
+  _globals['_LISTTRACKERSRESPONSE']._serialized_end=3230
+  _globals['_UPDATETRACKERREQUEST']._serialized_start=3233
+  _globals['_UPDATETRACKERREQUEST']._serialized_end=3374
+  _globals['_UPDATETRACKERRESPONSE']._serialized_start=3376
+  _globals['_UPDATETRACKERRESPONSE']._serialized_end=3446
+  _globals['_ARCHIVETRACKERREQUEST']._serialized_start=3448
+  _globals['_ARCHIVETRACKERREQUEST']._serialized_end=3528
+  _globals['_ARCHIVETRACKERRESPONSE']._serialized_start=3530
+  _globals['_ARCHIVETRACKERRESPONSE']._serialized_end=3601
+  _globals['_TRACKERFILTER']._serialized_start=3604
+  _globals['_TRACKERFILTER']._serialized_end=3768
+  _globals['_COPYTRACKERREQUEST']._serialized_start=3771
+  _globals['_COPYTRACKERREQUEST']._serialized_end=3934
+  _globals['_COPYTRACKERRESPONSE']._serialized_start=3936
+  _globals['_COPYTRACKERRESPONSE']._serialized_end=4054
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reengage.tracker.v1 import app_pb2 as _app_pb2
 from reengage.tracker.v1 import campaign_pb2 as _campaign_pb2
 from reengage.tracker.v1 import postback_draft_pb2 as _postback_draft_pb2
 from reengage.tracker.v1 import segment_pb2 as _segment_pb2
@@ -311,9 +312,45 @@ Global___Tracker: _TypeAlias = Tracker  # noqa: Y015
 
 @_typing.final
 class TrafficRules(_message.Message):
-    """TrafficRules say which traffic of a tracker counts. All given must hold."""
+    """TrafficRules say which traffic of a tracker counts. All given must hold: an engagement that breaks one is kept, and
+    refused with VERDICT_TRAFFIC_RULE. A claim is judged by its own time, and by the device of the conversion. A list of
+    what is allowed takes only what it names, not what is not known; the others refuse only what is known.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _DeviceType:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DeviceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrafficRules._DeviceType.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DEVICE_TYPE_UNSPECIFIED: TrafficRules._DeviceType.ValueType  # 0
+        """Refused."""
+        DEVICE_TYPE_PHONE: TrafficRules._DeviceType.ValueType  # 1
+        """A phone."""
+        DEVICE_TYPE_TABLET: TrafficRules._DeviceType.ValueType  # 2
+        """A tablet."""
+        DEVICE_TYPE_TV: TrafficRules._DeviceType.ValueType  # 3
+        """A television."""
+        DEVICE_TYPE_DESKTOP: TrafficRules._DeviceType.ValueType  # 4
+        """A computer."""
+
+    class DeviceType(_DeviceType, metaclass=_DeviceTypeEnumTypeWrapper):
+        """DeviceType is the type of a device, as far as its user agent tells. An iPad that asks for the pages of a computer
+        tells that it is one, and the user agent of an app on Android tells no type.
+        """
+
+    DEVICE_TYPE_UNSPECIFIED: TrafficRules.DeviceType.ValueType  # 0
+    """Refused."""
+    DEVICE_TYPE_PHONE: TrafficRules.DeviceType.ValueType  # 1
+    """A phone."""
+    DEVICE_TYPE_TABLET: TrafficRules.DeviceType.ValueType  # 2
+    """A tablet."""
+    DEVICE_TYPE_TV: TrafficRules.DeviceType.ValueType  # 3
+    """A television."""
+    DEVICE_TYPE_DESKTOP: TrafficRules.DeviceType.ValueType  # 4
+    """A computer."""
 
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
@@ -321,8 +358,10 @@ class TrafficRules(_message.Message):
     MAX_OS_VERSION_FIELD_NUMBER: _builtins.int
     ALLOWED_COUNTRIES_FIELD_NUMBER: _builtins.int
     BLOCKED_COUNTRIES_FIELD_NUMBER: _builtins.int
+    ALLOWED_OS_FIELD_NUMBER: _builtins.int
+    ALLOWED_DEVICE_TYPES_FIELD_NUMBER: _builtins.int
     min_os_version: _builtins.str
-    """Optional. Lowest version of the operating system: 1 to 3 numbers with dots."""
+    """Optional. Lowest version of the app's operating system: 1 to 3 numbers with dots."""
     max_os_version: _builtins.str
     """Optional. Highest version, itself included: `17` includes 17.4; not below the lowest."""
     @_builtins.property
@@ -335,11 +374,19 @@ class TrafficRules(_message.Message):
 
     @_builtins.property
     def allowed_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. ISO 3166-1 codes, two capitals: only these. At most 250."""
+        """Optional. ISO 3166-1 codes, two capitals: only these. At most 250. Without a database of countries none is known."""
 
     @_builtins.property
     def blocked_countries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Not these; either these or allowed_countries. At most 250."""
+
+    @_builtins.property
+    def allowed_os(self) -> _containers.RepeatedScalarFieldContainer[_app_pb2.Platform.ValueType]:
+        """Optional. Only these operating systems."""
+
+    @_builtins.property
+    def allowed_device_types(self) -> _containers.RepeatedScalarFieldContainer[Global___TrafficRules.DeviceType.ValueType]:
+        """Optional. Only these types of devices."""
 
     def __init__(
         self,
@@ -350,10 +397,12 @@ class TrafficRules(_message.Message):
         max_os_version: _builtins.str = ...,
         allowed_countries: _abc.Iterable[_builtins.str] | None = ...,
         blocked_countries: _abc.Iterable[_builtins.str] | None = ...,
+        allowed_os: _abc.Iterable[_app_pb2.Platform.ValueType] | None = ...,
+        allowed_device_types: _abc.Iterable[Global___TrafficRules.DeviceType.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_countries", b"allowed_countries", "blocked_countries", b"blocked_countries", "end_time", b"end_time", "max_os_version", b"max_os_version", "min_os_version", b"min_os_version", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_countries", b"allowed_countries", "allowed_device_types", b"allowed_device_types", "allowed_os", b"allowed_os", "blocked_countries", b"blocked_countries", "end_time", b"end_time", "max_os_version", b"max_os_version", "min_os_version", b"min_os_version", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
