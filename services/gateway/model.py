@@ -70,6 +70,7 @@ class App:
     platform: Platform
     url_schemes: frozenset[str] = frozenset()
     records_per_second: int = 0
+    currency_code: str = "USD"
     live: bool = True
 
 

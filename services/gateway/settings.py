@@ -73,6 +73,7 @@ def _app(message: app_pb2.App) -> App:
         platform=Platform.IOS if message.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID,
         url_schemes=frozenset(scheme.lower() for scheme in message.url_schemes),
         records_per_second=message.settings.records_per_second,
+        currency_code=message.currency_code or "USD",
         live=message.status != status_pb2.STATUS_ARCHIVED,
     )
 

@@ -125,10 +125,6 @@ def _of_tracker(tracker: Tracker, app: App, network: Network) -> list[ResolvedSe
         _first("max_conversions_per_engagement", "D5", "number", "max_conversions_per_engagement", layers),
         _first("share_with_publisher", "", "enabled", "share_with_publisher", layers),
     ]
-    if tracker.HasField("price_micros"):
-        layer = TRACKER if tracker.price_currency_code else APP
-        currency = tracker.price_currency_code or app.currency_code
-        found.append(_setting("price_currency_code", "", layer, text=currency))
     if network.self_attributing:
         built_in = Tracker(post_engagement_window=DEFAULT_ENGAGEMENT_WINDOW, post_view_window=DEFAULT_VIEW_WINDOW)
         layers = [(TRACKER, tracker), (BUILT_IN, built_in)]

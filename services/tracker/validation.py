@@ -273,7 +273,6 @@ def check_tracker(tracker: Tracker, violations: Violations) -> None:
     check_text("tracker.bundle_id", tracker.bundle_id, 128, violations)
     if len(tracker.san_account_ids) > 32:
         violations.add("tracker.san_account_ids", "TOO_MANY", "must be at most 32")
-    _check_price(tracker, violations)
     _check_traffic("tracker.traffic_rules", tracker.traffic_rules, violations)
 
 
@@ -312,19 +311,6 @@ def _check_destination(tracker: Tracker, app: App, violations: Violations) -> No
         violations.add("tracker.destination_type", "NOT_ALLOWED", "GOOGLE_REFERRER is for Android apps only")
     if tracker.deep_link:
         _check_url("tracker.deep_link", tracker.deep_link, violations, schemes=("https", *app.url_schemes))
-
-
-def _check_price(tracker: Tracker, violations: Violations) -> None:
-    if not tracker.HasField("price_micros"):
-        if tracker.price_currency_code:
-            violations.add("tracker.price_currency_code", "NOT_ALLOWED", "is for a price; there is none")
-        return
-    if tracker.price_micros < 0:
-        violations.add("tracker.price_micros", "OUT_OF_RANGE", "must be 0 or more")
-    if not tracker.price_type:
-        violations.add("tracker.price_type", "REQUIRED", "must say what the price is for")
-    if tracker.price_currency_code and not _CURRENCY.fullmatch(tracker.price_currency_code):
-        violations.add("tracker.price_currency_code", "UNKNOWN_VALUE", "must be an ISO 4217 code, as USD")
 
 
 def _check_traffic(path: str, rules: TrafficRules, violations: Violations) -> None:

@@ -34,7 +34,7 @@ def assigned(message: Tracker, path: str, text: str) -> list[str]:
         ("type", "TYPE_REENGAGEMENT", "REENGAGEMENT"),
         ("default_tracker", "Yes", "true"),
         ("share_with_publisher", "off", "false"),
-        ("price_micros", "-1", "-1"),
+        ("max_conversions_per_engagement", "-1", "-1"),
         ("events", "Purchase, Log in ,", "Purchase, Log in"),
         ("events", '["a,b", c]', "a,b, c"),
         ("custom_parameters", "b=2, a=1=1", "a=1=1, b=2"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.cli.times import period
 from tests.cli.conftest import Reengage
 
 _numbers = itertools.count(1)
@@ -114,7 +115,7 @@ def test_editing_changes_the_fields_that_are_named(demo: Demo) -> None:
         "trackers", "edit", tracker_id,
         "name=Come back=now", "events=[Purchase]", "windows.click_device=2h", "windows.click_modeled=disabled",
         "windows.event_association=unlimited", "max_conversions_per_engagement=3", "share_with_publisher=false",
-        "price_type=CPA", "price_micros=1500000", "traffic_rules.start_time=2026-03-01T00:00:00+01:00",
+        "destination_type=LANDING_PAGE", "traffic_rules.start_time=2026-03-01T00:00:00+01:00",
         "traffic_rules.allowed_countries=DE,FR",
     )  # fmt: skip
     made = demo.tracker("re")
@@ -127,21 +128,22 @@ def test_editing_changes_the_fields_that_are_named(demo: Demo) -> None:
     }
     assert made["traffic_rules"] == {"start_time": "2026-02-28T23:00:00Z", "allowed_countries": ["DE", "FR"]}
     assert (made["max_conversions_per_engagement"], made["share_with_publisher"]) == (3, False)
-    assert (made["price_type"], made["price_micros"]) == ("PRICE_TYPE_CPA", "1500000")
+    assert made["destination_type"] == "DESTINATION_TYPE_LANDING_PAGE"
     assert made["install_url"] == "https://apps.example/demo"
-    demo.done("trackers", "edit", tracker_id, "windows.click_device=", "traffic_rules=", "price_micros=", "price_type=")
+    cleared = ("windows.click_device=", "traffic_rules=", "max_conversions_per_engagement=")
+    demo.done("trackers", "edit", tracker_id, *cleared)
     made = demo.tracker("re")
     assert "click_device" not in made["windows"]
     assert made["windows"]["click_modeled"] == {"disabled": True}
-    assert not {"traffic_rules", "price_micros", "price_type"} & set(made)
+    assert not {"traffic_rules", "max_conversions_per_engagement"} & set(made)
 
 
 def test_everything_that_cannot_be_read_is_named_at_once(demo: Demo) -> None:
     answer = demo.reengage(
         "trackers", "edit", f"{demo.app_id}-re",
         "colour=red", "windows.click=1d", "windows.click_ip=2 days", "name.first=x", "type=RETURN", "revision=7",
-        "default_tracker=maybe", "price_micros=1.5", "traffic_rules.start_time=today", "tracker_id=other",
-        "custom_parameters={a", "events=[{}]",
+        "default_tracker=maybe", "max_conversions_per_engagement=1.5", "traffic_rules.start_time=today",
+        "tracker_id=other", "custom_parameters={a", "events=[{}]",
     )  # fmt: skip
     assert answer.code == 2
     said = dict(line.split(": ", 1) for line in answer.err.splitlines())
@@ -153,7 +155,7 @@ def test_everything_that_cannot_be_read_is_named_at_once(demo: Demo) -> None:
         "type": "should be one of ACQUISITION, REENGAGEMENT",
         "revision": "revision is set by the service",
         "default_tracker": "should be true or false",
-        "price_micros": "should be a whole number",
+        "max_conversions_per_engagement": "should be a whole number",
         "traffic_rules.start_time": "should be a time, as 2026-03-01T00:00:00Z",
         "tracker_id": "tracker_id says which one it is, and never changes",
         "custom_parameters": "expected ',' or '}'",
@@ -212,6 +214,18 @@ def test_apps_are_listed_shown_and_edited(demo: Demo) -> None:
     refused = demo.reengage("apps", "create", "name=x", "currency_code=euro")
     assert refused.code == 1
     assert all(f"app.{name}: must" in refused.err for name in ("platform", "currency_code"))
+
+
+def test_a_day_that_is_decided_again_begins_in_the_time_zone_of_the_app(
+    demo: Demo, tracker_target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.done("apps", "edit", demo.app_id, "time_zone=Europe/Berlin")
+    monkeypatch.setenv("REENGAGE_TRACKER_TARGET", tracker_target)
+    monkeypatch.setenv("REENGAGE_API_KEY", "admin")
+    winter, summer = period(demo.app_id, "2026-03-01", "2026-07-01")
+    assert (winter.ToJsonString(), summer.ToJsonString()) == ("2026-02-28T23:00:00Z", "2026-06-30T22:00:00Z")
+    instant, _ = period(demo.app_id, "2026-03-01T00:00:00Z", "")
+    assert instant.ToJsonString() == "2026-03-01T00:00:00Z"
 
 
 def test_events_are_set_whether_they_were_there_or_not(demo: Demo) -> None:

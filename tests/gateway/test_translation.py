@@ -1,6 +1,7 @@
 """Server-to-server JSON as senders really write it."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument, Violation
 from reengage.ingest.v1 import record_pb2
+from services.gateway.model import App, Platform
 from services.gateway.translation.record import translate as translate_for
 from services.gateway.translation.violations import in_senders_words, nul_fields
 
 IOS_17 = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"
 IOS_13 = "Mozilla/5.0 (iPhone; CPU iPhone OS 13_3 like Mac OS X)"
+
+
+SHOP = App(app_id="shop", platform=Platform.ANDROID)
 
 
 def body(action: str = "event", root: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def body(action: str = "event", root: dict[str, Any] | None = None, **data: Any)
 
 
 def translate(value: dict[str, Any]) -> record_pb2.Record:
-    return translate_for(value, {"shop": "live"}.get)
+    return translate_for(value, {"shop": SHOP}.get)
 
 
 def wrong(value: dict[str, Any]) -> dict[str, str]:
@@ -155,6 +160,15 @@ def test_user_agent(data: dict[str, Any], wanted: str) -> None:
 def test_revenue(data: dict[str, Any], micros: int, currency: str) -> None:
     revenue = translate(body(**data)).event.revenue
     assert (revenue.amount_micros, revenue.currency_code) == (micros, currency)
+
+
+def test_an_amount_without_a_currency_is_in_that_of_its_app() -> None:
+    euro = replace(SHOP, currency_code="EUR")
+    made = [
+        translate_for(body(event_data=data), {"shop": euro}.get).event.revenue.currency_code
+        for data in ({"sum": 1}, {"sum": 1, "currency": "GBP"})
+    ]
+    assert made == ["EUR", "GBP"]
 
 
 @pytest.mark.parametrize("empty", [[], {}, "", None])

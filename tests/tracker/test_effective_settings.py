@@ -82,6 +82,7 @@ def test_both_readings_agree(
             "network_settings": {("a", "n"): of_both},
             "campaign": {},
             "segment": {},
+            "agency": {},
             "tracker": {("t",): tracker},
             "event_definition": {("a", "E"): definition},
         },

@@ -274,9 +274,9 @@ async def create_rich_trackers(stub: Stub) -> None:
         stub,
         samples.reengagement(
             agency_id="runners", share_with_publisher=False, destination_type=Tracker.DESTINATION_TYPE_LANDING_PAGE,
-            deep_link="demo://item/{sku}", custom_parameters={"sku": 'a "quoted", one'}, price_micros=0,
-            price_type=Tracker.PRICE_TYPE_CPC, price_currency_code="EUR", max_conversions_per_engagement=2,
-            click_validation_key="0123456789abcdef", traffic_rules=rules, name="Häuser, \"groß\"",
+            deep_link="demo://item/{sku}", custom_parameters={"sku": 'a "quoted", one'},
+            max_conversions_per_engagement=2, click_validation_key="0123456789abcdef", traffic_rules=rules,
+            name="Häuser, \"groß\"",
             windows=samples.windows(
                 click_device=lasting(30 * DAY), click_ip=lasting(6 * HOUR), click_equalizer={"disabled": True},  # type: ignore[arg-type]
                 impression_ip=lasting(90), event_association={"unlimited": True},  # type: ignore[arg-type]

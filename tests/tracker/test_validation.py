@@ -392,7 +392,7 @@ WRONG |= {
         "https:x": INVALID_URL,
     }.items()
 }
-# Fields of the seeds: price, traffic rules, accounts, target event, agency, networks
+# Fields of the seeds: traffic rules, accounts, target event, agency, networks
 RULES = "tracker.traffic_rules"
 
 
@@ -410,9 +410,6 @@ def countries(number: int) -> list[str]:
 
 
 GOOD |= {
-    "free price": acquisition(price_type=Tracker.PRICE_TYPE_CPI, price_micros=0),
-    "price": acquisition(price_type=Tracker.PRICE_TYPE_CPA, price_micros=1, price_currency_code="EUR"),
-    "price type alone": acquisition(price_type=Tracker.PRICE_TYPE_CPM),
     "all traffic rules": ruled(
         start_time=at(1), end_time=at(2), min_os_version="9", max_os_version="17.4.1", allowed_countries=countries(250)
     ),
@@ -431,18 +428,6 @@ GOOD |= {
     "needs": network(network_id="new", name="New", postback_needs=[PostbackNeed(name=f"n{n}") for n in range(16)]),
 }  # fmt: skip
 WRONG |= {
-    "price below 0": (
-        acquisition(price_type=Tracker.PRICE_TYPE_CPI, price_micros=-1),
-        {("tracker.price_micros", OUT_OF_RANGE)},
-    ),
-    "price of what, in what": (
-        acquisition(price_micros=1, price_currency_code="Euro"),
-        {("tracker.price_type", "REQUIRED"), ("tracker.price_currency_code", "UNKNOWN_VALUE")},
-    ),
-    "currency of no price": (
-        acquisition(price_currency_code="EUR"), {("tracker.price_currency_code", "NOT_ALLOWED")},
-    ),
-    "a price type nobody knows": (acquisition(price_type=99), {("tracker.price_type", "UNKNOWN_VALUE")}),
     "end at the start": (ruled(start_time=at(5), end_time=at(5)), {(f"{RULES}.end_time", OUT_OF_RANGE)}),
     "end beyond time": (ruled(end_time=at(253_402_300_800)), {(f"{RULES}.end_time", OUT_OF_RANGE)}),
     "versions": (

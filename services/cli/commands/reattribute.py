@@ -32,7 +32,7 @@ def reattribute(
     from services.cli.connections import run
     from services.cli.reattributions import print_reattribution, reattribute_and_follow
 
-    start_time, end_time = period(start, end)
+    start_time, end_time = period(app_id, start, end)
     request = reattribution_pb2.ReattributeRequest(
         app_id=app_id,
         reattribution_id=reattribution_id or f"{datetime.now(UTC):%Y-%m-%dT%H.%M.%SZ}",

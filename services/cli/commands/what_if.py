@@ -38,8 +38,8 @@ def what_if(
     from services.cli.connections import run
     from services.cli.settings_file import SettingsFileError
 
-    start_time, end_time = period(start, end)
     text = None if file is None else read(file)
+    start_time, end_time = period(app_id, start, end)
 
     async def main() -> None:
         overrides = [] if text is None else await _overrides(app_id, text, keep)

@@ -17,12 +17,16 @@ _ROOT_KEYS = frozenset({"kochava_app_id", "kochava_device_id"})
 
 
 class Body:
-    """One JSON object: each key is found in `data` or at the root, and what is wrong is collected by its path."""
+    """One JSON object: each key is found in `data` or at the root, and what is wrong is collected by its path.
 
-    __slots__ = ("data", "root", "violations")
+    `currency_code` is that of amounts without one.
+    """
+
+    __slots__ = ("currency_code", "data", "root", "violations")
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self.root = root
+        self.currency_code = "USD"
         data = root.get("data")
         self.violations = Violations()
         if data not in ABSENT and not isinstance(data, dict):

@@ -5,6 +5,7 @@ from typing import Any
 
 from libs.errors import Violation
 from reengage.ingest.v1 import record_pb2
+from services.gateway.model import App
 from services.gateway.translation.actions import ACTIONS
 from services.gateway.translation.body import ABSENT, Body, take_time
 from services.gateway.translation.device import device_ids, drop_untracked_idfa, user_agent
@@ -18,7 +19,7 @@ from services.gateway.translation.violations import add_what_ingest_would_say
 
 
 def translate(
-    root: Mapping[str, Any], find_app: Callable[[str], object | None], wrong: Iterable[Violation] = ()
+    root: Mapping[str, Any], find_app: Callable[[str], App | None], wrong: Iterable[Violation] = ()
 ) -> record_pb2.Record:
     """Returns the record in one JSON object. What is missing or out of bounds, ingest says.
 
@@ -35,6 +36,8 @@ def translate(
         user_agent=user_agent(body),
         app_version=body.text("app_version", "app_ver"),
     )
+    if (app := find_app(record.app_id)) is not None:
+        body.currency_code = app.currency_code
     for name, value in device_ids(body):
         record.device_ids[name] = value
     for key, take in _OPTIONAL:

@@ -13,7 +13,10 @@ _CURRENCY = re.compile(r"[A-Z]{3}")
 
 
 def take_revenue(body: Body, given: Mapping[str, Any], path: str, event: record_pb2.Event) -> None:
-    """Reads the revenue of an event out of its data (`given`, at `path`): `sum`, else `price`, else `revenue`."""
+    """Reads the revenue of an event out of its data (`given`, at `path`): `sum`, else `price`, else `revenue`.
+
+    Without a currency it is in the app's.
+    """
     for key in ("sum", "price", "revenue"):
         value = given.get(key)
         if value is None or value == "":
@@ -21,7 +24,7 @@ def take_revenue(body: Body, given: Mapping[str, Any], path: str, event: record_
         micros = _micros(value)
         if micros is None:
             body.violations.add(f"{path}.{key}", "INVALID_AMOUNT", "must be a number of currency units")
-        currency = given.get("currency") or body.get("currency") or "USD"
+        currency = given.get("currency") or body.get("currency") or body.currency_code
         currency = currency.upper() if isinstance(currency, str) else ""
         if _CURRENCY.fullmatch(currency) is None:
             place = f"{path}.currency" if given.get("currency") else body.path("currency")

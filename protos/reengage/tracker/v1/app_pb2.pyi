@@ -80,9 +80,9 @@ class App(_message.Message):
     store_app_id: _builtins.str
     """Optional. The id in the store."""
     time_zone: _builtins.str
-    """Optional. IANA time zone. Default: UTC."""
+    """Optional. IANA time zone, in which the days begin that a what-if or a re-attribution is asked about. Default: UTC."""
     currency_code: _builtins.str
-    """Optional. ISO 4217, three capitals. Default: USD."""
+    """Optional. ISO 4217, three capitals: what amounts are in that come over HTTP without a currency. Default: USD."""
     sandbox: _builtins.bool
     """Optional. Nothing of a sandbox app reaches a real network."""
     status: _status_pb2.Status.ValueType

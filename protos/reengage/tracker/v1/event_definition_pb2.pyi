@@ -51,11 +51,11 @@ class EventDefinition(_message.Message):
     etag: _builtins.str
     """Output only; an update reads it. Changes with every change of the resource."""
     display_name: _builtins.str
-    """Optional. What people call it: at most 128 characters. Default: the event_name."""
+    """Optional. What people call it, as lists show: at most 128 characters. Default: the event_name."""
     disabled: _builtins.bool
-    """Optional. Trackers can no longer select it; those that have keep it."""
+    """Optional. Trackers can no longer select it: `DISABLED`. Those that have keep it."""
     revenue: _builtins.bool
-    """Optional. Whether it carries revenue, which postbacks then tell."""
+    """Optional. Whether it carries revenue: postback drafts for it then tell amounts (is_revenue)."""
     registered: _builtins.bool
     """Output only. Nobody created it: it was registered when the event was first seen."""
     @_builtins.property

@@ -57,37 +57,6 @@ class Tracker(_message.Message):
     TYPE_REENGAGEMENT: Tracker.Type.ValueType  # 2
     """Wins events of people who have the app."""
 
-    class _PriceType:
-        ValueType = _typing.NewType("ValueType", _builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
-
-    class _PriceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tracker._PriceType.ValueType], _builtins.type):
-        DESCRIPTOR: _descriptor.EnumDescriptor
-        PRICE_TYPE_UNSPECIFIED: Tracker._PriceType.ValueType  # 0
-        """Nothing is said."""
-        PRICE_TYPE_CPC: Tracker._PriceType.ValueType  # 1
-        """A click."""
-        PRICE_TYPE_CPM: Tracker._PriceType.ValueType  # 2
-        """A thousand impressions."""
-        PRICE_TYPE_CPI: Tracker._PriceType.ValueType  # 3
-        """An install."""
-        PRICE_TYPE_CPA: Tracker._PriceType.ValueType  # 4
-        """An event that it wins."""
-
-    class PriceType(_PriceType, metaclass=_PriceTypeEnumTypeWrapper):
-        """PriceType says what is paid for."""
-
-    PRICE_TYPE_UNSPECIFIED: Tracker.PriceType.ValueType  # 0
-    """Nothing is said."""
-    PRICE_TYPE_CPC: Tracker.PriceType.ValueType  # 1
-    """A click."""
-    PRICE_TYPE_CPM: Tracker.PriceType.ValueType  # 2
-    """A thousand impressions."""
-    PRICE_TYPE_CPI: Tracker.PriceType.ValueType  # 3
-    """An install."""
-    PRICE_TYPE_CPA: Tracker.PriceType.ValueType  # 4
-    """An event that it wins."""
-
     class _DestinationType:
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
@@ -159,9 +128,6 @@ class Tracker(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     AGENCY_ID_FIELD_NUMBER: _builtins.int
     SHARE_WITH_PUBLISHER_FIELD_NUMBER: _builtins.int
-    PRICE_TYPE_FIELD_NUMBER: _builtins.int
-    PRICE_MICROS_FIELD_NUMBER: _builtins.int
-    PRICE_CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     TRAFFIC_RULES_FIELD_NUMBER: _builtins.int
     TARGET_EVENT_FIELD_NUMBER: _builtins.int
     SAN_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
@@ -208,20 +174,14 @@ class Tracker(_message.Message):
     """Optional. The agency that runs it: an agency's key edits the trackers of its agency."""
     share_with_publisher: _builtins.bool
     """Optional. The network's own keys may read it. Default: true."""
-    price_type: Global___Tracker.PriceType.ValueType
-    """Optional. What price_micros is the price of."""
-    price_micros: _builtins.int
-    """Optional. The price of one, in micros of price_currency_code, 0 or more. It goes before the cost that the network
-    reports.
-    """
-    price_currency_code: _builtins.str
-    """Optional, with price_micros. ISO 4217. Default: the app's currency."""
     target_event: _builtins.str
-    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. At most 128
-    characters.
+    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. Postback drafts for
+    the tracker have it as `conversion_type`. At most 128 characters.
     """
     bundle_id: _builtins.str
-    """Optional. Self-attributing networks only: the bundle id or package that the network knows. Default: the app's."""
+    """Optional. Self-attributing networks only: the bundle id or package that the network knows. Postback drafts for the
+    tracker have it as `bundle_id`. Default: the app's.
+    """
     @_builtins.property
     def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Defaults of custom parameters; a click's query value goes first. At most 64."""
@@ -287,25 +247,17 @@ class Tracker(_message.Message):
         etag: _builtins.str = ...,
         agency_id: _builtins.str = ...,
         share_with_publisher: _builtins.bool | None = ...,
-        price_type: Global___Tracker.PriceType.ValueType = ...,
-        price_micros: _builtins.int | None = ...,
-        price_currency_code: _builtins.str = ...,
         traffic_rules: Global___TrafficRules | None = ...,
         target_event: _builtins.str = ...,
         san_account_ids: _abc.Iterable[_builtins.str] | None = ...,
         bundle_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros", "_share_with_publisher", b"_share_with_publisher", "create_time", b"create_time", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "price_micros", b"price_micros", "share_with_publisher", b"share_with_publisher", "traffic_rules", b"traffic_rules", "windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher", "create_time", b"create_time", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "share_with_publisher", b"share_with_publisher", "traffic_rules", b"traffic_rules", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros", "_share_with_publisher", b"_share_with_publisher", "agency_id", b"agency_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "etag", b"etag", "events", b"events", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "price_currency_code", b"price_currency_code", "price_micros", b"price_micros", "price_type", b"price_type", "revision", b"revision", "san_account_ids", b"san_account_ids", "segment_id", b"segment_id", "share_with_publisher", b"share_with_publisher", "status", b"status", "target_event", b"target_event", "tracker_id", b"tracker_id", "traffic_rules", b"traffic_rules", "type", b"type", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher", "agency_id", b"agency_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "etag", b"etag", "events", b"events", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "revision", b"revision", "san_account_ids", b"san_account_ids", "segment_id", b"segment_id", "share_with_publisher", b"share_with_publisher", "status", b"status", "target_event", b"target_event", "tracker_id", b"tracker_id", "traffic_rules", b"traffic_rules", "type", b"type", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__price_micros: _TypeAlias = _typing.Literal["price_micros"]  # noqa: Y015
-    _WhichOneofArgType__price_micros: _TypeAlias = _typing.Literal["_price_micros", b"_price_micros"]  # noqa: Y015
     _WhichOneofReturnType__share_with_publisher: _TypeAlias = _typing.Literal["share_with_publisher"]  # noqa: Y015
     _WhichOneofArgType__share_with_publisher: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_micros) -> _WhichOneofReturnType__price_micros | None: ...
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__share_with_publisher) -> _WhichOneofReturnType__share_with_publisher | None: ...
 
 Global___Tracker: _TypeAlias = Tracker  # noqa: Y015
