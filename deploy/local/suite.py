@@ -199,6 +199,10 @@ async def _keep_postgres(postgres: EmbeddedPostgres, announce: Announce) -> None
             announce("[green]PostgreSQL is back[/]")
 
 
+_CALLERS = {"tracker": ("admin", "service", "postback"), "postback": ("postback",)}
+"""Whose API keys a service knows, where it is not that of the services alone."""
+
+
 def _environment(service: str, directory: Path, ports: Ports, postgres: EmbeddedPostgres) -> dict[str, str]:
     environment = {
         "REENGAGE_LISTEN": ports.address(service),
@@ -210,10 +214,8 @@ def _environment(service: str, directory: Path, ports: Ports, postgres: Embedded
         environment["REENGAGE_METRICS_PORT"] = str(ports.metrics_of(service))
     if service in ("tracker", "postback"):
         environment["REENGAGE_SECRETS_KEYS"] = _key(directory / "secrets.key")
-    if service == "tracker":
-        environment["REENGAGE_ADMIN_KEY"] = _key(directory / "admin.key")
-    if service != "postback":
-        environment["REENGAGE_SERVICE_KEY"] = _key(directory / "service.key")
+    for caller in _CALLERS.get(service, ("service",)):
+        environment[f"REENGAGE_{caller.upper()}_KEY"] = _key(directory / f"{caller}.key")
     if service == "postback":
         # The local ad network, and whatever whoever starts the suite allows besides.
         allowed = (ports.address("network"), os.environ.get("REENGAGE_ALLOWED_HOSTS", ""))

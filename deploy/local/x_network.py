@@ -29,7 +29,7 @@ SECRETS = {
     "token_secret": TOKEN_SECRET,
     "device_id_key": DEVICE_ID_KEY,
 }
-"""What a configuration of the X adapter needs to be heard here."""
+"""The credentials of an account, or the secrets of a configuration, that is heard here."""
 PATH = "/12/conversion_event"
 PER_WINDOW = 60_000
 WINDOW_S = 900

@@ -1,5 +1,6 @@
 """A delivery: its id, how it is made of a conversion, and the request it makes."""
 
+from collections.abc import Mapping
 from uuid import UUID, uuid5
 
 from libs.time import timestamp_us
@@ -45,15 +46,33 @@ def new_delivery(
     )
 
 
+def claim_tracker(
+    configuration: Configuration, conversion: conversion_pb2.Conversion
+) -> conversion_pb2.ClaimTracker | None:
+    """Returns the tracker that a claim of the configuration's network would go to (E3), None when there is none."""
+    return next((one for one in conversion.claim_trackers if one.network_id == configuration.network_id), None)
+
+
 def requests(
-    configuration: Configuration, conversion: conversion_pb2.Conversion, delivery_id: UUID, stamp: Stamp
+    configuration: Configuration,
+    conversion: conversion_pb2.Conversion,
+    delivery_id: UUID,
+    *,
+    secrets: Mapping[str, str],
+    stamp: Stamp,
 ) -> tuple[Request, Request]:
     """Returns the request of a delivery, and the same with its secrets masked, to be kept and shown.
 
-    Raises NotRenderableError when the conversion lacks what the network needs.
+    `secrets` are all that the adapter cannot do without. Raises NotRenderableError when the conversion lacks what the
+    network needs.
     """
-    values = Values(conversion, delivery_id=str(delivery_id), is_revenue=configuration.is_revenue)
-    request, shown = configuration.adapter.requests(values, configuration.secrets, stamp)
+    values = Values(
+        conversion,
+        delivery_id=str(delivery_id),
+        is_revenue=configuration.is_revenue,
+        claim_tracker=claim_tracker(configuration, conversion),
+    )
+    request, shown = configuration.adapter.requests(values, secrets, stamp)
     for one in (request, shown):
         one.headers["Idempotency-Key"] = one.headers["webhook-id"] = str(delivery_id)
     return request, shown

@@ -41,10 +41,21 @@ _MATCH_KINDS = {
 
 
 class Values:
-    """The values of one delivery's macros. `is_revenue` off withholds every amount and its currency."""
+    """The values of one delivery's macros. `is_revenue` off withholds every amount and its currency.
 
-    def __init__(self, conversion: conversion_pb2.Conversion, *, delivery_id: str, is_revenue: bool) -> None:
+    `claim_tracker` is the tracker that a claim of the network would go to (E3), None when there is none.
+    """
+
+    def __init__(
+        self,
+        conversion: conversion_pb2.Conversion,
+        *,
+        delivery_id: str,
+        is_revenue: bool,
+        claim_tracker: conversion_pb2.ClaimTracker | None = None,
+    ) -> None:
         self.decision, self.record, self.names = conversion.decision, conversion.record, conversion.names
+        self.claim_tracker = claim_tracker
         self.engagement = conversion.engagement
         self.delivery_id, self.is_revenue = delivery_id, is_revenue
         self.event = self.record.event

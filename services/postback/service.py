@@ -26,6 +26,7 @@ from services.postback.configurations import Configurations
 from services.postback.delivery import delivery_id, new_delivery, requests
 from services.postback.fields import describe
 from services.postback.guard import Guard
+from services.postback.macros import MASK
 from services.postback.model import Configuration, NewDelivery, State, Status
 from services.postback.sample import sample_conversion
 from services.postback.selection import fits, once_a_day, wants, wants_claim
@@ -163,7 +164,9 @@ class PostbackConfigService(service_pb2_grpc.PostbackConfigServiceServicer):
             configuration.configuration_id, conversion.decision.app_id, conversion.decision.conversion_id
         )
         try:
-            _, shown = requests(configuration, conversion, identity, _UNSENT)
+            # The credentials of an account are not looked up: what is made of them is masked anyway.
+            secrets = dict.fromkeys(configuration.adapter.secret_names, MASK) | configuration.secrets
+            _, shown = requests(configuration, conversion, identity, secrets=secrets, stamp=_UNSENT)
         except NotRenderableError as error:
             raise FailedPrecondition("NOT_RENDERED", str(error)) from None
         return configuration_pb2.PreviewResponse(

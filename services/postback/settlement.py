@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, quote_plus
 
 from libs.time import SECOND_US, to_duration, to_timestamp
@@ -20,21 +20,26 @@ MAX_KEPT_CHARACTERS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """A request, its secrets masked, and what became of it."""
+    """A request, its secrets masked, and what became of it. `secrets` are those it was made with."""
 
     shown: Request
+    secrets: Mapping[str, str] = field(repr=False)
     answer: retry.Answer
     verdict: retry.Verdict
     network_claim: Claim | None
-    took_us: int
+    detail: str = ""
+    """What was missing, for people."""
 
 
-def settlement(configuration: Configuration, leased: Leased, exchange: Exchange, jitter: float) -> Settled:
-    """Returns what an attempt makes of its delivery. `jitter` is drawn evenly from [0, 1)."""
-    end_us = leased.leased_us + exchange.took_us
+def settlement(
+    configuration: Configuration, leased: Leased, exchange: Exchange, *, took_us: int, jitter: float
+) -> Settled:
+    """Returns what an attempt, which took so long, makes of its delivery. `jitter` is drawn evenly from [0, 1)."""
+    end_us = leased.leased_us + took_us
     state, wait_us = _next(configuration, leased, exchange, end_us, jitter)
-    attempt = _record(configuration.secrets, exchange)
+    attempt = _record(exchange)
     attempt.start_time.CopyFrom(to_timestamp(leased.leased_us))
+    attempt.duration.CopyFrom(to_duration(took_us))
     attempt.redelivery_count = leased.redelivery_count
     if state is State.PENDING:
         attempt.will_retry = True
@@ -70,10 +75,9 @@ def _next(
             return (State.EXHAUSTED, 0) if wait_s is None else (State.PENDING, round(wait_s * SECOND_US))
 
 
-def _record(secrets: Mapping[str, str], exchange: Exchange) -> Attempt:
-    shown, answer, hide = exchange.shown, exchange.answer, _scrubber(secrets)
+def _record(exchange: Exchange) -> Attempt:
+    shown, answer, hide = exchange.shown, exchange.answer, _scrubber(exchange.secrets)
     return Attempt(
-        duration=to_duration(exchange.took_us),
         method=Method.Value(f"METHOD_{shown.method}"),
         url=shown.url,
         request_headers=shown.headers,
@@ -82,6 +86,7 @@ def _record(secrets: Mapping[str, str], exchange: Exchange) -> Attempt:
         response_headers={hide(name): hide(value) for name, value in answer.headers.items()},
         response_body=hide(answer.body)[:MAX_KEPT_CHARACTERS],
         verdict=verdict_of(exchange.verdict.word),
+        detail=exchange.detail,
     )
 
 

@@ -200,9 +200,9 @@ def _check_adapter(message: Configuration, adapter: type[Adapter], guard: Guard,
     made = configured(message, violations)
     if len(violations.found) == before:
         _check_address(made, guard, violations)
-    required = made.secret_names
-    for name in sorted(required - message.secrets.keys()):
-        violations.add(f"configuration.secrets.{name}", "REQUIRED", "the adapter needs a secret of this name")
+    if not adapter.description.is_claim_capable:  # else an account of the tracker may have them
+        for name in sorted(made.secret_names - message.secrets.keys()):
+            violations.add(f"configuration.secrets.{name}", "REQUIRED", "the adapter needs a secret of this name")
     if not adapter.description.takes_named_secrets:
         _refuse(message.secrets.keys() - adapter.description.secret_names, violations)
 

@@ -13,10 +13,12 @@ from libs.periods import Periods
 from libs.server import Face
 from libs.vault import Vault
 from reengage.postback.v1 import service_pb2, service_pb2_grpc
+from reengage.tracker.v1 import service_pb2_grpc as tracker_grpc
 from services.postback.adapters.adapter import Stamp
 from services.postback.claims import Claims, Endings
 from services.postback.configurations import POLL_INTERVAL_S, Configurations
 from services.postback.guard import Guard, Lookup
+from services.postback.san_accounts import SanAccounts
 from services.postback.sender import open_sender
 from services.postback.service import PostbackConfigService, PostbackService
 from services.postback.storage.claims import ClaimStore
@@ -36,6 +38,7 @@ class Parts:
     pool: Pool
     configurations: Configurations
     queue: Queue
+    accounts: SanAccounts
 
 
 @asynccontextmanager
@@ -44,14 +47,15 @@ async def wire_parts(
     dsn: str,
     secrets_keys: str,
     allowed_hosts: str,
+    tracker: tracker_grpc.TrackerConfigServiceStub,
     lookup: Lookup | None = None,
     jitter: Callable[[], float] = random.random,
     poll_interval_s: float = POLL_INTERVAL_S,
 ) -> AsyncIterator[Parts]:
     """Yields the parts, and closes what they opened. Raises ConfigError.
 
-    `lookup` replaces the system's resolver, `jitter` draws evenly from [0, 1), and `poll_interval_s` is the time after
-    which configurations that another process wrote are seen.
+    `tracker` is called with the key that may read credentials. `lookup` replaces the system's resolver, `jitter` draws
+    evenly from [0, 1), and `poll_interval_s` is the time after which another process's configurations are seen.
     """
     with _one_sentence():
         guard, vault = Guard(allowed_hosts), Vault(secrets_keys)
@@ -64,7 +68,8 @@ async def wire_parts(
         with _one_sentence():
             await configurations.refresh()
         queue, claim_store, endings = Queue(pool), ClaimStore(pool), Endings()
-        worker = DeliveryWorker(queue, configurations, sender, endings, jitter=jitter, stamp=new_stamp)
+        accounts = SanAccounts(tracker)
+        worker = DeliveryWorker(queue, configurations, sender, accounts, endings, jitter=jitter, stamp=new_stamp)
         settings = PostbackConfigService(store=store, configurations=configurations, vault=vault, guard=guard)
         deliveries = PostbackService(
             deliveries=DeliveryStore(pool),
@@ -88,6 +93,7 @@ async def wire_parts(
             pool=pool,
             configurations=configurations,
             queue=queue,
+            accounts=accounts,
         )
 
 

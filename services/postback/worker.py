@@ -23,6 +23,7 @@ from services.postback.configurations import Configurations
 from services.postback.delivery import requests
 from services.postback.model import Configuration, Leased, LeaseRequest, Settled, State
 from services.postback.retry import Answer
+from services.postback.san_accounts import CredentialsMissingError, CredentialsUnavailableError, SanAccounts
 from services.postback.sender import Sender
 from services.postback.settlement import Exchange, settlement
 from services.postback.storage.queue import Queue
@@ -70,6 +71,7 @@ class DeliveryWorker:
         queue: Queue,
         configurations: Configurations,
         sender: Sender,
+        accounts: SanAccounts,
         endings: Endings,
         *,
         jitter: Callable[[], float],
@@ -83,6 +85,7 @@ class DeliveryWorker:
         At a stop, attempts under way have `drain_s` to end, and as long again to be settled.
         """
         self._queue, self._configurations, self._sender, self._endings = queue, configurations, sender, endings
+        self._accounts = accounts
         self._jitter, self._stamp, self._drain_s = jitter, stamp, drain_s
         self._in_flight, self._in_flight_each = in_flight, in_flight_each
         self._under_way: set[asyncio.Task[None]] = set()
@@ -201,32 +204,40 @@ class DeliveryWorker:
 
     async def _attempt(self, configuration: Configuration, leased: Leased) -> None:
         began = time.monotonic()
-        answer, network_claim = Answer(), None
-        shown = Request(method=configuration.adapter.method, url="", headers={}, body="")
+        if leased.number - 1 - leased.failure_count > retry.MAX_INTERRUPTIONS:
+            exchange = _unsent(configuration, retry.Word.INTERRUPTED, retry.Next.GIVE_UP)
+        else:
+            exchange = await self._exchange(configuration, leased)
+        took_us = round((time.monotonic() - began) * SECOND_US)
+        self._finished.append(settlement(configuration, leased, exchange, took_us=took_us, jitter=self._jitter()))
+        self._something_finished.set()
+        _attempts.labels(exchange.verdict.word).inc()
+        _took.observe(took_us / SECOND_US)
+
+    async def _exchange(self, configuration: Configuration, leased: Leased) -> Exchange:
+        adapter = configuration.adapter
         try:
-            if leased.number - 1 - leased.failure_count > retry.MAX_INTERRUPTIONS:
-                verdict = retry.Verdict(word=retry.Word.INTERRUPTED, next=retry.Next.GIVE_UP)
-            else:
-                conversion = conversion_pb2.Conversion.FromString(leased.conversion)
-                request, shown = requests(configuration, conversion, leased.delivery_id, self._stamp())
-                answer = await self._sender.send(
-                    request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
-                )
-                verdict = configuration.adapter.judge(answer)
-                if verdict.next is retry.Next.DONE:
-                    network_claim = configuration.adapter.claim(answer.body)
-        except NotRenderableError:
-            verdict = retry.Verdict(word=retry.Word.NOT_RENDERED, next=retry.Next.GIVE_UP)
+            conversion = conversion_pb2.Conversion.FromString(leased.conversion)
+            secrets = await self._accounts.secrets(configuration, conversion)
+            request, shown = requests(
+                configuration, conversion, leased.delivery_id, secrets=secrets, stamp=self._stamp()
+            )
+            answer = await self._sender.send(
+                request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
+            )
+            verdict = adapter.judge(answer)
+            network_claim = adapter.claim(answer.body) if verdict.next is retry.Next.DONE else None
+        except NotRenderableError as error:
+            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.GIVE_UP, str(error))
+        except CredentialsMissingError as error:
+            return _unsent(configuration, retry.Word.NO_CREDENTIALS, retry.Next.GIVE_UP, str(error))
+        except CredentialsUnavailableError as error:
+            return _unsent(configuration, retry.Word.CREDENTIALS_UNAVAILABLE, retry.Next.RETRY, str(error))
         except Exception as error:  # the worker's edge: one delivery's trouble is not the others'
             # Its text may quote what was to be sent.
             _log.error("delivery.failed", delivery_id=str(leased.delivery_id), error=type(error).__name__)
-            verdict = retry.Verdict(word=retry.Word.NOT_RENDERED, next=retry.Next.RETRY)
-        took_us = round((time.monotonic() - began) * SECOND_US)
-        exchange = Exchange(shown=shown, answer=answer, verdict=verdict, network_claim=network_claim, took_us=took_us)
-        self._finished.append(settlement(configuration, leased, exchange, self._jitter()))
-        self._something_finished.set()
-        _attempts.labels(verdict.word).inc()
-        _took.observe(took_us / SECOND_US)
+            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.RETRY)
+        return Exchange(shown=shown, secrets=secrets, answer=answer, verdict=verdict, network_claim=network_claim)
 
     async def _settle_finished(self) -> None:
         if not self._finished:
@@ -244,6 +255,18 @@ class DeliveryWorker:
         for one in batch:
             if one.network_claim is not None and one.leased.delivery_id in decided:
                 note_late(one.leased.delivery_id, one.leased.configuration_id)
+
+
+def _unsent(configuration: Configuration, word: retry.Word, following: retry.Next, detail: str = "") -> Exchange:
+    """Returns an exchange without a request."""
+    return Exchange(
+        shown=Request(method=configuration.adapter.method, url="", headers={}, body=""),
+        secrets={},
+        answer=Answer(),
+        verdict=retry.Verdict(word=word, next=following),
+        network_claim=None,
+        detail=detail,
+    )
 
 
 def _note(batch: Sequence[Settled]) -> None:

@@ -26,6 +26,9 @@ class Config:
     """The API key of ops, which may do everything; the keys of people are made through the API."""
     service_key: str = field(repr=False)
     """The API key of the other services, which may read all settings and nothing else."""
+    postback_key: str = field(default="", repr=False)
+    """The API key of postback, which may read the credentials of accounts with self-attributing networks and nothing
+    else. Without it postback has only the credentials that its configurations hold."""
     secrets_keys: str = field(repr=False)
     """The keys, comma-separated, that stored secrets are encrypted under: by the first, and read by all."""
     listen: str = "127.0.0.1:7101"
@@ -48,6 +51,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             resources,
             admin_key=config.admin_key,
             service_key=config.service_key,
+            postback_key=config.postback_key,
             new_key=lambda: f"rk_{secrets.token_urlsafe(32)}",
         )
         face = Face.of(

@@ -9,6 +9,7 @@ from reengage.tracker.v1.api_key_pb2 import ApiKey
 
 ADMIN, EDITOR, VIEWER = ApiKey.ROLE_ADMIN, ApiKey.ROLE_EDITOR, ApiKey.ROLE_VIEWER
 NETWORK, AGENCY, SERVICE = ApiKey.ROLE_NETWORK, ApiKey.ROLE_AGENCY, ApiKey.ROLE_SERVICE
+POSTBACK = ApiKey.ROLE_POSTBACK
 Role: TypeAlias = "ApiKey.Role.ValueType"
 
 _ADMINS = frozenset({ADMIN})
@@ -34,6 +35,7 @@ ROLES: dict[str, frozenset[Role]] = {
         for verb in ("Create", "Get", "List", "Update", "Archive")
     },
     "RotateApiKey": _ADMINS,
+    "GetSanAccountCredentials": frozenset({POSTBACK}),
     "GetNetworkSettings": _VIEWERS,
     "UpdateNetworkSettings": _EDITORS,
     "CreateTracker": _EDITORS,

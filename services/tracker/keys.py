@@ -23,7 +23,8 @@ _MAX_OVERLAP_S = 30 * 86400
 
 
 class ApiKeys:
-    """Keys of the installation, and the two it was started with: `admin_key` and `service_key`, of every scope.
+    """Keys of the installation, and those it was started with: `admin_key`, `service_key` and `postback_key`, of every
+    scope. With an empty `postback_key` nobody reads credentials.
 
     `new_key` makes a key of at least 128 random bits; `now_us` is the clock.
     """
@@ -35,6 +36,7 @@ class ApiKeys:
         *,
         admin_key: str,
         service_key: str,
+        postback_key: str,
         new_key: Callable[[], str],
         now_us: Callable[[], int] = now_us,
     ) -> None:
@@ -42,6 +44,7 @@ class ApiKeys:
         self._own = (
             (admin_key.encode(), Caller(actor="admin", role=access.ADMIN)),
             (service_key.encode(), Caller(actor="service", role=access.SERVICE)),
+            (postback_key.encode(), Caller(actor="postback", role=access.POSTBACK)),
         )
 
     async def admit(self, method: str, key: str) -> None:

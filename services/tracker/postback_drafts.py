@@ -9,22 +9,26 @@ from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
+from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.tracker_pb2 import Tracker
-from services.tracker.effective_settings import DEFAULT_ENGAGEMENT_WINDOW, DEFAULT_VIEW_WINDOW
 
-_DAY = 86400
 _RETRY_ATTEMPTS = 3
 _ATTEMPT_TIMEOUT_S = 5
 
 
 def postback_drafts(
-    tracker: Tracker, app: App, network: Network, definitions: Mapping[str, EventDefinition]
+    tracker: Tracker,
+    app: App,
+    network: Network,
+    definitions: Mapping[str, EventDefinition],
+    accounts: Mapping[str, SanAccount],
 ) -> list[PostbackDraft]:
     """Returns one draft an event of the tracker, or that of the install for an acquisition tracker.
 
-    `definitions` are those of the events, by name.
+    `definitions` are those of the events, by name; `accounts` those of the tracker, by id: the first is asked with.
     """
-    known = _known(tracker, app, network)
+    known = _known(tracker, app)
+    account = next((accounts[one] for one in tracker.san_account_ids if one in accounts), SanAccount())
     return [
         PostbackDraft(
             app_id=app.app_id,
@@ -36,28 +40,17 @@ def postback_drafts(
             is_revenue=trigger in definitions and definitions[trigger].revenue,
             attempt_timeout=Duration(seconds=_ATTEMPT_TIMEOUT_S),
             known=known,
-            needs=[need for need in network.postback_needs if need.name not in known],
+            needs=[need for need in network.postback_needs if need.name not in (*known, *account.credential_names)],
         )
         for trigger in tracker.events or (INSTALL,)
     ]
 
 
-def _known(tracker: Tracker, app: App, network: Network) -> dict[str, str]:
+def _known(tracker: Tracker, app: App) -> dict[str, str]:
     known = {
         "app_name": app.name,
         "store_app_id": app.store_app_id,
         "bundle_id": tracker.bundle_id or app.bundle_id,
         "conversion_type": tracker.target_event,
     }
-    if network.self_attributing:
-        engagement = tracker.post_engagement_window if tracker.HasField("post_engagement_window") else None
-        view = tracker.post_view_window if tracker.HasField("post_view_window") else None
-        known["click_window"] = _days(engagement or DEFAULT_ENGAGEMENT_WINDOW)
-        known["view_through_window"] = _days(DEFAULT_VIEW_WINDOW if view is None else view)
     return {name: value for name, value in known.items() if value}
-
-
-def _days(window: Duration) -> str:
-    """Returns a window as the adapter of a self-attributing network takes it."""
-    days = window.seconds // _DAY
-    return f"{days}d" if days else "0s"

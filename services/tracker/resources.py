@@ -129,6 +129,18 @@ class ResourceMethods:
         check_key(kind, key)
         return shown(await self._store.read(lambda view: self.readable(view, kind, key)))
 
+    async def get_with_secrets(self, kind: Kind[M], *key: str) -> M:
+        """Returns a live resource with its secrets. Raises NotFound."""
+        check_key(kind, key)
+
+        async def read(view: View) -> M:
+            resource = await self.readable(view, kind, key)
+            if kind.is_archived(resource):
+                raise not_found(kind, key)
+            return await self.with_sealed(view, kind, resource)
+
+        return await self._store.read(read)
+
     async def page(
         self,
         kind: Kind[M],

@@ -43,7 +43,7 @@ from services.tracker.kinds import (
     SEGMENT,
     TRACKER,
 )
-from services.tracker.resources import ResourceMethods
+from services.tracker.resources import ResourceMethods, not_found
 from services.tracker.revisions import Revisions
 from services.tracker.settings_plans import SettingsPlans
 from services.tracker.store import Store
@@ -249,6 +249,16 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
             SAN_ACCOUNT, request.san_account_id, etag=request.etag, validate_only=request.validate_only
         )
         return san_account_pb2.ArchiveSanAccountResponse(san_account=san_account)
+
+    async def GetSanAccountCredentials(
+        self, request: san_account_pb2.GetSanAccountCredentialsRequest, context: Context
+    ) -> san_account_pb2.GetSanAccountCredentialsResponse:
+        account = await self._resources.get_with_secrets(SAN_ACCOUNT, request.san_account_id)
+        if account.app_id != request.app_id:
+            raise not_found(SAN_ACCOUNT, (request.san_account_id,))
+        return san_account_pb2.GetSanAccountCredentialsResponse(
+            credentials=account.credentials, revision=account.revision
+        )
 
     async def CreateCampaign(
         self, request: campaign_pb2.CreateCampaignRequest, context: Context

@@ -17,7 +17,17 @@ from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrackerLinks
 from services.tracker import masks, tracker_files, validation
 from services.tracker.differences import field_changes
 from services.tracker.effective_settings import event_settings, tracker_settings
-from services.tracker.kinds import APP, CAMPAIGN, EVENT_DEFINITION, NETWORK, NETWORK_SETTINGS, SEGMENT, TRACKER, Kind
+from services.tracker.kinds import (
+    APP,
+    CAMPAIGN,
+    EVENT_DEFINITION,
+    NETWORK,
+    NETWORK_SETTINGS,
+    SAN_ACCOUNT,
+    SEGMENT,
+    TRACKER,
+    Kind,
+)
 from services.tracker.links import tracker_links
 from services.tracker.postback_drafts import postback_drafts
 from services.tracker.resources import ResourceMethods, check, check_key, check_mask, copied, existing, shown
@@ -260,6 +270,7 @@ class Trackers:
                 await existing(view, APP, (tracker.app_id,)),
                 await existing(view, NETWORK, (tracker.network_id,)),
                 await view.definitions_of(tracker.app_id, tracker.events),
+                await view.many(SAN_ACCOUNT, tracker.san_account_ids),
             )
 
         return await self._store.read(read)

@@ -219,6 +219,8 @@ def check_api_key(key: ApiKey, violations: Violations) -> None:
             violations.add(f"api_key.{name}", "REQUIRED", "the role needs it")
         elif key.role != role and getattr(key, name):
             violations.add(f"api_key.{name}", "NOT_ALLOWED", "the role has none")
+    if key.role == ApiKey.ROLE_POSTBACK:
+        violations.add("api_key.role", "NOT_ALLOWED", "credentials are for postback, whose key tracker is started with")
     if key.role == ApiKey.ROLE_SERVICE and (key.account_id or key.app_id):
         violations.add("api_key.role", "NOT_ALLOWED", "a service's key has no narrower scope")
     if key.HasField("expire_time"):

@@ -7,13 +7,15 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.config import ConfigError
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
-from reengage.postback.v1 import claim_pb2
-from reengage.tracker.v1 import app_pb2, network_pb2, snapshot_pb2, status_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.tracker.v1 import app_pb2, network_pb2, san_account_pb2, snapshot_pb2, status_pb2
 from services.attribution.__main__ import Config
 from services.attribution.jobs.claims import ClaimsConfig
 from services.attribution.live.claim_triggers import ClaimTriggers
@@ -35,7 +37,7 @@ from tests.attribution.conftest import (
     unavailable,
 )
 
-HOUR = 3600
+HOUR, DAY = 3600, 86_400
 REENGAGED, CREDITED = decision_pb2.OUTCOME_REENGAGED, decision_pb2.OUTCOME_CREDITED
 ATTRIBUTED, DUPLICATE = decision_pb2.OUTCOME_ATTRIBUTED, decision_pb2.OUTCOME_DUPLICATE
 CLAIMED, UNAVAILABLE = claim_pb2.ClaimAnswer.STATE_CLAIMED, claim_pb2.ClaimAnswer.STATE_UNAVAILABLE
@@ -102,6 +104,57 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
     assert kept is not None
     assert [(each.network_id, each.state) for each in kept.answers] == [("x", CLAIMED)]
     assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
+
+
+def asked_for(conversion: conversion_pb2.Conversion) -> dict[str, tuple[str, int, int, list[tuple[str, int]]]]:
+    """By network the tracker that a claim would go to, its windows in days, and its accounts."""
+    return {
+        tracker.network_id: (
+            tracker.tracker_id,
+            tracker.post_engagement_window.seconds // DAY,
+            tracker.post_view_window.seconds // DAY,
+            [(account.san_account_id, account.revision) for account in tracker.accounts],
+        )
+        for tracker in conversion.claim_trackers
+    }
+
+
+async def test_networks_are_asked_as_the_tracker_says_that_a_claim_would_go_to(world: World) -> None:
+    """E3, B4: its windows and its accounts; for an event only a tracker that selects it, of two the default one."""
+    accounts = [
+        san_account_pb2.SanAccount(san_account_id="old", revision=5, status=status_pb2.STATUS_ARCHIVED),
+        san_account_pb2.SanAccount(san_account_id="main", revision=7, status=status_pb2.STATUS_LIVE),
+        san_account_pb2.SanAccount(san_account_id="more", revision=6, status=status_pb2.STATUS_LIVE),
+    ]
+    windows = {
+        "post_engagement_window": Duration(seconds=30 * DAY),
+        "post_view_window": Duration(seconds=DAY),
+    }
+    revision = await world.feed.publish(
+        *(snapshot_pb2.Resource(san_account=account) for account in accounts),
+        tracker_resource(
+            X_RE,
+            network_id="x",
+            events=["Purchase"],
+            default_tracker=True,
+            san_account_ids=["old", "main", "more"],
+            **windows,
+        ),
+        tracker_resource("x-newer", network_id="x", events=["Purchase"], create_time=Timestamp(seconds=9)),
+        tracker_resource("x-view", network_id="x", events=["View"], create_time=Timestamp(seconds=8)),
+    )
+    await world.settings.reached(revision)
+    await world.received.trigger(PURCHASES_OF_X, ("View", "x"), ("_install", "x"))
+    async with world.worker():
+        await world.send(install(0, device(1), record_id="i1"), event(HOUR, device(1), record_id="e1"))
+        await world.send(event(2 * HOUR, device(1), "View", record_id="v1"), event(3 * HOUR, device(1), "Other"))
+        await world.decided("i1", "e1", "v1")
+        while "v1" not in world.received.conversions:
+            await asyncio.sleep(0.01)
+    for told in (world.received.asked_about, world.received.conversions):
+        assert asked_for(told["i1"]) == {"x": (X_UA, 14, 0, [])}
+        assert asked_for(told["e1"]) == {"x": (X_RE, 30, 1, [("main", 7), ("more", 6)]), "y": ("y-re", 14, 0, [])}
+        assert asked_for(told["v1"]) == {"x": ("x-view", 14, 0, [])}
 
 
 async def test_nobody_is_asked_about_other_events(world: World) -> None:
@@ -345,6 +398,7 @@ async def test_an_install_behind_one_that_waits_asks_when_it_turns_out_to_be_no_
         i2, e1 = await world.decided("i2", "e1")
     assert (i1.outcome, i2.outcome) == (decision_pb2.OUTCOME_ORGANIC, decision_pb2.OUTCOME_REPROCESSED)
     assert (i2.tracker_id, e1.tracker_id, e1.reason) == (X_RE, X_RE, decision_pb2.REASON_MTR_NOT_MET)
+    assert [asked_for(world.received.asked_about[each])["x"][0] for each in ("i1", "i2")] == [X_UA, X_RE]
 
 
 async def test_what_was_answered_is_not_asked_again_behind_another_install(world: World) -> None:

@@ -42,7 +42,17 @@ def test_what_is_handed_to_postback_says_whether_the_app_is_a_sandbox(sandbox: b
 
 def resources(*edits: Edit) -> Resources:
     """Returns what is held after these edits."""
-    kinds = ("app", "tracker", "network", "event_definition", "network_settings", "campaign", "segment", "agency")
+    kinds = (
+        "app",
+        "tracker",
+        "network",
+        "event_definition",
+        "network_settings",
+        "campaign",
+        "segment",
+        "agency",
+        "san_account",
+    )
     made: Resources = {kind: {} for kind in kinds}
     for kind, key, message in edits:
         made[kind][key] = message

@@ -1,6 +1,7 @@
 """`reengage apply`: plans, asks, and brings an app to the state of its file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -569,6 +570,7 @@ def test_the_sample_file_is_the_sample(settings: Settings) -> None:
     for method, resources in (
         ("CreateNetwork", [network for network in sample.NETWORKS if network.network_id != "x-ios"]),  # built in
         ("CreateApp", sample.APPS),
+        ("CreateSanAccount", sample.SAN_ACCOUNTS),
         ("CreateCampaign", sample.CAMPAIGNS),
         ("CreateSegment", sample.SEGMENTS),
         ("CreateEventDefinition", sample.EVENTS),
@@ -576,7 +578,8 @@ def test_the_sample_file_is_the_sample(settings: Settings) -> None:
     ):
         for resource in resources:
             created = json_format.MessageToDict(resource, preserving_proto_field_name=True)
-            settings.call(method, **{method.removeprefix("Create").replace("EventD", "event_d").lower(): created})
+            kind = re.sub(r"(?<!^)([A-Z])", r"_\1", method.removeprefix("Create")).lower()
+            settings.call(method, **{kind: created})
     for retired in sample.ARCHIVED:
         settings.call("ArchiveTracker", tracker_id=retired)
     for made in sample.NETWORK_SETTINGS:

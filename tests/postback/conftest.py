@@ -19,16 +19,20 @@ from libs.server import ServerConfig, build_server
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2, service_pb2_grpc
+from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.postback.adapters.adapter import ADAPTERS
 from services.postback.configurations import POLL_INTERVAL_S, Configurations
 from services.postback.guard import Lookup
+from services.postback.san_accounts import SanAccounts
 from services.postback.storage.queue import Queue
 from services.postback.validation import complete
 from services.postback.wiring import wire_parts
 from tests.conftest import Database
 from tests.support.eventually import eventually
+from tests.tracker.conftest import POSTBACK_KEY
 
 KEY = Fernet.generate_key().decode()
+NO_TRACKER = "unix:/nobody/is/here"
 Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -133,6 +137,7 @@ class Running:
     pool: Pool
     queue: Queue
     configurations: Configurations
+    accounts: SanAccounts
 
     async def configure(self, **fields: Any) -> configuration_pb2.Configuration:
         """Returns a new configuration for `Purchase` of app `app`, unless told otherwise; see `configuration`."""
@@ -190,20 +195,28 @@ async def running(
     *,
     allowed: str = "",
     lookup: Lookup | None = None,
+    tracker: str = NO_TRACKER,
     jitter: Callable[[], float] = lambda: 0.0,
     keys: str = KEY,
     works: bool = True,
     poll_interval_s: float = POLL_INTERVAL_S,
 ) -> AsyncIterator[Running]:
-    """Yields a service with its worker, unless it must not work. Without jitter, retries are due at once."""
-    async with wire_parts(
-        dsn=database.dsn("postback"),
-        secrets_keys=keys,
-        allowed_hosts=allowed,
-        lookup=lookup,
-        jitter=jitter,
-        poll_interval_s=poll_interval_s,
-    ) as parts:
+    """Yields a service with its worker, unless it must not work. Without jitter, retries are due at once.
+
+    `tracker` is the target of tracker: by default nobody is there.
+    """
+    async with (
+        open_channel(tracker, key=POSTBACK_KEY) as to_tracker,
+        wire_parts(
+            dsn=database.dsn("postback"),
+            secrets_keys=keys,
+            allowed_hosts=allowed,
+            tracker=TrackerConfigServiceStub(to_tracker),
+            lookup=lookup,
+            jitter=jitter,
+            poll_interval_s=poll_interval_s,
+        ) as parts,
+    ):
         server, _ = build_server(ServerConfig(listen=""), parts.faces)
         server.add_insecure_port(f"unix:{socket}")
         await server.start()
@@ -217,6 +230,7 @@ async def running(
                     pool=parts.pool,
                     queue=parts.queue,
                     configurations=parts.configurations,
+                    accounts=parts.accounts,
                 )
         finally:
             await server.stop(None)

@@ -106,6 +106,10 @@ class Toy:
     def secret_names(self) -> frozenset[str]:
         return DESCRIPTION.secret_names
 
+    @property
+    def san_account_id(self) -> str:
+        return ""
+
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:
         if not values.get("idfa"):
             raise NotRenderableError("no IDFA")

@@ -425,7 +425,6 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
     adapter = {
         "conversion_type": "BUY",
         "click_window": "7d",
-        "view_through_window": "14d",
         "letter_case": 9,
         "encoding": "HEXADECIMAL",
         "base_url": "https://user@x.example/",
@@ -447,12 +446,11 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
         [
             "configuration.adapter_fields.app_id REQUIRED",
             "configuration.adapter_fields.conversion_type NOT_ALLOWED",
-            "configuration.adapter_fields.view_through_window NOT_ALLOWED",
+            "configuration.adapter_fields.click_window UNKNOWN_FIELD",
             "configuration.adapter_fields.letter_case INVALID_TYPE",
             "configuration.adapter_fields.encoding NOT_ALLOWED",
             "configuration.adapter_fields.base_url INVALID_URL",
             "configuration.adapter_fields.token_secret SECRET",
-            *(f"configuration.secrets.{name} REQUIRED" for name in SECRETS if name != "token"),
             "configuration.secrets.tokem UNKNOWN_FIELD",
             "configuration.deliveries_per_second OUT_OF_RANGE",
             "configuration.clicks_only NOT_ALLOWED",
@@ -462,45 +460,11 @@ async def test_every_wrong_field_of_an_x_configuration_is_named_at_once(service:
     )
 
 
-async def configure_window(service: Running, endpoint: Endpoint, name: str, days: int) -> str:
-    adapter = {"app_id": "1", "conversion_type": "PURCHASE", name: f"{days * 24}h"}
-    created = await service.configure(**fields(endpoint, x=adapter))
-    return created.adapter_fields.fields[name].string_value
-
-
-@pytest.mark.parametrize(
-    ("name", "days"),
-    [
-        *(("click_window", days) for days in (1, 7, 14, 30)),
-        # Within a click window of 14 days.
-        *(("view_through_window", days) for days in (0, 1, 7, 14)),
-    ],
-)
-async def test_windows_that_x_has(service: Running, endpoint: Endpoint, name: str, days: int) -> None:
-    assert await configure_window(service, endpoint, name, days) == (f"{days}d" if days else "0s")
-
-
-@pytest.mark.parametrize(
-    ("name", "days"),
-    [
-        *(("click_window", days) for days in (0, 2, 6, 8, 15, 31)),
-        *(("view_through_window", days) for days in (2, 6, 8, 15, 30, 31)),
-    ],
-)
-async def test_windows_that_x_has_not(service: Running, endpoint: Endpoint, name: str, days: int) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await configure_window(service, endpoint, name, days)
-    (found,) = from_rpc_error(caught.value).violations
-    assert (found.field, found.reason) == (f"configuration.adapter_fields.{name}", "NOT_ALLOWED")
-
-
 async def test_an_x_configuration_s_defaults_address_and_preview(service: Running, endpoint: Endpoint) -> None:
     created = await service.configure(**fields(endpoint, x={"app_id": "1", "conversion_type": "INSTALL"}))
     assert dict(created.adapter_fields) == {
         "app_id": "1",
         "conversion_type": "INSTALL",
-        "click_window": "14d",
-        "view_through_window": "0s",
         "letter_case": "LOWER",
         "encoding": "HEX",
         "base_url": "https://ads-api.x.com",

@@ -104,6 +104,7 @@ def busy(service: Running, sender: Sender) -> DeliveryWorker:
         service.queue,
         service.configurations,
         sender,
+        service.accounts,
         Endings(),
         jitter=lambda: 0.0,
         stamp=new_stamp,

@@ -53,8 +53,14 @@ def conversion(*, platform: str = "IOS", **record: Any) -> conversion_pb2.Conver
     return made
 
 
-def rendered(one: x.X, given: conversion_pb2.Conversion, *, is_revenue: bool = False) -> tuple[Request, Request]:
-    values = Values(given, delivery_id="d", is_revenue=is_revenue)
+def rendered(
+    one: x.X,
+    given: conversion_pb2.Conversion,
+    *,
+    is_revenue: bool = False,
+    claim_tracker: conversion_pb2.ClaimTracker | None = None,
+) -> tuple[Request, Request]:
+    values = Values(given, delivery_id="d", is_revenue=is_revenue, claim_tracker=claim_tracker)
     return one.requests(values, {**SECRETS, "device_id_key": "key"}, Stamp(nonce="nonce", time_s=1_767_270_896))
 
 
@@ -130,6 +136,16 @@ def test_everything_is_in_the_query() -> None:
         ("price_micro", "12500000"),
         ("number_items", "2"),
     ]
+
+
+def test_the_windows_are_those_of_the_tracker_that_a_claim_would_go_to() -> None:
+    """B4: what X is asked with is what its claim is judged by."""
+    tracker = conversion_pb2.ClaimTracker(network_id="x-ios", tracker_id="t")
+    tracker.post_engagement_window.FromSeconds(30 * 86400)
+    tracker.post_view_window.FromSeconds(86400)
+    request, _ = rendered(adapter(), conversion(), claim_tracker=tracker)
+    query = dict(parse_qsl(urlsplit(request.url).query))
+    assert (query["click_window"], query["view_through_window"]) == ("30", "1")
 
 
 def test_of_a_refund_x_has_no_notion() -> None:

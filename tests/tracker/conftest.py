@@ -26,6 +26,7 @@ from tests.tracker.samples import Stub
 
 ADMIN_KEY = "the admin's own key"
 SERVICE_KEY = "the services' key"
+POSTBACK_KEY = "postback's key"
 SECRETS_KEY = Fernet.generate_key().decode()
 NAME = "reengage.tracker.v1.TrackerConfigService"
 
@@ -58,6 +59,7 @@ async def serving(database: Database, *, max_changes: int = MAX_CHANGES) -> Asyn
             resources,
             admin_key=ADMIN_KEY,
             service_key=SERVICE_KEY,
+            postback_key=POSTBACK_KEY,
             new_key=lambda: f"key-{next(numbers)}",
             now_us=lambda: clock.now_us,
         )

@@ -19,6 +19,7 @@ from reengage.tracker.v1 import (
     campaign_pb2,
     change_pb2,
     network_pb2,
+    san_account_pb2,
     segment_pb2,
     service_pb2,
     service_pb2_grpc,
@@ -29,10 +30,10 @@ from reengage.tracker.v1.api_key_pb2 import ApiKey
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter
 from tests.conftest import Database
 from tests.tracker import samples
-from tests.tracker.conftest import ADMIN_KEY, SERVICE_KEY, Served, serving
-from tests.tracker.samples import Stub, create_parents, create_tracker, failure, refusal
+from tests.tracker.conftest import ADMIN_KEY, POSTBACK_KEY, SERVICE_KEY, Served, serving
+from tests.tracker.samples import Stub, create_parents, create_tracker, failure, refusal, wrong_fields
 
-# A admin, E editor, V viewer, N network (publisher), G agency, S service; in the order of the proto.
+# A admin, E editor, V viewer, N network (publisher), G agency, S service, P postback; in the order of the proto.
 MAY = """
 CreateAccount            A
 GetAccount               A
@@ -61,6 +62,7 @@ GetSanAccount            A E V
 ListSanAccounts          A E V
 UpdateSanAccount         A E
 ArchiveSanAccount        A E
+GetSanAccountCredentials P
 CreateCampaign           A E
 GetCampaign              A E V
 ListCampaigns            A E V
@@ -167,8 +169,10 @@ async def test_every_rpc_with_every_role(served: Served) -> None:
     may = {line.split()[0]: set(line.split()[1:]) for line in MAY.strip().splitlines()}
     assert list(may) == methods, "the table has every RPC, in the order of the proto"
     found: dict[str, set[str]] = {method: set() for method in methods}
-    for letter, fields in ROLES.items():
-        async with holding(served, **fields) as stub:
+    holders = {letter: holding(served, **fields) for letter, fields in ROLES.items()}
+    holders["P"] = calling(served, POSTBACK_KEY)
+    for letter, holder in holders.items():
+        async with holder as stub:
             for method in methods:
                 reason = await reason_of(stub, method)
                 assert not reason.startswith(("API_KEY_", "UN", "INTERNAL")), (letter, method, reason)
@@ -309,3 +313,17 @@ async def test_a_key_of_an_account_sees_its_apps(served: Served) -> None:
         keys = await owner.ListApiKeys(api_key_pb2.ListApiKeysRequest())
         assert made.api_key.api_key_id in {key.api_key_id for key in keys.api_keys}
         assert {key.account_id or key.app_id for key in keys.api_keys} == {"owner", "kodemo1"}
+
+
+async def test_credentials_are_for_postback_alone(served: Served) -> None:
+    """An admin, who may do everything, makes no key that reads what he typed in."""
+    async with calling(served, ADMIN_KEY) as admin:
+        reader = ApiKey(name="Curious", role=ApiKey.ROLE_POSTBACK)
+        made = admin.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=reader))
+        assert await wrong_fields(made) == {("api_key.role", "NOT_ALLOWED")}
+        await admin.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=samples.san_account()))
+    asked = san_account_pb2.GetSanAccountCredentialsRequest(san_account_id="x1", app_id="kodemo1")
+    async with calling(served, POSTBACK_KEY) as postback:
+        assert dict((await postback.GetSanAccountCredentials(asked)).credentials) == {"access_token": "hush"}
+        asked.app_id = "other"
+        assert await refusal(postback.GetSanAccountCredentials(asked)) == ("NOT_FOUND", "SAN_ACCOUNT_NOT_FOUND")

@@ -140,12 +140,17 @@ async def test_save_and_create_postback_returns_the_configurations_to_fill(track
         "app_name": "Demo",
         "bundle_id": "com.x",
         "conversion_type": "PURCHASE",
-        "click_window": "14d",
-        "view_through_window": "1d",
     }
     needs = {need.name: need.secret for need in draft.needs}
     assert needs["consumer_secret"]
     assert "conversion_type" not in needs, "it is known"
+    credentials = {"consumer_secret": "s", "token": "t"}
+    account = samples.san_account(credentials=credentials, verified=True)
+    await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))
+    other = samples.san_reengagement(tracker_id="xre2", name="Second", san_account_ids=["x1"])
+    response = await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=other, draft_postbacks=True))
+    missing = {need.name for need in response.postback_drafts[0].needs}
+    assert missing == needs.keys() - credentials.keys() | {"conversion_type"}, "the tracker's account has them"
     await create_tracker(tracker, samples.acquisition())
     asked = postback_draft_pb2.DraftPostbacksRequest(tracker_id="acq1")
     assert [draft.trigger for draft in (await tracker.DraftPostbacks(asked)).postback_drafts] == ["_install"]

@@ -23,6 +23,7 @@ from reengage.tracker.v1 import (
     event_definition_pb2,
     network_pb2,
     network_settings_pb2,
+    san_account_pb2,
     segment_pb2,
     service_pb2_grpc,
     snapshot_pb2,
@@ -33,6 +34,7 @@ from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
@@ -87,6 +89,12 @@ NETWORKS = (
 NETWORK_SETTINGS = (
     NetworkSettings(app_id=IOS, network_id="bravo-ios", windows=Windows(click_device=_window(7 * DAY))),
     NetworkSettings(app_id=ANDROID, network_id="viewly-android", windows=Windows(impression_device=_window(6 * HOUR))),
+)
+
+SAN_ACCOUNTS = (
+    SanAccount(
+        san_account_id="x-shop", app_id=IOS, network_id="x-ios", name="Our X", credentials=SECRETS, verified=True
+    ),
 )
 
 CAMPAIGNS = (
@@ -146,6 +154,7 @@ TRACKERS = (
         events=["Subscribe"],
         default_tracker=True,
         post_engagement_window=Duration(seconds=14 * DAY),
+        san_account_ids=["x-shop"],
     ),
     _tracker(
         "android-acme-spring", "acme-android", destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER
@@ -263,7 +272,6 @@ def configuration(postback: Postback, endpoint: str) -> configuration_pb2.Config
             # Somebody waits for the answer: rather none than a late one.
             attempt_timeout=Duration(seconds=1),
             retry_attempts=1,
-            secrets=SECRETS,
         )
     url = f"{endpoint}/postbacks/{postback.path}"
     template: dict[str, Any] = {"url": f"{url}?{_QUERY}"}
@@ -296,6 +304,10 @@ async def load(
     calls: list[tuple[Any, Message]] = [
         *((tracker.CreateApp, app_pb2.CreateAppRequest(app=app)) for app in APPS),
         *((tracker.CreateNetwork, network_pb2.CreateNetworkRequest(network=network)) for network in NETWORKS),
+        *(
+            (tracker.CreateSanAccount, san_account_pb2.CreateSanAccountRequest(san_account=account))
+            for account in SAN_ACCOUNTS
+        ),
         *((tracker.CreateCampaign, campaign_pb2.CreateCampaignRequest(campaign=campaign)) for campaign in CAMPAIGNS),
         *((tracker.CreateSegment, segment_pb2.CreateSegmentRequest(segment=segment)) for segment in SEGMENTS),
         *(

@@ -147,6 +147,16 @@ def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[
     )
 
 
+def needed_type(kind: ConversionKind, history: DeviceHistory) -> TrackerType:
+    """Returns the type of the trackers that may win a conversion.
+
+    Acquisition trackers a first install (F1), the others an event (D2) or a reprocessed install (F2).
+    """
+    if kind is ConversionKind.INSTALL and history.first_install is None:
+        return TrackerType.ACQUISITION
+    return TrackerType.REENGAGEMENT
+
+
 class _Contest(NamedTuple):
     """A conversion that is decided, with all that its candidates are judged by.
 
@@ -170,13 +180,8 @@ def _contest_of(
     wins: Mapping[str, int],
     claims_unavailable: tuple[str, ...],
 ) -> _Contest:
-    """Asks for acquisition trackers at a first install (F1), for the others at an event (D2) or a reprocessed one (F2).
-
-    A4 says who is INCLUSIVE.
-    """
+    """Applies A4, which says who is INCLUSIVE."""
     app = rules.app
-    is_event = conversion.kind is ConversionKind.EVENT
-    is_reengagement = is_event or history.first_install is not None
     falls_back = (
         app.limit_ad_tracking_fallback
         and app.platform is Platform.IOS
@@ -189,8 +194,8 @@ def _contest_of(
         rules,
         wins,
         claims_unavailable,
-        TrackerType.REENGAGEMENT if is_reengagement else TrackerType.ACQUISITION,
-        conversion.event_name if is_event else "",
+        needed_type(conversion.kind, history),
+        conversion.event_name,
         falls_back or app.device_attribution is DeviceAttribution.INCLUSIVE,
     )
 

@@ -166,7 +166,8 @@ class ClaimTrackers:
 class AppRules:
     """The settings of one app, as far as decisions on its conversions need them. Made by `compile_rules`.
 
-    `levels` is indexed by WindowKind: the level a candidate judged by that window competes on (C1).
+    `levels` is indexed by WindowKind: the level a candidate judged by that window competes on (C1). `self_attributing`
+    are the networks with live trackers that answer claim requests.
     """
 
     revision: int
@@ -175,6 +176,7 @@ class AppRules:
     events: Mapping[str, EventDefinition]
     reengaging_events: frozenset[str]
     claim_trackers: Mapping[tuple[str, TrackerType, str], ClaimTrackers]
+    self_attributing: tuple[str, ...]
     levels: tuple[int, ...]
 
     def mtr_us(self, event_name: str) -> int:
@@ -233,6 +235,7 @@ def compile_rules(
             name for rules in live if rules.tracker.type is TrackerType.REENGAGEMENT for name in rules.tracker.events
         ),
         claim_trackers={key: _claim_trackers(group) for key, group in groups.items()},
+        self_attributing=tuple(sorted({r.network.network_id for r in live if r.network.self_attributing})),
         levels=tuple(level_of.get(kind, 0) for kind in WindowKind),
     )
 

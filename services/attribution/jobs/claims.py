@@ -16,12 +16,15 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
 from libs.db import Connection, Pool
+from libs.domain.event_names import INSTALL
 from libs.domain.snapshots import Follower
 from libs.time import now_us, to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from services.attribution.decision.decide import needed_type
+from services.attribution.decision.model import ConversionKind
 from services.attribution.jobs.claim_requests import ClaimRequest, ClaimRequests
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.claim_triggers import ClaimTriggers
@@ -30,6 +33,7 @@ from services.attribution.live.pending import in_turn, logged_of
 from services.attribution.pace import Pace
 from services.attribution.storage import pending
 from services.attribution.storage.pending import Key, PendingRow
+from services.attribution.wire.conversions import claim_trackers
 from services.attribution.wire.records import event_name_of
 from services.attribution.wire.rulebook import Rulebook
 
@@ -166,17 +170,22 @@ class Claims:
         return {(claims.app_id, claims.conversion_id): claims for claims in response.conversions}
 
     def _conversion(self, request: ClaimRequest, asked: pending.Asked) -> conversion_pb2.Conversion:
-        record = record_pb2.Record.FromString(asked.record)
+        record, settings = record_pb2.Record.FromString(asked.record), self._settings.current
+        event_name = event_name_of(record) or ""
         decision = decision_pb2.Decision(
             app_id=request.app_id,
             conversion_id=request.conversion_id,
-            event_name=event_name_of(record) or "",
+            event_name=event_name,
             device_id=str(asked.device_id),
             conversion_time=record.event_time,
             receive_time=to_timestamp(asked.receive_time_us),
         )
+        kind = ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT
         return conversion_pb2.Conversion(
-            decision=decision, record=record, names=self._settings.current.app_names.get(request.app_id)
+            decision=decision,
+            record=record,
+            names=settings.app_names.get(request.app_id),
+            claim_trackers=claim_trackers(settings, request.app_id, needed_type(kind, asked.history), event_name),
         )
 
     # Deciding.

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection, Pool, columns
+from services.attribution.decision.history import DeviceHistory
 
 Key: TypeAlias = tuple[str, str]
 """App id and conversion id."""
@@ -49,11 +50,12 @@ class Unanswered(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A conversion as networks are told of it."""
+    """A conversion as networks are told of it, and the history of its device as it is now."""
 
     record: bytes
     device_id: uuid.UUID
     receive_time_us: int
+    history: DeviceHistory
 
 
 class Mark(NamedTuple):
@@ -201,13 +203,19 @@ async def to_ask(pool: Pool, conversions: Collection[tuple[int, str, str]]) -> d
     """Returns what networks are told of conversions (lane, app id, conversion id), of those that still wait."""
     rows = await pool.fetch(
         """
-        SELECT app_id, conversion_id, record, device_id, receive_time_us
+        SELECT pending.app_id, conversion_id, record, device_id, receive_time_us, history
         FROM unnest($1::smallint[], $2::text[], $3::text[]) AS asked (lane, app_id, conversion_id)
-        JOIN pending_conversions USING (lane, conversion_id, app_id)
+        JOIN pending_conversions AS pending USING (lane, conversion_id, app_id)
+        JOIN devices USING (device_id)
         """,
         *columns(conversions, 3),
     )
-    return {(row["app_id"], row["conversion_id"]): Asked(*row[2:]) for row in rows}
+    return {
+        (row["app_id"], row["conversion_id"]): Asked(
+            row["record"], row["device_id"], row["receive_time_us"], DeviceHistory.from_json(row["history"])
+        )
+        for row in rows
+    }
 
 
 async def mark(pool: Pool, lanes: Collection[int]) -> Mark:

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
+from libs.domain.event_names import INSTALL
+from libs.time import to_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from services.attribution.decision.model import TrackerType, WindowKind
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.wire.rulebook import Rulebook
 
@@ -33,11 +36,41 @@ def conversions_for_postback(rows: Iterable[OutboxRow], rulebook: Rulebook) -> l
             names=names,
         )
         conversion.names.retention_days = row.retention_days
+        is_first_install = decision.event_name == INSTALL and not decision.reprocess_for
+        needed = TrackerType.ACQUISITION if is_first_install else TrackerType.REENGAGEMENT
+        conversion.claim_trackers.extend(claim_trackers(rulebook, decision.app_id, needed, decision.event_name))
         if not decision.campaign_id:  # withheld (E2)
             conversion.names.ClearField("campaign")
             conversion.names.ClearField("segment")
         conversions.append(conversion)
     return conversions
+
+
+def claim_trackers(
+    rulebook: Rulebook, app_id: str, needed: TrackerType, event_name: str
+) -> Iterator[conversion_pb2.ClaimTracker]:
+    """Yields for each self-attributing network of an app the tracker that its claim would go to, if it names none (E3).
+
+    `needed` is the type of that tracker, `event_name` that of the conversion.
+    """
+    rules, selected_event = rulebook.apps.get(app_id), "" if event_name == INSTALL else event_name
+    if rules is None:
+        return
+    for network_id in rules.self_attributing:
+        found = rules.tracker_for_claim(network_id, "", needed, selected_event)
+        if found is not None:
+            tracker_id = found.tracker.tracker_id
+            yield conversion_pb2.ClaimTracker(
+                network_id=network_id,
+                tracker_id=tracker_id,
+                post_engagement_window=to_duration(found.windows[WindowKind.POST_ENGAGEMENT].us),
+                post_view_window=to_duration(found.windows[WindowKind.POST_VIEW].us),
+                accounts=[
+                    conversion_pb2.ClaimAccount(san_account_id=account_id, revision=rulebook.san_accounts[account_id])
+                    for account_id in rulebook.sources[app_id].trackers[tracker_id].san_account_ids
+                    if account_id in rulebook.san_accounts
+                ],
+            )
 
 
 def in_calls(conversions: Iterable[conversion_pb2.Conversion]) -> Iterator[list[conversion_pb2.Conversion]]:

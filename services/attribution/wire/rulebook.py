@@ -11,6 +11,7 @@ from reengage.tracker.v1 import (
     event_definition_pb2,
     network_pb2,
     network_settings_pb2,
+    san_account_pb2,
     status_pb2,
     tracker_pb2,
     windows_pb2,
@@ -54,13 +55,17 @@ _WINDOWS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rulebook:
-    """The rules of every app at one settings revision, what they were made of, and names, by tracker and by app."""
+    """The rules of every app at one settings revision, what they were made of, and names, by tracker and by app.
+
+    `san_accounts` are the live accounts with self-attributing networks, with the revision of each.
+    """
 
     revision: int
     apps: Mapping[str, AppRules]
     sources: "Mapping[str, Sources]"
     tracker_names: Mapping[str, conversion_pb2.Names]
     app_names: Mapping[str, conversion_pb2.Names]
+    san_accounts: Mapping[str, int]
 
 
 class TrackerNames(Mapping[str, conversion_pb2.Names]):
@@ -131,6 +136,11 @@ class RulebookBuilder:
             sources={app_id: sources for app_id, (sources, _) in self._made.items()},
             tracker_names=TrackerNames(resources, app_names),
             app_names=app_names,
+            san_accounts={
+                account.san_account_id: account.revision
+                for account in cast("list[san_account_pb2.SanAccount]", list(resources["san_account"].values()))
+                if account.status == status_pb2.STATUS_LIVE
+            },
         )
 
 

@@ -182,7 +182,11 @@ class Adapter(Protocol):
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """The secrets that it cannot do without."""
+        """The secrets that it cannot do without. Where it is claim-capable, an account of the tracker may have them."""
+
+    @property
+    def san_account_id(self) -> str:
+        """The account with the network that has the secrets which the configuration lacks; "": the tracker's first."""
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:
         """Returns the request, and the same with its secrets masked, to be kept and shown.

@@ -194,6 +194,11 @@ class Template:
         """The secrets that its macros name."""
         return frozenset(name.removeprefix(SECRET_PREFIX) for name in self.macros if name.startswith(SECRET_PREFIX))
 
+    @property
+    def san_account_id(self) -> str:
+        """None: such networks are no self-attributing ones."""
+        return ""
+
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:  # noqa: ARG002
         """Returns the filled-in template, and the same with its secrets masked."""
 

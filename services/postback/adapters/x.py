@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from oauthlib.oauth1 import Client
 
-from reengage.postback.v1 import claim_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapters.adapter import (
     Address,
     Allowed,
@@ -39,7 +39,10 @@ PATH = "/12/conversion_event"
 DEVICE_IDS = {"IOS": "idfa", "ANDROID": "adid"}
 """The one id of each platform that X knows a device by."""
 
-_DAY_US = 86_400_000_000
+DEFAULT_WINDOW_DAYS = (14, 0)
+"""The windows of clicks and views where no tracker is there to say others (B4)."""
+
+_DAY_S = 86_400
 _CONVERSION_TYPES = (
     "PURCHASE", "SIGN_UP", "INSTALL", "RE_ENGAGE", "UPDATE", "TUTORIAL_COMPLETE", "RESERVATION", "ADD_TO_CART",
     "ADD_TO_WISHLIST", "LOGIN", "CHECKOUT_INITIATED", "SEARCH", "LEVEL_ACHIEVED", "ACHIEVEMENT_UNLOCKED",
@@ -52,22 +55,19 @@ _BASE_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
 
 
-def _days(*days: int) -> tuple[Allowed, ...]:
-    return tuple(
-        Allowed(value=f"{one}d" if one else "0s", label="1 day" if one == 1 else f"{one} days") for one in days
-    )
-
-
 def _secret(name: str, label: str, help_: str) -> Field:
-    return Field(name=name, type=FieldType.SECRET, label=label, help=help_, required=True)
+    return Field(
+        name=name, type=FieldType.SECRET, label=label, help=f"{help_} Default: the one that the SAN account has."
+    )
 
 
 DESCRIPTION = Description(
     name="x",
     label="X",
     help=(
-        "Sends each conversion to X when it arrives; the answer says whether X claims it. Without an IDFA (iOS) or an "
-        "advertising id (Android) that is not hashed nothing can be asked."
+        "Sends each conversion to X when it arrives; the answer says whether X claims it. The windows are those of the "
+        "tracker that a claim would go to (E3); without one 14 days after a click, and no views. Without an IDFA (iOS) "
+        "or an advertising id (Android) that is not hashed nothing can be asked."
     ),
     catalogue_networks=("x",),
     is_claim_capable=True,
@@ -92,20 +92,12 @@ DESCRIPTION = Description(
             allowed=tuple(Allowed(value=one, label=one.replace("_", " ").capitalize()) for one in _CONVERSION_TYPES),
         ),
         Field(
-            name="click_window",
-            type=FieldType.DURATION,
-            label="Click window",
-            help="The time after a click in which X may claim; at least the view-through window.",
-            default="14d",
-            allowed=_days(1, 7, 14, 30),
-        ),
-        Field(
-            name="view_through_window",
-            type=FieldType.DURATION,
-            label="View-through window",
-            help="The time after a view in which X may claim; 0 for none.",
-            default="0s",
-            allowed=_days(0, 1, 7, 14, 30),
+            name="san_account_id",
+            type=FieldType.TEXT,
+            label="SAN account",
+            help="The account in tracker whose credentials are taken where none are given here. Default: the first "
+            "account of the tracker that a claim would go to. To ask several accounts, make a configuration for each.",
+            max_characters=64,
         ),
         Field(
             name="letter_case",
@@ -158,8 +150,7 @@ class X:
 
     app_id: str
     conversion_type: str
-    click_window_days: int
-    view_window_days: int
+    san_account_id: str
     letter_case: str
     encoding: str
     base_url: str
@@ -167,18 +158,14 @@ class X:
     @classmethod
     def configure(cls, values: FieldValues, report: Report) -> Self:
         """Returns the adapter with these values, and reports every one that is wrong."""
-        click_window, view_window = values.number("click_window"), values.number("view_through_window")
         if not values.text("app_id").isprintable():
             report("app_id", "INVALID_TEXT", "must be printable")
-        if view_window > click_window:
-            report("view_through_window", "NOT_ALLOWED", "at most click_window")
         if not _BASE_URL.fullmatch(values.text("base_url")):
             report("base_url", "INVALID_URL", "must be http(s)://host, and a path if need be")
         return cls(
             app_id=values.text("app_id"),
             conversion_type=values.text("conversion_type"),
-            click_window_days=click_window // _DAY_US,
-            view_window_days=view_window // _DAY_US,
+            san_account_id=values.text("san_account_id"),
             letter_case=values.text("letter_case"),
             encoding=values.text("encoding"),
             base_url=values.text("base_url").rstrip("/"),
@@ -239,8 +226,9 @@ class X:
         yield "hashed_device_id", self._hashed(device_id, key)
         yield "os_type", os_type
         # Both always: X's own defaults are others.
-        yield "click_window", str(self.click_window_days)
-        yield "view_through_window", str(self.view_window_days)
+        click_days, view_days = _window_days(values.claim_tracker)
+        yield "click_window", str(click_days)
+        yield "view_through_window", str(view_days)
         if values.record.ip_address:
             yield "device_ip_address", values.record.ip_address
         revenue = values.event.revenue
@@ -253,6 +241,8 @@ class X:
 
     def _hashed(self, device_id: str, key: str) -> str:
         cased = _LETTER_CASES[self.letter_case](device_id)
+        if key == MASK:
+            return MASK
         digest = hmac.digest(key.encode(), cased.encode(), "sha256")
         return b64encode(digest).decode() if self.encoding == "BASE64" else digest.hex()
 
@@ -269,6 +259,13 @@ def authorization(method: Literal["GET", "POST"], url: str, secrets: Mapping[str
     )
     headers: dict[str, str] = signer.sign(url, method)[1]
     return headers["Authorization"]
+
+
+def _window_days(tracker: conversion_pb2.ClaimTracker | None) -> tuple[int, int]:
+    """Returns the days after a click, and after a view, in which X may claim (B4)."""
+    if tracker is None:
+        return DEFAULT_WINDOW_DAYS
+    return tracker.post_engagement_window.seconds // _DAY_S, tracker.post_view_window.seconds // _DAY_S
 
 
 def _read(body: str) -> list[claim_pb2.Claim]:

@@ -85,8 +85,8 @@ CREATE TABLE attempts (
     conversion_us    bigint NOT NULL,
     retention_days   smallint NOT NULL,
     start_us         bigint NOT NULL,
-    -- 1 DELIVERED … 10 INTERRUPTED: Attempt.Verdict.
-    verdict          smallint NOT NULL CHECK (verdict BETWEEN 1 AND 10),
+    -- 1 DELIVERED … 12 CREDENTIALS_UNAVAILABLE: Attempt.Verdict.
+    verdict          smallint NOT NULL CHECK (verdict BETWEEN 1 AND 12),
     -- A serialised message Attempt, secrets masked; empty of an interrupted attempt.
     attempt          bytea NOT NULL,
     PRIMARY KEY (delivery_id, configuration_id, redelivery_count, number, conversion_us, retention_days)

@@ -5,6 +5,7 @@ Conversions, as attribution hands them over."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from reengage.attribution.v1 import decision_pb2 as _decision_pb2
@@ -35,6 +36,7 @@ class Conversion(_message.Message):
     RECORD_FIELD_NUMBER: _builtins.int
     ENGAGEMENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    CLAIM_TRACKERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
         """Required. What was decided."""
@@ -51,6 +53,10 @@ class Conversion(_message.Message):
     def names(self) -> Global___Names:
         """Optional. Names and store ids, for macros."""
 
+    @_builtins.property
+    def claim_trackers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimTracker]:
+        """Optional. For each self-attributing network of the app that has one: the tracker that its claim would go to."""
+
     def __init__(
         self,
         *,
@@ -58,14 +64,87 @@ class Conversion(_message.Message):
         record: _record_pb2.Record | None = ...,
         engagement: _record_pb2.Record | None = ...,
         names: Global___Names | None = ...,
+        claim_trackers: _abc.Iterable[Global___ClaimTracker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "engagement", b"engagement", "names", b"names", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "engagement", b"engagement", "names", b"names", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_trackers", b"claim_trackers", "decision", b"decision", "engagement", b"engagement", "names", b"names", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Conversion: _TypeAlias = Conversion  # noqa: Y015
+
+@_typing.final
+class ClaimTracker(_message.Message):
+    """ClaimTracker is the tracker that a network's claim of a conversion goes to when its campaign names none (E3): how the
+    network is asked.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    TRACKER_ID_FIELD_NUMBER: _builtins.int
+    POST_ENGAGEMENT_WINDOW_FIELD_NUMBER: _builtins.int
+    POST_VIEW_WINDOW_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    network_id: _builtins.str
+    """Required. The network."""
+    tracker_id: _builtins.str
+    """Required. The tracker."""
+    @_builtins.property
+    def post_engagement_window(self) -> _duration_pb2.Duration:
+        """Required. The time after a click in which the network may claim (B4)."""
+
+    @_builtins.property
+    def post_view_window(self) -> _duration_pb2.Duration:
+        """Required. The time after a view in which the network may claim; 0: it may not (B4)."""
+
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAccount]:
+        """Optional. The tracker's live accounts with the network, in its order: the first is asked with."""
+
+    def __init__(
+        self,
+        *,
+        network_id: _builtins.str = ...,
+        tracker_id: _builtins.str = ...,
+        post_engagement_window: _duration_pb2.Duration | None = ...,
+        post_view_window: _duration_pb2.Duration | None = ...,
+        accounts: _abc.Iterable[Global___ClaimAccount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "tracker_id", b"tracker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimTracker: _TypeAlias = ClaimTracker  # noqa: Y015
+
+@_typing.final
+class ClaimAccount(_message.Message):
+    """ClaimAccount is an account with a self-attributing network, as tracker has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    san_account_id: _builtins.str
+    """Required. Its id in tracker."""
+    revision: _builtins.int
+    """Required. The revision of its last change: credentials that were read before that are read again."""
+    def __init__(
+        self,
+        *,
+        san_account_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "san_account_id", b"san_account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimAccount: _TypeAlias = ClaimAccount  # noqa: Y015
 
 @_typing.final
 class Names(_message.Message):

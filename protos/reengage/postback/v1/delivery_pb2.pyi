@@ -162,9 +162,13 @@ class Attempt(_message.Message):
         VERDICT_SANDBOX: Attempt._Verdict.ValueType  # 8
         """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
         VERDICT_NOT_RENDERED: Attempt._Verdict.ValueType  # 9
-        """Nothing was sent: the conversion lacks what the network needs."""
+        """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
         VERDICT_INTERRUPTED: Attempt._Verdict.ValueType  # 10
         """The service stopped before it had noted the answer."""
+        VERDICT_NO_CREDENTIALS: Attempt._Verdict.ValueType  # 11
+        """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
+        VERDICT_CREDENTIALS_UNAVAILABLE: Attempt._Verdict.ValueType  # 12
+        """Nothing was sent: tracker did not give the credentials of the SAN account. It is tried again."""
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
         """Verdict says what became of an attempt."""
@@ -188,9 +192,13 @@ class Attempt(_message.Message):
     VERDICT_SANDBOX: Attempt.Verdict.ValueType  # 8
     """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
     VERDICT_NOT_RENDERED: Attempt.Verdict.ValueType  # 9
-    """Nothing was sent: the conversion lacks what the network needs."""
+    """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
     VERDICT_INTERRUPTED: Attempt.Verdict.ValueType  # 10
     """The service stopped before it had noted the answer."""
+    VERDICT_NO_CREDENTIALS: Attempt.Verdict.ValueType  # 11
+    """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
+    VERDICT_CREDENTIALS_UNAVAILABLE: Attempt.Verdict.ValueType  # 12
+    """Nothing was sent: tracker did not give the credentials of the SAN account. It is tried again."""
 
     @_typing.final
     class RequestHeadersEntry(_message.Message):
@@ -245,6 +253,7 @@ class Attempt(_message.Message):
     WILL_RETRY_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     REDELIVERY_COUNT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     method: _method_pb2.Method.ValueType
     """Output only. The method."""
     url: _builtins.str
@@ -261,6 +270,8 @@ class Attempt(_message.Message):
     """Output only. Whether another try follows."""
     redelivery_count: _builtins.int
     """Output only. The run it belongs to: 0 is the first, 1 the first redelivery, …"""
+    detail: _builtins.str
+    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it began."""
@@ -297,10 +308,11 @@ class Attempt(_message.Message):
         will_retry: _builtins.bool = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         redelivery_count: _builtins.int = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,10 @@ class ApiKey(_message.Message):
         """An agency: reads and edits the trackers it runs."""
         ROLE_SERVICE: ApiKey._Role.ValueType  # 6
         """A service of the suite: snapshots, and registering events."""
+        ROLE_POSTBACK: ApiKey._Role.ValueType  # 7
+        """Postback: reads the credentials of accounts with self-attributing networks, and nothing else. No key is created
+        with it: tracker is started with the only one, REENGAGE_POSTBACK_KEY.
+        """
 
     class Role(_Role, metaclass=_RoleEnumTypeWrapper):
         """Role says what a key may do within its scope."""
@@ -70,6 +74,10 @@ class ApiKey(_message.Message):
     """An agency: reads and edits the trackers it runs."""
     ROLE_SERVICE: ApiKey.Role.ValueType  # 6
     """A service of the suite: snapshots, and registering events."""
+    ROLE_POSTBACK: ApiKey.Role.ValueType  # 7
+    """Postback: reads the credentials of accounts with self-attributing networks, and nothing else. No key is created
+    with it: tracker is started with the only one, REENGAGE_POSTBACK_KEY.
+    """
 
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int

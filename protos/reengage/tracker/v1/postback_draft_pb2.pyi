@@ -125,12 +125,12 @@ class PostbackDraft(_message.Message):
     @_builtins.property
     def known(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Output only. What tracker knows of the values that such a postback holds: app_name, store_app_id, bundle_id, and
-        for self-attributing networks conversion_type, click_window and view_through_window, in days.
+        for self-attributing networks conversion_type. Windows and accounts are the tracker's: no postback holds them.
         """
 
     @_builtins.property
     def needs(self) -> _containers.RepeatedCompositeFieldContainer[_network_pb2.PostbackNeed]:
-        """Output only. The values that somebody has to fill in."""
+        """Output only. The values that somebody has to fill in; credentials that the tracker's first account has are none."""
 
     def __init__(
         self,

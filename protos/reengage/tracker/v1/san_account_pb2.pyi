@@ -79,8 +79,10 @@ class SanAccount(_message.Message):
     """Output only; an update reads it. Changes with every change of the resource."""
     @_builtins.property
     def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional, input only. By name, at most 16 of at most 4,096 bytes each. They are kept encrypted and never returned.
-        An update that names `credentials` in its mask replaces all of them.
+        """Optional, input only. By name, at most 16 of at most 4,096 bytes each. They are kept encrypted and never returned;
+        postback reads them to ask the network, under the names that the secrets of its adapter have: of X `consumer_key`,
+        `consumer_secret`, `token`, `token_secret` and `device_id_key`. An update that names `credentials` in its mask
+        replaces all of them.
         """
 
     @_builtins.property
@@ -400,3 +402,77 @@ class ArchiveSanAccountResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ArchiveSanAccountResponse: _TypeAlias = ArchiveSanAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetSanAccountCredentialsRequest(_message.Message):
+    """GetSanAccountCredentialsRequest names an account with a self-attributing network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAN_ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    APP_ID_FIELD_NUMBER: _builtins.int
+    san_account_id: _builtins.str
+    """Required. The id of the account."""
+    app_id: _builtins.str
+    """Required. The app that the account must be of."""
+    def __init__(
+        self,
+        *,
+        san_account_id: _builtins.str = ...,
+        app_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "san_account_id", b"san_account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSanAccountCredentialsRequest: _TypeAlias = GetSanAccountCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class GetSanAccountCredentialsResponse(_message.Message):
+    """GetSanAccountCredentialsResponse holds secrets: it is never logged and never stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CredentialsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Output only. The revision of the account's last change."""
+    @_builtins.property
+    def credentials(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. The credentials by name."""
+
+    def __init__(
+        self,
+        *,
+        credentials: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSanAccountCredentialsResponse: _TypeAlias = GetSanAccountCredentialsResponse  # noqa: Y015

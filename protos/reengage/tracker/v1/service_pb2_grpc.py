@@ -205,6 +205,11 @@ class TrackerConfigServiceStub:
                 request_serializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountRequest.SerializeToString,
                 response_deserializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountResponse.FromString,
                 _registered_method=True)
+        self.GetSanAccountCredentials = channel.unary_unary(
+                '/reengage.tracker.v1.TrackerConfigService/GetSanAccountCredentials',
+                request_serializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsRequest.SerializeToString,
+                response_deserializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsResponse.FromString,
+                _registered_method=True)
         self.CreateCampaign = channel.unary_unary(
                 '/reengage.tracker.v1.TrackerConfigService/CreateCampaign',
                 request_serializer=reengage_dot_tracker_dot_v1_dot_campaign__pb2.CreateCampaignRequest.SerializeToString,
@@ -627,6 +632,15 @@ class TrackerConfigServiceServicer:
     def ArchiveSanAccount(self, request, context):
         """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
         trackers name it. Repeat-safe: archiving the archived changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSanAccountCredentials(self, request, context):
+        """GetSanAccountCredentials returns the credentials of a live account: to postback, which asks the network with them,
+        and to nobody else. NOT_FOUND `SAN_ACCOUNT_NOT_FOUND` for an account that is archived, or of another app.
+        Repeat-safe: it only reads. It has no HTTP face.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1089,6 +1103,11 @@ def add_TrackerConfigServiceServicer_to_server(servicer, server):
                     servicer.ArchiveSanAccount,
                     request_deserializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountRequest.FromString,
                     response_serializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountResponse.SerializeToString,
+            ),
+            'GetSanAccountCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSanAccountCredentials,
+                    request_deserializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsRequest.FromString,
+                    response_serializer=reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsResponse.SerializeToString,
             ),
             'CreateCampaign': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCampaign,
@@ -2030,6 +2049,33 @@ class TrackerConfigService:
             '/reengage.tracker.v1.TrackerConfigService/ArchiveSanAccount',
             reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountRequest.SerializeToString,
             reengage_dot_tracker_dot_v1_dot_san__account__pb2.ArchiveSanAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSanAccountCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.tracker.v1.TrackerConfigService/GetSanAccountCredentials',
+            reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsRequest.SerializeToString,
+            reengage_dot_tracker_dot_v1_dot_san__account__pb2.GetSanAccountCredentialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

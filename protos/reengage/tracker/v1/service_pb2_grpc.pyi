@@ -149,6 +149,11 @@ class TrackerConfigServiceStub:
     """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
     trackers name it. Repeat-safe: archiving the archived changes nothing.
     """
+    GetSanAccountCredentials: _aio.UnaryUnaryMultiCallable[_san_account_pb2.GetSanAccountCredentialsRequest, _san_account_pb2.GetSanAccountCredentialsResponse]
+    """GetSanAccountCredentials returns the credentials of a live account: to postback, which asks the network with them,
+    and to nobody else. NOT_FOUND `SAN_ACCOUNT_NOT_FOUND` for an account that is archived, or of another app.
+    Repeat-safe: it only reads. It has no HTTP face.
+    """
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_campaign_pb2.CreateCampaignRequest, _campaign_pb2.CreateCampaignResponse]
     """CreateCampaign creates a campaign. Repeat-safe by the id, or by request_id. ALREADY_EXISTS `CAMPAIGN_EXISTS` if
     there is one of this id with other content, `NAME_TAKEN` if another live one has the name.
@@ -594,6 +599,17 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_san_account_pb2.ArchiveSanAccountResponse]:
         """ArchiveSanAccount archives an account with a self-attributing network. FAILED_PRECONDITION `IN_USE` while live
         trackers name it. Repeat-safe: archiving the archived changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSanAccountCredentials(
+        self,
+        request: _san_account_pb2.GetSanAccountCredentialsRequest,
+        context: _aio.ServicerContext[_san_account_pb2.GetSanAccountCredentialsRequest, _abc.Awaitable[_san_account_pb2.GetSanAccountCredentialsResponse]],
+    ) -> _abc.Awaitable[_san_account_pb2.GetSanAccountCredentialsResponse]:
+        """GetSanAccountCredentials returns the credentials of a live account: to postback, which asks the network with them,
+        and to nobody else. NOT_FOUND `SAN_ACCOUNT_NOT_FOUND` for an account that is archived, or of another app.
+        Repeat-safe: it only reads. It has no HTTP face.
         """
 
     @_abc_1.abstractmethod
