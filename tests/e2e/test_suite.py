@@ -25,6 +25,7 @@ import pytest
 
 from deploy.local.embedded import EmbeddedPostgres
 from deploy.local.suite import SERVICES, Ports
+from tests.support.geoip import write_geoip_database
 from tests.support.ports import suite_ports
 
 REENGAGE = Path(sys.executable).with_name("reengage")
@@ -69,6 +70,8 @@ def start(directory: Path) -> Up:
         "REENGAGE_DATA": str(directory / "data"),
         **{f"REENGAGE_PORT_{field.name.upper()}": str(getattr(ports, field.name)) for field in fields(Ports)},
     }
+    write_geoip_database(directory / "countries.mmdb", {"198.51.100.0/25": "DE", "198.51.100.128/25": "FR"})
+    environment["REENGAGE_GEOIP_DATABASE"] = str(directory / "countries.mmdb")
     output = directory / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(UP, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -132,6 +135,11 @@ def test_the_three_things_to_try_lead_to_a_reengagement(up: Up) -> None:
     until(lambda: "DELIVERED" in up.reengage("deliveries", "shop-android", "--json").stdout)
 
 
+def explained(up: Up, record_id: str) -> dict[str, Any]:
+    answer = up.reengage("explain", "shop-android", record_id, "--json").stdout
+    return dict(json.loads(answer)) if answer else {}
+
+
 def test_what_no_person_clicked_wins_nothing_and_explain_says_what_it_was(up: Up) -> None:
     """A9, through HTTP: a link that a friend sends is previewed and prefetched, and only then followed."""
     gateway, phone = f"http://{up.ports.address('gateway')}", "Mozilla/5.0 (Linux; Android 14; Pixel 8)"
@@ -144,23 +152,49 @@ def test_what_no_person_clicked_wins_nothing_and_explain_says_what_it_was(up: Up
     ]
     assert [answer[:3] for answer in answers] == ["302"] * 3
     preview, fetched, clicked = (answer.rpartition("ko_click_id=")[2] for answer in answers)
+    until(lambda: all(explained(up, click_id) for click_id in (preview, fetched, clicked)))  # none is in the spool
     event = (
         f'{{"action":"event","kochava_app_id":"shop-android","record_id":"preview-9","data":{{"event_name":"Purchase",'
         f'"device_ids":{{"adid":"{device}"}},"origination_ip":"203.0.113.99","device_ua":"{phone}"}}}}'
     )
     assert curl(["curl", f"{gateway}/track/json", "-d", event]) == '200 {"success":1}'
-
-    def explained(record_id: str) -> dict[str, Any]:
-        answer = up.reengage("explain", "shop-android", record_id, "--json").stdout
-        return dict(json.loads(answer)) if answer else {}
-
-    until(lambda: explained("preview-9").get("state") == "STATE_DECIDED")
-    why = explained("preview-9")
+    until(lambda: explained(up, "preview-9").get("state") == "STATE_DECIDED")
+    why = explained(up, "preview-9")
     assert (why["decision"]["outcome"], why["decision"]["engagement_id"]) == ("OUTCOME_REENGAGED", clicked)
     refused = {preview: "a link preview of WhatsApp made it, no person", fetched: "a browser fetched it beforehand"}
     for click_id, words in refused.items():
         assert any(click_id in sentence and words in sentence for sentence in why["sentences"])
-    assert "by a link preview of WhatsApp" in explained(preview)["summary"]
+    assert "by a link preview of WhatsApp" in explained(up, preview)["summary"]
+
+
+def test_a_traffic_rule_on_countries_decides_and_explain_says_so(up: Up) -> None:
+    """The country of an address, from a database as an operator mounts one, on its way from link to decision."""
+    gateway, tracker_id = f"http://{up.ports.address('gateway')}", "only-german"
+    device = "0f0e0d0c-1a2b-4c3d-8e4f-00000000000d"
+    segment_id = json.loads(up.reengage("trackers", "get", "android-acme-return", "--json").stdout)["segment_id"]
+    made = up.reengage(
+        "trackers", "create", f"tracker_id={tracker_id}", f"segment_id={segment_id}", "network_id=acme-android",
+        "type=REENGAGEMENT", "events=Purchase", "install_url=https://shop.example/",
+        "traffic_rules.allowed_countries=DE",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    link = f"{gateway}/c/{tracker_id}?adid={device}&ip_address="
+    until(lambda: curl(["curl", f"{link}198.51.100.7"]).startswith("302"))
+    german, french = (
+        curl(["curl", link + ip]).rpartition("ko_click_id=")[2] for ip in ("198.51.100.7", "198.51.100.200")
+    )
+    until(lambda: all(explained(up, click_id) for click_id in (german, french)))
+    event = (
+        f'{{"action":"event","kochava_app_id":"shop-android","record_id":"german-1","data":{{"event_name":"Purchase",'
+        f'"device_ids":{{"adid":"{device}"}},"origination_ip":"198.51.100.7"}}}}'
+    )
+    assert curl(["curl", f"{gateway}/track/json", "-d", event]) == '200 {"success":1}'
+    until(lambda: explained(up, "german-1").get("state") == "STATE_DECIDED")
+    why = explained(up, "german-1")
+    assert (why["decision"]["outcome"], why["decision"]["tracker_id"]) == ("OUTCOME_REENGAGED", tracker_id)
+    assert why["decision"]["country"] == "DE"
+    (refused,) = (sentence for sentence in why["sentences"] if french in sentence)
+    assert refused.endswith("was refused: its tracker's traffic rules do not take its country, FR.")
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
