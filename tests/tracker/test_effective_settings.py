@@ -85,7 +85,6 @@ def test_both_readings_agree(
             "agency": {},
             "tracker": {("t",): tracker},
             "event_definition": {("a", "E"): definition},
-            "agency": {},
             "san_account": {},
         },
         1,
