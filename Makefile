@@ -8,6 +8,8 @@ OUT ?= $(CURDIR)/protos
 # Some tests wait for a time to pass: one worker more than there are cores keeps these busy.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL = --numprocesses=$(WORKERS) --dist=worksteal
+# Workers, services and commands import the same modules hundreds of times: compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test test-fast check bench protos protos-image docs lock clean
