@@ -26,20 +26,16 @@ from services.attribution.decision.model import (
     Outcome,
     Reason,
     TrackerType,
-    TrafficRule,
-    UserAgent,
     Verdict,
     Visitor,
     WindowKind,
 )
 from services.attribution.decision.rules import (
     DISABLED,
-    App,
     AppRules,
     DeviceAttribution,
     GranularDataPolicy,
     Platform,
-    Tracker,
     TrackerRules,
 )
 from services.attribution.decision.traffic import broken_rule
@@ -222,7 +218,11 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
     window, level = windows[window_kind], rules.levels[window_kind]
     if window_kind is WindowKind.CLICK_MODELED and 0 < lookback_us < windows[WindowKind.CLICK_EQUALIZER].us:
         level = rules.levels[WindowKind.CLICK_EQUALIZER]  # C1: lifted, but judged by its modeled window all the same
-    rule = _broken_rule(tracker, rules.app, engagement.time_us, engagement.user_agent, engagement.country)
+    rule = None
+    if (traffic := tracker.traffic_rules) is not None:
+        rule = broken_rule(
+            traffic, rules.app.platform.os, engagement.time_us, engagement.user_agent, engagement.country
+        )
     verdict = (
         _refusal_by_tracker(rules_of_tracker, kind, contest)
         or _refusal_of_engagement(engagement, matched_by, contest.inclusive)
@@ -231,7 +231,7 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
     )
-    return Candidate(
+    candidate = Candidate(
         engagement_id,
         kind,
         engagement.time_us,
@@ -245,8 +245,8 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         window.us,
         window.layer,
         engagement.completed_view,
-        traffic_rule=rule if verdict is Verdict.TRAFFIC_RULE else None,
     )
+    return candidate if verdict is not Verdict.TRAFFIC_RULE else candidate._replace(traffic_rule=rule)
 
 
 def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
@@ -264,7 +264,9 @@ def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
     tracker, network, windows = rules_of_tracker
     window_kind = _WINDOW_OF[claim.kind, MatchKind.CLAIM]
     window = windows[window_kind]
-    rule = _broken_rule(tracker, rules.app, claim.time_us, conversion.user_agent, conversion.country)
+    rule = None
+    if (traffic := tracker.traffic_rules) is not None:
+        rule = broken_rule(traffic, rules.app.platform.os, claim.time_us, conversion.user_agent, conversion.country)
     verdict = (
         _refusal_by_tracker(rules_of_tracker, claim.kind, contest)
         or _refusal_of_claim(claim, network.granular_data_policy, window.us)
@@ -336,13 +338,6 @@ def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool 
     if lookback_us >= window_us:
         return Verdict.OUTSIDE_WINDOW
     return None
-
-
-def _broken_rule(
-    tracker: Tracker, app: App, time_us: int, user_agent: UserAgent | None, country: str
-) -> TrafficRule | None:
-    rules = tracker.traffic_rules
-    return None if rules is None else broken_rule(rules, app.platform.os, time_us, user_agent, country)
 
 
 def _refusal_by_limit(limit: int, won: int) -> Verdict | None:
