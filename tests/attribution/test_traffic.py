@@ -96,7 +96,7 @@ def test_rules_are_read_as_tracker_has_them() -> None:
         Tracker(tracker_id="ruled", app_id="app", network_id="n", traffic_rules=rules),
         Tracker(tracker_id="free", app_id="app", network_id="n"),
     ]
-    kinds = ("network_settings", "event_definition", "campaign", "segment", "agency")
+    kinds = ("network_settings", "event_definition", "campaign", "segment", "agency", "san_account")
     rulebook = build_rulebook(
         {
             **{kind: {} for kind in kinds},
