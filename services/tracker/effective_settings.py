@@ -54,7 +54,7 @@ def tracker_settings(
     settings = [
         *_windows(tracker, app, network, network_settings),
         *_switches(app, network, network_settings),
-        *_of_tracker(tracker, app, network),
+        *_of_tracker(tracker, network),
     ]
     settings += event_settings(tracker.events, definitions)
     return sorted(settings, key=lambda setting: setting.name)
@@ -119,7 +119,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
     return found
 
 
-def _of_tracker(tracker: Tracker, app: App, network: Network) -> list[ResolvedSetting]:
+def _of_tracker(tracker: Tracker, network: Network) -> list[ResolvedSetting]:
     layers: list[Layer] = [(TRACKER, tracker), (BUILT_IN, Tracker(share_with_publisher=True))]
     found = [
         _first("max_conversions_per_engagement", "D5", "number", "max_conversions_per_engagement", layers),
@@ -132,7 +132,8 @@ def _of_tracker(tracker: Tracker, app: App, network: Network) -> list[ResolvedSe
             _first(name, "B4", "duration", name, layers) for name in ("post_engagement_window", "post_view_window")
         ]
         found.append(_first("default_tracker", "E3", "enabled", "default_tracker", layers))
-        found.append(_first("bundle_id", "", "text", "bundle_id", [(TRACKER, tracker), (APP, app)]))
+        given = [(name, getattr(tracker, name)) for name in ("target_event", "bundle_id")]
+        found += [_setting(name, "", TRACKER, text=text) for name, text in given if text]
     return found
 
 

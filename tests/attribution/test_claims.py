@@ -106,14 +106,15 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
     assert not await world.pool.fetchval("SELECT count(*) FROM pending_conversions")
 
 
-def asked_for(conversion: conversion_pb2.Conversion) -> dict[str, tuple[str, int, int, list[tuple[str, int]]]]:
-    """By network the tracker that a claim would go to, its windows in days, and its accounts."""
+def asked_for(conversion: conversion_pb2.Conversion) -> dict[str, tuple[str, int, int, list[tuple[str, int]], str]]:
+    """By network the tracker that a claim would go to, its windows in days, its accounts, and its names of things."""
     return {
         tracker.network_id: (
             tracker.tracker_id,
             tracker.post_engagement_window.seconds // DAY,
             tracker.post_view_window.seconds // DAY,
             [(account.san_account_id, account.revision) for account in tracker.accounts],
+            f"{tracker.target_event} {tracker.bundle_id}",
         )
         for tracker in conversion.claim_trackers
     }
@@ -138,6 +139,8 @@ async def test_networks_are_asked_as_the_tracker_says_that_a_claim_would_go_to(w
             events=["Purchase"],
             default_tracker=True,
             san_account_ids=["old", "main", "more"],
+            target_event="PURCHASE",
+            bundle_id="com.shop",
             **windows,
         ),
         tracker_resource("x-newer", network_id="x", events=["Purchase"], create_time=Timestamp(seconds=9)),
@@ -152,9 +155,12 @@ async def test_networks_are_asked_as_the_tracker_says_that_a_claim_would_go_to(w
         while "v1" not in world.received.conversions:
             await asyncio.sleep(0.01)
     for told in (world.received.asked_about, world.received.conversions):
-        assert asked_for(told["i1"]) == {"x": (X_UA, 14, 0, [])}
-        assert asked_for(told["e1"]) == {"x": (X_RE, 30, 1, [("main", 7), ("more", 6)]), "y": ("y-re", 14, 0, [])}
-        assert asked_for(told["v1"]) == {"x": ("x-view", 14, 0, [])}
+        assert asked_for(told["i1"]) == {"x": (X_UA, 14, 0, [], " ")}
+        assert asked_for(told["e1"]) == {
+            "x": (X_RE, 30, 1, [("main", 7), ("more", 6)], "PURCHASE com.shop"),
+            "y": ("y-re", 14, 0, [], " "),
+        }
+        assert asked_for(told["v1"]) == {"x": ("x-view", 14, 0, [], " ")}
 
 
 async def test_nobody_is_asked_about_other_events(world: World) -> None:

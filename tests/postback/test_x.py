@@ -148,6 +148,21 @@ def test_the_windows_are_those_of_the_tracker_that_a_claim_would_go_to() -> None
     assert (query["click_window"], query["view_through_window"]) == ("30", "1")
 
 
+def test_what_the_tracker_calls_event_and_app_goes_before_what_the_postback_says() -> None:
+    tracker = conversion_pb2.ClaimTracker(
+        network_id="x-ios", tracker_id="t", target_event="SIGN_UP", bundle_id="com.example"
+    )
+    request, _ = rendered(adapter(), conversion(), claim_tracker=tracker)
+    query = dict(parse_qsl(urlsplit(request.url).query))
+    assert (query["conversion_type"], query["app_id"]) == ("SIGN_UP", "com.example")
+
+
+def test_an_event_that_x_has_no_name_for_is_not_sent() -> None:
+    tracker = conversion_pb2.ClaimTracker(network_id="x-ios", tracker_id="t", target_event="Purchased")
+    with pytest.raises(NotRenderableError, match="target_event of tracker t is no conversion type of X"):
+        rendered(adapter(), conversion(), claim_tracker=tracker)
+
+
 def test_of_a_refund_x_has_no_notion() -> None:
     refund = conversion()
     refund.record.event.revenue.amount_micros = -1

@@ -60,6 +60,7 @@ def claim_trackers(
         found = rules.tracker_for_claim(network_id, "", needed, selected_event)
         if found is not None:
             tracker_id = found.tracker.tracker_id
+            source = rulebook.sources[app_id].trackers[tracker_id]
             yield conversion_pb2.ClaimTracker(
                 network_id=network_id,
                 tracker_id=tracker_id,
@@ -67,9 +68,11 @@ def claim_trackers(
                 post_view_window=to_duration(found.windows[WindowKind.POST_VIEW].us),
                 accounts=[
                     conversion_pb2.ClaimAccount(san_account_id=account_id, revision=rulebook.san_accounts[account_id])
-                    for account_id in rulebook.sources[app_id].trackers[tracker_id].san_account_ids
+                    for account_id in source.san_account_ids
                     if account_id in rulebook.san_accounts
                 ],
+                target_event=source.target_event,
+                bundle_id=source.bundle_id,
             )
 
 

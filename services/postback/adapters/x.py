@@ -79,7 +79,7 @@ DESCRIPTION = Description(
             name="app_id",
             type=FieldType.TEXT,
             label="App id",
-            help="The id of the app in the App Store, or its package.",
+            help="The id of the app in the App Store, or its package; a tracker's bundle_id goes before it.",
             required=True,
             max_characters=256,
         ),
@@ -87,7 +87,7 @@ DESCRIPTION = Description(
             name="conversion_type",
             type=FieldType.CHOICE,
             label="Conversion type",
-            help="X's name of the event.",
+            help="X's name of the event; a tracker's target_event goes before it.",
             required=True,
             allowed=tuple(Allowed(value=one, label=one.replace("_", " ").capitalize()) for one in _CONVERSION_TYPES),
         ),
@@ -220,9 +220,13 @@ class X:
         device_id = values.device_id(DEVICE_IDS.get(os_type, ""))
         if not device_id:
             raise NotRenderableError("no IDFA or advertising id, which X knows devices by")
-        yield "app_id", self.app_id
+        tracker = values.claim_tracker or conversion_pb2.ClaimTracker()
+        conversion_type = tracker.target_event or self.conversion_type
+        if conversion_type not in _CONVERSION_TYPES:
+            raise NotRenderableError(f"target_event of tracker {tracker.tracker_id} is no conversion type of X")
+        yield "app_id", tracker.bundle_id or self.app_id
         yield "conversion_time", MACROS["event_time"](values)
-        yield "conversion_type", self.conversion_type
+        yield "conversion_type", conversion_type
         yield "hashed_device_id", self._hashed(device_id, key)
         yield "os_type", os_type
         # Both always: X's own defaults are others.

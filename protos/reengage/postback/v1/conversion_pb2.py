@@ -29,7 +29,7 @@ from reengage.ingest.v1 import record_pb2 as reengage_dot_ingest_dot_v1_dot_reco
 from reengage.tracker.v1 import app_pb2 as reengage_dot_tracker_dot_v1_dot_app__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/postback/v1/conversion.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&reengage/attribution/v1/decision.proto\x1a#reengage/attribution/v1/offer.proto\x1a\x1freengage/ingest/v1/record.proto\x1a\x1dreengage/tracker/v1/app.proto\"\x85\x02\n\nConversion\x12\x33\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12.\n\nengagement\x18\x03 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12*\n\x05names\x18\x04 \x01(\x0b\x32\x1b.reengage.postback.v1.Names\x12:\n\x0e\x63laim_trackers\x18\x05 \x03(\x0b\x32\".reengage.postback.v1.ClaimTracker\"\xdc\x01\n\x0c\x43laimTracker\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\ntracker_id\x18\x02 \x01(\t\x12\x39\n\x16post_engagement_window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10post_view_window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08\x61\x63\x63ounts\x18\x05 \x03(\x0b\x32\".reengage.postback.v1.ClaimAccount\"8\n\x0c\x43laimAccount\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xe6\x02\n\x05Names\x12\x0f\n\x07tracker\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61mpaign\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\t\x12\x0f\n\x07network\x18\x04 \x01(\t\x12\x11\n\tbundle_id\x18\x05 \x01(\t\x12\x14\n\x0cstore_app_id\x18\x06 \x01(\t\x12/\n\x08platform\x18\x07 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x0f\n\x07sandbox\x18\t \x01(\x08\x12\x16\n\x0eretention_days\x18\n \x01(\x05\x12\x0e\n\x06\x61gency\x18\x0b \x01(\t\x12L\n\x11\x63ustom_parameters\x18\x0c \x03(\x0b\x32\x31.reengage.postback.v1.Names.CustomParametersEntry\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x19\x45nqueueConversionsRequest\x12\x35\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32 .reengage.postback.v1.Conversion\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"n\n\x1a\x45nqueueConversionsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x39\n\x07offered\x18\x02 \x03(\x0b\x32(.reengage.attribution.v1.OfferedPostback\"v\n\x17\x45raseConversionsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63onversion_ids\x18\x02 \x03(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\t\x12\x1f\n\x17stripped_conversion_ids\x18\x04 \x03(\t\"\xa8\x01\n\x18\x45raseConversionsResponse\x12W\n\rerased_counts\x18\x01 \x03(\x0b\x32@.reengage.postback.v1.EraseConversionsResponse.ErasedCountsEntry\x1a\x33\n\x11\x45rasedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/postback/v1/conversion.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&reengage/attribution/v1/decision.proto\x1a#reengage/attribution/v1/offer.proto\x1a\x1freengage/ingest/v1/record.proto\x1a\x1dreengage/tracker/v1/app.proto\"\x85\x02\n\nConversion\x12\x33\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12*\n\x06record\x18\x02 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12.\n\nengagement\x18\x03 \x01(\x0b\x32\x1a.reengage.ingest.v1.Record\x12*\n\x05names\x18\x04 \x01(\x0b\x32\x1b.reengage.postback.v1.Names\x12:\n\x0e\x63laim_trackers\x18\x05 \x03(\x0b\x32\".reengage.postback.v1.ClaimTracker\"\x85\x02\n\x0c\x43laimTracker\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\ntracker_id\x18\x02 \x01(\t\x12\x39\n\x16post_engagement_window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10post_view_window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08\x61\x63\x63ounts\x18\x05 \x03(\x0b\x32\".reengage.postback.v1.ClaimAccount\x12\x14\n\x0ctarget_event\x18\x06 \x01(\t\x12\x11\n\tbundle_id\x18\x07 \x01(\t\"8\n\x0c\x43laimAccount\x12\x16\n\x0esan_account_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xe6\x02\n\x05Names\x12\x0f\n\x07tracker\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61mpaign\x18\x02 \x01(\t\x12\x0f\n\x07segment\x18\x03 \x01(\t\x12\x0f\n\x07network\x18\x04 \x01(\t\x12\x11\n\tbundle_id\x18\x05 \x01(\t\x12\x14\n\x0cstore_app_id\x18\x06 \x01(\t\x12/\n\x08platform\x18\x07 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x0f\n\x07sandbox\x18\t \x01(\x08\x12\x16\n\x0eretention_days\x18\n \x01(\x05\x12\x0e\n\x06\x61gency\x18\x0b \x01(\t\x12L\n\x11\x63ustom_parameters\x18\x0c \x03(\x0b\x32\x31.reengage.postback.v1.Names.CustomParametersEntry\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\x19\x45nqueueConversionsRequest\x12\x35\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32 .reengage.postback.v1.Conversion\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"n\n\x1a\x45nqueueConversionsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x39\n\x07offered\x18\x02 \x03(\x0b\x32(.reengage.attribution.v1.OfferedPostback\"v\n\x17\x45raseConversionsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63onversion_ids\x18\x02 \x03(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\t\x12\x1f\n\x17stripped_conversion_ids\x18\x04 \x03(\t\"\xa8\x01\n\x18\x45raseConversionsResponse\x12W\n\rerased_counts\x18\x01 \x03(\x0b\x32@.reengage.postback.v1.EraseConversionsResponse.ErasedCountsEntry\x1a\x33\n\x11\x45rasedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,21 +43,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSION']._serialized_start=237
   _globals['_CONVERSION']._serialized_end=498
   _globals['_CLAIMTRACKER']._serialized_start=501
-  _globals['_CLAIMTRACKER']._serialized_end=721
-  _globals['_CLAIMACCOUNT']._serialized_start=723
-  _globals['_CLAIMACCOUNT']._serialized_end=779
-  _globals['_NAMES']._serialized_start=782
-  _globals['_NAMES']._serialized_end=1140
-  _globals['_NAMES_CUSTOMPARAMETERSENTRY']._serialized_start=1085
-  _globals['_NAMES_CUSTOMPARAMETERSENTRY']._serialized_end=1140
-  _globals['_ENQUEUECONVERSIONSREQUEST']._serialized_start=1142
-  _globals['_ENQUEUECONVERSIONSREQUEST']._serialized_end=1247
-  _globals['_ENQUEUECONVERSIONSRESPONSE']._serialized_start=1249
-  _globals['_ENQUEUECONVERSIONSRESPONSE']._serialized_end=1359
-  _globals['_ERASECONVERSIONSREQUEST']._serialized_start=1361
-  _globals['_ERASECONVERSIONSREQUEST']._serialized_end=1479
-  _globals['_ERASECONVERSIONSRESPONSE']._serialized_start=1482
-  _globals['_ERASECONVERSIONSRESPONSE']._serialized_end=1650
-  _globals['_ERASECONVERSIONSRESPONSE_ERASEDCOUNTSENTRY']._serialized_start=1599
-  _globals['_ERASECONVERSIONSRESPONSE_ERASEDCOUNTSENTRY']._serialized_end=1650
+  _globals['_CLAIMTRACKER']._serialized_end=762
+  _globals['_CLAIMACCOUNT']._serialized_start=764
+  _globals['_CLAIMACCOUNT']._serialized_end=820
+  _globals['_NAMES']._serialized_start=823
+  _globals['_NAMES']._serialized_end=1181
+  _globals['_NAMES_CUSTOMPARAMETERSENTRY']._serialized_start=1126
+  _globals['_NAMES_CUSTOMPARAMETERSENTRY']._serialized_end=1181
+  _globals['_ENQUEUECONVERSIONSREQUEST']._serialized_start=1183
+  _globals['_ENQUEUECONVERSIONSREQUEST']._serialized_end=1288
+  _globals['_ENQUEUECONVERSIONSRESPONSE']._serialized_start=1290
+  _globals['_ENQUEUECONVERSIONSRESPONSE']._serialized_end=1400
+  _globals['_ERASECONVERSIONSREQUEST']._serialized_start=1402
+  _globals['_ERASECONVERSIONSREQUEST']._serialized_end=1520
+  _globals['_ERASECONVERSIONSRESPONSE']._serialized_start=1523
+  _globals['_ERASECONVERSIONSRESPONSE']._serialized_end=1691
+  _globals['_ERASECONVERSIONSRESPONSE_ERASEDCOUNTSENTRY']._serialized_start=1640
+  _globals['_ERASECONVERSIONSRESPONSE_ERASEDCOUNTSENTRY']._serialized_end=1691
 # @@protoc_insertion_point(module_scope)

@@ -87,10 +87,16 @@ class ClaimTracker(_message.Message):
     POST_ENGAGEMENT_WINDOW_FIELD_NUMBER: _builtins.int
     POST_VIEW_WINDOW_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
+    TARGET_EVENT_FIELD_NUMBER: _builtins.int
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """Required. The network."""
     tracker_id: _builtins.str
     """Required. The tracker."""
+    target_event: _builtins.str
+    """Optional. The network's own name of the event; without it what the configuration says."""
+    bundle_id: _builtins.str
+    """Optional. What the network knows the app by; without it what the configuration says."""
     @_builtins.property
     def post_engagement_window(self) -> _duration_pb2.Duration:
         """Required. The time after a click in which the network may claim (B4)."""
@@ -111,10 +117,12 @@ class ClaimTracker(_message.Message):
         post_engagement_window: _duration_pb2.Duration | None = ...,
         post_view_window: _duration_pb2.Duration | None = ...,
         accounts: _abc.Iterable[Global___ClaimAccount] | None = ...,
+        target_event: _builtins.str = ...,
+        bundle_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "tracker_id", b"tracker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "bundle_id", b"bundle_id", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "target_event", b"target_event", "tracker_id", b"tracker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -175,12 +175,12 @@ class Tracker(_message.Message):
     share_with_publisher: _builtins.bool
     """Optional. The network's own keys may read it. Default: true."""
     target_event: _builtins.str
-    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`. Postback drafts for
-    the tracker have it as `conversion_type`. At most 128 characters.
+    """Optional. Self-attributing networks only: the network's own name of the event, as `PURCHASE`, with which it is
+    asked for claims that would go to this tracker (E3). Default: what the postback says. At most 128 characters.
     """
     bundle_id: _builtins.str
-    """Optional. Self-attributing networks only: the bundle id or package that the network knows. Postback drafts for the
-    tracker have it as `bundle_id`. Default: the app's.
+    """Optional. Self-attributing networks only: the bundle id, package or store id that the network knows the app by,
+    with which it is asked likewise. Default: what the postback says. At most 128 characters.
     """
     @_builtins.property
     def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
