@@ -68,7 +68,7 @@ class SanAccount(_message.Message):
     name: _builtins.str
     """Required. 1 to 128 characters, unique among the app's live accounts with self-attributing networks."""
     external_id: _builtins.str
-    """Optional. The id that the network gave the account. At most 128 characters."""
+    """Optional. The id that the network gave the account, for people to know it by. At most 128 characters."""
     verified: _builtins.bool
     """Optional. The network has taken the credentials; new ones make it false."""
     status: _status_pb2.Status.ValueType
