@@ -48,6 +48,10 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
             f"status {attempt.status_code or 'none'}  [cyan]{verdict}[/]"
             f"{'  another try follows' if attempt.will_retry else ''}"
         )
+        if attempt.detail:
+            tables.console.print(f"  {escape(attempt.detail)}", soft_wrap=True)
+        if not attempt.url:
+            continue
         # No break that is not theirs: they are there to be copied.
         tables.console.print(f"  {short_name(Method.DESCRIPTOR, attempt.method)} {escape(attempt.url)}", soft_wrap=True)
         for part in (attempt.request_body, attempt.response_body):

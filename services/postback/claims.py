@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import assert_never
 from uuid import UUID
 
 import structlog
@@ -11,10 +12,12 @@ from prometheus_client import Counter
 
 from libs.broadcast import within
 from reengage.postback.v1 import claim_pb2, conversion_pb2
+from reengage.postback.v1.delivery_pb2 import Attempt
 from services.postback.adapters.adapter import best_claim
 from services.postback.configurations import Configurations
 from services.postback.delivery import delivery_id
-from services.postback.model import NetworkAnswer, State
+from services.postback.model import Configuration, NetworkAnswer, State, Status
+from services.postback.selection import withheld
 from services.postback.storage.claims import ClaimStore
 
 POLL_INTERVAL_S = 0.25
@@ -30,6 +33,7 @@ _BEST_FIRST = (
     ClaimAnswer.STATE_PENDING,
     ClaimAnswer.STATE_NOT_CLAIMED,
     ClaimAnswer.STATE_UNAVAILABLE,
+    ClaimAnswer.STATE_NOT_ASKED,
 )
 
 _late = Counter("postback_claims_late_total", "Claims that came after their conversion was decided.")
@@ -91,13 +95,13 @@ class Claims:
     ) -> list[claim_pb2.ConversionClaims]:
         """Returns the answers of every network asked about each conversion, as far as they come within `wait_s`."""
         asked = [list(self._asked(conversion)) for conversion in conversions]
-        known = await self._known([one for those in asked for _, one in those], wait_s)
+        known = await self._known([(one.configuration_id, id_) for those in asked for one, id_ in those], wait_s)
         return [
             claim_pb2.ConversionClaims(
                 app_id=conversion.decision.app_id,
                 conversion_id=conversion.decision.conversion_id,
                 answers=_by_network(
-                    [(network_id, known[identity]) for network_id, (_, identity) in those if identity in known]
+                    answer for one, id_ in those if (answer := _answer(one, conversion, known.get(id_))) is not None
                 ),
             )
             for conversion, those in zip(conversions, asked, strict=True)
@@ -119,14 +123,12 @@ class Claims:
                 told = triggers
             await within(change, RECHECK_INTERVAL_S)
 
-    def _asked(self, conversion: conversion_pb2.Conversion) -> Iterator[tuple[str, tuple[str, UUID]]]:
-        """Yields each request there may be: its network, and its configuration (paused and archived ones too) and
-        delivery."""
+    def _asked(self, conversion: conversion_pb2.Conversion) -> Iterator[tuple[Configuration, UUID]]:
+        """Yields each configuration that may ask (paused and archived ones too), with the delivery that would."""
         decision = conversion.decision
         for one in self._configurations.triggered(decision.app_id, decision.event_name):
             if one.is_claim_capable:
-                identity = delivery_id(one.configuration_id, decision.app_id, decision.conversion_id)
-                yield one.network_id, (one.configuration_id, identity)
+                yield one, delivery_id(one.configuration_id, decision.app_id, decision.conversion_id)
 
     async def _known(self, asked: Sequence[tuple[str, UUID]], wait_s: float) -> dict[UUID, NetworkAnswer]:
         give_up = time.monotonic() + wait_s
@@ -158,26 +160,73 @@ def _is_pending(answer: NetworkAnswer | None) -> bool:
     return answer is not None and answer.state is State.PENDING and answer.network_claim is None
 
 
-def _by_network(answers: Iterable[tuple[str, NetworkAnswer]]) -> list[claim_pb2.ClaimAnswer]:
-    by_network: dict[str, list[NetworkAnswer]] = {}
-    for network_id, answer in answers:
-        by_network.setdefault(network_id, []).append(answer)
-    return [_best(network_id, by_network[network_id]) for network_id in sorted(by_network)]
+def _by_network(answers: Iterable[claim_pb2.ClaimAnswer]) -> list[claim_pb2.ClaimAnswer]:
+    by_network: dict[str, list[claim_pb2.ClaimAnswer]] = {}
+    for answer in answers:
+        by_network.setdefault(answer.network_id, []).append(answer)
+    return [_best(by_network[network_id]) for network_id in sorted(by_network)]
 
 
-def _best(network_id: str, answers: Sequence[NetworkAnswer]) -> claim_pb2.ClaimAnswer:
-    state = min(map(_state, answers), key=_BEST_FIRST.index)
-    claims = [claim_pb2.Claim.FromString(one.network_claim) for one in answers if one.network_claim is not None]
-    return ClaimAnswer(network_id=network_id, state=state, claim=best_claim(claims))
+def _best(answers: Sequence[claim_pb2.ClaimAnswer]) -> claim_pb2.ClaimAnswer:
+    """Returns the answer of one network, of those that its configurations got."""
+    claims = [answer for answer in answers if answer.state == ClaimAnswer.STATE_CLAIMED]
+    if claims:
+        claim = best_claim(answer.claim for answer in claims)
+        return next(answer for answer in claims if answer.claim == claim)
+    return min(answers, key=lambda answer: _BEST_FIRST.index(answer.state))
 
 
-def _state(answer: NetworkAnswer) -> claim_pb2.ClaimAnswer.State.ValueType:
-    if answer.network_claim is not None:
-        return ClaimAnswer.STATE_CLAIMED
-    match answer.state:
-        case State.PENDING:
-            return ClaimAnswer.STATE_PENDING
+def _answer(
+    configuration: Configuration, conversion: conversion_pb2.Conversion, known: NetworkAnswer | None
+) -> claim_pb2.ClaimAnswer | None:
+    """Returns the answer that a configuration got; None when nobody asks with it (any more)."""
+    answer = ClaimAnswer(network_id=configuration.network_id)
+    if known is None:
+        reason = _reason_not_asked(configuration, conversion)
+        if reason is None:
+            return None
+        answer.state, answer.reason = ClaimAnswer.STATE_NOT_ASKED, reason
+        return answer
+    answer.delivery_id = str(known.delivery_id)
+    if known.network_claim is not None:
+        answer.state = ClaimAnswer.STATE_CLAIMED
+        answer.claim.MergeFromString(known.network_claim)
+        return answer
+    match known.state:
         case State.DELIVERED:
-            return ClaimAnswer.STATE_NOT_CLAIMED
+            answer.state = ClaimAnswer.STATE_NOT_CLAIMED
+            return answer
+        case State.PENDING:
+            answer.state = ClaimAnswer.STATE_PENDING
         case State.REFUSED | State.EXHAUSTED:
-            return ClaimAnswer.STATE_UNAVAILABLE
+            answer.state = ClaimAnswer.STATE_UNAVAILABLE
+        case _:
+            assert_never(known.state)
+    answer.reason = _reason_unanswered(configuration, known)
+    last = Attempt.FromString(known.last_attempt or b"")
+    answer.status_code, answer.detail = last.status_code, last.detail
+    return answer
+
+
+def _reason_not_asked(
+    configuration: Configuration, conversion: conversion_pb2.Conversion
+) -> claim_pb2.ClaimAnswer.Reason.ValueType | None:
+    """Returns why no delivery was made; None when the configuration is archived, or the delivery was erased."""
+    match configuration.status:
+        case Status.PAUSED:
+            return ClaimAnswer.REASON_PAUSED
+        case Status.LIVE if (why := withheld(configuration, conversion)) is not None:
+            return ClaimAnswer.Reason.Value(f"REASON_{why}")
+        case Status.LIVE | Status.ARCHIVED:
+            return None
+        case _:
+            assert_never(configuration.status)
+
+
+def _reason_unanswered(configuration: Configuration, known: NetworkAnswer) -> claim_pb2.ClaimAnswer.Reason.ValueType:
+    if known.state is State.PENDING and configuration.status is Status.PAUSED and not known.is_under_way:
+        return ClaimAnswer.REASON_PAUSED
+    if known.last_verdict is not None:
+        verdict = Attempt.Verdict.Name(Attempt.Verdict.ValueType(known.last_verdict))
+        return ClaimAnswer.Reason.Value(verdict.replace("VERDICT_", "REASON_"))
+    return ClaimAnswer.REASON_UNDER_WAY if known.is_under_way else ClaimAnswer.REASON_QUEUED

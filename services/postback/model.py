@@ -129,7 +129,14 @@ class Settled:
 class NetworkAnswer:
     """A network's answer to a claim request, as far as it is known."""
 
+    delivery_id: UUID
     state: State
     """The delivery's: while it is PENDING, the answer may come."""
     network_claim: bytes | None
     """A serialised message Claim, of the first answer that was one."""
+    is_under_way: bool
+    """It is being asked now."""
+    last_verdict: int | None
+    """A value of Attempt.Verdict, of the last attempt that failed; None when none did."""
+    last_attempt: bytes | None = field(repr=False)
+    """A serialised message Attempt, likewise; empty when it was interrupted."""

@@ -1,5 +1,7 @@
 """The choice of configurations that want a conversion."""
 
+from enum import StrEnum
+
 from libs.domain.event_names import SESSION_BEGIN
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import conversion_pb2
@@ -21,6 +23,14 @@ _CREDITED = frozenset(
 )
 
 
+class Withheld(StrEnum):
+    """Why a network is not told of a conversion: it is a refund (D11), of a country, or a person's wish."""
+
+    REFUND = "REFUND"
+    COUNTRY = "COUNTRY"
+    DATA_CONTROLLED = "DATA_CONTROLLED"
+
+
 def wants(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     """Returns whether a configuration of the conversion's app and event wants it: it is live, and it fits."""
     return configuration.status is Status.LIVE and fits(configuration, conversion)
@@ -31,7 +41,7 @@ def wants_claim(configuration: Configuration, conversion: conversion_pb2.Convers
     return (
         configuration.is_claim_capable
         and configuration.status is Status.LIVE
-        and not _is_withheld(configuration, conversion)
+        and withheld(configuration, conversion) is None
     )
 
 
@@ -42,7 +52,7 @@ def fits(configuration: Configuration, conversion: conversion_pb2.Conversion) ->
     credited with. Clicks only wants what an ad's click won, or what is credited to a source that a click won.
     """
     decision = conversion.decision
-    if decision.outcome not in _TOLD or _is_withheld(configuration, conversion):
+    if decision.outcome not in _TOLD or withheld(configuration, conversion) is not None:
         return False
     if configuration.network_only and (
         decision.network_id != configuration.network_id or decision.attribution_type not in _CREDITED
@@ -60,16 +70,18 @@ def once_a_day(configuration: Configuration) -> bool:
     return configuration.network_only and configuration.trigger == SESSION_BEGIN
 
 
-def _is_withheld(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
-    """Returns whether a network is not told of a conversion at all: a person's wish, a refund (D11), or its country."""
+def withheld(configuration: Configuration, conversion: conversion_pb2.Conversion) -> Withheld | None:
+    """Returns why a network is not told of a conversion at all; None when it may be."""
     if conversion.record.event.revenue.amount_micros < 0:
-        return True
+        return Withheld.REFUND
     country = conversion.record.country  # "" is none of those allowed, and none of those blocked
     if country in configuration.blocked_countries or (
         configuration.allowed_countries and country not in configuration.allowed_countries
     ):
-        return True
-    return configuration.respect_data_controlled and conversion.record.data_controlled
+        return Withheld.COUNTRY
+    if configuration.respect_data_controlled and conversion.record.data_controlled:
+        return Withheld.DATA_CONTROLLED
+    return None
 
 
 def _by_click(conversion: conversion_pb2.Conversion) -> bool:

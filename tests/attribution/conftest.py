@@ -515,12 +515,12 @@ def not_claimed(network_id: str) -> claim_pb2.ClaimAnswer:
     return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_NOT_CLAIMED)
 
 
-def pending(network_id: str) -> claim_pb2.ClaimAnswer:
-    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_PENDING)
+def pending(network_id: str, **why: Any) -> claim_pb2.ClaimAnswer:
+    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_PENDING, **why)
 
 
-def unavailable(network_id: str) -> claim_pb2.ClaimAnswer:
-    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_UNAVAILABLE)
+def unavailable(network_id: str, **why: Any) -> claim_pb2.ClaimAnswer:
+    return claim_pb2.ClaimAnswer(network_id=network_id, state=claim_pb2.ClaimAnswer.STATE_UNAVAILABLE, **why)
 
 
 def device(number: int) -> str:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.config import ConfigError
-from reengage.attribution.v1 import decision_pb2, device_pb2
+from reengage.attribution.v1 import decision_pb2, device_pb2, explanation_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2, conversion_pb2
@@ -74,6 +74,12 @@ async def _is_decided(world: World, conversion_id: str) -> bool:
 async def _stored_claims(world: World, conversion_id: str) -> claim_pb2.ConversionClaims | None:
     stored = await world.pool.fetchval("SELECT claims FROM decisions WHERE conversion_id = $1", conversion_id)
     return None if stored is None else claim_pb2.ConversionClaims.FromString(stored)
+
+
+async def _explained(world: World, conversion_id: str) -> list[str]:
+    """Returns the sentences of explain that tell of x without a candidate."""
+    request = explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id=conversion_id)
+    return [each for each in (await world.attribution.ExplainDecision(request)).sentences if each.startswith("x ")]
 
 
 # What claims do to decisions.
@@ -232,7 +238,8 @@ async def test_a_claim_wins_an_install_and_nothing_is_claimed_of_a_duplicate(wor
 async def test_a_network_that_never_answers_is_listed_and_the_next_best_wins(world: World) -> None:
     """E4; of the other network the answer counts."""
     await world.received.trigger(PURCHASES_OF_X, ("Purchase", "y"))
-    await world.received.answer("e1", pending("x"), claimed("y", 30))
+    paused = claim_pb2.ClaimAnswer.REASON_PAUSED
+    await world.received.answer("e1", pending("x", reason=paused, delivery_id="d1"), claimed("y", 30))
     async with world.worker(claim_wait_s=0.3):
         await world.send(click(60, device(1), record_id="k1"))
         await world.send(event(HOUR, device(1), record_id="e1"))
@@ -252,6 +259,13 @@ async def test_a_network_that_never_answers_is_listed_and_the_next_best_wins(wor
     kept = await _stored_claims(world, "e1")
     assert kept is not None
     assert [(each.network_id, each.state) for each in kept.answers] == [("x", UNAVAILABLE), ("y", CLAIMED)]
+    assert (kept.answers[0].reason, kept.answers[0].delivery_id) == (paused, "d1"), "why it had not answered so far"
+    assert await _explained(world, "e1") == [
+        (
+            "x was not asked: its configuration is paused; see delivery d1. Set it LIVE. This was decided without its "
+            "answer."
+        )
+    ]
 
 
 async def test_a_network_that_will_not_answer_is_not_waited_for(world: World) -> None:
@@ -273,6 +287,26 @@ async def test_postback_away_until_the_deadline(world: World) -> None:
         await world.send(event(2 * HOUR, device(1), record_id="e2"))
         (e2,) = await world.decided("e2")
     assert (e2.engagement_id, list(e2.claims_unavailable)) == ("k1", ["x"])
+    assert await _explained(world, "e2") == [
+        "x may not have been asked: postback did not answer attribution. This was decided without its answer."
+    ]
+
+
+async def test_a_network_that_nobody_wants_to_ask_is_no_network_without_an_answer(world: World) -> None:
+    await world.received.trigger(PURCHASES_OF_X)
+    reason = claim_pb2.ClaimAnswer.REASON_DATA_CONTROLLED
+    not_asked = claim_pb2.ClaimAnswer(network_id="x", state=claim_pb2.ClaimAnswer.STATE_NOT_ASKED, reason=reason)
+    await world.received.answer("e1", not_asked)
+    async with world.worker(claim_wait_s=600):
+        await world.send(event(HOUR, device(1), record_id="e1"))
+        (e1,) = await world.decided("e1")
+    assert (e1.reason, list(e1.claims_unavailable)) == (decision_pb2.REASON_NO_CANDIDATE, [])
+    assert await _explained(world, "e1") == [
+        (
+            "x was not asked: the user controls their data, which its configuration respects. This was decided without "
+            "its answer."
+        )
+    ]
 
 
 async def test_postback_that_hangs(world: World) -> None:

@@ -13,6 +13,7 @@ from libs.errors import Unavailable, from_rpc_error
 from libs.messages import short_name
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.postback.v1 import claim_pb2
 from services.attribution.queries import sentences
 from services.attribution.queries.explanations import Explanations
 from tests.attribution.conftest import (
@@ -220,7 +221,8 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
             while await world.pool.fetchval("SELECT count(*) FROM pending_conversions") < 2:
                 await asyncio.sleep(0.01)
         first, behind = await explain(world, "i1"), await explain(world, "e1")
-        await world.received.answer("i1", claimed("x", -60), unavailable("y"), not_claimed("z"))
+        refused = unavailable("y", reason=claim_pb2.ClaimAnswer.REASON_HTTP_STATUS, status_code=403)
+        await world.received.answer("i1", claimed("x", -60), refused, not_claimed("z"))
         await world.decided("i1", "e1")
         decided = await explain(world, "i1")
     assert first.state == behind.state == Explanation.STATE_WAITING_FOR_CLAIMS
@@ -241,8 +243,11 @@ async def test_waiting_for_claims_tells_for_whom_and_until_when(world: World) ->
         "The click that x claims at T was refused: its network has no live tracker for it."
     )
     assert decided.sentences[1:] == [
+        (
+            "y was asked, and refused with status 403. Check the credentials of the SAN account, or of the "
+            "configuration. This was decided without its answer."
+        ),
         "z was asked, and claims nothing.",
-        "y was asked, and gave no usable answer in time: this was decided without its answer.",
     ]
 
 
@@ -450,10 +455,14 @@ def test_what_is_said_of_claims() -> None:
     refused = candidate(decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED)
     refused.engagement_id, refused.tracker_id, refused.matched_by = "claim:n", "", decision_pb2.MATCH_KIND_CLAIM
     decision = decision_pb2.Decision(candidates=[refused], claims_unavailable=["x-ios"])
-    assert list(sentences.sentences(decision, not_claiming=["y-ios"])) == [
+    silent = unavailable("x-ios", reason=claim_pb2.ClaimAnswer.REASON_UNDER_WAY)
+    assert list(sentences.sentences(decision, answers=[not_claimed("y-ios"), silent])) == [
         "The click that n claims at 2027-01-15 08:00:00 UTC was refused: the user does not share granular data.",
         "y-ios was asked, and claims nothing.",
-        "x-ios was asked, and gave no usable answer in time: this was decided without its answer.",
+        (
+            "x-ios was asked, and had not answered when the time was up (REENGAGE_CLAIM_WAIT_S). This was decided "
+            "without its answer."
+        ),
     ]
 
 

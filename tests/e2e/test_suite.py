@@ -25,6 +25,7 @@ import pytest
 
 from deploy.local.embedded import EmbeddedPostgres
 from deploy.local.suite import SERVICES, Ports
+from deploy.local.x_network import SECRETS
 from tests.support.geoip import write_geoip_database
 from tests.support.ports import suite_ports
 
@@ -135,8 +136,8 @@ def test_the_three_things_to_try_lead_to_a_reengagement(up: Up) -> None:
     until(lambda: "DELIVERED" in up.reengage("deliveries", "shop-android", "--json").stdout)
 
 
-def explained(up: Up, record_id: str) -> dict[str, Any]:
-    answer = up.reengage("explain", "shop-android", record_id, "--json").stdout
+def explained(up: Up, record_id: str, app_id: str = "shop-android") -> dict[str, Any]:
+    answer = up.reengage("explain", app_id, record_id, "--json").stdout
     return dict(json.loads(answer)) if answer else {}
 
 
@@ -214,6 +215,42 @@ def curl(command: list[str]) -> str:
             return f"{answer.status} {answer.read().decode()}"
     except HTTPError as error:
         return f"{error.code} {error.headers['Location']}"
+
+
+def test_explain_says_why_x_was_not_asked_and_what_it_says_to_do_helps(up: Up, tmp_path: Path) -> None:
+    """X is asked with the credentials of its tracker's account, and as soon as that has them."""
+    gateway, credentials = f"http://{up.ports.address('gateway')}", tmp_path / "credentials.yaml"
+
+    def why(record_id: str) -> str:
+        event = (
+            f'{{"action":"event","kochava_app_id":"shop-ios","record_id":"{record_id}","data":{{"event_name":"Subscribe",'
+            '"device_ids":{"idfa":"0F0E0D0C-1A2B-4C3D-8E4F-0000000000AA"},"origination_ip":"203.0.113.7",'
+            '"device_ua":"Mozilla/5.0 (iPhone; CPU iPhone OS 17_2 like Mac OS X)",'
+            '"app_tracking_transparency":{"att":true}}}'
+        )
+        assert curl(["curl", f"{gateway}/track/json", "-d", event]) == '200 {"success":1}'
+        until(lambda: explained(up, record_id, "shop-ios").get("state") == "STATE_DECIDED")
+        (sentence,) = explained(up, record_id, "shop-ios")["sentences"]
+        return str(sentence)
+
+    def give(held: dict[str, str]) -> None:
+        credentials.write_text(json.dumps(held))
+        changed = up.reengage("san-accounts", "edit", "x-shop", f"credentials=@{credentials}")
+        assert changed.returncode == 0, changed.stderr
+
+    give({name: value for name, value in SECRETS.items() if name != "token"})
+    sentence = why("no-token")
+    assert sentence.startswith(
+        "x-ios was not asked: it lacks credentials (no token: neither configuration x-ios-subscribe nor SAN account "
+        "x-shop has); see delivery "
+    )
+    assert "Give them to the SAN account, or to the configuration. This was decided without its answer." in sentence
+    delivery = re.search(r"see delivery (\S+)\.", sentence)
+    assert delivery is not None
+    assert "NO_CREDENTIALS" in up.reengage("deliveries", "shop-ios", delivery[1]).stdout
+    give(SECRETS)
+    numbers = itertools.count()  # an event may go before the news of the change
+    until(lambda: why(f"all-there-{next(numbers)}") == "x-ios was asked, and claims nothing.", within_seconds=30)
 
 
 def test_wrong_fields_are_all_named(up: Up) -> None:

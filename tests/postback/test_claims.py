@@ -266,8 +266,15 @@ async def test_only_live_configurations_that_may_be_told_are_asked(
     controlled = undecided("controlled")
     controlled.record.data_controlled = True
     free, withheld = await ask(service, undecided("free"), controlled)
-    assert [found.network_id for found in free.answers] == ["x-ios"]
-    assert list(withheld.answers) == []
+    not_asked = ClaimAnswer.STATE_NOT_ASKED
+    assert [(found.network_id, found.state) for found in free.answers] == [
+        ("other", not_asked),
+        ("x-ios", ClaimAnswer.STATE_NOT_CLAIMED),
+    ]
+    assert [(found.network_id, found.state) for found in withheld.answers] == [
+        ("other", not_asked),
+        ("x-ios", not_asked),
+    ]
     assert len(x.received) == 1
     await service.configure(configuration_id="template", network_id="x-ios", template={"url": endpoint.url("/t")})
     await ask(service, undecided("link-based networks learn of decided conversions"))

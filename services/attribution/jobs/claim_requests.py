@@ -45,17 +45,24 @@ class ClaimRequest:
     def claims(self) -> claim_pb2.ConversionClaims:
         """Returns the claims to decide with: a network that has not answered is UNAVAILABLE (E4)."""
         if self.answered is None:
-            answers = [_unavailable(network_id) for network_id in self.network_ids]
-        else:
+            reason = _ANSWER.REASON_POSTBACK_UNAVAILABLE
             answers = [
-                _unavailable(answer.network_id) if answer.state == _ANSWER.STATE_PENDING else answer
-                for answer in self.answered.answers
+                _ANSWER(network_id=network_id, state=_ANSWER.STATE_UNAVAILABLE, reason=reason)
+                for network_id in self.network_ids
             ]
+        else:
+            answers = [_final(answer) for answer in self.answered.answers]
         return claim_pb2.ConversionClaims(app_id=self.app_id, conversion_id=self.conversion_id, answers=answers)
 
 
-def _unavailable(network_id: str) -> claim_pb2.ClaimAnswer:
-    return claim_pb2.ClaimAnswer(network_id=network_id, state=_ANSWER.STATE_UNAVAILABLE)
+def _final(answer: claim_pb2.ClaimAnswer) -> claim_pb2.ClaimAnswer:
+    """Returns an answer as it is once nobody waits any more: PENDING is UNAVAILABLE, for the reason it has so far."""
+    if answer.state != _ANSWER.STATE_PENDING:
+        return answer
+    final = _ANSWER()
+    final.CopyFrom(answer)
+    final.state = _ANSWER.STATE_UNAVAILABLE
+    return final
 
 
 @dataclass(slots=True, kw_only=True)

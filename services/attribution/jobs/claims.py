@@ -18,6 +18,7 @@ from libs.broadcast import within
 from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
 from libs.domain.snapshots import Follower
+from libs.messages import short_name
 from libs.time import now_us, to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
@@ -41,7 +42,9 @@ _log = structlog.get_logger()
 
 _pending = Gauge("attribution_claims_pending", "Conversions that wait for claims, or behind one that does.")
 _overdue = Gauge("attribution_claims_overdue_seconds", "Time that the longest wait for claims is past its deadline.")
-_answers = Counter("attribution_claim_answers_total", "Answers that conversions were decided with.", ["state"])
+_answers = Counter(
+    "attribution_claim_answers_total", "Answers that conversions were decided with.", ["state", "reason"]
+)
 _lag = Histogram(
     "attribution_claim_decision_lag_seconds",
     "From receipt to committed decision, of conversions that waited for claims.",
@@ -50,6 +53,7 @@ _lag = Histogram(
 
 _DECIDE_SOON_INTERVAL_S = 0.05
 _OVERDUE_ALARM_S = 10.0
+_REASON = claim_pb2.ClaimAnswer.Reason.DESCRIPTOR
 _STATES = {number: name.removeprefix("STATE_") for name, number in claim_pb2.ClaimAnswer.State.items()}
 
 
@@ -222,7 +226,7 @@ class Claims:
                 _lag.observe((now_us - row.receive_time_us) / 1e6)
         for each in claims:
             for answer in each.answers:
-                _answers.labels(_STATES[answer.state]).inc()
+                _answers.labels(_STATES[answer.state], short_name(_REASON, answer.reason)).inc()
 
 
 async def _take_due(

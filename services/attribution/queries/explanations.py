@@ -85,9 +85,7 @@ class Explanations:
             state=Explanation.STATE_DECIDED,
             decision=decision,
             summary=sentences.summary(decision, latest=latest, replaced=replaced),
-            sentences=sentences.sentences(
-                decision, not_claiming=_not_claiming(newest), records=await self._told_of(decision)
-            ),
+            sentences=sentences.sentences(decision, answers=_answers(newest), records=await self._told_of(decision)),
             won_conversion_ids=await won_conversions(self._pool, lane, decision.app_id, decision.conversion_id),
             receive_time=decision.receive_time,
             reattribution_id=reattribution_id,
@@ -147,10 +145,9 @@ def _decision(version: Version) -> decision_pb2.Decision:
     return decision_pb2.Decision.FromString(version.decision)
 
 
-def _not_claiming(version: Version) -> list[str]:
-    """Returns the networks that were asked for claims and had none."""
-    claims = claim_pb2.ConversionClaims.FromString(version.claims or b"")
-    return [each.network_id for each in claims.answers if each.state == claim_pb2.ClaimAnswer.STATE_NOT_CLAIMED]
+def _answers(version: Version) -> Sequence[claim_pb2.ClaimAnswer]:
+    """Returns the answers of the networks that claims were requested of."""
+    return claim_pb2.ConversionClaims.FromString(version.claims or b"").answers
 
 
 def _without_record(looked_up: record_lookup_pb2.LookUpRecordResponse) -> Explanation:

@@ -12,8 +12,10 @@ from libs.messages import short_name
 from libs.time import SECOND_US, describe_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
+from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.rules import UNLIMITED
 from services.attribution.decision.shared_ids import MAX_COUNTED
+from services.attribution.queries.claim_sentences import claim_sentences
 
 _REASONS = {
     decision_pb2.REASON_DUPLICATE_INSTALL: "this device had installed the app before",
@@ -114,10 +116,10 @@ def summary(
 def sentences(
     decision: decision_pb2.Decision,
     *,
-    not_claiming: Iterable[str] = (),
+    answers: Iterable[claim_pb2.ClaimAnswer] = (),
     records: Mapping[str, record_pb2.Record] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yields one sentence for each candidate, then one for each network that claims nothing or did not answer (E4).
+    """Yields one sentence for each candidate, then one for each network that made no claim (E4), given its `answers`.
 
     Last one for each id of the record that was not used, because it is shared (A8). `records` has, by engagement id,
     those candidates of which more is told than their verdict.
@@ -125,10 +127,7 @@ def sentences(
     winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
     for candidate in decision.candidates:
         yield f"{_who(candidate)} {_fate(candidate, winner, records.get(candidate.engagement_id))}."
-    for network_id in not_claiming:
-        yield f"{network_id} was asked, and claims nothing."
-    for network_id in decision.claims_unavailable:
-        yield f"{network_id} was asked, and gave no usable answer in time: this was decided without its answer."
+    yield from claim_sentences(answers)
     for shared in decision.shared_ids:
         count = shared.advertising_id_count
         many = f"{count} or more" if count == MAX_COUNTED else str(count)

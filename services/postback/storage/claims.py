@@ -58,13 +58,23 @@ class ClaimStore:
         """Returns what is known of the answers to claim requests, named by configuration and delivery id."""
         rows = await self._pool.fetch(
             """
-            SELECT delivery_id, state, network_claim
-            FROM deliveries
-            WHERE (configuration_id, delivery_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+            SELECT
+                delivery.delivery_id, state, network_claim, lease_id IS NOT NULL AS is_under_way,
+                last.verdict AS last_verdict, last.attempt AS last_attempt
+            FROM deliveries AS delivery
+            LEFT JOIN LATERAL (
+                SELECT verdict, attempt
+                FROM attempts
+                -- Most succeed at once: of these no attempt is looked for.
+                WHERE delivery.attempt_count > 0 AND delivery.state <> 2 -- DELIVERED
+                    AND delivery_id = delivery.delivery_id AND configuration_id = delivery.configuration_id
+                    AND conversion_us = delivery.conversion_us AND retention_days = delivery.retention_days
+                    AND redelivery_count = delivery.redelivery_count
+                ORDER BY number DESC
+                LIMIT 1
+            ) AS last ON true
+            WHERE (delivery.configuration_id, delivery.delivery_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
             """,
             *columns(list(requests), 2),
         )
-        return {
-            row["delivery_id"]: NetworkAnswer(state=State(row["state"]), network_claim=row["network_claim"])
-            for row in rows
-        }
+        return {row["delivery_id"]: NetworkAnswer(**{**row, "state": State(row["state"])}) for row in rows}

@@ -91,9 +91,9 @@ class ConversionClaims(_message.Message):
     """The conversion."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAnswer]:
-        """One for each network asked, by network id. A network that is not here is not asked: no configuration of it wants
-        the conversion (any more), as of users who control their data. Several configurations of one network give its best
-        answer: a claim (a click before a view, then the newest), else PENDING, else NOT_CLAIMED.
+        """One for each network with a claim-capable configuration for the conversion, by network id. Several of one network
+        give its best answer: a claim (a click before a view, then the newest), else PENDING, NOT_CLAIMED, UNAVAILABLE,
+        NOT_ASKED. A network whose configurations are archived, or whose delivery was erased, is not here.
         """
 
     def __init__(
@@ -132,7 +132,9 @@ class ClaimAnswer(_message.Message):
         STATE_NOT_CLAIMED: ClaimAnswer._State.ValueType  # 3
         """It does not claim the conversion."""
         STATE_UNAVAILABLE: ClaimAnswer._State.ValueType  # 4
-        """It will not answer: the request was refused, or all tries failed."""
+        """It will not answer: the request was refused or cannot be sent, or all tries failed. `reason` says which."""
+        STATE_NOT_ASKED: ClaimAnswer._State.ValueType  # 5
+        """Nobody wants to ask it about this conversion: `reason` says why."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of the answer."""
@@ -146,15 +148,118 @@ class ClaimAnswer(_message.Message):
     STATE_NOT_CLAIMED: ClaimAnswer.State.ValueType  # 3
     """It does not claim the conversion."""
     STATE_UNAVAILABLE: ClaimAnswer.State.ValueType  # 4
-    """It will not answer: the request was refused, or all tries failed."""
+    """It will not answer: the request was refused or cannot be sent, or all tries failed. `reason` says which."""
+    STATE_NOT_ASKED: ClaimAnswer.State.ValueType  # 5
+    """Nobody wants to ask it about this conversion: `reason` says why."""
+
+    class _Reason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ClaimAnswer._Reason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: ClaimAnswer._Reason.ValueType  # 0
+        """There is an answer."""
+        REASON_HTTP_STATUS: ClaimAnswer._Reason.ValueType  # 1
+        """It answered with a status that says no: `status_code`."""
+        REASON_REDIRECT: ClaimAnswer._Reason.ValueType  # 2
+        """It redirected the request; none is followed."""
+        REASON_BODY_MISMATCH: ClaimAnswer._Reason.ValueType  # 3
+        """Its answer cannot be read."""
+        REASON_TIMEOUT: ClaimAnswer._Reason.ValueType  # 4
+        """It did not answer within the time that the configuration gives it."""
+        REASON_CONNECTION_FAILED: ClaimAnswer._Reason.ValueType  # 5
+        """There was no connection to it, or it broke."""
+        REASON_ADDRESS_FORBIDDEN: ClaimAnswer._Reason.ValueType  # 6
+        """Nothing was sent: its host is private or its port unusual, and REENGAGE_ALLOWED_HOSTS does not name it."""
+        REASON_SANDBOX: ClaimAnswer._Reason.ValueType  # 7
+        """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name its host."""
+        REASON_NOT_RENDERED: ClaimAnswer._Reason.ValueType  # 8
+        """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
+        REASON_INTERRUPTED: ClaimAnswer._Reason.ValueType  # 9
+        """The service stopped before it had noted the answer."""
+        REASON_NO_CREDENTIALS: ClaimAnswer._Reason.ValueType  # 10
+        """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
+        REASON_CREDENTIALS_UNAVAILABLE: ClaimAnswer._Reason.ValueType  # 11
+        """Nothing was sent: tracker did not give the credentials; `detail` says why."""
+        REASON_UNDER_WAY: ClaimAnswer._Reason.ValueType  # 12
+        """It is being asked for the first time."""
+        REASON_QUEUED: ClaimAnswer._Reason.ValueType  # 13
+        """Nothing was sent yet: others go first, as the rate of the configuration and the room for requests allow."""
+        REASON_PAUSED: ClaimAnswer._Reason.ValueType  # 14
+        """Nothing is sent: the configuration is paused."""
+        REASON_REFUND: ClaimAnswer._Reason.ValueType  # 15
+        """Nothing is sent: the amount is negative (D11)."""
+        REASON_COUNTRY: ClaimAnswer._Reason.ValueType  # 16
+        """Nothing is sent: the configuration does not want conversions from this country, or from one that is not known."""
+        REASON_DATA_CONTROLLED: ClaimAnswer._Reason.ValueType  # 17
+        """Nothing is sent: the user controls their data, which the configuration respects."""
+        REASON_POSTBACK_UNAVAILABLE: ClaimAnswer._Reason.ValueType  # 18
+        """Set by attribution: postback did not answer, so whether the network was asked is not known."""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
+        """Reason says why there is no answer, or none yet. Those up to CREDENTIALS_UNAVAILABLE are verdicts on an attempt
+        (Attempt.Verdict): on the last one.
+        """
+
+    REASON_UNSPECIFIED: ClaimAnswer.Reason.ValueType  # 0
+    """There is an answer."""
+    REASON_HTTP_STATUS: ClaimAnswer.Reason.ValueType  # 1
+    """It answered with a status that says no: `status_code`."""
+    REASON_REDIRECT: ClaimAnswer.Reason.ValueType  # 2
+    """It redirected the request; none is followed."""
+    REASON_BODY_MISMATCH: ClaimAnswer.Reason.ValueType  # 3
+    """Its answer cannot be read."""
+    REASON_TIMEOUT: ClaimAnswer.Reason.ValueType  # 4
+    """It did not answer within the time that the configuration gives it."""
+    REASON_CONNECTION_FAILED: ClaimAnswer.Reason.ValueType  # 5
+    """There was no connection to it, or it broke."""
+    REASON_ADDRESS_FORBIDDEN: ClaimAnswer.Reason.ValueType  # 6
+    """Nothing was sent: its host is private or its port unusual, and REENGAGE_ALLOWED_HOSTS does not name it."""
+    REASON_SANDBOX: ClaimAnswer.Reason.ValueType  # 7
+    """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name its host."""
+    REASON_NOT_RENDERED: ClaimAnswer.Reason.ValueType  # 8
+    """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
+    REASON_INTERRUPTED: ClaimAnswer.Reason.ValueType  # 9
+    """The service stopped before it had noted the answer."""
+    REASON_NO_CREDENTIALS: ClaimAnswer.Reason.ValueType  # 10
+    """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
+    REASON_CREDENTIALS_UNAVAILABLE: ClaimAnswer.Reason.ValueType  # 11
+    """Nothing was sent: tracker did not give the credentials; `detail` says why."""
+    REASON_UNDER_WAY: ClaimAnswer.Reason.ValueType  # 12
+    """It is being asked for the first time."""
+    REASON_QUEUED: ClaimAnswer.Reason.ValueType  # 13
+    """Nothing was sent yet: others go first, as the rate of the configuration and the room for requests allow."""
+    REASON_PAUSED: ClaimAnswer.Reason.ValueType  # 14
+    """Nothing is sent: the configuration is paused."""
+    REASON_REFUND: ClaimAnswer.Reason.ValueType  # 15
+    """Nothing is sent: the amount is negative (D11)."""
+    REASON_COUNTRY: ClaimAnswer.Reason.ValueType  # 16
+    """Nothing is sent: the configuration does not want conversions from this country, or from one that is not known."""
+    REASON_DATA_CONTROLLED: ClaimAnswer.Reason.ValueType  # 17
+    """Nothing is sent: the user controls their data, which the configuration respects."""
+    REASON_POSTBACK_UNAVAILABLE: ClaimAnswer.Reason.ValueType  # 18
+    """Set by attribution: postback did not answer, so whether the network was asked is not known."""
 
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STATUS_CODE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    DELIVERY_ID_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     """The network."""
     state: Global___ClaimAnswer.State.ValueType
     """The state of its answer."""
+    reason: Global___ClaimAnswer.Reason.ValueType
+    """Why there is no answer; set when PENDING, UNAVAILABLE or NOT_ASKED."""
+    status_code: _builtins.int
+    """The status of its last answer; 0 when there was none."""
+    detail: _builtins.str
+    """What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
+    delivery_id: _builtins.str
+    """The delivery that asks it, for GetDelivery; empty when NOT_ASKED."""
     @_builtins.property
     def claim(self) -> Global___Claim:
         """Its claim; set when CLAIMED."""
@@ -165,10 +270,14 @@ class ClaimAnswer(_message.Message):
         network_id: _builtins.str = ...,
         state: Global___ClaimAnswer.State.ValueType = ...,
         claim: Global___Claim | None = ...,
+        reason: Global___ClaimAnswer.Reason.ValueType = ...,
+        status_code: _builtins.int = ...,
+        detail: _builtins.str = ...,
+        delivery_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "network_id", b"network_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "delivery_id", b"delivery_id", "detail", b"detail", "network_id", b"network_id", "reason", b"reason", "state", b"state", "status_code", b"status_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
