@@ -12,9 +12,14 @@ RAW_KINDS = (*PRIMARY_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
 """These, and what senders give beside them."""
 HASH_METHODS = {"md5": 32, "sha1": 40, "sha256": 64}
 """How an id may be hashed (A3), with the hex digits of such a hash."""
+HASH_METHOD_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 KINDS = (*RAW_KINDS, *(f"{kind}_{method}" for kind in RAW_KINDS for method in HASH_METHODS))
 """Every name an id may come under: raw, or hashed."""
 KNOWN_KINDS = frozenset(KINDS)
+HASHED_KINDS: Mapping[str, tuple[str, int]] = {
+    f"{kind}_{method}": (kind, length) for kind in RAW_KINDS for method, length in HASH_METHODS.items()
+}
+"""The kinds of hashed ids, with the kind of the raw id and the hex digits of the hash."""
 ADVERTISING_KINDS = frozenset(("adid", "idfa", "oaid", "rida", "faid"))
 """The kinds that a platform makes for advertising: one a device, until its user resets it (A8)."""
 KINDS_OF_ADVERTISING_IDS = frozenset(kind for kind in KINDS if kind.split("_")[0] in ADVERTISING_KINDS)

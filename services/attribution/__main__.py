@@ -20,6 +20,7 @@ from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims
 from services.attribution.jobs.erasure import Eraser
+from services.attribution.jobs.hash_index import HashIndexer
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
@@ -81,13 +82,22 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         claims = Claims(pool=pool, settings=rulebooks, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
         eraser = Eraser(pool=pool, ingest=ingest, postback=postback, now_us=now_us)
         reattributor = Reattributor(pool, rulebooks, pace, now_us)
+        hash_indexer = HashIndexer(
+            pool=pool, settings=rulebooks, ingest=ingest, triggers=triggers, pace=pace, now_us=now_us
+        )
         live = live_loops(
             pool, rulebooks, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
         )
         worker = Worker(
             WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
             pool,
-            {**live, "claims": claims.run, "eraser": eraser.run, "reattributor": reattributor.run},
+            {
+                **live,
+                "claims": claims.run,
+                "eraser": eraser.run,
+                "reattributor": reattributor.run,
+                "hash_indexer": hash_indexer.run,
+            },
             ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
         )
         following = Following(pool, pace)

@@ -8,13 +8,12 @@ from urllib.parse import unquote_plus
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.domain.device_ids import HASH_METHODS, KINDS, KNOWN_KINDS, is_macro
+from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASH_METHODS, KINDS, KNOWN_KINDS, is_macro
 from reengage.ingest.v1 import record_pb2
 from services.gateway.model import Platform, Tracker
 
 MAX_CUSTOM_PARAMETERS = 64
 MAX_PING_DELAY_S = 12 * 3600
-_HASH_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 _TRUE = ("1", "true", "yes")
 _PURPOSES = frozenset({b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
 _BEFOREHAND = re.compile(rb"\s*(?:prefetch|prerender|preview)", re.IGNORECASE)
@@ -164,7 +163,7 @@ def _name_of_device_id(tracker: Tracker, parameters: Mapping[str, str], device_i
     method = parameters.get("device_hash_method", "").lower().replace("-", "")
     if method not in HASH_METHODS:
         hashed = parameters.get("device_id_is_hashed", "").lower() in _TRUE
-        method = _HASH_OF_LENGTH.get(len(device_id), "") if hashed else ""
+        method = HASH_METHOD_OF_LENGTH.get(len(device_id), "") if hashed else ""
     return f"{name}_{method}" if method and f"{name}_{method}" in KNOWN_KINDS else name
 
 

@@ -40,6 +40,7 @@ from reengage.tracker.v1 import (
     tracker_pb2,
 )
 from services.attribution.jobs.claims import Claims, ClaimsConfig
+from services.attribution.jobs.hash_index import HashIndexer
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
@@ -256,6 +257,9 @@ class World:
             pace=self.pace,
             config=claims_config or ClaimsConfig(),
         )
+        hash_indexer = HashIndexer(
+            pool=self.pool, settings=self.settings, ingest=ingest or self.ingest, triggers=triggers, pace=self.pace
+        )
         live = live_loops(
             self.pool,
             self.settings,
@@ -268,7 +272,7 @@ class World:
         worker = Worker(
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
             self.pool,
-            {**live, "claims": claims.run, **jobs},
+            {**live, "claims": claims.run, "hash_indexer": hash_indexer.run, **jobs},
             ready=lambda: asyncio.gather(self.settings.ready(), triggers.ready()),
         )
         tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]

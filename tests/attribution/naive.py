@@ -498,8 +498,20 @@ class Naive:
 
     def shares_an_id(self, engagement: EngagementRecord, conversion: ConversionRecord) -> bool:
         """A3. OURS: an engagement's id is compared whatever its kind."""
-        known = [raw for _, raw in self.device(conversion).ids]
-        return any(plain(value) in spellings(raw) for _, value in usable_ids(engagement) for raw in known)
+        return any(
+            self.is_carried(engaged, known)
+            for engaged in usable_ids(engagement)
+            for known in self.device(conversion).ids
+        )
+
+    def is_carried(self, engaged: tuple[str, str], known: tuple[str, str]) -> bool:
+        """Returns whether an engagement's id may stand for one that a device is known by."""
+        if hash_method(known) is None:
+            return plain(engaged[1]) in spellings(known[1])
+        if plain(engaged[1]) == plain(known[1]):
+            return True
+        is_raw = engaged[0].rpartition("_")[2] not in ("md5", "sha1", "sha256")
+        return is_raw and is_hash_of(known, (raw_kind(known[0]), engaged[1]))
 
     def same_user_agent(self, one: str, other: str) -> bool:
         """A5: the OS and one thing more are known of both, and nothing that is known of both contradicts."""
@@ -530,7 +542,8 @@ class Naive:
             and not has_idfa
         )
 
-    # The device: records that share any usable id that is not nobody's (A8). What was joined once stays so.
+    # The device: records that share any usable id that is not nobody's (A8), one of them raw and the other with its
+    # hash (A3), or both alike. What was joined once stays so.
 
     def history(self, conversion: ConversionRecord) -> list[Decided]:
         """Returns what was decided for the device of a conversion before it, in order of receipt."""
@@ -547,7 +560,7 @@ class Naive:
                 own = {each for each in usable_ids(record) if not is_nobodys(each, received)}
                 for device in devices:
                     device.ids = {each for each in device.ids if not is_nobodys(each, received)}
-                joined = [device for device in devices if shared(device.ids, own)]
+                joined = [device for device in devices if one_device(device.ids, own)]
                 made = Device(ids=own.union(*(device.ids for device in joined)), records=[record])
                 made.records += [earlier for device in joined for earlier in device.records]
                 devices = [device for device in devices if device not in joined] + [made]
@@ -651,21 +664,58 @@ ADVERTISING = ("adid", "idfa", "oaid", "rida", "faid")
 
 
 def met(one: tuple[str, str], received: list[ConversionRecord]) -> int:
-    """Returns how many raw advertising ids came in one record with an id (A8)."""
-    return len(
-        {
-            plain(value)
-            for record in received
-            if shared({one}, usable_ids(record))
-            for kind, value in usable_ids(record)
-            if kind in ADVERTISING
-        }
-    )
+    """Returns how many raw advertising ids came in one record with an id (A8), or with what it is a hash of."""
+    return len(set().union(*(met_itself(each, received) for each in (one, *nobodys_behind(one, received)))))
+
+
+def met_itself(one: tuple[str, str], received: list[ConversionRecord]) -> set[str]:
+    return {
+        plain(value)
+        for record in received
+        if shared({one}, usable_ids(record))
+        for kind, value in usable_ids(record)
+        if kind in ADVERTISING
+    }
 
 
 def is_nobodys(one: tuple[str, str], received: list[ConversionRecord]) -> bool:
-    """A8."""
-    return one[0].split("_")[0] not in ADVERTISING and met(one, received) > 5
+    """A8. OURS: the hash of an id that is nobody's is nobody's."""
+    if one[0].split("_")[0] in ADVERTISING:
+        return False
+    return len(met_itself(one, received)) > 5 or bool(nobodys_behind(one, received))
+
+
+def nobodys_behind(one: tuple[str, str], received: list[ConversionRecord]) -> list[tuple[str, str]]:
+    """Returns the raw ids that are nobody's and that an id is a hash of."""
+    raw = {each for record in received for each in usable_ids(record) if is_hash_of(one, each)}
+    return [each for each in raw if len(met_itself(each, received)) > 5]
+
+
+def raw_kind(kind: str) -> str:
+    return kind.removesuffix("_md5").removesuffix("_sha1").removesuffix("_sha256")
+
+
+def hash_method(one: tuple[str, str]) -> str | None:
+    """Returns how a conversion's id is hashed: as its kind says, when it looks like that."""
+    method = one[0].rpartition("_")[2]
+    digits = {"md5": 32, "sha1": 40, "sha256": 64}.get(method)
+    return method if digits and re.fullmatch(f"[0-9a-f]{{{digits}}}", plain(one[1])) else None
+
+
+def is_hash_of(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """A3: once, of whatever spelling."""
+    method = hash_method(one)
+    return (
+        method is not None
+        and raw_kind(one[0]) == other[0]
+        and plain(one[1]) in {hashlib.new(method, text.encode()).hexdigest() for text in texts_of(other[1])}
+    )
+
+
+def one_device(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:
+    return shared(some, others) or any(
+        is_hash_of(one, other) or is_hash_of(other, one) for one in some for other in others
+    )
 
 
 def shared(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:
@@ -681,13 +731,19 @@ def plain(value: str) -> str:
 @cache
 def spellings(raw: str) -> set[str]:
     """Everything an engagement may carry for a raw id, in plain spelling (A3)."""
+    once = {digest for text in texts_of(raw) for digest in digests(text)}
+    twice = {digest for text in once for digest in digests(text) | digests(text.upper())}
+    return {plain(raw)} | once | twice
+
+
+@cache
+def texts_of(raw: str) -> frozenset[str]:
+    """Returns the texts that may have been hashed for a raw id."""
     texts = {raw, raw.lower(), raw.upper(), plain(raw), plain(raw).upper()}
     if re.fullmatch("[0-9a-f]{32}", plain(raw)):
         dashed = str(uuid.UUID(plain(raw)))
         texts |= {dashed, dashed.upper()}
-    once = {digest for text in texts for digest in digests(text)}
-    twice = {digest for text in once for digest in digests(text) | digests(text.upper())}
-    return {plain(raw)} | once | twice
+    return frozenset(texts)
 
 
 def digests(text: str) -> set[str]:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 from libs.db import Pool, transaction
 from libs.domain.device_ids import usable_ids
@@ -16,12 +18,17 @@ from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
+from services.attribution.jobs.hash_index import HashIndexer
 from services.attribution.live.batch import decide_batch
+from services.attribution.live.hashed_kinds import kinds_to_wait_for
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.live.pending import NOBODY
+from services.attribution.pace import Pace
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.hashed_ids import HashedKind, note_hashed_kinds
 from services.attribution.storage.lanes import forget_worker, read_owned_lanes, take_lanes
-from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.pending import Mark, PendingRow
 from services.attribution.wire.records import Logged, index_rows
 
 ALL_TIME = (0, 1 << 54)
@@ -59,7 +66,7 @@ class Story:
         `sees_beyond`: a batch may know of engagements that were received after one of its conversions.
         """
         rules = {self.app_id: self.rules}
-        rows = index_rows(self.logged, rules)
+        rows = index_rows(self.logged, rules, {})
         # All at once: what lies beyond the heads must not matter.
         async with transaction(self.pool) as connection:
             await EngagementIndex(self.pool).insert(connection, rows)
@@ -76,12 +83,18 @@ class Story:
             for each in some:
                 if event_of(each.record) is None:
                     continue
-                if (claims := self.claims.get(each.record.record_id)) is None:
+                claims = self.claims.get(each.record.record_id)
+                kinds = kinds_to_wait_for(each.record, self.lanes.hashed.by_app)
+                if claims is None and not kinds:
                     batch.append(each)
                     continue
                 await self.decide(batch)
-                await self.decide([each], claims)
                 batch = []
+                if kinds and claims is not None:  # only what has been taken is asked about
+                    await self.index_hashes(each, kinds)
+                await self.decide([each], claims)
+                if kinds:
+                    await self.index_hashes(each)
             await self.decide(batch)
 
     async def decide(self, logged: Sequence[Logged], claims: bytes | None = None) -> None:
@@ -102,9 +115,28 @@ class Story:
                 new_id=uuid.uuid4,
                 now_us=logged[-1].entry.receive_time_us,
                 resumed=resumed,
+                hashed=self.lanes.hashed.by_app,
             )
             await self.lanes.append(connection, changes, lanes=[lane_of(self.app_id)])
         self.decided += len(changes.decisions)
+
+    async def index_hashes(self, logged: Logged, kinds: Sequence[str] = ()) -> None:
+        """Indexes the kinds of hashed ids that came with a record, or these; decides what waited for it."""
+        lane = lane_of(self.app_id)
+        if kinds:
+            hashed = [HashedKind(self.app_id, kind, lane) for kind in kinds]
+            async with transaction(self.pool) as connection:
+                await note_hashed_kinds(connection, hashed, is_on_conversions=True)
+        self.lanes.heads = list(self.heads)
+        before = await self.pool.fetchval(_COUNT, lane, self.app_id)
+        parts: Any = {
+            "settings": SimpleNamespace(current=SimpleNamespace(apps={self.app_id: self.rules}, revision=0)),
+            "triggers": SimpleNamespace(asking=lambda _, __: NOBODY),
+            "ingest": _EmptyLog(),
+        }
+        indexer = HashIndexer(pool=self.pool, pace=Pace(), now_us=lambda: logged.entry.receive_time_us, **parts)
+        await indexer.index(self.lanes, Mark({}, 0))
+        self.decided += await self.pool.fetchval(_COUNT, lane, self.app_id) - before
 
     async def newest(self) -> dict[str, decision_pb2.Decision]:
         """Returns the newest version of every decision, by conversion."""
@@ -115,6 +147,21 @@ class Story:
         )
         decisions = [decision_pb2.Decision.FromString(row["decision"]) for row in rows]
         return {decision.conversion_id: decision for decision in decisions}
+
+
+_COUNT = "SELECT count(*) FROM decisions WHERE lane = $1 AND app_id = $2"
+
+
+class _EmptyLog:
+    """A log that has ended before it began: all that a story tells is indexed."""
+
+    def ReadLog(self, request: log_pb2.ReadLogRequest) -> "_EmptyLog":  # as it is called
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[log_pb2.ReadLogResponse]:
+        yield log_pb2.ReadLogResponse(heads=[0] * LANES)
+
+    def cancel(self) -> None: ...
 
 
 @asynccontextmanager

@@ -239,7 +239,7 @@ def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord
         id=record_id,
         time_us=time_us,
         name=name,
-        device=device(random),
+        device=random.choice((device, device, device, device, told_by_hashes))(random),
         ip=random.choice(IPS),
         ua=random.choice(AGENTS),
         click=random.choice(("", "", "", "", "r0", "r1", "r2", "r3")),
@@ -273,7 +273,21 @@ def of_a_crowd(random: Random, device: Mapping[str, str]) -> Mapping[str, str]:
     """The ids of one of many who send the same constant, or one in place of them (A8)."""
     if chance(random, 1 / 6):
         return device
+    if chance(random, 1 / 10):
+        return {"custom_md5": md5(random.choice(("guest-7", "GUEST-7", "guest-8")))}
     return random.choice(CONSTANTS) | {random.choice(("adid", "adid", "idfa")): random.choice(CROWD)}
+
+
+def told_by_hashes(random: Random) -> dict[str, str]:
+    """The hash of an id, as a sender has it who does not have the id, or beside another id (A3)."""
+    value = either_case(random, random.choice((ONE, TWO, ONE.replace("-", ""))))
+    kind, method = random.choice(("adid", "adid", "idfa")), random.choice(("md5", "md5", "sha1", "sha256"))
+    hashed = {f"{kind}_{method}": either_case(random, hashlib.new(method, value.encode()).hexdigest())}
+    return hashed | random.choice(({}, {}, {"idfv": ONE}, {"custom": "guest-7"}))
+
+
+def md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def hashed_device(random: Random) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from hashlib import md5, sha1, sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,10 @@ from services.attribution.decision.matching import (
     device_key,
     duplicates,
     engagement_keys,
+    hash_keys,
     hash_length,
     ip_range,
+    is_hash,
     match_kind,
     normalise_ip,
     own_key,
@@ -110,6 +113,37 @@ def test_keys_of_another_app_never_meet() -> None:
 def test_hash_length(value: str, length: int | None) -> None:
     assert hash_length(value) == length
     assert length is None or length in HASH_LENGTHS
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("adid_md5", "76770dbc2bcc93480130991dde661812", True),
+        ("adid_md5", "76770DBC-2BCC-9348-0130-991DDE661812", True),
+        ("adid_md5", RAW, True),
+        ("android_id_sha1", "a" * 40, True),
+        ("kochava_device_id_sha256", "a" * 64, True),
+        ("adid_md5", "a" * 40, False),
+        ("adid_md5", "z" * 32, False),
+        ("adid_md5", "somebody", False),
+        ("adid", "76770dbc2bcc93480130991dde661812", False),
+        ("custom_md5x", "a" * 32, False),
+    ],
+)
+def test_a_conversions_id_is_a_hash_when_its_kind_says_so(kind: str, value: str, expected: bool) -> None:
+    assert is_hash(kind, value) is expected
+
+
+@pytest.mark.parametrize(("length", "digest"), [(32, md5), (40, sha1), (64, sha256)])
+def test_hashes_of_a_raw_id_are_of_each_spelling_and_once(length: int, digest: Any) -> None:
+    texts = {RAW, RAW.lower(), PLAIN, PLAIN.lower()}
+    expected = {digest(text.encode()).hexdigest() for text in texts}
+    assert set(hash_keys("app", RAW, length).values()) == expected
+    assert hash_keys("app", PLAIN.lower(), length) == hash_keys("app", f" {RAW} ", length)
+    assert hash_keys("app", RAW, length).keys() == {device_key("app", each) for each in expected}
+    assert hash_keys("app", RAW, length).keys() < raw_id_keys("app", RAW, [length])
+    name = digest(b"Guest-7").hexdigest()
+    assert name in hash_keys("app", "Guest-7", length).values(), "as it is given, too"
 
 
 @pytest.mark.parametrize(

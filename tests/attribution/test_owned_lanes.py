@@ -137,7 +137,7 @@ async def test_a_log_that_lost_its_end_is_not_read_on_as_if_nothing_were(world: 
 async def _write(pool: Pool, lanes: OwnedLanes, *, loses: int | None = None, is_fenced: bool = True) -> None:
     """Writes a row in a fenced transaction; meanwhile another worker may take a lane."""
     async with lanes.fenced() as connection:
-        await connection.execute("INSERT INTO hash_lengths (app_id, length) VALUES ('a', 32)")
+        await connection.execute("INSERT INTO workers (worker_id, seen_time_us) VALUES ('a', 0)")
         await pool.execute("UPDATE lanes SET owner = 'another' WHERE lane = $1", loses)
         if is_fenced:
             await lanes.append(connection, lanes=[6, 7])
@@ -147,13 +147,13 @@ async def test_who_lost_its_lanes_writes_nothing(pool: Pool) -> None:
     async with owning(pool) as lanes:
         with pytest.raises(LanesLostError):
             await _write(pool, lanes, loses=7)
-        assert not await pool.fetchval("SELECT count(*) FROM hash_lengths")
+        assert not await pool.fetchval("SELECT count(*) FROM workers")
 
 
 async def test_a_fenced_transaction_without_its_fence_writes_nothing(pool: Pool) -> None:
     async with owning(pool) as lanes:
         with pytest.raises(AssertionError):
             await _write(pool, lanes, is_fenced=False)
-        assert not await pool.fetchval("SELECT count(*) FROM hash_lengths")
+        assert not await pool.fetchval("SELECT count(*) FROM workers")
         await _write(pool, lanes)
-        assert await pool.fetchval("SELECT count(*) FROM hash_lengths") == 1, "one that fails holds up no other"
+        assert await pool.fetchval("SELECT count(*) FROM workers") == 1, "one that fails holds up no other"

@@ -15,7 +15,9 @@ from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.model import DAY_US
 from services.attribution.storage.decisions import already_decided, count_wins, list_decisions, read_outbox
+from services.attribution.storage.devices import find_identifiers
 from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats, heads_text
+from services.attribution.storage.hashed_ids import find_raw_keys
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Period,
@@ -84,6 +86,18 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
         SELECT 'same', n, n::text, 0, n, 400 FROM generate_series(1, 20000) AS n
         """
     )
+    await world.pool.execute(
+        """
+        INSERT INTO hashed_ids (hash_key, raw_key, time_us, retention_days)
+        SELECT n::text::bytea, n::text::bytea, 0, 400 FROM generate_series(1, 20000) AS n
+        """
+    )
+    await world.pool.execute(
+        """
+        INSERT INTO identifiers (id_key, kind, device_id)
+        SELECT n::text::bytea, 'adid', gen_random_uuid() FROM generate_series(1, 20000) AS n
+        """
+    )
     if analyzed:
         admin = await asyncpg.connect(database.admin_dsn)
         await admin.execute("ANALYZE")
@@ -105,6 +119,11 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert len(explaining.used("network_clicks")) == 2, "of one month those of both retentions"
     await find_records(connection, [(b"address", 500, "many")], span_us=1000)
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}
+    await find_raw_keys(connection, [b"700"], start_us=0, end_us=1000)
+    assert "hashed_ids_197001_400_pkey" in explaining.used("hashed_ids")
+    assert len(explaining.used("hashed_ids")) == 2, "of one month those of both retentions"
+    await find_identifiers(connection, [b"700", b"x"])
+    assert "identifiers_pkey" in explaining.plan
     await already_decided(connection, [(0, "700"), (0, "new")])
     assert "decisions_197001_400_pkey" in explaining.used("decisions")
     await read_outbox(pool, {0: range(700, 710)}, 10)

@@ -85,7 +85,7 @@ def test_check_tells_the_difference(
         pytest.param("tracker: t1", "tracker: t2", 5, "no tracker 't2'", id="unknown tracker"),
         pytest.param("network: acme-ios", "network: bolt", 3, "no network 'bolt'", id="unknown network"),
         pytest.param("id: k1,", "id: '',", 5, "should not be empty", id="empty id"),
-        pytest.param("device: {idfa: A1}", "device: {imei: A1}", 5, "unknown key 'imei'", id="unknown device id"),
+        pytest.param("device: {idfa: A1}", "device: {serial: A1}", 5, "unknown key 'serial'", id="unknown device id"),
         pytest.param("device: {idfa: A1}", "device: [A1]", 5, "should be an object", id="object"),
         pytest.param("device: {idfa: A1}", "device: {idfa: A1, idfa: B}", 5, "is repeated", id="repeated key"),
         pytest.param("device: {idfa: A1}", "ip: 300.1.1.1", 5, "not an IP address", id="ip"),

@@ -97,7 +97,7 @@ class _Live:
         decided, took = 0, 0.0
         for _ in range(batches // _BATCHES_AT_ONCE):
             logged = self._logged()
-            rows = index_rows(logged, {APP: self.rules})
+            rows = index_rows(logged, {APP: self.rules}, {})
             conversions = [each for each in logged if each.record.WhichOneof("kind") in ("install", "event")]
             began = time.perf_counter()
             async with transaction(self.pool) as connection:

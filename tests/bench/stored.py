@@ -115,7 +115,7 @@ class _Bench:
         return conversions / sum(took)
 
     async def _index(self, records: Sequence[record_pb2.Record]) -> None:
-        rows = index_rows(self._logged(records), self._rules)
+        rows = index_rows(self._logged(records), self._rules, {})
         async with transaction(self._pool) as connection:
             await self._engagements.insert(connection, rows)
 

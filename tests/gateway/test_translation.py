@@ -282,6 +282,14 @@ def test_identity_link() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "kind"), [("MD5", "idfa_md5"), ("SHA-256", "idfa_sha256"), ("sha1", "idfa_sha1"), ("crc", "idfa")]
+)
+def test_the_method_of_a_hash_is_read_as_it_is_written(method: str, kind: str) -> None:
+    linked = {"action": "identityLink", "kochava_app_id": "shop", "device_id": {"idfa": "a" * 40}, "data": {"e": "x"}}
+    assert list(translate(linked | {"device_hash_method": {"idfa": method}}).device_ids) == [kind]
+
+
+@pytest.mark.parametrize(
     ("value", "wanted"),
     [
         (body("dance"), {"action": "UNKNOWN_ACTION"}),

@@ -11,7 +11,7 @@ from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-from libs.domain.device_ids import HASH_METHODS, normalise
+from libs.domain.device_ids import HASH_METHODS, HASHED_KINDS, normalise
 from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind, Visitor
 from services.attribution.decision.rules import App, ModeledLevel
 from services.attribution.decision.user_agents import are_alike
@@ -113,6 +113,24 @@ def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Collection[int] = HASH_L
     if not hash_lengths:
         return frozenset((device_key(app_id, raw_id),))
     return frozenset(_key(app_id, "DEVICE", form) for form in id_forms(raw_id, hash_lengths))
+
+
+def hash_keys(app_id: str, raw_id: str, hash_length: int) -> dict[bytes, str]:
+    """Returns the hashes of a raw id that a conversion may carry instead of it (A3), by their keys.
+
+    They are hashed once, of each spelling.
+    """
+    digest = _HASHES[hash_length]
+    hashes = {digest(text.encode()).hexdigest() for text in _spellings(raw_id.strip())}
+    return {_key(app_id, "DEVICE", each): each for each in hashes}
+
+
+def is_hash(kind: str, value: str) -> bool:
+    """Returns whether the id of a conversion is a hash (A3): its kind says so, and it looks like one."""
+    if kind not in HASHED_KINDS:
+        return False
+    normalised = normalise(value)
+    return len(normalised) == HASHED_KINDS[kind][1] and _HEX.fullmatch(normalised) is not None
 
 
 def id_forms(raw_id: str, hash_lengths: Iterable[int] = HASH_LENGTHS) -> set[str]:

@@ -16,7 +16,12 @@ _DIGEST_SIZE = 8
 
 def meeting(met: bytes, advertising_keys: Iterable[bytes]) -> bytes:
     """Returns what an id has met once it was met with these advertising ids, given as match keys, too."""
-    for digest in _digests(advertising_keys):
+    return joined(met, b"".join(_digests(advertising_keys)))
+
+
+def joined(met: bytes, other: bytes) -> bytes:
+    """Returns what an id has met that is the same as another, which has met these."""
+    for digest in _split(other):
         if len(met) >= MAX_COUNTED * _DIGEST_SIZE:
             break
         if digest not in _split(met):

@@ -211,6 +211,7 @@ class Claims:
                     new_id=self._new_id,
                     now_us=now_us,
                     asking=self._triggers.asking(lanes.pending.app_ids, now_us),
+                    hashed=lanes.hashed.by_app,
                     resumed={row.key: row for row in due},
                 )
                 await lanes.append(connection, changes, lanes={request.lane for request in some})

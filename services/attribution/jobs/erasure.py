@@ -23,17 +23,16 @@ from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.decision.matching import device_key, id_forms
 from services.attribution.jobs.device_traces import find_traces
+from services.attribution.live.log_reader import log_heads
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage import erasures
 from services.attribution.storage.erasures import Erasure, StoredEngagement, Work
 from services.attribution.storage.lanes import read_indexed
+from services.attribution.storage.pending import count_early
 
 _log = structlog.get_logger()
 _done = Counter("attribution_erasures_total", "Devices forgotten.")
 _age = Gauge("attribution_erasure_age_seconds", "Time since the request of the erasure that is at work.")
-
-_END_OF_LOG = 2**62
-"""A position beyond all entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ class Eraser:
     async def _erase(self, lanes: OwnedLanes, erasure: Erasure) -> None:
         assert erasure.work is not None
         if not erasure.work.below:
-            await self._until_taken(lanes)
+            await self._until_taken(lanes, erasure)
             await self._cut(lanes, erasure)
         await self._erase_refused_links(lanes, erasure, erasure.work)
         await self._erase_conversions(lanes, erasure, erasure.work)
@@ -94,26 +93,15 @@ class Eraser:
         _done.inc()
         _log.info("erasure.done", erasure_id=str(erasure.erasure_id), app_id=erasure.app_id, **erasure.erased_counts)
 
-    async def _until_taken(self, lanes: OwnedLanes) -> None:
-        """Waits until all that the log holds now is indexed, and decided or pending."""
-        heads = await self._heads()
+    async def _until_taken(self, lanes: OwnedLanes, erasure: Erasure) -> None:
+        """Waits until all that the log holds now is indexed, and decided or pending with its device known."""
+        heads = await log_heads(self._ingest)
         while True:
             indexed = await read_indexed(self._pool)
-            if all(head <= min(at) for head, *at in zip(heads, indexed, lanes.positions, strict=True)):
+            is_taken = all(head <= min(at) for head, *at in zip(heads, indexed, lanes.positions, strict=True))
+            if is_taken and not await count_early(self._pool, [erasure.lane], erasure.app_id):
                 return
             await asyncio.sleep(self._config.wait_interval_s)
-
-    async def _heads(self) -> list[int]:
-        """Returns the ends of the lanes of the log."""
-        request = log_pb2.ReadLogRequest()
-        getattr(request, "from").add(lane=0, position=_END_OF_LOG)
-        call = self._ingest.ReadLog(request)
-        try:
-            async for response in call:
-                return list(response.heads)
-        finally:
-            call.cancel()
-        raise AssertionError("ReadLog does not end")
 
     # The cut.
 

@@ -15,17 +15,16 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.live import cases
 from services.attribution.live.cases import Case, Inputs
 from services.attribution.live.changes import Changes, Round, Won
-from services.attribution.live.pending import NOBODY, Asking
+from services.attribution.live.pending import NOBODY, Asking, row_of
 from services.attribution.storage.decisions import DecisionRow
-from services.attribution.storage.devices import Device
+from services.attribution.storage.devices import NO_DEVICE, Device
+from services.attribution.storage.hashed_ids import HashedKind
 from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.wire.decisions import decision_message, describe, linked_message, refused_message
 from services.attribution.wire.records import Logged, claims_of
 
 _TURN = 50
 """Cases between two turns for others: with many candidates a batch takes seconds, and leases are to be renewed."""
-
-_NO_DEVICE = uuid.UUID(int=0)
 
 
 async def decide_batch(
@@ -39,13 +38,16 @@ async def decide_batch(
     now_us: int,
     asking: Asking = NOBODY,
     resumed: Mapping[Key, PendingRow] = MappingProxyType({}),
+    hashed: Mapping[str, Mapping[str, bool]] = MappingProxyType({}),
 ) -> Changes:
     """Decides what of the log was not decided before, or has it wait for claims (E1); the arguments are `cases.load`'s.
 
     `next_sequences` has for each home lane the sequence of its next decision.
     """
     round_id = new_id()
-    inputs = await cases.load(connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed)
+    inputs = await cases.load(
+        connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed, hashed=hashed
+    )
     batch = _Batch(inputs, round_id, next_sequences, now_us, asking)
     for place, case in enumerate(inputs.cases):
         if place % _TURN == 0:
@@ -93,7 +95,12 @@ class _Batch:
             devices=[device for device in devices if device.changed],
             identifiers=self._inputs.identities.identifiers,
             shared_ids=self._inputs.identities.shared,
-            pending=self._pending,
+            pending=[*self._pending, *(row_of(early.logged, NO_DEVICE) for early in self._inputs.early)],
+            begun_kinds=[
+                HashedKind(early.logged.record.app_id, kind, early.logged.entry.app_lane)
+                for early in self._inputs.early
+                for kind in early.kinds
+            ],
             merged=_merged(self._inputs.cases, devices, self._asking),
         )
 
@@ -123,18 +130,11 @@ class _Batch:
         if is_install:
             self._inputs.held.add(case.device.device_id)
         self._pending.append(
-            PendingRow(
-                lane=case.entry.app_lane,
-                app_id=case.record.app_id,
-                conversion_id=case.record.record_id,
-                device_id=case.device.device_id,
+            row_of(
+                Logged(case.entry, case.record),
+                case.device.device_id,
                 is_install=is_install,
-                log_lane=case.entry.lane,
-                position=case.entry.position,
-                receive_time_us=case.entry.receive_time_us,
-                settings_revision=case.record.settings_revision,
-                record=case.entry.record,
-                network_ids=list(network_ids),
+                network_ids=network_ids,
                 deadline_us=self._asking.deadline_us,
             )
         )
@@ -243,7 +243,7 @@ def _row(case: Case, message: decision_pb2.Decision, sequence: int, round_id: uu
         conversion_id=message.conversion_id,
         version=message.version,
         round_id=round_id,
-        device_id=_NO_DEVICE if case.device is None else case.device.device_id,
+        device_id=NO_DEVICE if case.device is None else case.device.device_id,
         outcome=message.outcome,
         conversion_time_us=case.conversion.time_us,
         retention_days=case.rules.app.retention_days,

@@ -4,14 +4,15 @@ Live deciding and replays ask here alike, each conversion by itself: what is fou
 is asked at the same time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from libs.db import Connection
+from libs.domain.device_ids import HASHED_KINDS
 from services.attribution.decision.decide import CONSIDERED_US, judge, trackers_that_may_win
 from services.attribution.decision.history import DeviceHistory
-from services.attribution.decision.matching import DUPLICATE_CLICK_US, conversion_keys, device_key, raw_id_keys
+from services.attribution.decision.matching import DUPLICATE_CLICK_US, conversion_keys, device_key, is_hash, raw_id_keys
 from services.attribution.decision.model import Conversion, Engagement, EngagementKind, Verdict, WindowKind
 from services.attribution.decision.rules import AppRules
 from services.attribution.storage.engagements import (
@@ -19,9 +20,9 @@ from services.attribution.storage.engagements import (
     FoundEngagement,
     find_engagements,
     find_further,
-    find_hash_lengths,
     find_repeats,
 )
+from services.attribution.storage.hashed_ids import find_hash_lengths, find_raw_keys
 from services.attribution.wire.records import network_click_key
 
 MAX_CONSIDERED = 40
@@ -63,8 +64,10 @@ async def find_candidates(
     """Returns the candidates of each query, repeated clicks marked. `heads` are as `heads_text` gives them."""
     if not queries:
         return []
-    lengths = await find_hash_lengths(connection, {query.rules.app.app_id for query in queries})
-    found = [Candidates(_with_device_keys(query, lengths), {}) for query in queries]
+    app_ids = {query.rules.app.app_id for query in queries}
+    lengths = await find_hash_lengths(connection, app_ids, is_on_conversions=False)
+    raw_keys = await _raw_keys(connection, queries)
+    found = [Candidates(_with_device_keys(query, lengths, raw_keys), {}) for query in queries]
     asked = [
         AskedKey(key, conversion.time_us, query.rules.app.app_id, number, query.heads)
         for number, (query, (conversion, _)) in enumerate(zip(queries, found, strict=True))
@@ -95,10 +98,28 @@ async def find_candidates(
     return found
 
 
-def _with_device_keys(query: CandidateQuery, lengths: Mapping[str, frozenset[int]]) -> Conversion:
+async def _raw_keys(connection: Connection, queries: Sequence[CandidateQuery]) -> Mapping[bytes, Set[bytes]]:
+    """Returns for the hashes that conversions carry the keys of the raw ids that engagements carry for them (A3)."""
+    hash_keys = {
+        device_key(query.rules.app.app_id, value)
+        for query in queries
+        for kind, value in query.ids
+        if is_hash(kind, value)
+    }
+    if not hash_keys:
+        return {}
+    times_us = [query.conversion.time_us for query in queries]
+    return await find_raw_keys(
+        connection, hash_keys, start_us=min(times_us) - CONSIDERED_US, end_us=max(times_us) + CONSIDERED_US
+    )
+
+
+def _with_device_keys(
+    query: CandidateQuery, lengths: Mapping[str, frozenset[int]], raw_keys: Mapping[bytes, Set[bytes]]
+) -> Conversion:
     app_id = query.rules.app.app_id
     device_keys = frozenset[bytes]().union(
-        *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset())) for kind, value in query.ids)
+        *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset()), raw_keys) for kind, value in query.ids)
     )
     return replace(query.conversion, device_keys=device_keys)
 
@@ -162,8 +183,11 @@ def _trackers(queries: Sequence[CandidateQuery]) -> list[frozenset[str]]:
     return [known[key] for key in keys]
 
 
-def _device_keys(app_id: str, kind: str, value: str, lengths: frozenset[int]) -> frozenset[bytes]:
-    """Returns the keys of all forms in which an engagement may carry a raw id (A3); a hash is only itself."""
-    if kind.endswith(("_md5", "_sha1", "_sha256")):
-        return frozenset((device_key(app_id, value),))
-    return raw_id_keys(app_id, value, lengths)
+def _device_keys(
+    app_id: str, kind: str, value: str, lengths: frozenset[int], raw_keys: Mapping[bytes, Set[bytes]]
+) -> Set[bytes]:
+    """Returns the keys of all forms in which an engagement may carry an id (A3): of a hash itself, and its raw id."""
+    if kind not in HASHED_KINDS:
+        return raw_id_keys(app_id, value, lengths)
+    key = device_key(app_id, value)
+    return {key} | raw_keys.get(key, set())

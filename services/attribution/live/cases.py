@@ -13,6 +13,7 @@ from services.attribution.decision.model import Conversion
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import identities
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
+from services.attribution.live.hashed_kinds import kinds_to_wait_for
 from services.attribution.live.identities import Identities
 from services.attribution.live.pending import Asking
 from services.attribution.storage import pending
@@ -58,10 +59,18 @@ class Case:
         return self.event_name is not None and not self.is_link
 
 
+class Early(NamedTuple):
+    """A record with hashed ids, and those kinds of them that are not ready."""
+
+    logged: Logged
+    kinds: Sequence[str]
+
+
 class Inputs(NamedTuple):
     """The inputs of a batch: its cases in order of receipt, and its devices, which no other batch has.
 
     `candidates` by the place of the case, of those that may be won. `held` are the devices with a pending install.
+    `early` are records with hashed ids of kinds that are not ready (A3), which they wait for.
     `wins` are the conversions won so far by engagements on limited trackers (D5), by app.
     """
 
@@ -70,6 +79,7 @@ class Inputs(NamedTuple):
     identities: Identities
     candidates: Mapping[int, Candidates]
     held: set[uuid.UUID]
+    early: Sequence[Early]
     wins: Mapping[str, dict[str, int]]
 
 
@@ -82,14 +92,22 @@ async def load(
     new_id: Callable[[], uuid.UUID],
     asking: Asking,
     resumed: Mapping[Key, PendingRow],
+    hashed: Mapping[str, Mapping[str, bool]],
 ) -> Inputs:
     """Returns the inputs of those of the records, given in order of receipt, that were not decided before.
 
     Only engagements below `heads` are candidates (G5). `apps` must hold the rules of every app named. `resumed`: the
-    rows of conversions that have waited, if it is those that are decided; they are not in the table any more.
+    rows of conversions that have waited, if it is those that are decided; they are not in the table any more. `hashed`
+    are the kinds of hashed ids by app, and whether they are ready.
     """
-    fresh = await _fresh(connection, logged, asking)
-    devices = await identities.load(connection, [each.record for each in fresh], new_id)
+    fresh: list[Logged] = []
+    early: list[Early] = []
+    for each in await _fresh(connection, logged, asking):
+        if kinds := kinds_to_wait_for(each.record, hashed):
+            early.append(Early(each, kinds))
+        else:
+            fresh.append(each)
+    devices = await identities.load(connection, [each.record for each in fresh], new_id, hashed)
     cases = await _with_activity(connection, [_case(each, devices, apps, asking, resumed) for each in fresh])
     found = await _candidates(connection, cases, heads)
     return Inputs(
@@ -97,6 +115,7 @@ async def load(
         cases=cases,
         identities=devices,
         candidates=found,
+        early=early,
         held=set() if resumed else await _held(connection, cases, asking),
         wins=await _wins(connection, cases, found),
     )

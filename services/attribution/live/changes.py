@@ -1,7 +1,7 @@
 """The changes that deciding makes, as a value; and the writing of them, in a fenced transaction."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
-from services.attribution.storage import pending, shared_ids
+from services.attribution.storage import hashed_ids, pending, shared_ids
 from services.attribution.storage.decisions import DecisionRow, insert_decisions, insert_round
 from services.attribution.storage.devices import Device, Identifier, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
+from services.attribution.storage.hashed_ids import HashedKind
 from services.attribution.storage.pending import PendingRow
 from services.attribution.storage.shared_ids import SharedIdRow
 from services.attribution.wire.decisions import ad_details
@@ -61,6 +62,8 @@ class Changes:
     identifiers: Mapping[IdKey, Identifier] = field(default_factory=dict)
     shared_ids: Sequence[SharedIdRow] = ()
     pending: Sequence[PendingRow] = ()
+    begun_kinds: Collection[HashedKind] = ()
+    finished_kinds: Collection[HashedKind] = ()
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
 
 
@@ -77,6 +80,10 @@ async def write(connection: Connection, periods: Periods, changes: Changes) -> N
         await shared_ids.insert(connection, changes.shared_ids)
     if changes.decisions:
         await _write_decisions(connection, periods, changes)
+    if changes.begun_kinds:
+        await hashed_ids.note_hashed_kinds(connection, set(changes.begun_kinds), is_on_conversions=True)
+    if changes.finished_kinds:
+        await hashed_ids.note_indexed(connection, changes.finished_kinds, is_on_conversions=True)
     if changes.pending:
         await pending.insert(connection, changes.pending)
     if changes.merged:

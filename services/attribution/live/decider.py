@@ -99,6 +99,7 @@ class Decider:
                     new_id=self._new_id,
                     now_us=now_us,
                     asking=self._triggers.asking(lanes.pending.app_ids, now_us),
+                    hashed=lanes.hashed.by_app,
                 )
                 await lanes.append(connection, changes, decided=vectors)
         now_us = self._now_us()

@@ -1,15 +1,15 @@
 """The devices of a batch of records: found by their ids, made, extended and merged, in the order of the records."""
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from libs.db import Connection
-from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
+from libs.domain.device_ids import ADVERTISING_KINDS, HASHED_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.decision.matching import device_key
-from services.attribution.decision.shared_ids import count_of, is_shared, meeting
+from services.attribution.decision.matching import device_key, hash_keys
+from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
 from services.attribution.storage.shared_ids import SharedIdRow
 
@@ -45,13 +45,20 @@ class _Id:
 class Identities:
     """The devices of one batch, and the ids that lead to them.
 
-    `devices` are all that were read or made, `shared` the ids that turned out to be nobody's (A8).
+    `devices` are all that were read or made, `shared` the ids that turned out to be nobody's (A8). `hashed` are the
+    kinds of hashed ids of each app: the hashes of a raw id lead where it leads, whichever came first (A3).
     """
 
-    def __init__(self, devices: Iterable[Device], ids: dict[IdKey, _Id], new_id: Callable[[], uuid.UUID]) -> None:
+    def __init__(
+        self,
+        devices: Iterable[Device],
+        ids: dict[IdKey, _Id],
+        new_id: Callable[[], uuid.UUID],
+        hashed: Mapping[str, Collection[str]],
+    ) -> None:
         self.devices = list(devices)
         self.shared: list[SharedIdRow] = []
-        self._ids, self._new_id = ids, new_id
+        self._ids, self._new_id, self._hashed = ids, new_id, hashed
         self._changed: dict[IdKey, _Id] = {}
 
     def take(self, entry: log_pb2.LogEntry, record: record_pb2.Record, *, may_create: bool) -> Taken:
@@ -65,7 +72,9 @@ class Identities:
         shared = {key.kind: count_of(each.met) for key, each in ids.items() if each.is_shared}
         if shared:
             ids = {key: each for key, each in ids.items() if not each.is_shared}
-        found = {device.device_id: device for each in ids.values() if (device := each.device) is not None}
+        hashes = self._hashes_of_new(record.app_id, values, ids)
+        leading = (*ids.values(), *hashes.values())
+        found = {device.device_id: device for each in leading if (device := each.device) is not None}
         known = sorted(found.values(), key=lambda device: (device.create_time_us, device.device_id))
         if not known:
             if not may_create:
@@ -80,6 +89,10 @@ class Identities:
                 self._ids[key] = self._changed[key] = each
                 _learn(device, key.kind, [values[key]])
                 device.changed = True
+        for key, each in hashes.items():
+            if each.device is not device:
+                each.device = device
+                self._ids[key] = self._changed[key] = each
         return Taken(device, tuple(others), _ids_of(device, {key.kind: values[key] for key in ids}), shared)
 
     @property
@@ -110,9 +123,27 @@ class Identities:
             if key in self._ids:  # else it has met too few, and is written with its device, if it gets one
                 self._changed[key] = each
             if is_shared(met) and not each.is_shared:
-                _forget(each.device, key.kind, values[key])
-                each.device, each.is_shared = None, True
+                _share(each, key.kind, values[key])
                 self.shared.append(SharedIdRow(app_id, entry.receive_time_us, key.kind, values[key], key.key))
+            if each.is_shared:
+                self._share_hashes(app_id, key.kind, values[key], met, ids)
+
+    def _share_hashes(self, app_id: str, kind: str, value: str, met: bytes, ids: Mapping[IdKey, _Id]) -> None:
+        """Has the hashes of a shared id, of a record with these ids, be shared with it."""
+        for hash_key, hash_value in _hashes(app_id, kind, value, self._hashed):
+            each = self._ids.get(hash_key) or ids.get(hash_key) or _Id()
+            _share(each, hash_key.kind, hash_value)
+            each.met = joined(each.met, met)
+            self._ids[hash_key] = self._changed[hash_key] = each
+
+    def _hashes_of_new(self, app_id: str, values: Mapping[IdKey, str], ids: Mapping[IdKey, _Id]) -> dict[IdKey, _Id]:
+        """Returns the hashes of those raw ids of a record that lead nowhere yet; not its own, nor what is nobody's."""
+        if app_id not in self._hashed:
+            return {}
+        new = (key for key in ids if key not in self._ids)
+        hashes = (each for key in new for each, _ in _hashes(app_id, key.kind, values[key], self._hashed))
+        found = {key: self._ids.get(key) or _Id() for key in hashes if key not in ids}
+        return {key: each for key, each in found.items() if not each.is_shared}
 
     def _make(self, entry: log_pb2.LogEntry, record: record_pb2.Record) -> Device:
         device = Device.new(self._new_id(), record.app_id, entry.receive_time_us)
@@ -133,12 +164,15 @@ class Identities:
 
 
 async def load(
-    connection: Connection, records: Collection[record_pb2.Record], new_id: Callable[[], uuid.UUID]
+    connection: Connection,
+    records: Collection[record_pb2.Record],
+    new_id: Callable[[], uuid.UUID],
+    hashed: Mapping[str, Collection[str]],
 ) -> Identities:
     """Returns the devices that the ids of these records lead to; those that were merged with all that they became."""
-    keys = {key for record in records for key in _keys(record)}
-    known = await find_identifiers(connection, {key.key for key in keys})
-    identifiers = {key: each for key, each in known.items() if key in keys}  # the kind counts here
+    identifiers = await _find(connection, {key for record in records for key in _keys(record)})
+    if hashes := _hashes_to_find(records, identifiers, hashed):
+        identifiers |= await _find(connection, hashes)
     device_ids = {each.device_id for each in identifiers.values() if each.device_id is not None}
     devices = await find_devices(connection, device_ids)
     while signposts := {into for each in devices.values() if (into := each.merged_into)} - devices.keys():
@@ -149,7 +183,36 @@ async def load(
         while device is not None and device.merged_into is not None:
             device = devices[device.merged_into]
         ids[key] = _Id(device, met, is_shared=device is None)
-    return Identities(devices.values(), ids, new_id)
+    return Identities(devices.values(), ids, new_id, hashed)
+
+
+async def _find(connection: Connection, keys: Set[IdKey]) -> dict[IdKey, Identifier]:
+    """Returns those ids that are known; here the kind counts."""
+    found = await find_identifiers(connection, {key.key for key in keys})
+    return {key: each for key, each in found.items() if key in keys}
+
+
+def _hashes_to_find(
+    records: Iterable[record_pb2.Record], known: Collection[IdKey], hashed: Mapping[str, Collection[str]]
+) -> set[IdKey]:
+    """Returns the hashes of those raw ids that are not known, and of those that may turn out to be shared."""
+    return {
+        hash_key
+        for record in records
+        if record.app_id in hashed
+        for key, value in _keys(record).items()
+        if key not in known or key.kind not in KINDS_OF_ADVERTISING_IDS
+        for hash_key, _ in _hashes(record.app_id, key.kind, value, hashed)
+    }
+
+
+def _hashes(app_id: str, kind: str, value: str, hashed: Mapping[str, Collection[str]]) -> Iterator[tuple[IdKey, str]]:
+    """Yields the hashes of a raw id, of the kinds that its app has."""
+    for hashed_kind in hashed.get(app_id, ()):
+        raw_kind, length = HASHED_KINDS[hashed_kind]
+        if raw_kind == kind:
+            for key, hash_value in hash_keys(app_id, value, length).items():
+                yield IdKey(key, hashed_kind), hash_value
 
 
 def _ids_of(device: Device, own: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -161,10 +224,11 @@ def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
     device.ids[kind] = [*device.ids.get(kind, ()), *values][-MAX_IDS:]
 
 
-def _forget(device: Device | None, kind: str, value: str) -> None:
-    if device is not None:
-        device.ids[kind] = [each for each in device.ids.get(kind, ()) if normalise(each) != normalise(value)]
+def _share(each: _Id, kind: str, value: str) -> None:
+    if (device := each.device) is not None:
+        device.ids[kind] = [known for known in device.ids.get(kind, ()) if normalise(known) != normalise(value)]
         device.changed = True
+    each.device, each.is_shared = None, True
 
 
 def _keys(record: record_pb2.Record) -> dict[IdKey, str]:

@@ -8,6 +8,7 @@ from reengage.ingest.v1 import log_pb2
 from services.attribution.live.log_reader import LogReader, moved, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.hashed_ids import find_hash_lengths
 from services.attribution.storage.lanes import advance_indexed, read_owned_lanes
 from services.attribution.wire.records import index_rows, parse
 from services.attribution.wire.rulebook import Rulebook
@@ -30,7 +31,12 @@ class Indexer:
             if not moved_to:
                 continue
             logged = parse(response.entries)
-            rows = index_rows(logged, (await rulebook_for(self._rulebooks, logged)).apps)
+            apps = (await rulebook_for(self._rulebooks, logged)).apps
+            # Asked after the entries came: who notes a new kind knows that all beyond the heads of then is indexed so.
+            lengths = await find_hash_lengths(
+                self._pool, {record.app_id for _, record in logged}, is_on_conversions=True
+            )
+            rows = index_rows(logged, apps, lengths)
             async for attempt in transactions(self._pool):
                 async with attempt as connection:
                     await self._index.insert(connection, rows)

@@ -10,6 +10,8 @@ from services.attribution.wire.records import Logged
 from services.attribution.wire.rulebook import Rulebook
 
 _RULEBOOK_WAIT_S = 10.0
+_END_OF_LOG = 2**62
+"""A position beyond all entries."""
 
 
 class LogShorterError(Exception):
@@ -45,6 +47,19 @@ class LogReader:
                 yield response
         finally:
             call.cancel()
+
+
+async def log_heads(ingest: IngestServiceStub) -> list[int]:
+    """Returns the ends of the lanes of the log as they are now."""
+    request = log_pb2.ReadLogRequest()
+    getattr(request, "from").add(lane=0, position=_END_OF_LOG)
+    call = ingest.ReadLog(request)
+    try:
+        async for response in call:
+            return list(response.heads)
+    finally:
+        call.cancel()
+    raise AssertionError("ReadLog does not end")
 
 
 def moved(positions: Mapping[int, int], response: log_pb2.ReadLogResponse) -> dict[int, int]:

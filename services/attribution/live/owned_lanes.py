@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
 from prometheus_client import Counter
 
@@ -12,7 +12,9 @@ from libs.domain.lanes import LANES
 from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.live.changes import NO_CHANGES, Changes, write
+from services.attribution.live.hashed_kinds import HashedKinds
 from services.attribution.live.pending import Pending
+from services.attribution.storage.hashed_ids import Indexed
 from services.attribution.storage.lanes import OwnedLane, advance_decided
 
 _decided = Counter("attribution_conversions_decided_total", "Conversions decided, by outcome.", ["outcome"])
@@ -48,6 +50,7 @@ class OwnedLanes:
     `heads`: per lane of the log, the position below which all engagements were indexed at the last decisions.
     `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken.
     `pending`: the conversions that wait for claims (E1).
+    `hashed`: the kinds of hashed ids that came from the apps of these lanes (A3).
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class OwnedLanes:
         *,
         indexed: Sequence[int] = (0,) * LANES,
         pending_app_ids: Collection[str] = (),
+        hashed: Iterable[Indexed] = (),
     ) -> None:
         self.worker_id, self.lanes = worker_id, frozenset(lanes)
         self.indexed = IndexedPositions(indexed)
         self.pending = Pending(pending_app_ids)
+        self.hashed = HashedKinds(hashed)
         self.heads: list[int] = [0] * LANES
         self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
         self._pool, self._periods = pool, Periods(pool)
@@ -95,6 +100,8 @@ class OwnedLanes:
                 if self._appended is not None:
                     # Also when nobody knows whether it committed: those that do not wait are not found in the table.
                     self.pending.begin(self._appended.pending)
+                    self.hashed.begin(self._appended.begun_kinds)
+            self.hashed.finish(self._appended.finished_kinds)
             decisions = self._appended.decisions
             self._next_sequences |= {row.lane: row.sequence + 1 for row in decisions}
         self._grown.notify()

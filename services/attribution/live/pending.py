@@ -4,7 +4,8 @@ Identities, merges and engagements of a record take effect when it is received; 
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -72,6 +73,32 @@ def in_turn(rows: Iterable[PendingRow]) -> list[PendingRow]:
             else:
                 is_event_ahead = True
     return found
+
+
+def row_of(
+    logged: Logged,
+    device_id: uuid.UUID,
+    *,
+    is_install: bool = False,
+    network_ids: Sequence[str] = (),
+    deadline_us: int = 0,
+) -> PendingRow:
+    """Returns the row of a record that begins to wait."""
+    entry, record = logged
+    return PendingRow(
+        lane=entry.app_lane,
+        app_id=record.app_id,
+        conversion_id=record.record_id,
+        device_id=device_id,
+        is_install=is_install,
+        log_lane=entry.lane,
+        position=entry.position,
+        receive_time_us=entry.receive_time_us,
+        settings_revision=record.settings_revision,
+        record=entry.record,
+        network_ids=list(network_ids),
+        deadline_us=deadline_us,
+    )
 
 
 def logged_of(row: PendingRow) -> Logged:

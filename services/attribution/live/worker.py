@@ -18,6 +18,7 @@ from libs.db import Pool, transactions
 from libs.domain.lanes import LANES
 from libs.worker import keep_running
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.storage.hashed_ids import read_hashed_kinds
 from services.attribution.storage.lanes import (
     LanesLostError,
     forget_worker,
@@ -112,6 +113,7 @@ class Worker:
             await read_owned_lanes(self._pool, self._config.worker_id, owned),
             indexed=await read_indexed(self._pool),
             pending_app_ids=await pending_app_ids(self._pool, owned),
+            hashed=await read_hashed_kinds(self._pool, owned),
         )
         try:
             async with asyncio.TaskGroup() as group:

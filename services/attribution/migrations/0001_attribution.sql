@@ -68,13 +68,34 @@ CREATE TABLE network_clicks (
 COMMENT ON TABLE network_clicks IS
 'A person''s click under its tracker and the network''s own click id, to find duplicates (A6).';
 
-CREATE TABLE hash_lengths (
+CREATE TABLE hashed_kinds (
     app_id text NOT NULL,
-    length smallint NOT NULL,
-    PRIMARY KEY (app_id, length)
+    kind text NOT NULL,
+    is_on_conversions boolean NOT NULL,
+    lane smallint NOT NULL, -- the app's home lane
+    is_indexed boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (app_id, kind, is_on_conversions)
 );
-COMMENT ON TABLE hash_lengths IS
-'The lengths of hashes that an app''s engagements ever carried as device ids: only these are worth computing (A3).';
+COMMENT ON TABLE hashed_kinds IS
+'The kinds of hashed device ids that engagements of an app ever carried, or conversions: only these hashes are worth
+computing (A3). Indexed: `identifiers` has the hashes of all raw ids; of one on conversions `hashed_ids`, too, and no
+conversion waits for that.';
+
+CREATE INDEX hashed_kinds_by_lane ON hashed_kinds (lane);
+
+CREATE TABLE hashed_ids (
+    hash_key bytea NOT NULL,
+    raw_key bytea NOT NULL,
+    time_us bigint NOT NULL, -- the day of the engagement: one row a day for each id
+    retention_days smallint NOT NULL,
+    PRIMARY KEY (hash_key, raw_key, time_us, retention_days)
+) PARTITION BY RANGE (time_us);
+COMMENT ON TABLE hashed_ids IS
+'The match keys of the raw ids that an app''s engagements carry, under the match keys of their hashes: so that a
+conversion which carries only a hash finds them. Only for the hashes that conversions of the app carry.';
+
+-- An erasure takes the hashes of the ids of an engagement.
+CREATE INDEX hashed_ids_by_raw_key ON hashed_ids (raw_key);
 
 CREATE TABLE retentions (
     app_id text PRIMARY KEY,
@@ -106,7 +127,8 @@ CREATE TABLE identifiers (
     met bytea, -- digests of 8 bytes of the advertising ids that came with it, one after the other (A8)
     PRIMARY KEY (id_key, kind)
 );
-COMMENT ON TABLE identifiers IS 'The device that an id leads to.';
+COMMENT ON TABLE identifiers IS
+'The device that an id leads to. Where an app has hashed ids, the hashes of a raw id lead to its device, too (A3).';
 
 -- An erasure takes all ids that a device was ever known by.
 CREATE INDEX identifiers_by_device ON identifiers (device_id);
@@ -135,21 +157,22 @@ CREATE TABLE pending_conversions (
     lane smallint NOT NULL,
     app_id text NOT NULL,
     conversion_id text NOT NULL,
-    device_id uuid NOT NULL,
+    device_id uuid NOT NULL, -- all zero: not known, as it waits for the hashes of ids to be indexed
     is_install boolean NOT NULL,
     log_lane smallint NOT NULL,
     position bigint NOT NULL,
     receive_time_us bigint NOT NULL,
     settings_revision bigint NOT NULL, -- that the record was accepted under
     record bytea NOT NULL, -- reengage.ingest.v1.Record
-    network_ids text [] NOT NULL, -- that are asked; none: it only waits for an earlier one of its device
+    network_ids text [] NOT NULL, -- that are asked; none: it waits for an earlier one of its device, or for hashes
     deadline_us bigint NOT NULL, -- decided without those that have not answered by then (E4)
     claims bytea, -- reengage.postback.v1.ConversionClaims, once nothing more is to come
     PRIMARY KEY (lane, conversion_id, app_id)
 );
 COMMENT ON TABLE pending_conversions IS
 'A conversion that waits for the claims of self-attributing networks (E1), or behind an install that does. What it says
-of ids and devices has been taken; only deciding it is left.';
+of ids and devices has been taken; only deciding it is left. Or one whose hashed ids (A3) are the first of their kind:
+nothing of it is taken until the hashes of the ids that came before are indexed.';
 
 CREATE INDEX pending_conversions_in_order ON pending_conversions (lane, receive_time_us);
 
@@ -281,7 +304,9 @@ DECLARE
 BEGIN
     -- Two that miss the same one: the second finds it made.
     PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
-    FOREACH whole IN ARRAY ARRAY['engagements', 'network_clicks', 'rounds', 'decisions'] LOOP
+    FOREACH whole IN ARRAY ARRAY[
+        'engagements', 'hashed_ids', 'network_clicks', 'rounds', 'decisions'
+    ] LOOP
         -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
         part := whole || to_char(month, '_YYYYMM');
         IF to_regclass(part) IS NULL THEN

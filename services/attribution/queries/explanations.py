@@ -175,6 +175,9 @@ def _pending(pending: PendingConversion) -> Explanation:
     receive_time = timestamp_pb2.Timestamp()
     receive_time.FromMicroseconds(pending.receive_time_us)
     record = record_pb2.Record.FromString(pending.record)
+    if pending.is_early:
+        summary = sentences.early_summary(record, receive_time)
+        return Explanation(state=Explanation.STATE_WAITING, summary=summary, receive_time=receive_time)
     if pending.first_id is None:
         summary = sentences.pending_summary(record, receive_time, pending.network_ids, pending.deadline_us)
     else:

@@ -154,6 +154,14 @@ def behind_summary(
     )
 
 
+def early_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
+    """Returns the summary of a conversion with the first hashed ids of an app (A3)."""
+    return (
+        f"{_received(record, receive_time)}. Its hashed id is the first of its kind that came from this app: it is "
+        "decided once the hashes of the ids that came before are known."
+    )
+
+
 def accepted_summary(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) -> str:
     """Returns the summary of a conversion that is about to be decided."""
     return f"{_received(record, receive_time)}. It is not decided yet; decisions follow within seconds."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from libs.domain.device_ids import PRIMARY_KINDS
+from libs.domain.device_ids import KINDS
 from libs.domain.event_names import SESSION_BEGIN
 from libs.domain.setting_ranges import DURATIONS, WINDOWS
 from services.attribution.decision.model import Claim, DeviceType, EngagementKind, TrackerType, WindowKind
@@ -273,7 +273,7 @@ class ScenarioReader:
 
     def _sender(self) -> dict[str, Parser]:
         """Returns the keys that tell of the device that sent a record."""
-        ids = _Shape({}, dict.fromkeys(PRIMARY_KINDS, parse_text))
+        ids = _Shape({}, dict.fromkeys(KINDS, parse_text))
         return {
             "device": lambda value: self._fit(value, ids),
             "ip": parse_ip,

@@ -3,27 +3,27 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise, usable_ids
+from libs.domain.device_ids import HASHED_KINDS, usable_ids
 from libs.domain.visitors import find_bot
 from services.attribution.decision.decide import decide
-from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import (
     conversion_keys,
     device_key,
     duplicates,
     engagement_keys,
     hash_length,
+    is_hash,
     own_key,
     raw_id_keys,
 )
 from services.attribution.decision.model import SECOND_US, Conversion, ConversionKind, Decision, Engagement, Visitor
 from services.attribution.decision.rules import AppRules, compile_rules
-from services.attribution.decision.shared_ids import count_of, is_shared, meeting
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.simulator.collector import collector_paused
+from services.attribution.simulator.devices import Devices, RawIds
 from services.attribution.simulator.scenario import OUTPUT_KEYS, ConversionRecord, EngagementRecord, Scenario
 
 
@@ -68,21 +68,6 @@ def _differences(place: str, expected: Any, actual: Any) -> list[str]:
     return [f"{place}: expected {_json(expected)}, got {_json(actual)}"]
 
 
-@dataclass(slots=True)
-class _Device:
-    """A device as the records so far made it known."""
-
-    ids: dict[tuple[str, str], set[str]] = field(default_factory=dict)
-    """Its ids, by kind and as they are compared, each in the spellings that it came in."""
-    history: DeviceHistory = field(default_factory=DeviceHistory)
-    active_us: list[int] = field(default_factory=list)
-
-    def learn(self, ids: Mapping[tuple[str, str], Set[str]]) -> None:
-        """Adds ids."""
-        for known_as, spellings in ids.items():
-            self.ids.setdefault(known_as, set()).update(spellings)
-
-
 class _Story:
     """The records received so far. It stands for the database of the live path, and decides nothing itself.
 
@@ -97,8 +82,7 @@ class _Story:
         self._ids_by_click_id: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         self._hash_lengths: set[int] = set()
         self._wins: Counter[str] = Counter()
-        self._devices: dict[tuple[str, str], _Device] = {}
-        self._met: dict[tuple[str, str], bytes] = {}
+        self._devices, self._engaged_ids = Devices(), RawIds()
 
     def receive_engagement(self, record: EngagementRecord) -> None:
         app = self._rules.app
@@ -118,6 +102,8 @@ class _Story:
             country=record.country,
         )
         self._engagements[record.id] = engagement
+        for kind, value in usable_ids(record.device).items():
+            self._engaged_ids.add(kind, value)
         for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
             self._ids_by_key[key].append(record.id)
         if record.click_id:
@@ -130,8 +116,7 @@ class _Story:
         """
         app = self._rules.app
         device_ids = usable_ids(record.device)
-        shared = self._meet(device_ids)
-        device = self._device({kind: value for kind, value in device_ids.items() if kind not in shared})
+        device, shared = self._devices.take(device_ids)
         goes_on = record.is_session_start and device.history.goes_on(record.time_us, device.active_us)
         if record.name:
             device.active_us.append(record.time_us)
@@ -143,11 +128,7 @@ class _Story:
             time_us=record.time_us,
             event_name=record.name,
             device_keys=frozenset().union(
-                *(
-                    raw_id_keys(app.app_id, raw_id, self._hash_lengths)
-                    for spellings in device.ids.values()
-                    for raw_id in spellings
-                )
+                *(self._device_keys(kind, value) for (kind, _), spellings in device.ids.items() for value in spellings)
             ),
             click_id=record.click,
             ip=record.ip,
@@ -180,35 +161,13 @@ class _Story:
         for member in group:
             self._engagements[member.engagement_id] = replace(member, duplicate=member.engagement_id in repeated)
 
-    def _meet(self, device_ids: Mapping[str, str]) -> dict[str, int]:
-        """Notes which ids came together, and returns those that are shared from now on (A8)."""
-        shared = {}
-        advertising_keys = [
-            device_key(self._rules.app.app_id, value) for kind, value in device_ids.items() if kind in ADVERTISING_KINDS
-        ]
-        for kind, value in device_ids.items():
-            if kind in KINDS_OF_ADVERTISING_IDS:
-                continue
-            known_as = kind, normalise(value)
-            met = self._met[known_as] = meeting(self._met.get(known_as, b""), advertising_keys)
-            if is_shared(met):
-                shared[kind] = count_of(met)
-                if (device := self._devices.pop(known_as, None)) is not None:
-                    del device.ids[known_as]
-        return shared
-
-    def _device(self, device_ids: Mapping[str, str]) -> _Device:
-        """Returns the device of a record with these ids; devices that turn out to be one are joined."""
-        ids = {(kind, normalise(value)): {value} for kind, value in device_ids.items()}
-        known = list({id(device): device for key in ids if (device := self._devices.get(key))}.values())
-        device = known[0] if known else _Device()
-        for other in known[1:]:
-            device.learn(other.ids)
-            device.history = merge(device.history, other.history)
-            device.active_us += other.active_us
-        device.learn(ids)
-        self._devices.update(dict.fromkeys(device.ids, device))
-        return device
+    def _device_keys(self, kind: str, value: str) -> Set[bytes]:
+        """Returns the keys under which an engagement may carry an id: of a hash itself, and its raw id (A3)."""
+        app_id = self._rules.app.app_id
+        if kind not in HASHED_KINDS:
+            return raw_id_keys(app_id, value, self._hash_lengths)
+        same = self._engaged_ids.of(value, HASHED_KINDS[kind][1]) if is_hash(kind, value) else ()
+        return {device_key(app_id, value), *(device_key(app_id, raw_id) for _, raw_id in same)}
 
 
 def _visitor(record: EngagementRecord) -> Visitor:

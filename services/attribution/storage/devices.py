@@ -8,6 +8,9 @@ from typing import NamedTuple
 from libs.db import Connection, Pool, columns
 from services.attribution.decision.history import DeviceHistory
 
+NO_DEVICE = uuid.UUID(int=0)
+"""The device of an identity link of which nothing was known (F3), and of a conversion that waits to be taken."""
+
 
 class IdKey(NamedTuple):
     """A device id: its match key (`device_key`) and its kind. OURS: equal ids of different kinds are different ids."""
@@ -69,26 +72,34 @@ async def find_devices_of_keys(connection: Connection, id_keys: Collection[bytes
     """Returns, for each match key of an id (`device_key`) that is known, the devices that it leads to.
 
     Ids of every kind that have this value: who sends an engagement mixes the kinds up, so these are the devices that
-    the engagement's `device_keys` name. In place of merged devices stand those that they became.
+    the engagement's `device_keys` name. A hash leads to the device of its raw id (A3), once its kind is indexed. For a
+    device that is known only by a hash of an engagement's raw id, ask for the `hash_key`s of `IndexRows.hashed_ids`.
+    In place of merged devices stand those that they became.
     """
+    known = await find_identifiers(connection, id_keys)
+    became = await _survivors(connection, {each.device_id for each in known.values() if each.device_id is not None})
+    found: dict[bytes, set[uuid.UUID]] = {}
+    for key, each in known.items():
+        if each.device_id is not None:
+            found.setdefault(key.key, set()).add(became[each.device_id])
+    return found
+
+
+async def _survivors(connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
+    """Returns what devices became by merges; those that were not merged stay themselves."""
     rows = await connection.fetch(
         """
         WITH RECURSIVE found AS (
-            SELECT id_key, identifiers.device_id, merged_into
-            FROM identifiers JOIN devices USING (device_id)
-            WHERE id_key = ANY($1)
-            UNION
-            SELECT id_key, devices.device_id, devices.merged_into
+            SELECT device_id AS asked_id, device_id, merged_into FROM devices WHERE device_id = ANY($1)
+            UNION ALL
+            SELECT asked_id, devices.device_id, devices.merged_into
             FROM found JOIN devices ON devices.device_id = found.merged_into
         )
-        SELECT id_key, device_id FROM found WHERE merged_into IS NULL
+        SELECT asked_id, device_id FROM found WHERE merged_into IS NULL
         """,
-        list(id_keys),
+        list(device_ids),
     )
-    found: dict[bytes, set[uuid.UUID]] = {}
-    for id_key, device_id in rows:
-        found.setdefault(id_key, set()).add(device_id)
-    return found
+    return {row["asked_id"]: row["device_id"] for row in rows}
 
 
 async def find_devices(connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Device]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from libs.db import Connection, Pool, columns
 from libs.periods import Periods
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
+from services.attribution.storage.hashed_ids import HashedId, HashedKind, insert_hashed_ids, note_hashed_kinds
 
 
 class EngagementRow(NamedTuple):
@@ -46,7 +47,8 @@ class IndexRows(NamedTuple):
 
     engagements: list[EngagementRow]
     network_clicks: list[NetworkClick]
-    hash_lengths: set[tuple[str, int]]
+    hashed_ids: list[HashedId]
+    hashed_kinds: set[HashedKind]
     retentions: set[tuple[str, int]]
 
 
@@ -93,7 +95,8 @@ class EngagementIndex:
         await self._periods.ensure((row.time_us, row.retention_days) for row in rows.engagements)
         await insert_engagements(connection, rows.engagements)
         await insert_network_clicks(connection, rows.network_clicks)
-        await insert_hash_lengths(connection, rows.hash_lengths)
+        await insert_hashed_ids(connection, rows.hashed_ids)
+        await note_hashed_kinds(connection, rows.hashed_kinds, is_on_conversions=False)
 
 
 async def note_retentions(pool: Pool, retentions: Collection[tuple[str, int]]) -> None:
@@ -148,29 +151,6 @@ async def insert_network_clicks(connection: Connection, rows: Collection[Network
         """,
         *columns(rows, len(NetworkClick._fields)),
     )
-
-
-async def insert_hash_lengths(connection: Connection, lengths: Collection[tuple[str, int]]) -> None:
-    """Notes the lengths of hashes that engagements carry (app id, length)."""
-    if not lengths:
-        return
-    await connection.execute(
-        """
-        INSERT INTO hash_lengths (app_id, length)
-        SELECT * FROM unnest($1::text[], $2::smallint[])
-        ON CONFLICT DO NOTHING
-        """,
-        *columns(sorted(lengths), 2),
-    )
-
-
-async def find_hash_lengths(connection: Connection, app_ids: Collection[str]) -> dict[str, frozenset[int]]:
-    """Returns the lengths of hashes that engagements of these apps ever carried."""
-    rows = await connection.fetch(
-        "SELECT app_id, array_agg(length) AS lengths FROM hash_lengths WHERE app_id = ANY($1) GROUP BY app_id",
-        list(app_ids),
-    )
-    return {row["app_id"]: frozenset(row["lengths"]) for row in rows}
 
 
 async def find_engagements(

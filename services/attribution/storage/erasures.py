@@ -10,11 +10,8 @@ from libs.db import Connection, Pool, columns, rows_affected
 from libs.domain.lanes import LANES, lane_of
 from services.attribution.decision.matching import possible_keys
 from services.attribution.decision.shared_ids import forgetting
-from services.attribution.storage.devices import find_identifiers
+from services.attribution.storage.devices import NO_DEVICE, find_identifiers
 from services.attribution.wire.records import network_click_key
-
-NOT_KNOWN = uuid.UUID(int=0)
-"""The device of decisions on refused identity links: nothing was known of it (F3)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,7 +177,7 @@ async def refused_links(pool: Pool, erasure: Erasure, *, after: tuple[int, int],
         """,
         erasure.lane,
         erasure.app_id,
-        NOT_KNOWN,
+        NO_DEVICE,
         *after,
         below,
     )
@@ -373,6 +370,12 @@ async def erase_engagements(
         if each.click_id
     ]
     return {
+        "hashed_ids": rows_affected(
+            await connection.execute(
+                "DELETE FROM hashed_ids WHERE raw_key = ANY($1)",
+                list({key for each in engagements for key in each.keys}),
+            )
+        ),
         "engagements": rows_affected(
             await connection.execute(
                 """

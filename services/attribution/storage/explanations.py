@@ -8,6 +8,7 @@ from libs.db import Pool
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2
 from services.attribution.decision.matching import own_key
+from services.attribution.storage.devices import NO_DEVICE
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES
 
 MAX_WON = 1_000
@@ -23,13 +24,17 @@ class Version(NamedTuple):
 
 
 class PendingConversion(NamedTuple):
-    """A conversion that waits for claims, its own or those of `first_id`: an earlier conversion of its device."""
+    """A conversion that waits for claims, its own or those of `first_id`: an earlier conversion of its device.
+
+    `is_early`: it waits for the hashes of ids to be indexed (A3).
+    """
 
     record: bytes
     receive_time_us: int
     first_id: str | None
     network_ids: list[str]
     deadline_us: int
+    is_early: bool
 
 
 class LatestAttribution(NamedTuple):
@@ -61,7 +66,8 @@ async def pending_conversion(pool: Pool, lane: int, app_id: str, conversion_id: 
         """
         SELECT mine.record, mine.receive_time_us, first.conversion_id AS first_id,
                COALESCE(first.network_ids, mine.network_ids) AS network_ids,
-               COALESCE(first.deadline_us, mine.deadline_us) AS deadline_us
+               COALESCE(first.deadline_us, mine.deadline_us) AS deadline_us,
+               mine.device_id = $4 AS is_early
         FROM pending_conversions AS mine
         LEFT JOIN LATERAL (
             SELECT conversion_id, network_ids, deadline_us FROM pending_conversions
@@ -74,6 +80,7 @@ async def pending_conversion(pool: Pool, lane: int, app_id: str, conversion_id: 
         lane,
         conversion_id,
         app_id,
+        NO_DEVICE,
     )
     return None if row is None else PendingConversion(*row)
 

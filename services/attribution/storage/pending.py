@@ -1,5 +1,7 @@
 """The table of pending conversions: those that wait for claims of self-attributing networks (E1), or behind one.
 
+And those that are taken only once the hashes of ids are indexed (A3).
+
 Only the worker that owns an app's lane writes its rows, in the transactions that also write decisions.
 """
 
@@ -9,15 +11,21 @@ from typing import NamedTuple, TypeAlias
 
 from libs.db import Connection, Pool, columns
 from services.attribution.decision.history import DeviceHistory
+from services.attribution.storage.devices import NO_DEVICE
 
 Key: TypeAlias = tuple[str, str]
 """App id and conversion id."""
+Place: TypeAlias = tuple[int, int, int]
+"""A place in the order of receipt: time, lane and position of a record."""
+FIRST_PLACE: Place = (-(2**63), 0, 0)
+"""The place before all records."""
 
 
 class PendingRow(NamedTuple):
     """A conversion that waits, in the columns of the table.
 
-    Without `network_ids` it only waits for an earlier one of its device. `claims` are set once nothing more is to come.
+    Without `network_ids` it only waits for an earlier one of its device, or, without a device, for the hashes of ids
+    (A3). `claims` are set once nothing more is to come.
     """
 
     lane: int
@@ -37,6 +45,10 @@ class PendingRow(NamedTuple):
     @property
     def key(self) -> Key:
         return self.app_id, self.conversion_id
+
+    @property
+    def place(self) -> Place:
+        return self.receive_time_us, self.log_lane, self.position
 
 
 class Unanswered(NamedTuple):
@@ -232,14 +244,55 @@ async def mark(pool: Pool, lanes: Collection[int]) -> Mark:
     )
 
 
+async def take_early(connection: Connection, lane: int, app_id: str, after: Place, limit: int) -> list[PendingRow]:
+    """Takes conversions of an app from the table that wait for the hashes of ids (A3), in order of receipt.
+
+    Those after a place in that order, up to `limit`.
+    """
+    rows = await connection.fetch(
+        """
+        DELETE FROM pending_conversions
+        WHERE lane = $1 AND app_id = $2 AND conversion_id IN (
+            SELECT conversion_id FROM pending_conversions
+            WHERE lane = $1 AND app_id = $2 AND device_id = $3
+              AND (receive_time_us, log_lane, position) > ($4, $5, $6)
+            ORDER BY receive_time_us, log_lane, position LIMIT $7
+        )
+        RETURNING lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
+            settings_revision, record, network_ids, deadline_us, claims
+        """,
+        lane,
+        app_id,
+        NO_DEVICE,
+        *after,
+        limit,
+    )
+    return sorted((PendingRow(*row) for row in rows), key=lambda row: row.place)
+
+
+async def count_early(pool: Pool, lanes: Collection[int], app_id: str | None = None) -> int:
+    """Returns how many conversions of these lanes, or of one of their apps, wait for the hashes of ids (A3)."""
+    count: int = await pool.fetchval(
+        """
+        SELECT count(*) FROM pending_conversions
+        WHERE lane = ANY($1) AND device_id = $2 AND ($3::text IS NULL OR app_id = $3)
+        """,
+        list(lanes),
+        NO_DEVICE,
+        app_id,
+    )
+    return count
+
+
 async def overview(pool: Pool, lanes: Collection[int]) -> Overview:
-    """Returns how it stands with all that waits in these lanes."""
+    """Returns how it stands with all that waits for claims in these lanes."""
     row = await pool.fetchrow(
         """
         SELECT count(*), count(*) FILTER (WHERE claims IS NULL AND cardinality(network_ids) > 0), min(deadline_us)
-        FROM pending_conversions WHERE lane = ANY($1)
+        FROM pending_conversions WHERE lane = ANY($1) AND device_id <> $2
         """,
         list(lanes),
+        NO_DEVICE,
     )
     assert row is not None
     return Overview(*row)

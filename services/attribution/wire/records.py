@@ -1,9 +1,10 @@
 """Reads the log's records as what attribution decides upon."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
+from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASHED_KINDS
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from libs.time import SECOND_US, timestamp_us
 from reengage.ingest.v1 import log_pb2, record_pb2
@@ -11,6 +12,7 @@ from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
     device_key,
     engagement_keys,
+    hash_keys,
     hash_length,
     normalise_ip,
     own_key,
@@ -19,6 +21,7 @@ from services.attribution.decision.model import Claim, Conversion, ConversionKin
 from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
+from services.attribution.storage.hashed_ids import HashedId, HashedKind
 
 OPEN_AFTER_CLICK_US = SECOND_US
 """OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
@@ -37,23 +40,27 @@ def parse(entries: Iterable[log_pb2.LogEntry]) -> list[Logged]:
     return [Logged(entry, record_pb2.Record.FromString(entry.record)) for entry in entries]
 
 
-def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexRows:
+def index_rows(
+    logged: Iterable[Logged], apps: Mapping[str, AppRules], hash_lengths: Mapping[str, Collection[int]]
+) -> IndexRows:
     """Returns the rows of a batch's engagements; records of other kinds are passed over.
 
-    Every app named must be in `apps`. Rows come sorted by key: two workers that insert at once lock in the same order.
+    Every app named must be in `apps`. `hash_lengths` are, by app, those of the hashes that conversions carry (A3). Rows
+    come sorted by key: two workers that insert at once lock in the same order.
     """
     rows: list[EngagementRow] = []
     clicks: list[NetworkClick] = []
-    lengths: set[tuple[str, int]] = set()
+    hashed_ids: set[HashedId] = set()
+    hashed_kinds: set[HashedKind] = set()
     retentions: set[tuple[str, int]] = set()
     for entry, record in logged:
         engagement = engagement_of(record)
         if engagement is None:
             continue
         app = apps[record.app_id].app
-        lengths.update(
-            (record.app_id, length) for value in record.device_ids.values() if (length := hash_length(value))
-        )
+        hashed_kinds.update(HashedKind(app.app_id, kind, entry.app_lane) for kind in _hashed_kinds(record))
+        if lengths := hash_lengths.get(app.app_id):
+            hashed_ids.update(hashed_ids_of(record, lengths, engagement.time_us, app.retention_days))
         retentions.add((app.app_id, app.retention_days))
         own = own_key(app.app_id, engagement.engagement_id)
         user_agent = None if engagement.user_agent is None else "\t".join(engagement.user_agent)
@@ -87,7 +94,33 @@ def index_rows(logged: Iterable[Logged], apps: Mapping[str, AppRules]) -> IndexR
             clicks.append(NetworkClick(click_key, engagement.time_us, *place, app.retention_days))
     rows.sort(key=lambda row: (row.match_key, row.time_us, row.engagement_id))
     clicks.sort()
-    return IndexRows(engagements=rows, network_clicks=clicks, hash_lengths=lengths, retentions=retentions)
+    return IndexRows(
+        engagements=rows,
+        network_clicks=clicks,
+        hashed_ids=list(hashed_ids),
+        hashed_kinds=hashed_kinds,
+        retentions=retentions,
+    )
+
+
+def hashed_ids_of(
+    record: record_pb2.Record, hash_lengths: Iterable[int], time_us: int, retention_days: int
+) -> Iterator[HashedId]:
+    """Yields the rows that an engagement's raw ids are found by, from their hashes of these lengths (A3)."""
+    for kind, value in record.device_ids.items():
+        if kind not in HASHED_KINDS:
+            raw_key = device_key(record.app_id, value)
+            for length in hash_lengths:
+                for hash_key in hash_keys(record.app_id, value, length):
+                    yield HashedId.of(hash_key, raw_key, time_us, retention_days)
+
+
+def _hashed_kinds(record: record_pb2.Record) -> Iterator[str]:
+    """Yields the kinds of an engagement's hashed ids, whether or not its sender calls them hashed."""
+    for kind, value in record.device_ids.items():
+        if (length := hash_length(value)) is not None:
+            raw_kind, _ = HASHED_KINDS.get(kind, (kind, 0))
+            yield f"{raw_kind}_{HASH_METHOD_OF_LENGTH[length]}"
 
 
 def engagement_of(record: record_pb2.Record) -> Engagement | None:

@@ -45,8 +45,9 @@ def _ids_in(body: Body, key: str, ids: Mapping[str, Any]) -> Iterator[tuple[str,
 
 def _hashed(body: Body, name: str) -> str:
     methods = body.get("device_hash_method")
-    method = methods.get(name) if isinstance(methods, dict) else None
-    return f"{name}_{method.lower()}" if isinstance(method, str) and method.lower() in HASH_METHODS else name
+    given = methods.get(name) if isinstance(methods, dict) else None
+    method = given.lower().replace("-", "") if isinstance(given, str) else ""  # they are written `SHA-256`, too
+    return f"{name}_{method}" if method in HASH_METHODS else name
 
 
 def user_agent(body: Body) -> str:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.domain.device_ids import KINDS, is_macro, is_usable, normalise, usable_ids
+from libs.domain.device_ids import (
+    ADVERTISING_KINDS,
+    HASHED_KINDS,
+    KINDS,
+    KINDS_OF_ADVERTISING_IDS,
+    RAW_KINDS,
+    is_macro,
+    is_usable,
+    normalise,
+    usable_ids,
+)
 from libs.domain.lanes import lane_of
 from libs.time import DAY_US
 from reengage.ingest.v1 import record_pb2
@@ -174,3 +184,12 @@ def test_values_that_merely_contain_marks_are_kept(text: str) -> None:
 
 def test_hashes_have_kinds_of_their_own() -> None:
     assert {"idfa", "idfa_md5", "adid_sha256", "kochava_device_id_sha1"} <= set(KINDS)
+    assert HASHED_KINDS["kochava_device_id_sha1"] == ("kochava_device_id", 40)
+    assert HASHED_KINDS.keys() | set(RAW_KINDS) == set(KINDS)
+
+
+def test_ids_that_platforms_make_for_advertising_are_of_their_own_kinds() -> None:
+    assert {"adid", "idfa", "oaid", "rida", "faid"} == ADVERTISING_KINDS
+    assert {
+        f"{kind}_{method}" for kind in ADVERTISING_KINDS for method in ("md5", "sha1", "sha256")
+    } == KINDS_OF_ADVERTISING_IDS - ADVERTISING_KINDS
