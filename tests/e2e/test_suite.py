@@ -217,6 +217,46 @@ def curl(command: list[str]) -> str:
         return f"{error.code} {error.headers['Location']}"
 
 
+def test_a_postback_tells_the_install_time_the_agency_and_the_tracker_s_own_parameters(up: Up) -> None:
+    """Macros that neither the event nor the link have: filled from the device's install and the tracker."""
+    gateway, tracker_id = f"http://{up.ports.address('gateway')}", "of-an-agency"
+    device = "0f0e0d0c-1a2b-4c3d-8e4f-0000000000ab"
+    segment_id = json.loads(up.reengage("trackers", "get", "android-acme-return", "--json").stdout)["segment_id"]
+    url = f"http://{up.ports.address('network')}/postbacks/macros"
+    for command in (
+        ("agencies", "create", "agency_id=reach", "name=Reach"),
+        (
+            "trackers", "create", f"tracker_id={tracker_id}", f"segment_id={segment_id}", "network_id=acme-android",
+            "type=REENGAGEMENT", "events=LevelUp", "install_url=https://shop.example/", "agency_id=reach",
+            "custom_parameters=cp_0=tracker,cp_1=tracker",
+        ),
+        (
+            "postbacks", "create", "configuration_id=macros", "app_id=shop-android", "network_id=acme-android",
+            "trigger=LevelUp", "adapter=template", f"url={url}?{{install_time}}/{{agency}}/{{cp_0}}/{{cp_1}}",
+        ),
+    ):  # fmt: skip
+        made = up.reengage(*command)
+        assert made.returncode == 0, made.stderr
+    until(lambda: curl(["curl", f"{gateway}/c/{tracker_id}"]).startswith("302"))
+
+    def send(action: str, time_s: int, data: str = "") -> None:
+        record = (
+            f'{{"action":"{action}","kochava_app_id":"shop-android","data":{{{data}"usertime":{time_s},'
+            f'"device_ids":{{"adid":"{device}"}},"origination_ip":"203.0.113.7"}}}}'
+        )
+        assert curl(["curl", f"{gateway}/track/json", "-d", record]) == '200 {"success":1}'
+
+    now_s = int(time.time())
+    send("install", now_s - 7200)
+    click = curl(["curl", f"{gateway}/c/{tracker_id}?adid={device}&cp_0=link"])
+    until(lambda: bool(explained(up, click.rpartition("ko_click_id=")[2])))
+    send("event", int(time.time()) + 1, '"event_name":"LevelUp",')
+    installed = time.strftime("%Y-%m-%dT%H%%3A%M%%3A%S.000Z", time.gmtime(now_s - 7200))
+    until(
+        lambda: f"/postbacks/macros?{installed}/Reach/link/tracker" in curl(["curl", url.rpartition("/postbacks")[0]])
+    )
+
+
 def test_explain_says_why_x_was_not_asked_and_what_it_says_to_do_helps(up: Up, tmp_path: Path) -> None:
     """X is asked with the credentials of its tracker's account, and as soon as that has them."""
     gateway, credentials = f"http://{up.ports.address('gateway')}", tmp_path / "credentials.yaml"
