@@ -16,6 +16,7 @@ from hypothesis import settings
 from deploy.local.embedded import EmbeddedPostgres
 from libs.logs import configure_logging
 from libs.migrations import prepare
+from tests.support.introspection import ask_for_types_once
 from tests.support.memory import keep_temporary_files_in_memory
 
 SERVICES = Path(__file__).parent.parent / "services"
@@ -27,6 +28,7 @@ SETTINGS = {"shared_buffers": "64MB", "max_wal_size": "512MB"}
 # How long an example takes on a busy machine says nothing.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+ask_for_types_once()
 _memory = pytest.StashKey[Path | None]()
 
 

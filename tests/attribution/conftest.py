@@ -292,7 +292,7 @@ class World:
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.NOT_FOUND:
                         raise
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.03)
         return decisions
 
 
