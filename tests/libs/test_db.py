@@ -81,19 +81,22 @@ async def test_pool_waits_for_a_database_that_starts_later(durable_database: Dat
 
 
 async def test_deadlock_and_serialization_failures_are_retried(pool: Pool) -> None:
-    both_hold_one = asyncio.Barrier(2)
+    both_hold_one, one_is_through = asyncio.Barrier(2), asyncio.Event()
     runs = itertools.count(1)
 
     async def increment(*ids: int, looks_for_deadlocks: bool) -> None:
         async for attempt in transactions(pool):
             async with attempt as connection:
                 run = next(runs)
+                if run > 2:
+                    await one_is_through.wait()  # or they might meet once more
                 # If both looked, both might find it at once, and both begin anew.
                 await connection.execute(f"SET LOCAL deadlock_timeout = '{'10ms' if looks_for_deadlocks else '1h'}'")
                 await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[0])
                 if run <= 2:
                     await both_hold_one.wait()
                 await connection.execute("UPDATE counter SET n = n + 1 WHERE id = $1", ids[1])
+        one_is_through.set()
 
     await asyncio.gather(increment(1, 2, looks_for_deadlocks=True), increment(2, 1, looks_for_deadlocks=False))
     assert next(runs) == 4
