@@ -61,6 +61,9 @@ DURATIONS: Mapping[str, Range] = MappingProxyType(
         "min_time_to_reengagement": Range(min_s=0, max_s=365 * DAY_S, text="0 to 365 days"),  # D3
         "reengagement_period": _LONG,  # D6
         "install_reprocessing_window": Range(min_s=DAY_S, max_s=365 * DAY_S, text="1 to 365 days"),  # F2
+        "inactivity_window": Range(min_s=0, max_s=90 * DAY_S, text="0 to 90 days"),  # D13
+        "late_window": Range(min_s=0, max_s=7 * DAY_S, text="0 to 7 days"),  # D12
+        "late_pings": Range(min_s=0, max_s=12 * _HOUR_S, text="0 to 12 hours"),  # D12
         "max_record_age": Range(min_s=_HOUR_S, max_s=31 * DAY_S, text="1 hour to 31 days"),
         "max_record_lead": Range(min_s=0, max_s=DAY_S, text="0 to 24 hours"),
         "post_engagement_window": Range(min_s=DAY_S, max_s=90 * DAY_S, text="1 to 90 days"),  # B4

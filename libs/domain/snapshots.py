@@ -6,7 +6,7 @@ it goes on with the last; a gap or a reset heals by a fresh snapshot.
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Generic, TypeVar
 
 import grpc
@@ -142,18 +142,38 @@ class Follower(Generic[S]):
         if response.reset:
             for held in self._resources.values():
                 held.clear()
-        for resource in response.resources:
-            kind = resource.WhichOneof("resource")
-            if kind not in self._resources:
-                continue  # of no use to followers, or newer than this build
-            message = getattr(resource, kind)
-            self._resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message
+        _put(self._resources, response.resources)
+
+
+async def resources_of(responses: AsyncIterable[snapshot_pb2.GetSnapshotResponse]) -> Resources:
+    """Returns the resources of a whole snapshot."""
+    resources: Resources = {kind: {} for kind in _KEYS}
+    async for response in responses:
+        _put(resources, response.resources)
+    return resources
+
+
+def _put(resources: Resources, new: Iterable[snapshot_pb2.Resource]) -> None:
+    for resource in new:
+        kind = resource.WhichOneof("resource")
+        if kind not in resources:
+            continue  # of no use to followers, or newer than this build
+        message = getattr(resource, kind)
+        resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message
 
 
 def follow_tracker(channel: grpc.aio.Channel, build: Callable[[Resources, int], S]) -> Follower[S]:
     """Returns a follower of the tracker behind a channel."""
     tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
     return Follower(lambda revision: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision)), build)
+
+
+def past_snapshots(
+    channel: grpc.aio.Channel,
+) -> Callable[[int], AsyncIterable[snapshot_pb2.GetSnapshotResponse]]:
+    """Returns what streams all settings at a past revision, from the tracker behind a channel."""
+    tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
+    return lambda revision: tracker.GetSnapshot(snapshot_pb2.GetSnapshotRequest(revision=revision))
 
 
 async def _next(responses: AsyncIterator[snapshot_pb2.WatchSnapshotResponse]) -> snapshot_pb2.WatchSnapshotResponse:

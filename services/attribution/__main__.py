@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from libs.channels import open_channel
 from libs.config import ConfigError
 from libs.db import open_pool
-from libs.domain.snapshots import follow_tracker
+from libs.domain.snapshots import follow_tracker, past_snapshots
 from libs.periods import Periods
 from libs.server import Face, GrpcServer, ServerConfig, Service, run
 from libs.time import now_us
@@ -21,6 +21,7 @@ from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.jobs.claims import Claims
 from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.hash_index import HashIndexer
+from services.attribution.jobs.late_arrivals import LateArrivals
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
@@ -32,6 +33,7 @@ from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage import PLANNER
+from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.rulebook import RulebookBuilder
 
 
@@ -85,6 +87,9 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         hash_indexer = HashIndexer(
             pool=pool, settings=rulebooks, ingest=ingest, triggers=triggers, pace=pace, now_us=now_us
         )
+        late_arrivals = LateArrivals(
+            pool=pool, settings=rulebooks, past_rules=PastRules(rulebooks, past_snapshots(to_tracker)), pace=pace
+        )
         live = live_loops(
             pool, rulebooks, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
         )
@@ -97,6 +102,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
                 "eraser": eraser.run,
                 "reattributor": reattributor.run,
                 "hash_indexer": hash_indexer.run,
+                "late_arrivals": late_arrivals.run,
             },
             ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
         )

@@ -89,6 +89,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
         max_record_age=Duration(seconds=31 * _DAY),
         max_record_lead=Duration(seconds=24 * _HOUR),
         retention=Duration(seconds=400 * _DAY),
+        inactivity_window=Duration(),
     )
     layers: list[Layer] = [(APP, settings), (BUILT_IN, built_in)]
     found = [
@@ -100,6 +101,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
             ("omit_os_minor", "A5", "enabled"),
             ("allow_reengagement_impressions", "B5", "enabled"),
             ("prioritize_completed_view", "C2", "enabled"),
+            ("inactivity_window", "D13", "duration"),
             ("max_record_age", "", "duration"),
             ("max_record_lead", "", "duration"),
             ("records_per_second", "", "number"),

@@ -41,6 +41,7 @@ from reengage.tracker.v1 import (
 )
 from services.attribution.jobs.claims import Claims, ClaimsConfig
 from services.attribution.jobs.hash_index import HashIndexer
+from services.attribution.jobs.late_arrivals import LateArrivals, LateArrivalsConfig
 from services.attribution.jobs.reattribution import Reattributions
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
@@ -53,6 +54,7 @@ from services.attribution.redecide.what_if import WhatIfConfig, WhatIfs
 from services.attribution.service import Attribution
 from services.attribution.storage import PLANNER
 from services.attribution.wire import rulebook
+from services.attribution.wire.past_rules import PastRules
 from services.ingest import settings as ingest_settings
 from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
@@ -76,6 +78,7 @@ class Feed:
     def __init__(self) -> None:
         self._revision = 0
         self._resources: list[snapshot_pb2.Resource] = []
+        self._lengths = [0]
         self._changed = asyncio.Condition()
 
     async def publish(self, *resources: snapshot_pb2.Resource) -> int:
@@ -83,6 +86,7 @@ class Feed:
         async with self._changed:
             self._revision += 1
             self._resources.extend(resources)
+            self._lengths.append(len(self._resources))
             self._changed.notify_all()
         return self._revision
 
@@ -95,6 +99,10 @@ class Feed:
                     await self._changed.wait()
             sent = self._revision
             yield snapshot_pb2.WatchSnapshotResponse(revision=sent, reset=True, resources=self._resources)
+
+    async def at(self, revision: int) -> AsyncIterator[snapshot_pb2.GetSnapshotResponse]:
+        """Yields all settings as they were at a revision."""
+        yield snapshot_pb2.GetSnapshotResponse(revision=revision, resources=self._resources[: self._lengths[revision]])
 
 
 class Received(postback_grpc.PostbackServiceServicer):
@@ -260,6 +268,13 @@ class World:
         hash_indexer = HashIndexer(
             pool=self.pool, settings=self.settings, ingest=ingest or self.ingest, triggers=triggers, pace=self.pace
         )
+        late = LateArrivals(
+            pool=self.pool,
+            settings=self.settings,
+            past_rules=PastRules(self.settings, self.feed.at),
+            pace=self.pace,
+            config=LateArrivalsConfig(look_interval_s=0.02),
+        )
         live = live_loops(
             self.pool,
             self.settings,
@@ -272,7 +287,7 @@ class World:
         worker = Worker(
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
             self.pool,
-            {**live, "claims": claims.run, "hash_indexer": hash_indexer.run, **jobs},
+            {**live, "claims": claims.run, "hash_indexer": hash_indexer.run, "late_arrivals": late.run, **jobs},
             ready=lambda: asyncio.gather(self.settings.ready(), triggers.ready()),
         )
         tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]

@@ -6,7 +6,7 @@ the list of what was decided. Slow and plain on purpose; it shares a scenario's 
 import hashlib
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -40,6 +40,7 @@ VERDICTS = (
     "EVENT_NOT_SELECTED",
     "IMPRESSIONS_NOT_ALLOWED",
     "MATCH_KIND_NOT_ALLOWED",
+    "REPORTED_LATE",
     "DUPLICATE_CLICK",
     "BOT",
     "PREFETCH",
@@ -48,10 +49,15 @@ VERDICTS = (
     "WINDOW_DISABLED",
     "AFTER_CONVERSION",
     "OUTSIDE_WINDOW",
+    "DEVICE_ACTIVE",
     "TRAFFIC_RULE",
     "ENGAGEMENT_SPENT",
 )
 """Of G2, in its order; BLOCKLISTED cannot be said in a scenario."""
+
+
+NOT_PRINTED = ("redacted", "install_time", "source_engagement")
+"""What a decision tells as well, so that it makes a new version when it changes."""
 
 
 @dataclass(kw_only=True)
@@ -59,7 +65,16 @@ class Decided:
     """A decided conversion, and the answers that later conversions of its device need."""
 
     conversion: ConversionRecord
-    line: dict[str, Any]
+    place: int
+    nobodys: set[tuple[str, str]] = field(default_factory=set)
+    line: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
+    because: str = ""
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """The order of times; at equal times that of receipt (D12)."""
+        return self.conversion.time_us, self.conversion.receive_time_us, self.place
 
     @property
     def outcome(self) -> str:
@@ -91,16 +106,17 @@ class Considered:
     level: int = 0
     completed_view: bool = False
     skew: int = 0
+    redacted: bool = False
     refusals: set[str]
     verdict: str = ""
 
 
 @dataclass(kw_only=True, eq=False)
 class Device:
-    """The records of a device, and the ids that lead to it."""
+    """The conversions that were decided for a device, and the ids that lead to it."""
 
     ids: set[tuple[str, str]]
-    records: list[ConversionRecord]
+    decided: list[Decided]
 
 
 def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
@@ -109,27 +125,64 @@ def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
 
 
 class Naive:
-    """Decides a scenario, record by record."""
+    """Decides a scenario: after each record everything that is still open, in the order of times (D12).
+
+    `decided` is what a conversion knows of when it is decided: of the earlier all, of the later what was decided for
+    good when it arrived. `winners` are all conversions that it may count as such (D5).
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         self.app = scenario.app
         self.scenario = scenario
         self.engagements: list[EngagementRecord] = []
+        self.received: list[Decided] = []
         self.decided: list[Decided] = []
-        self.devices: dict[tuple[int, str], Device] = {}
+        self.devices: dict[str, Device] = {}
 
     def run(self) -> list[dict[str, Any]]:
-        for record in self.scenario.timeline:
+        for place, record in enumerate(self.scenario.timeline):
             if isinstance(record, EngagementRecord):
                 self.engagements.append(record)
+                because = "LATE_ENGAGEMENT"
             else:
-                if record.is_session_start and self.goes_on(record):
-                    line = {}
-                else:
-                    line = self.event(record) if record.name else self.install(record)
-                    line["shared_ids"] = self.shared_ids(record)
-                self.decided.append(Decided(conversion=record, line=line))
-        return [decided.line for decided in self.decided if decided.line]
+                self.received.append(Decided(conversion=record, place=place))
+                self.received[-1].nobodys = nobodys([each.conversion for each in self.received])
+                because = "LATE_EVENT" if record.name else "LATE_INSTALL"
+            for each in sorted(self.received, key=lambda decided: decided.order):
+                if each.version == 0 or (self.app.late_window_us and not self.is_closed(each, record.receive_time_us)):
+                    self.decide(each, because)
+        return [
+            {key: value for key, value in each.line.items() if key not in NOT_PRINTED}
+            | {"version": each.version}
+            | ({"because": each.because} if each.because else {})
+            for each in self.received
+            if each.line
+        ]
+
+    def is_closed(self, decided: Decided, time_us: int) -> bool:
+        return decided.conversion.receive_time_us + self.app.late_window_us < time_us
+
+    def knows(self, one: Decided, other: Decided) -> bool:
+        """Returns whether one conversion is decided with another before it."""
+        if not self.app.late_window_us:
+            return other.place < one.place
+        return other.order < one.order or self.is_closed(other, one.conversion.receive_time_us)
+
+    def decide(self, each: Decided, because: str) -> None:
+        self.decided = [other for other in self.received if other is not each and self.knows(each, other)]
+        self.devices = {}
+        record = each.conversion
+        if record.is_session_start and self.goes_on(record):
+            line = {}
+        else:
+            line = self.event(record) if record.name else self.install(record)
+            installs = [other.conversion.time_us for other in self.history(record) if other.is_counted_install]
+            line["shared_ids"] = self.shared_ids(each)
+            line["install_time"] = min(installs, default=None if record.name else record.time_us)
+        if each.version == 0:
+            each.line, each.version = line, 1
+        elif told(line) != told(each.line):
+            each.line, each.version, each.because = line, each.version + 1, because
 
     # F
 
@@ -165,14 +218,11 @@ class Naive:
         return line
 
     def goes_on(self, session: ConversionRecord) -> bool:
-        """D4. OURS: not beyond an install, and not exactly 30 minutes later."""
-        history = self.history(session)
-        earlier = [each.conversion for each in history if each.conversion.time_us <= session.time_us]
-        installs = [
-            each.conversion.time_us for each in history if each.is_counted_install and each.conversion in earlier
-        ]
-        since = max([session.time_us - 30 * 60 * SECOND, *installs])
-        return any(each.name and each.time_us > since for each in earlier)
+        """D4. OURS: not exactly 30 minutes later."""
+        return any(
+            each.conversion.name and 0 <= session.time_us - each.conversion.time_us < 30 * MINUTE
+            for each in self.history(session)
+        )
 
     def ineligible(self, event: ConversionRecord, history: list[Decided]) -> str | None:
         installs = [decided.conversion.time_us for decided in history if decided.is_counted_install]
@@ -226,7 +276,8 @@ class Naive:
             return
         line["outcome"] = "CREDITED"
         line["source"] = source.conversion.id
-        for key in ("attribution_type", "tracker", "network"):
+        line["source_engagement"] = source.line["engagement"]
+        for key in ("attribution_type", "tracker", "network", "redacted"):
             line[key] = source.line[key]
 
     # C
@@ -256,12 +307,14 @@ class Naive:
             tracker=winner.tracker.tracker_id,
             network=winner.network,
             source=conversion.id,
+            source_engagement=winner.id,
             engagement=winner.id,
             matched_by=winner.matched_by,
             level=winner.level,
             lookback_s=(conversion.time_us - winner.time) // SECOND,
+            redacted=winner.redacted,
         )
-        if winner.skew > 0:  # B1
+        if winner.skew > 0:  # B1, and it was given back
             line["custom_dimensions"] = {"clock_skew": str(Decimal(winner.skew) / SECOND)}
 
     def beats(self, one: Considered, other: Considered) -> bool:
@@ -309,13 +362,15 @@ class Naive:
         else:
             window_kind = WindowKind.CLICK_IP if is_click else WindowKind.IMPRESSION_IP
             level = 3 if is_click else 6
-        age = conversion.time_us - engagement.time_us
+        age = self.age(engagement, conversion)
         if kind == "MODELED" and is_click and 0 < age < self.window(tracker, WindowKind.CLICK_EQUALIZER):
             level = 1
         refusals = self.tracker_refusals(tracker, conversion, needed) | self.time_refusals(
             age, self.window(tracker, window_kind)
         )
-        if kind == "CLICK_ID":  # B1: given back, so it came before
+        late = engagement.receive_time_us - conversion.receive_time_us
+        refusals |= self.ping_refusals(engagement, late)
+        if kind == "CLICK_ID" and late <= 0:  # B1: it came before
             refusals.discard("AFTER_CONVERSION")
         if not is_click and not self.impressions_allowed(tracker.network_id, needed):
             refusals.add("IMPRESSIONS_NOT_ALLOWED")
@@ -324,14 +379,15 @@ class Naive:
         if self.is_duplicate(engagement):
             refusals.add("DUPLICATE_CLICK")
         refusals |= visitor_refusals(engagement)
+        refusals |= self.activity_refusals(min(engagement.time_us, conversion.time_us), conversion)
         if self.breaks_traffic_rules(tracker, engagement.time_us, engagement.ua, engagement.country):
             refusals.add("TRAFFIC_RULE")
         if 0 < tracker.max_conversions_per_engagement <= self.times_won(engagement.id):
             refusals.add("ENGAGEMENT_SPENT")
         return Considered(
             id=engagement.id,
-            time=min(engagement.time_us, conversion.time_us) if kind == "CLICK_ID" else engagement.time_us,
-            skew=-age if kind == "CLICK_ID" else 0,
+            time=conversion.time_us - (max(age, 0) if kind == "CLICK_ID" else age),
+            skew=0 if self.age(engagement, conversion) >= 0 else engagement.time_us - conversion.time_us,
             tracker=tracker,
             network=tracker.network_id,
             matched_by=kind,
@@ -350,6 +406,19 @@ class Naive:
             refusals.add("EVENT_NOT_SELECTED")
         return refusals
 
+    def ping_refusals(self, engagement: EngagementRecord, late: int) -> set[str]:
+        """D12."""
+        network = self.network(self.tracker(engagement.tracker).network_id)
+        return {"REPORTED_LATE"} if engagement.is_ping and late > network.late_pings_us else set()
+
+    def age(self, engagement: EngagementRecord, conversion: ConversionRecord) -> int:
+        """B1: a time in whole seconds means the latest moment of that second that is not after receipt."""
+        age = conversion.time_us - engagement.time_us
+        if age <= 0 and conversion.time_us % SECOND == 0 and engagement.time_us % SECOND:
+            latest = min(conversion.time_us + SECOND - 1, conversion.receive_time_us)
+            return max(age, latest - engagement.time_us)
+        return age
+
     def time_refusals(self, age: int, window: int) -> set[str]:
         """B1, B2."""
         refusals = set()
@@ -360,6 +429,16 @@ class Naive:
         if age >= window:
             refusals.add("OUTSIDE_WINDOW")
         return refusals
+
+    def activity_refusals(self, time: int, conversion: ConversionRecord) -> set[str]:
+        """D13. OURS: not by what happened in the same second; a duplicate install is no activity."""
+        was_active = any(
+            each.conversion.time_us // SECOND < time // SECOND
+            and time - each.conversion.time_us < self.app.inactivity_window_us
+            for each in self.history(conversion)
+            if each.conversion.name or each.is_counted_install
+        )
+        return {"DEVICE_ACTIVE"} if was_active and conversion.name else set()
 
     def breaks_traffic_rules(self, tracker: Tracker, time: int, ua: str, country: str) -> bool:
         """OURS: lists of what is allowed take nothing that is not known, all else only refuses what is known."""
@@ -400,8 +479,8 @@ class Naive:
             if visitor_refusals(other):
                 continue
             if other.tracker == engagement.tracker and other.click_id == engagement.click_id:
-                is_earlier = (other.time_us, other.id) < (engagement.time_us, engagement.id)
-                if is_earlier and engagement.time_us - other.time_us < 7 * DAY:
+                is_earlier = (counted(other), other.id) < (counted(engagement), engagement.id)
+                if is_earlier and counted(engagement) - counted(other) < 7 * DAY:
                     return True
         return False
 
@@ -437,6 +516,7 @@ class Naive:
                     refusals.add("VIEW_WINDOW_ZERO")
             refusals |= self.tracker_refusals(tracker, conversion, needed)
             refusals |= self.time_refusals(conversion.time_us - claim.time_us, window)
+            refusals |= self.activity_refusals(claim.time_us, conversion)
             if self.breaks_traffic_rules(tracker, claim.time_us, conversion.ua, conversion.country):
                 refusals.add("TRAFFIC_RULE")
         if not is_click and not self.impressions_allowed(claim.network_id, needed):
@@ -450,6 +530,7 @@ class Naive:
             network=claim.network_id,
             matched_by="CLAIM",
             level=1 if is_click else 4,
+            redacted=not claim.granular_data_allowed,
             refusals=refusals,
         )
 
@@ -546,32 +627,33 @@ class Naive:
     # hash (A3), or both alike. What was joined once stays so.
 
     def history(self, conversion: ConversionRecord) -> list[Decided]:
-        """Returns what was decided for the device of a conversion before it, in order of receipt."""
-        device = self.device(conversion)
-        return [decided for decided in self.decided if decided.conversion in device.records]
+        """Returns what was decided for the device of a conversion before it."""
+        return self.device(conversion).decided
 
     def device(self, conversion: ConversionRecord) -> Device:
-        at = len(self.decided), conversion.id
-        if at not in self.devices:
-            devices: list[Device] = []
-            received: list[ConversionRecord] = []
-            for record in [*(decided.conversion for decided in self.decided), conversion]:
-                received.append(record)
-                own = {each for each in usable_ids(record) if not is_nobodys(each, received)}
-                for device in devices:
-                    device.ids = {each for each in device.ids if not is_nobodys(each, received)}
-                joined = [device for device in devices if one_device(device.ids, own)]
-                made = Device(ids=own.union(*(device.ids for device in joined)), records=[record])
-                made.records += [earlier for device in joined for earlier in device.records]
-                devices = [device for device in devices if device not in joined] + [made]
-            self.devices[at] = devices[-1]
-        return self.devices[at]
+        """The device of a conversion as what it knows of makes it, in the order of times."""
+        if conversion.id not in self.devices:
+            self.devices[conversion.id] = self.find_device(conversion)
+        return self.devices[conversion.id]
 
-    def shared_ids(self, conversion: ConversionRecord) -> dict[str, int]:
-        """A8: the nobody's ids of a record, with how many advertising ids they have met."""
-        received = [*(decided.conversion for decided in self.decided), conversion]
-        nobodys = [each for each in usable_ids(conversion) if is_nobodys(each, received)]
-        return {each[0]: met(each, received) for each in nobodys}
+    def find_device(self, conversion: ConversionRecord) -> Device:
+        by_time = self.app.late_window_us > 0
+        (own,) = [each for each in self.received if each.conversion is conversion]
+        devices: list[Device] = []
+        for each in [*sorted(self.decided, key=lambda other: other.order if by_time else (other.place,)), own]:
+            ids = {one for one in usable_ids(each.conversion) if bare(one) not in each.nobodys}
+            joined = [device for device in devices if one_device(device.ids, ids)]
+            made = Device(ids=ids.union(*(device.ids for device in joined)), decided=[each])
+            made.decided = [*(earlier for device in joined for earlier in device.decided), each]
+            devices = [device for device in devices if device not in joined] + [made]
+        known = {one for one in devices[-1].ids if bare(one) not in own.nobodys}
+        return Device(ids=known, decided=devices[-1].decided[:-1])
+
+    def shared_ids(self, decided: Decided) -> dict[str, int]:
+        """A8: the nobody's ids of a record, with how many advertising ids they have met. OURS: in order of receipt."""
+        received = [each.conversion for each in self.received if each.place <= decided.place]
+        ids = usable_ids(decided.conversion)
+        return {one[0]: met(one, received) for one in ids if bare(one) in decided.nobodys}
 
     def tracker(self, tracker_id: str) -> Tracker:
         (tracker,) = [tracker for tracker in self.scenario.trackers if tracker.tracker_id == tracker_id]
@@ -580,6 +662,22 @@ class Naive:
     def network(self, network_id: str) -> Network:
         (network,) = [network for network in self.scenario.networks if network.network_id == network_id]
         return network
+
+
+def counted(engagement: EngagementRecord) -> int:
+    """OURS: among clicks with the same click id a ping comes when it is received."""
+    return engagement.receive_time_us if engagement.is_ping else engagement.time_us
+
+
+def told(line: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part that makes a new version when it changes: all but candidates that did not win."""
+    if not line:
+        return line
+    return {
+        **line,
+        "candidates": None,
+        "reason": line["reason"] and line["reason"].replace("NO_WINNER", "NO_CANDIDATE"),
+    }
 
 
 def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> dict[str, Any]:
@@ -600,6 +698,9 @@ def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> di
         "custom_dimensions": {},
         "candidates": [],
         "shared_ids": {},
+        "redacted": False,
+        "install_time": None,
+        "source_engagement": None,
     }
 
 
@@ -655,9 +756,9 @@ def visitor_refusals(engagement: EngagementRecord) -> set[str]:
     return ({"BOT"} if is_bot else set()) | ({"PREFETCH"} if engagement.is_prefetch else set())
 
 
-def when(decided: Decided) -> tuple[int, str]:
-    """OURS: of two attributions at one time the one of the higher id is the later."""
-    return decided.conversion.time_us, decided.conversion.id
+def when(decided: Decided) -> tuple[int, int, str]:
+    """Returns the order of attributions. OURS: of two at one time, received at once, the higher id is the later."""
+    return decided.conversion.time_us, decided.conversion.receive_time_us, decided.conversion.id
 
 
 ADVERTISING = ("adid", "idfa", "oaid", "rida", "faid")
@@ -676,6 +777,15 @@ def met_itself(one: tuple[str, str], received: list[ConversionRecord]) -> set[st
         for kind, value in usable_ids(record)
         if kind in ADVERTISING
     }
+
+
+def nobodys(received: list[ConversionRecord]) -> set[tuple[str, str]]:
+    """A8: the ids that are nobody's once these records were received."""
+    return {bare(one) for record in received for one in usable_ids(record) if is_nobodys(one, received)}
+
+
+def bare(one: tuple[str, str]) -> tuple[str, str]:
+    return one[0], plain(one[1])
 
 
 def is_nobodys(one: tuple[str, str], received: list[ConversionRecord]) -> bool:

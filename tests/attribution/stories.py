@@ -1,24 +1,28 @@
 """Random stories through the real store: as ingest would have logged them, decided in batches as a worker does."""
 
+import re
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from libs.db import Pool, transaction
 from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
+from libs.domain.snapshots import Follower
 from libs.domain.visitors import find_bot
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
-from services.attribution.decision.model import Claim, EngagementKind
+from reengage.tracker.v1 import snapshot_pb2
+from services.attribution.decision.model import DAY_US, Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.jobs.hash_index import HashIndexer
+from services.attribution.jobs.late_arrivals import LateArrivals
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.hashed_kinds import kinds_to_wait_for
 from services.attribution.live.owned_lanes import OwnedLanes
@@ -26,10 +30,12 @@ from services.attribution.live.pending import NOBODY
 from services.attribution.pace import Pace
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord, Scenario
 from services.attribution.storage.engagements import EngagementIndex
-from services.attribution.storage.hashed_ids import HashedKind, note_hashed_kinds
+from services.attribution.storage.hashed_ids import HashedKind, find_hash_lengths, note_hashed_kinds
 from services.attribution.storage.lanes import forget_worker, read_owned_lanes, take_lanes
 from services.attribution.storage.pending import Mark, PendingRow
-from services.attribution.wire.records import Logged, index_rows
+from services.attribution.wire.past_rules import PastRules
+from services.attribution.wire.records import LATE_US, Logged, index_rows
+from services.attribution.wire.rulebook import Rulebook
 
 ALL_TIME = (0, 1 << 54)
 
@@ -45,7 +51,6 @@ class Story:
     logged: list[Logged]
     claims: Mapping[str, bytes]
     decided: int = 0
-    heads: list[int] = field(default_factory=lambda: [0] * LANES)
 
     @property
     def rules(self) -> AppRules:
@@ -61,15 +66,10 @@ class Story:
         )
 
     async def live(self, random: Random, *, sees_beyond: bool = True) -> None:
-        """Indexes all engagements, and decides conversions in batches, each at the heads of its moment.
+        """Indexes engagements and decides conversions as they are received, in batches; then what late ones change.
 
         `sees_beyond`: a batch may know of engagements that were received after one of its conversions.
         """
-        rules = {self.app_id: self.rules}
-        rows = index_rows(self.logged, rules, {})
-        # All at once: what lies beyond the heads must not matter.
-        async with transaction(self.pool) as connection:
-            await EngagementIndex(self.pool).insert(connection, rows)
         at = 0
         while at < len(self.logged):
             some = self.logged[at : at + random.randint(1, 6)]
@@ -77,8 +77,7 @@ class Story:
                 is_engagement = [event_of(each.record) is None for each in some]
                 some = some[: 1 + (is_engagement[1:].index(True) if True in is_engagement[1:] else len(some))]
             at += len(some)
-            beyond = random.choice((0, 0, 1, 3)) if sees_beyond else 0  # the log has grown meanwhile
-            self.heads = [each.entry.position + 1 for each in self.logged[: at + beyond][-1:]] * LANES
+            await self.index(some)
             batch: list[Logged] = []
             for each in some:
                 if event_of(each.record) is None:
@@ -96,6 +95,26 @@ class Story:
                 if kinds:
                     await self.index_hashes(each)
             await self.decide(batch)
+            if random.random() < 0.5:
+                await self.settle()
+        await self.settle()
+
+    async def index(self, logged: Sequence[Logged]) -> None:
+        """Indexes those that are engagements."""
+        lengths = await find_hash_lengths(self.pool, {self.app_id}, is_on_conversions=True)
+        async with transaction(self.pool) as connection:
+            rows = index_rows(logged, {self.app_id: self.rules}, lengths)
+            await EngagementIndex(self.pool).insert(connection, rows)
+
+    async def settle(self) -> None:
+        """Decides again what late arrivals have changed (D12)."""
+        rulebook = Rulebook(
+            revision=0, apps={self.app_id: self.rules}, sources={}, tracker_names={}, app_names={}, san_accounts={}
+        )
+        settings = cast("Follower[Rulebook]", Settings(rulebook))
+        job = LateArrivals(pool=self.pool, settings=settings, past_rules=PastRules(settings, no_snapshot), pace=Pace())
+        while await job.work(self.lanes):
+            pass
 
     async def decide(self, logged: Sequence[Logged], claims: bytes | None = None) -> None:
         """Decides records in one transaction; with claims one that has waited for them."""
@@ -109,7 +128,6 @@ class Story:
             changes = await decide_batch(
                 connection,
                 logged,
-                heads=self.heads,
                 apps={self.app_id: self.rules},
                 next_sequences=self.lanes.next_sequences,
                 new_id=uuid.uuid4,
@@ -127,7 +145,6 @@ class Story:
             hashed = [HashedKind(self.app_id, kind, lane) for kind in kinds]
             async with transaction(self.pool) as connection:
                 await note_hashed_kinds(connection, hashed, is_on_conversions=True)
-        self.lanes.heads = list(self.heads)
         before = await self.pool.fetchval(_COUNT, lane, self.app_id)
         parts: Any = {
             "settings": SimpleNamespace(current=SimpleNamespace(apps={self.app_id: self.rules}, revision=0)),
@@ -164,6 +181,17 @@ class _EmptyLog:
     def cancel(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings that stay as they are."""
+
+    current: Rulebook
+
+
+def no_snapshot(revision: int) -> AsyncIterable[snapshot_pb2.GetSnapshotResponse]:
+    raise AssertionError("the settings have not changed")
+
+
 @asynccontextmanager
 async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
     """Yields all lanes, owned by the test and given back."""
@@ -176,26 +204,47 @@ async def owning(pool: Pool) -> AsyncIterator[OwnedLanes]:
 
 
 def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
-    """Makes a scenario an app of its own. Records are received in the order of the scenario, one a millisecond."""
+    """Makes a scenario an app of its own."""
     app_id = f"app-{uuid.uuid4()}"
     records = [_record(app_id, record) for record in scenario.timeline]
-    start_us = min((record.time_us for record in scenario.timeline), default=0)
     claims = {
         record.id: _claims(record.claims)
         for record in scenario.timeline
         if isinstance(record, ConversionRecord) and record.claims
     }
     logged = []
-    for number, record in enumerate(records):
+    for number, (told, record) in enumerate(zip(scenario.timeline, records, strict=True)):
         entry = log_pb2.LogEntry(
             lane=number % LANES,
             position=number,
             app_lane=lane_of(app_id),
-            receive_time_us=start_us + number,
+            receive_time_us=told.receive_time_us,
             record=record.SerializeToString(),
         )
         logged.append(Logged(entry, record))
     return Story(pool=pool, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
+
+
+def punctual(told: Scenario) -> Scenario:
+    """A scenario with nothing that the store does not look for when it is late.
+
+    An engagement that is late by less than counts (LATE_US) happens when it is received, nothing carries a hash (A3),
+    and nothing comes after a late window, if there is one: what was decided for good has an order of its own.
+    """
+
+    def in_time(record: EngagementRecord | ConversionRecord) -> EngagementRecord | ConversionRecord:
+        device = {kind: value for kind, value in record.device.items() if not HASH.fullmatch(value)}
+        if isinstance(record, ConversionRecord):  # no session is a refund
+            return replace(record, device=device, is_refund=record.is_refund and not record.is_session_start)
+        if record.receive_time_us - record.time_us <= LATE_US:
+            return replace(record, device=device, time_us=record.receive_time_us)
+        return replace(record, device=device)
+
+    app = replace(told.app, late_window_us=7 * DAY_US if told.app.late_window_us else 0)
+    return replace(told, app=app, timeline=tuple(map(in_time, told.timeline)))
+
+
+HASH = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
 
 
 def event_of(record: record_pb2.Record) -> str | None:
@@ -219,11 +268,13 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
             # Trackers of all stories have the same ids: a click of another one is no repeat of this.
             click_id = f"{record.click_id} of {app_id}" if record.click_id else ""
             made.click.CopyFrom(record_pb2.Click(tracker_id=record.tracker, click_id=click_id, visitor=visitor, ad=ad))
+            made.click.is_ping = record.is_ping
         else:
             completed_view = record.completed_view
             made.impression.CopyFrom(
                 record_pb2.Impression(tracker_id=record.tracker, completed_view=completed_view, visitor=visitor, ad=ad)
             )
+            made.impression.is_ping = record.is_ping
         return made
     made.limit_ad_tracking = record.limit_ad_tracking
     if record.is_session_start:

@@ -96,13 +96,15 @@ CLAIM_WINDOWS: tuple[dict[WindowKind, int], ...] = (
 
 def scenario(random: Random) -> Scenario:
     """Settings at all layers and 8 to 30 records, mostly of one person, with nothing expected of them."""
-    now_us = START_US
+    now_us = receive_time_us = START_US
     timeline: list[EngagementRecord | ConversionRecord] = []
     count = random.randint(8, 30)
     for number in random.sample(range(count), count):
-        step_us = random.choice(random.choices((STEPS_US, ODD_STEPS_US, LATE_US), (8, 1, 1))[0])
+        step_us = random.choice(random.choices((STEPS_US, ODD_STEPS_US, LATE_US), (6, 1, 3))[0])
         tell = random.choice((engagement, conversion))
-        timeline.append(tell(random, f"r{number}", now_us + step_us))
+        # No two are received at once.
+        receive_time_us = max(receive_time_us + 1, now_us + max(step_us, 0))
+        timeline.append(tell(random, f"r{number}", now_us + step_us, receive_time_us))
         now_us += max(step_us, 0)
     if chance(random, 1 / 5):
         timeline = [replace(record, device=of_a_crowd(random, record.device)) for record in timeline]
@@ -141,6 +143,8 @@ def app(random: Random) -> App:
         prioritize_completed_view=chance(random, 1 / 2),
         limit_ad_tracking_fallback=chance(random, 1 / 2),
         install_reprocessing_window_us=random.choice((None, DAY_US, 2 * DAY_US, 7 * DAY_US)),
+        inactivity_window_us=random.choice((0, 0, 0, HOUR_US, DAY_US, 2 * DAY_US)),
+        late_window_us=random.choice((0, HOUR_US, DAY_US, DAY_US, 7 * DAY_US)),
     )
 
 
@@ -151,6 +155,7 @@ def network(random: Random, network_id: str) -> Network:
         supports_impressions=chance(random, 5 / 6),
         granular_data_policy=random.choice(list(GranularDataPolicy)),
         windows=windows(random),
+        late_pings_us=random.choice((0, 0, HOUR_US, 12 * HOUR_US)),
     )
 
 
@@ -214,13 +219,15 @@ def definition(random: Random, event_name: str) -> EventDefinition:
     )
 
 
-def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord:
+def engagement(random: Random, record_id: str, time_us: int, receive_time_us: int) -> EngagementRecord:
     kind = random.choice(list(EngagementKind))
     is_click = kind is EngagementKind.CLICK
     return EngagementRecord(
         id=record_id,
         kind=kind,
         time_us=time_us,
+        receive_time_us=receive_time_us,
+        is_ping=chance(random, 1 / 3),
         tracker=random.choice(("t1", "t1", "t1", "t1", "t2", "t2", "t3", "x1")),
         device=random.choice((lambda _: {}, device, device, hashed_device))(random),
         ip=random.choice(IPS),
@@ -232,12 +239,13 @@ def engagement(random: Random, record_id: str, time_us: int) -> EngagementRecord
     )
 
 
-def conversion(random: Random, record_id: str, time_us: int) -> ConversionRecord:
+def conversion(random: Random, record_id: str, time_us: int, receive_time_us: int) -> ConversionRecord:
     name = "" if chance(random, 1 / 5) else random.choice(EVENTS)
     is_session_start = name == "SessionBegin" and chance(random, 3 / 4)
     return ConversionRecord(
         id=record_id,
         time_us=time_us,
+        receive_time_us=receive_time_us,
         name=name,
         device=random.choice((device, device, device, device, told_by_hashes))(random),
         ip=random.choice(IPS),

@@ -166,4 +166,4 @@ async def test_an_open_by_universal_link_is_its_own_click(world: World) -> None:
         await world.send(event(2 * HOUR + 60, device(1), record_id="e1"))
         o1, e1 = await world.decided("o1", "e1")
     assert (o1.event_name, o1.reason) == ("_Deeplink", decision_pb2.REASON_EVENT_NOT_SELECTED)
-    assert (e1.outcome, e1.tracker_id, e1.engagement_id, e1.lookback.seconds) == (REENGAGED, RE_TRACKER, "o1", 61)
+    assert (e1.outcome, e1.tracker_id, e1.engagement_id, e1.lookback.seconds) == (REENGAGED, RE_TRACKER, "o1", 60)

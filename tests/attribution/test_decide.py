@@ -75,25 +75,41 @@ PURCHASE = Conversion(
     kind=ConversionKind.EVENT,
     event_name="Purchase",
     time_us=NOW,
+    receive_time_us=NOW,
     device_keys=frozenset({KEY}),
     ip="1.1.1.1",
 )
 INSTALL = replace(PURCHASE, conversion_id="i1", kind=ConversionKind.INSTALL, event_name="")
 CLICK = Engagement(
-    engagement_id="k1", kind=EngagementKind.CLICK, tracker_id="re", time_us=NOW - HOUR_US, device_keys=(KEY,)
+    engagement_id="k1",
+    kind=EngagementKind.CLICK,
+    tracker_id="re",
+    time_us=NOW - HOUR_US,
+    receive_time_us=NOW - HOUR_US,
+    device_keys=(KEY,),
 )
 CLAIM = Claim(network_id="x", kind=EngagementKind.CLICK, time_us=NOW - 2 * HOUR_US)
 NEW = DeviceHistory()
+FOR_GOOD_US = NOW - DAY_US - 1
+"""What was received then is decided for good (D12)."""
 
 
 def installed(age_us: int, **more: object) -> DeviceHistory:
-    install = Attribution(NOW - age_us, "i0", ConversionKind.INSTALL, AttributionType.NONE)
+    install = Attribution(NOW - age_us, NOW - age_us, "i0", ConversionKind.INSTALL, AttributionType.NONE)
     return DeviceHistory(attributions=(install._replace(**more),))  # type: ignore[arg-type]
 
 
 def reengaged(age_us: int, event_name: str = "Purchase", **more: object) -> DeviceHistory:
     won = Attribution(
-        NOW - age_us, "e0", ConversionKind.EVENT, AttributionType.REENGAGEMENT, event_name, "re", "acme", "k0"
+        NOW - age_us,
+        NOW - age_us,
+        "e0",
+        ConversionKind.EVENT,
+        AttributionType.REENGAGEMENT,
+        event_name,
+        "re",
+        "acme",
+        "k0",
     )
     return DeviceHistory(attributions=(won._replace(**more),))  # type: ignore[arg-type]
 
@@ -264,13 +280,23 @@ def test_e4_a_claim_that_never_came_is_listed_and_the_rest_decided() -> None:
             PURCHASE, installed(0), Reason.EVENT_BEFORE_INSTALL, id="D10 the same instant, and before the MTR"
         ),
         pytest.param(
-            replace(PURCHASE, event_name="View"), installed(-1), Reason.EVENT_BEFORE_INSTALL, id="D10 before D1"
+            replace(PURCHASE, event_name="View"),
+            installed(-1, receive_time_us=FOR_GOOD_US),
+            Reason.EVENT_BEFORE_INSTALL,
+            id="D10 before D1",
         ),
         pytest.param(replace(PURCHASE, event_name="View"), installed(1), Reason.EVENT_NOT_SELECTED, id="D1 before D3"),
         pytest.param(PURCHASE, installed(DAY_US - 1), Reason.MTR_NOT_MET, id="D3"),
         pytest.param(PURCHASE, installed(DAY_US), None, id="D3 equal"),
         pytest.param(PURCHASE, reengaged(DAY_US - 1), Reason.MTR_NOT_MET, id="D3 after a reengagement"),
-        pytest.param(PURCHASE, reengaged(-DAY_US), Reason.MTR_NOT_MET, id="D3 behind a later attribution"),
+        pytest.param(
+            PURCHASE,
+            reengaged(-DAY_US, receive_time_us=FOR_GOOD_US),
+            Reason.MTR_NOT_MET,
+            id="D3 behind a later attribution",
+        ),
+        pytest.param(PURCHASE, reengaged(-DAY_US), None, id="D12 before a later attribution"),
+        pytest.param(PURCHASE, installed(-1), None, id="D12 before a later install"),
         pytest.param(PURCHASE, NEW, None, id="D9"),
         pytest.param(
             replace(PURCHASE, event_name="SessionBegin"),
@@ -301,7 +327,7 @@ def test_eligibility(conversion: Conversion, history: DeviceHistory, expected: R
 def test_d4_is_rolling_on_both_sides(age_us: int, event_name: str, expected: Reason | None) -> None:
     rules = rules_of(RE, events=(EventDefinition(event_name="SessionBegin", mtr_us=0),))
     session = replace(PURCHASE, event_name="SessionBegin")
-    assert eligibility(session, reengaged(age_us, event_name), rules) is expected
+    assert eligibility(session, reengaged(age_us, event_name, receive_time_us=FOR_GOOD_US), rules) is expected
 
 
 def test_d1_a_tracker_that_is_archived_or_of_the_other_type_selects_nothing() -> None:
@@ -394,6 +420,7 @@ def test_history_grows_only_by_what_attributes() -> None:
     history = NEW.after(INSTALL, attributed)
     assert history.latest == Attribution(
         NOW,
+        NOW,
         "i1",
         ConversionKind.INSTALL,
         AttributionType.INSTALL,
@@ -465,7 +492,7 @@ def test_compacted_history_answers_the_same_for_any_record_that_may_still_come()
         pytest.param(NEW, [NOW + 1], False, id="a later event"),
         pytest.param(NEW.after_session(NOW - MINUTE_US), [], True, id="a session that went on"),
         pytest.param(installed(MINUTE_US), [], False, id="an install"),
-        pytest.param(installed(MINUTE_US), [NOW - 2 * MINUTE_US], False, id="an event before an install"),
+        pytest.param(installed(MINUTE_US), [NOW - 2 * MINUTE_US], True, id="an event before an install"),
         pytest.param(installed(MINUTE_US), [NOW - MINUTE_US + 1], True, id="an event after an install"),
     ],
 )

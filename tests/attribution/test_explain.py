@@ -154,11 +154,11 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
     await world.pool.execute(
         """
         INSERT INTO decisions (
-            lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, decision,
-            record, reattribution_id, retention_days
+            lane, sequence, app_id, conversion_id, version, device_id, outcome, conversion_time_us, receive_time_us,
+            decision, record, reattribution_id, retention_days
         )
-        SELECT lane, sequence + 1, app_id, conversion_id, 2, round_id, device_id, $1, conversion_time_us, $2, record,
-            'fix-7', retention_days
+        SELECT lane, sequence + 1, app_id, conversion_id, 2, device_id, $1, conversion_time_us, receive_time_us, $2,
+            record, 'fix-7', retention_days
         FROM decisions
         """,
         newer.outcome,

@@ -309,11 +309,11 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
     await connection.execute(
         """
         INSERT INTO decisions (
-            lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, decision,
-            record, retention_days
+            lane, sequence, app_id, conversion_id, version, device_id, outcome, conversion_time_us, receive_time_us,
+            decision, record, retention_days
         )
         SELECT n % 64, n / 64, CASE WHEN n % 6400 = 7 THEN 'rare' ELSE 'common' END, n::text, 1, gen_random_uuid(),
-            gen_random_uuid(), 1, n, 'x', 'x', 400
+            1, n, n, 'x', 'x', 400
         FROM generate_series(0, 63999) AS n;
         ANALYZE decisions
         """

@@ -265,7 +265,9 @@ async def test_what_attribution_does_not_know_is_erased_by_what_was_given(world:
     async with working(world):
         await world.send(click(0, ADID, record_id="k1"), click(1, sha1(ADID), record_id="k2"))
         erasure = await forget(world, ADID.replace("-", "").upper())
-        assert dict(erasure.erased_counts) == {"attribution.engagements": 6, "ingest.log": 2, "ingest.dedupe": 2}
+        counts = dict(erasure.erased_counts)
+        assert counts.pop("attribution.late_arrivals", 0) in (0, 1, 2), "as far as they were not dealt with"
+        assert counts == {"attribution.engagements": 6, "ingest.log": 2, "ingest.dedupe": 2}
         await world.send(event(0, {"adid_md5": HASHED}, "View", record_id="v1"))
         await world.decided("v1")
         erasure = await forget(world, HASHED.upper())

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from services.attribution.simulator.simulation import simulate
 pytestmark = pytest.mark.slow
 
 START = 20_000 * DAY_US
+END = START + 20 * DAY_US
 EVENTS = ("Purchase", "SessionBegin", "View")
 IDS = ("a1", "b2", "c3")
 IPS = ("", "203.0.113.7", "203.0.113.8")
@@ -115,6 +117,7 @@ engagement_records = st.builds(
     id=st.just(""),
     kind=kinds,
     time_us=times,
+    receive_time_us=st.just(0),
     tracker=st.sampled_from([f"t{n}" for n in range(1, 6)]),
     device=devices,
     ip=st.sampled_from(IPS),
@@ -126,6 +129,7 @@ conversion_records = st.builds(
     ConversionRecord,
     id=st.just(""),
     time_us=times,
+    receive_time_us=st.just(0),
     name=st.sampled_from(("", *EVENTS)),
     device=devices,
     ip=st.sampled_from(IPS),
@@ -138,7 +142,15 @@ conversion_records = st.builds(
 def numbered(
     records: list[EngagementRecord | ConversionRecord],
 ) -> tuple[EngagementRecord | ConversionRecord, ...]:
-    return tuple(replace(record, id=f"r{n}") for n, record in enumerate(records))
+    return received([replace(record, id=f"r{n}") for n, record in enumerate(records)])
+
+
+def received(
+    records: list[EngagementRecord | ConversionRecord],
+) -> tuple[EngagementRecord | ConversionRecord, ...]:
+    """Records in order of receipt: each is received when it happens, or after those that happened before it."""
+    latest_us = accumulate((record.time_us for record in records), max)
+    return tuple(replace(record, receive_time_us=time_us) for record, time_us in zip(records, latest_us, strict=True))
 
 
 scenarios = st.builds(
@@ -160,6 +172,7 @@ engagements = st.lists(
         kind=kinds,
         tracker_id=st.sampled_from([f"t{n}" for n in range(6)]),
         time_us=times,
+        receive_time_us=st.just(START),
         device_keys=st.sampled_from(((), (KEY,), (b"other",))),
         ip=st.sampled_from(IPS),
         user_agent=st.sampled_from((None, UserAgent("m", "o", "1", "0"), UserAgent("m", "o", "1", "1"))),
@@ -175,6 +188,7 @@ conversions = st.builds(
     conversion_id=st.just("c1"),
     kind=st.sampled_from(list(ConversionKind)),
     time_us=times,
+    receive_time_us=st.just(START),
     event_name=st.sampled_from(EVENTS),
     device_keys=st.just(frozenset({KEY})),
     click_id=st.sampled_from(("", "k01", "k02")),
@@ -267,28 +281,36 @@ def test_attributed_plus_organic_plus_duplicate_equals_installs(scenario: Scenar
 
 @given(scenarios)
 def test_a_reengagement_never_falls_inside_an_mtr(scenario: Scenario) -> None:
-    """D3, on one device: the time since whatever it was attributed to before, in the order of decision."""
+    """D3, on one device: the time since whatever it was attributed to before, and was known by then (D12)."""
     one_device = tuple(
         replace(record, device={"adid": "a1"}) if isinstance(record, ConversionRecord) else record
         for record in scenario.timeline
     )
     mtr_us = {definition.event_name: definition.mtr_us for definition in scenario.events}
     output = {line["id"]: line for line in simulate(replace(scenario, timeline=one_device))}
-    attributed: list[int] = []
-    for record in one_device:
-        if isinstance(record, ConversionRecord):
-            outcome = output[record.id]["outcome"]
-            if outcome == "REENGAGED" and (mtr := mtr_us.get(record.name, DAY_US)):
-                assert all(record.time_us - time_us >= mtr for time_us in attributed)
-            if outcome not in ("DUPLICATE", "CREDITED", "UNATTRIBUTED"):
-                attributed.append(record.time_us)
+    attributed = [
+        record
+        for record in one_device
+        if isinstance(record, ConversionRecord)
+        and output[record.id]["outcome"] not in ("DUPLICATE", "CREDITED", "UNATTRIBUTED")
+    ]
+    for record in attributed:
+        if record.name and (mtr := mtr_us.get(record.name, DAY_US)):
+            for other in attributed:
+                if (
+                    other is not record
+                    and other.time_us <= record.time_us
+                    and (other.name or other.receive_time_us <= record.receive_time_us)
+                ):
+                    assert record.time_us - other.time_us >= mtr or other.time_us == record.time_us
 
 
 @given(scenarios, st.randoms())
 def test_the_order_in_which_engagements_arrive_between_two_conversions_never_matters(
     scenario: Scenario, random: Any
 ) -> None:
-    """A6 as well."""
+    """A6 as well. Nothing is decided again here: that is the next law."""
+    scenario = replace(scenario, app=replace(scenario.app, late_window_us=0))
     shuffled: list[EngagementRecord | ConversionRecord] = []
     waiting: list[EngagementRecord | ConversionRecord] = []
     for record in scenario.timeline:
@@ -298,7 +320,38 @@ def test_the_order_in_which_engagements_arrive_between_two_conversions_never_mat
             waiting = []
         else:
             waiting.append(record)
-    assert simulate(replace(scenario, timeline=tuple(shuffled))) == simulate(scenario)
+    assert told(replace(scenario, timeline=tuple(shuffled))) == told(scenario)
+
+
+@given(scenarios, st.randoms())
+def test_any_order_of_arrival_within_the_late_window_ends_in_the_order_of_times(
+    scenario: Scenario, random: Any
+) -> None:
+    """D12. No two happen at once, and no click comes back before it was made: there receipt decides (B1)."""
+    in_order = sorted(scenario.timeline, key=lambda record: record.time_us)
+    apart = [replace(record, time_us=record.time_us + place) for place, record in enumerate(in_order)]
+    made_us = {record.id: record.time_us for record in apart}
+    records = [
+        replace(record, click=record.click if made_us.get(record.click, 0) < record.time_us else "")
+        if isinstance(record, ConversionRecord)
+        else record
+        for record in apart
+    ]
+    shuffled = random.sample(records, len(records))
+    app = replace(scenario.app, late_window_us=7 * DAY_US)
+    orders = [
+        replace(scenario, app=app, timeline=tuple(replace(r, receive_time_us=END + n) for n, r in enumerate(some)))
+        for some in (records, shuffled)
+    ]
+    assert told(orders[0]) == told(orders[1])
+
+
+def told(scenario: Scenario) -> dict[str, dict[str, Any]]:
+    """The newest version of each conversion, but for what was known when it was decided."""
+    candidates = {"candidates", "reason", "version", "because"}
+    return {
+        line["id"]: {key: value for key, value in line.items() if key not in candidates} for line in simulate(scenario)
+    }
 
 
 @given(scenarios)
@@ -308,10 +361,15 @@ def test_no_decision_changes_as_the_clock_moves(scenario: Scenario) -> None:
         replace(
             record,
             time_us=record.time_us + 1_000 * DAY_US,
+            receive_time_us=record.receive_time_us + 1_000 * DAY_US,
             claims=tuple(replace(claim, time_us=claim.time_us + 1_000 * DAY_US) for claim in record.claims),
         )
         if isinstance(record, ConversionRecord)
-        else replace(record, time_us=record.time_us + 1_000 * DAY_US)
+        else replace(
+            record,
+            time_us=record.time_us + 1_000 * DAY_US,
+            receive_time_us=record.receive_time_us + 1_000 * DAY_US,
+        )
         for record in scenario.timeline
     )
     assert simulate(replace(scenario, timeline=moved)) == simulate(scenario)

@@ -289,12 +289,12 @@ def test_a5_alike(one: UserAgent, other: UserAgent | None, alike: bool, alike_wi
 
 def click(**values: object) -> Engagement:
     fields = {"engagement_id": "k1", "kind": EngagementKind.CLICK, "tracker_id": "t1", "time_us": 0, **values}
-    return Engagement(**fields)  # type: ignore[arg-type]
+    return Engagement(receive_time_us=0, **fields)  # type: ignore[arg-type]
 
 
 def event(**values: object) -> Conversion:
     fields = {"conversion_id": "e1", "kind": ConversionKind.EVENT, "time_us": 0, "event_name": "Purchase", **values}
-    return Conversion(**fields)  # type: ignore[arg-type]
+    return Conversion(receive_time_us=0, **fields)  # type: ignore[arg-type]
 
 
 ID, OTHER_ID = device_key("app", "a1"), device_key("app", "b2")

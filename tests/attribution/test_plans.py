@@ -10,21 +10,26 @@ import asyncpg
 import pytest
 
 from libs.db import Connection, Pool
-from libs.domain.lanes import LANES
 from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.model import DAY_US
-from services.attribution.storage.decisions import already_decided, count_wins, list_decisions, read_outbox
+from services.attribution.storage.activity import AskedInactivity, find_latest_activity
+from services.attribution.storage.decisions import already_decided, find_wins, list_decisions, read_outbox
 from services.attribution.storage.devices import find_identifiers
-from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats, heads_text
+from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats
 from services.attribution.storage.hashed_ids import find_raw_keys
+from services.attribution.storage.late_arrivals import (
+    AskedDevice,
+    AskedEngagement,
+    devices_by_engagement,
+    find_later,
+)
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
     Period,
     estimate,
     find_conversions,
     find_devices,
-    find_wins,
 )
 from tests.attribution.conftest import (
     World,
@@ -65,25 +70,26 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     await world.pool.execute("INSERT INTO retentions VALUES ('few', 400, 400), ('many', 400, 400)")
     await world.pool.execute(
         """
-        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome,
-                               conversion_time_us, retention_days, engagement_id, decision, record)
-        SELECT 0, n, CASE WHEN n < 5 THEN 'few' ELSE 'many' END, n::text, 1, gen_random_uuid(), gen_random_uuid(), 6,
-               n, 400, n::text, '', ''
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, device_id, outcome,
+                               conversion_time_us, receive_time_us, retention_days, engagement_id, decision, record)
+        SELECT 0, n, CASE WHEN n < 5 THEN 'few' ELSE 'many' END, n::text, 1, gen_random_uuid(), 6,
+               n, n, 400, n::text, '', ''
         FROM generate_series(1, 20000) AS n
         """
     )
     await world.pool.execute(
         """
-        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys,
-                                 ip, click_id, completed_view, is_valid, visitor, country, retention_days)
-        SELECT 'address', n, n::text, 0, n, true, 're', '', '', '', false, true, 0, '', 400
+        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, receive_time_us, is_click, is_ping,
+                                 tracker_id, device_keys, ip, click_id, completed_view, is_valid, visitor, country,
+                                 retention_days)
+        SELECT 'address', n, n::text, 0, n, n, true, false, 're', '', '', '', false, true, 0, '', 400
         FROM generate_series(1, 20000) AS n
         """
     )
     await world.pool.execute(
         """
-        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
-        SELECT 'same', n, n::text, 0, n, 400 FROM generate_series(1, 20000) AS n
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, receive_time_us, retention_days)
+        SELECT 'same', n, n::text, n, 400 FROM generate_series(1, 20000) AS n
         """
     )
     await world.pool.execute(
@@ -102,19 +108,19 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
         admin = await asyncpg.connect(database.admin_dsn)
         await admin.execute("ANALYZE")
         await admin.close()
-    explaining, heads = _Explaining(world.pool), heads_text([1 << 40] * LANES)
+    explaining = _Explaining(world.pool)
     pool, connection = cast("Pool", explaining), cast("Connection", explaining)
 
     await list_decisions(
         pool, 0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
     )
     assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
-    asked = [AskedKey(b"address", 500, "many", 0), AskedKey(b"x", 7, "few", 1)]
-    await find_engagements(connection, asked, [heads], span_us=1000, limit=200)
+    asked = [AskedKey(b"address", 500, "many", 0, 600), AskedKey(b"x", 7, "few", 1, 600)]
+    await find_engagements(connection, asked, span_us=1000, limit=200)
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
     assert "->  Sort (" not in explaining.plan, "not all that lies behind an address is read"
-    clicks = [(b"same", 500, "500", 0), (b"x", 7, "7", 0)]
-    await find_repeats(connection, clicks, [heads], within_us=1000)
+    clicks = [(b"same", 500, "500", 600), (b"x", 7, "7", 600)]
+    await find_repeats(connection, clicks, within_us=1000)
     assert "network_clicks_197001_400_pkey" in explaining.used("network_clicks")
     assert len(explaining.used("network_clicks")) == 2, "of one month those of both retentions"
     await find_records(connection, [(b"address", 500, "many")], span_us=1000)
@@ -128,10 +134,13 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert "decisions_197001_400_pkey" in explaining.used("decisions")
     await read_outbox(pool, {0: range(700, 710)}, 10)
     assert "decisions_197001_400_lane_sequence_idx" in explaining.used("decisions")
-    await count_wins(connection, [(0, "700")])
+    await find_wins(connection, [(0, "700")])
     assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
+    inactive = AskedInactivity(0, 0, "many", uuid.uuid4(), time_us=500, within_us=100, until_us=600)
+    await find_latest_activity(connection, [inactive])
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
 
-    period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40))
+    period = cast("Period", SimpleNamespace(lane=0, app_id="many", start_us=0, end_us=1 << 40, received_since_us=0))
     await find_devices(connection, period, FIRST_DEVICE, 1000)
     assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
     assert "->  Sort (" not in explaining.plan, "however many there are, a page is read"
@@ -140,5 +149,17 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     assert "->  Sort (" not in explaining.plan, "nor more than are counted"
     await find_conversions(connection, period, [uuid.uuid4(), uuid.uuid4()])
     assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
-    await find_wins(connection, period, ["700"])
-    assert "decisions_197001_400_lane_engagement_id_idx" in explaining.used("decisions")
+
+
+@pytest.mark.slow
+async def test_plans_of_late_records(world: World) -> None:
+    """The conversions that a late record concerns are found by an index, never by a search (D12)."""
+    await Periods(world.pool).ensure([(0, 400)])
+    explaining = _Explaining(world.pool)
+    connection = cast("Connection", explaining)
+    await find_later(connection, [AskedDevice(0, 0, "many", uuid.uuid4(), 500)])
+    assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
+    late = AskedEngagement(0, 0, "many", "700", [b"address"], 500)
+    await devices_by_engagement(connection, [late], slack_us=1, span_us=100, limit=50)
+    indexes = {re.sub(r".*_400_|.*_60_", "", index) for index in explaining.used("decisions")}
+    assert indexes == {"lane_missing_click_idx", "address_key_conversion_time_us_idx"}

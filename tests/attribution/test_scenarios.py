@@ -39,12 +39,12 @@ def test_output_is_one_json_line_per_conversion_with_the_keys_in_order(
     (tmp_path / "story.yaml").write_text(STORY)
     assert run(tmp_path / "story.yaml", check_expect=True) == HOLDS
     (line,) = capsys.readouterr().out.splitlines()
-    assert list(json.loads(line)) == list(OUTPUT_KEYS)
+    assert list(json.loads(line)) == list(OUTPUT_KEYS[:-1]), "no version was made because of a late record"
     assert line == (
         '{"id": "e1", "kind": "event", "outcome": "REENGAGED", "attribution_type": "REENGAGEMENT", "tracker": "t1", '
         '"network": "acme-ios", "source": "e1", "engagement": "k1", "matched_by": "DEVICE_ID", "level": 1, '
         '"lookback_s": 3600, "reason": null, "install_known": false, "custom_dimensions": {}, '
-        '"candidates": [{"engagement": "k1", "verdict": "WON"}], "shared_ids": {}}'
+        '"candidates": [{"engagement": "k1", "verdict": "WON"}], "shared_ids": {}, "version": 1}'
     )
 
 

@@ -39,17 +39,21 @@ async def test_the_store_decides_as_the_naive_reading(pool: Pool, seed: int) -> 
 
 
 def in_order(told: Scenario) -> Scenario:
-    """Returns a scenario as it is when nothing comes late.
+    """Returns a scenario as it is when nothing comes late: all is received in the order of times.
 
     Nobody claims anything, and no session is a refund: the first is another way to decide, the second cannot be sent.
     """
-    records = (
-        replace(record, claims=(), is_refund=record.is_refund and not record.is_session_start)
-        if isinstance(record, ConversionRecord)
-        else record
-        for record in told.timeline
+    records = sorted(told.timeline, key=lambda record: (record.time_us, isinstance(record, ConversionRecord)))
+    at_once = [replace(record, receive_time_us=record.time_us) for record in records]
+    return replace(
+        told,
+        timeline=tuple(
+            replace(record, claims=(), is_refund=record.is_refund and not record.is_session_start)
+            if isinstance(record, ConversionRecord)
+            else record
+            for record in at_once
+        ),
     )
-    return replace(told, timeline=tuple(sorted(records, key=lambda record: record.time_us)))
 
 
 def as_line(decision: decision_pb2.Decision) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def _conversion() -> Conversion:
         conversion_id="e1",
         kind=ConversionKind.EVENT,
         time_us=NOW_US,
+        receive_time_us=NOW_US,
         event_name="Purchase",
         device_keys=frozenset({DEVICE}),
         ip="203.0.113.7",
@@ -158,6 +159,7 @@ def _engagements(count: int) -> list[Engagement]:
             kind=EngagementKind.IMPRESSION if at % 3 == 2 else EngagementKind.CLICK,
             tracker_id="t1",
             time_us=NOW_US - (at + 1) * SECOND_US,
+            receive_time_us=NOW_US - (at + 1) * SECOND_US,
             device_keys=(DEVICE,),
             ip="203.0.113.7",
         )

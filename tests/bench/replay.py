@@ -113,7 +113,6 @@ class _Live:
             changes = await decide_batch(
                 connection,
                 conversions,
-                heads=[self._position] * LANES,
                 apps={APP: self.rules},
                 next_sequences=self._lanes.next_sequences,
                 new_id=uuid.uuid4,
@@ -144,7 +143,7 @@ class _Live:
 async def _replayed(live: _Live, pace: Pace) -> float:
     """Conversions decided again a second of this process's time; what PostgreSQL does on another core is not in it."""
     with pace.guest() as guest:
-        replay = Replay(live.pool, _ALL_TIME, live.rules, guest.turn)
+        replay = Replay(live.pool, _ALL_TIME, live.rules, guest.turn, until_us=_ALL_TIME.end_us)
         after: uuid.UUID | None = FIRST_DEVICE
         count, began = 0, time.process_time()
         while after is not None:

@@ -39,7 +39,6 @@ FEW, MANY = 10, 10_000
 SMALL, LARGE = 10_000, 10_000_000
 BATCH = 500
 DEVICES = 50
-_HEADS = [1 << 40] * LANES
 _SEED_ROWS = 1_000_000
 
 
@@ -89,7 +88,6 @@ class _Bench:
         async with transaction(self._pool) as connection:
             lanes = await take_lanes(connection, "bench", LANES, 86_400)
         self._lanes = OwnedLanes(self._pool, "bench", await read_owned_lanes(self._pool, "bench", lanes))
-        self._lanes.heads = _HEADS
 
     async def one_device(self, many: int) -> dict[int, float]:
         """Seconds a conversion, by the number of engagements of its device; measured in turns."""
@@ -127,7 +125,6 @@ class _Bench:
             changes = await decide_batch(
                 connection,
                 logged,
-                heads=_HEADS,
                 apps=self._rules,
                 next_sequences=self._lanes.next_sequences,
                 new_id=uuid.uuid4,
@@ -146,7 +143,7 @@ class _Bench:
                     lane=lane,
                     position=next(self._numbers),
                     app_lane=lane,
-                    receive_time_us=self._now_s * 1_000_000,
+                    receive_time_us=record.event_time.ToMicroseconds(),
                     record=record.SerializeToString(),
                 ),
                 record,

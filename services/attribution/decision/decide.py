@@ -4,7 +4,8 @@ Pure and total. The simulator, what-if, re-attribution and the live worker call 
 before any candidate is fetched, `decide` with them.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple, assert_never
 
@@ -61,6 +62,10 @@ _WINDOW_OF = {
 
 def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
     """Returns why nobody can win a conversion, whatever its candidates (the first of G2 that holds), if so it is."""
+    return _eligibility(conversion, history.known_to(conversion, rules.app.late_window_us), rules)
+
+
+def _eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
     match conversion.kind:
         case ConversionKind.INSTALL:
             latest_install, window_us = history.latest_install, rules.app.install_reprocessing_window_us
@@ -78,8 +83,8 @@ def eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules)
 def _event_eligibility(conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Reason | None:
     """Applies D10, D1, D11, D3, D4.
 
-    OURS: the MTR counts from the latest attribution even when a late record lies before it; the record is not eligible
-    then, so no order of arrival puts two reengagements inside one MTR.
+    OURS: the MTR counts from the latest attribution even when it happened later and was decided for good before the
+    record arrived: so no order of arrival puts two reengagements inside one MTR.
     """
     name, time_us = conversion.event_name, conversion.time_us
     first_install, latest = history.first_install, history.latest
@@ -104,18 +109,21 @@ def decide(
     *,
     candidates: Iterable[Engagement],
     wins: Mapping[str, int],
+    active_us: Iterable[int] = (),
     claims: Iterable[Claim] = (),
     claims_unavailable: Iterable[str] = (),
 ) -> Decision:
     """Decides one conversion.
 
-    `history` is the device's before it. `candidates` are engagements of the app, each once, in any order and more than
-    needed if convenient: one that does not match or lies further than 31 days away is not considered. `wins` says how
-    many conversions an engagement, by its id, has already won (D5). `claims_unavailable` are the networks that never
-    answered (E4). The same values give the same decision, whatever their order (G5).
+    `history` is the device's; what is later is passed over, unless it was decided for good (D12). `candidates` are
+    engagements of the app, each once, in any order and more than needed if convenient: one that does not match or lies
+    further than 31 days away is not considered. `wins` says how many conversions an engagement, by its id, has already
+    won (D5). `active_us` are times of the device's events and session starts in any order: of an app with an inactivity
+    window the latest before each candidate, if not in the history (D13). `claims_unavailable` are the networks that
+    never answered (E4). The same values give the same decision, whatever their order (G5).
     """
-    contest = _contest_of(conversion, history, rules, wins, tuple(sorted(claims_unavailable)))
-    reason = eligibility(conversion, history, rules)
+    contest = _contest_of(conversion, history, rules, wins, active_us, tuple(sorted(claims_unavailable)))
+    reason = _eligibility(conversion, contest.history, rules)
     if reason is not None:
         return _not_won(contest, reason, ())
     considered = [candidate for e in candidates if (candidate := _judge_engagement(e, contest)) is not None]
@@ -128,9 +136,24 @@ def decide(
     return _won(contest, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
 
 
+def is_same(one: Decision | None, other: Decision | None) -> bool:
+    """Returns whether two decisions on a conversion tell the same: else it gets a new version (D12).
+
+    That a candidate was considered which did not win is no change. None: a session that goes on.
+    """
+    return _told(one) == _told(other)
+
+
+def _told(decision: Decision | None) -> Decision | None:
+    if decision is None:
+        return None
+    reason = Reason.NO_CANDIDATE if decision.reason is Reason.NO_WINNER else decision.reason
+    return decision._replace(reason=reason, candidates=(), settings_revision=0)
+
+
 def judge(engagement: Engagement, conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Candidate | None:
     """Judges one engagement by itself, without D5 and other candidates; None if it is no candidate."""
-    return _judge_engagement(engagement, _contest_of(conversion, history, rules, {}, ()))
+    return _judge_engagement(engagement, _contest_of(conversion, history, rules, {}, (), ()))
 
 
 def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[str]:
@@ -156,6 +179,7 @@ def needed_type(kind: ConversionKind, history: DeviceHistory) -> TrackerType:
 class _Contest(NamedTuple):
     """A conversion that is decided, with all that its candidates are judged by.
 
+    `active_us` are all times at which the device was active, in their order; none where they do not matter (D13).
     `selected_event` is what a winner's tracker must have selected, "" for an install, which asks for none (F2).
     """
 
@@ -163,6 +187,7 @@ class _Contest(NamedTuple):
     history: DeviceHistory
     rules: AppRules
     wins: Mapping[str, int]
+    active_us: Sequence[int]
     claims_unavailable: tuple[str, ...]
     needed: TrackerType
     selected_event: str
@@ -174,21 +199,25 @@ def _contest_of(
     history: DeviceHistory,
     rules: AppRules,
     wins: Mapping[str, int],
+    active_us: Iterable[int],
     claims_unavailable: tuple[str, ...],
 ) -> _Contest:
     """Applies A4, which says who is INCLUSIVE."""
     app = rules.app
+    history = history.known_to(conversion, app.late_window_us)
     falls_back = (
         app.limit_ad_tracking_fallback
         and app.platform is Platform.IOS
         and conversion.limit_ad_tracking
         and not conversion.has_idfa
     )
+    is_asked = conversion.kind is ConversionKind.EVENT and app.inactivity_window_us
     return _Contest(
         conversion,
         history,
         rules,
         wins,
+        sorted((*active_us, *history.active_us)) if is_asked else (),
         claims_unavailable,
         needed_type(conversion.kind, history),
         conversion.event_name,
@@ -202,12 +231,17 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
     lookback_us = conversion.time_us - engagement.time_us
     if not -CONSIDERED_US <= lookback_us <= CONSIDERED_US:
         return None
+    late_us = engagement.receive_time_us - conversion.receive_time_us
+    if late_us > 0 and late_us > rules.app.late_window_us:
+        return None
     matched_by = match_kind(engagement, conversion, rules.app)
     if matched_by is None:
         return None
-    is_given_back = matched_by is MatchKind.CLICK_ID
+    is_given_back = matched_by is MatchKind.CLICK_ID and late_us <= 0
     if is_given_back:  # B1: it came before what gave it back, whatever the clocks say
         lookback_us = max(lookback_us, 0)
+    elif lookback_us <= 0 and engagement.time_us % SECOND_US and engagement.time_us < conversion.latest_us:
+        lookback_us = conversion.latest_us - engagement.time_us
     engagement_id, kind, tracker_id = engagement.engagement_id, engagement.kind, engagement.tracker_id
     rules_of_tracker = rules.trackers.get(tracker_id)
     if rules_of_tracker is None:  # OURS: a tracker that the settings do not hold can win as little as an archived one
@@ -225,8 +259,9 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         )
     verdict = (
         _refusal_by_tracker(rules_of_tracker, kind, contest)
-        or _refusal_of_engagement(engagement, matched_by, contest.inclusive)
+        or _refusal_of_engagement(engagement, matched_by, contest.inclusive, is_late=late_us > network.late_pings_us)
         or _refusal_by_window(window.us, lookback_us, is_given_back=is_given_back)
+        or _refusal_by_activity(min(engagement.time_us, conversion.time_us), contest)
         or (None if rule is None else Verdict.TRAFFIC_RULE)
         or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
@@ -271,6 +306,7 @@ def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
         _refusal_by_tracker(rules_of_tracker, claim.kind, contest)
         or _refusal_of_claim(claim, network.granular_data_policy, window.us)
         or _refusal_by_window(window.us, lookback_us)
+        or _refusal_by_activity(claim.time_us, contest)
         or (None if rule is None else Verdict.TRAFFIC_RULE)
         or Verdict.WON
     )
@@ -307,10 +343,14 @@ def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, co
     return None
 
 
-def _refusal_of_engagement(engagement: Engagement, matched_by: MatchKind, inclusive: bool) -> Verdict | None:
-    """Applies A4, A6, A9, and refuses clicks that failed their checks."""
+def _refusal_of_engagement(
+    engagement: Engagement, matched_by: MatchKind, inclusive: bool, *, is_late: bool
+) -> Verdict | None:
+    """Applies A4, D12, A6, A9, and refuses clicks that failed their checks."""
     if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
         return Verdict.MATCH_KIND_NOT_ALLOWED
+    if engagement.is_ping and is_late:
+        return Verdict.REPORTED_LATE
     if engagement.duplicate:
         return Verdict.DUPLICATE_CLICK
     if engagement.visitor is not Visitor.PERSON:
@@ -338,6 +378,16 @@ def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool 
     if lookback_us >= window_us:
         return Verdict.OUTSIDE_WINDOW
     return None
+
+
+def _refusal_by_activity(time_us: int, contest: _Contest) -> Verdict | None:
+    """Applies D13. OURS: what happened in the same second did not come before: many senders give whole seconds."""
+    if not contest.active_us:
+        return None
+    before = bisect_left(contest.active_us, time_us - time_us % SECOND_US)
+    if before == 0 or time_us - contest.active_us[before - 1] >= contest.rules.app.inactivity_window_us:
+        return None
+    return Verdict.DEVICE_ACTIVE
 
 
 def _refusal_by_limit(limit: int, won: int) -> Verdict | None:
@@ -449,7 +499,7 @@ def source_in_force(time_us: int, history: DeviceHistory, rules: AppRules) -> At
 
 def _clock_skew(conversion: Conversion, winner: Candidate) -> Mapping[str, str]:
     """Applies B1: by how many seconds a click's time lies after that of the conversion which gave it back."""
-    if winner.time_us <= conversion.time_us:
+    if winner.time_us <= conversion.latest_us:
         return {}
     seconds = (winner.time_us - conversion.time_us) / SECOND_US
     return {"clock_skew": f"{seconds:.6f}".rstrip("0").rstrip(".")}

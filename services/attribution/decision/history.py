@@ -1,7 +1,7 @@
 """The attributions of a device so far: the state that decisions read and extend.
 
-One small value a device. Attributions lie in time order (equal times: by conversion id), so a late record finds the
-source of its own time, and merging two devices is merging two lists.
+One small value a device. Attributions lie in time order (equal times: by receipt), so a late record finds the source of
+its own time, and merging two devices is merging two lists.
 """
 
 from collections.abc import Iterable
@@ -43,6 +43,7 @@ class Attribution(NamedTuple):
     """
 
     time_us: int
+    receive_time_us: int
     conversion_id: str
     kind: ConversionKind
     type: AttributionType
@@ -53,6 +54,25 @@ class Attribution(NamedTuple):
     matched_by: MatchKind | None = None
     redacted: bool = False
 
+    @classmethod
+    def of(cls, conversion: Conversion, decision: Decision) -> "Attribution | None":
+        """Returns what a decision makes its conversion for the device, None when that is no source of it (D6)."""
+        if decision.outcome not in ATTRIBUTING:
+            return None
+        return cls(
+            time_us=conversion.time_us,
+            receive_time_us=conversion.receive_time_us,
+            conversion_id=conversion.conversion_id,
+            kind=conversion.kind,
+            type=decision.attribution_type,
+            event_name=conversion.event_name,
+            tracker_id=decision.tracker_id,
+            network_id=decision.network_id,
+            engagement_id=decision.engagement_id,
+            matched_by=decision.matched_by,
+            redacted=decision.redacted,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceHistory:
@@ -60,6 +80,11 @@ class DeviceHistory:
 
     attributions: tuple[Attribution, ...] = ()
     session_us: tuple[int, ...] = ()
+
+    @classmethod
+    def made_of(cls, attributions: Iterable[Attribution]) -> Self:
+        """Returns the history of these attributions, given in any order."""
+        return cls(attributions=_in_order(tuple(attributions)))
 
     @property
     def latest(self) -> Attribution | None:
@@ -76,6 +101,31 @@ class DeviceHistory:
         """Returns the install from which reprocessing is counted (F2)."""
         return _first_install(reversed(self.attributions))
 
+    def known_to(self, conversion: Conversion, late_window_us: int) -> "DeviceHistory":
+        """Returns the part of the history that a conversion is decided with, in the order of times (D12).
+
+        That is what happened before it, unless that arrived after the late window of the conversion; and what happened
+        later, if that was decided for good when the conversion arrived. Without a late window it is all of it.
+        """
+        if not late_window_us:
+            return self
+        time_us, receive_time_us = conversion.time_us, conversion.receive_time_us
+        known = tuple(
+            a
+            for a in self.attributions
+            if (
+                a.receive_time_us <= receive_time_us + late_window_us
+                if (a.time_us, a.receive_time_us) <= (time_us, receive_time_us)
+                else a.receive_time_us + late_window_us < receive_time_us
+            )
+        )
+        return self if len(known) == len(self.attributions) else replace(self, attributions=known)
+
+    @property
+    def active_us(self) -> Iterable[int]:
+        """Returns the times at which the device was active, as far as its history knows (D13)."""
+        return (*(attribution.time_us for attribution in self.attributions), *self.session_us)
+
     def source_at(self, time_us: int) -> Attribution | None:
         """Returns the latest attribution at or before a time (D6), None when there was none yet."""
         return next((a for a in reversed(self.attributions) if a.time_us <= time_us), None)
@@ -91,21 +141,8 @@ class DeviceHistory:
 
     def after(self, conversion: Conversion, decision: Decision) -> "DeviceHistory":
         """Returns the history once a decision on a conversion of this device holds."""
-        if decision.outcome not in ATTRIBUTING:
-            return self
-        attribution = Attribution(
-            time_us=conversion.time_us,
-            conversion_id=conversion.conversion_id,
-            kind=conversion.kind,
-            type=decision.attribution_type,
-            event_name=conversion.event_name,
-            tracker_id=decision.tracker_id,
-            network_id=decision.network_id,
-            engagement_id=decision.engagement_id,
-            matched_by=decision.matched_by,
-            redacted=decision.redacted,
-        )
-        return self.including(attribution)
+        attribution = Attribution.of(conversion, decision)
+        return self if attribution is None else self.including(attribution)
 
     def including(self, attribution: Attribution) -> "DeviceHistory":
         """Returns the history with one attribution more."""
@@ -114,18 +151,18 @@ class DeviceHistory:
     def goes_on(self, time_us: int, active_us: Iterable[int]) -> bool:
         """Returns whether a session that starts at a time goes on with earlier activity, and so is no event (D4).
 
-        `active_us` are times of the device's events, among them its sessions. OURS: a session begins anew exactly 30
-        minutes after the latest of them, and after an install.
+        `active_us` are times of the device's events, among them its sessions; an install is none of them. OURS: a
+        session begins anew exactly 30 minutes after the latest of them.
         """
-        since_us = time_us - SESSION_GAP_US
-        installs = (a for a in reversed(self.attributions) if a.kind is ConversionKind.INSTALL and a.time_us <= time_us)
-        if (install := next(installs, None)) is not None:
-            since_us = max(since_us, install.time_us)
-        return any(since_us < each <= time_us for each in (*active_us, *self.session_us))
+        return any(time_us - SESSION_GAP_US < each <= time_us for each in (*active_us, *self.session_us))
 
     def after_session(self, time_us: int) -> "DeviceHistory":
         """Returns the history with a session start that is in no decision, or not yet."""
         return replace(self, session_us=_latest((*self.session_us, time_us)))
+
+    def without_session(self, time_us: int) -> "DeviceHistory":
+        """Returns the history without the session starts of a time."""
+        return replace(self, session_us=tuple(each for each in self.session_us if each != time_us))
 
     def compacted(self, now_us: int) -> "DeviceHistory":
         """Drops what no rule can ask for any more, while records older than 31 days are refused.
@@ -180,13 +217,16 @@ def _latest(session_us: Iterable[int]) -> tuple[int, ...]:
 
 
 def _in_order(attributions: tuple[Attribution, ...]) -> tuple[Attribution, ...]:
-    return tuple(sorted(attributions, key=itemgetter(0, 1)))
+    return tuple(sorted(attributions, key=itemgetter(0, 1, 2)))
 
 
-def _attribution(time_us: int, conversion_id: str, kind: str, type_: str, *rest: Any) -> Attribution:
+def _attribution(
+    time_us: int, receive_time_us: int, conversion_id: str, kind: str, type_: str, *rest: Any
+) -> Attribution:
     event_name, tracker_id, network_id, engagement_id, matched_by, redacted = rest
     return Attribution(
         time_us,
+        receive_time_us,
         conversion_id,
         ConversionKind(kind),
         AttributionType(type_),

@@ -98,8 +98,7 @@ def engagement_keys(app: App, engagement: Engagement) -> list[bytes]:
 
 def possible_keys(app_id: str, engagement_id: str, device_keys: Iterable[bytes], ip: str) -> list[bytes]:
     """Returns every key an engagement may be stored under, whatever the app's settings were when it was."""
-    ip_keys = [_key(app_id, "IP", ip), _key(app_id, "IP_RANGE", ip_range(ip))] if ip else []
-    return [own_key(app_id, engagement_id), *dict.fromkeys(device_keys), *ip_keys]
+    return [own_key(app_id, engagement_id), *dict.fromkeys(device_keys), *address_keys(app_id, ip)]
 
 
 def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
@@ -120,9 +119,14 @@ def hash_keys(app_id: str, raw_id: str, hash_length: int) -> dict[bytes, str]:
 
     They are hashed once, of each spelling.
     """
+    return {_key(app_id, "DEVICE", each): each for each in hashes_of(raw_id, hash_length)}
+
+
+@lru_cache(maxsize=4_096)
+def hashes_of(raw_id: str, hash_length: int) -> frozenset[str]:
+    """Returns the hashes of a raw id that a conversion may carry instead of it (A3): hashed once, of each spelling."""
     digest = _HASHES[hash_length]
-    hashes = {digest(text.encode()).hexdigest() for text in _spellings(raw_id.strip())}
-    return {_key(app_id, "DEVICE", each): each for each in hashes}
+    return frozenset(digest(text.encode()).hexdigest() for text in _spellings(raw_id.strip()))
 
 
 def is_hash(kind: str, value: str) -> bool:
@@ -176,15 +180,15 @@ def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
     """
     found: set[str] = set()
     latest_us: dict[tuple[str, str], int] = {}
-    for engagement in sorted(engagements, key=lambda each: (each.time_us, each.engagement_id)):
+    for engagement in sorted(engagements, key=lambda each: (each.counted_us, each.engagement_id)):
         if not engagement.click_id:
             continue
         link = (engagement.tracker_id, engagement.click_id)
         before_us = latest_us.get(link)
-        if before_us is not None and engagement.time_us - before_us < DUPLICATE_CLICK_US:
+        if before_us is not None and engagement.counted_us - before_us < DUPLICATE_CLICK_US:
             found.add(engagement.engagement_id)
         if engagement.visitor is Visitor.PERSON:
-            latest_us[link] = engagement.time_us
+            latest_us[link] = engagement.counted_us
     return frozenset(found)
 
 
@@ -203,6 +207,16 @@ def _ip_keys(app: App, ip: str) -> list[bytes]:
     if app.modeled_level is ModeledLevel.IP_RANGE:
         keys.append(_key(app.app_id, "IP_RANGE", ip_range(ip)))
     return keys
+
+
+def address_keys(app_id: str, ip: str) -> list[bytes]:
+    """Returns the keys that a conversion from an address may be noted under, whatever the app's modeled level."""
+    return [_key(app_id, "IP", ip), _key(app_id, "IP_RANGE", ip_range(ip))] if ip else []
+
+
+def address_key(app: App, ip: str) -> bytes | None:
+    """Returns the key under which a conversion from an address is noted; None without one."""
+    return _ip_keys(app, ip)[-1] if ip else None
 
 
 def _key(app_id: str, kind: str, value: str) -> bytes:

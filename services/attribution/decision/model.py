@@ -133,6 +133,7 @@ class Verdict(StrEnum):
     EVENT_NOT_SELECTED = "EVENT_NOT_SELECTED"
     IMPRESSIONS_NOT_ALLOWED = "IMPRESSIONS_NOT_ALLOWED"
     MATCH_KIND_NOT_ALLOWED = "MATCH_KIND_NOT_ALLOWED"
+    REPORTED_LATE = "REPORTED_LATE"
     DUPLICATE_CLICK = "DUPLICATE_CLICK"
     BOT = "BOT"
     PREFETCH = "PREFETCH"
@@ -142,11 +143,20 @@ class Verdict(StrEnum):
     WINDOW_DISABLED = "WINDOW_DISABLED"
     AFTER_CONVERSION = "AFTER_CONVERSION"
     OUTSIDE_WINDOW = "OUTSIDE_WINDOW"
+    DEVICE_ACTIVE = "DEVICE_ACTIVE"
     TRAFFIC_RULE = "TRAFFIC_RULE"
     ENGAGEMENT_SPENT = "ENGAGEMENT_SPENT"
     LOST_TO_HIGHER_LEVEL = "LOST_TO_HIGHER_LEVEL"
     LOST_TO_COMPLETED_VIEW = "LOST_TO_COMPLETED_VIEW"
     LOST_TO_MORE_RECENT = "LOST_TO_MORE_RECENT"
+
+
+class Because(StrEnum):
+    """The kind of record that arrived late, so that a conversion was decided again (D12)."""
+
+    LATE_ENGAGEMENT = "LATE_ENGAGEMENT"
+    LATE_INSTALL = "LATE_INSTALL"
+    LATE_EVENT = "LATE_EVENT"
 
 
 class UserAgent(NamedTuple):
@@ -168,14 +178,16 @@ class Engagement:
 
     `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
     network's id (A6), not ours: ours is `engagement_id`. `ip` is normalised, "" when absent. Not `valid`: the click
-    failed its signature check or came too late. `duplicate` as `matching.duplicates` says (A6). `country`
-    is that of its address, ISO 3166-1, "" when it is not known.
+    failed its signature check or came too late. `duplicate` as `matching.duplicates` says (A6). `country` is that of
+    its address, ISO 3166-1, "" when it is not known. `is_ping`: its time is the word of a network (D12).
     """
 
     engagement_id: str
     kind: EngagementKind
     tracker_id: str
     time_us: int
+    receive_time_us: int
+    is_ping: bool = False
     device_keys: tuple[bytes, ...] = ()
     ip: str = ""
     user_agent: UserAgent | None = None
@@ -185,6 +197,11 @@ class Engagement:
     duplicate: bool = False
     visitor: Visitor = Visitor.PERSON
     country: str = ""
+
+    @property
+    def counted_us(self) -> int:
+        """Returns the time that orders it among its repeats (A6). OURS: of a ping that is its receipt (D12)."""
+        return self.receive_time_us if self.is_ping else self.time_us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -208,12 +225,14 @@ class Conversion:
 
     `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own
     click id that came back, "" when none did. `has_idfa` tells whether the record itself carried a usable IDFA (A4),
-    `is_refund` whether its amount is negative (D11). `country` as of an engagement.
+    `is_refund` whether its amount is negative (D11), `is_session_start` that it may go on, and be no event (D4).
+    `country` as of an engagement.
     """
 
     conversion_id: str
     kind: ConversionKind
     time_us: int
+    receive_time_us: int
     event_name: str = ""
     device_keys: frozenset[bytes] = frozenset()
     click_id: str = ""
@@ -223,6 +242,30 @@ class Conversion:
     has_idfa: bool = False
     is_refund: bool = False
     country: str = ""
+    is_session_start: bool = False
+
+    @property
+    def latest_us(self) -> int:
+        """Returns the latest moment that its time may mean (B1): whole seconds are a second cut off."""
+        if self.time_us % SECOND_US or self.receive_time_us <= self.time_us:
+            return self.time_us
+        return min(self.time_us + SECOND_US - 1, self.receive_time_us)
+
+
+class Win(NamedTuple):
+    """A conversion that an engagement has won (D5)."""
+
+    time_us: int
+    receive_time_us: int
+    conversion_id: str
+
+    def counts_for(self, conversion: Conversion, late_window_us: int) -> bool:
+        """Returns whether another conversion counts it: it happened before that, or was decided for good (D12)."""
+        return (
+            not late_window_us
+            or self[:2] <= (conversion.time_us, conversion.receive_time_us)
+            or self.receive_time_us + late_window_us < conversion.receive_time_us
+        )
 
 
 class Candidate(NamedTuple):

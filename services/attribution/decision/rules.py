@@ -16,6 +16,7 @@ DISABLED = 0
 UNLIMITED = 1 << 62
 RETENTION_DAYS = 400
 DEFAULT_MTR_US = DAY_US
+DEFAULT_LATE_WINDOW_US = DAY_US
 
 BUILT_IN_WINDOWS: Mapping[WindowKind, int] = {
     WindowKind.CLICK_DEVICE: 30 * DAY_US,
@@ -79,7 +80,11 @@ class GranularDataPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """An app and its switches. `windows` holds only what is set at this layer. No reprocessing window: None (F2)."""
+    """An app and its switches. `windows` holds only what is set at this layer. No reprocessing window: None (F2).
+
+    `late_window_us`: so long after its receipt a conversion is decided again for what arrives late; 0 is off (D12).
+    `inactivity_window_us`: so long before an engagement its device must not have been active; 0 is off (D13).
+    """
 
     app_id: str
     platform: Platform
@@ -91,19 +96,22 @@ class App:
     prioritize_completed_view: bool = False
     limit_ad_tracking_fallback: bool = False
     install_reprocessing_window_us: int | None = None
+    late_window_us: int = DEFAULT_LATE_WINDOW_US
+    inactivity_window_us: int = 0
     retention_days: int = RETENTION_DAYS
     waterfall: Waterfall = WATERFALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network as the app uses it."""
+    """A network as the app uses it. `late_pings_us`: so long after a conversion its pings may still win it (D12)."""
 
     network_id: str
     self_attributing: bool = False
     supports_impressions: bool = True
     granular_data_policy: GranularDataPolicy = GranularDataPolicy.REJECT
     windows: Mapping[WindowKind, int] = field(default_factory=dict)
+    late_pings_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +174,15 @@ class ClaimTrackers:
 class AppRules:
     """The settings of one app, as far as decisions on its conversions need them. Made by `compile_rules`.
 
+    They are the same at all revisions from `since_revision` to `revision`, and may be so at earlier ones.
+
     `levels` is indexed by WindowKind: the level a candidate judged by that window competes on (C1). `self_attributing`
-    are the networks with live trackers that answer claim requests.
+    are the networks with live trackers that answer claim requests. `lifts_clicks`: a tracker has an equalizer window.
+    `limited_trackers` are those whose engagements can win only so often (D5).
     """
 
     revision: int
+    since_revision: int = field(compare=False)
     app: App
     trackers: Mapping[str, TrackerRules]
     events: Mapping[str, EventDefinition]
@@ -178,6 +190,8 @@ class AppRules:
     claim_trackers: Mapping[tuple[str, TrackerType, str], ClaimTrackers]
     self_attributing: tuple[str, ...]
     levels: tuple[int, ...]
+    lifts_clicks: bool
+    limited_trackers: frozenset[str]
 
     def mtr_us(self, event_name: str) -> int:
         """Returns the MTR (D3); an event nobody defined has the default."""
@@ -228,6 +242,7 @@ def compile_rules(
             groups.setdefault((rules.tracker.network_id, rules.tracker.type, event_name), []).append(rules)
     return AppRules(
         revision=revision,
+        since_revision=revision,
         app=app,
         trackers=compiled,
         events={event.event_name: event for event in events},
@@ -237,6 +252,10 @@ def compile_rules(
         claim_trackers={key: _claim_trackers(group) for key, group in groups.items()},
         self_attributing=tuple(sorted({r.network.network_id for r in live if r.network.self_attributing})),
         levels=tuple(level_of.get(kind, 0) for kind in WindowKind),
+        limited_trackers=frozenset(
+            tracker_id for tracker_id, each in compiled.items() if each.tracker.max_conversions_per_engagement
+        ),
+        lifts_clicks=any(rules.windows[WindowKind.CLICK_EQUALIZER].us for rules in live),
     )
 
 

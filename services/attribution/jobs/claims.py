@@ -205,7 +205,6 @@ class Claims:
                 changes = await decide_batch(
                     connection,
                     [logged_of(row) for row in due],
-                    heads=lanes.heads,
                     apps=self._settings.current.apps,
                     next_sequences=lanes.next_sequences,
                     new_id=self._new_id,

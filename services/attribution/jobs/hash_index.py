@@ -189,7 +189,6 @@ class HashIndexer:
                     changes = await decide_batch(
                         connection,
                         [logged_of(row) for row in rows],
-                        heads=lanes.heads,
                         apps=self._settings.current.apps,
                         next_sequences=lanes.next_sequences,
                         new_id=self._new_id,

@@ -15,17 +15,14 @@ import structlog
 from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
-from reengage.attribution.v1 import decision_pb2
-from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.live.changes import Changes, Won
+from services.attribution.live.changes import Changes
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.pace import Guest, Pace
 from services.attribution.redecide.replay import Replay
-from services.attribution.redecide.replayed import Changed, Replayed
+from services.attribution.redecide.replayed import Replayed
+from services.attribution.redecide.rewriting import changed_devices, new_versions, winners
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage import reattributions
-from services.attribution.storage.decisions import DecisionRow
-from services.attribution.storage.devices import Device, find_devices
 from services.attribution.storage.reattributions import Reattribution, State
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.rulebook import Rulebook
@@ -113,7 +110,8 @@ class Reattributor:
 
     async def _work(self, lanes: OwnedLanes, job: Reattribution, guest: Guest) -> None:
         """Works on one page of a re-attribution."""
-        replay = Replay(self._pool, job.period, self._settings.current.apps[job.app_id], guest.turn)
+        rules = self._settings.current.apps[job.app_id]
+        replay = Replay(self._pool, job.period, rules, guest.turn, until_us=job.create_time_us)
         page = await replay.page(job.after_device or FIRST_DEVICE, self._config.page_size)
         for some in _in_steps(page.replayed, self._config.max_written):
             job = await self._step(lanes, job, some)
@@ -137,71 +135,30 @@ class Reattributor:
             done = _done(job, some, some[-1].last_device_id)
             await _advance(self._pool, job, done)
             return done
-        device_ids = {device_id for each in some if each.changed for device_id in each.device_ids}
+        device_ids = {each.device_id for each in some if each.changed}
         rules = self._settings.current.apps[job.app_id]
         async with lanes.fenced() as connection:
             # Once more: only here nobody else decides for these devices.
-            replayed = await Replay(self._pool, job.period, rules, _at_once).devices(connection, device_ids)
+            replay = Replay(self._pool, job.period, rules, _at_once, until_us=job.create_time_us)
+            replayed = await replay.devices(connection, device_ids)
             changed = [changed for each in replayed for changed in each.changed]
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
-            now_us = self._now_us()
-            messages = [each.message(now_us) for each in changed]
+            versions = new_versions(
+                changed,
+                job.period,
+                sequence=lanes.next_sequences[job.period.lane],
+                now_us=self._now_us(),
+                reattribution_id=job.reattribution_id,
+                is_relayed=job.send_postbacks,
+            )
             changes = Changes(
-                decisions=_rows(job, changed, messages, lanes.next_sequences[job.period.lane]),
-                won={place: won for place, message in enumerate(messages) if (won := Won.of(message)) is not None},
-                devices=await self._devices(connection, replayed),
+                decisions=versions,
+                won=winners(versions),
+                devices=await changed_devices(connection, replayed, self._now_us()),
             )
             await lanes.append(connection, changes, lanes=[job.period.lane])
         return done
-
-    async def _devices(self, connection: Connection, replayed: Iterable[Replayed]) -> list[Device]:
-        """Returns the devices whose history changes; it keeps attributions whose decisions retention has dropped."""
-        read = {
-            device_id: (each.conversion_ids, history)
-            for each in replayed
-            for device_id, history in each.histories.items()
-        }
-        changed = []
-        for device_id, device in (await find_devices(connection, read)).items():
-            conversion_ids, history = read[device_id]
-            rest = tuple(a for a in device.history.attributions if a.conversion_id not in conversion_ids)
-            live = DeviceHistory(attributions=rest, session_us=device.history.session_us)
-            history = merge(live, history).compacted(self._now_us())
-            if history != device.history:
-                device.history = history
-                changed.append(device)
-        return changed
-
-
-def _rows(
-    job: Reattribution, changed: Sequence[Changed], messages: Sequence[decision_pb2.Decision], sequence: int
-) -> list[DecisionRow]:
-    """Returns the new versions; they keep the round, as what was considered."""
-    return [
-        DecisionRow(
-            lane=job.period.lane,
-            sequence=sequence + number,
-            app_id=job.app_id,
-            conversion_id=message.conversion_id,
-            version=message.version,
-            round_id=each.stored.round_id,
-            device_id=each.stored.device_id,
-            outcome=message.outcome,
-            conversion_time_us=each.conversion.time_us,
-            retention_days=each.stored.retention_days,
-            tracker_id=message.tracker_id or None,
-            engagement_id=message.engagement_id or None,
-            decision=message.SerializeToString(),
-            record=each.stored.record or b"",
-            engagement=None,
-            known_ids=each.stored.known_ids,
-            claims=each.stored.claims,
-            reattribution_id=job.reattribution_id,
-            is_relayed=job.send_postbacks,
-        )
-        for number, (message, each) in enumerate(zip(messages, changed, strict=True))
-    ]
 
 
 async def _advance(connection: "Connection | Pool", now: Reattribution, then: Reattribution) -> None:

@@ -10,15 +10,18 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.decision.model import ConversionKind, Reason
+from services.attribution.decision.matching import address_key
+from services.attribution.decision.model import Conversion, ConversionKind, Decision, Reason, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import cases
+from services.attribution.live.candidates import Candidates
 from services.attribution.live.cases import Case, Inputs
-from services.attribution.live.changes import Changes, Round, Won
+from services.attribution.live.changes import Changes, Won
 from services.attribution.live.pending import NOBODY, Asking, row_of
-from services.attribution.storage.decisions import DecisionRow
+from services.attribution.storage.decisions import DecisionRow, StoredWin
 from services.attribution.storage.devices import NO_DEVICE, Device
 from services.attribution.storage.hashed_ids import HashedKind
+from services.attribution.storage.late_arrivals import LateArrival
 from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.wire.decisions import decision_message, describe, linked_message, refused_message
 from services.attribution.wire.records import Logged, claims_of
@@ -31,7 +34,6 @@ async def decide_batch(
     connection: Connection,
     logged: Sequence[Logged],
     *,
-    heads: Sequence[int],
     apps: Mapping[str, AppRules],
     next_sequences: Mapping[int, int],
     new_id: Callable[[], uuid.UUID],
@@ -44,11 +46,10 @@ async def decide_batch(
 
     `next_sequences` has for each home lane the sequence of its next decision.
     """
-    round_id = new_id()
     inputs = await cases.load(
-        connection, logged, heads=heads, apps=apps, new_id=new_id, asking=asking, resumed=resumed, hashed=hashed
+        connection, logged, apps=apps, new_id=new_id, asking=asking, resumed=resumed, hashed=hashed
     )
-    batch = _Batch(inputs, round_id, next_sequences, now_us, asking)
+    batch = _Batch(inputs, next_sequences, now_us, asking)
     for place, case in enumerate(inputs.cases):
         if place % _TURN == 0:
             await asyncio.sleep(0)
@@ -59,14 +60,14 @@ async def decide_batch(
 class _Batch:
     """A batch while it is decided, case by case: what is read is all in its inputs."""
 
-    def __init__(
-        self, inputs: Inputs, round_id: uuid.UUID, next_sequences: Mapping[int, int], now_us: int, asking: Asking
-    ) -> None:
-        self._inputs, self._round_id, self._now_us, self._asking = inputs, round_id, now_us, asking
+    def __init__(self, inputs: Inputs, next_sequences: Mapping[int, int], now_us: int, asking: Asking) -> None:
+        self._inputs, self._now_us, self._asking = inputs, now_us, asking
         self._next_sequences = dict(next_sequences)
         self._decisions: list[DecisionRow] = []
         self._won: dict[int, Won] = {}
         self._pending: list[PendingRow] = []
+        self._late: set[LateArrival] = set()
+        self._latest_us: dict[uuid.UUID, int] = {}
         self._active: dict[uuid.UUID, list[int]] = {}
 
     def take(self, place: int, case: Case) -> None:
@@ -78,19 +79,16 @@ class _Batch:
         if network_ids or (is_held and case.is_conversion):
             self._begin_to_wait(case, network_ids)
             return
-        if goes_on and case.waited is None and case.device is not None:  # else it had begun when it began to wait
+        if goes_on and case.device is not None:
             _note_session(case, case.device)
             return
-        message = self._decide(place, case)
-        if message is not None:
-            self._append(case, message)
+        self._decide(place, case)
 
     def changes(self) -> Changes:
         """Returns what the cases taken have changed."""
         devices = self._inputs.identities.devices
         return Changes(
             decisions=self._decisions,
-            round=Round(self._round_id, self._inputs.heads),
             won=self._won,
             devices=[device for device in devices if device.changed],
             identifiers=self._inputs.identities.identifiers,
@@ -102,6 +100,7 @@ class _Batch:
                 for kind in early.kinds
             ],
             merged=_merged(self._inputs.cases, devices, self._asking),
+            late=sorted(self._late, key=lambda late: (late.lane, late.receive_time_us, late.record_id)),
         )
 
     def _join_histories(self, case: Case) -> None:
@@ -115,6 +114,7 @@ class _Batch:
             other.history, other.identities = DeviceHistory(), {}
             other.merge_sequence = self._next_sequences[case.entry.app_lane]
             self._active.setdefault(device.device_id, []).extend(self._active.pop(other.device_id, ()))
+            self._note_time(device, self._latest_us.pop(other.device_id, 0))
             if other.device_id in held:
                 held.add(device.device_id)
 
@@ -139,46 +139,89 @@ class _Batch:
             )
         )
 
-    def _decide(self, place: int, case: Case) -> decision_pb2.Decision | None:
-        """Decides one case and takes its effect on its device; None when there is nothing to decide."""
-        device = case.device
+    def _decide(self, place: int, case: Case) -> None:
+        """Decides one case and takes its effect on its device, if there is anything to decide."""
+        device, revision = case.device, case.rules.revision
         if device is None:  # only an identity link makes no device (F3)
-            return refused_message(case.conversion, case.rules.revision, Reason.DEVICE_NOT_KNOWN)
-        if case.event_name is None:
-            return None
-        if case.is_link:
+            self._append(case, refused_message(case.conversion, revision, Reason.DEVICE_NOT_KNOWN))
+        elif case.is_link:
             device.identities = {**device.identities, **case.record.identity_link.identities}
             device.changed = True
-            return linked_message(case.conversion, case.rules.revision)
+            self._append(case, linked_message(case.conversion, revision))
+        elif case.event_name is not None:
+            self._decide_conversion(place, case, device)
+
+    def _decide_conversion(self, place: int, case: Case, device: Device) -> None:
         found = self._inputs.candidates.get(place)
         conversion = case.conversion if found is None else found.conversion
-        wins = self._inputs.wins[case.record.app_id]
         claims, claims_unavailable = claims_of(None if case.waited is None else case.waited.claims)
-        if conversion.kind is ConversionKind.EVENT:
-            self._active.setdefault(device.device_id, []).append(conversion.time_us)
+        active_us = self._active.setdefault(device.device_id, [])
         decision = decide(
             conversion,
             device.history,
             case.rules,
             candidates=() if found is None else found.engagements.values(),
-            wins=wins,
+            wins=self._wins_before(case, conversion),
+            active_us=(*active_us, *self._inputs.active_us.get(place, ())),
             claims=claims,
             claims_unavailable=claims_unavailable,
         )
+        if conversion.kind is ConversionKind.EVENT:
+            active_us.append(conversion.time_us)
+        if case.rules.app.late_window_us:
+            self._note_lateness(case, device, decision)
         if decision.engagement_id is not None:
-            wins[decision.engagement_id] = wins.get(decision.engagement_id, 0) + 1
+            won = StoredWin(case.record.app_id, decision.engagement_id, device.device_id, _win(conversion))
+            self._inputs.wins[won.app_id].setdefault(won.engagement_id, []).append(won)
         history = device.history.after(conversion, decision)
         if history is not device.history:
             device.history = history.compacted(case.entry.receive_time_us)
             device.changed = True
-        return decision_message(conversion, decision)
+        self._append(case, decision_message(conversion, decision), found)
+
+    def _wins_before(self, case: Case, conversion: Conversion) -> dict[str, int]:
+        """Returns how many conversions engagements have won before one (D5)."""
+        late_window_us = case.rules.app.late_window_us
+        return {
+            engagement_id: sum(each.win.counts_for(conversion, late_window_us) for each in won)
+            for engagement_id, won in self._inputs.wins[case.record.app_id].items()
+        }
+
+    def _note_lateness(self, case: Case, device: Device, decision: Decision) -> None:
+        """Notes the devices that are to be decided again, because this conversion happened before others (D12)."""
+        time_us = case.conversion.time_us
+        concerned = {
+            won.device_id
+            for won in self._inputs.wins[case.record.app_id].get(decision.engagement_id or "", ())
+            if not won.win.counts_for(case.conversion, case.rules.app.late_window_us)
+        }
+        if case.is_late or time_us < self._latest_us.get(device.device_id, time_us):
+            concerned.add(device.device_id)
+        self._note_time(device, time_us)
+        is_install = case.event_name == INSTALL
+        self._late.update(
+            LateArrival(
+                lane=case.entry.app_lane,
+                app_id=case.record.app_id,
+                record_id=case.record.record_id,
+                receive_time_us=case.entry.receive_time_us,
+                because=decision_pb2.BECAUSE_LATE_INSTALL if is_install else decision_pb2.BECAUSE_LATE_EVENT,
+                device_id=device_id,
+            )
+            for device_id in concerned
+        )
+
+    def _note_time(self, device: Device, time_us: int) -> None:
+        self._latest_us[device.device_id] = max(time_us, self._latest_us.get(device.device_id, 0))
 
     def _goes_on(self, case: Case, device: Device) -> bool:
         """Returns whether a session start goes on with what its device did before, in this batch or earlier (D4)."""
-        active_us = (*case.active_us, *self._active.get(device.device_id, ()))
-        return device.history.goes_on(case.conversion.time_us, active_us)
+        history = device.history
+        if case.waited is not None:  # it was noted when it began to wait, and does not go on with itself
+            history = history.without_session(case.conversion.time_us)
+        return history.goes_on(case.conversion.time_us, (*case.active_us, *self._active.get(device.device_id, ())))
 
-    def _append(self, case: Case, message: decision_pb2.Decision) -> None:
+    def _append(self, case: Case, message: decision_pb2.Decision, found: Candidates | None = None) -> None:
         """Adds a decision as the next of its lane."""
         message.app_id = case.record.app_id
         message.version = 1
@@ -193,7 +236,7 @@ class _Batch:
         if (won := Won.of(message)) is not None:
             self._won[len(self._decisions)] = won
         lane = case.entry.app_lane
-        self._decisions.append(_row(case, message, self._next_sequences[lane], self._round_id))
+        self._decisions.append(_row(case, message, self._next_sequences[lane], found))
         self._next_sequences[lane] += 1
 
 
@@ -235,17 +278,21 @@ def _merged(
     return merged
 
 
-def _row(case: Case, message: decision_pb2.Decision, sequence: int, round_id: uuid.UUID) -> DecisionRow:
+def _win(conversion: Conversion) -> Win:
+    return Win(conversion.time_us, conversion.receive_time_us, conversion.conversion_id)
+
+
+def _row(case: Case, message: decision_pb2.Decision, sequence: int, found: Candidates | None) -> DecisionRow:
     return DecisionRow(
         lane=case.entry.app_lane,
         sequence=sequence,
         app_id=message.app_id,
         conversion_id=message.conversion_id,
         version=message.version,
-        round_id=round_id,
         device_id=NO_DEVICE if case.device is None else case.device.device_id,
         outcome=message.outcome,
         conversion_time_us=case.conversion.time_us,
+        receive_time_us=case.entry.receive_time_us,
         retention_days=case.rules.app.retention_days,
         tracker_id=message.tracker_id or None,
         engagement_id=message.engagement_id or None,
@@ -254,7 +301,24 @@ def _row(case: Case, message: decision_pb2.Decision, sequence: int, round_id: uu
         engagement=None,
         known_ids=_known_ids(case),
         claims=None if case.waited is None else case.waited.claims,
+        address_key=_address_key(case, message, found),
+        missing_click=_missing_click(case, found),
     )
+
+
+def _address_key(case: Case, message: decision_pb2.Decision, found: Candidates | None) -> bytes | None:
+    """Returns the key that a late engagement from its address finds a conversion by, None where none could win it."""
+    if found is None or not case.rules.app.late_window_us or (message.level == 1 and not case.rules.lifts_clicks):
+        return None
+    return address_key(case.rules.app, case.conversion.ip)
+
+
+def _missing_click(case: Case, found: Candidates | None) -> str | None:
+    """Returns the click id of ours that a conversion gave back, if that click has not arrived yet."""
+    click_id = case.conversion.click_id
+    if found is None or not case.rules.app.late_window_us or click_id in found.engagements:
+        return None
+    return click_id or None
 
 
 def _known_ids(case: Case) -> dict[str, list[str]] | None:

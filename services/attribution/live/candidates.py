@@ -1,4 +1,4 @@
-"""Finds what may have won a conversion: the engagements stored under its match keys below the heads it is decided at.
+"""Finds what may have won a conversion: the engagements stored under its match keys that were received in time.
 
 Live deciding and replays ask here alike, each conversion by itself: what is found for one does not depend on what else
 is asked at the same time.
@@ -41,14 +41,14 @@ class CandidateQuery:
     """A conversion that can be won.
 
     `ids` are those its device is known by, as (kind, value). Of `history` only matters whether it knows an install.
-    `heads` says which of the heads given it is decided at.
+    Engagements received after `until_us` do not count.
     """
 
     rules: AppRules
     conversion: Conversion
     ids: Sequence[tuple[str, str]]
     history: DeviceHistory
-    heads: int = 0
+    until_us: int
 
 
 class Candidates(NamedTuple):
@@ -58,10 +58,8 @@ class Candidates(NamedTuple):
     engagements: dict[str, Engagement]
 
 
-async def find_candidates(
-    connection: Connection, queries: Sequence[CandidateQuery], heads: Sequence[str]
-) -> list[Candidates]:
-    """Returns the candidates of each query, repeated clicks marked. `heads` are as `heads_text` gives them."""
+async def find_candidates(connection: Connection, queries: Sequence[CandidateQuery]) -> list[Candidates]:
+    """Returns the candidates of each query, repeated clicks marked."""
     if not queries:
         return []
     app_ids = {query.rules.app.app_id for query in queries}
@@ -69,14 +67,14 @@ async def find_candidates(
     raw_keys = await _raw_keys(connection, queries)
     found = [Candidates(_with_device_keys(query, lengths, raw_keys), {}) for query in queries]
     asked = [
-        AskedKey(key, conversion.time_us, query.rules.app.app_id, number, query.heads)
+        AskedKey(key, conversion.time_us, query.rules.app.app_id, number, query.until_us)
         for number, (query, (conversion, _)) in enumerate(zip(queries, found, strict=True))
         for key in conversion_keys(query.rules.app, conversion)
     ]
     if not asked:
         return found
-    nearest = await find_engagements(connection, asked, heads, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
-    await _add(connection, queries, found, nearest.engagements, heads)
+    nearest = await find_engagements(connection, asked, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
+    await _add(connection, queries, found, nearest.engagements)
     full = ((asked[place], reached_us) for place, reached_us in nearest.reached_us.items())
     unsettled = [
         key
@@ -87,14 +85,13 @@ async def find_candidates(
         further = await find_further(
             connection,
             unsettled,
-            heads,
             [_user_agent_begins(found[key.conversion].conversion) for key in unsettled],
             _trackers([queries[key.conversion] for key in unsettled]),
             span_us=CONSIDERED_US,
             limit=MAX_CONSIDERED,
             through=MAX_LOOKED_THROUGH,
         )
-        await _add(connection, queries, found, further, heads)
+        await _add(connection, queries, found, further)
     return found
 
 
@@ -129,26 +126,24 @@ async def _add(
     queries: Sequence[CandidateQuery],
     found: Sequence[Candidates],
     engagements: Sequence[FoundEngagement],
-    heads: Sequence[str],
 ) -> None:
     """Adds engagements to the candidates that they were found for."""
     clicks = {
         (
             network_click_key(engagement.tracker_id, engagement.click_id),
-            engagement.time_us,
+            engagement.counted_us,
             engagement.engagement_id,
-            queries[number].heads,
+            queries[number].until_us,
         )
         for number, engagement in engagements
         if engagement.click_id
     }
-    repeats = set()
+    repeats = set[tuple[str, int]]()
     if clicks:
         # A6, whichever device the first one was of. Two conversions may know of different firsts.
-        repeated = await find_repeats(connection, clicks, heads, within_us=DUPLICATE_CLICK_US)
-        repeats = {(engagement_id, at) for _, engagement_id, at in repeated}
+        repeats = await find_repeats(connection, clicks, within_us=DUPLICATE_CLICK_US)
     for number, engagement in engagements:
-        is_repeat = bool(repeats) and (engagement.engagement_id, queries[number].heads) in repeats
+        is_repeat = bool(repeats) and (engagement.engagement_id, queries[number].until_us) in repeats
         candidate = replace(engagement, duplicate=True) if is_repeat else engagement
         found[number].engagements[engagement.engagement_id] = candidate
 

@@ -1,7 +1,8 @@
 """Loads all that deciding a batch of records reads; after this nothing is read any more."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from libs.db import Connection
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.decide import eligibility
 from services.attribution.decision.history import SESSION_GAP_US
-from services.attribution.decision.model import Conversion
+from services.attribution.decision.model import Conversion, ConversionKind
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import identities
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
@@ -17,11 +18,18 @@ from services.attribution.live.hashed_kinds import kinds_to_wait_for
 from services.attribution.live.identities import Identities
 from services.attribution.live.pending import Asking
 from services.attribution.storage import pending
-from services.attribution.storage.decisions import AskedActivity, already_decided, count_wins, find_activity
+from services.attribution.storage.activity import AskedInactivity, find_latest_activity
+from services.attribution.storage.decisions import (
+    AskedActivity,
+    StoredWin,
+    already_decided,
+    find_activity,
+    find_wins,
+)
 from services.attribution.storage.devices import Device
-from services.attribution.storage.engagements import heads_text
+from services.attribution.storage.late_arrivals import AskedDevice, find_later
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.wire.records import Logged, conversion_of, event_name_of
+from services.attribution.wire.records import Logged, claims_of, conversion_of, event_name_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class Case:
     the kinds of those ids of its own that are nobody's, with how many advertising ids share them (A8).
     `network_ids` are those that claims are to be requested from (E1); `waited` is its row once they have answered.
     `active_us`: of a session start, the time of the latest event that it may go on with (D4), if there is one.
+    `is_late`: its device has decided conversions that happened later (D12).
     """
 
     entry: log_pb2.LogEntry
@@ -47,6 +56,7 @@ class Case:
     network_ids: tuple[str, ...]
     waited: PendingRow | None
     active_us: tuple[int, ...] = ()
+    is_late: bool = False
 
     @property
     def is_session_start(self) -> bool:
@@ -70,24 +80,24 @@ class Inputs(NamedTuple):
     """The inputs of a batch: its cases in order of receipt, and its devices, which no other batch has.
 
     `candidates` by the place of the case, of those that may be won. `held` are the devices with a pending install.
-    `early` are records with hashed ids of kinds that are not ready (A3), which they wait for.
-    `wins` are the conversions won so far by engagements on limited trackers (D5), by app.
+    `early` are records with hashed ids of kinds that are not ready (A3), which they wait for. `wins` are the
+    conversions won so far by engagements on limited trackers (D5), by app and engagement.
+    `active_us` has by the place of the case when its device was active before its candidates, where that matters (D13).
     """
 
-    heads: Sequence[int]
     cases: Sequence[Case]
     identities: Identities
     candidates: Mapping[int, Candidates]
     held: set[uuid.UUID]
     early: Sequence[Early]
-    wins: Mapping[str, dict[str, int]]
+    wins: Mapping[str, dict[str, list[StoredWin]]]
+    active_us: Mapping[int, Collection[int]]
 
 
 async def load(
     connection: Connection,
     logged: Sequence[Logged],
     *,
-    heads: Sequence[int],
     apps: Mapping[str, AppRules],
     new_id: Callable[[], uuid.UUID],
     asking: Asking,
@@ -96,9 +106,9 @@ async def load(
 ) -> Inputs:
     """Returns the inputs of those of the records, given in order of receipt, that were not decided before.
 
-    Only engagements below `heads` are candidates (G5). `apps` must hold the rules of every app named. `resumed`: the
-    rows of conversions that have waited, if it is those that are decided; they are not in the table any more. `hashed`
-    are the kinds of hashed ids by app, and whether they are ready.
+    `apps` must hold the rules of every app named. `resumed`: the rows of conversions that have waited, if it is those
+    that are decided; they are not in the table any more. `hashed` are the kinds of hashed ids by app, and whether they
+    are ready.
     """
     fresh: list[Logged] = []
     early: list[Early] = []
@@ -109,15 +119,16 @@ async def load(
             fresh.append(each)
     devices = await identities.load(connection, [each.record for each in fresh], new_id, hashed)
     cases = await _with_activity(connection, [_case(each, devices, apps, asking, resumed) for each in fresh])
-    found = await _candidates(connection, cases, heads)
+    cases = await _with_lateness(connection, cases)
+    found = await _candidates(connection, cases)
     return Inputs(
-        heads=heads,
         cases=cases,
         identities=devices,
         candidates=found,
         early=early,
         held=set() if resumed else await _held(connection, cases, asking),
         wins=await _wins(connection, cases, found),
+        active_us=await _activity(connection, cases, found),
     )
 
 
@@ -165,7 +176,7 @@ def _case(
         merged=merged,
         ids=ids,
         shared=shared,
-        conversion=conversion_of(record, event_name),
+        conversion=conversion_of(record, event_name, entry.receive_time_us),
         network_ids=asking.networks.get((record.app_id, event_name or ""), ()) if waited is None else (),
         waited=waited,
     )
@@ -186,12 +197,31 @@ async def _with_activity(connection: Connection, cases: Sequence[Case]) -> list[
     return [replace(case, active_us=tuple(active.get(place, ()))) for place, case in enumerate(cases)]
 
 
-async def _candidates(connection: Connection, cases: Sequence[Case], heads: Sequence[int]) -> dict[int, Candidates]:
+async def _with_lateness(connection: Connection, cases: Sequence[Case]) -> list[Case]:
+    """Returns the cases, those with the mark whose devices have decided conversions that happened later (D12)."""
+    asked = [
+        AskedDevice(place, case.entry.app_lane, case.record.app_id, device.device_id, case.conversion.time_us)
+        for place, case in enumerate(cases)
+        if case.is_conversion and case.rules.app.late_window_us
+        for device in (case.device, *case.merged)
+        if device is not None and not device.is_new
+    ]
+    late = await find_later(connection, asked) if asked else set()
+    return [replace(case, is_late=True) if place in late else case for place, case in enumerate(cases)]
+
+
+async def _candidates(connection: Connection, cases: Sequence[Case]) -> dict[int, Candidates]:
     """Returns the candidates of every case that can still be won, by its place."""
     # Inside a batch only a merge can make a case winnable that was not: those are always given candidates.
     merging = {case.device.device_id for case in cases if case.merged and case.device is not None}
     queries = {
-        place: CandidateQuery(rules=case.rules, conversion=case.conversion, ids=case.ids, history=case.device.history)
+        place: CandidateQuery(
+            rules=case.rules,
+            conversion=case.conversion,
+            ids=case.ids,
+            history=case.device.history,
+            until_us=case.conversion.receive_time_us + case.rules.app.late_window_us,
+        )
         for place, case in enumerate(cases)
         if case.device is not None
         and case.is_conversion
@@ -202,14 +232,14 @@ async def _candidates(connection: Connection, cases: Sequence[Case], heads: Sequ
             or eligibility(case.conversion, case.device.history, case.rules) is None
         )
     }
-    found = await find_candidates(connection, list(queries.values()), [heads_text(heads)])
+    found = await find_candidates(connection, list(queries.values()))
     return dict(zip(queries, found, strict=True))
 
 
 async def _wins(
     connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
-) -> dict[str, dict[str, int]]:
-    """Returns how many conversions the candidates on limited trackers have won so far (D5), by app and engagement."""
+) -> dict[str, dict[str, list[StoredWin]]]:
+    """Returns the conversions that the candidates on limited trackers have won so far (D5), by app and engagement."""
     limited = {
         (cases[place].entry.app_lane, engagement.engagement_id)
         for place, candidates in found.items()
@@ -217,10 +247,43 @@ async def _wins(
         if (tracker := cases[place].rules.trackers.get(engagement.tracker_id)) is not None
         and tracker.tracker.max_conversions_per_engagement
     }
-    wins: dict[str, dict[str, int]] = {case.record.app_id: {} for case in cases}
-    for app_id, engagement_id, count in await count_wins(connection, limited) if limited else ():
-        wins.setdefault(app_id, {})[engagement_id] = count
+    wins: dict[str, dict[str, list[StoredWin]]] = {case.record.app_id: {} for case in cases}
+    for won in await find_wins(connection, limited) if limited else ():
+        wins.setdefault(won.app_id, {}).setdefault(won.engagement_id, []).append(won)
     return wins
+
+
+async def _activity(
+    connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
+) -> Mapping[int, Collection[int]]:
+    """Returns by place when the device of a case was active before its candidates, if its app asks for that (D13)."""
+    members: defaultdict[uuid.UUID, set[uuid.UUID]] = defaultdict(set)
+    asked: set[AskedInactivity] = set()
+    for place, case in enumerate(cases):
+        if case.device is None:
+            continue
+        mine = members[case.device.device_id]
+        mine.add(case.device.device_id)
+        for other in case.merged:  # what this batch merges is not stored yet
+            mine |= members.pop(other.device_id, set()) | {other.device_id}
+        app = case.rules.app
+        if app.inactivity_window_us and case.conversion.kind is ConversionKind.EVENT and place in found:
+            claims, _ = claims_of(None if case.waited is None else case.waited.claims)
+            times_us = {min(each.time_us, case.conversion.time_us) for each in found[place].engagements.values()}
+            asked |= {
+                AskedInactivity(
+                    place=place,
+                    lane=case.entry.app_lane,
+                    app_id=app.app_id,
+                    device_id=device_id,
+                    time_us=time_us,
+                    within_us=app.inactivity_window_us,
+                    until_us=case.conversion.receive_time_us + app.late_window_us,
+                )
+                for device_id in mine
+                for time_us in times_us | {claim.time_us for claim in claims}
+            }
+    return await find_latest_activity(connection, asked) if asked else {}
 
 
 async def _held(connection: Connection, cases: Sequence[Case], asking: Asking) -> set[uuid.UUID]:

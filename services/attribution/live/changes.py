@@ -11,21 +11,15 @@ from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
-from services.attribution.storage import hashed_ids, pending, shared_ids
-from services.attribution.storage.decisions import DecisionRow, insert_decisions, insert_round
+from services.attribution.storage import hashed_ids, late_arrivals, pending, shared_ids
+from services.attribution.storage.decisions import DecisionRow, insert_decisions
 from services.attribution.storage.devices import Device, Identifier, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.hashed_ids import HashedKind
+from services.attribution.storage.late_arrivals import LateArrival
 from services.attribution.storage.pending import PendingRow
 from services.attribution.storage.shared_ids import SharedIdRow
 from services.attribution.wire.decisions import ad_details
-
-
-class Round(NamedTuple):
-    """A round of deciding, and the heads of the log that it was decided at."""
-
-    round_id: uuid.UUID
-    heads: Sequence[int]
 
 
 class Won(NamedTuple):
@@ -50,13 +44,12 @@ class Won(NamedTuple):
 class Changes:
     """The changes that deciding makes; nothing of them is written yet.
 
-    `decisions` are in the order of their sequences. `round`: the one that made them; None where they are of an earlier
-    one. `won` has for each decision, by its place, the engagement to store beside it. `pending` are conversions that
-    begin to wait (E1). `merged` has for each device (lane, device id) that may have pending ones the one it became.
+    `decisions` are in the order of their sequences. `won` has for each decision, by its place, the engagement to store
+    beside it. `pending` are conversions that begin to wait (E1). `merged` has for each device (lane, device id) that
+    may have pending ones the one it became. `late` are records after which others are to be decided again (D12).
     """
 
     decisions: Sequence[DecisionRow] = ()
-    round: Round | None = None
     won: Mapping[int, Won] = field(default_factory=dict)
     devices: Sequence[Device] = ()
     identifiers: Mapping[IdKey, Identifier] = field(default_factory=dict)
@@ -65,6 +58,7 @@ class Changes:
     begun_kinds: Collection[HashedKind] = ()
     finished_kinds: Collection[HashedKind] = ()
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
+    late: Sequence[LateArrival] = ()
 
 
 NO_CHANGES = Changes()
@@ -88,17 +82,13 @@ async def write(connection: Connection, periods: Periods, changes: Changes) -> N
         await pending.insert(connection, changes.pending)
     if changes.merged:
         await pending.move(connection, changes.merged)
+    if changes.late:
+        await late_arrivals.insert(connection, changes.late)
 
 
 async def _write_decisions(connection: Connection, periods: Periods, changes: Changes) -> None:
-    """Writes decisions and their round, each into a period that is kept as long as it."""
-    kept = {(row.conversion_time_us, row.retention_days) for row in changes.decisions}
-    if changes.round is None:
-        await periods.ensure(kept)
-    else:
-        time_us, days = max(time_us for time_us, _ in kept), max(days for _, days in kept)
-        await periods.ensure({*kept, (time_us, days)})
-        await insert_round(connection, *changes.round, conversion_time_us=time_us, retention_days=days)
+    """Writes decisions, each into a period that is kept as long as it."""
+    await periods.ensure({(row.conversion_time_us, row.retention_days) for row in changes.decisions})
     await insert_decisions(connection, await _with_engagements(connection, changes))
 
 

@@ -93,7 +93,6 @@ class Decider:
                 changes = await decide_batch(
                     connection,
                     logged,
-                    heads=lanes.heads,
                     apps=rulebook.apps,
                     next_sequences=lanes.next_sequences,
                     new_id=self._new_id,

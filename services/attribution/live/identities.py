@@ -8,10 +8,12 @@ from typing import NamedTuple
 from libs.db import Connection
 from libs.domain.device_ids import ADVERTISING_KINDS, HASHED_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
+from services.attribution.decision.grouping import Sighting, with_sighting
 from services.attribution.decision.matching import device_key, hash_keys
 from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
 from services.attribution.storage.shared_ids import SharedIdRow
+from services.attribution.wire.records import event_time_us
 
 MAX_IDS = 20
 """OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.
@@ -93,7 +95,9 @@ class Identities:
             if each.device is not device:
                 each.device = device
                 self._ids[key] = self._changed[key] = each
-        return Taken(device, tuple(others), _ids_of(device, {key.kind: values[key] for key in ids}), shared)
+        own = {key.kind: values[key] for key in ids}
+        _see(device, Sighting(event_time_us(record), entry.receive_time_us, own))
+        return Taken(device, tuple(others), _ids_of(device, own), shared)
 
     @property
     def identifiers(self) -> dict[IdKey, Identifier]:
@@ -159,7 +163,9 @@ class Identities:
             for value in values:
                 key = IdKey(device_key(other.app_id, value), kind)
                 self._changed[key] = self._ids.get(key) or _Id(into)
-        other.merged_into = into.device_id
+        for sighting in other.sightings:
+            _see(into, sighting)
+        other.merged_into, other.sightings = into.device_id, []
         other.changed = into.changed = True
 
 
@@ -229,6 +235,12 @@ def _share(each: _Id, kind: str, value: str) -> None:
         device.ids[kind] = [known for known in device.ids.get(kind, ()) if normalise(known) != normalise(value)]
         device.changed = True
     each.device, each.is_shared = None, True
+
+
+def _see(device: Device, sighting: Sighting) -> None:
+    sightings = with_sighting(device.sightings, sighting)
+    if sightings is not None:
+        device.sightings, device.changed = sightings, True
 
 
 def _keys(record: record_pb2.Record) -> dict[IdKey, str]:

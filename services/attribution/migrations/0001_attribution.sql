@@ -37,7 +37,9 @@ CREATE TABLE engagements (
     engagement_id text NOT NULL,
     lane smallint NOT NULL,
     position bigint NOT NULL,
+    receive_time_us bigint NOT NULL,
     is_click boolean NOT NULL,
+    is_ping boolean NOT NULL, -- its time is the word of a network (D12)
     tracker_id text NOT NULL,
     device_keys bytea NOT NULL, -- 16 bytes each, one after the other
     ip text NOT NULL,
@@ -54,14 +56,13 @@ CREATE TABLE engagements (
 ) PARTITION BY RANGE (time_us);
 COMMENT ON TABLE engagements IS
 'A click or an impression, once under each of its match keys, with all that a decision needs. `lane` and `position` are
-its place in the log: a decision considers only what lies below the heads that it was made at (G5).';
+its place in the log. A conversion considers what was received up to the end of its late window (D12).';
 
 CREATE TABLE network_clicks (
     click_key bytea NOT NULL,
     time_us bigint NOT NULL,
     engagement_id text NOT NULL,
-    lane smallint NOT NULL,
-    position bigint NOT NULL,
+    receive_time_us bigint NOT NULL,
     retention_days smallint NOT NULL,
     PRIMARY KEY (click_key, time_us, engagement_id, retention_days)
 ) PARTITION BY RANGE (time_us);
@@ -112,6 +113,7 @@ CREATE TABLE devices (
     history jsonb NOT NULL,
     identities jsonb NOT NULL DEFAULT '{}',
     create_time_us bigint NOT NULL,
+    sightings jsonb NOT NULL, -- the ids that records named together, each with the earliest times (D12)
     merged_into uuid,
     merge_sequence bigint -- where its history went over: decisions from this sequence on know both
 );
@@ -180,28 +182,16 @@ CREATE INDEX pending_conversions_by_device ON pending_conversions (lane, device_
 
 -- What was decided.
 
-CREATE TABLE rounds (
-    round_id uuid NOT NULL,
-    heads bigint [] NOT NULL,
-    decide_time_us bigint NOT NULL DEFAULT now_us(),
-    conversion_time_us bigint NOT NULL, -- of its latest conversion
-    retention_days smallint NOT NULL, -- of its longest kept decision
-    PRIMARY KEY (round_id, conversion_time_us, retention_days)
-) PARTITION BY RANGE (conversion_time_us);
-COMMENT ON TABLE rounds IS
-'A batch of deciding, and the ends of the log''s lanes that it was decided at: engagements below them were considered,
-and no others (G5).';
-
 CREATE TABLE decisions (
     lane smallint NOT NULL,
     sequence bigint NOT NULL,
     app_id text NOT NULL,
     conversion_id text NOT NULL,
     version integer NOT NULL CHECK (version > 0),
-    round_id uuid NOT NULL,
     device_id uuid NOT NULL, -- all zero: an identity link of a device that was not known (F3)
     outcome smallint NOT NULL CHECK (outcome > 0), -- reengage.attribution.v1.Outcome
     conversion_time_us bigint NOT NULL,
+    receive_time_us bigint NOT NULL, -- of the conversion, as in every version
     retention_days smallint NOT NULL,
     tracker_id text,
     engagement_id text,
@@ -213,6 +203,9 @@ CREATE TABLE decisions (
     claims bytea, -- reengage.postback.v1.ConversionClaims
     reattribution_id text, -- that made this version
     is_relayed boolean NOT NULL DEFAULT true, -- else postback does not hear of it
+    -- By these a late engagement finds the conversions that it may change (D12).
+    address_key bytea, -- of one that an engagement from its address could win
+    missing_click text, -- a click id of ours that came back, of a click that had not arrived
     -- Nothing is decided twice. Later versions of a decision have the time and the retention of the first.
     PRIMARY KEY (lane, conversion_id, app_id, version, conversion_time_us, retention_days)
 ) PARTITION BY RANGE (conversion_time_us);
@@ -235,10 +228,15 @@ CREATE INDEX decisions_by_device ON decisions (lane, app_id, device_id, conversi
 CREATE INDEX decisions_by_reattribution ON decisions (lane, app_id, reattribution_id, sequence)
 WHERE reattribution_id IS NOT NULL;
 
+CREATE INDEX decisions_by_address ON decisions (address_key, conversion_time_us) WHERE address_key IS NOT NULL;
+
+CREATE INDEX decisions_by_missing_click ON decisions (lane, missing_click) WHERE missing_click IS NOT NULL;
+
 CREATE VIEW newest_decisions AS
 SELECT
-    lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us, retention_days,
-    tracker_id, engagement_id, decision, record, engagement, known_ids, claims, reattribution_id, is_relayed
+    lane, sequence, app_id, conversion_id, version, device_id, outcome, conversion_time_us, receive_time_us,
+    retention_days, tracker_id, engagement_id, decision, record, engagement, known_ids, claims, reattribution_id,
+    is_relayed
 FROM decisions
 WHERE version = (
     SELECT max(other.version) FROM decisions AS other
@@ -249,6 +247,26 @@ WHERE version = (
       AND other.retention_days = decisions.retention_days
 );
 COMMENT ON VIEW newest_decisions IS 'The newest version of each decision: the one that counts.';
+
+-- What arrived late.
+
+CREATE TABLE late_arrivals (
+    lane smallint NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    app_id text NOT NULL,
+    record_id text NOT NULL,
+    receive_time_us bigint NOT NULL,
+    because smallint NOT NULL, -- reengage.attribution.v1.Because
+    device_id uuid, -- that it concerns
+    engagement_id text, -- or the engagement that decides which devices it concerns
+    engagement bytea, -- reengage.ingest.v1.Record
+    PRIMARY KEY (lane, number),
+    CHECK ((device_id IS NULL) = (engagement_id IS NOT NULL AND engagement IS NOT NULL))
+);
+COMMENT ON TABLE late_arrivals IS
+'A record that arrived after later ones were decided: what it changes is decided again (D12), and then it is gone.';
+
+CREATE INDEX late_arrivals_in_order ON late_arrivals (lane, receive_time_us);
 
 -- Jobs.
 
@@ -304,9 +322,7 @@ DECLARE
 BEGIN
     -- Two that miss the same one: the second finds it made.
     PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
-    FOREACH whole IN ARRAY ARRAY[
-        'engagements', 'hashed_ids', 'network_clicks', 'rounds', 'decisions'
-    ] LOOP
+    FOREACH whole IN ARRAY ARRAY['engagements', 'hashed_ids', 'network_clicks', 'decisions'] LOOP
         -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
         part := whole || to_char(month, '_YYYYMM');
         IF to_regclass(part) IS NULL THEN

@@ -37,11 +37,13 @@ _REFUSALS = {
     decision_pb2.VERDICT_MATCH_KIND_NOT_ALLOWED: (
         "it carried a device id of its own, so IP address and user agent do not count"
     ),
+    decision_pb2.VERDICT_REPORTED_LATE: "a server reported it too late",
     decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click with the same click id",
     decision_pb2.VERDICT_PREFETCH: "a browser fetched it beforehand, no person made it",
     decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or came too late",
     decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED: "the user does not share granular data",
     decision_pb2.VERDICT_VIEW_WINDOW_ZERO: "the tracker accepts no view claims",
+    decision_pb2.VERDICT_DEVICE_ACTIVE: "the device had been active within the app's inactivity window before it",
     decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
 }
 

@@ -1,32 +1,68 @@
-"""Reads devices for a replay, each together with those that were merged with it: they have one history in the end."""
+"""Reads devices for a replay, each together with those that were merged with it: they are one device in the end."""
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from libs.db import Connection
-from services.attribution.decision.history import DeviceHistory
+from libs.time import timestamp_us
+from services.attribution.decision.grouping import Id, Sighting, Step, Timeline
+from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.redecide.stored_conversions import attribution_as_stored, ids_of, is_event
 from services.attribution.storage.replay import (
-    Merge,
     Period,
+    Remembered,
     Stored,
     find_conversions,
-    find_histories,
     find_merges,
+    find_remembered,
 )
 
 
 @dataclass(slots=True, kw_only=True)
 class Family:
-    """A device and those merged with it: their conversions and merges in the order of their sequences.
+    """A device and those merged with it: the newest versions of their conversions, by id.
 
-    `histories` are the attributions that only the devices themselves remember, because retention has dropped their
-    decisions.
+    `device_id` is the one that they became, `device_ids` are all. `dropped` are the attributions that only the devices
+    themselves remember, because retention has dropped their decisions; `session_us` the times of their sessions that
+    went on (D4).
     """
 
-    conversions: list[Stored] = field(default_factory=list)
-    merges: list[Merge] = field(default_factory=list)
-    histories: dict[uuid.UUID, DeviceHistory] = field(default_factory=dict)
+    device_id: uuid.UUID
+    device_ids: set[uuid.UUID] = field(default_factory=set)
+    conversions: dict[str, Stored] = field(default_factory=dict)
+    dropped: tuple[Attribution, ...] = ()
+    session_us: tuple[int, ...] = ()
+    sightings: list[Sighting] = field(default_factory=list)
+
+    def timeline(self, late_window_us: int) -> "tuple[Timeline, Sequence[Stored | None]]":
+        """Returns the timeline of the records, and for each of its places the conversion; None for a sighting."""
+        by_order: dict[tuple[int, int, int], Stored] = {}
+        steps, decided_us = [], 0
+        for stored in sorted(self.conversions.values(), key=lambda stored: stored.sequence):
+            # Without a late window the order is that of deciding: what waited for claims comes after what did not.
+            decided_us = max(decided_us, stored.receive_time_us)
+            receive_time_us = stored.receive_time_us if late_window_us else decided_us
+            time_us = timestamp_us(stored.decision.conversion_time)
+            order = time_us, receive_time_us, stored.sequence
+            steps.append(Step(*order, ids_of(stored), is_event(stored), attribution_as_stored(stored)))
+            by_order[order] = stored
+        steps += [Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items())) for each in self.sightings]
+        some_ids = tuple(self.sightings[0].ids.items()) if self.sightings else ()
+        steps += [Step(each.time_us, each.receive_time_us, -1, some_ids, attribution=each) for each in self.dropped]
+        timeline = Timeline(steps, late_window_us)
+        return timeline, [by_order.get(step[:3]) for step in timeline.steps]
+
+    def known_ids(self, late_window_us: int) -> dict[str, tuple[Id, ...]]:
+        """Returns the ids that the device was known by at each conversion."""
+        timeline, conversions = self.timeline(late_window_us)
+        known = {}
+        for place, stored in enumerate(conversions):
+            group = timeline.known_to(place)
+            if stored is not None:
+                known[stored.conversion_id] = tuple(group.ids.values())
+            timeline.settle(place, None)
+        return known
 
 
 async def read_families(
@@ -36,18 +72,20 @@ async def read_families(
     merges = await find_merges(connection, device_ids)
     into = {merge.device_id: merge.into for merge in merges}
     everybody = {*device_ids, *into, *into.values()}
-    families = {device_id: Family() for device_id in everybody if device_id not in into}
-    for merge in merges:
-        families[_survivor(into, merge.device_id)].merges.append(merge)
+    families = {device_id: Family(device_id=device_id) for device_id in everybody if device_id not in into}
     for stored in await find_conversions(connection, period, everybody):
-        families[_survivor(into, stored.device_id)].conversions.append(stored)
+        conversions = families[_survivor(into, stored.device_id)].conversions
+        other = conversions.get(stored.conversion_id)
+        if other is None or other.version < stored.version:
+            conversions[stored.conversion_id] = stored
     await turn()
-    remembered = await find_histories(connection, everybody)
-    for device_id, family in families.items():
-        family.conversions = _newest(family.conversions)
-        family.merges.sort(key=lambda merge: merge.sequence or 0)
-        _remember(family, device_id, remembered)
-    return [family for family in families.values() if any(c.record is not None for c in family.conversions)]
+    remembered = await find_remembered(connection, everybody)
+    for device_id in everybody:
+        family = families[_survivor(into, device_id)]
+        family.device_ids.add(device_id)
+        if device_id in remembered:
+            _remember(family, remembered[device_id])
+    return [family for family in families.values() if any(c.in_period for c in family.conversions.values())]
 
 
 def _survivor(into: dict[uuid.UUID, uuid.UUID], device_id: uuid.UUID) -> uuid.UUID:
@@ -56,19 +94,8 @@ def _survivor(into: dict[uuid.UUID, uuid.UUID], device_id: uuid.UUID) -> uuid.UU
     return device_id
 
 
-def _newest(conversions: Iterable[Stored]) -> list[Stored]:
-    """Returns the newest version of each conversion, in the order in which they were first decided."""
-    by_id: dict[str, Stored] = {}
-    for stored in conversions:
-        other = by_id.get(stored.conversion_id)
-        if other is None or other.version < stored.version:
-            by_id[stored.conversion_id] = stored
-    return sorted(by_id.values(), key=lambda stored: stored.sequence)
-
-
-def _remember(family: Family, device_id: uuid.UUID, remembered: dict[uuid.UUID, list[list[object]]]) -> None:
-    known = {stored.conversion_id for stored in family.conversions}
-    for member in (device_id, *(merge.device_id for merge in family.merges)):
-        dropped = [attribution for attribution in remembered.get(member, ()) if attribution[1] not in known]
-        if dropped:
-            family.histories[member] = DeviceHistory.from_json({"attributions": dropped, "session_us": []})
+def _remember(family: Family, remembered: Remembered) -> None:
+    history = DeviceHistory.from_json({"attributions": remembered.attributions, "session_us": remembered.session_us})
+    family.dropped += tuple(a for a in history.attributions if a.conversion_id not in family.conversions)
+    family.session_us += history.session_us
+    family.sightings += remembered.sightings

@@ -1,89 +1,171 @@
 """Reads what decisions are made from beside histories: the candidates of conversions, and the wins of engagements."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from libs.db import Connection
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
-from services.attribution.decision.history import DeviceHistory
-from services.attribution.decision.matching import own_key
+from services.attribution.decision.grouping import Id
+from services.attribution.decision.history import SESSION_GAP_US, DeviceHistory
+from services.attribution.decision.matching import device_key, own_key
+from services.attribution.decision.model import ConversionKind, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
 from services.attribution.redecide.families import Family
-from services.attribution.redecide.stored_conversions import history_after
+from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start, outline
+from services.attribution.storage.activity import AskedInactivity, find_latest_activity
+from services.attribution.storage.decisions import AskedActivity, find_activities, find_wins
 from services.attribution.storage.engagements import find_records
-from services.attribution.storage.replay import Period, Stored, Win, find_heads, find_wins
-from services.attribution.wire.records import conversion_of
+from services.attribution.storage.replay import Period, Stored
+from services.attribution.storage.shared_ids import shared_since
+from services.attribution.wire.records import claims_of, conversion_of
 
 
 @dataclass(slots=True, kw_only=True)
 class Inputs:
     """The candidates by conversion, and by engagement the conversions that it has won.
 
-    `incomplete` are conversions of which a candidate is no longer stored, because of retention or an erasure. Deciding
-    them again would say nothing, so they stay as they are.
+    `active_us` has for each start of a session that may turn out to have gone on (D4) the times of what it may go on
+    with and what the family does not hold. `before_us` has for each conversion when its device was active before its
+    candidates, where that matters (D13). `incomplete` are conversions of which a candidate is no longer stored,
+    because of retention or an erasure. Deciding them again would say nothing, so they stay as they are.
     """
 
     candidates: dict[str, Candidates] = field(default_factory=dict)
     wins: dict[str, list[Win]] = field(default_factory=dict)
+    active_us: dict[str, list[int]] = field(default_factory=dict)
+    before_us: dict[str, set[int]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)
 
 
 class InputReader:
-    """Reads the inputs of the conversions of one period under one set of rules.
+    """Reads the inputs of the conversions of one period: of engagements only those received until a time.
 
-    `limited` are the trackers with engagements that can win only so many conversions.
+    `rules_of` gives the rules that a conversion is decided by, `late_window_us` is the app's.
     """
 
     def __init__(
-        self, period: Period, rules: AppRules, limited: frozenset[str], turn: Callable[[], Awaitable[None]]
+        self,
+        period: Period,
+        rules_of: Callable[[Stored], AppRules],
+        late_window_us: int,
+        until_us: int,
+        turn: Callable[[], Awaitable[None]],
     ) -> None:
-        self._period, self._rules, self._limited, self._turn = period, rules, limited, turn
+        self._period, self._rules_of, self._late_window_us, self._turn = period, rules_of, late_window_us, turn
+        self._until_us = until_us
 
     async def read(
         self, connection: Connection, families: Iterable[Family], inputs: Inputs, wants: Callable[[Stored], bool]
     ) -> None:
         """Adds the inputs of the wanted conversions in the period that have none yet."""
-        wanted = _without_inputs(families, inputs, wants)
+        wanted: list[Stored] = []
+        family_of: dict[str, Family] = {}
+        queries = {}
+        shared = await shared_since(connection, self._period.app_id)
+        for family in families:
+            without = list(_without_inputs(family, inputs, wants))
+            known = family.known_ids(self._late_window_us) if without else {}
+            for stored, installed in without:
+                await self._turn()
+                ids = [each for each in known[stored.conversion_id] if not self._is_shared(each, stored, shared)]
+                queries[stored.conversion_id] = self._query(stored, ids, installed)
+                wanted.append(stored)
+                family_of[stored.conversion_id] = family
         if not wanted:
             return
-        stored = [each for each, _ in wanted]
-        heads = await find_heads(connection, {each.round_id for each in stored})
-        places = {round_id: place for place, round_id in enumerate(heads)}
-        queries = {}
-        for each, installed in wanted:
-            await self._turn()
-            queries[each.conversion_id] = self._query(each, installed, places[each.round_id])
-        found = await find_candidates(connection, list(queries.values()), list(heads.values()))
+        found = await find_candidates(connection, list(queries.values()))
         candidates = dict(zip(queries, found, strict=True))
         inputs.candidates |= candidates
-        inputs.incomplete |= await self._incomplete(connection, stored, candidates)
-        if more := self._limited_engagements(found) - inputs.wins.keys():
-            inputs.wins |= await find_wins(connection, self._period, more)
+        inputs.incomplete |= await self._incomplete(connection, wanted, candidates)
+        inputs.before_us |= await self._activity(connection, wanted, family_of, candidates)
+        more = {
+            engagement_id
+            for stored in wanted
+            for engagement_id, engagement in candidates[stored.conversion_id].engagements.items()
+            if engagement.tracker_id in self._rules_of(stored).limited_trackers
+        } - inputs.wins.keys()
+        if more:
+            inputs.wins |= {engagement_id: [] for engagement_id in more}
+            for won in await find_wins(connection, {(self._period.lane, engagement_id) for engagement_id in more}):
+                if won.app_id == self._period.app_id:
+                    inputs.wins[won.engagement_id].append(won.win)
 
-    def _query(self, stored: Stored, installed: DeviceHistory, heads: int) -> CandidateQuery:
-        record = record_pb2.Record.FromString(stored.record or b"")
-        shared = {each.kind for each in stored.decision.shared_ids}
-        ids = [(kind, value) for kind, value in record.device_ids.items() if kind not in shared]
-        if stored.known_ids:
-            ids += [(kind, value) for kind, values in stored.known_ids.items() for value in values]
+    async def read_activity(self, connection: Connection, families: Iterable[Family], inputs: Inputs) -> None:
+        """Adds what the starts of sessions in the period may have gone on with (D4)."""
+        asked: list[AskedActivity] = []
+        asking: list[tuple[Family, Stored]] = []
+        for family in families:
+            for stored in filter(is_session_start, family.conversions.values()):
+                if not stored.in_period:
+                    continue
+                time_us = outline(stored).time_us
+                inputs.active_us[stored.conversion_id] = [each for each in family.session_us if each < time_us]
+                asked += [
+                    AskedActivity(len(asking), self._period.lane, self._period.app_id, device_id, time_us)
+                    for device_id in family.device_ids
+                ]
+                asking.append((family, stored))
+        if not asked:
+            return
+        for place, conversion_id, time_us in await find_activities(connection, asked, within_us=SESSION_GAP_US):
+            family, stored = asking[place]
+            if conversion_id not in family.conversions:
+                inputs.active_us[stored.conversion_id].append(time_us)
+
+    def _is_shared(self, each: Id, stored: Stored, shared: Mapping[tuple[bytes, str], int]) -> bool:
+        """Returns whether an id was nobody's when a conversion was received (A8)."""
+        kind, value = each
+        since_us = shared.get((device_key(self._period.app_id, value), kind)) if shared else None
+        return since_us is not None and since_us <= stored.receive_time_us
+
+    async def _activity(
+        self,
+        connection: Connection,
+        wanted: Iterable[Stored],
+        family_of: Mapping[str, Family],
+        found: Mapping[str, Candidates],
+    ) -> dict[str, set[int]]:
+        """Returns when devices were active before the candidates of conversions, if their app asks for that (D13)."""
+        asked: list[AskedInactivity] = []
+        asking: list[str] = []
+        for stored in wanted:
+            conversion, engagements = found[stored.conversion_id]
+            within_us = self._rules_of(stored).app.inactivity_window_us
+            if not within_us or conversion.kind is ConversionKind.INSTALL:
+                continue
+            claims, _ = claims_of(stored.claims)
+            times_us = {min(each.time_us, conversion.time_us) for each in engagements.values()}
+            asked += [
+                AskedInactivity(
+                    place=len(asking),
+                    lane=self._period.lane,
+                    app_id=self._period.app_id,
+                    device_id=family_of[stored.conversion_id].device_id,
+                    time_us=time_us,
+                    within_us=within_us,
+                    until_us=min(stored.receive_time_us + self._late_window_us, self._until_us),
+                )
+                for time_us in times_us | {claim.time_us for claim in claims}
+            ]
+            asking.append(stored.conversion_id)
+        latest = await find_latest_activity(connection, asked) if asked else {}
+        return {
+            conversion_id: latest.get(place, set()) | set(family_of[conversion_id].session_us)
+            for place, conversion_id in enumerate(asking)
+        }
+
+    def _query(self, stored: Stored, ids: Sequence[Id], installed: DeviceHistory) -> CandidateQuery:
+        record = record_pb2.Record.FromString(stored.record)
         return CandidateQuery(
-            rules=self._rules,
-            conversion=conversion_of(record, stored.decision.event_name),
+            rules=self._rules_of(stored),
+            conversion=conversion_of(record, stored.decision.event_name, stored.receive_time_us),
             ids=ids,
             history=installed,
-            heads=heads,
+            until_us=min(stored.receive_time_us + self._late_window_us, self._until_us),
         )
-
-    def _limited_engagements(self, found: Iterable[Candidates]) -> set[str]:
-        return {
-            engagement_id
-            for candidates in found
-            for engagement_id, engagement in candidates.engagements.items()
-            if engagement.tracker_id in self._limited
-        }
 
     async def _incomplete(
         self, connection: Connection, wanted: Iterable[Stored], found: Mapping[str, Candidates]
@@ -111,15 +193,13 @@ class InputReader:
 
 
 def _without_inputs(
-    families: Iterable[Family], inputs: Inputs, wants: Callable[[Stored], bool]
-) -> list[tuple[Stored, DeviceHistory]]:
-    """Returns the wanted conversions without inputs, each with a history that knows its device's install."""
-    wanted = []
-    for family in families:
-        installed = DeviceHistory()
-        for stored in family.conversions:
-            if stored.record is not None and stored.conversion_id not in inputs.candidates and wants(stored):
-                wanted.append((stored, installed))
-            if stored.decision.event_name == INSTALL and not installed.attributions:
-                installed = history_after(installed, stored)
-    return wanted
+    family: Family, inputs: Inputs, wants: Callable[[Stored], bool]
+) -> Iterable[tuple[Stored, DeviceHistory]]:
+    """Yields the wanted conversions without inputs, each with a history that knows its device's install."""
+    installed = DeviceHistory()
+    for stored in sorted(family.conversions.values(), key=lambda stored: stored.sequence):
+        if stored.in_period and stored.conversion_id not in inputs.candidates and wants(stored):
+            yield stored, installed
+        if stored.decision.event_name == INSTALL and not installed.attributions:
+            attribution = attribution_as_stored(stored)
+            installed = installed if attribution is None else installed.including(attribution)

@@ -1,26 +1,27 @@
-"""Decides an app's stored conversions again (G4), with the code and from the inputs of the first time.
+"""Decides an app's stored conversions again (G4, D12), with the code and from the inputs of the first time.
 
-Device by device, in the order of their ids: each conversion at the place where it was first decided, with the history
-that the earlier ones, decided again, make; with the engagements below the heads it was decided at, and the ids its
-device was known by. It reads the database and writes nothing.
+Device by device, in the order of their ids; the conversions of a device in the order of their times, each with the
+history that the earlier ones, decided again, make, and with the engagements that were received in time. It reads the
+database and writes nothing.
 """
 
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
-from services.attribution.decision.history import DeviceHistory, merge
-from services.attribution.decision.model import Conversion, Decision, Engagement, Reason
+from services.attribution.decision.grouping import Group
+from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.decision.model import Conversion, Decision, Engagement, Reason, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.redecide.families import Family, read_families
 from services.attribution.redecide.inputs import InputReader, Inputs
 from services.attribution.redecide.replayed import Changed, Page, Replayed
-from services.attribution.redecide.stored_conversions import history_after, outline
-from services.attribution.storage.replay import FIRST_DEVICE, Merge, Period, Stored, Win, find_devices
+from services.attribution.redecide.stored_conversions import outline
+from services.attribution.storage.replay import Period, Stored, find_devices
 from services.attribution.wire.decisions import says
 from services.attribution.wire.records import claims_of
 
@@ -34,21 +35,38 @@ _MAY_BE_ELIGIBLE = frozenset(
 )
 _ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
 """The reasons of conversions that could have been won; those that were won have none."""
-_NOTHING = DeviceHistory()
+
+
+class Won(NamedTuple):
+    """An engagement, and the conversion that it won."""
+
+    engagement_id: str
+    win: Win
 
 
 class Replay:
-    """Decides the conversions of one period again under one set of rules.
+    """Decides the conversions of one period again.
 
-    `turn` is awaited every few milliseconds of work.
+    `rules` are those of every conversion; or `rules_of` gives each its own. Only engagements received until a time
+    count, and `turn` is awaited every few milliseconds of work. With `sessions_too` the start of a session is no event
+    any more if it turns out to have gone on (D4).
     """
 
-    def __init__(self, pool: Pool, period: Period, rules: AppRules, turn: Callable[[], Awaitable[None]]) -> None:
-        self._pool, self._period, self._rules, self._turn = pool, period, rules, turn
-        self._limited = frozenset(
-            tracker_id for tracker_id, each in rules.trackers.items() if each.tracker.max_conversions_per_engagement
-        )
-        self._inputs = InputReader(period, rules, self._limited, turn)
+    def __init__(
+        self,
+        pool: Pool,
+        period: Period,
+        rules: AppRules,
+        turn: Callable[[], Awaitable[None]],
+        *,
+        until_us: int,
+        rules_of: Callable[[Stored], AppRules] | None = None,
+        sessions_too: bool = False,
+    ) -> None:
+        self._pool, self._period, self._turn, self._sessions_too = pool, period, turn, sessions_too
+        self._rules_of = rules_of or (lambda _: rules)
+        self._late_window_us = rules.app.late_window_us
+        self._inputs = InputReader(period, self._rules_of, self._late_window_us, until_us, turn)
 
     async def page(self, after: uuid.UUID, size: int) -> Page:
         """Returns the devices after one, with about `size` conversions in the period, all as of one moment."""
@@ -70,6 +88,8 @@ class Replay:
         """Returns these devices decided again, each with all that were merged with it, as the transaction sees them."""
         families = await read_families(connection, self._period, device_ids, self._turn)
         inputs = Inputs()
+        if self._sessions_too:
+            await self._inputs.read_activity(connection, families, inputs)
         await self._inputs.read(connection, families, inputs, self._may_be_eligible)
         done, again = await self._decide_all(families, inputs)
         if again:  # decisions that changed have made others winnable: now all of these devices have their candidates
@@ -94,64 +114,84 @@ class Replay:
     def _may_be_eligible(self, stored: Stored) -> bool:
         """Guesses whether a conversion can be won: as it could before, or because its event is selected now."""
         decision = stored.decision
-        if decision.event_name != INSTALL and decision.event_name not in self._rules.reengaging_events:
+        if decision.event_name != INSTALL and decision.event_name not in self._rules_of(stored).reengaging_events:
             return False
         return decision.reason in _MAY_BE_ELIGIBLE
 
     def _can_be_eligible(self, stored: Stored) -> bool:
         """Returns whether a conversion can be won after any history: the one without attributions leaves most."""
-        return eligibility(outline(stored), DeviceHistory(), self._rules) is None
+        return eligibility(outline(stored), DeviceHistory(), self._rules_of(stored)) is None
 
     async def _decide(self, family: Family, inputs: Inputs) -> Replayed | None:
         """Returns a family decided again, None when a conversion can be won and its candidates were not read."""
-        histories, wins = dict(family.histories), Counter[str]()
-        own_ids = frozenset(stored.conversion_id for stored in family.conversions)
-        replayed = Replayed(last_device_id=FIRST_DEVICE, conversion_ids=own_ids, histories=histories)
-        merges = [merge_ for merge_ in family.merges if merge_.sequence is not None]
-        for stored in family.conversions:
+        timeline, conversions = family.timeline(self._late_window_us)
+        wins = {stored.conversion_id: _win_as_stored(stored) for stored in family.conversions.values()}
+        replayed = Replayed(
+            device_id=family.device_id,
+            device_ids=frozenset(family.device_ids),
+            conversion_ids=frozenset(family.conversions),
+        )
+        for place, stored in enumerate(conversions):
             await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
-            while merges and (merges[0].sequence or 0) <= stored.sequence:
-                _join(histories, merges.pop(0))
-            before = histories.get(stored.device_id, _NOTHING)
-            changed = None
-            if stored.record is None or stored.conversion_id in inputs.incomplete:
-                histories[stored.device_id] = history_after(before, stored)
-                engagement_id: str | None = stored.decision.engagement_id
-            else:
-                decided = self._decide_one(stored, before, inputs, wins, own_ids)
-                if decided is None:
-                    return None
-                conversion, decision = decided
-                histories[stored.device_id] = before.after(conversion, decision)
-                engagement_id = decision.engagement_id
-                if not says(stored.decision, decision):
-                    changed = Changed(stored, conversion, decision)
-            if engagement_id:
-                wins[engagement_id] += 1
-            if stored.record is not None:
-                replayed.add(stored, changed)
-        for merge_ in merges:
-            _join(histories, merge_)
+            known = timeline.known_to(place)
+            attribution = timeline.steps[place].attribution
+            if stored is not None:
+                if not stored.in_period or stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED:
+                    pass
+                elif stored.conversion_id in inputs.incomplete:
+                    replayed.add(stored, None)
+                elif _goes_on(stored, known, inputs):
+                    attribution = None
+                    replayed.add(stored, Changed(stored, outline(stored), None))
+                    self._note_win(outline(stored), stored, None, replayed, wins)
+                else:
+                    decided = self._decide_one(stored, known, inputs, wins)
+                    if decided is None:
+                        return None
+                    conversion, decision = decided
+                    is_changed = not says(stored.decision, decision)
+                    replayed.add(stored, Changed(stored, conversion, decision) if is_changed else None)
+                    self._note_win(conversion, stored, decision, replayed, wins)
+                    attribution = Attribution.of(conversion, decision)
+            if attribution is not None and stored is not None:
+                replayed.attributions.append(attribution)
+            timeline.settle(place, attribution)
         return replayed
 
-    def _decide_one(
+    def _note_win(
         self,
+        conversion: Conversion,
         stored: Stored,
-        history: DeviceHistory,
-        inputs: Inputs,
-        own_wins: Mapping[str, int],
-        own_ids: frozenset[str],
+        decision: Decision | None,
+        replayed: Replayed,
+        wins: dict[str, Won | None],
+    ) -> None:
+        """Notes the engagement that wins a conversion now."""
+        before, limited = stored.decision, self._rules_of(stored).limited_trackers
+        engagement_id = "" if decision is None else decision.engagement_id or ""
+        wins[stored.conversion_id] = _won(conversion, engagement_id)
+        if before.engagement_id == engagement_id:
+            return
+        if before.tracker_id in limited and before.engagement_id:
+            replayed.moved[before.engagement_id] = conversion.time_us
+        if decision is not None and decision.tracker_id in limited and engagement_id:
+            replayed.moved[engagement_id] = conversion.time_us
+
+    def _decide_one(
+        self, stored: Stored, known: Group, inputs: Inputs, own_wins: Mapping[str, Won | None]
     ) -> tuple[Conversion, Decision] | None:
         found = inputs.candidates.get(stored.conversion_id)
         conversion = outline(stored) if found is None else found.conversion
         candidates: Mapping[str, Engagement] = {} if found is None else found.engagements
+        rules = self._rules_of(stored)
         claims, unavailable = claims_of(stored.claims)
         decision = decide(
             conversion,
-            history,
-            self._rules,
+            known.history,
+            rules,
             candidates=candidates.values(),
-            wins=self._wins(candidates, stored.sequence, inputs.wins, own_wins, own_ids) if self._limited else {},
+            wins=self._wins_before(conversion, candidates.values(), rules, inputs.wins, own_wins),
+            active_us=inputs.before_us.get(stored.conversion_id, ()),
             claims=claims,
             claims_unavailable=unavailable,
         )
@@ -159,27 +199,47 @@ class Replay:
             return None
         return conversion, decision
 
-    def _wins(
+    def _wins_before(
         self,
-        candidates: Mapping[str, Engagement],
-        sequence: int,
-        wins: Mapping[str, list[Win]],
-        own_wins: Mapping[str, int],
-        own_ids: frozenset[str],
+        conversion: Conversion,
+        candidates: Iterable[Engagement],
+        rules: AppRules,
+        stored_wins: Mapping[str, Sequence[Win]],
+        own_wins: Mapping[str, Won | None],
     ) -> dict[str, int]:
         """Returns the earlier wins of candidates on limited trackers (D5).
 
         Those of other devices are as stored, those of its own as they were decided again.
         """
+        limited = [each.engagement_id for each in candidates if each.tracker_id in rules.limited_trackers]
+        if not limited:
+            return {}
+        before: dict[str, list[Win]] = {
+            engagement_id: [win for win in stored_wins.get(engagement_id, ()) if win.conversion_id not in own_wins]
+            for engagement_id in limited
+        }
+        for conversion_id, won in own_wins.items():
+            if won is not None and won.engagement_id in before and conversion_id != conversion.conversion_id:
+                before[won.engagement_id].append(won.win)
         return {
-            engagement_id: own_wins.get(engagement_id, 0)
-            + sum(won_at < sequence and by not in own_ids for by, won_at in wins.get(engagement_id, ()))
-            for engagement_id, engagement in candidates.items()
-            if engagement.tracker_id in self._limited
+            engagement_id: sum(win.counts_for(conversion, self._late_window_us) for win in won)
+            for engagement_id, won in before.items()
         }
 
 
-def _join(histories: dict[uuid.UUID, DeviceHistory], merge_: Merge) -> None:
-    other = histories.get(merge_.device_id, _NOTHING)
-    histories[merge_.into] = merge(histories.get(merge_.into, _NOTHING), other)
-    histories[merge_.device_id] = _NOTHING
+def _goes_on(stored: Stored, known: Group, inputs: Inputs) -> bool:
+    """Returns whether the start of a session turns out to have gone on with what came before it (D4)."""
+    active_us = inputs.active_us.get(stored.conversion_id)
+    if active_us is None:  # it is none, or it is not asked about
+        return False
+    return known.history.goes_on(outline(stored).time_us, (*known.active_us, *active_us))
+
+
+def _win_as_stored(stored: Stored) -> Won | None:
+    return _won(outline(stored), stored.decision.engagement_id)
+
+
+def _won(conversion: Conversion, engagement_id: str | None) -> Won | None:
+    if not engagement_id:
+        return None
+    return Won(engagement_id, Win(conversion.time_us, conversion.receive_time_us, conversion.conversion_id))

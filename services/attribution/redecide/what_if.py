@@ -64,7 +64,7 @@ class WhatIfs:
         self._running += 1
         try:
             with self._pace.guest() as guest:
-                replay = Replay(self._pool, period, rules, guest.turn)
+                replay = Replay(self._pool, period, rules, guest.turn, until_us=self._now_us())
                 after: uuid.UUID | None
                 after, total = resume or (FIRST_DEVICE, await self._estimate(period))
                 while after is not None:

@@ -10,9 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from services.attribution.simulator.scenario import ConversionRecord, Scenario
+from services.attribution.simulator.scenario import Scenario
 from services.attribution.simulator.scenario_file import ScenarioError, read_scenario
-from services.attribution.simulator.simulation import check, simulate, simulate_one_by_one
+from services.attribution.simulator.simulation import check, simulate
 
 HOLDS, DIFFERS, BROKEN = 0, 1, 2
 """Exit codes; of several files the highest."""
@@ -83,10 +83,10 @@ def _simulate(scenario: Scenario, name: str) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.progress import track
 
-    conversions = sum(isinstance(record, ConversionRecord) for record in scenario.timeline)
-    output = simulate_one_by_one(scenario)
     progress = Console(stderr=True)
-    return list(track(output, description=name, total=conversions, console=progress, transient=True))
+    return simulate(
+        scenario, lambda timeline: track(timeline, name, len(scenario.timeline), console=progress, transient=True)
+    )
 
 
 def _complain(code: int, *lines: str) -> int:

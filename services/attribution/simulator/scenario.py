@@ -29,17 +29,23 @@ OUTPUT_KEYS = (
     "custom_dimensions",
     "candidates",
     "shared_ids",
+    "version",
+    "because",
 )
 """The keys of a line of the simulator's output, in order; `expect` may name any of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngagementRecord:
-    """A click or an impression as it was received. `is_prefetch`: a browser fetched it beforehand (A9)."""
+    """A click or an impression as it was received.
+
+    `is_prefetch`: a browser fetched it beforehand (A9). `is_ping`: its time is the word of its network (D12).
+    """
 
     id: str
     kind: EngagementKind
     time_us: int
+    receive_time_us: int
     tracker: str
     device: Mapping[str, str] = field(default_factory=dict)
     ip: str = ""
@@ -48,6 +54,7 @@ class EngagementRecord:
     completed_view: bool = False
     is_prefetch: bool = False
     country: str = ""
+    is_ping: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,7 @@ class ConversionRecord:
 
     id: str
     time_us: int
+    receive_time_us: int
     name: str = ""
     device: Mapping[str, str] = field(default_factory=dict)
     ip: str = ""

@@ -84,13 +84,14 @@ class ScenarioReader:
         self._definitions: set[str] = set()
         self._engagements: set[str] = set()
         self._conversions: set[str] = set()
+        self._latest_us = 0
         # What a timeline repeats thousands of times is made once.
         self._record_shape = _Shape(
             {"at": parse_time},
             {
                 "received_at": parse_time,
-                "click": self._engagement({"click_id": parse_text}),
-                "impression": self._engagement({"completed_view": parse_flag}),
+                "click": self._engagement({"click_id": parse_text, "ping": parse_flag}),
+                "impression": self._engagement({"completed_view": parse_flag, "ping": parse_flag}),
                 "install": self._conversion({}, {}),
                 "session": self._conversion({}, {}),
                 "event": self._conversion({"name": parse_id}, {"amount": parse_amount}),
@@ -140,9 +141,16 @@ class ScenarioReader:
             "prioritize_completed_view": parse_flag,
             "limit_ad_tracking_fallback": parse_flag,
             "install_reprocessing_window": duration_in(DURATIONS["install_reprocessing_window"], {"off": None}),
+            "late_window": duration_in(DURATIONS["late_window"], {"off": 0}),
+            "inactivity_window": duration_in(DURATIONS["inactivity_window"], {"off": 0}),
         }
         return _renamed(
-            self._object(value, {}, optional), {"install_reprocessing_window": "install_reprocessing_window_us"}
+            self._object(value, {}, optional),
+            {
+                "install_reprocessing_window": "install_reprocessing_window_us",
+                "late_window": "late_window_us",
+                "inactivity_window": "inactivity_window_us",
+            },
         )
 
     def _windows(self, value: Any) -> dict[WindowKind, int]:
@@ -158,8 +166,10 @@ class ScenarioReader:
             "supports_impressions": parse_flag,
             "windows": self._windows,
             "granular_data_policy": one_of(GranularDataPolicy),
+            "late_pings": duration_in(DURATIONS["late_pings"], {"off": 0}),
         }
-        network = Network(**self._object(value, {"network_id": new_id(self._networks, "network")}, optional))
+        found = self._object(value, {"network_id": new_id(self._networks, "network")}, optional)
+        network = Network(**_renamed(found, {"late_pings": "late_pings_us"}))
         if network.self_attributing:
             self._self_attributing.add(network.network_id)
         return network
@@ -246,16 +256,17 @@ class ScenarioReader:
         kind = named[0]
         if kind not in found:
             raise MisfitError
+        self._latest_us = max(self._latest_us, found["at"], found.get("received_at", 0))
+        times = {"time_us": found["at"], "receive_time_us": found.get("received_at", self._latest_us)}
         match kind:
-            case "click":
-                return EngagementRecord(kind=EngagementKind.CLICK, time_us=found["at"], **found[kind])
-            case "impression":
-                return EngagementRecord(kind=EngagementKind.IMPRESSION, time_us=found["at"], **found[kind])
+            case "click" | "impression":
+                is_ping = found[kind].pop("ping", False)
+                return EngagementRecord(kind=EngagementKind[kind.upper()], is_ping=is_ping, **times, **found[kind])
             case _:
                 if kind == "session":
                     found[kind] |= {"name": SESSION_BEGIN, "is_session_start": True}
                 is_refund = found[kind].pop("amount", 0) < 0
-                return ConversionRecord(time_us=found["at"], is_refund=is_refund, **found[kind])
+                return ConversionRecord(is_refund=is_refund, **times, **found[kind])
 
     def _engagement(self, more: Mapping[str, Parser]) -> Parser:
         required = {

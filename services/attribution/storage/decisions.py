@@ -1,4 +1,4 @@
-"""The tables of decisions, which are their own outbox, and of the rounds that made them."""
+"""The table of decisions, which is its own outbox."""
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns
 from reengage.attribution.v1 import decision_pb2
+from services.attribution.decision.model import Win
 
-EVENT_OUTCOMES = (decision_pb2.OUTCOME_REENGAGED, decision_pb2.OUTCOME_CREDITED, decision_pb2.OUTCOME_UNATTRIBUTED)
+EVENT_OUTCOMES = (
+    decision_pb2.OUTCOME_REENGAGED,
+    decision_pb2.OUTCOME_CREDITED,
+    decision_pb2.OUTCOME_UNATTRIBUTED,
+    decision_pb2.OUTCOME_CONTINUED,
+)
 """Outcomes that only events have."""
 
 
@@ -19,10 +25,10 @@ class DecisionRow(NamedTuple):
     app_id: str
     conversion_id: str
     version: int
-    round_id: uuid.UUID
     device_id: uuid.UUID
     outcome: int
     conversion_time_us: int
+    receive_time_us: int
     retention_days: int
     """Of a later version that of the first: so both are told of, and go, together."""
     tracker_id: str | None
@@ -34,6 +40,8 @@ class DecisionRow(NamedTuple):
     claims: bytes | None = None
     reattribution_id: str | None = None
     is_relayed: bool = True
+    address_key: bytes | None = None
+    missing_click: str | None = None
 
 
 class OutboxRow(NamedTuple):
@@ -46,6 +54,15 @@ class OutboxRow(NamedTuple):
     engagement: bytes | None
     is_relayed: bool
     retention_days: int
+
+
+class StoredWin(NamedTuple):
+    """A conversion that an engagement has won by the newest version of its decision, and its device."""
+
+    app_id: str
+    engagement_id: str
+    device_id: uuid.UUID
+    win: Win
 
 
 class AskedActivity(NamedTuple):
@@ -102,37 +119,37 @@ async def find_activity(
     return active
 
 
-async def count_wins(connection: Connection, engagements: Collection[tuple[int, str]]) -> list[tuple[str, str, int]]:
-    """Returns how many conversions engagements (lane, engagement id) have won by their newest versions (D5).
-
-    As (app id, engagement id, wins), of every app of the lane; those without a win are left out.
-    """
+async def find_activities(
+    connection: Connection, asked: Collection[AskedActivity], *, within_us: int
+) -> list[tuple[int, str, int]]:
+    """Returns (place, conversion id, time) of the events of each device asked that lie less than so long before."""
     rows = await connection.fetch(
         """
-        SELECT app_id, engagement_id, count(*)
-        FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
-        JOIN newest_decisions USING (lane, engagement_id)
-        GROUP BY app_id, engagement_id
+        SELECT DISTINCT asked.place, conversion_id, conversion_time_us
+        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
+            AS asked (place, lane, app_id, device_id, time_us)
+        JOIN decisions USING (lane, app_id, device_id)
+        WHERE conversion_time_us > asked.time_us - $6 AND conversion_time_us <= asked.time_us
+          AND outcome = ANY($7::smallint[])
         """,
-        *columns(engagements, 2),
+        *columns(asked, 5),
+        within_us,
+        EVENT_OUTCOMES,
     )
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-async def insert_round(
-    connection: Connection, round_id: uuid.UUID, heads: Sequence[int], *, conversion_time_us: int, retention_days: int
-) -> None:
-    """Notes where the log ended when a batch was decided; it is kept as long as the longest kept decision of it.
-
-    There must be a partition for it.
-    """
-    await connection.execute(
-        "INSERT INTO rounds (round_id, heads, conversion_time_us, retention_days) VALUES ($1, $2, $3, $4)",
-        round_id,
-        list(heads),
-        conversion_time_us,
-        retention_days,
+async def find_wins(connection: Connection, engagements: Collection[tuple[int, str]]) -> list[StoredWin]:
+    """Returns the conversions, of every app of the lane, that engagements (lane, engagement id) have won (D5)."""
+    rows = await connection.fetch(
+        """
+        SELECT app_id, engagement_id, device_id, conversion_time_us, receive_time_us, conversion_id
+        FROM unnest($1::smallint[], $2::text[]) AS asked (lane, engagement_id)
+        JOIN newest_decisions USING (lane, engagement_id)
+        """,
+        *columns(engagements, 2),
     )
+    return [StoredWin(row[0], row[1], row[2], Win(*row[3:])) for row in rows]
 
 
 async def insert_decisions(connection: Connection, rows: Sequence[DecisionRow]) -> None:
@@ -140,14 +157,14 @@ async def insert_decisions(connection: Connection, rows: Sequence[DecisionRow]) 
     await connection.execute(
         """
         INSERT INTO decisions (
-            lane, sequence, app_id, conversion_id, version, round_id, device_id, outcome, conversion_time_us,
+            lane, sequence, app_id, conversion_id, version, device_id, outcome, conversion_time_us, receive_time_us,
             retention_days, tracker_id, engagement_id, decision, record, engagement, known_ids, claims,
-            reattribution_id, is_relayed
+            reattribution_id, is_relayed, address_key, missing_click
         )
         SELECT * FROM unnest(
-            $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::uuid[],
-            $8::smallint[], $9::bigint[], $10::smallint[], $11::text[], $12::text[], $13::bytea[], $14::bytea[],
-            $15::bytea[], $16::jsonb[], $17::bytea[], $18::text[], $19::boolean[]
+            $1::smallint[], $2::bigint[], $3::text[], $4::text[], $5::integer[], $6::uuid[], $7::smallint[],
+            $8::bigint[], $9::bigint[], $10::smallint[], $11::text[], $12::text[], $13::bytea[], $14::bytea[],
+            $15::bytea[], $16::jsonb[], $17::bytea[], $18::text[], $19::boolean[], $20::bytea[], $21::text[]
         )
         """,
         *columns(rows, len(DecisionRow._fields)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns
+from services.attribution.decision.grouping import Sighting
 from services.attribution.decision.history import DeviceHistory
 
 NO_DEVICE = uuid.UUID(int=0)
@@ -36,9 +37,11 @@ class Device:
     history: DeviceHistory
     identities: dict[str, str]
     create_time_us: int
+    sightings: list[Sighting]
     merged_into: uuid.UUID | None = None
     merge_sequence: int | None = None
     changed: bool = False
+    is_new: bool = False
 
     @classmethod
     def new(cls, device_id: uuid.UUID, app_id: str, create_time_us: int) -> "Device":
@@ -50,7 +53,9 @@ class Device:
             history=DeviceHistory(),
             identities={},
             create_time_us=create_time_us,
+            sightings=[],
             changed=True,
+            is_new=True,
         )
 
 
@@ -106,7 +111,7 @@ async def find_devices(connection: Connection, device_ids: Collection[uuid.UUID]
     """Returns devices by their ids."""
     rows = await connection.fetch(
         """
-        SELECT device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_sequence
+        SELECT device_id, app_id, ids, history, identities, create_time_us, sightings, merged_into, merge_sequence
         FROM devices WHERE device_id = ANY($1)
         """,
         list(device_ids),
@@ -119,6 +124,7 @@ async def find_devices(connection: Connection, device_ids: Collection[uuid.UUID]
             history=DeviceHistory.from_json(row["history"]),
             identities=row["identities"],
             create_time_us=row["create_time_us"],
+            sightings=[Sighting(*each) for each in row["sightings"]],
             merged_into=row["merged_into"],
             merge_sequence=row["merge_sequence"],
         )
@@ -131,14 +137,19 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
     await connection.execute(
         """
         INSERT INTO devices (
-            device_id, app_id, ids, history, identities, create_time_us, merged_into, merge_sequence
+            device_id, app_id, ids, history, identities, create_time_us, sightings, merged_into, merge_sequence
         )
-        SELECT * FROM unnest(
-            $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::uuid[], $8::bigint[]
+        SELECT
+            device_id, app_id, ids, history, identities, create_time_us, sightings -> 'all', merged_into, merge_sequence
+        FROM unnest(
+            $1::uuid[], $2::text[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::bigint[], $7::jsonb[], $8::uuid[],
+            $9::bigint[]
+        ) AS row (
+            device_id, app_id, ids, history, identities, create_time_us, sightings, merged_into, merge_sequence
         )
         ON CONFLICT (device_id) DO UPDATE SET
             ids = excluded.ids, history = excluded.history, identities = excluded.identities,
-            merged_into = excluded.merged_into, merge_sequence = excluded.merge_sequence
+            sightings = excluded.sightings, merged_into = excluded.merged_into, merge_sequence = excluded.merge_sequence
         """,
         [device.device_id for device in devices],
         [device.app_id for device in devices],
@@ -146,6 +157,8 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
         [device.history.to_json() for device in devices],
         [device.identities for device in devices],
         [device.create_time_us for device in devices],
+        # In an object, because unnest would take an array of arrays apart.
+        [{"all": device.sightings} for device in devices],
         [device.merged_into for device in devices],
         [device.merge_sequence for device in devices],
     )

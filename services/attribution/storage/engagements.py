@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 from libs.db import Connection, Pool, columns
 from libs.periods import Periods
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
+from services.attribution.storage import late_arrivals
 from services.attribution.storage.hashed_ids import HashedId, HashedKind, insert_hashed_ids, note_hashed_kinds
+from services.attribution.storage.late_arrivals import LateArrival
 
 
 class EngagementRow(NamedTuple):
@@ -17,7 +19,9 @@ class EngagementRow(NamedTuple):
     engagement_id: str
     lane: int
     position: int
+    receive_time_us: int
     is_click: bool
+    is_ping: bool
     tracker_id: str
     device_keys: bytes
     ip: str
@@ -32,13 +36,12 @@ class EngagementRow(NamedTuple):
 
 
 class NetworkClick(NamedTuple):
-    """A person's click under its network's own id, and its place in the log."""
+    """A person's click under its network's own id."""
 
     click_key: bytes
     time_us: int
     engagement_id: str
-    lane: int
-    position: int
+    receive_time_us: int
     retention_days: int
 
 
@@ -50,19 +53,20 @@ class IndexRows(NamedTuple):
     hashed_ids: list[HashedId]
     hashed_kinds: set[HashedKind]
     retentions: set[tuple[str, int]]
+    late: list[LateArrival]
 
 
 class AskedKey(NamedTuple):
     """A match key under which a conversion looks for engagements, at most so far away from its time.
 
-    `conversion` is a number the caller gives it, `heads` says which of several heads it is decided at.
+    `conversion` is a number the caller gives it. Engagements received after `until_us` do not count.
     """
 
     match_key: bytes
     time_us: int
     app_id: str
     conversion: int
-    heads: int = 0
+    until_us: int
 
 
 class FoundEngagement(NamedTuple):
@@ -97,6 +101,8 @@ class EngagementIndex:
         await insert_network_clicks(connection, rows.network_clicks)
         await insert_hashed_ids(connection, rows.hashed_ids)
         await note_hashed_kinds(connection, rows.hashed_kinds, is_on_conversions=False)
+        if rows.late:
+            await late_arrivals.insert(connection, rows.late)
 
 
 async def note_retentions(pool: Pool, retentions: Collection[tuple[str, int]]) -> None:
@@ -122,14 +128,13 @@ async def insert_engagements(connection: Connection, rows: Collection[Engagement
     await connection.execute(
         """
         INSERT INTO engagements (
-            match_key, time_us, engagement_id, lane, position, is_click, tracker_id,
-            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor,
-            country, record, retention_days
+            match_key, time_us, engagement_id, lane, position, receive_time_us, is_click, is_ping, tracker_id,
+            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, country, record, retention_days
         )
         SELECT * FROM unnest(
-            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::boolean[], $7::text[],
-            $8::bytea[], $9::text[], $10::text[], $11::text[], $12::boolean[], $13::boolean[], $14::smallint[],
-            $15::text[], $16::bytea[], $17::smallint[]
+            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::boolean[],
+            $8::boolean[], $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::boolean[],
+            $15::boolean[], $16::smallint[], $17::text[], $18::bytea[], $19::smallint[]
         )
         ON CONFLICT DO NOTHING
         """,
@@ -143,63 +148,53 @@ async def insert_network_clicks(connection: Connection, rows: Collection[Network
         return
     await connection.execute(
         """
-        INSERT INTO network_clicks (click_key, time_us, engagement_id, lane, position, retention_days)
-        SELECT * FROM unnest(
-            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::smallint[]
-        )
+        INSERT INTO network_clicks (click_key, time_us, engagement_id, receive_time_us, retention_days)
+        SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::bigint[], $5::smallint[])
         ON CONFLICT DO NOTHING
         """,
         *columns(rows, len(NetworkClick._fields)),
     )
 
 
-async def find_engagements(
-    connection: Connection,
-    asked: Sequence[AskedKey],
-    heads: Sequence[str],
-    *,
-    span_us: int,
-    limit: int,
-) -> Found:
-    """Returns engagements below their heads under each key asked, at least one.
+async def find_engagements(connection: Connection, asked: Sequence[AskedKey], *, span_us: int, limit: int) -> Found:
+    """Returns engagements under each key asked, at least one.
 
     At most `limit` on either side of the time, those nearest to it, none further away than `span_us`.
     """
     rows = await connection.fetch(
         """
         SELECT asked.place - 1, found.*
-        FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[])
-            WITH ORDINALITY AS asked (match_key, time_us, heads, app_id, place)
+        FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::text[])
+            WITH ORDINALITY AS asked (match_key, time_us, until_us, app_id, place)
         JOIN retentions USING (app_id)
         CROSS JOIN LATERAL (
             (
-                SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid, visitor, country
+                SELECT engagement_id, is_click, tracker_id, time_us, receive_time_us, is_ping, device_keys, ip,
+                       user_agent, click_id, completed_view, is_valid, visitor, country
                 FROM engagements
                 WHERE match_key = asked.match_key
-                  AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
+                  AND time_us >= asked.time_us - $5 AND time_us < asked.time_us
                   AND retention_days BETWEEN least_days AND most_days
-                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
-                ORDER BY time_us DESC, engagement_id DESC LIMIT $7
+                  AND receive_time_us <= asked.until_us
+                ORDER BY time_us DESC, engagement_id DESC LIMIT $6
             )
             UNION ALL
             (
-                SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                       completed_view, is_valid, visitor, country
+                SELECT engagement_id, is_click, tracker_id, time_us, receive_time_us, is_ping, device_keys, ip,
+                       user_agent, click_id, completed_view, is_valid, visitor, country
                 FROM engagements
                 WHERE match_key = asked.match_key
-                  AND time_us >= asked.time_us AND time_us <= asked.time_us + $6
+                  AND time_us >= asked.time_us AND time_us <= asked.time_us + $5
                   AND retention_days BETWEEN least_days AND most_days
-                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
-                ORDER BY time_us, engagement_id LIMIT $7
+                  AND receive_time_us <= asked.until_us
+                ORDER BY time_us, engagement_id LIMIT $6
             )
         ) AS found
         """,
         [key.match_key for key in asked],
         [key.time_us for key in asked],
-        [key.heads for key in asked],
+        [key.until_us for key in asked],
         [key.app_id for key in asked],
-        _array_of(heads),
         span_us,
         limit,
     )
@@ -216,7 +211,6 @@ async def find_engagements(
 async def find_further(
     connection: Connection,
     asked: Sequence[AskedKey],
-    heads: Sequence[str],
     user_agents: Sequence[str],
     tracker_ids: Sequence[Collection[str]],
     *,
@@ -234,20 +228,20 @@ async def find_further(
     rows = await connection.fetch(
         """
         SELECT asked.place - 1, found.*
-        FROM unnest($1::bytea[], $2::bigint[], $3::integer[], $4::text[], $10::integer[])
-            WITH ORDINALITY AS asked (match_key, time_us, heads, user_agent, trackers, place)
+        FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::text[], $5::integer[])
+            WITH ORDINALITY AS asked (match_key, time_us, until_us, user_agent, trackers, place)
         CROSS JOIN LATERAL (
-            SELECT string_to_array(($8::text[])[asked.trackers], E'\n') AS ids OFFSET 0 -- taken apart once a key
+            SELECT string_to_array(($6::text[])[asked.trackers], E'\n') AS ids OFFSET 0 -- taken apart once a key
         ) AS trackers
         CROSS JOIN LATERAL (
-            SELECT engagement_id, is_click, tracker_id, time_us, device_keys, ip, user_agent, click_id,
-                   completed_view, is_valid, visitor, country
+            SELECT engagement_id, is_click, tracker_id, time_us, receive_time_us, is_ping, device_keys, ip, user_agent,
+                   click_id, completed_view, is_valid, visitor, country
             FROM (
                 SELECT * FROM engagements
                 WHERE match_key = asked.match_key
-                  AND time_us >= asked.time_us - $6 AND time_us < asked.time_us
-                  AND position < (SELECT $5::text::bigint[])[asked.heads + 1][lane + 1]
-                ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
+                  AND time_us >= asked.time_us - $7 AND time_us < asked.time_us
+                  AND receive_time_us <= asked.until_us
+                ORDER BY time_us DESC, engagement_id DESC LIMIT $8 -- whatever lies behind a key, this is the cost
             ) AS nearest
             WHERE is_valid AND visitor = 0 AND tracker_id = ANY(trackers.ids)
             ORDER BY is_click DESC, starts_with(COALESCE(user_agent, ''), asked.user_agent) DESC, time_us DESC
@@ -256,50 +250,63 @@ async def find_further(
         """,
         [key.match_key for key in asked],
         [key.time_us for key in asked],
-        [key.heads for key in asked],
+        [key.until_us for key in asked],
         list(user_agents),
-        _array_of(heads),
+        places,
+        ["\n".join(ids) for ids in lists],
         span_us,
         through,
-        ["\n".join(ids) for ids in lists],
         limit,
-        places,
     )
     return _once_a_conversion(rows, asked)
 
 
 async def find_repeats(
-    connection: Connection,
-    clicks: Collection[tuple[bytes, int, str, int]],
-    heads: Sequence[str],
-    *,
-    within_us: int,
-) -> set[tuple[bytes, str, int]]:
-    """Returns those of these clicks (click key, time, engagement id, which heads) that repeat another.
+    connection: Connection, clicks: Collection[tuple[bytes, int, str, int]], *, within_us: int
+) -> set[tuple[str, int]]:
+    """Returns those of these clicks (click key, time, engagement id, until when) that repeat another: as (id, until).
 
-    They follow it in less than `within_us`. Only clicks below the heads count; of two at the same time the one
+    They follow it in less than `within_us`. Only clicks received until then count; of two at the same time the one
     with the higher id follows.
     """
     rows = await connection.fetch(
         """
-        SELECT click.click_key, click.engagement_id, click.heads
-        FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::integer[])
-            AS click (click_key, time_us, engagement_id, heads)
+        SELECT click.engagement_id, click.until_us
+        FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::bigint[])
+            AS click (click_key, time_us, engagement_id, until_us)
         CROSS JOIN LATERAL (
             SELECT FROM network_clicks AS earlier
             WHERE earlier.click_key = click.click_key
-              AND earlier.time_us > click.time_us - $6
+              AND earlier.time_us > click.time_us - $5
               AND earlier.time_us <= click.time_us -- said for the choice of partitions, too
               AND (earlier.time_us, earlier.engagement_id) < (click.time_us, click.engagement_id)
-              AND earlier.position < (SELECT $5::text::bigint[])[click.heads + 1][earlier.lane + 1]
+              AND earlier.receive_time_us <= click.until_us
             LIMIT 1
         ) AS found
         """,
         *columns(clicks, 4),
-        _array_of(heads),
         within_us,
     )
-    return {(row["click_key"], row["engagement_id"], row["heads"]) for row in rows}
+    return {(row["engagement_id"], row["until_us"]) for row in rows}
+
+
+async def find_repeating(
+    connection: Connection, clicks: Collection[tuple[bytes, int, str]], *, within_us: int
+) -> list[tuple[bytes, str, int]]:
+    """Returns (click key, id, time) of the clicks that one of these (click key, time, id) makes repeats."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT later.click_key, later.engagement_id, later.time_us
+        FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS click (click_key, time_us, engagement_id)
+        JOIN network_clicks AS later ON later.click_key = click.click_key
+          AND later.time_us < click.time_us + $4
+          AND later.time_us >= click.time_us -- said for the choice of partitions, too
+          AND (later.time_us, later.engagement_id) > (click.time_us, click.engagement_id)
+        """,
+        *columns(clicks, 3),
+        within_us,
+    )
+    return [(row["click_key"], row["engagement_id"], row["time_us"]) for row in rows]
 
 
 async def find_records(
@@ -328,16 +335,6 @@ async def find_records(
     return {row["match_key"]: row["record"] for row in rows}
 
 
-def heads_text(heads: Sequence[int]) -> str:
-    """Returns heads as the text of an array: thousands of conversions may each have some; numbers are slow to send."""
-    return "{" + ",".join(map(str, heads)) + "}"
-
-
-def _array_of(heads: Sequence[str]) -> str:
-    """Returns several heads as the text of an array of two dimensions."""
-    return "{" + ",".join(heads) + "}"
-
-
 def _once_a_conversion(rows: Iterable[Any], asked: Sequence[AskedKey]) -> list[FoundEngagement]:
     """Returns the engagements of rows that begin with the place of their key, each once a conversion."""
     first = {(asked[row[0]].conversion, row[1]): row for row in rows}
@@ -349,6 +346,8 @@ def _engagement(
     is_click: bool,
     tracker_id: str,
     time_us: int,
+    receive_time_us: int,
+    is_ping: bool,
     device_keys: bytes,
     ip: str,
     user_agent: str | None,
@@ -363,6 +362,8 @@ def _engagement(
         kind=EngagementKind.CLICK if is_click else EngagementKind.IMPRESSION,
         tracker_id=tracker_id,
         time_us=time_us,
+        receive_time_us=receive_time_us,
+        is_ping=is_ping,
         device_keys=tuple(device_keys[at : at + 16] for at in range(0, len(device_keys), 16)),
         ip=ip,
         user_agent=None if user_agent is None else UserAgent(*user_agent.split("\t")),

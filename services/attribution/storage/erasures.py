@@ -80,6 +80,7 @@ class StoredEngagement(NamedTuple):
     device_keys: bytes
     ip: str
     click_id: str
+    counted_us: int
 
     @property
     def keys(self) -> list[bytes]:
@@ -279,7 +280,9 @@ async def engagements_under(
     """Returns the engagements under these keys that lie below these positions of the log."""
     rows = await connection.fetch(
         """
-        SELECT engagement_id, time_us, tracker_id, device_keys, ip, click_id FROM engagements
+        SELECT engagement_id, time_us, tracker_id, device_keys, ip, click_id,
+            CASE WHEN is_ping THEN receive_time_us ELSE time_us END -- under which its click id is stored
+        FROM engagements
         WHERE match_key = ANY($1) AND position < ($2::bigint[])[lane + 1]
         """,
         list(match_keys),
@@ -345,8 +348,12 @@ async def erase_devices(connection: Connection, app_id: str, device_ids: Collect
     pending = await connection.execute(
         "DELETE FROM pending_conversions WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
     )
+    late = await connection.execute(
+        "DELETE FROM late_arrivals WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3)", lane, app_id, wanted
+    )
     return {
         "decisions": rows_affected(decisions),
+        "late_arrivals": rows_affected(late),
         "pending_conversions": rows_affected(pending),
         "identifiers": rows_affected(
             await connection.execute("DELETE FROM identifiers WHERE device_id = ANY($1)", wanted)
@@ -365,7 +372,7 @@ async def erase_engagements(
         for key in possible_keys(app_id, each.engagement_id, each.keys, each.ip)
     ]
     clicks = [
-        (network_click_key(each.tracker_id, each.click_id), each.time_us, each.engagement_id)
+        (network_click_key(each.tracker_id, each.click_id), each.counted_us, each.engagement_id)
         for each in engagements
         if each.click_id
     ]
@@ -400,6 +407,14 @@ async def erase_engagements(
         )
         if clicks
         else 0,
+        "late_arrivals": rows_affected(
+            await connection.execute(
+                "DELETE FROM late_arrivals WHERE lane = $1 AND app_id = $2 AND engagement_id = ANY($3)",
+                lane_of(app_id),
+                app_id,
+                [each.engagement_id for each in engagements],
+            )
+        ),
     }
 
 

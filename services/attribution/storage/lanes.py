@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from libs.db import Connection, Pool, rows_affected
-from services.attribution.storage.engagements import heads_text
 
 
 class LanesLostError(Exception):
@@ -159,7 +158,7 @@ async def advance_decided(
         list(decided.keys()),
         [sequences[lane] for lane in decided],
         [next_sequences[lane] for lane in decided],
-        [None if vector is None else heads_text(vector) for vector in decided.values()],
+        [None if vector is None else _as_text(vector) for vector in decided.values()],
     )
     _check_fence(tag, len(decided))
 
@@ -178,6 +177,11 @@ async def advance_relayed(pool: Pool, worker_id: str, positions: Mapping[int, in
         list(positions.values()),
     )
     _check_fence(tag, len(positions))
+
+
+def _as_text(positions: Collection[int]) -> str:
+    """Returns positions as the text of an array."""
+    return "{" + ",".join(map(str, positions)) + "}"
 
 
 def _check_fence(tag: str, count: int) -> None:

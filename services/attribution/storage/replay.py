@@ -3,11 +3,12 @@
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from libs.db import Connection
 from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import decision_pb2
+from services.attribution.decision.grouping import Sighting
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES
 
 FIRST_DEVICE = uuid.UUID(int=0)
@@ -17,17 +18,15 @@ _COUNTED = 10_000
 """Decisions of a period that are counted one by one. An estimate from so many is right within 1 %."""
 _NOT_DECIDED = (decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED)
 
-Win: TypeAlias = tuple[str, int]
-"""A conversion that an engagement won, and the sequence it was first decided at."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """The conversions of an app that happened from one time on and before another."""
+    """The conversions of an app that happened from one time on and before another, received from a time on."""
 
     app_id: str
     start_us: int
     end_us: int
+    received_since_us: int = 0
 
     @property
     def lane(self) -> int:
@@ -38,27 +37,36 @@ class Period:
 class Stored(NamedTuple):
     """A conversion as it is stored: its newest version, at the sequence where it was first decided.
 
-    Outside of the period it stays as it is (no `record`). `known_ids` are those beside the record's own.
+    Not `in_period`: it stays as it is. `known_ids` are those beside the record's own.
     """
 
     device_id: uuid.UUID
     conversion_id: str
     sequence: int
     version: int
-    round_id: uuid.UUID
+    receive_time_us: int
     decision: decision_pb2.Decision
-    record: bytes | None
+    record: bytes
+    in_period: bool
     known_ids: dict[str, list[str]] | None
     claims: bytes | None
     retention_days: int
 
 
 class Merge(NamedTuple):
-    """A device whose history went over to another's at a sequence; None: not yet."""
+    """A device that turned out to be another one."""
 
     device_id: uuid.UUID
     into: uuid.UUID
-    sequence: int | None
+
+
+class Remembered(NamedTuple):
+    """The rest of what a device remembers beside its decisions: attributions, as DeviceHistory has them in JSON, the
+    times of sessions that went on (D4), and its sightings."""
+
+    attributions: list[list[object]]
+    session_us: list[int]
+    sightings: list[Sighting]
 
 
 async def estimate(connection: Connection, period: Period) -> int:
@@ -125,13 +133,13 @@ async def find_merges(connection: Connection, device_ids: Collection[uuid.UUID])
             FROM up JOIN devices ON devices.device_id = up.merged_into
         ),
         family AS (
-            SELECT device_id, NULL::uuid AS merged_into, NULL::bigint AS merge_sequence
+            SELECT device_id, NULL::uuid AS merged_into
             FROM up WHERE merged_into IS NULL
             UNION ALL
-            SELECT devices.device_id, devices.merged_into, devices.merge_sequence
+            SELECT devices.device_id, devices.merged_into
             FROM family JOIN devices ON devices.merged_into = family.device_id
         )
-        SELECT device_id, merged_into, merge_sequence FROM family WHERE merged_into IS NOT NULL
+        SELECT device_id, merged_into FROM family WHERE merged_into IS NOT NULL
         """,
         list(device_ids),
     )
@@ -152,12 +160,15 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
                          AND first.conversion_time_us = decisions.conversion_time_us
                        ORDER BY first.version LIMIT 1
                    ) END,
-                   version, round_id, decision,
-                   CASE WHEN conversion_time_us >= $4 AND conversion_time_us < $5 THEN record END,
+                   version, receive_time_us, decision,
+                   record, conversion_time_us >= $4 AND conversion_time_us < $5 AND receive_time_us >= $8,
                    known_ids, claims, retention_days
             FROM decisions
             WHERE lane = $1 AND app_id = $2 AND device_id = asked.device_id AND outcome <> ALL($7)
-              AND ((conversion_time_us >= $4 AND conversion_time_us < $5) OR outcome = ANY($6) OR version > 1)
+              AND (
+                  (conversion_time_us >= $4 AND conversion_time_us < $5 AND receive_time_us >= $8)
+                  OR outcome = ANY($6) OR version > 1
+              )
             ORDER BY conversion_time_us, sequence -- as the index by device has them, so that it is taken
         ) AS found
         """,
@@ -168,51 +179,40 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
         period.end_us,
         list(ATTRIBUTING_OUTCOMES),
         _NOT_DECIDED,
+        period.received_since_us,
     )
     parse = decision_pb2.Decision.FromString
     return [
-        Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8], row[9]) for row in rows
+        Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8], row[9], row[10])
+        for row in rows
     ]
 
 
-async def find_histories(
-    connection: Connection, device_ids: Collection[uuid.UUID]
-) -> dict[uuid.UUID, list[list[object]]]:
-    """Returns the attributions that devices remember, as DeviceHistory has them in JSON."""
-    rows = await connection.fetch(
-        "SELECT device_id, history -> 'attributions' FROM devices WHERE device_id = ANY($1)", list(device_ids)
-    )
-    return {row[0]: row[1] for row in rows}
-
-
-async def find_heads(connection: Connection, round_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
-    """Returns the heads that rounds were decided at, as `heads_text` gives them."""
-    rows = await connection.fetch("SELECT round_id, heads::text FROM rounds WHERE round_id = ANY($1)", list(round_ids))
-    return {row[0]: row[1] for row in rows}
-
-
-async def find_wins(connection: Connection, period: Period, engagement_ids: Collection[str]) -> dict[str, list[Win]]:
-    """Returns the conversions that engagements have won by the newest versions."""
+async def find_settings_revisions(
+    connection: Connection, period: Period, device_ids: Collection[uuid.UUID]
+) -> set[int]:
+    """Returns the settings revisions that conversions of these devices, in the period, were decided under."""
     rows = await connection.fetch(
         """
-        SELECT engagement_id, conversion_id, (
-                   SELECT first.sequence FROM decisions AS first
-                   WHERE first.lane = $1 AND first.conversion_id = won.conversion_id AND first.app_id = $2
-                   ORDER BY first.version LIMIT 1
-               )
-        FROM unnest($3::text[]) AS asked (id)
-        CROSS JOIN LATERAL (
-            SELECT engagement_id, conversion_id, app_id FROM newest_decisions
-            WHERE lane = $1 AND engagement_id = asked.id
-            OFFSET 0 -- keeps app_id out of here: with it the planner would read all decisions of the app
-        ) AS won
-        WHERE app_id = $2
+        SELECT decision FROM decisions
+        WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3) AND receive_time_us >= $4 AND outcome <> ALL($5)
         """,
         period.lane,
         period.app_id,
-        list(engagement_ids),
+        list(device_ids),
+        period.received_since_us,
+        _NOT_DECIDED,
     )
-    wins: dict[str, list[Win]] = {engagement_id: [] for engagement_id in engagement_ids}
-    for engagement_id, conversion_id, sequence in rows:
-        wins[engagement_id].append((conversion_id, sequence))
-    return wins
+    return {decision_pb2.Decision.FromString(row["decision"]).settings_revision for row in rows}
+
+
+async def find_remembered(connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Remembered]:
+    """Returns what devices remember."""
+    rows = await connection.fetch(
+        """
+        SELECT device_id, history -> 'attributions', history -> 'session_us', sightings
+        FROM devices WHERE device_id = ANY($1)
+        """,
+        list(device_ids),
+    )
+    return {row[0]: Remembered(row[1], row[2], [Sighting(*each) for each in row[3]]) for row in rows}

@@ -45,6 +45,12 @@ async def insert(connection: Connection, rows: Collection[SharedIdRow]) -> None:
     )
 
 
+async def shared_since(connection: Connection, app_id: str) -> dict[tuple[bytes, str], int]:
+    """Returns since when ids of an app, by match key and kind, are shared."""
+    rows = await connection.fetch("SELECT id_key, kind, share_time_us FROM shared_ids WHERE app_id = $1", app_id)
+    return {(row["id_key"], row["kind"]): row["share_time_us"] for row in rows}
+
+
 async def list_page(pool: Pool, app_id: str, before: Place | None, limit: int) -> list[SharedId]:
     """Returns shared ids of an app, newest first: those after a place in that order, or the first."""
     rows = await pool.fetch(

@@ -98,11 +98,12 @@ def ad_details(engagement: bytes) -> bytes:
 def says(message: decision_pb2.Decision, decision: Decision) -> bool:
     """Returns whether a message tells what was decided: outcome, reason, credit, source, match and dimensions.
 
-    Not the version, the revision, times, and what became of those that lost.
+    Not the version, the revision, times, and what became of those that lost; nor whether there were any that could not
+    win.
     """
     return (
         message.outcome == _OUTCOMES[decision.outcome]
-        and message.reason == (0 if decision.reason is None else _REASONS[decision.reason])
+        and _without_winner(message.reason) == _without_winner(_REASONS[decision.reason] if decision.reason else 0)
         and message.attribution_type == _TYPES[decision.attribution_type]
         and message.tracker_id == (decision.tracker_id or "")
         and message.network_id == (decision.network_id or "")
@@ -120,6 +121,10 @@ def says(message: decision_pb2.Decision, decision: Decision) -> bool:
     )
 
 
+def _without_winner(reason: int) -> int:
+    return decision_pb2.REASON_NO_CANDIDATE if reason == decision_pb2.REASON_NO_WINNER else reason
+
+
 def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribution | None:
     """Returns what a decision made of its device's history (D6), None for one that made no source of it.
 
@@ -130,6 +135,7 @@ def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribu
     is_install = message.event_name == INSTALL
     return Attribution(
         time_us=message.conversion_time.ToMicroseconds(),
+        receive_time_us=message.receive_time.ToMicroseconds(),
         conversion_id=message.conversion_id,
         kind=ConversionKind.INSTALL if is_install else ConversionKind.EVENT,
         type=_TYPE_OF[message.attribution_type],
@@ -145,6 +151,11 @@ def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribu
 def linked_message(conversion: Conversion, revision: int) -> decision_pb2.Decision:
     """Returns the message of an identity link that was taken (F3)."""
     return _message(conversion, revision, decision_pb2.OUTCOME_LINKED)
+
+
+def continued_message(conversion: Conversion, revision: int) -> decision_pb2.Decision:
+    """Returns the message of a session start that is no event after all: its session went on (D4, D12)."""
+    return _message(conversion, revision, decision_pb2.OUTCOME_CONTINUED)
 
 
 def refused_message(conversion: Conversion, revision: int, reason: Reason) -> decision_pb2.Decision:

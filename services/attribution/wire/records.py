@@ -7,6 +7,7 @@ from typing import NamedTuple
 from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASHED_KINDS
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from libs.time import SECOND_US, timestamp_us
+from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from services.attribution.decision.matching import (
@@ -22,10 +23,10 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.decision.user_agents import parse_user_agent
 from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
 from services.attribution.storage.hashed_ids import HashedId, HashedKind
+from services.attribution.storage.late_arrivals import LateArrival
 
-OPEN_AFTER_CLICK_US = SECOND_US
-"""OURS: an open that stands for its own click (the redirect was bypassed) puts that click one second before itself, as
-a click at the same instant could never win (B1)."""
+LATE_US = SECOND_US // 4
+"""OURS: an engagement that is received within so long of its time is in time: no app is opened faster (D12)."""
 
 
 class Logged(NamedTuple):
@@ -53,11 +54,15 @@ def index_rows(
     hashed_ids: set[HashedId] = set()
     hashed_kinds: set[HashedKind] = set()
     retentions: set[tuple[str, int]] = set()
+    late: list[LateArrival] = []
     for entry, record in logged:
-        engagement = engagement_of(record)
+        engagement = engagement_of(record, entry.receive_time_us)
         if engagement is None:
             continue
-        app = apps[record.app_id].app
+        rules = apps[record.app_id]
+        app = rules.app
+        if _may_be_late(engagement, rules):
+            late.append(_late_arrival(entry, record))
         hashed_kinds.update(HashedKind(app.app_id, kind, entry.app_lane) for kind in _hashed_kinds(record))
         if lengths := hash_lengths.get(app.app_id):
             hashed_ids.update(hashed_ids_of(record, lengths, engagement.time_us, app.retention_days))
@@ -73,7 +78,9 @@ def index_rows(
                 engagement_id=engagement.engagement_id,
                 lane=entry.lane,
                 position=entry.position,
+                receive_time_us=entry.receive_time_us,
                 is_click=is_click,
+                is_ping=engagement.is_ping,
                 tracker_id=engagement.tracker_id,
                 device_keys=device_keys,
                 ip=engagement.ip,
@@ -90,8 +97,15 @@ def index_rows(
         )
         if engagement.click_id and engagement.visitor is Visitor.PERSON:
             click_key = network_click_key(engagement.tracker_id, engagement.click_id)
-            place = (engagement.engagement_id, entry.lane, entry.position)
-            clicks.append(NetworkClick(click_key, engagement.time_us, *place, app.retention_days))
+            clicks.append(
+                NetworkClick(
+                    click_key,
+                    engagement.counted_us,
+                    engagement.engagement_id,
+                    entry.receive_time_us,
+                    app.retention_days,
+                )
+            )
     rows.sort(key=lambda row: (row.match_key, row.time_us, row.engagement_id))
     clicks.sort()
     return IndexRows(
@@ -100,6 +114,7 @@ def index_rows(
         hashed_ids=list(hashed_ids),
         hashed_kinds=hashed_kinds,
         retentions=retentions,
+        late=late,
     )
 
 
@@ -123,27 +138,57 @@ def _hashed_kinds(record: record_pb2.Record) -> Iterator[str]:
             yield f"{raw_kind}_{HASH_METHOD_OF_LENGTH[length]}"
 
 
-def engagement_of(record: record_pb2.Record) -> Engagement | None:
+def _may_be_late(engagement: Engagement, rules: AppRules) -> bool:
+    """Returns whether an engagement may change what was decided before it arrived (D12).
+
+    A ping does so only if its network is trusted with the past.
+    """
+    if engagement.receive_time_us - engagement.time_us <= LATE_US or not rules.app.late_window_us:
+        return False
+    return not engagement.is_ping or is_trusted(engagement, rules)
+
+
+def is_trusted(engagement: Engagement, rules: AppRules) -> bool:
+    """Returns whether late pings of an engagement's network may win (D12)."""
+    tracker = rules.trackers.get(engagement.tracker_id)
+    return tracker is not None and tracker.network.late_pings_us > 0
+
+
+def _late_arrival(entry: log_pb2.LogEntry, record: record_pb2.Record) -> LateArrival:
+    return LateArrival(
+        lane=entry.app_lane,
+        app_id=record.app_id,
+        record_id=record.record_id,
+        receive_time_us=entry.receive_time_us,
+        because=decision_pb2.BECAUSE_LATE_ENGAGEMENT,
+        engagement_id=record.record_id,
+        engagement=entry.record,
+    )
+
+
+def engagement_of(record: record_pb2.Record, receive_time_us: int) -> Engagement | None:
     """Returns the engagement a record is, None when it is none.
 
-    A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect).
+    A click or impression; or a deep-link open that names a tracker and no click (universal links bypass the redirect):
+    that click is given back with the open itself, so it wins with a lookback of 0 (B1).
     """
-    time_us = event_time_us(record)
+    time_us, is_ping = event_time_us(record), False
     match record.WhichOneof("kind"):
         case "click":
             click = record.click
             tracker_id, click_id, kind = click.tracker_id, click.click_id, EngagementKind.CLICK
             completed_view, valid, visitor = False, not click.invalid, Visitor(click.visitor)
+            is_ping = click.is_ping
         case "impression":
-            tracker_id, click_id, kind = record.impression.tracker_id, "", EngagementKind.IMPRESSION
-            completed_view, valid, visitor = record.impression.completed_view, True, Visitor(record.impression.visitor)
+            view = record.impression
+            tracker_id, click_id, kind = view.tracker_id, "", EngagementKind.IMPRESSION
+            completed_view, valid, visitor, is_ping = view.completed_view, True, Visitor(view.visitor), view.is_ping
         case "deep_link_open":
             opened = record.deep_link_open
             if not opened.tracker_id or opened.click_record_id:
                 return None
             tracker_id, click_id, kind = opened.tracker_id, "", EngagementKind.CLICK
             completed_view, valid, visitor = False, True, Visitor.PERSON
-            time_us -= OPEN_AFTER_CLICK_US
         case _:
             return None
     return Engagement(
@@ -151,6 +196,8 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
         kind=kind,
         tracker_id=tracker_id,
         time_us=time_us,
+        receive_time_us=receive_time_us,
+        is_ping=is_ping,
         device_keys=tuple(device_key(record.app_id, value) for value in record.device_ids.values()),
         ip=normalise_ip(record.ip_address) if record.ip_address else "",
         user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
@@ -162,12 +209,13 @@ def engagement_of(record: record_pb2.Record) -> Engagement | None:
     )
 
 
-def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversion:
+def conversion_of(record: record_pb2.Record, event_name: str | None, receive_time_us: int) -> Conversion:
     """Returns the conversion a record is, given its name; without the keys of its device's ids."""
     return Conversion(
         conversion_id=record.record_id,
         kind=ConversionKind.INSTALL if event_name == INSTALL else ConversionKind.EVENT,
         time_us=event_time_us(record),
+        receive_time_us=receive_time_us,
         event_name="" if event_name is None or event_name == INSTALL else event_name,
         click_id=click_id_of(record),
         ip=normalise_ip(record.ip_address) if record.ip_address else "",
@@ -176,6 +224,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None) -> Conversi
         has_idfa="idfa" in record.device_ids,
         is_refund=record.event.revenue.amount_micros < 0,
         country=record.country,
+        is_session_start=record.HasField("session"),
     )
 
 

@@ -18,6 +18,7 @@ from reengage.tracker.v1 import (
 )
 from services.attribution.decision.model import DeviceType, TrackerType, WindowKind
 from services.attribution.decision.rules import (
+    DEFAULT_LATE_WINDOW_US,
     DEFAULT_MTR_US,
     DISABLED,
     RETENTION_DAYS,
@@ -234,6 +235,10 @@ def _app(app: app_pb2.App) -> App:
             if settings.HasField("install_reprocessing_window")
             else None
         ),
+        inactivity_window_us=settings.inactivity_window.ToMicroseconds(),
+        late_window_us=(
+            settings.late_window.ToMicroseconds() if settings.HasField("late_window") else DEFAULT_LATE_WINDOW_US
+        ),
         retention_days=_retention_days(app),
     )
 
@@ -246,6 +251,7 @@ def _network(network: network_pb2.Network, settings: network_settings_pb2.Networ
         supports_impressions=not network.HasField("supports_impressions") or network.supports_impressions,
         granular_data_policy=GranularDataPolicy.REDACT if redacts else GranularDataPolicy.REJECT,
         windows=_windows(settings.windows),
+        late_pings_us=settings.late_pings.ToMicroseconds(),
     )
 
 

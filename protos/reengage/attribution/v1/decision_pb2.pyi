@@ -51,6 +51,8 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     """An identity link that was taken (F3)."""
     OUTCOME_REFUSED: _Outcome.ValueType  # 10
     """A record that the log holds and that has no effect; `reason` says why."""
+    OUTCOME_CONTINUED: _Outcome.ValueType  # 11
+    """A session start that was an event until a late record showed that its session had gone on: it is none (D4, D12)."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """Outcome says what became of a conversion."""
@@ -77,6 +79,8 @@ OUTCOME_LINKED: Outcome.ValueType  # 9
 """An identity link that was taken (F3)."""
 OUTCOME_REFUSED: Outcome.ValueType  # 10
 """A record that the log holds and that has no effect; `reason` says why."""
+OUTCOME_CONTINUED: Outcome.ValueType  # 11
+"""A session start that was an event until a late record showed that its session had gone on: it is none (D4, D12)."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 class _AttributionType:
@@ -273,6 +277,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """Impressions do not take part in reengagement here."""
     VERDICT_MATCH_KIND_NOT_ALLOWED: _Verdict.ValueType  # 7
     """It carried a device id of its own, so its IP address and user agent do not count."""
+    VERDICT_REPORTED_LATE: _Verdict.ValueType  # 30
+    """A server ping that came after the conversion, later than `late_pings` of its network allows (D12)."""
     VERDICT_DUPLICATE_CLICK: _Verdict.ValueType  # 8
     """It repeats an earlier click with the same network click id (A6)."""
     VERDICT_BOT: _Verdict.ValueType  # 20
@@ -291,6 +297,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """It happened after the conversion, or at the same instant."""
     VERDICT_OUTSIDE_WINDOW: _Verdict.ValueType  # 14
     """It happened before its window began."""
+    VERDICT_DEVICE_ACTIVE: _Verdict.ValueType  # 22
+    """The device had been active within the inactivity window before it (D13)."""
     VERDICT_TRAFFIC_RULE: _Verdict.ValueType  # 23
     """One of its tracker's traffic rules refused it; Candidate.traffic_rule says which."""
     VERDICT_ENGAGEMENT_SPENT: _Verdict.ValueType  # 15
@@ -321,6 +329,8 @@ VERDICT_IMPRESSIONS_NOT_ALLOWED: Verdict.ValueType  # 6
 """Impressions do not take part in reengagement here."""
 VERDICT_MATCH_KIND_NOT_ALLOWED: Verdict.ValueType  # 7
 """It carried a device id of its own, so its IP address and user agent do not count."""
+VERDICT_REPORTED_LATE: Verdict.ValueType  # 30
+"""A server ping that came after the conversion, later than `late_pings` of its network allows (D12)."""
 VERDICT_DUPLICATE_CLICK: Verdict.ValueType  # 8
 """It repeats an earlier click with the same network click id (A6)."""
 VERDICT_BOT: Verdict.ValueType  # 20
@@ -339,6 +349,8 @@ VERDICT_AFTER_CONVERSION: Verdict.ValueType  # 13
 """It happened after the conversion, or at the same instant."""
 VERDICT_OUTSIDE_WINDOW: Verdict.ValueType  # 14
 """It happened before its window began."""
+VERDICT_DEVICE_ACTIVE: Verdict.ValueType  # 22
+"""The device had been active within the inactivity window before it (D13)."""
 VERDICT_TRAFFIC_RULE: Verdict.ValueType  # 23
 """One of its tracker's traffic rules refused it; Candidate.traffic_rule says which."""
 VERDICT_ENGAGEMENT_SPENT: Verdict.ValueType  # 15
@@ -389,9 +401,39 @@ TRAFFIC_RULE_COUNTRY: TrafficRule.ValueType  # 5
 """It came from another country, or from one that is not known."""
 Global___TrafficRule: _TypeAlias = TrafficRule  # noqa: Y015
 
+class _Because:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BecauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Because.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BECAUSE_UNSPECIFIED: _Because.ValueType  # 0
+    """Nothing: it is the first version, or a re-attribution made it."""
+    BECAUSE_LATE_ENGAGEMENT: _Because.ValueType  # 1
+    """A click or an impression."""
+    BECAUSE_LATE_INSTALL: _Because.ValueType  # 2
+    """An install."""
+    BECAUSE_LATE_EVENT: _Because.ValueType  # 3
+    """An event, or the start of a session."""
+
+class Because(_Because, metaclass=_BecauseEnumTypeWrapper):
+    """Because says what arrived late, so that a conversion was decided again (D12)."""
+
+BECAUSE_UNSPECIFIED: Because.ValueType  # 0
+"""Nothing: it is the first version, or a re-attribution made it."""
+BECAUSE_LATE_ENGAGEMENT: Because.ValueType  # 1
+"""A click or an impression."""
+BECAUSE_LATE_INSTALL: Because.ValueType  # 2
+"""An install."""
+BECAUSE_LATE_EVENT: Because.ValueType  # 3
+"""An event, or the start of a session."""
+Global___Because: _TypeAlias = Because  # noqa: Y015
+
 @_typing.final
 class Decision(_message.Message):
-    """Decision says what was decided about a conversion (G1). A version is immutable; a re-attribution adds a newer one."""
+    """Decision says what was decided about a conversion (G1). A version is immutable; what arrives late (D12) and a
+    re-attribution (G4) add newer ones.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,12 +497,14 @@ class Decision(_message.Message):
     APP_VERSION_FIELD_NUMBER: _builtins.int
     INSTALL_TIME_FIELD_NUMBER: _builtins.int
     SHARED_IDS_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    LATE_RECORD_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Output only. The app."""
     conversion_id: _builtins.str
     """Output only. The conversion: the id of its record in the log."""
     version: _builtins.int
-    """Output only. 1 at first, and one more with each re-attribution that changes it."""
+    """Output only. 1 at first, and one more each time that it is decided again and comes out differently."""
     event_name: _builtins.str
     """Output only. The name of the event, `_install`, or `_identity_link`."""
     device_id: _builtins.str
@@ -519,6 +563,10 @@ class Decision(_message.Message):
     """Output only. Its version, as `17.2`; empty when the user agent does not say, or hides it (A5)."""
     app_version: _builtins.str
     """Output only. The version of the app."""
+    because: Global___Because.ValueType
+    """Output only. What arrived late, so that this version was made (D12)."""
+    late_record_id: _builtins.str
+    """Output only. The id of that record."""
     @_builtins.property
     def conversion_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the conversion happened."""
@@ -616,10 +664,12 @@ class Decision(_message.Message):
         app_version: _builtins.str = ...,
         install_time: _timestamp_pb2.Timestamp | None = ...,
         shared_ids: _abc.Iterable[_shared_id_pb2.SharedId] | None = ...,
+        because: Global___Because.ValueType = ...,
+        late_record_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversion_time", b"conversion_time", "decide_time", b"decide_time", "install_time", b"install_time", "lookback", b"lookback", "receive_time", b"receive_time", "revenue", b"revenue", "source_time", b"source_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "attribution_type", b"attribution_type", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "country", b"country", "creative_id", b"creative_id", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "install_time", b"install_time", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "os", b"os", "os_version", b"os_version", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "shared_ids", b"shared_ids", "site_id", b"site_id", "source_conversion_id", b"source_conversion_id", "source_engagement_id", b"source_engagement_id", "source_time", b"source_time", "sub_site_id", b"sub_site_id", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "attribution_type", b"attribution_type", "because", b"because", "campaign_id", b"campaign_id", "candidates", b"candidates", "claims_unavailable", b"claims_unavailable", "conversion_id", b"conversion_id", "conversion_time", b"conversion_time", "country", b"country", "creative_id", b"creative_id", "custom_dimensions", b"custom_dimensions", "decide_time", b"decide_time", "device_id", b"device_id", "engagement_id", b"engagement_id", "event_name", b"event_name", "install_known", b"install_known", "install_time", b"install_time", "late_record_id", b"late_record_id", "level", b"level", "lookback", b"lookback", "matched_by", b"matched_by", "network_id", b"network_id", "os", b"os", "os_version", b"os_version", "outcome", b"outcome", "reason", b"reason", "receive_time", b"receive_time", "reprocess_for", b"reprocess_for", "revenue", b"revenue", "segment_id", b"segment_id", "settings_revision", b"settings_revision", "shared_ids", b"shared_ids", "site_id", b"site_id", "source_conversion_id", b"source_conversion_id", "source_engagement_id", b"source_engagement_id", "source_time", b"source_time", "sub_site_id", b"sub_site_id", "tracker_id", b"tracker_id", "version", b"version", "window", b"window", "window_layer", b"window_layer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -380,6 +380,7 @@ class Click(_message.Message):
     AD_FIELD_NUMBER: _builtins.int
     INVALID_FIELD_NUMBER: _builtins.int
     VISITOR_FIELD_NUMBER: _builtins.int
+    IS_PING_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose link was clicked, of the record's app; else `UNKNOWN_TRACKER`."""
     click_id: _builtins.str
@@ -390,6 +391,10 @@ class Click(_message.Message):
     """Optional. Who or what clicked, if it was no person: the click is kept, and is neither a candidate nor counted.
     Ingest says VISITOR_BOT where the user agent is a bot's. Any other number than those of Visitor is refused:
     `INVALID_VALUE`.
+    """
+    is_ping: _builtins.bool
+    """Optional. The click was reported by a server, as a ping: its time is the word of whoever sent it, and it wins what
+    was received before it only within `late_pings` of its network (D12). Senders over gRPC must say so.
     """
     @_builtins.property
     def ad(self) -> Global___AdDetails:
@@ -403,10 +408,11 @@ class Click(_message.Message):
         ad: Global___AdDetails | None = ...,
         invalid: _builtins.bool = ...,
         visitor: Global___Visitor.ValueType = ...,
+        is_ping: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "click_id", b"click_id", "invalid", b"invalid", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "click_id", b"click_id", "invalid", b"invalid", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +429,7 @@ class Impression(_message.Message):
     AD_FIELD_NUMBER: _builtins.int
     COMPLETED_VIEW_FIELD_NUMBER: _builtins.int
     VISITOR_FIELD_NUMBER: _builtins.int
+    IS_PING_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose ad was seen, of the record's app; else `UNKNOWN_TRACKER`."""
     impression_id: _builtins.str
@@ -431,6 +438,8 @@ class Impression(_message.Message):
     """Optional. The user saw a video to its end (C2)."""
     visitor: Global___Visitor.ValueType
     """Optional. Who or what asked for the ad, if it was no person. As of a click."""
+    is_ping: _builtins.bool
+    """Optional. The impression was reported by a server, as Click.is_ping says."""
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
@@ -443,10 +452,11 @@ class Impression(_message.Message):
         ad: Global___AdDetails | None = ...,
         completed_view: _builtins.bool = ...,
         visitor: Global___Visitor.ValueType = ...,
+        is_ping: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "completed_view", b"completed_view", "impression_id", b"impression_id", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "completed_view", b"completed_view", "impression_id", b"impression_id", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

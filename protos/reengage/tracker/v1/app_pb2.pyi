@@ -200,6 +200,8 @@ class AppSettings(_message.Message):
     MAX_RECORD_LEAD_FIELD_NUMBER: _builtins.int
     RECORDS_PER_SECOND_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    LATE_WINDOW_FIELD_NUMBER: _builtins.int
+    INACTIVITY_WINDOW_FIELD_NUMBER: _builtins.int
     device_attribution: Global___AppSettings.DeviceAttribution.ValueType
     """Optional. How engagements with a device id match (A4). Default: DEVICE_ATTRIBUTION_STANDARD."""
     modeled_level: Global___AppSettings.ModeledLevel.ValueType
@@ -236,6 +238,18 @@ class AppSettings(_message.Message):
         whole months, so at most a month later. A change is for what is received from then on. Default: 400 days.
         """
 
+    @_builtins.property
+    def late_window(self) -> _duration_pb2.Duration:
+        """Optional. How long after its receipt a conversion is decided again for what arrives late (D12): 0 to 7 days; 0 is
+        off. Default: 24 hours.
+        """
+
+    @_builtins.property
+    def inactivity_window(self) -> _duration_pb2.Duration:
+        """Optional. So long before an engagement a device must not have been active, for the engagement or claim to win an
+        event of it (D13): 0 (off) to 90 days. Default: 0.
+        """
+
     def __init__(
         self,
         *,
@@ -251,10 +265,12 @@ class AppSettings(_message.Message):
         max_record_lead: _duration_pb2.Duration | None = ...,
         records_per_second: _builtins.int = ...,
         retention: _duration_pb2.Duration | None = ...,
+        late_window: _duration_pb2.Duration | None = ...,
+        inactivity_window: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "install_reprocessing_window", b"install_reprocessing_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "device_attribution", b"device_attribution", "install_reprocessing_window", b"install_reprocessing_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["allow_reengagement_impressions"]  # noqa: Y015
     _WhichOneofArgType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions"]  # noqa: Y015

@@ -22,27 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from reengage.tracker.v1 import windows_pb2 as reengage_dot_tracker_dot_v1_dot_windows__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*reengage/tracker/v1/network_settings.proto\x12\x13reengage.tracker.v1\x1a google/protobuf/field_mask.proto\x1a!reengage/tracker/v1/windows.proto\"\xd9\x02\n\x0fNetworkSettings\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12-\n\x07windows\x18\x03 \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12U\n\x14granular_data_policy\x18\x04 \x01(\x0e\x32\x37.reengage.tracker.v1.NetworkSettings.GranularDataPolicy\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"|\n\x12GranularDataPolicy\x12$\n GRANULAR_DATA_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bGRANULAR_DATA_POLICY_REJECT\x10\x01\x12\x1f\n\x1bGRANULAR_DATA_POLICY_REDACT\x10\x02\"?\n\x19GetNetworkSettingsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\"\\\n\x1aGetNetworkSettingsResponse\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettings\"\xa6\x01\n\x1cUpdateNetworkSettingsRequest\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"_\n\x1dUpdateNetworkSettingsResponse\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettingsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*reengage/tracker/v1/network_settings.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a!reengage/tracker/v1/windows.proto\"\x88\x03\n\x0fNetworkSettings\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12-\n\x07windows\x18\x03 \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12U\n\x14granular_data_policy\x18\x04 \x01(\x0e\x32\x37.reengage.tracker.v1.NetworkSettings.GranularDataPolicy\x12-\n\nlate_pings\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"|\n\x12GranularDataPolicy\x12$\n GRANULAR_DATA_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bGRANULAR_DATA_POLICY_REJECT\x10\x01\x12\x1f\n\x1bGRANULAR_DATA_POLICY_REDACT\x10\x02\"?\n\x19GetNetworkSettingsRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\"\\\n\x1aGetNetworkSettingsResponse\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettings\"\xa6\x01\n\x1cUpdateNetworkSettingsRequest\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"_\n\x1dUpdateNetworkSettingsResponse\x12>\n\x10network_settings\x18\x01 \x01(\x0b\x32$.reengage.tracker.v1.NetworkSettingsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.network_settings_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NETWORKSETTINGS']._serialized_start=137
-  _globals['_NETWORKSETTINGS']._serialized_end=482
-  _globals['_NETWORKSETTINGS_GRANULARDATAPOLICY']._serialized_start=358
-  _globals['_NETWORKSETTINGS_GRANULARDATAPOLICY']._serialized_end=482
-  _globals['_GETNETWORKSETTINGSREQUEST']._serialized_start=484
-  _globals['_GETNETWORKSETTINGSREQUEST']._serialized_end=547
-  _globals['_GETNETWORKSETTINGSRESPONSE']._serialized_start=549
-  _globals['_GETNETWORKSETTINGSRESPONSE']._serialized_end=641
-  _globals['_UPDATENETWORKSETTINGSREQUEST']._serialized_start=644
-  _globals['_UPDATENETWORKSETTINGSREQUEST']._serialized_end=810
-  _globals['_UPDATENETWORKSETTINGSRESPONSE']._serialized_start=812
-  _globals['_UPDATENETWORKSETTINGSRESPONSE']._serialized_end=907
+  _globals['_NETWORKSETTINGS']._serialized_start=169
+  _globals['_NETWORKSETTINGS']._serialized_end=561
+  _globals['_NETWORKSETTINGS_GRANULARDATAPOLICY']._serialized_start=437
+  _globals['_NETWORKSETTINGS_GRANULARDATAPOLICY']._serialized_end=561
+  _globals['_GETNETWORKSETTINGSREQUEST']._serialized_start=563
+  _globals['_GETNETWORKSETTINGSREQUEST']._serialized_end=626
+  _globals['_GETNETWORKSETTINGSRESPONSE']._serialized_start=628
+  _globals['_GETNETWORKSETTINGSRESPONSE']._serialized_end=720
+  _globals['_UPDATENETWORKSETTINGSREQUEST']._serialized_start=723
+  _globals['_UPDATENETWORKSETTINGSREQUEST']._serialized_end=889
+  _globals['_UPDATENETWORKSETTINGSRESPONSE']._serialized_start=891
+  _globals['_UPDATENETWORKSETTINGSRESPONSE']._serialized_end=986
 # @@protoc_insertion_point(module_scope)

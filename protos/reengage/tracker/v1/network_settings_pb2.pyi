@@ -4,6 +4,7 @@ isort:skip_file
 The settings of one network for one app."""
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -52,6 +53,7 @@ class NetworkSettings(_message.Message):
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
     GRANULAR_DATA_POLICY_FIELD_NUMBER: _builtins.int
+    LATE_PINGS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
@@ -68,6 +70,12 @@ class NetworkSettings(_message.Message):
     def windows(self) -> _windows_pb2.Windows:
         """Optional. The network's layer of windows (B3)."""
 
+    @_builtins.property
+    def late_pings(self) -> _duration_pb2.Duration:
+        """Optional. How long after a conversion was received a server ping of this network may still win it (D12): 0 to 12
+        hours. Whoever may report the past can win whatever he hears of: trust with care. Default: 0.
+        """
+
     def __init__(
         self,
         *,
@@ -75,12 +83,13 @@ class NetworkSettings(_message.Message):
         network_id: _builtins.str = ...,
         windows: _windows_pb2.Windows | None = ...,
         granular_data_policy: Global___NetworkSettings.GranularDataPolicy.ValueType = ...,
+        late_pings: _duration_pb2.Duration | None = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["late_pings", b"late_pings", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "etag", b"etag", "granular_data_policy", b"granular_data_policy", "network_id", b"network_id", "revision", b"revision", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "etag", b"etag", "granular_data_policy", b"granular_data_policy", "late_pings", b"late_pings", "network_id", b"network_id", "revision", b"revision", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

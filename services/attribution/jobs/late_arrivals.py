@@ -1,0 +1,187 @@
+"""The job that decides again what late arrivals change (D12): clicks out of a spool, an install behind its first event.
+
+Late records lie in a table, written with what they are late for: so a crash loses none. What one changes is decided
+again, written and ticked off in one transaction, in which nobody else decides for the app. A conversion that is decided
+later sees the late record by itself.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from prometheus_client import Counter, Gauge
+
+from libs.db import Connection, Pool
+from libs.domain.snapshots import Follower
+from libs.time import now_us
+from services.attribution.decision.decide import CONSIDERED_US
+from services.attribution.decision.matching import own_key
+from services.attribution.decision.rules import AppRules
+from services.attribution.live.changes import Changes
+from services.attribution.live.lateness import Concerned, concerned_devices
+from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.pace import Pace
+from services.attribution.redecide.replay import Replay
+from services.attribution.redecide.replayed import Replayed
+from services.attribution.redecide.rewriting import changed_devices, new_versions, winners
+from services.attribution.storage import late_arrivals
+from services.attribution.storage.engagements import find_records
+from services.attribution.storage.late_arrivals import LateArrival, Placed
+from services.attribution.storage.replay import Period, Stored, find_settings_revisions
+from services.attribution.wire.past_rules import PastRules
+from services.attribution.wire.rulebook import Rulebook
+
+_END_OF_TIME_US = 1 << 62
+
+_arrivals = Counter("attribution_late_arrivals_total", "Late records whose changes were decided.")
+_changed = Counter("attribution_decided_again_total", "New versions of decisions because of late records.")
+_age = Gauge(
+    "attribution_late_arrivals_age_seconds", "Time since the receipt of the oldest late record not dealt with."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateArrivalsConfig:
+    """The limits and intervals of the job."""
+
+    max_arrivals: int = 50
+    """Late records of one transaction: live work waits for it."""
+    look_interval_s: float = 0.25
+    """The time between two looks at the table, while there is nothing to do."""
+
+
+class LateArrivals:
+    """The job: it works on the late arrivals of the apps that are homed in the owned lanes, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        settings: Follower[Rulebook],
+        past_rules: PastRules,
+        pace: Pace,
+        config: LateArrivalsConfig = LateArrivalsConfig(),
+        now_us: Callable[[], int] = now_us,
+    ) -> None:
+        self._pool, self._settings, self._past_rules = pool, settings, past_rules
+        self._pace, self._config, self._now_us = pace, config, now_us
+
+    async def run(self, lanes: OwnedLanes) -> None:
+        """Decides again for as long as the lanes are owned. Raises LanesLostError."""
+        while True:
+            if not await self.work(lanes):
+                await asyncio.sleep(self._config.look_interval_s)
+
+    async def work(self, lanes: OwnedLanes) -> bool:
+        """Deals with the oldest late arrivals; returns whether there were any. Raises LanesLostError."""
+        placed = await late_arrivals.oldest(self._pool, lanes.lanes, self._config.max_arrivals)
+        age_us = self._now_us() - placed[0].arrival.receive_time_us if placed else 0
+        _age.set(max(0.0, age_us / 1e6))
+        for _, some in groupby(sorted(placed, key=_app_and_receipt), key=lambda each: each.arrival.app_id):
+            await self._decide_again(lanes, list(some))
+        return bool(placed)
+
+    async def _decide_again(self, lanes: OwnedLanes, placed: Sequence[Placed]) -> None:
+        """Deals with late arrivals of one app, given in order of receipt."""
+        app_id, lane = placed[0].arrival.app_id, placed[0].arrival.lane
+        rules = self._settings.current.apps[app_id]
+        period = Period(
+            app_id=app_id,
+            start_us=0,
+            end_us=_END_OF_TIME_US,
+            received_since_us=placed[0].arrival.receive_time_us - rules.app.late_window_us,
+        )
+        arrivals = [each.arrival for each in placed]
+        async with self._pool.acquire() as connection:
+            concerned = await concerned_devices(connection, rules, arrivals)
+            revisions = await find_settings_revisions(connection, period, concerned)
+        await self._past_rules.learn(app_id, revisions)
+        with self._pace.live():
+            async with lanes.fenced() as connection:
+                # Once more: only here nobody else decides for these devices.
+                concerned = await concerned_devices(connection, rules, arrivals)
+                replayed = await self._replay(connection, period, concerned)
+                changes = await self._changes(connection, period, concerned, replayed, lanes.next_sequences[lane])
+                await late_arrivals.delete(connection, placed)
+                await lanes.append(connection, changes, lanes=[lane])
+        _arrivals.inc(len(placed))
+        _changed.inc(len(changes.decisions))
+
+    async def _replay(
+        self, connection: Connection, period: Period, device_ids: Collection[uuid.UUID]
+    ) -> list[Replayed]:
+        def rules_of(stored: Stored) -> AppRules:
+            return self._past_rules.at(period.app_id, stored.decision.settings_revision)
+
+        rules = self._settings.current.apps[period.app_id]
+        replay = Replay(
+            self._pool,
+            period,
+            rules,
+            _at_once,
+            until_us=_END_OF_TIME_US,
+            rules_of=rules_of,
+            sessions_too=True,
+        )
+        return await replay.devices(connection, device_ids) if device_ids else []
+
+    async def _changes(
+        self,
+        connection: Connection,
+        period: Period,
+        concerned: Concerned,
+        replayed: Sequence[Replayed],
+        sequence: int,
+    ) -> Changes:
+        because = {
+            changed.stored.conversion_id: late
+            for each in replayed
+            for changed in each.changed
+            if (late := _first(concerned, each.device_ids)) is not None
+        }
+        changed = [changed for each in replayed for changed in each.changed]
+        now_us = self._now_us()
+        versions = new_versions(changed, period, sequence=sequence, now_us=now_us, because=because)
+        return Changes(
+            decisions=versions,
+            won=winners(versions),
+            devices=await changed_devices(connection, [each for each in replayed if each.changed], now_us),
+            late=await _moved(connection, period, concerned, replayed),
+        )
+
+
+async def _moved(
+    connection: Connection, period: Period, concerned: Mapping[uuid.UUID, LateArrival], replayed: Iterable[Replayed]
+) -> list[LateArrival]:
+    """Returns what is to be decided again because an engagement can win once more, or once less (D5)."""
+    moved = {
+        engagement_id: (time_us, late)
+        for each in replayed
+        if (late := _first(concerned, each.device_ids)) is not None
+        for engagement_id, time_us in each.moved.items()
+    }
+    keys = {engagement_id: own_key(period.app_id, engagement_id) for engagement_id in moved}
+    asked = {(keys[engagement_id], time_us, period.app_id) for engagement_id, (time_us, _) in moved.items()}
+    records = await find_records(connection, asked, span_us=CONSIDERED_US) if asked else {}
+    return [
+        late._replace(device_id=None, engagement_id=engagement_id, engagement=record)
+        for engagement_id, (_, late) in moved.items()
+        if (record := records.get(keys[engagement_id])) is not None
+    ]
+
+
+def _app_and_receipt(placed: Placed) -> tuple[str, int, int]:
+    return placed.arrival.app_id, placed.arrival.receive_time_us, placed.number
+
+
+def _first(concerned: Mapping[uuid.UUID, LateArrival], device_ids: Collection[uuid.UUID]) -> LateArrival | None:
+    """Returns the late arrival that was received first of those that concern one of these devices."""
+    found = (concerned[device_id] for device_id in device_ids if device_id in concerned)
+    return min(found, key=lambda late: late.receive_time_us, default=None)
+
+
+async def _at_once() -> None:
+    """Gives others a turn and does not rest: others wait for the transaction, but leases must be renewed."""
+    await asyncio.sleep(0)

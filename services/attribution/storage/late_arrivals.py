@@ -1,0 +1,146 @@
+"""The table of late arrivals, and the queries that find the conversions which a late record may change (D12)."""
+
+import uuid
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from libs.db import Connection, Pool, columns
+
+
+class LateArrival(NamedTuple):
+    """A record that arrived late, as the table's columns. `because` is the number of Because in the API.
+
+    It concerns one device, or those with conversions that an engagement, given as its record, may win.
+    """
+
+    lane: int
+    app_id: str
+    record_id: str
+    receive_time_us: int
+    because: int
+    device_id: uuid.UUID | None = None
+    engagement_id: str | None = None
+    engagement: bytes | None = None
+
+
+class Placed(NamedTuple):
+    """A late arrival and the number of its row."""
+
+    number: int
+    arrival: LateArrival
+
+
+class AskedDevice(NamedTuple):
+    """A device that may have conversions later than a time; `place` is a number that the caller gives it."""
+
+    place: int
+    lane: int
+    app_id: str
+    device_id: uuid.UUID
+    time_us: int
+
+
+class AskedEngagement(NamedTuple):
+    """An engagement that may change later conversions; `place` is a number that the caller gives it."""
+
+    place: int
+    lane: int
+    app_id: str
+    engagement_id: str
+    address_keys: Sequence[bytes]
+    time_us: int
+
+
+async def insert(connection: Connection, arrivals: Collection[LateArrival]) -> None:
+    """Adds late arrivals."""
+    await connection.execute(
+        """
+        INSERT INTO late_arrivals (
+            lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
+        )
+        SELECT * FROM unnest(
+            $1::smallint[], $2::text[], $3::text[], $4::bigint[], $5::smallint[], $6::uuid[], $7::text[], $8::bytea[]
+        )
+        """,
+        *columns(arrivals, len(LateArrival._fields)),
+    )
+
+
+async def oldest(pool: Pool, lanes: Collection[int], limit: int) -> list[Placed]:
+    """Returns the late arrivals of these home lanes that were received first."""
+    rows = await pool.fetch(
+        """
+        SELECT number, lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
+        FROM late_arrivals
+        WHERE lane = ANY($1) ORDER BY receive_time_us LIMIT $2
+        """,
+        list(lanes),
+        limit,
+    )
+    return [Placed(row[0], LateArrival(*row[1:])) for row in rows]
+
+
+async def delete(connection: Connection, placed: Collection[Placed]) -> None:
+    """Removes late arrivals: what they change is decided again."""
+    await connection.execute(
+        """
+        DELETE FROM late_arrivals AS arrival USING unnest($1::smallint[], $2::bigint[]) AS done (lane, number)
+        WHERE arrival.lane = done.lane AND arrival.number = done.number
+        """,
+        *columns(((each.arrival.lane, each.number) for each in placed), 2),
+    )
+
+
+async def find_later(connection: Connection, asked: Collection[AskedDevice]) -> set[int]:
+    """Returns the places of the devices with a decided conversion that is later than the time asked."""
+    rows = await connection.fetch(
+        """
+        SELECT asked.place
+        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
+            AS asked (place, lane, app_id, device_id, time_us)
+        CROSS JOIN LATERAL (
+            SELECT FROM decisions
+            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
+              AND conversion_time_us > asked.time_us
+            LIMIT 1
+        ) AS found
+        """,
+        *columns(asked, 5),
+    )
+    return {row["place"] for row in rows}
+
+
+async def devices_by_engagement(
+    connection: Connection, asked: Sequence[AskedEngagement], *, slack_us: int, span_us: int, limit: int
+) -> list[tuple[int, uuid.UUID]]:
+    """Returns (place, device) of the conversions that name an engagement's own id, or come from its address.
+
+    Only those from the address that are later than it, by up to `span_us`, the nearest `limit` of each key; `slack_us`
+    earlier they may be as well. Those that name it were decided without it.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT asked.place, found.device_id
+        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::text[])
+            AS asked (place, lane, app_id, engagement_id)
+        CROSS JOIN LATERAL (
+            SELECT device_id FROM decisions
+            WHERE lane = asked.lane AND missing_click = asked.engagement_id AND app_id = asked.app_id
+        ) AS found
+        UNION
+        SELECT asked.place, found.device_id
+        FROM unnest($5::integer[], $6::bytea[], $7::bigint[]) AS asked (place, address_key, time_us)
+        CROSS JOIN LATERAL (
+            SELECT device_id FROM decisions
+            WHERE address_key = asked.address_key
+              AND conversion_time_us > asked.time_us - $8 AND conversion_time_us <= asked.time_us + $9
+            ORDER BY conversion_time_us LIMIT $10
+        ) AS found
+        """,
+        *columns(((each.place, each.lane, each.app_id, each.engagement_id) for each in asked), 4),
+        *columns(((each.place, key, each.time_us) for each in asked for key in each.address_keys), 3),
+        slack_us,
+        span_us,
+        limit,
+    )
+    return [(row["place"], row["device_id"]) for row in rows]
