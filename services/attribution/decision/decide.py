@@ -166,6 +166,19 @@ def trackers_that_may_win(conversion: Conversion, rules: AppRules) -> frozenset[
     )
 
 
+def asked_activity_us(conversion: Conversion, candidates: Iterable[Engagement], claims: Iterable[Claim]) -> set[int]:
+    """Returns the times before which the device's latest activity says whether candidates can win (D13).
+
+    OURS: what happened in the second of an engagement did not come before it: many senders give whole seconds.
+    """
+    times_us = {min(each.time_us, conversion.time_us) for each in candidates} | {claim.time_us for claim in claims}
+    return {_second_of(time_us) for time_us in times_us}
+
+
+def _second_of(time_us: int) -> int:
+    return time_us - time_us % SECOND_US
+
+
 def needed_type(kind: ConversionKind, history: DeviceHistory) -> TrackerType:
     """Returns the type of the trackers that may win a conversion.
 
@@ -381,10 +394,10 @@ def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool 
 
 
 def _refusal_by_activity(time_us: int, contest: _Contest) -> Verdict | None:
-    """Applies D13. OURS: what happened in the same second did not come before: many senders give whole seconds."""
+    """Applies D13."""
     if not contest.active_us:
         return None
-    before = bisect_left(contest.active_us, time_us - time_us % SECOND_US)
+    before = bisect_left(contest.active_us, _second_of(time_us))
     if before == 0 or time_us - contest.active_us[before - 1] >= contest.rules.app.inactivity_window_us:
         return None
     return Verdict.DEVICE_ACTIVE

@@ -4,6 +4,7 @@ Live, records are taken in the order of receipt. Conversions that are decided ag
 (D12): `Timeline` says what each of them knows.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -21,7 +22,7 @@ Id: TypeAlias = tuple[str, str]
 class Group:
     """A device as the records taken so far made it known: its ids as they were sent first, and what became of it.
 
-    `active_us` are the times of its events, among them its session starts (D4).
+    `active_us` are the times of its events, among them its session starts (D4), in their order.
     """
 
     ids: dict[Id, Id] = field(default_factory=dict)
@@ -32,7 +33,15 @@ class Group:
         """Takes over all that is known of another device, which turned out to be this one."""
         self.ids |= other.ids
         self.history = merge(self.history, other.history)
-        self.active_us += other.active_us
+        self.active_us = sorted((*self.active_us, *other.active_us))
+
+    def note_activity(self, time_us: int) -> None:
+        """Notes the time of an event."""
+        insort(self.active_us, time_us)
+
+    def active_since(self, time_us: int) -> Sequence[int]:
+        """Returns the times of its events from a time on."""
+        return self.active_us[bisect_left(self.active_us, time_us) :]
 
 
 class Groups:
@@ -115,8 +124,8 @@ class Step(NamedTuple):
 class Timeline:
     """The records of a device, and of those that became one with it, in the order of times (D12).
 
-    Each knows the earlier ones; and of the later ones those that were decided for good before it was received. Without
-    a late window the order is that of receipt.
+    Each knows the earlier ones, as far as they were received before it was decided for good; and of the later ones
+    those that were decided for good before it was received. Without a late window the order is that of receipt.
     """
 
     def __init__(self, steps: Iterable[Step], late_window_us: int) -> None:
@@ -125,21 +134,23 @@ class Timeline:
         self._late_window_us = late_window_us
         self._hashed_kinds = hashed_kinds_of(each for step in self.steps for each in step.ids)
         self._groups = Groups(self._hashed_kinds)
-        # Of the steps from each place on the earliest receipt: nearly always no later one was decided for good.
-        receipts = [step.receive_time_us for step in reversed(self.steps)]
-        self._earliest_us = [*reversed(list(accumulate(receipts, min))), receipts[0] if receipts else 0]
+        # The latest receipt up to each place and the earliest from it on: nearly always each knows just the earlier.
+        receipts = [step.receive_time_us for step in self.steps]
+        self._latest_us = list(accumulate(receipts, max))
+        self._earliest_us = [*accumulate(reversed(receipts), min)][::-1]
 
     def known_to(self, place: int) -> Group:
-        """Returns the device as a record knows it. Call it, then `settle`, for each place in turn."""
+        """Returns the device as a record knows it. Call it for a place only once all before it are settled."""
         step = self.steps[place]
-        group, _ = self._groups.take(step.ids)
-        if not self._late_window_us or self._earliest_us[place + 1] + self._late_window_us >= step.receive_time_us:
-            return group
-        closed_us = step.receive_time_us - self._late_window_us
-        later = [each for each in self.steps[place + 1 :] if each.receive_time_us < closed_us]
+        if not self._late_window_us or (
+            self._latest_us[place] <= step.receive_time_us + self._late_window_us
+            and self._earliest_us[place] >= step.receive_time_us - self._late_window_us
+        ):
+            return self._groups.take(step.ids)[0]
         groups = Groups(self._hashed_kinds)
-        for each in (*self.steps[:place], *later):
-            _add(each, groups.take(each.ids)[0])
+        for other, each in enumerate(self.steps):
+            if other != place and self._is_known(each, step, is_earlier=other < place):
+                _add(each, groups.take(each.ids)[0])
         return groups.take(step.ids)[0]
 
     def settle(self, place: int, attribution: Attribution | None) -> None:
@@ -147,9 +158,14 @@ class Timeline:
         self.steps[place] = step = self.steps[place]._replace(attribution=attribution)
         _add(step, self._groups.take(step.ids)[0])
 
+    def _is_known(self, each: Step, to: Step, *, is_earlier: bool) -> bool:
+        if is_earlier:
+            return each.receive_time_us <= to.receive_time_us + self._late_window_us
+        return each.receive_time_us + self._late_window_us < to.receive_time_us
+
 
 def _add(step: Step, group: Group) -> None:
     if step.attribution is not None:
         group.history = group.history.including(step.attribution)
     if step.is_activity:
-        group.active_us.append(step.time_us)
+        group.note_activity(step.time_us)

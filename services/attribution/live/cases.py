@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from libs.db import Connection
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.decision.decide import eligibility
+from services.attribution.decision.decide import asked_activity_us, eligibility
 from services.attribution.decision.history import SESSION_GAP_US
 from services.attribution.decision.model import Conversion, ConversionKind
 from services.attribution.decision.rules import AppRules
@@ -269,7 +269,6 @@ async def _activity(
         app = case.rules.app
         if app.inactivity_window_us and case.conversion.kind is ConversionKind.EVENT and place in found:
             claims, _ = claims_of(None if case.waited is None else case.waited.claims)
-            times_us = {min(each.time_us, case.conversion.time_us) for each in found[place].engagements.values()}
             asked |= {
                 AskedInactivity(
                     place=place,
@@ -281,7 +280,7 @@ async def _activity(
                     until_us=case.conversion.receive_time_us + app.late_window_us,
                 )
                 for device_id in mine
-                for time_us in times_us | {claim.time_us for claim in claims}
+                for time_us in asked_activity_us(case.conversion, found[place].engagements.values(), claims)
             }
     return await find_latest_activity(connection, asked) if asked else {}
 

@@ -35,6 +35,12 @@ class Family:
     session_us: tuple[int, ...] = ()
     sightings: list[Sighting] = field(default_factory=list)
 
+    def add(self, stored: Stored) -> None:
+        """Adds a version of a conversion, unless a newer one is there."""
+        other = self.conversions.get(stored.conversion_id)
+        if other is None or other.version < stored.version:
+            self.conversions[stored.conversion_id] = stored
+
     def timeline(self, late_window_us: int) -> "tuple[Timeline, Sequence[Stored | None]]":
         """Returns the timeline of the records, and for each of its places the conversion; None for a sighting."""
         by_order: dict[tuple[int, int, int], Stored] = {}
@@ -50,6 +56,9 @@ class Family:
         steps += [Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items())) for each in self.sightings]
         some_ids = tuple(self.sightings[0].ids.items()) if self.sightings else ()
         steps += [Step(each.time_us, each.receive_time_us, -1, some_ids, attribution=each) for each in self.dropped]
+        began_us = {timestamp_us(each.decision.conversion_time) for each in self.conversions.values()}
+        # A session start is noted while it waits for claims, too, and does not go on with itself.
+        steps += [Step(each, each, -1, some_ids, is_activity=True) for each in self.session_us if each not in began_us]
         timeline = Timeline(steps, late_window_us)
         return timeline, [by_order.get(step[:3]) for step in timeline.steps]
 
@@ -74,10 +83,7 @@ async def read_families(
     everybody = {*device_ids, *into, *into.values()}
     families = {device_id: Family(device_id=device_id) for device_id in everybody if device_id not in into}
     for stored in await find_conversions(connection, period, everybody):
-        conversions = families[_survivor(into, stored.device_id)].conversions
-        other = conversions.get(stored.conversion_id)
-        if other is None or other.version < stored.version:
-            conversions[stored.conversion_id] = stored
+        families[_survivor(into, stored.device_id)].add(stored)
     await turn()
     remembered = await find_remembered(connection, everybody)
     for device_id in everybody:

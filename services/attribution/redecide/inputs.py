@@ -7,6 +7,7 @@ from libs.db import Connection
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
+from services.attribution.decision.decide import asked_activity_us
 from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import SESSION_GAP_US, DeviceHistory
 from services.attribution.decision.matching import device_key, own_key
@@ -15,10 +16,9 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
 from services.attribution.redecide.families import Family
 from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start, outline
-from services.attribution.storage.activity import AskedInactivity, find_latest_activity
-from services.attribution.storage.decisions import AskedActivity, find_activities, find_wins
+from services.attribution.storage.decisions import find_wins
 from services.attribution.storage.engagements import find_records
-from services.attribution.storage.replay import Period, Stored
+from services.attribution.storage.replay import AskedBefore, Period, Stored, find_events_before
 from services.attribution.storage.shared_ids import shared_since
 from services.attribution.wire.records import claims_of, conversion_of
 
@@ -27,16 +27,12 @@ from services.attribution.wire.records import claims_of, conversion_of
 class Inputs:
     """The candidates by conversion, and by engagement the conversions that it has won.
 
-    `active_us` has for each start of a session that may turn out to have gone on (D4) the times of what it may go on
-    with and what the family does not hold. `before_us` has for each conversion when its device was active before its
-    candidates, where that matters (D13). `incomplete` are conversions of which a candidate is no longer stored,
-    because of retention or an erasure. Deciding them again would say nothing, so they stay as they are.
+    `incomplete` are conversions of which a candidate is no longer stored, because of retention or an erasure. Deciding
+    them again would say nothing, so they stay as they are.
     """
 
     candidates: dict[str, Candidates] = field(default_factory=dict)
     wins: dict[str, list[Win]] = field(default_factory=dict)
-    active_us: dict[str, list[int]] = field(default_factory=dict)
-    before_us: dict[str, set[int]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)
 
 
@@ -80,7 +76,7 @@ class InputReader:
         candidates = dict(zip(queries, found, strict=True))
         inputs.candidates |= candidates
         inputs.incomplete |= await self._incomplete(connection, wanted, candidates)
-        inputs.before_us |= await self._activity(connection, wanted, family_of, candidates)
+        await self._read_events(connection, self._candidate_times(wanted, family_of, candidates))
         more = {
             engagement_id
             for stored in wanted
@@ -93,27 +89,32 @@ class InputReader:
                 if won.app_id == self._period.app_id:
                     inputs.wins[won.engagement_id].append(won.win)
 
-    async def read_activity(self, connection: Connection, families: Iterable[Family], inputs: Inputs) -> None:
-        """Adds what the starts of sessions in the period may have gone on with (D4)."""
-        asked: list[AskedActivity] = []
-        asking: list[tuple[Family, Stored]] = []
-        for family in families:
-            for stored in filter(is_session_start, family.conversions.values()):
-                if not stored.in_period:
-                    continue
-                time_us = outline(stored).time_us
-                inputs.active_us[stored.conversion_id] = [each for each in family.session_us if each < time_us]
-                asked += [
-                    AskedActivity(len(asking), self._period.lane, self._period.app_id, device_id, time_us)
-                    for device_id in family.device_ids
-                ]
-                asking.append((family, stored))
+    async def read_sessions(self, connection: Connection, families: Iterable[Family]) -> None:
+        """Adds to the families what the starts of sessions in the period may have gone on with (D4)."""
+        await self._read_events(
+            connection,
+            (
+                (family, stored, outline(stored).time_us, stored.receive_time_us, SESSION_GAP_US)
+                for family in families
+                for stored in family.conversions.values()
+                if stored.in_period and is_session_start(stored)
+            ),
+        )
+
+    async def _read_events(
+        self, connection: Connection, before: Iterable[tuple[Family, Stored, int, int, int]]
+    ) -> None:
+        """Adds to families their events before a moment, given as time and receipt, of a conversion's inputs."""
+        asked: dict[AskedBefore, Family] = {}
+        for family, stored, time_us, receive_time_us, within_us in before:
+            until_us = min(stored.receive_time_us + self._late_window_us, self._until_us)
+            for device_id in family.device_ids:
+                asked[AskedBefore(device_id, time_us, receive_time_us, within_us, until_us)] = family
         if not asked:
             return
-        for place, conversion_id, time_us in await find_activities(connection, asked, within_us=SESSION_GAP_US):
-            family, stored = asking[place]
-            if conversion_id not in family.conversions:
-                inputs.active_us[stored.conversion_id].append(time_us)
+        family_of = {each.device_id: family for each, family in asked.items()}
+        for stored in await find_events_before(connection, self._period, asked):
+            family_of[stored.device_id].add(stored)
 
     def _is_shared(self, each: Id, stored: Stored, shared: Mapping[tuple[bytes, str], int]) -> bool:
         """Returns whether an id was nobody's when a conversion was received (A8)."""
@@ -121,41 +122,18 @@ class InputReader:
         since_us = shared.get((device_key(self._period.app_id, value), kind)) if shared else None
         return since_us is not None and since_us <= stored.receive_time_us
 
-    async def _activity(
-        self,
-        connection: Connection,
-        wanted: Iterable[Stored],
-        family_of: Mapping[str, Family],
-        found: Mapping[str, Candidates],
-    ) -> dict[str, set[int]]:
-        """Returns when devices were active before the candidates of conversions, if their app asks for that (D13)."""
-        asked: list[AskedInactivity] = []
-        asking: list[str] = []
+    def _candidate_times(
+        self, wanted: Iterable[Stored], family_of: Mapping[str, Family], found: Mapping[str, Candidates]
+    ) -> Iterable[tuple[Family, Stored, int, int, int]]:
+        """Yields the times of candidates of apps that ask whether a device was active before these (D13)."""
         for stored in wanted:
             conversion, engagements = found[stored.conversion_id]
             within_us = self._rules_of(stored).app.inactivity_window_us
             if not within_us or conversion.kind is ConversionKind.INSTALL:
                 continue
             claims, _ = claims_of(stored.claims)
-            times_us = {min(each.time_us, conversion.time_us) for each in engagements.values()}
-            asked += [
-                AskedInactivity(
-                    place=len(asking),
-                    lane=self._period.lane,
-                    app_id=self._period.app_id,
-                    device_id=family_of[stored.conversion_id].device_id,
-                    time_us=time_us,
-                    within_us=within_us,
-                    until_us=min(stored.receive_time_us + self._late_window_us, self._until_us),
-                )
-                for time_us in times_us | {claim.time_us for claim in claims}
-            ]
-            asking.append(stored.conversion_id)
-        latest = await find_latest_activity(connection, asked) if asked else {}
-        return {
-            conversion_id: latest.get(place, set()) | set(family_of[conversion_id].session_us)
-            for place, conversion_id in enumerate(asking)
-        }
+            for time_us in asked_activity_us(conversion, engagements.values(), claims):
+                yield family_of[stored.conversion_id], stored, time_us, 0, within_us
 
     def _query(self, stored: Stored, ids: Sequence[Id], installed: DeviceHistory) -> CandidateQuery:
         record = record_pb2.Record.FromString(stored.record)

@@ -12,15 +12,15 @@ from typing import NamedTuple
 from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
-from services.attribution.decision.decide import decide, eligibility
+from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.decision.grouping import Group
-from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.decision.history import SESSION_GAP_US, Attribution, DeviceHistory
 from services.attribution.decision.model import Conversion, Decision, Engagement, Reason, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.redecide.families import Family, read_families
 from services.attribution.redecide.inputs import InputReader, Inputs
 from services.attribution.redecide.replayed import Changed, Page, Replayed
-from services.attribution.redecide.stored_conversions import outline
+from services.attribution.redecide.stored_conversions import is_session_start, outline
 from services.attribution.storage.replay import Period, Stored, find_devices
 from services.attribution.wire.decisions import says
 from services.attribution.wire.records import claims_of
@@ -89,7 +89,7 @@ class Replay:
         families = await read_families(connection, self._period, device_ids, self._turn)
         inputs = Inputs()
         if self._sessions_too:
-            await self._inputs.read_activity(connection, families, inputs)
+            await self._inputs.read_sessions(connection, families)
         await self._inputs.read(connection, families, inputs, self._may_be_eligible)
         done, again = await self._decide_all(families, inputs)
         if again:  # decisions that changed have made others winnable: now all of these devices have their candidates
@@ -133,30 +133,35 @@ class Replay:
         )
         for place, stored in enumerate(conversions):
             await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
-            known = timeline.known_to(place)
             attribution = timeline.steps[place].attribution
-            if stored is not None:
-                if not stored.in_period or stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED:
-                    pass
-                elif stored.conversion_id in inputs.incomplete:
-                    replayed.add(stored, None)
-                elif _goes_on(stored, known, inputs):
-                    attribution = None
-                    replayed.add(stored, Changed(stored, outline(stored), None))
-                    self._note_win(outline(stored), stored, None, replayed, wins)
-                else:
-                    decided = self._decide_one(stored, known, inputs, wins)
-                    if decided is None:
-                        return None
-                    conversion, decision = decided
-                    is_changed = not says(stored.decision, decision)
-                    replayed.add(stored, Changed(stored, conversion, decision) if is_changed else None)
-                    self._note_win(conversion, stored, decision, replayed, wins)
-                    attribution = Attribution.of(conversion, decision)
+            if stored is None or not stored.in_period or stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED:
+                pass
+            elif stored.conversion_id in inputs.incomplete:
+                replayed.add(stored, None)
+            elif self._goes_on(stored, known := timeline.known_to(place)):
+                attribution = None
+                replayed.add(stored, Changed(stored, outline(stored), None))
+                self._note_win(outline(stored), stored, None, replayed, wins)
+            else:
+                decided = self._decide_one(stored, known, inputs, wins)
+                if decided is None:
+                    return None
+                conversion, decision = decided
+                is_changed = not says(stored.decision, decision)
+                replayed.add(stored, Changed(stored, conversion, decision) if is_changed else None)
+                self._note_win(conversion, stored, decision, replayed, wins)
+                attribution = Attribution.of(conversion, decision)
             if attribution is not None and stored is not None:
                 replayed.attributions.append(attribution)
             timeline.settle(place, attribution)
         return replayed
+
+    def _goes_on(self, stored: Stored, known: Group) -> bool:
+        """Returns whether the start of a session turns out to have gone on with what came before it (D4)."""
+        if not self._sessions_too or not is_session_start(stored):
+            return False
+        time_us = outline(stored).time_us
+        return known.history.goes_on(time_us, known.active_since(time_us - SESSION_GAP_US))
 
     def _note_win(
         self,
@@ -191,7 +196,7 @@ class Replay:
             rules,
             candidates=candidates.values(),
             wins=self._wins_before(conversion, candidates.values(), rules, inputs.wins, own_wins),
-            active_us=inputs.before_us.get(stored.conversion_id, ()),
+            active_us=known.active_since(conversion.time_us - CONSIDERED_US - rules.app.inactivity_window_us),
             claims=claims,
             claims_unavailable=unavailable,
         )
@@ -225,14 +230,6 @@ class Replay:
             engagement_id: sum(win.counts_for(conversion, self._late_window_us) for win in won)
             for engagement_id, won in before.items()
         }
-
-
-def _goes_on(stored: Stored, known: Group, inputs: Inputs) -> bool:
-    """Returns whether the start of a session turns out to have gone on with what came before it (D4)."""
-    active_us = inputs.active_us.get(stored.conversion_id)
-    if active_us is None:  # it is none, or it is not asked about
-        return False
-    return known.history.goes_on(outline(stored).time_us, (*known.active_us, *active_us))
 
 
 def _win_as_stored(stored: Stored) -> Won | None:

@@ -144,7 +144,7 @@ class Story:
         if told.attribution is not None:
             group.history = group.history.including(told.attribution)
         if record.name:
-            group.active_us.append(record.time_us)
+            group.note_activity(record.time_us)
         concerned = {each for engagement_id in changed for each in self._concerned(self._engagements[engagement_id])}
         self._converge(concerned, because, record.receive_time_us)
 

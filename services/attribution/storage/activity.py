@@ -26,7 +26,7 @@ class AskedInactivity(NamedTuple):
 async def find_latest_activity(connection: Connection, asked: Collection[AskedInactivity]) -> dict[int, set[int]]:
     """Returns by place the times of the latest event of each device asked, and of those merged with it, if it has one.
 
-    That is at or before the time, and less than `within_us` before it.
+    That is before the time, and less than `within_us` before it.
     """
     rows = await connection.fetch(
         """
@@ -43,7 +43,7 @@ async def find_latest_activity(connection: Connection, asked: Collection[AskedIn
         CROSS JOIN LATERAL (
             SELECT conversion_time_us FROM decisions
             WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = members.device_id
-              AND conversion_time_us > asked.time_us - asked.within_us AND conversion_time_us <= asked.time_us
+              AND conversion_time_us > asked.time_us - asked.within_us AND conversion_time_us < asked.time_us
               AND receive_time_us <= asked.until_us
               AND outcome = ANY($8::smallint[]) -- installs are in the device's history
             ORDER BY conversion_time_us DESC, sequence DESC LIMIT 1 -- as the device's index has them

@@ -119,26 +119,6 @@ async def find_activity(
     return active
 
 
-async def find_activities(
-    connection: Connection, asked: Collection[AskedActivity], *, within_us: int
-) -> list[tuple[int, str, int]]:
-    """Returns (place, conversion id, time) of the events of each device asked that lie less than so long before."""
-    rows = await connection.fetch(
-        """
-        SELECT DISTINCT asked.place, conversion_id, conversion_time_us
-        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
-            AS asked (place, lane, app_id, device_id, time_us)
-        JOIN decisions USING (lane, app_id, device_id)
-        WHERE conversion_time_us > asked.time_us - $6 AND conversion_time_us <= asked.time_us
-          AND outcome = ANY($7::smallint[])
-        """,
-        *columns(asked, 5),
-        within_us,
-        EVENT_OUTCOMES,
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
-
-
 async def find_wins(connection: Connection, engagements: Collection[tuple[int, str]]) -> list[StoredWin]:
     """Returns the conversions, of every app of the lane, that engagements (lane, engagement id) have won (D5)."""
     rows = await connection.fetch(

@@ -5,10 +5,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from libs.db import Connection
+import asyncpg
+
+from libs.db import Connection, columns
 from libs.domain.lanes import lane_of
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.grouping import Sighting
+from services.attribution.storage.decisions import EVENT_OUTCOMES
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES
 
 FIRST_DEVICE = uuid.UUID(int=0)
@@ -51,6 +54,19 @@ class Stored(NamedTuple):
     known_ids: dict[str, list[str]] | None
     claims: bytes | None
     retention_days: int
+
+
+class AskedBefore(NamedTuple):
+    """A device whose latest event before a moment is asked for, that is, before a time; at it, before a receipt.
+
+    It must lie less than `within_us` before the time, and be received until `until_us`.
+    """
+
+    device_id: uuid.UUID
+    time_us: int
+    receive_time_us: int
+    within_us: int
+    until_us: int
 
 
 class Merge(NamedTuple):
@@ -181,11 +197,34 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
         _NOT_DECIDED,
         period.received_since_us,
     )
-    parse = decision_pb2.Decision.FromString
-    return [
-        Stored(row[0], row[1], row[2], row[3], row[4], parse(row[5]), row[6], row[7], row[8], row[9], row[10])
-        for row in rows
-    ]
+    return [_stored(row) for row in rows]
+
+
+async def find_events_before(connection: Connection, period: Period, asked: Collection[AskedBefore]) -> list[Stored]:
+    """Returns the latest event that is asked for of each device, if it has one, as a conversion that stays as it is."""
+    rows = await connection.fetch(
+        """
+        SELECT found.*
+        FROM unnest($3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+            AS asked (device_id, time_us, receive_time_us, within_us, until_us)
+        CROSS JOIN LATERAL (
+            SELECT device_id, conversion_id, sequence, version, receive_time_us, decision,
+                   record, false, known_ids, claims, retention_days
+            FROM decisions
+            WHERE lane = $1 AND app_id = $2 AND device_id = asked.device_id
+              AND conversion_time_us > asked.time_us - asked.within_us AND conversion_time_us <= asked.time_us
+              AND (conversion_time_us < asked.time_us OR receive_time_us < asked.receive_time_us)
+              AND receive_time_us <= asked.until_us
+              AND outcome = ANY($8::smallint[])
+            ORDER BY conversion_time_us DESC, sequence DESC LIMIT 1 -- as the index by device has them
+        ) AS found
+        """,
+        period.lane,
+        period.app_id,
+        *columns(asked, len(AskedBefore._fields)),
+        EVENT_OUTCOMES,
+    )
+    return [_stored(row) for row in rows]
 
 
 async def find_settings_revisions(
@@ -216,3 +255,9 @@ async def find_remembered(connection: Connection, device_ids: Collection[uuid.UU
         list(device_ids),
     )
     return {row[0]: Remembered(row[1], row[2], [Sighting(*each) for each in row[3]]) for row in rows}
+
+
+def _stored(row: asyncpg.Record) -> Stored:
+    device_id, conversion_id, sequence, version, receive_time_us, decision, *rest = row
+    message = decision_pb2.Decision.FromString(decision)
+    return Stored(device_id, conversion_id, sequence, version, receive_time_us, message, *rest)
