@@ -107,7 +107,8 @@ class Story:
             await EngagementIndex(self.pool).insert(connection, rows)
 
     async def settle(self) -> None:
-        """Decides again what late arrivals have changed (D12)."""
+        """Indexes the hashed ids that engagements carry, and decides again what late arrivals have changed (D12)."""
+        await self.index_hashes(self.logged[0], ())
         rulebook = Rulebook(
             revision=0, apps={self.app_id: self.rules}, sources={}, tracker_names={}, app_names={}, san_accounts={}
         )

@@ -126,16 +126,16 @@ def unlimited(told: Scenario) -> Scenario:
     )
 
 
-def plain(decision: object) -> object:
+def plain(decision: decision_pb2.Decision) -> decision_pb2.Decision:
     """Returns what a decision says, without what differs between two apps of the same story."""
-    copy = type(decision)()
-    copy.CopyFrom(decision)  # type: ignore[attr-defined]
-    for field in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer", "os"):
-        copy.ClearField(field)  # type: ignore[attr-defined]
-    for field in ("version", "because", "late_record_id"):  # when it was decided for the last time
-        copy.ClearField(field)  # type: ignore[attr-defined]
-    if copy.reason == decision_pb2.REASON_NO_WINNER:  # type: ignore[attr-defined]
-        copy.reason = decision_pb2.REASON_NO_CANDIDATE  # type: ignore[attr-defined]
+    copy = decision_pb2.Decision()
+    copy.CopyFrom(decision)
+    for app_dependent in ("app_id", "device_id", "decide_time", "candidates", "window", "window_layer", "os"):
+        copy.ClearField(app_dependent)
+    for last_decided in ("version", "because", "late_record_id"):
+        copy.ClearField(last_decided)
+    if copy.reason == decision_pb2.REASON_NO_WINNER:  # that candidates were considered in vain makes no version
+        copy.reason = decision_pb2.REASON_NO_CANDIDATE
     return copy
 
 

@@ -11,7 +11,7 @@ from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import address_key
-from services.attribution.decision.model import Conversion, ConversionKind, Decision, Reason, Win
+from services.attribution.decision.model import Conversion, ConversionKind, Reason, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import cases
 from services.attribution.live.candidates import Candidates
@@ -23,7 +23,13 @@ from services.attribution.storage.devices import NO_DEVICE, Device
 from services.attribution.storage.hashed_ids import HashedKind
 from services.attribution.storage.late_arrivals import LateArrival
 from services.attribution.storage.pending import Key, PendingRow
-from services.attribution.wire.decisions import decision_message, describe, linked_message, refused_message
+from services.attribution.wire.decisions import (
+    continued_message,
+    decision_message,
+    describe,
+    linked_message,
+    refused_message,
+)
 from services.attribution.wire.records import Logged, claims_of
 
 _TURN = 50
@@ -80,7 +86,7 @@ class _Batch:
             self._begin_to_wait(case, network_ids)
             return
         if goes_on and case.device is not None:
-            _note_session(case, case.device)
+            self._go_on(case, case.device)
             return
         self._decide(place, case)
 
@@ -151,6 +157,13 @@ class _Batch:
         elif case.event_name is not None:
             self._decide_conversion(place, case, device)
 
+    def _go_on(self, case: Case, device: Device) -> None:
+        """Notes a session that goes on (D4). In the order of times a late one may not: that is decided again (D12)."""
+        _note_session(case, device)
+        if case.rules.app.late_window_us and self._happened_before_others(case, device):
+            self._append(case, continued_message(case.conversion, case.rules.revision))
+            self._note_lateness(case, device, "")
+
     def _decide_conversion(self, place: int, case: Case, device: Device) -> None:
         found = self._inputs.candidates.get(place)
         conversion = case.conversion if found is None else found.conversion
@@ -169,7 +182,7 @@ class _Batch:
         if conversion.kind is ConversionKind.EVENT:
             active_us.append(conversion.time_us)
         if case.rules.app.late_window_us:
-            self._note_lateness(case, device, decision)
+            self._note_lateness(case, device, decision.engagement_id or "")
         if decision.engagement_id is not None:
             won = StoredWin(case.record.app_id, decision.engagement_id, device.device_id, _win(conversion))
             self._inputs.wins[won.app_id].setdefault(won.engagement_id, []).append(won)
@@ -187,17 +200,19 @@ class _Batch:
             for engagement_id, won in self._inputs.wins[case.record.app_id].items()
         }
 
-    def _note_lateness(self, case: Case, device: Device, decision: Decision) -> None:
-        """Notes the devices that are to be decided again, because this conversion happened before others (D12)."""
-        time_us = case.conversion.time_us
+    def _note_lateness(self, case: Case, device: Device, engagement_id: str) -> None:
+        """Notes the devices that are to be decided again, because this conversion happened before others (D12).
+
+        `engagement_id` is of the engagement that has won it.
+        """
         concerned = {
             won.device_id
-            for won in self._inputs.wins[case.record.app_id].get(decision.engagement_id or "", ())
+            for won in self._inputs.wins[case.record.app_id].get(engagement_id, ())
             if not won.win.counts_for(case.conversion, case.rules.app.late_window_us)
         }
-        if case.is_late or time_us < self._latest_us.get(device.device_id, time_us):
+        if self._happened_before_others(case, device):
             concerned.add(device.device_id)
-        self._note_time(device, time_us)
+        self._note_time(device, case.conversion.time_us)
         is_install = case.event_name == INSTALL
         self._late.update(
             LateArrival(
@@ -210,6 +225,10 @@ class _Batch:
             )
             for device_id in concerned
         )
+
+    def _happened_before_others(self, case: Case, device: Device) -> bool:
+        time_us = case.conversion.time_us
+        return case.is_late or time_us < self._latest_us.get(device.device_id, time_us)
 
     def _note_time(self, device: Device, time_us: int) -> None:
         self._latest_us[device.device_id] = max(time_us, self._latest_us.get(device.device_id, 0))

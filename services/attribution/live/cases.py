@@ -1,8 +1,7 @@
 """Loads all that deciding a batch of records reads; after this nothing is read any more."""
 
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from services.attribution.storage.decisions import (
     find_activity,
     find_wins,
 )
-from services.attribution.storage.devices import Device
+from services.attribution.storage.devices import Device, find_members
 from services.attribution.storage.late_arrivals import AskedDevice, find_later
 from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.wire.records import Logged, claims_of, conversion_of, event_name_of
@@ -118,8 +117,10 @@ async def load(
         else:
             fresh.append(each)
     devices = await identities.load(connection, [each.record for each in fresh], new_id, hashed)
-    cases = await _with_activity(connection, [_case(each, devices, apps, asking, resumed) for each in fresh])
-    cases = await _with_lateness(connection, cases)
+    cases = [_case(each, devices, apps, asking, resumed) for each in fresh]
+    known_as = await _known_as(connection, cases)
+    cases = await _with_activity(connection, cases, known_as)
+    cases = await _with_lateness(connection, cases, known_as)
     found = await _candidates(connection, cases)
     return Inputs(
         cases=cases,
@@ -128,7 +129,7 @@ async def load(
         early=early,
         held=set() if resumed else await _held(connection, cases, asking),
         wins=await _wins(connection, cases, found),
-        active_us=await _activity(connection, cases, found),
+        active_us=await _activity(connection, cases, known_as, found),
     )
 
 
@@ -182,14 +183,36 @@ def _case(
     )
 
 
-async def _with_activity(connection: Connection, cases: Sequence[Case]) -> list[Case]:
+async def _known_as(connection: Connection, cases: Sequence[Case]) -> list[Set[uuid.UUID]]:
+    """Returns by place the ids under which a case's device has decisions: its own, and of what was merged with it."""
+    stored = {
+        device.device_id
+        for case in cases
+        for device in (case.device, *case.merged)
+        if device is not None and not device.is_new
+    }
+    members = await find_members(connection, stored) if stored else {}
+    known_as: list[Set[uuid.UUID]] = []
+    for case in cases:
+        mine = set[uuid.UUID]()
+        for device in (case.device, *case.merged):  # what this batch merges is not stored yet
+            if device is not None:
+                mine |= {device.device_id} | members.get(device.device_id, set())
+        if case.merged and case.device is not None:
+            members[case.device.device_id] = mine
+        known_as.append(mine)
+    return known_as
+
+
+async def _with_activity(
+    connection: Connection, cases: Sequence[Case], known_as: Sequence[Set[uuid.UUID]]
+) -> list[Case]:
     """Returns the cases, session starts with the time of the latest event that they may go on with (D4)."""
     asked = [
-        AskedActivity(place, case.entry.app_lane, case.record.app_id, device.device_id, case.conversion.time_us)
+        AskedActivity(place, case.entry.app_lane, case.record.app_id, device_id, case.conversion.time_us)
         for place, case in enumerate(cases)
         if case.is_session_start
-        for device in (case.device, *case.merged)
-        if device is not None
+        for device_id in known_as[place]
     ]
     if not asked:
         return list(cases)
@@ -197,14 +220,16 @@ async def _with_activity(connection: Connection, cases: Sequence[Case]) -> list[
     return [replace(case, active_us=tuple(active.get(place, ()))) for place, case in enumerate(cases)]
 
 
-async def _with_lateness(connection: Connection, cases: Sequence[Case]) -> list[Case]:
+async def _with_lateness(
+    connection: Connection, cases: Sequence[Case], known_as: Sequence[Set[uuid.UUID]]
+) -> list[Case]:
     """Returns the cases, those with the mark whose devices have decided conversions that happened later (D12)."""
+    new = {case.device.device_id for case in cases if case.device is not None and case.device.is_new}
     asked = [
-        AskedDevice(place, case.entry.app_lane, case.record.app_id, device.device_id, case.conversion.time_us)
+        AskedDevice(place, case.entry.app_lane, case.record.app_id, device_id, case.conversion.time_us)
         for place, case in enumerate(cases)
         if case.is_conversion and case.rules.app.late_window_us
-        for device in (case.device, *case.merged)
-        if device is not None and not device.is_new
+        for device_id in known_as[place] - new
     ]
     late = await find_later(connection, asked) if asked else set()
     return [replace(case, is_late=True) if place in late else case for place, case in enumerate(cases)]
@@ -254,18 +279,14 @@ async def _wins(
 
 
 async def _activity(
-    connection: Connection, cases: Sequence[Case], found: Mapping[int, Candidates]
+    connection: Connection,
+    cases: Sequence[Case],
+    known_as: Sequence[Set[uuid.UUID]],
+    found: Mapping[int, Candidates],
 ) -> Mapping[int, Collection[int]]:
     """Returns by place when the device of a case was active before its candidates, if its app asks for that (D13)."""
-    members: defaultdict[uuid.UUID, set[uuid.UUID]] = defaultdict(set)
     asked: set[AskedInactivity] = set()
     for place, case in enumerate(cases):
-        if case.device is None:
-            continue
-        mine = members[case.device.device_id]
-        mine.add(case.device.device_id)
-        for other in case.merged:  # what this batch merges is not stored yet
-            mine |= members.pop(other.device_id, set()) | {other.device_id}
         app = case.rules.app
         if app.inactivity_window_us and case.conversion.kind is ConversionKind.EVENT and place in found:
             claims, _ = claims_of(None if case.waited is None else case.waited.claims)
@@ -279,7 +300,7 @@ async def _activity(
                     within_us=app.inactivity_window_us,
                     until_us=case.conversion.receive_time_us + app.late_window_us,
                 )
-                for device_id in mine
+                for device_id in known_as[place]
                 for time_us in asked_activity_us(case.conversion, found[place].engagements.values(), claims)
             }
     return await find_latest_activity(connection, asked) if asked else {}

@@ -49,7 +49,7 @@ class Replay:
 
     `rules` are those of every conversion; or `rules_of` gives each its own. Only engagements received until a time
     count, and `turn` is awaited every few milliseconds of work. With `sessions_too` the start of a session is no event
-    any more if it turns out to have gone on (D4).
+    any more if it turns out to have gone on, and one if it turns out not to (D4).
     """
 
     def __init__(
@@ -111,6 +111,10 @@ class Replay:
                 done.append(replayed)
         return done, again
 
+    def _is_decided(self, stored: Stored) -> bool:
+        """Returns whether a conversion is decided again; a session that went on only where sessions are, too."""
+        return stored.in_period and (self._sessions_too or stored.decision.outcome != decision_pb2.OUTCOME_CONTINUED)
+
     def _may_be_eligible(self, stored: Stored) -> bool:
         """Guesses whether a conversion can be won: as it could before, or because its event is selected now."""
         decision = stored.decision
@@ -134,13 +138,14 @@ class Replay:
         for place, stored in enumerate(conversions):
             await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
             attribution = timeline.steps[place].attribution
-            if stored is None or not stored.in_period or stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED:
+            if stored is None or not self._is_decided(stored):
                 pass
             elif stored.conversion_id in inputs.incomplete:
                 replayed.add(stored, None)
             elif self._goes_on(stored, known := timeline.known_to(place)):
                 attribution = None
-                replayed.add(stored, Changed(stored, outline(stored), None))
+                went_on = stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED
+                replayed.add(stored, None if went_on else Changed(stored, outline(stored), None))
                 self._note_win(outline(stored), stored, None, replayed, wins)
             else:
                 decided = self._decide_one(stored, known, inputs, wins)

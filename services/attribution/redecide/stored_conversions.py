@@ -2,7 +2,6 @@
 
 from libs.domain.event_names import INSTALL, SESSION_BEGIN
 from libs.time import timestamp_us
-from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import Attribution
@@ -28,7 +27,7 @@ def outline(stored: Stored) -> Conversion:
 
 def is_session_start(stored: Stored) -> bool:
     """Returns whether a conversion is the start of a session, which may go on (D4)."""
-    if stored.decision.event_name != SESSION_BEGIN or stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED:
+    if stored.decision.event_name != SESSION_BEGIN:
         return False
     return record_pb2.Record.FromString(stored.record).HasField("session")
 

@@ -24,25 +24,18 @@ class AskedInactivity(NamedTuple):
 
 
 async def find_latest_activity(connection: Connection, asked: Collection[AskedInactivity]) -> dict[int, set[int]]:
-    """Returns by place the times of the latest event of each device asked, and of those merged with it, if it has one.
+    """Returns by place the times of the latest event of each device asked, if it has one.
 
     That is before the time, and less than `within_us` before it.
     """
     rows = await connection.fetch(
         """
-        WITH RECURSIVE members AS (
-            SELECT DISTINCT device_id AS survivor, device_id FROM unnest($4::uuid[]) AS asked (device_id)
-            UNION
-            SELECT members.survivor, devices.device_id
-            FROM members JOIN devices ON devices.merged_into = members.device_id
-        )
         SELECT asked.place, latest.conversion_time_us
         FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[], $7::bigint[])
-            AS asked (place, lane, app_id, survivor, time_us, within_us, until_us)
-        JOIN members USING (survivor)
+            AS asked (place, lane, app_id, device_id, time_us, within_us, until_us)
         CROSS JOIN LATERAL (
             SELECT conversion_time_us FROM decisions
-            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = members.device_id
+            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
               AND conversion_time_us > asked.time_us - asked.within_us AND conversion_time_us < asked.time_us
               AND receive_time_us <= asked.until_us
               AND outcome = ANY($8::smallint[]) -- installs are in the device's history

@@ -132,6 +132,25 @@ async def find_devices(connection: Connection, device_ids: Collection[uuid.UUID]
     }
 
 
+async def find_members(connection: Connection, device_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, set[uuid.UUID]]:
+    """Returns for those of these devices that others were merged with, at once or by way of others, these others."""
+    rows = await connection.fetch(
+        """
+        WITH RECURSIVE members AS (
+            SELECT merged_into AS survivor_id, device_id FROM devices WHERE merged_into = ANY($1)
+            UNION
+            SELECT survivor_id, devices.device_id FROM members JOIN devices ON merged_into = members.device_id
+        )
+        SELECT survivor_id, device_id FROM members
+        """,
+        list(device_ids),
+    )
+    members: dict[uuid.UUID, set[uuid.UUID]] = {}
+    for survivor_id, device_id in rows:
+        members.setdefault(survivor_id, set()).add(device_id)
+    return members
+
+
 async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> None:
     """Stores devices as they are now."""
     await connection.execute(

@@ -66,16 +66,17 @@ async def insert(connection: Connection, arrivals: Collection[LateArrival]) -> N
     )
 
 
-async def oldest(pool: Pool, lanes: Collection[int], limit: int) -> list[Placed]:
-    """Returns the late arrivals of these home lanes that were received first."""
+async def oldest(pool: Pool, lanes: Collection[int], limit: int, *, without: Collection[str]) -> list[Placed]:
+    """Returns the late arrivals of these home lanes that were received first, without those of some apps."""
     rows = await pool.fetch(
         """
         SELECT number, lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
         FROM late_arrivals
-        WHERE lane = ANY($1) ORDER BY receive_time_us LIMIT $2
+        WHERE lane = ANY($1) AND app_id <> ALL($3) ORDER BY receive_time_us LIMIT $2
         """,
         list(lanes),
         limit,
+        list(without),
     )
     return [Placed(row[0], LateArrival(*row[1:])) for row in rows]
 
