@@ -1,6 +1,5 @@
 """Random stories through the real store: as ingest would have logged them, decided in batches as a worker does."""
 
-import re
 import uuid
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
@@ -19,7 +18,8 @@ from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import snapshot_pb2
-from services.attribution.decision.model import DAY_US, Claim, EngagementKind
+from services.attribution.decision.matching import HASH_LENGTHS, hash_length, hashes_of
+from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.jobs.hash_index import HashIndexer
 from services.attribution.jobs.late_arrivals import LateArrivals
@@ -36,8 +36,10 @@ from services.attribution.storage.pending import Mark, PendingRow
 from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.records import LATE_US, Logged, index_rows
 from services.attribution.wire.rulebook import Rulebook
+from tests.attribution.strategies import ONE, TWO
 
 ALL_TIME = (0, 1 << 54)
+HASHED_ONCE = {each for raw_id in (ONE, TWO) for length in HASH_LENGTHS for each in hashes_of(raw_id, length)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,26 +228,24 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
     return Story(pool=pool, lanes=lanes, app_id=app_id, scenario=scenario, logged=logged, claims=claims)
 
 
-def punctual(told: Scenario) -> Scenario:
-    """A scenario with nothing that the store does not look for when it is late.
+def findable(told: Scenario) -> Scenario:
+    """A scenario in which all that is late is looked for, and a session has no amount.
 
-    An engagement that is late by less than counts (LATE_US) happens when it is received, nothing carries a hash (A3),
-    and nothing comes after a late window, if there is one: what was decided for good has an order of its own.
+    Not looked for is an engagement that is late by less than counts (LATE_US), and, by its ids, one with the hash of a
+    hash: they happen when they are received.
     """
 
     def in_time(record: EngagementRecord | ConversionRecord) -> EngagementRecord | ConversionRecord:
-        device = {kind: value for kind, value in record.device.items() if not HASH.fullmatch(value)}
-        if isinstance(record, ConversionRecord):  # no session is a refund
-            return replace(record, device=device, is_refund=record.is_refund and not record.is_session_start)
-        if record.receive_time_us - record.time_us <= LATE_US:
-            return replace(record, device=device, time_us=record.receive_time_us)
-        return replace(record, device=device)
+        if isinstance(record, ConversionRecord):
+            return replace(record, is_refund=record.is_refund and not record.is_session_start)
+        is_found = record.receive_time_us - record.time_us > LATE_US and not is_hashed_twice(record.device)
+        return record if is_found else replace(record, time_us=record.receive_time_us)
 
-    app = replace(told.app, late_window_us=7 * DAY_US if told.app.late_window_us else 0)
-    return replace(told, app=app, timeline=tuple(map(in_time, told.timeline)))
+    return replace(told, timeline=tuple(map(in_time, told.timeline)))
 
 
-HASH = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
+def is_hashed_twice(device: Mapping[str, str]) -> bool:
+    return any(hash_length(value) and value.lower() not in HASHED_ONCE for value in device.values())
 
 
 def event_of(record: record_pb2.Record) -> str | None:

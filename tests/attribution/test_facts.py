@@ -21,7 +21,7 @@ from services.attribution.simulator.scenario import ConversionRecord, Scenario
 from services.attribution.storage import PLANNER
 from tests.attribution.conftest import APP, RE_TRACKER, UA_TRACKER, World, click, device, event, install
 from tests.attribution.naive import decide_all
-from tests.attribution.stories import Story, amount_micros, owning, punctual, story_of
+from tests.attribution.stories import Story, amount_micros, findable, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_reattribution import reattribute
 from tests.attribution.test_replay import unlimited, with_index_of
@@ -58,7 +58,7 @@ async def test_lifetime_value_by_source_is_what_the_rules_say_before_and_after_a
     pool: Pool, seed: int
 ) -> None:
     random = Random(seed)
-    told, other = unlimited(punctual(without_claims_of_sessions(scenario(random)))), unlimited(scenario(random))
+    told, other = unlimited(findable(without_claims_of_sessions(scenario(random)))), unlimited(scenario(random))
     anew = replace(
         told,
         app=with_index_of(told.app, other.app),

@@ -12,7 +12,7 @@ from libs.db import Pool, open_pool
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.simulator.simulation import simulate
 from services.attribution.storage import PLANNER
-from tests.attribution.stories import owning, punctual, story_of
+from tests.attribution.stories import findable, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.conftest import Database
 
@@ -39,7 +39,7 @@ async def test_the_store_ends_where_the_simulator_does(pool: Pool, seed: int) ->
 async def differs(pool: Pool, seed: int) -> None:
     random = Random(seed)
     async with owning(pool) as lanes:
-        story = story_of(punctual(scenario(random)), lanes, pool)
+        story = story_of(findable(scenario(random)), lanes, pool)
         await story.live(random)
         newest = {
             decision.conversion_id: told(decision)

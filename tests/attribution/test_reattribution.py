@@ -54,7 +54,7 @@ from tests.attribution.conftest import (
     install,
     tracker_resource,
 )
-from tests.attribution.stories import ALL_TIME, Story, owning, punctual, story_of
+from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_replay import plain, replay, unlimited, with_index_of
 from tests.conftest import Database
@@ -125,7 +125,7 @@ async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
     pool: Pool, seed: int, crashes: bool
 ) -> None:
     random = Random(seed)
-    told, other = unlimited(punctual(scenario(random))), unlimited(scenario(random))
+    told, other = unlimited(findable(scenario(random))), unlimited(scenario(random))
     anew = replace(
         told,
         app=with_index_of(told.app, other.app),

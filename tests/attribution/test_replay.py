@@ -17,7 +17,7 @@ from services.attribution.redecide.replayed import Replayed
 from services.attribution.simulator.scenario import Scenario
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.decisions import says
-from tests.attribution.stories import ALL_TIME, Story, owning, punctual, story_of
+from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_of
 from tests.attribution.strategies import scenario
 
 seeds = st.integers(0, (1 << 64) - 1)
@@ -51,7 +51,7 @@ async def replay(
 async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
     random = Random(seed)
     async with owning(pool) as lanes:
-        story = story_of(punctual(scenario(random)), lanes, pool)
+        story = story_of(findable(scenario(random)), lanes, pool)
         await story.live(random)
         times = sorted(record.time_us for record in story.scenario.timeline)
         halves = [ALL_TIME, (0, random.choice(times) + 1), (random.choice(times), ALL_TIME[1])]
@@ -78,7 +78,7 @@ async def continued(story: Story, period: tuple[int, int]) -> int:
 @pytest.mark.slow
 async def test_other_settings_give_what_they_would_have_given_from_the_start(pool: Pool, seed: int) -> None:
     random = Random(seed)
-    told, other = unlimited(punctual(scenario(random))), unlimited(scenario(random))
+    told, other = unlimited(findable(scenario(random))), unlimited(scenario(random))
     order = random.randint(0, 1 << 60)
     async with owning(pool) as lanes:
         story = story_of(told, lanes, pool)
@@ -143,7 +143,7 @@ async def test_others_get_turns_while_one_device_is_decided(pool: Pool, monkeypa
     """However many conversions it has: else the worker would lose its lanes over it, again and again."""
     random = Random(1)
     async with owning(pool) as lanes:
-        story = story_of(punctual(scenario(random)), lanes, pool)
+        story = story_of(findable(scenario(random)), lanes, pool)
         await story.live(random)
         turns = 0
 
