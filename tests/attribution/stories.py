@@ -18,7 +18,7 @@ from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import snapshot_pb2
-from services.attribution.decision.matching import HASH_LENGTHS, hash_length, hashes_of
+from services.attribution.decision.matching import hash_length
 from services.attribution.decision.model import Claim, EngagementKind
 from services.attribution.decision.rules import AppRules, compile_rules
 from services.attribution.jobs.hash_index import HashIndexer
@@ -36,10 +36,8 @@ from services.attribution.storage.pending import Mark, PendingRow
 from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.records import LATE_US, Logged, index_rows
 from services.attribution.wire.rulebook import Rulebook
-from tests.attribution.strategies import ONE, TWO
 
 ALL_TIME = (0, 1 << 54)
-HASHED_ONCE = {each for raw_id in (ONE, TWO) for length in HASH_LENGTHS for each in hashes_of(raw_id, length)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -231,21 +229,19 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
 def findable(told: Scenario) -> Scenario:
     """A scenario in which all that is late is looked for, and a session has no amount.
 
-    Not looked for is an engagement that is late by less than counts (LATE_US), and, by its ids, one with the hash of a
-    hash: they happen when they are received.
+    Not looked for is an engagement that is late by less than counts (LATE_US), and by its ids one with a hash, unless
+    that is of an id of the same kind, hashed once: they happen when they are received.
     """
 
     def in_time(record: EngagementRecord | ConversionRecord) -> EngagementRecord | ConversionRecord:
         if isinstance(record, ConversionRecord):
             return replace(record, is_refund=record.is_refund and not record.is_session_start)
-        is_found = record.receive_time_us - record.time_us > LATE_US and not is_hashed_twice(record.device)
+        is_found = record.receive_time_us - record.time_us > LATE_US and not any(
+            map(hash_length, record.device.values())
+        )
         return record if is_found else replace(record, time_us=record.receive_time_us)
 
     return replace(told, timeline=tuple(map(in_time, told.timeline)))
-
-
-def is_hashed_twice(device: Mapping[str, str]) -> bool:
-    return any(hash_length(value) and value.lower() not in HASHED_ONCE for value in device.values())
 
 
 def event_of(record: record_pb2.Record) -> str | None:

@@ -28,7 +28,6 @@ from services.attribution.redecide.replayed import Replayed
 from services.attribution.redecide.rewriting import changed_devices, new_versions, winners
 from services.attribution.storage import late_arrivals
 from services.attribution.storage.engagements import find_records
-from services.attribution.storage.hashed_ids import kinds_to_index
 from services.attribution.storage.late_arrivals import LateArrival, Placed
 from services.attribution.storage.replay import Period, Stored, find_settings_revisions
 from services.attribution.wire.past_rules import PastRules
@@ -76,12 +75,8 @@ class LateArrivals:
                 await asyncio.sleep(self._config.look_interval_s)
 
     async def work(self, lanes: OwnedLanes) -> bool:
-        """Deals with the oldest late arrivals; returns whether there were any. Raises LanesLostError.
-
-        Those of an app wait while its hashed ids are indexed (A3): else what they concern would not be found.
-        """
-        indexing = {kind.app_id for kind in await kinds_to_index(self._pool, lanes.lanes)}
-        placed = await late_arrivals.oldest(self._pool, lanes.lanes, self._config.max_arrivals, without=indexing)
+        """Deals with the oldest late arrivals; returns whether there were any. Raises LanesLostError."""
+        placed = await late_arrivals.oldest(self._pool, lanes.lanes, self._config.max_arrivals)
         age_us = self._now_us() - placed[0].arrival.receive_time_us if placed else 0
         _age.set(max(0.0, age_us / 1e6))
         for _, some in groupby(sorted(placed, key=_app_and_receipt), key=lambda each: each.arrival.app_id):
@@ -100,13 +95,13 @@ class LateArrivals:
         )
         arrivals = [each.arrival for each in placed]
         async with self._pool.acquire() as connection:
-            concerned = await concerned_devices(connection, rules, arrivals)
+            concerned = await concerned_devices(connection, arrivals)
             revisions = await find_settings_revisions(connection, period, concerned)
         await self._past_rules.learn(app_id, revisions)
         with self._pace.live():
             async with lanes.fenced() as connection:
                 # Once more: only here nobody else decides for these devices.
-                concerned = await concerned_devices(connection, rules, arrivals)
+                concerned = await concerned_devices(connection, arrivals)
                 replayed = await self._replay(connection, period, concerned)
                 changes = await self._changes(connection, period, concerned, replayed, lanes.next_sequences[lane])
                 await late_arrivals.delete(connection, placed)

@@ -7,11 +7,11 @@ from typing import TypeAlias
 from libs.db import Connection
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import CONSIDERED_US
-from services.attribution.decision.matching import DUPLICATE_CLICK_US, address_keys, hash_keys, own_key
+from services.attribution.decision.matching import DUPLICATE_CLICK_US, address_keys, hash_keys
 from services.attribution.decision.model import SECOND_US, Engagement
-from services.attribution.decision.rules import AppRules
+from services.attribution.storage.decisions import find_wins
 from services.attribution.storage.devices import find_devices_of_keys
-from services.attribution.storage.engagements import find_records, find_repeating
+from services.attribution.storage.engagements import find_repeating
 from services.attribution.storage.hashed_ids import find_hash_lengths
 from services.attribution.storage.late_arrivals import (
     AskedDevice,
@@ -29,7 +29,7 @@ Concerned: TypeAlias = Mapping[uuid.UUID, LateArrival]
 """The devices that late records concern, each with the one that was received first."""
 
 
-async def concerned_devices(connection: Connection, rules: AppRules, arrivals: Sequence[LateArrival]) -> Concerned:
+async def concerned_devices(connection: Connection, arrivals: Sequence[LateArrival]) -> Concerned:
     """Returns the devices that late arrivals of one app, given in order of receipt, concern."""
     found: dict[uuid.UUID, LateArrival] = {}
     engagements: list[tuple[LateArrival, Engagement]] = []
@@ -38,8 +38,8 @@ async def concerned_devices(connection: Connection, rules: AppRules, arrivals: S
             found.setdefault(arrival.device_id, arrival)
         elif (engagement := _engagement(arrival.engagement or b"", arrival.receive_time_us)) is not None:
             engagements.append((arrival, engagement))
-    engagements += await _made_repeats(connection, rules, engagements)
-    for device_id, arrival in await _by_engagements(connection, engagements):
+    by_wins = await _winners_of_repeats(connection, engagements)
+    for device_id, arrival in (*by_wins, *await _by_engagements(connection, engagements)):
         found.setdefault(device_id, arrival)
     return found
 
@@ -48,11 +48,10 @@ def _engagement(record: bytes, receive_time_us: int) -> Engagement | None:
     return engagement_of(record_pb2.Record.FromString(record), receive_time_us)
 
 
-async def _made_repeats(
-    connection: Connection, rules: AppRules, engagements: Sequence[tuple[LateArrival, Engagement]]
-) -> list[tuple[LateArrival, Engagement]]:
-    """Returns the later clicks that late ones make repeats (A6): these may have won until now."""
-    app_id = rules.app.app_id
+async def _winners_of_repeats(
+    connection: Connection, engagements: Sequence[tuple[LateArrival, Engagement]]
+) -> list[tuple[uuid.UUID, LateArrival]]:
+    """Returns the devices with conversions won by later clicks that late ones make repeats (A6)."""
     by_key = {
         network_click_key(each.tracker_id, each.click_id): (arrival, each)
         for arrival, each in reversed(engagements)
@@ -61,17 +60,11 @@ async def _made_repeats(
     if not by_key:
         return []
     clicks = [(key, each.counted_us, each.engagement_id) for key, (_, each) in by_key.items()]
-    made = []
-    for click_key, engagement_id, time_us in await find_repeating(connection, clicks, within_us=DUPLICATE_CLICK_US):
-        made.append((by_key[click_key][0], own_key(app_id, engagement_id), time_us))
-    records = await find_records(
-        connection, {(key, time_us, app_id) for _, key, time_us in made}, span_us=CONSIDERED_US
-    )
-    return [
-        (arrival, engagement)
-        for arrival, key, _ in made
-        if key in records and (engagement := _engagement(records[key], arrival.receive_time_us)) is not None
-    ]
+    repeating = await find_repeating(connection, clicks, within_us=DUPLICATE_CLICK_US)
+    arrival_of = {engagement_id: by_key[key][0] for key, engagement_id in repeating}
+    lane, app_id = engagements[0][0].lane, engagements[0][0].app_id
+    won = await find_wins(connection, {(lane, engagement_id) for engagement_id in arrival_of}) if arrival_of else ()
+    return [(each.device_id, arrival_of[each.engagement_id]) for each in won if each.app_id == app_id]
 
 
 async def _by_engagements(

@@ -292,11 +292,11 @@ async def find_repeats(
 
 async def find_repeating(
     connection: Connection, clicks: Collection[tuple[bytes, int, str]], *, within_us: int
-) -> list[tuple[bytes, str, int]]:
-    """Returns (click key, id, time) of the clicks that one of these (click key, time, id) makes repeats."""
+) -> list[tuple[bytes, str]]:
+    """Returns (click key, id) of the clicks that one of these (click key, time, id) makes repeats."""
     rows = await connection.fetch(
         """
-        SELECT DISTINCT later.click_key, later.engagement_id, later.time_us
+        SELECT DISTINCT later.click_key, later.engagement_id
         FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS click (click_key, time_us, engagement_id)
         JOIN network_clicks AS later ON later.click_key = click.click_key
           AND later.time_us < click.time_us + $4
@@ -306,7 +306,7 @@ async def find_repeating(
         *columns(clicks, 3),
         within_us,
     )
-    return [(row["click_key"], row["engagement_id"], row["time_us"]) for row in rows]
+    return [(row["click_key"], row["engagement_id"]) for row in rows]
 
 
 async def find_records(

@@ -66,17 +66,21 @@ async def insert(connection: Connection, arrivals: Collection[LateArrival]) -> N
     )
 
 
-async def oldest(pool: Pool, lanes: Collection[int], limit: int, *, without: Collection[str]) -> list[Placed]:
-    """Returns the late arrivals of these home lanes that were received first, without those of some apps."""
+async def oldest(pool: Pool, lanes: Collection[int], limit: int) -> list[Placed]:
+    """Returns the late arrivals of these home lanes that were received first.
+
+    Those of an app wait while its hashed ids are indexed (A3): else what they concern would not be found.
+    """
     rows = await pool.fetch(
         """
         SELECT number, lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
         FROM late_arrivals
-        WHERE lane = ANY($1) AND app_id <> ALL($3) ORDER BY receive_time_us LIMIT $2
+        WHERE lane = ANY($1)
+          AND NOT EXISTS (SELECT FROM hashed_kinds WHERE app_id = late_arrivals.app_id AND NOT is_indexed)
+        ORDER BY receive_time_us LIMIT $2
         """,
         list(lanes),
         limit,
-        list(without),
     )
     return [Placed(row[0], LateArrival(*row[1:])) for row in rows]
 
