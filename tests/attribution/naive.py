@@ -105,6 +105,7 @@ class Considered:
     matched_by: str
     level: int = 0
     completed_view: bool = False
+    is_late: bool = False
     skew: int = 0
     redacted: bool = False
     refusals: set[str]
@@ -297,7 +298,8 @@ class Naive:
             for candidate in sorted(considered, key=lambda candidate: candidate.id)
         ]
         if winner is None:
-            line.update(outcome=lost, reason="NO_WINNER" if considered else "NO_CANDIDATE")
+            came_before = any(not candidate.is_late for candidate in considered)  # D12
+            line.update(outcome=lost, reason="NO_WINNER" if came_before else "NO_CANDIDATE")
             line["source"] = None if conversion.name else conversion.id
             return
         assert winner.tracker is not None
@@ -343,7 +345,9 @@ class Naive:
         found = []
         for engagement in self.engagements:
             kind = self.match(engagement, conversion)
-            if kind is not None and abs(conversion.time_us - engagement.time_us) <= 31 * DAY:
+            if kind is None or abs(conversion.time_us - engagement.time_us) > 31 * DAY:
+                continue
+            if self.late(engagement, conversion) <= 0 or self.age(engagement, conversion) > 0:  # D12
                 found.append(self.engagement(engagement, kind, conversion, needed))
         found += [self.claim(claim, conversion, needed) for claim in conversion.claims]
         return found
@@ -368,7 +372,7 @@ class Naive:
         refusals = self.tracker_refusals(tracker, conversion, needed) | self.time_refusals(
             age, self.window(tracker, window_kind)
         )
-        late = engagement.receive_time_us - conversion.receive_time_us
+        late = self.late(engagement, conversion)
         refusals |= self.ping_refusals(engagement, late)
         if kind == "CLICK_ID" and late <= 0:  # B1: it came before
             refusals.discard("AFTER_CONVERSION")
@@ -393,6 +397,7 @@ class Naive:
             matched_by=kind,
             level=level,
             completed_view=engagement.completed_view,
+            is_late=late > 0,
             refusals=refusals,
         )
 
@@ -410,6 +415,10 @@ class Naive:
         """D12."""
         network = self.network(self.tracker(engagement.tracker).network_id)
         return {"REPORTED_LATE"} if engagement.is_ping and late > network.late_pings_us else set()
+
+    def late(self, engagement: EngagementRecord, conversion: ConversionRecord) -> int:
+        """Returns by how much an engagement was received after a conversion."""
+        return engagement.receive_time_us - conversion.receive_time_us
 
     def age(self, engagement: EngagementRecord, conversion: ConversionRecord) -> int:
         """B1: a time in whole seconds means the latest moment of that second that is not after receipt."""
@@ -673,11 +682,7 @@ def told(line: dict[str, Any]) -> dict[str, Any]:
     """Returns the part that makes a new version when it changes: all but candidates that did not win."""
     if not line:
         return line
-    return {
-        **line,
-        "candidates": None,
-        "reason": line["reason"] and line["reason"].replace("NO_WINNER", "NO_CANDIDATE"),
-    }
+    return {**line, "candidates": None}
 
 
 def blank(conversion: ConversionRecord, kind: str, *, install_known: bool) -> dict[str, Any]:

@@ -208,6 +208,31 @@ def test_g2_of_several_verdicts_the_first_is_stored(
 
 
 @pytest.mark.parametrize(
+    ("late", "verdicts", "reason"),
+    [
+        pytest.param(CLICK, [Verdict.WON], None, id="it wins"),
+        pytest.param(replace(CLICK, tracker_id="ua"), [Verdict.WRONG_TRACKER_TYPE], Reason.NO_CANDIDATE, id="refused"),
+        pytest.param(replace(CLICK, is_ping=True), [Verdict.REPORTED_LATE], Reason.NO_CANDIDATE, id="reported late"),
+        pytest.param(replace(CLICK, time_us=NOW), [], Reason.NO_CANDIDATE, id="the same instant"),
+        pytest.param(replace(CLICK, time_us=NOW + 1), [], Reason.NO_CANDIDATE, id="after it"),
+    ],
+)
+def test_d12_what_is_received_later_gives_no_reason(
+    late: Engagement, verdicts: list[Verdict], reason: Reason | None
+) -> None:
+    """Else the reason would say how soon the conversion was decided. What happened after it is no candidate either."""
+    late = replace(late, receive_time_us=NOW + 1)
+    decision = decide(PURCHASE, NEW, RULES, candidates=[late], wins={})
+    assert ([each.verdict for each in decision.candidates], decision.reason) == (verdicts, reason)
+    in_time = replace(CLICK, engagement_id="k0", tracker_id="ua")
+    both = decide(PURCHASE, NEW, RULES, candidates=[late, in_time], wins={})
+    assert ([each.verdict for each in both.candidates], both.reason) == (
+        [Verdict.WRONG_TRACKER_TYPE, *verdicts],
+        reason and Reason.NO_WINNER,
+    )
+
+
+@pytest.mark.parametrize(
     ("trackers", "network", "claim", "expected"),
     [
         ((RE,), SAN, CLAIM, Verdict.NO_TRACKER_FOR_CLAIM),

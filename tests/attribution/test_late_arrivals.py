@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libs.db import Pool
+from libs.messages import short_name
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.matching import own_key
@@ -47,13 +48,14 @@ async def differs(pool: Pool, seed: int) -> None:
         assert newest == expected
 
 
-TOLD = ("outcome", "attribution_type", "tracker", "network", "source", "engagement", "level", "lookback_s")
+TOLD = ("outcome", "reason", "attribution_type", "tracker", "network", "source", "engagement", "level", "lookback_s")
 
 
 def told(decision: decision_pb2.Decision) -> dict[str, Any]:
     is_won = bool(decision.engagement_id)
     return {
         "outcome": decision_pb2.Outcome.Name(decision.outcome).removeprefix("OUTCOME_"),
+        "reason": short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason) or None,
         "attribution_type": decision_pb2.AttributionType.Name(decision.attribution_type).removeprefix(
             "ATTRIBUTION_TYPE_"
         ),

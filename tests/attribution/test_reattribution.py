@@ -56,7 +56,7 @@ from tests.attribution.conftest import (
 )
 from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_of
 from tests.attribution.strategies import scenario
-from tests.attribution.test_replay import plain, replay, unlimited, with_index_of
+from tests.attribution.test_replay import replay, unlimited, with_index_of
 from tests.conftest import Database
 from tests.support.feed import serve_settings
 from tests.support.processes import attribution_process
@@ -148,17 +148,13 @@ async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
         assert versions == {each: decision.version + (each in changed) for each, decision in before.items()}
         assert all(decision is not None and says(after[each], decision) for each, decision in changed.items())
         assert (job.conversion_count, job.changed_count) == (len(before), len(changed))
-        assert {told_of(decision) for decision in after.values()} == {told_of(d) for d in expected.values()}
+        assert {(d.conversion_id, d.outcome, d.reason, d.tracker_id, d.campaign_id) for d in after.values()} == {
+            (d.conversion_id, d.outcome, d.reason, d.tracker_id, d.campaign_id) for d in expected.values()
+        }
         credited = sum(sum_of(total.before) for total in job.totals), sum(sum_of(total.after) for total in job.totals)
         assert credited == (counted(before.values()), counted(after.values()))
         assert await histories(story) == await histories(afresh)
         assert not [c for replayed in await replay(story, rules) for c in replayed.changed], "it is the settings' now"
-
-
-def told_of(decision: decision_pb2.Decision) -> tuple[Any, ...]:
-    """Returns what a version must say; not whether candidates were considered in vain: that alone makes no version."""
-    said = plain(decision)
-    return said.conversion_id, said.outcome, said.reason, said.tracker_id, said.campaign_id
 
 
 def sum_of(counts: credit_total_pb2.CreditCounts) -> int:

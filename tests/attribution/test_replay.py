@@ -134,8 +134,6 @@ def plain(decision: decision_pb2.Decision) -> decision_pb2.Decision:
         copy.ClearField(app_dependent)
     for last_decided in ("version", "because", "late_record_id"):
         copy.ClearField(last_decided)
-    if copy.reason == decision_pb2.REASON_NO_WINNER:  # that candidates were considered in vain makes no version
-        copy.reason = decision_pb2.REASON_NO_CANDIDATE
     return copy
 
 

@@ -293,9 +293,15 @@ def unknown_device(story: Story) -> None:
 
 
 def before_install(story: Story) -> None:
-    """D10."""
+    """D10, at the time of the install. D12: at an earlier time, no install was known yet."""
     story.install("ORGANIC", ago=HOUR, reason="NO_CANDIDATE")
-    story.event("Purchase", "UNATTRIBUTED", ago=2 * HOUR, reason="EVENT_BEFORE_INSTALL")
+    at_once = story.number % 2 == 0
+    story.event(
+        "Purchase",
+        "UNATTRIBUTED",
+        ago=HOUR if at_once else 2 * HOUR,
+        reason="EVENT_BEFORE_INSTALL" if at_once else "NO_CANDIDATE",
+    )
 
 
 def late_record(story: Story) -> None:

@@ -5,7 +5,7 @@ before any candidate is fetched, `decide` with them.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple, assert_never
 
@@ -107,7 +107,7 @@ def decide(
     history: DeviceHistory,
     rules: AppRules,
     *,
-    candidates: Iterable[Engagement],
+    candidates: Collection[Engagement],
     wins: Mapping[str, int],
     active_us: Iterable[int] = (),
     claims: Iterable[Claim] = (),
@@ -130,7 +130,10 @@ def decide(
     considered += [_judge_claim(claim, contest) for claim in sorted(claims)]
     in_the_race = [candidate for candidate in considered if candidate.verdict is Verdict.WON]
     if not in_the_race:
-        return _not_won(contest, Reason.NO_WINNER if considered else Reason.NO_CANDIDATE, _by_id(considered))
+        # What was received later and wins nothing is no reason either: else the moment of deciding would be one (D12).
+        late = {e.engagement_id for e in candidates if e.receive_time_us > conversion.receive_time_us}
+        is_refused = any(candidate.engagement_id not in late for candidate in considered)
+        return _not_won(contest, Reason.NO_WINNER if is_refused else Reason.NO_CANDIDATE, _by_id(considered))
     completed_first = rules.app.prioritize_completed_view
     winner = min(in_the_race, key=lambda c: (c.level, completed_first and not c.completed_view, c.lookback_us, c[0]))
     return _won(contest, winner, _by_id([_against(winner, candidate, completed_first) for candidate in considered]))
@@ -147,8 +150,7 @@ def is_same(one: Decision | None, other: Decision | None) -> bool:
 def _told(decision: Decision | None) -> Decision | None:
     if decision is None:
         return None
-    reason = Reason.NO_CANDIDATE if decision.reason is Reason.NO_WINNER else decision.reason
-    return decision._replace(reason=reason, candidates=(), settings_revision=0)
+    return decision._replace(candidates=(), settings_revision=0)
 
 
 def judge(engagement: Engagement, conversion: Conversion, history: DeviceHistory, rules: AppRules) -> Candidate | None:
@@ -255,6 +257,8 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         lookback_us = max(lookback_us, 0)
     elif lookback_us <= 0 and engagement.time_us % SECOND_US and engagement.time_us < conversion.latest_us:
         lookback_us = conversion.latest_us - engagement.time_us
+    if lookback_us <= 0 < late_us:  # it happened after the conversion, and was received after it: what is it to it?
+        return None
     engagement_id, kind, tracker_id = engagement.engagement_id, engagement.kind, engagement.tracker_id
     rules_of_tracker = rules.trackers.get(tracker_id)
     if rules_of_tracker is None:  # OURS: a tracker that the settings do not hold can win as little as an archived one

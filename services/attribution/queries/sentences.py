@@ -23,7 +23,7 @@ _REASONS = {
     decision_pb2.REASON_EVENT_NOT_SELECTED: "no live reengagement tracker of the app selects this event",
     decision_pb2.REASON_REFUND: "its amount is negative, and a refund reengages nobody",
     decision_pb2.REASON_SESSION_ALREADY_REENGAGED: "SessionBegin had reengaged this device within 24 hours",
-    decision_pb2.REASON_NO_CANDIDATE: "no click, impression or claim matched this device",
+    decision_pb2.REASON_NO_CANDIDATE: "no click or impression received before it, and no claim, matched this device",
     decision_pb2.REASON_NO_WINNER: "every candidate was refused",
     decision_pb2.REASON_DEVICE_NOT_KNOWN: "nothing of this device was received before it",
 }

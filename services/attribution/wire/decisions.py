@@ -98,12 +98,11 @@ def ad_details(engagement: bytes) -> bytes:
 def says(message: decision_pb2.Decision, decision: Decision) -> bool:
     """Returns whether a message tells what was decided: outcome, reason, credit, source, match and dimensions.
 
-    Not the version, the revision, times, and what became of those that lost; nor whether there were any that could not
-    win.
+    Not the version, the revision, times, and what became of those that lost.
     """
     return (
         message.outcome == _OUTCOMES[decision.outcome]
-        and _without_winner(message.reason) == _without_winner(_REASONS[decision.reason] if decision.reason else 0)
+        and message.reason == (0 if decision.reason is None else _REASONS[decision.reason])
         and message.attribution_type == _TYPES[decision.attribution_type]
         and message.tracker_id == (decision.tracker_id or "")
         and message.network_id == (decision.network_id or "")
@@ -119,10 +118,6 @@ def says(message: decision_pb2.Decision, decision: Decision) -> bool:
         and dict(message.custom_dimensions) == decision.custom_dimensions
         and tuple(message.claims_unavailable) == decision.claims_unavailable
     )
-
-
-def _without_winner(reason: int) -> int:
-    return decision_pb2.REASON_NO_CANDIDATE if reason == decision_pb2.REASON_NO_WINNER else reason
 
 
 def attribution_of(message: decision_pb2.Decision, *, redacted: bool) -> Attribution | None:
