@@ -51,6 +51,7 @@ class Story:
     logged: list[Logged]
     claims: Mapping[str, bytes]
     decided: int = 0
+    now_us: int = 0
 
     @property
     def rules(self) -> AppRules:
@@ -77,6 +78,7 @@ class Story:
                 is_engagement = [event_of(each.record) is None for each in some]
                 some = some[: 1 + (is_engagement[1:].index(True) if True in is_engagement[1:] else len(some))]
             at += len(some)
+            self.now_us = some[-1].entry.receive_time_us
             await self.index(some)
             batch: list[Logged] = []
             for each in some:
@@ -113,7 +115,13 @@ class Story:
             revision=0, apps={self.app_id: self.rules}, sources={}, tracker_names={}, app_names={}, san_accounts={}
         )
         settings = cast("Follower[Rulebook]", Settings(rulebook))
-        job = LateArrivals(pool=self.pool, settings=settings, past_rules=PastRules(settings, no_snapshot), pace=Pace())
+        job = LateArrivals(
+            pool=self.pool,
+            settings=settings,
+            past_rules=PastRules(settings, no_snapshot),
+            pace=Pace(),
+            now_us=lambda: self.now_us,
+        )
         while await job.work(self.lanes):
             pass
 

@@ -1,16 +1,17 @@
 """Reads what decisions are made from beside histories: the candidates of conversions, and the wins of engagements."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from libs.db import Connection
+from libs.domain.device_ids import HASHED_KINDS
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import asked_activity_us
-from services.attribution.decision.grouping import Id
+from services.attribution.decision.grouping import Id, hashed_kinds_of
 from services.attribution.decision.history import SESSION_GAP_US, DeviceHistory
-from services.attribution.decision.matching import device_key, own_key
+from services.attribution.decision.matching import device_key, hash_keys, own_key
 from services.attribution.decision.model import ConversionKind, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
@@ -59,19 +60,24 @@ class InputReader:
         """Adds the inputs of the wanted conversions in the period that have none yet."""
         wanted: list[Stored] = []
         family_of: dict[str, Family] = {}
-        queries = {}
-        shared = await shared_since(connection, self._period.app_id)
+        asked: list[tuple[Stored, tuple[Id, ...], DeviceHistory]] = []
         for family in families:
             without = list(_without_inputs(family, inputs, wants))
             known = family.known_ids(self._late_window_us) if without else {}
             for stored, installed in without:
                 await self._turn()
-                ids = [each for each in known[stored.conversion_id] if not self._is_shared(each, stored, shared)]
-                queries[stored.conversion_id] = self._query(stored, ids, installed)
+                asked.append((stored, known[stored.conversion_id], installed))
                 wanted.append(stored)
                 family_of[stored.conversion_id] = family
         if not wanted:
             return
+        shared = await self._shared_since(connection, hashed_kinds_of(each for _, ids, _ in asked for each in ids))
+        queries = {
+            stored.conversion_id: self._query(
+                stored, [each for each in ids if not self._is_shared(each, stored, shared)], installed
+            )
+            for stored, ids, installed in asked
+        }
         found = await find_candidates(connection, list(queries.values()))
         candidates = dict(zip(queries, found, strict=True))
         inputs.candidates |= candidates
@@ -115,6 +121,20 @@ class InputReader:
         family_of = {each.device_id: family for each, family in asked.items()}
         for stored in await find_events_before(connection, self._period, asked):
             family_of[stored.device_id].add(stored)
+
+    async def _shared_since(
+        self, connection: Connection, hashed_kinds: Collection[str]
+    ) -> Mapping[tuple[bytes, str], int]:
+        """Returns since when ids are nobody's (A8), by match key and kind: the shared ones, and hashes of these."""
+        app_id = self._period.app_id
+        since_us: dict[tuple[bytes, str], int] = {}
+        for kind, value, share_time_us in await shared_since(connection, app_id):
+            since_us[device_key(app_id, value), kind] = share_time_us
+            for hashed_kind in hashed_kinds:
+                raw_kind, length = HASHED_KINDS[hashed_kind]
+                if raw_kind == kind:
+                    since_us |= {(key, hashed_kind): share_time_us for key in hash_keys(app_id, value, length)}
+        return since_us
 
     def _is_shared(self, each: Id, stored: Stored, shared: Mapping[tuple[bytes, str], int]) -> bool:
         """Returns whether an id was nobody's when a conversion was received (A8)."""

@@ -45,10 +45,10 @@ async def insert(connection: Connection, rows: Collection[SharedIdRow]) -> None:
     )
 
 
-async def shared_since(connection: Connection, app_id: str) -> dict[tuple[bytes, str], int]:
-    """Returns since when ids of an app, by match key and kind, are shared."""
-    rows = await connection.fetch("SELECT id_key, kind, share_time_us FROM shared_ids WHERE app_id = $1", app_id)
-    return {(row["id_key"], row["kind"]): row["share_time_us"] for row in rows}
+async def shared_since(connection: Connection, app_id: str) -> list[tuple[str, str, int]]:
+    """Returns the shared ids of an app as (kind, value, since when)."""
+    rows = await connection.fetch("SELECT kind, value, share_time_us FROM shared_ids WHERE app_id = $1", app_id)
+    return [(row["kind"], row["value"], row["share_time_us"]) for row in rows]
 
 
 async def list_page(pool: Pool, app_id: str, before: Place | None, limit: int) -> list[SharedId]:
