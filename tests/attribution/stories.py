@@ -36,6 +36,7 @@ from services.attribution.storage.pending import Mark, PendingRow
 from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.records import LATE_US, Logged, index_rows
 from services.attribution.wire.rulebook import Rulebook
+from tests.attribution.strategies import CROWD
 
 ALL_TIME = (0, 1 << 54)
 
@@ -237,17 +238,18 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
 def findable(told: Scenario) -> Scenario:
     """A scenario in which all that is late is looked for, and a session has no amount.
 
-    Not looked for is an engagement that is late by less than counts (LATE_US), and by its ids one with a hash, unless
-    that is of an id of the same kind, hashed once: they happen when they are received.
+    Not looked for is an engagement that is late by less than counts (LATE_US); nor by its ids one with a hash, unless
+    that is of an id of the same kind, hashed once, or with an id that came to be shared meanwhile (A8), as in a crowd.
+    They happen when they are received.
     """
+    is_crowd = any(value in CROWD[2:] for record in told.timeline for value in record.device.values())
 
     def in_time(record: EngagementRecord | ConversionRecord) -> EngagementRecord | ConversionRecord:
         if isinstance(record, ConversionRecord):
             return replace(record, is_refund=record.is_refund and not record.is_session_start)
-        is_found = record.receive_time_us - record.time_us > LATE_US and not any(
-            map(hash_length, record.device.values())
-        )
-        return record if is_found else replace(record, time_us=record.receive_time_us)
+        is_late = record.receive_time_us - record.time_us > LATE_US
+        is_found = not is_crowd and not any(map(hash_length, record.device.values()))
+        return record if is_late and is_found else replace(record, time_us=record.receive_time_us)
 
     return replace(told, timeline=tuple(map(in_time, told.timeline)))
 
