@@ -1,13 +1,17 @@
 """The whole suite under fire: every service is SIGKILLed in mid-load, several times, and PostgreSQL once.
 
-Afterwards every accepted record has exactly one effect, no delivery was created twice, and order per device held.
+Afterwards every accepted record has exactly one effect, no delivery was created twice, and order per device held. What
+came late, from a sender or out of the gateway's spool, has changed what it had to change (D12), and nothing else.
 """
 
 import asyncio
 import collections
+import itertools
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
@@ -17,9 +21,11 @@ import pytest
 
 from deploy.local.suite import SERVICES, Ports, Suite, running_suite
 from libs.channels import open_channel
+from libs.time import SECOND_US, now_us, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
+from services.attribution.wire.records import LATE_US
 from tests.bench.load import APP, CLICKED
 from tests.bench.whole import create_settings
 from tests.support.network import Network
@@ -30,13 +36,32 @@ SENDERS = 6
 pytestmark = [pytest.mark.e2e, pytest.mark.crash, pytest.mark.timeout(300)]
 
 
+class Entry(NamedTuple):
+    """A record in the log."""
+
+    receive_time_us: int
+    record: record_pb2.Record
+
+    @property
+    def time_us(self) -> int:
+        return timestamp_us(self.record.event_time)
+
+    @property
+    def device(self) -> str:
+        return self.record.device_ids["adid"]
+
+
 class Sender:
-    """Devices that click, install, and come back; one record after the other, each sent until it is acknowledged."""
+    """Devices that click and come back; one record after the other, each sent until it is acknowledged.
+
+    Of every fourth the click that led to its purchase is sent last of all, when that is decided.
+    """
 
     def __init__(self, name: str, ports: Ports) -> None:
         self._name, self._ports = name, ports
         self.acknowledged: list[record_pb2.Record] = []
         self.redirected: list[str] = []
+        self._late: list[record_pb2.Record] = []
         self.stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -49,15 +74,29 @@ class Sender:
             while not self.stop.is_set():
                 number += 1
                 device = f"{abs(hash((self._name, number))) % 2**32:08x}-aaaa-4aaa-8aaa-{number:012x}"
-                click = self._record(device, f"c{number}")
-                click.click.tracker_id = CLICKED
-                await self._send(stub, click)
-                await self._click_link(http, device)
+                is_late = number % 4 == 0
+                await self._send(stub, self._click(device, f"c{number}", ago_s=20 if is_late else 0))
+                if is_late:
+                    self._late.append(self._click(device, f"late{number}", ago_s=10))
+                else:
+                    await self._click_link(http, device)
                 for place in range(3):
                     event = self._record(device, f"e{number}-{place}")
                     event.event.event_name = "Purchase" if place == 0 else "View"
                     event.event.event_data["sent"] = event.record_id
                     await self._send(stub, event)
+
+    async def send_late(self) -> None:
+        """Sends the clicks that were held back."""
+        async with open_channel(self._ports.address("ingest"), timeout_s=5) as channel:
+            for click in self._late:
+                await self._send(IngestServiceStub(channel), click)
+
+    def _click(self, device: str, name: str, *, ago_s: int) -> record_pb2.Record:
+        click = self._record(device, name)
+        click.click.tracker_id = CLICKED
+        click.event_time.FromMicroseconds(now_us() - ago_s * SECOND_US)
+        return click
 
     def _record(self, device: str, name: str) -> record_pb2.Record:
         record_id = f"{self._name}-{name}"
@@ -105,10 +144,16 @@ async def test_crashes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
         await asyncio.gather(*sending)
         database = await _connect(suite)
         try:
+            await _until_decided(database, senders)
+            late = [asyncio.ensure_future(sender.send_late()) for sender in senders]
+            while not await database.fetchval("SELECT EXISTS (SELECT FROM attribution.decisions WHERE version > 1)"):
+                await asyncio.sleep(0.01)
+            await _kill(suite, "attribution")
+            await asyncio.gather(*late)
             await _check(database, senders, network)
         finally:
             await database.close()
-    assert sum(service.restarts for service in suite.services.values()) == ROUNDS * len(SERVICES), told
+    assert sum(service.restarts for service in suite.services.values()) == ROUNDS * len(SERVICES) + 1, told
 
 
 async def _some_more(senders: list[Sender]) -> None:
@@ -133,6 +178,13 @@ async def _connect(suite: Suite) -> "asyncpg.Connection[asyncpg.Record]":
     return await asyncpg.connect(suite.postgres.admin_dsn())
 
 
+async def _until_decided(database: "asyncpg.Connection[asyncpg.Record]", senders: list[Sender]) -> None:
+    """Wait until every event has its first decision."""
+    count = sum(record.HasField("event") for sender in senders for record in sender.acknowledged)
+    while await database.fetchval("SELECT count(*) FROM attribution.decisions WHERE version = 1") < count:
+        await asyncio.sleep(0.05)
+
+
 async def _check(database: "asyncpg.Connection[asyncpg.Record]", senders: list[Sender], network: Network) -> None:
     sent = [record for sender in senders for record in sender.acknowledged]
     events = {record.record_id: record for record in sent if record.HasField("event")}
@@ -141,43 +193,96 @@ async def _check(database: "asyncpg.Connection[asyncpg.Record]", senders: list[S
     assert len(purchases) > 50
     assert clicks
 
-    while await database.fetchval("SELECT count(*) FROM attribution.decisions") < len(events):
-        await asyncio.sleep(0.05)
     while len(purchases - network.told.keys()) > 0:
         await asyncio.sleep(0.05)
 
     # The log: each acknowledged record once; per device in the order they were sent.
+    await _until_logged(database, clicks)
     logged = [
-        (entry["lane"], entry["position"], record_pb2.Record.FromString(entry["record"]))
-        for entry in await database.fetch("SELECT lane, position, record FROM ingest.log ORDER BY lane, position")
+        Entry(row["receive_time_us"], record_pb2.Record.FromString(row["record"]))
+        for row in await database.fetch("SELECT receive_time_us, record FROM ingest.log ORDER BY lane, position")
     ]
-    counts = collections.Counter(record.record_id for _, _, record in logged)
+    counts = collections.Counter(each.record.record_id for each in logged)
     assert {record_id for record_id, count in counts.items() if count > 1} == set()
     assert {record.record_id for record in sent} <= counts.keys()
-    await _until_logged(database, clicks)
     order = collections.defaultdict(list)
-    for _, _, record in logged:
-        if record.record_id in events:
-            order[record.device_ids["adid"]].append(record.record_id)
+    clicked = collections.defaultdict(list)
+    for each in logged:
+        if each.record.record_id in events:
+            order[each.device].append(each.record.record_id)
+        else:
+            clicked[each.device].append(each)
     for record_ids in order.values():
         assert record_ids == sorted(record_ids)
 
-    # Decisions: one each, the right one; per device in order.
-    rows = await database.fetch("SELECT conversion_id, outcome FROM attribution.decisions ORDER BY lane, sequence")
-    decided = [row["conversion_id"] for row in rows]
-    assert sorted(decided) == sorted(events)
-    outcomes = {row["conversion_id"]: row["outcome"] for row in rows}
-    assert {outcomes[record_id] for record_id in purchases} == {decision_pb2.OUTCOME_REENGAGED}
-    assert {outcomes[record_id] for record_id in events.keys() - purchases} == {decision_pb2.OUTCOME_CREDITED}
-    places = {conversion_id: place for place, conversion_id in enumerate(decided)}
+    # Decisions: a first version each, per device in order.
+    await _until_settled(database, sum(map(len, clicked.values())))
+    versions = await _versions(database)
+    assert versions.keys() == events.keys()
+    places = {conversion_id: place for place, conversion_id in enumerate(versions)}
     for record_ids in order.values():
         assert record_ids == sorted(record_ids, key=places.__getitem__)
+
+    # Later versions only where something late has changed something.
+    assert {(each[0].version, each[0].because) for each in versions.values()} == {(1, decision_pb2.BECAUSE_UNSPECIFIED)}
+    for before, after in itertools.chain.from_iterable(map(itertools.pairwise, versions.values())):
+        assert (after.version, after.because) == (before.version + 1, decision_pb2.BECAUSE_LATE_ENGAGEMENT)
+        assert after.late_record_id in counts.keys() - events.keys()
+        assert _told(after) != _told(before)
+
+    # The newest version is the right one: the latest click before the purchase has won it, however late it arrived.
+    newest = {conversion_id: decisions[-1] for conversion_id, decisions in versions.items()}
+    assert {newest[record_id].outcome for record_id in purchases} == {decision_pb2.OUTCOME_REENGAGED}
+    assert {newest[record_id].outcome for record_id in events.keys() - purchases} == {decision_pb2.OUTCOME_CREDITED}
+    for purchase in (each for each in logged if each.record.record_id in purchases):
+        assert newest[purchase.record.record_id].engagement_id in _may_have_won(purchase, clicked[purchase.device])
 
     # Deliveries: one for each purchase; the network may have heard of one twice, but always by the same id.
     rows = await database.fetch("SELECT conversion_id FROM postback.deliveries")
     assert sorted(row["conversion_id"] for row in rows) == sorted(purchases)
     assert {len(delivery_ids) for delivery_ids in network.told.values()} == {1}
     assert network.told.keys() == purchases
+
+
+async def _versions(database: "asyncpg.Connection[asyncpg.Record]") -> dict[str, list[decision_pb2.Decision]]:
+    """Returns the versions of every decision, in the order in which they were made."""
+    versions = collections.defaultdict(list)
+    for row in await database.fetch("SELECT decision FROM attribution.decisions ORDER BY lane, sequence"):
+        decision = decision_pb2.Decision.FromString(row["decision"])
+        versions[decision.conversion_id].append(decision)
+    return versions
+
+
+def _told(decision: decision_pb2.Decision) -> decision_pb2.Decision:
+    """Returns what a version tells, but for what it was made of and when."""
+    told = decision_pb2.Decision()
+    told.CopyFrom(decision)
+    for name in ("version", "because", "late_record_id", "decide_time", "candidates"):
+        told.ClearField(name)
+    return told
+
+
+def _may_have_won(purchase: Entry, clicks: Iterable[Entry]) -> set[str]:
+    """Returns the latest click before a purchase.
+
+    And clicks after that which were received after the purchase but too soon to be late: it may know of them or not.
+    """
+    found = set()
+    for click in sorted(clicks, key=lambda click: click.time_us, reverse=True):
+        if click.time_us < purchase.time_us:
+            found.add(click.record.record_id)
+            is_late = click.receive_time_us - click.time_us > LATE_US
+            if is_late or click.receive_time_us <= purchase.receive_time_us:
+                break
+    return found
+
+
+async def _until_settled(database: "asyncpg.Connection[asyncpg.Record]", click_count: int) -> None:
+    """Wait until every click is indexed, and what those that arrived late change is decided again (D12)."""
+    while await database.fetchval("SELECT count(DISTINCT engagement_id) FROM attribution.engagements") < click_count:
+        await asyncio.sleep(0.05)
+    while await database.fetchval("SELECT count(*) FROM attribution.late_arrivals") > 0:
+        await asyncio.sleep(0.05)
 
 
 async def _until_logged(database: "asyncpg.Connection[asyncpg.Record]", clicks: set[str]) -> None:
