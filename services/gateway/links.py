@@ -18,6 +18,8 @@ _TRUE = ("1", "true", "yes")
 _PURPOSES = frozenset({b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
 _BEFOREHAND = re.compile(rb"\s*(?:prefetch|prerender|preview)", re.IGNORECASE)
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
+_REPORTED = frozenset({"click_time", "ip_address", "device_ua", "user_agent"})
+"""What only a report of an engagement says: a browser that is led through a link says all this by being there."""
 
 _IDS = {**{name: name for name in KINDS}, "ios_idfa": "idfa"}
 _AD = frozenset({"site_id", "sub_site_id", "creative_id", "partner_campaign_id", "partner_campaign_name"})
@@ -89,6 +91,8 @@ def click_record(
         click.click_id = value
     if invalid or visit.time_s - time_s > MAX_PING_DELAY_S:
         click.invalid = True
+    if is_ping(parameters):
+        click.is_ping = True
     if visit.is_prefetch:
         click.visitor = record_pb2.VISITOR_PREFETCH
     _describe_ad(click.ad, parameters)
@@ -106,6 +110,8 @@ def impression_record(
         impression.impression_id = value
     if parameters.get("event", "").lower() in _COMPLETED:
         impression.completed_view = True
+    if is_ping(parameters):
+        impression.is_ping = True
     if visit.is_prefetch:
         impression.visitor = record_pb2.VISITOR_PREFETCH
     _describe_ad(impression.ad, parameters)
@@ -119,6 +125,14 @@ def is_ip_address(text: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def is_ping(parameters: Mapping[str, str]) -> bool:
+    """Returns whether a server reports an engagement: it gives the time, or the address or user agent of the device.
+
+    Such a record is somebody's word (D12), also where the time is left to our clock.
+    """
+    return not _REPORTED.isdisjoint(parameters)
 
 
 def is_prefetch(headers: Mapping[bytes, bytes]) -> bool:

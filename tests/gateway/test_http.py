@@ -292,6 +292,22 @@ async def test_a_late_ping(world: World) -> None:
     await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1&click_time={clicked}")
     [record] = await world.log_of(device)
     assert (record.event_time.seconds, record.ip_address, record.user_agent) == (clicked, "198.51.100.1", "")
+    assert record.click.is_ping
+
+
+@pytest.mark.parametrize(
+    ("reported", "is_ping"),
+    [("", False), (f"&click_time={int(time.time())}", True), ("&ip_address=198.51.100.1&device_ua=Phone", True)],
+    ids=["a person's browser", "with a time", "for a device"],
+)
+async def test_the_log_says_what_is_a_servers_ping(world: World, reported: str, *, is_ping: bool) -> None:
+    """D12."""
+    device = world.new_id()
+    for path in ("/c/plain", "/v1/cpi/click", "/track/impression"):
+        response = await world.ask("GET", f"{path}?campaign_id=plain&adid={device}{reported}")
+        assert response.status in (302, 204)
+    records = await world.log_of(device)
+    assert [record.click.is_ping or record.impression.is_ping for record in records] == [is_ping] * 3
 
 
 @pytest.mark.parametrize(

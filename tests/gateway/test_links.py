@@ -135,6 +135,40 @@ def test_click_time(given: str, seconds: int, *, invalid: bool) -> None:
     assert (record.event_time.seconds, record.click.invalid) == (seconds, invalid)
 
 
+@pytest.mark.parametrize(
+    ("query", "is_ping"),
+    [
+        ("", False),
+        ("adid=A&click_id=c&site_id=s&cp_0=x&att=1&att_time=1763999000&expires=1&network_id=n", False),
+        ("click_time=&ip_address={ip}&device_ua=device_ua&user_agent=null", False),
+        ("click_time=1763999000", True),
+        ("click_time=1764000001", True),
+        ("click_time=soon", True),
+        ("ip_address=198.51.100.1", True),
+        ("ip_address=nonsense", True),
+        ("device_ua=Phone", True),
+        ("user_agent=Phone", True),
+    ],
+    ids=[
+        "a person",
+        "a person with what a link says of the ad",
+        "macros that nobody filled in",
+        "with a time",
+        "with a time to come",
+        "with no time",
+        "with an address",
+        "with no address",
+        "with a user agent",
+        "with a user agent by its other name",
+    ],
+)
+def test_whoever_reports_an_engagement_pings(query: str, *, is_ping: bool) -> None:
+    """D12: the time of a ping is its sender's word; that of a person's visit is our own clock's."""
+    visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
+    seen = impression_record(make_tracker(), parse_query(query.encode()), visit, record_id="ID")
+    assert (click(query).click.is_ping, seen.impression.is_ping) == (is_ping, is_ping)
+
+
 @pytest.mark.parametrize(("event", "completed"), [("view", False), ("completed", True), ("", False)])
 def test_impression(event: str, *, completed: bool) -> None:
     visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)

@@ -1,12 +1,14 @@
 """The service as callers see it: results, repeats, backpressure, streams, refused records, pages of the log, errors."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.lanes import LANES
 from libs.errors import from_rpc_error
@@ -55,6 +57,22 @@ async def test_each_item_has_its_result_and_good_ones_are_kept(ingest: Ingest) -
     assert [result.record_id for result in results] == ["c", "", "e", ""]
     assert [violation.reason for violation in results[1].violations] == ["RESERVED_NAME"]
     assert await kept_ids(ingest) == ["c", "e"]
+
+
+async def test_a_ping_is_what_its_sender_calls_one(ingest: Ingest) -> None:
+    """D12: nobody else can know over gRPC, whatever time it gives; who says nothing vouches for the time."""
+    before = Timestamp(seconds=int(time.time()) - 3600)
+    sent = [
+        record(record_id="said", event_time=before, click=record_pb2.Click(tracker_id=TRACKER, is_ping=True)),
+        record(record_id="not said", event_time=before, click=record_pb2.Click(tracker_id=TRACKER)),
+        record(record_id="seen", impression=record_pb2.Impression(tracker_id=TRACKER, is_ping=True)),
+        record(record_id="not seen", impression=record_pb2.Impression(tracker_id=TRACKER)),
+    ]
+    assert statuses(await ingest.send(*sent)) == [ACCEPTED] * len(sent)
+    logged = [record_pb2.Record.FromString(entry.record) for entry in await ingest.log()]
+    assert {each.record_id: each.click.is_ping or each.impression.is_ping for each in logged} == {
+        "said": True, "not said": False, "seen": True, "not seen": False,
+    }  # fmt: skip
 
 
 async def test_an_engagement_of_a_bot_is_marked_whoever_sent_it(ingest: Ingest) -> None:

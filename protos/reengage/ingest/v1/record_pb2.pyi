@@ -393,8 +393,13 @@ class Click(_message.Message):
     `INVALID_VALUE`.
     """
     is_ping: _builtins.bool
-    """Optional. The click was reported by a server, as a ping: its time is the word of whoever sent it, and it wins what
-    was received before it only within `late_pings` of its network (D12). Senders over gRPC must say so.
+    """Optional. A server reported the click: its time, or that it happened at all, is the word of whoever told of it. A
+    ping wins what was received before it only within `late_pings` of its network (D12).
+    Default: false, by which the sender vouches for the time: a clock of its own took it while the person's browser or
+    app was there, as the gateway does for its links. Say true of all that a network's server told you, and of every
+    click whose time somebody else gave. Networks hear of conversions as they happen: were they believed, they could
+    name a time just before one that they have heard of, and win it. Nothing here checks it: over gRPC only the sender
+    knows. The gateway says true where a link gives `click_time`, `ip_address`, `device_ua` or `user_agent`.
     """
     @_builtins.property
     def ad(self) -> Global___AdDetails:
@@ -439,7 +444,7 @@ class Impression(_message.Message):
     visitor: Global___Visitor.ValueType
     """Optional. Who or what asked for the ad, if it was no person. As of a click."""
     is_ping: _builtins.bool
-    """Optional. The impression was reported by a server, as Click.is_ping says."""
+    """Optional. A server reported the impression. As of a click; default: false."""
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
