@@ -95,7 +95,7 @@ NETWORK_SETTINGS = Kind(
     message_name="NetworkSettings",
     plural="NetworkSettings",
     key=("app_id", "network_id"),
-    columns=("network_id", "granular_data_policy"),
+    columns=("network_id", "granular_data_policy", "late_pings"),
 )
 AGENCY = Kind(
     name="agency",

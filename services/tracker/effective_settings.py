@@ -89,6 +89,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
         max_record_age=Duration(seconds=31 * _DAY),
         max_record_lead=Duration(seconds=24 * _HOUR),
         retention=Duration(seconds=400 * _DAY),
+        late_window=Duration(seconds=_DAY),
         inactivity_window=Duration(),
     )
     layers: list[Layer] = [(APP, settings), (BUILT_IN, built_in)]
@@ -101,6 +102,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
             ("omit_os_minor", "A5", "enabled"),
             ("allow_reengagement_impressions", "B5", "enabled"),
             ("prioritize_completed_view", "C2", "enabled"),
+            ("late_window", "D12", "duration"),
             ("inactivity_window", "D13", "duration"),
             ("max_record_age", "", "duration"),
             ("max_record_lead", "", "duration"),
@@ -114,6 +116,8 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
         found.append(_setting("install_reprocessing_window", "F2", BUILT_IN, text="NEVER"))
     impressions: list[Layer] = [(NETWORK, network), (BUILT_IN, Network(supports_impressions=True))]
     found.append(_first("supports_impressions", "B5", "enabled", "supports_impressions", impressions))
+    pings: list[Layer] = [(NETWORK_SETTINGS, network_settings), (BUILT_IN, NetworkSettings(late_pings=Duration()))]
+    found.append(_first("late_pings", "D12", "duration", "late_pings", pings))
     if network.self_attributing:
         reject = NetworkSettings(granular_data_policy=NetworkSettings.GRANULAR_DATA_POLICY_REJECT)
         policies: list[Layer] = [(NETWORK_SETTINGS, network_settings), (BUILT_IN, reject)]

@@ -27,7 +27,14 @@ from reengage.attribution.v1 import (
     reattribution_pb2,
     what_if_pb2,
 )
-from reengage.tracker.v1 import account_pb2, app_pb2, event_definition_pb2, network_settings_pb2, snapshot_pb2
+from reengage.tracker.v1 import (
+    account_pb2,
+    app_pb2,
+    event_definition_pb2,
+    network_settings_pb2,
+    snapshot_pb2,
+    status_pb2,
+)
 from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.rules import AppRules
 from services.attribution.jobs.reattribution import Reattributions, Reattributor, ReattributorConfig
@@ -58,6 +65,7 @@ from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_o
 from tests.attribution.strategies import scenario
 from tests.attribution.test_replay import replay, unlimited, with_index_of
 from tests.conftest import Database
+from tests.support.eventually import eventually
 from tests.support.feed import serve_settings
 from tests.support.processes import attribution_process
 
@@ -268,6 +276,34 @@ async def test_what_if_shows_what_traffic_rules_would_have_refused(world: World)
     assert refused.traffic_rule == decision_pb2.TRAFFIC_RULE_COUNTRY
 
 
+async def test_what_if_believes_pings_and_late_records_as_the_changed_settings_do(world: World) -> None:
+    """D12: a ping and a click that came after their events, and win them or not."""
+    ping, seen = {"is_ping": True}, {"is_ping": False}
+    async with working(world):
+        await world.send(event(HOUR, device(1), record_id="e1"), event(HOUR, device(2), record_id="e2"))
+        await world.decided("e1", "e2")
+        await world.send(click(0, device(1), record_id="k1", click=ping))
+        await world.send(click(0, device(2), record_id="k2", click=seen))
+
+        async def is_decided_again() -> bool:
+            (e2,) = await world.decided("e2")
+            return e2.version == 2
+
+        await eventually(is_decided_again)
+    trusted = network_settings_pb2.NetworkSettings(app_id=APP, network_id="acme")
+    trusted.late_pings.FromSeconds(HOUR)
+    unforgiving = app_pb2.App(app_id=APP, name="Shop", platform=app_pb2.PLATFORM_ANDROID)
+    unforgiving.status = status_pb2.STATUS_LIVE
+    unforgiving.settings.late_window.FromSeconds(0)
+
+    async def changed(resource: snapshot_pb2.Resource) -> list[tuple[str, str]]:
+        parts = [part async for part in world.attribution.WhatIf(what_if(resource))]
+        return [(pair.after.conversion_id, pair.after.engagement_id) for part in parts for pair in part.changed]
+
+    assert await changed(snapshot_pb2.Resource(network_settings=trusted)) == [("e1", "k1")]
+    assert await changed(snapshot_pb2.Resource(app=unforgiving)) == [("e2", "")]
+
+
 async def test_what_if_of_a_part_of_the_time_leaves_the_rest_as_it_is(world: World) -> None:
     async with working(world):
         await a_story(world)
@@ -346,7 +382,16 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
     app = app_pb2.App(app_id=APP)
     app.settings.windows.event_association.duration.FromSeconds(59)
     app.settings.retention.FromSeconds(0)
-    changes = (snapshot_pb2.Resource(event_definition=wrong_event), wrong, snapshot_pb2.Resource(app=app))
+    app.settings.late_window.FromSeconds(7 * 86_400 + 1)
+    app.settings.inactivity_window.FromSeconds(-1)
+    pings = network_settings_pb2.NetworkSettings(app_id=APP, network_id="acme")
+    pings.late_pings.FromSeconds(12 * HOUR + 1)
+    changes = (
+        snapshot_pb2.Resource(event_definition=wrong_event),
+        wrong,
+        snapshot_pb2.Resource(app=app),
+        snapshot_pb2.Resource(network_settings=pings),
+    )
     assert await refusal(world.attribution.WhatIf(what_if(*changes))) == (
         "INVALID_ARGUMENT",
         [
@@ -363,6 +408,9 @@ async def test_what_if_refuses_what_tracker_would_not_take(world: World) -> None
             ("overrides[1].tracker.traffic_rules.allowed_device_types[0]", "UNKNOWN_VALUE"),
             ("overrides[2].app.settings.windows.event_association.duration", "OUT_OF_RANGE"),
             ("overrides[2].app.settings.retention", "OUT_OF_RANGE"),
+            ("overrides[2].app.settings.late_window", "OUT_OF_RANGE"),
+            ("overrides[2].app.settings.inactivity_window", "OUT_OF_RANGE"),
+            ("overrides[3].network_settings.late_pings", "OUT_OF_RANGE"),
         ],
     )
 

@@ -164,6 +164,39 @@ def test_fields_change_to_what_the_file_says_and_left_out_ones_to_their_defaults
     assert applied.applied() == []
 
 
+def test_how_late_a_record_may_be_is_said_by_a_file_and_exported(applied: Settings) -> None:
+    """D12, D13: none at all is something else than nothing said."""
+    applied.edit(
+        "    windows: {click_ip: 1d}\n", "    {windows: {click_ip: 1d}, late_window: 0, inactivity_window: 90d}\n"
+    )
+    applied.edit(
+        "  x-ios: {granular_data_policy: REDACT}\n", "  x-ios: {late_pings: 12h}\n  link-ios: {late_pings: 0s}\n"
+    )
+    app_id = applied.app_id
+    changed = {what: fields for _, what, fields in applied.applied()}
+    assert changed == {
+        f"app {app_id}": {"settings.late_window": ("", "0s"), "settings.inactivity_window": ("", "90d")},
+        "network settings x-ios": {"granular_data_policy": ("REDACT", ""), "late_pings": ("", "12h")},
+        "network settings link-ios": {"late_pings": ("", "0s")},
+    }
+    exported = yaml.safe_load(applied.reengage("apps", "export", app_id).out)
+    assert exported["app"]["settings"] == {
+        "windows": {"click_ip": "1d"},
+        "late_window": "0s",
+        "inactivity_window": "90d",
+    }
+    assert exported["network_settings"] == {"link-ios": {"late_pings": "0s"}, "x-ios": {"late_pings": "12h"}}
+    assert applied.applied() == []
+    applied.edit(", late_window: 0, inactivity_window: 90d}", ", late_window: 8d, inactivity_window: 91d}")
+    applied.edit("late_pings: 12h", "late_pings: 13h")
+    app_line, network_line = applied.line("late_window"), applied.line("13h")
+    assert applied.problems() == [
+        f"{app_line}: app {app_id}: settings.inactivity_window: must be 0 to 90 days, in whole seconds",
+        f"{app_line}: app {app_id}: settings.late_window: must be 0 to 7 days, in whole seconds",
+        f"{network_line}: network settings x-ios: late_pings: must be 0 to 12 hours, in whole seconds",
+    ]
+
+
 def test_what_a_section_does_not_name_is_archived(applied: Settings) -> None:
     app_id = applied.app_id
     applied.text = applied.text[: applied.text.index("campaigns:")] + "campaigns:\n"

@@ -336,6 +336,8 @@ def test_a_file_that_cannot_be_imported_is_told_line_by_line(demo: Demo, tmp_pat
 def test_what_holds_for_a_tracker_is_shown_with_the_layer_that_says_so(demo: Demo) -> None:
     demo.done("trackers", "edit", f"{demo.app_id}-re", "windows.click_device=2h")
     demo.done("apps", "edit", demo.app_id, "settings.windows.click_ip=1d")
+    demo.done("apps", "edit", demo.app_id, "settings.late_window=0", "settings.inactivity_window=90d")
+    demo.done("network-settings", "edit", demo.app_id, "n-ios", "late_pings=30m")
     demo.done("events", "set", demo.app_id, "Login", "min_time_to_reengagement=0")
     shown = demo.done("trackers", "get", f"{demo.app_id}-re", "--resolved")
     rows = [line.split() for line in shown.splitlines()]
@@ -343,11 +345,43 @@ def test_what_holds_for_a_tracker_is_shown_with_the_layer_that_says_so(demo: Dem
         ["windows.click_device", "2h", "tracker", "B3"],
         ["windows.click_ip", "1d", "app", "B3"],
         ["windows.click_modeled", "7d", "built", "in", "B3"],
+        ["late_window", "0s", "app", "D12"],
+        ["inactivity_window", "90d", "app", "D13"],
+        ["late_pings", "30m", "network", "settings", "D12"],
         ["events[Login].min_time_to_reengagement", "0s", "event", "D3"],
         ["events[Purchase].min_time_to_reengagement", "1d", "built", "in", "D3"],
     ):
         assert row in rows
     assert demo.json("trackers", "get", f"{demo.app_id}-re", "--resolved")["settings"]
+
+
+def test_how_late_a_record_may_be_goes_back_to_what_is_built_in(demo: Demo) -> None:
+    """D12, D13."""
+    demo.done("apps", "edit", demo.app_id, "settings.late_window=7d", "settings.inactivity_window=1d")
+    demo.done("network-settings", "edit", demo.app_id, "n-ios", "late_pings=12h")
+    demo.done("apps", "edit", demo.app_id, "settings.late_window=", "settings.inactivity_window=")
+    demo.done("network-settings", "edit", demo.app_id, "n-ios", "late_pings=")
+    rows = [line.split() for line in demo.done("trackers", "get", f"{demo.app_id}-re", "--resolved").splitlines()]
+    assert ["late_window", "1d", "built", "in", "D12"] in rows
+    assert ["inactivity_window", "0s", "built", "in", "D13"] in rows
+    assert ["late_pings", "0s", "built", "in", "D12"] in rows
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "allowed"),
+    [
+        ("apps", "settings.late_window=8d", "must be 0 to 7 days, in whole seconds"),
+        ("apps", "settings.inactivity_window=91d", "must be 0 to 90 days, in whole seconds"),
+        ("network-settings", "late_pings=13h", "must be 0 to 12 hours, in whole seconds"),
+    ],
+    ids=["late window", "inactivity window", "late pings"],
+)
+def test_what_is_too_long_is_refused_with_what_is_allowed(demo: Demo, command: str, field: str, allowed: str) -> None:
+    ids = (demo.app_id, "n-ios") if command == "network-settings" else (demo.app_id,)
+    answer = demo.reengage(command, "edit", *ids, field)
+    assert answer.code == 1
+    assert field.partition("=")[0] in answer.err
+    assert allowed in " ".join(answer.err.split())
 
 
 def test_postback_drafts_come_with_a_new_tracker(demo: Demo) -> None:

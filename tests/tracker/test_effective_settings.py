@@ -55,6 +55,7 @@ def microseconds(setting: ResolvedSetting) -> int:
     of_app=layers,
     self_attributing=st.booleans(),
     post=st.tuples(st.none() | lasting, st.none() | lasting),
+    late=st.tuples(*[st.none() | st.just(Duration()) | lasting] * 3),
     event=st.tuples(st.none() | lasting, st.none() | lasting),
 )
 def test_both_readings_agree(
@@ -63,11 +64,13 @@ def test_both_readings_agree(
     of_app: Windows,
     self_attributing: bool,
     post: tuple[Duration | None, Duration | None],
+    late: tuple[Duration | None, ...],
     event: tuple[Duration | None, Duration | None],
 ) -> None:
-    app = App(app_id="a", settings=AppSettings(windows=of_app), status=STATUS_LIVE)
+    of_all = AppSettings(windows=of_app, late_window=late[0], inactivity_window=late[1])
+    app = App(app_id="a", settings=of_all, status=STATUS_LIVE)
     network = Network(network_id="n", self_attributing=self_attributing, status=STATUS_LIVE)
-    of_both = NetworkSettings(app_id="a", network_id="n", windows=of_network)
+    of_both = NetworkSettings(app_id="a", network_id="n", windows=of_network, late_pings=late[2])
     tracker = Tracker(
         tracker_id="t", app_id="a", network_id="n", events=["E"], windows=of_tracker, status=STATUS_LIVE,
         post_engagement_window=post[0], post_view_window=post[1],
@@ -98,5 +101,13 @@ def test_both_readings_agree(
             continue
         window = rules.trackers["t"].windows[kind]
         assert (microseconds(setting), LAYERS[setting.layer]) == (window.us, window.layer), name
+    for name, given_to, us in (
+        ("late_window", ResolvedSetting.LAYER_APP, rules.app.late_window_us),
+        ("inactivity_window", ResolvedSetting.LAYER_APP, rules.app.inactivity_window_us),
+        ("late_pings", ResolvedSetting.LAYER_NETWORK_SETTINGS, rules.trackers["t"].network.late_pings_us),
+    ):
+        is_given = (of_all if hasattr(of_all, name) else of_both).HasField(name)
+        layer = given_to if is_given else ResolvedSetting.LAYER_BUILT_IN
+        assert (microseconds(found[name]), found[name].layer) == (us, layer), name
     assert microseconds(found["events[E].min_time_to_reengagement"]) == rules.mtr_us("E")
     assert microseconds(found["events[E].reengagement_period"]) == rules.reengagement_period_us("E")

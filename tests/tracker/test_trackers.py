@@ -427,6 +427,7 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
                 click_ip=lasting(DAY), click_modeled=lasting(2 * DAY), click_device=lasting(DAY)
             ),
             "omit_os_minor": True,
+            "late_window": seconds(0),
         }
     )
     await tracker.UpdateApp(app_pb2.UpdateAppRequest(app=app, update_mask=FieldMask(paths=["settings"])))
@@ -435,10 +436,11 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
             app_id="kodemo1",
             network_id=network_id,
             windows=samples.windows(click_modeled=lasting(3 * DAY), click_device=lasting(4 * DAY)),
+            late_pings=seconds(HOUR) if network_id == "acme-ios" else None,
         )
         await tracker.UpdateNetworkSettings(
             network_settings_pb2.UpdateNetworkSettingsRequest(
-                network_settings=settings, update_mask=FieldMask(paths=["windows"])
+                network_settings=settings, update_mask=FieldMask(paths=["windows", "late_pings"])
             )
         )
     event = EventDefinition(app_id="kodemo1", event_name="Purchase", min_time_to_reengagement=seconds(0))
@@ -469,6 +471,9 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
     assert found["allow_reengagement_impressions"] == ("BUILT_IN", True)
     assert found["limit_ad_tracking_fallback"] == ("BUILT_IN", False)
     assert found["install_reprocessing_window"] == ("BUILT_IN", "NEVER")
+    assert found["late_window"] == ("APP", "0s")
+    assert found["inactivity_window"] == ("BUILT_IN", "0s")
+    assert found["late_pings"] == ("NETWORK_SETTINGS", f"{HOUR}s")
     assert found["retention"] == ("BUILT_IN", f"{400 * DAY}s")
     assert found["events[Purchase].min_time_to_reengagement"] == ("EVENT", "0s")
     assert found["events[Login].min_time_to_reengagement"] == ("BUILT_IN", f"{DAY}s")
@@ -479,6 +484,7 @@ async def test_every_setting_says_where_it_comes_from(tracker: Stub) -> None:
     assert found["post_engagement_window"] == ("BUILT_IN", f"{14 * DAY}s")
     assert found["post_view_window"] == ("BUILT_IN", "0s")
     assert found["granular_data_policy"] == ("BUILT_IN", "REJECT")
+    assert found["late_pings"] == ("BUILT_IN", "0s")
     assert (await failure(resolved("nothing"))).reason == "TRACKER_NOT_FOUND"
 
 

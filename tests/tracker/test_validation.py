@@ -50,7 +50,7 @@ UNLIMITED = Window(unlimited=True)
 async def create(tracker: Stub, resource: Message) -> Any:
     """Create it, or, for a network's settings, make them."""
     if isinstance(resource, NetworkSettings):
-        mask = FieldMask(paths=["windows", "granular_data_policy"])
+        mask = FieldMask(paths=["windows", "granular_data_policy", "late_pings"])
         request = network_settings_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)
         return await tracker.UpdateNetworkSettings(request)
     kind = type(resource).__name__
@@ -141,12 +141,16 @@ GOOD: dict[str, Message] = {
     ),
     "shortest settings": app_settings(
         install_reprocessing_window=seconds(DAY),
+        late_window=seconds(0),
+        inactivity_window=seconds(0),
         max_record_age=seconds(HOUR),
         max_record_lead=seconds(0),
         retention=seconds(60 * DAY),
     ),
     "longest settings": app_settings(
         install_reprocessing_window=seconds(365 * DAY),
+        late_window=seconds(7 * DAY),
+        inactivity_window=seconds(90 * DAY),
         max_record_age=seconds(31 * DAY),
         max_record_lead=seconds(DAY),
         records_per_second=2**31 - 1,
@@ -154,6 +158,8 @@ GOOD: dict[str, Message] = {
     ),
     "network name of 128": network(network_id="new", name="x" * 128),
     "redact": link_settings(granular_data_policy=NetworkSettings.GRANULAR_DATA_POLICY_REDACT),
+    "late pings off": link_settings(late_pings=seconds(0)),
+    "latest pings": link_settings(late_pings=seconds(12 * HOUR)),
     "MTR off": event(min_time_to_reengagement=seconds(0)),
     "longest MTR": event(min_time_to_reengagement=seconds(365 * DAY)),
     "shortest period": event(reengagement_period=seconds(MINUTE)),
@@ -202,6 +208,8 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
             settings=app_pb2.AppSettings(
                 windows=windows(click_ip=lasting(1), event_association=DISABLED),
                 install_reprocessing_window=seconds(DAY - 1),
+                late_window=seconds(-1),
+                inactivity_window=seconds(-1),
                 max_record_age=seconds(HOUR - 1),
                 max_record_lead=seconds(-1),
                 records_per_second=-1,
@@ -222,6 +230,8 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
             ("app.settings.windows.click_ip.duration", OUT_OF_RANGE),
             ("app.settings.windows.event_association.disabled", NOT_ALLOWED),
             ("app.settings.install_reprocessing_window", OUT_OF_RANGE),
+            ("app.settings.late_window", OUT_OF_RANGE),
+            ("app.settings.inactivity_window", OUT_OF_RANGE),
             ("app.settings.max_record_age", OUT_OF_RANGE),
             ("app.settings.max_record_lead", OUT_OF_RANGE),
             ("app.settings.records_per_second", OUT_OF_RANGE),
@@ -231,14 +241,30 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
     "settings beyond": (
         app_settings(
             install_reprocessing_window=seconds(365 * DAY + 1),
+            late_window=seconds(7 * DAY + 1),
+            inactivity_window=seconds(90 * DAY + 1),
             max_record_age=seconds(31 * DAY + 1),
             max_record_lead=seconds(DAY + 1),
         ),
         {
             ("app.settings.install_reprocessing_window", OUT_OF_RANGE),
+            ("app.settings.late_window", OUT_OF_RANGE),
+            ("app.settings.inactivity_window", OUT_OF_RANGE),
             ("app.settings.max_record_age", OUT_OF_RANGE),
             ("app.settings.max_record_lead", OUT_OF_RANGE),
         },
+    ),
+    "late window in parts of a second": (
+        app_settings(late_window=seconds(HOUR, nanos=1)),
+        {("app.settings.late_window", OUT_OF_RANGE)},
+    ),
+    "pings too late": (
+        link_settings(late_pings=seconds(12 * HOUR + 1)),
+        {("network_settings.late_pings", OUT_OF_RANGE)},
+    ),
+    "pings before their time": (
+        link_settings(late_pings=seconds(-1)),
+        {("network_settings.late_pings", OUT_OF_RANGE)},
     ),
     "enums of a later version": (
         app(platform=9, settings={"device_attribution": 9, "modeled_level": 9}),

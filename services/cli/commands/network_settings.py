@@ -18,5 +18,5 @@ def get_network_settings(app_id: str, network_id: str, as_json: Json = False, ta
 def edit_network_settings(
     app_id: str, network_id: str, fields: Fields, as_json: Json = False, target: Target = ""
 ) -> None:
-    """Changes them, as windows.click_device=7d or granular_data_policy=REDACT."""
+    """Changes them, as windows.click_device=7d, granular_data_policy=REDACT or late_pings=1h."""
     edit_resource(NETWORK_SETTINGS, fields, as_json, target, app_id, network_id)
