@@ -200,7 +200,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_SESSION_ALREADY_REENGAGED: _Reason.ValueType  # 6
     """SessionBegin had reengaged the device within 24 hours (D4)."""
     REASON_NO_CANDIDATE: _Reason.ValueType  # 7
-    """No engagement that was received before it, and no claim, matched the device. Candidates received later were refused."""
+    """No engagement that was received before it, and no claim, matched the device. Candidates that were received later
+    were refused.
+    """
     REASON_NO_WINNER: _Reason.ValueType  # 8
     """Every candidate was refused, and not all of them were received later (D12)."""
     REASON_DEVICE_NOT_KNOWN: _Reason.ValueType  # 9
@@ -224,7 +226,9 @@ REASON_MTR_NOT_MET: Reason.ValueType  # 5
 REASON_SESSION_ALREADY_REENGAGED: Reason.ValueType  # 6
 """SessionBegin had reengaged the device within 24 hours (D4)."""
 REASON_NO_CANDIDATE: Reason.ValueType  # 7
-"""No engagement that was received before it, and no claim, matched the device. Candidates received later were refused."""
+"""No engagement that was received before it, and no claim, matched the device. Candidates that were received later
+were refused.
+"""
 REASON_NO_WINNER: Reason.ValueType  # 8
 """Every candidate was refused, and not all of them were received later (D12)."""
 REASON_DEVICE_NOT_KNOWN: Reason.ValueType  # 9
