@@ -106,8 +106,8 @@ def test_both_readings_agree(
         ("inactivity_window", ResolvedSetting.LAYER_APP, rules.app.inactivity_window_us),
         ("late_pings", ResolvedSetting.LAYER_NETWORK_SETTINGS, rules.trackers["t"].network.late_pings_us),
     ):
-        is_given = (of_all if hasattr(of_all, name) else of_both).HasField(name)
-        layer = given_to if is_given else ResolvedSetting.LAYER_BUILT_IN
+        given = {field.name for settings in (of_all, of_both) for field, _ in settings.ListFields()}
+        layer = given_to if name in given else ResolvedSetting.LAYER_BUILT_IN
         assert (microseconds(found[name]), found[name].layer) == (us, layer), name
     assert microseconds(found["events[E].min_time_to_reengagement"]) == rules.mtr_us("E")
     assert microseconds(found["events[E].reengagement_period"]) == rules.reengagement_period_us("E")
