@@ -9,6 +9,9 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+
 from libs.db import Pool, transaction
 from libs.domain.device_ids import usable_ids
 from libs.domain.lanes import LANES, lane_of
@@ -39,6 +42,17 @@ from services.attribution.wire.rulebook import Rulebook
 from tests.attribution.strategies import CROWD
 
 ALL_TIME = (0, 1 << 54)
+seeds = st.integers(0, (1 << 64) - 1)
+
+
+def examples(count: int) -> settings:
+    """Returns the settings of a test that is given seeds: of two the smaller is not the simpler, so none is shrunk."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 
 
 @dataclass(slots=True, kw_only=True)

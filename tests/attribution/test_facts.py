@@ -9,8 +9,7 @@ from random import Random
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from libs.db import Pool, open_pool
 from reengage.attribution.v1 import decision_pb2
@@ -21,7 +20,7 @@ from services.attribution.simulator.scenario import ConversionRecord, Scenario
 from services.attribution.storage import PLANNER
 from tests.attribution.conftest import APP, RE_TRACKER, UA_TRACKER, World, click, device, event, install
 from tests.attribution.naive import decide_all
-from tests.attribution.stories import Story, amount_micros, findable, owning, story_of
+from tests.attribution.stories import Story, amount_micros, examples, findable, owning, seeds, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_reattribution import reattribute
 from tests.attribution.test_replay import unlimited, with_index_of
@@ -49,10 +48,8 @@ class OneByOne(Random):
         return seq[0]
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(seed=st.integers(0, (1 << 64) - 1))
+@examples(40)
+@given(seed=seeds)
 @pytest.mark.slow
 async def test_lifetime_value_by_source_is_what_the_rules_say_before_and_after_a_reattribution(
     pool: Pool, seed: int

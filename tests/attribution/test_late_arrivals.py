@@ -6,8 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from libs.db import Pool
 from libs.messages import short_name
@@ -16,18 +15,15 @@ from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.matching import own_key
 from services.attribution.simulator.simulation import simulate
 from tests.attribution.conftest import APP, World, click, device, die, event, install
-from tests.attribution.stories import findable, owning, story_of
+from tests.attribution.stories import examples, findable, owning, seeds, story_of
 from tests.attribution.strategies import scenario
 
-seeds = st.integers(0, (1 << 64) - 1)
 ELSEWHERE = {"ip_address": "198.51.100.9"}
 """So that nothing is found by its address."""
 SHA256 = {"adid": hashlib.sha256(device(1).upper().encode()).hexdigest()}
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@examples(60)
 @given(seed=seeds)
 @pytest.mark.slow
 async def test_the_store_ends_where_the_simulator_does(pool: Pool, seed: int) -> None:

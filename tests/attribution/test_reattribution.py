@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf import timestamp_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.db import Pool
@@ -61,7 +61,7 @@ from tests.attribution.conftest import (
     install,
     tracker_resource,
 )
-from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_of
+from tests.attribution.stories import ALL_TIME, Story, examples, findable, owning, seeds, story_of
 from tests.attribution.strategies import scenario
 from tests.attribution.test_replay import replay, unlimited, with_index_of
 from tests.conftest import Database
@@ -124,10 +124,8 @@ async def histories(story: Story) -> set[tuple[Any, ...]]:
     return {DeviceHistory.from_json(row["history"]).compacted(now_us).attributions for row in rows}
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(seed=st.integers(0, (1 << 64) - 1), crashes=st.booleans())
+@examples(40)
+@given(seed=seeds, crashes=st.booleans())
 @pytest.mark.slow
 async def test_it_leaves_what_the_new_settings_would_have_made_from_the_start(
     pool: Pool, seed: int, crashes: bool

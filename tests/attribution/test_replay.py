@@ -6,8 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from libs.db import Pool
 from reengage.attribution.v1 import decision_pb2
@@ -17,13 +16,10 @@ from services.attribution.redecide.replayed import Replayed
 from services.attribution.simulator.scenario import Scenario
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.decisions import says
-from tests.attribution.stories import ALL_TIME, Story, findable, owning, story_of
+from tests.attribution.stories import ALL_TIME, Story, examples, findable, owning, seeds, story_of
 from tests.attribution.strategies import scenario
 
-seeds = st.integers(0, (1 << 64) - 1)
-many_stories = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+many_stories = examples(60)
 
 
 async def at_once() -> None:

@@ -185,16 +185,16 @@ async def _grow(admin: "asyncpg.Connection[asyncpg.Record]", pool: Pool, stored:
         await admin.execute(
             """
             INSERT INTO engagements (
-                match_key, time_us, engagement_id, lane, position, is_click, tracker_id, device_keys, ip, user_agent,
-                click_id, completed_view, is_valid, visitor, country, record, retention_days
+                match_key, time_us, receive_time_us, engagement_id, lane, position, is_click, is_ping, tracker_id,
+                device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, country, record,
+                retention_days
             )
-            SELECT decode(md5(concat(key, n)), 'hex'),
-                   (extract(epoch FROM now()) * 1000000)::bigint - n % 2500000 * 1000000,
-                   concat('seed-', n), n % 64, n, n % 7 > 0, 're', decode(md5(concat('device', n)), 'hex'),
-                   '203.0.113.7', concat('pixel 8', chr(9), 'android', chr(9), '14', chr(9), '0'), '', false, true,
-                   0, '',
+            SELECT decode(md5(concat(key, n)), 'hex'), time_us, time_us, concat('seed-', n), n % 64, n,
+                   n % 7 > 0, false, 're', decode(md5(concat('device', n)), 'hex'), '203.0.113.7',
+                   concat('pixel 8', chr(9), 'android', chr(9), '14', chr(9), '0'), '', false, true, 0, '',
                    CASE key WHEN 'own' THEN decode(repeat(md5(n::text), 6), 'hex') END, 400
-            FROM generate_series($1::bigint, $2::bigint - 1) AS n, unnest(ARRAY['own', 'device', 'ip']) AS key
+            FROM generate_series($1::bigint, $2::bigint - 1) AS n, unnest(ARRAY['own', 'device', 'ip']) AS key,
+                 LATERAL (SELECT (extract(epoch FROM now()) * 1000000)::bigint - n % 2500000 * 1000000 AS time_us) AS at
             ORDER BY 1
             """,
             have,
