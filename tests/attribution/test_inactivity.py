@@ -87,6 +87,18 @@ async def test_what_came_after_the_click_is_no_activity_before_it(ruled: World) 
     assert verdicts(e1) == {"k1": WON}
 
 
+async def test_what_happened_in_the_second_of_the_click_hides_nothing_before_it(ruled: World) -> None:
+    clicked, same = click(60, device(1), record_id="k1"), event(60, device(1), "Login")
+    same.event_time.nanos, clicked.event_time.nanos = 200_000_000, 500_000_000
+    async with ruled.worker():
+        await ruled.send(event(0, device(1), "Login"), same, clicked)
+        await ruled.send(event(61, device(9), record_id="last"))
+        await ruled.decided("last")
+        await ruled.send(event(120, device(1), record_id="e1"))
+        (e1,) = await ruled.decided("e1")
+    assert verdicts(e1) == {"k1": ACTIVE}
+
+
 async def test_an_app_without_a_window_asks_nothing(world: World) -> None:
     async with world.worker():
         await world.send(event(0, device(1), "Login"), click(10, device(1), record_id="k1"))
