@@ -27,6 +27,7 @@ from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Worker, WorkerConfig
 from services.attribution.pace import Pace
+from services.attribution.queries.background import Background
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following
 from services.attribution.queries.offers import Offers
@@ -106,11 +107,12 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             },
             ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
         )
+        background = Background(pool, rulebooks, PastRules(rulebooks, past_snapshots(to_tracker)))
         following = Following(pool, pace)
         service = Attribution(
             pool,
             rulebooks,
-            explanations=Explanations(pool, ingest),
+            explanations=Explanations(pool, ingest, background),
             following=following,
             what_ifs=WhatIfs(pool, rulebooks, pace, now_us),
             reattributions=Reattributions(pool, rulebooks),

@@ -82,19 +82,21 @@ def _print_decision(answer: explanation_pb2.ExplainDecisionResponse) -> None:
         "reason": short_name(decision_pb2.Reason.DESCRIPTOR, decision.reason),
         "custom dimensions": ", ".join(f"{name}={value}" for name, value in decision.custom_dimensions.items()),
         "version": str(decision.version) if decision.version > 1 else "",
+        "because": _because(decision),
         "re-attribution": answer.reattribution_id,
         "settings revision": str(decision.settings_revision),
     }
     for name, value in facts.items():
         if value:
             tables.console.print(f"  [dim]{name:<18}[/]{escape(value)}")
-    if not decision.candidates:
+    candidates = (*decision.candidates, *answer.late_pings)
+    if not candidates:
         return
     rows = table(
         "", "candidate", "verdict", "tracker", "matched by", "level", "before it", "window", "from",
         numbers=["level"], whole=["candidate", "verdict", "tracker"],
     )  # fmt: skip
-    for candidate in decision.candidates:
+    for candidate in candidates:
         verdict = short_name(decision_pb2.Verdict.DESCRIPTOR, candidate.verdict)
         colour = "green" if verdict == "WON" else "yellow" if verdict.startswith("LOST_TO_") else "red"
         rows.add_row(
@@ -122,6 +124,8 @@ def print_fact(fact: decision_pb2.Fact) -> None:
     ]
     if decision.version > 1:
         parts.append(f"version {decision.version}")
+    if decision.because:
+        parts.append(f"because {escape(_because(decision))}")
     if decision.tracker_id:
         parts.append(f"to {escape(decision.tracker_id)} of {escape(decision.network_id)}")
     if decision.engagement_id:
@@ -188,6 +192,13 @@ def print_offered(app_id: str, name: str, offered: Iterable[offer_pb2.OfferedPos
 
 def _outcome(outcome: decision_pb2.Outcome.ValueType) -> str:
     return short_name(decision_pb2.Outcome.DESCRIPTOR, outcome)
+
+
+def _because(decision: decision_pb2.Decision) -> str:
+    """Returns what arrived late, so that a version was made (D12): LATE_EVENT order-4711."""
+    return " ".join(
+        filter(None, (short_name(decision_pb2.Because.DESCRIPTOR, decision.because), decision.late_record_id))
+    )
 
 
 def _credit(decision: decision_pb2.Decision) -> str:

@@ -47,6 +47,7 @@ from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Loop, Worker, WorkerConfig
 from services.attribution.pace import Pace
+from services.attribution.queries.background import Background
 from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following, FollowingConfig
 from services.attribution.queries.offers import HAND_OVER_S, Offers
@@ -410,7 +411,9 @@ def start_world(
             api = Attribution(
                 pool,
                 settings,
-                explanations=Explanations(pool, IngestServiceStub(to_ingest)),
+                explanations=Explanations(
+                    pool, IngestServiceStub(to_ingest), Background(pool, settings, PastRules(settings, feed.at))
+                ),
                 following=following,
                 what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000, what_if_config),
                 reattributions=Reattributions(pool, settings),

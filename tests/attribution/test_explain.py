@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import uuid
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -11,11 +12,16 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from libs.errors import Unavailable, from_rpc_error
 from libs.messages import short_name
+from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
+from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2
 from services.attribution.queries import sentences
+from services.attribution.queries.background import Background
 from services.attribution.queries.explanations import Explanations
+from services.attribution.storage.explanations import latest_attribution
+from services.attribution.wire.past_rules import PastRules
 from tests.attribution.conftest import (
     APP,
     OTHER_RE_TRACKER,
@@ -47,6 +53,22 @@ async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
         await call
     details = from_rpc_error(raised.value)
     return details.code, details.reason
+
+
+async def version(world: World, conversion_id: str, number: int) -> decision_pb2.Decision:
+    """The newest version of a decision, once it is this one."""
+    async with asyncio.timeout(10):
+        while (newest := (await world.decided(conversion_id))[0]).version < number:
+            await asyncio.sleep(0.02)
+    return newest
+
+
+def purchase_resource(*, period_s: int) -> snapshot_pb2.Resource:
+    """Purchase (MTR 1 h), whose reengagements last so long."""
+    purchase = event_definition_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=status_pb2.STATUS_LIVE)
+    purchase.min_time_to_reengagement.FromSeconds(HOUR)
+    purchase.reengagement_period.FromSeconds(period_s)
+    return snapshot_pb2.Resource(event_definition=purchase)
 
 
 def timeless(text: str) -> str:
@@ -126,7 +148,7 @@ async def test_mtr_tells_when_it_ends_and_from_what(world: World) -> None:
     )
 
 
-async def test_of_attributions_at_one_time_mtr_counts_from_that_which_a_history_has_last(world: World) -> None:
+async def test_of_attributions_at_one_time_mtr_counts_from_that_which_was_received_last(world: World) -> None:
     first, second = {"adid": device(1)}, {"android_id": "b2"}
     async with world.worker():
         await world.send(install(0, first, record_id="i2"))
@@ -136,10 +158,118 @@ async def test_of_attributions_at_one_time_mtr_counts_from_that_which_a_history_
         await world.send(event(10, {**first, **second}, "Login", record_id="v2"))
         await world.send(click(20, second, record_id="k1"), event(30, second, record_id="e1"))
         await world.decided("e1")
-        answers = [await explain(world, "e1")]
-        await world.pool.execute("UPDATE decisions SET sequence = -sequence WHERE conversion_id IN ('i1', 'i2')")
-        answers.append(await explain(world, "e1"))
-    assert all("latest attribution, install i2 at" in answer.summary for answer in answers)
+        answer = await explain(world, "e1")
+    assert "latest attribution, install i1 at" in answer.summary
+
+
+async def test_an_install_that_arrived_late_is_the_latest_attribution(world: World) -> None:
+    """The event's device was merged into an older one, which the install showed to be the same."""
+    here, there = {"adid": device(1)}, {"android_id": "b2"}
+    installed = install(90, {**here, **there}, record_id="i0")
+    async with world.worker():
+        await world.send(event(0, there, "View", record_id="v0"), click(20, here, record_id="k1"))
+        await world.decided("v0")
+        await world.send(event(100, here, record_id="e1"))
+        (first,) = await world.decided("e1")
+        await world.send(installed)
+        newest = await version(world, "e1", 2)
+        answer = await explain(world, "e1")
+        (i0,) = await world.decided("i0")
+    assert (first.outcome, newest.reason) == (decision_pb2.OUTCOME_REENGAGED, decision_pb2.REASON_MTR_NOT_MET)
+    assert first.device_id != i0.device_id
+    assert f"latest attribution, install i0 at {text_at(installed)}; it lasts until" in answer.summary
+    assert re.search(
+        "It was decided again as version 2 at T, because install i0 arrived .* s after it. Version 1 was REENGAGED to "
+        "tracker re of acme by k1.",
+        timeless(answer.summary),
+    )
+
+
+async def test_mtr_counts_from_a_reengagement_whose_period_has_passed(world: World) -> None:
+    """It is no source any more; and here it arrived after the event that comes too early after it."""
+    await world.settings.reached(await world.feed.publish(purchase_resource(period_s=60)))
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"), event(200, device(1), record_id="e2"))
+        await world.decided("e2")
+        await world.send(event(10, device(1), record_id="e1"))
+        newest = await version(world, "e2", 2)
+        answer = await explain(world, "e2")
+    assert (newest.reason, newest.source_conversion_id) == (decision_pb2.REASON_MTR_NOT_MET, "")
+    assert "latest attribution, Purchase e1 at" in answer.summary
+    assert "because Purchase e1 arrived" in answer.summary
+
+
+async def test_in_the_order_of_receipt_mtr_counts_from_what_came_first(world: World) -> None:
+    app = app_pb2.App(app_id=APP, name="Shop", platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
+    app.settings.late_window.FromSeconds(0)
+    await world.settings.reached(await world.feed.publish(snapshot_pb2.Resource(app=app)))
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"), event(500, device(1), record_id="e1"))
+        await world.decided("e1")
+        await world.send(event(400, device(1), record_id="e0"), event(9000, device(1), record_id="e2"))
+        e0, e2 = await world.decided("e0", "e2")
+        answer = await explain(world, "e0")
+    assert (e0.reason, e2.outcome) == (decision_pb2.REASON_MTR_NOT_MET, decision_pb2.OUTCOME_REENGAGED)
+    assert "latest attribution, Purchase e1 at" in answer.summary, "e2 was received later"
+
+
+async def test_of_attributions_the_latest_before_a_conversion_goes_before_those_after_it(world: World) -> None:
+    """Each is named by its time and its receipt; of those after it only what had been received before it counts."""
+    device_id = uuid.uuid4()
+    rows = [(100, 100, 1), (130, 400, 2), (140, 130, 9), (300, 150, 3), (400, 900, 4)]
+    await Periods(world.pool).ensure([(0, 400)])
+    await world.pool.executemany(
+        """
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, device_id, outcome,
+                               conversion_time_us, receive_time_us, retention_days, decision, record)
+        VALUES (0, $3::bigint, 'a', $1::bigint || ' ' || $2::bigint, 1, $4, 6, $1, $2, 400, '', '')
+        """,
+        [(*row, device_id) for row in rows],
+    )
+
+    async def latest(since_us: int) -> str | None:
+        found = await latest_attribution(
+            world.pool, 0, "a", [device_id], since_us=since_us, time_us=200, receive_time_us=200, sequence=9
+        )
+        return found and found.conversion_id
+
+    assert [await latest(since_us) for since_us in (0, 120, 130, 300)] == ["130 400", "130 400", "300 150", None]
+
+
+async def test_a_late_engagement_tells_what_it_changed(world: World) -> None:
+    async with world.worker():
+        await world.send(event(10, device(1), record_id="e1"))
+        await world.decided("e1")
+        await world.send(click(0, device(1), record_id="k1"))
+        await version(world, "e1", 2)
+        answer = await explain(world, "e1")
+        await world.pool.execute("DELETE FROM engagements")
+        without = await explain(world, "e1")
+    assert re.search(
+        "It was decided again as version 2 at T, because click k1 arrived .* s after it. Version 1 was UNATTRIBUTED "
+        r"\(NO_CANDIDATE\).",
+        timeless(answer.summary),
+    )
+    assert answer.reattribution_id == ""
+    assert "because click or impression k1 arrived late." in without.summary
+
+
+async def test_a_session_that_turns_out_to_go_on_is_told_so(world: World) -> None:
+    start = record_pb2.Session(state=record_pb2.Session.STATE_START)
+    async with world.worker():
+        await world.send(record(600, device(1), session=start, record_id="s2"))
+        await world.decided("s2")
+        await world.send(record(0, device(1), session=start, record_id="s1"))
+        newest = await version(world, "s2", 2)
+        answer = await explain(world, "s2")
+    assert (answer.state, newest.outcome) == (Explanation.STATE_DECIDED, decision_pb2.OUTCOME_CONTINUED)
+    assert re.fullmatch(
+        "SessionBegin at T is no event: its session goes on with what the device did in the 30 minutes before. It was "
+        "decided again as version 2 at T, because SessionBegin s1 arrived .* s after it. Version 1 was "
+        r"UNATTRIBUTED \(EVENT_NOT_SELECTED\). It was first received at T.",
+        timeless(answer.summary),
+    )
+    assert not answer.sentences
 
 
 async def test_a_reattributed_conversion_tells_what_was_said_before(world: World) -> None:
@@ -323,7 +453,8 @@ async def test_what_nobody_knows_is_not_found(world: World) -> None:
 
 
 async def test_an_ingest_that_hangs_is_named(world: World) -> None:
-    explanations = Explanations(world.pool, world.ingest, look_up_timeout_s=0.1)
+    background = Background(world.pool, world.settings, PastRules(world.settings, world.feed.at))
+    explanations = Explanations(world.pool, world.ingest, background, look_up_timeout_s=0.1)
     async with world.log_pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE rejected IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(Unavailable) as raised:
@@ -440,6 +571,14 @@ WINNER.engagement_id = "k0"
             candidate(decision_pb2.VERDICT_TRAFFIC_RULE, traffic_rule=decision_pb2.TRAFFIC_RULE_OS_VERSION),
             "was refused: its tracker's traffic rules do not take its version of the operating system.",
         ),
+        (
+            candidate(decision_pb2.VERDICT_DEVICE_ACTIVE),
+            "was refused: the device had been active within the app's inactivity window before it.",
+        ),
+        (
+            candidate(decision_pb2.VERDICT_REPORTED_LATE),
+            "was refused: a server reported it after the conversion, later than late_pings of its network allows.",
+        ),
         (candidate(cast("decision_pb2.Verdict.ValueType", 99)), "was refused: 99."),
     ],
     ids=lambda value: (
@@ -449,6 +588,38 @@ WINNER.engagement_id = "k0"
 def test_what_is_said_of_a_candidate(said: decision_pb2.Candidate, expected: str) -> None:
     decision = decision_pb2.Decision(candidates=[WINNER, said])
     assert list(sentences.sentences(decision))[1] == f"Click k1 on tracker t of n at 2027-01-15 08:00:00 UTC {expected}"
+
+
+@pytest.mark.parametrize(
+    ("late_pings_us", "expected"),
+    [
+        (0, "was refused: reported 1 s after the conversion; late_pings of n is 0."),
+        (500_000, "was refused: reported 1 s after the conversion; late_pings of n is 0.5 s."),
+    ],
+)
+def test_what_is_known_of_a_late_ping_is_said(late_pings_us: int, expected: str) -> None:
+    late = candidate(decision_pb2.VERDICT_REPORTED_LATE)
+    known = {"k1": sentences.Known(reported_us=1_000_000, late_pings_us=late_pings_us)}
+    said = sentences.sentences(decision_pb2.Decision(candidates=[WINNER]), late_pings=[late], known=known)
+    assert list(said)[1] == f"Click k1 on tracker t of n at 2027-01-15 08:00:00 UTC {expected}"
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [
+        (sentences.Late("click", 182_000_000), "click c-17 arrived 3 min 2 s after it"),
+        (sentences.Late("click", -1), "click c-17 arrived late"),  # before it, but after others that it changed
+        (None, "click or impression c-17 arrived late"),
+    ],
+)
+def test_what_arrived_late_is_said_as_far_as_it_is_known(late: sentences.Late | None, expected: str) -> None:
+    decision = decision_pb2.Decision(
+        version=2, because=decision_pb2.BECAUSE_LATE_ENGAGEMENT, late_record_id="c-17", install_known=True
+    )
+    replaced = sentences.Replaced(decision_pb2.Decision(version=1), "", late)
+    assert f"It was decided again as version 2 at 1970-01-01 00:00:00 UTC, because {expected}. Version 1" in (
+        sentences.summary(decision, replaced=replaced)
+    )
 
 
 def test_what_is_said_of_claims() -> None:
@@ -471,6 +642,13 @@ def test_every_verdict_has_words(name: str) -> None:
     lost = candidate(decision_pb2.Verdict.Value(name))
     *_, sentence = sentences.sentences(decision_pb2.Decision(candidates=[WINNER, lost]))
     assert name.removeprefix("VERDICT_") not in sentence
+
+
+@pytest.mark.parametrize("name", decision_pb2.Because.keys()[1:])
+def test_every_kind_of_late_record_has_words(name: str) -> None:
+    decision = decision_pb2.Decision(version=2, because=decision_pb2.Because.Value(name))
+    replaced = sentences.Replaced(decision_pb2.Decision(version=1), "")
+    assert "because record" not in sentences.summary(decision, replaced=replaced)
 
 
 @pytest.mark.parametrize("name", decision_pb2.Reason.keys()[1:])

@@ -8,6 +8,7 @@ from reengage.attribution.v1 import decision_pb2, explanation_pb2, what_if_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from tests.attribution.conftest import APP, World, click, device, event, install, record
+from tests.attribution.test_explain import text_at
 from tests.attribution.test_reattribution import what_if, working
 
 HOUR = 3600
@@ -52,13 +53,19 @@ async def test_activity_counts_from_whatever_it_was(ruled: World) -> None:
             )
             await ruled.send(event(7 * HOUR, name, record_id=f"e{number}"))
         decisions = await ruled.decided("e0", "e1", "e2", "e3")
-        said = await ruled.attribution.ExplainDecision(
-            explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id="e0")
-        )
-    for number, decision in enumerate(decisions):
+        explained = [
+            await ruled.attribution.ExplainDecision(
+                explanation_pb2.ExplainDecisionRequest(app_id=APP, conversion_id=decision.conversion_id)
+            )
+            for decision in decisions
+        ]
+    for number, (decision, said) in enumerate(zip(decisions, explained, strict=True)):
         assert verdicts(decision) == {f"early{number}": ACTIVE, f"late{number}": WON}
-    early, _ = (sentence for sentence in said.sentences if "of its own" not in sentence)
-    assert early.endswith("was refused: the device had been active within the app's inactivity window before it.")
+        early, _ = (sentence for sentence in said.sentences if "of its own" not in sentence)
+        assert early.endswith(
+            f"was refused: the device was last active 5 h 59 min before, at "
+            f"{text_at(event(600 if number == 3 else 0, a))}; inactivity_window of the app is 6 h."
+        )
 
 
 async def test_activity_of_the_same_batch_and_of_a_device_that_was_merged_counts(ruled: World) -> None:

@@ -16,7 +16,13 @@ from services.attribution.decision.model import DAY_US
 from services.attribution.storage.activity import AskedInactivity, find_latest_activity
 from services.attribution.storage.decisions import already_decided, find_wins, list_decisions, read_outbox
 from services.attribution.storage.devices import find_identifiers
-from services.attribution.storage.engagements import AskedKey, find_engagements, find_records, find_repeats
+from services.attribution.storage.engagements import (
+    AskedKey,
+    find_engagements,
+    find_pings,
+    find_records,
+    find_repeats,
+)
 from services.attribution.storage.hashed_ids import find_raw_keys
 from services.attribution.storage.late_arrivals import (
     AskedDevice,
@@ -163,3 +169,44 @@ async def test_plans_of_late_records(world: World) -> None:
     await devices_by_engagement(connection, [late], slack_us=1, span_us=100, limit=50)
     indexes = {re.sub(r".*_400_|.*_60_", "", index) for index in explaining.used("decisions")}
     assert indexes == {"lane_missing_click_idx", "address_key_conversion_time_us_idx"}
+
+
+@pytest.mark.slow
+async def test_plans_of_late_pings(world: World) -> None:
+    """However much lies behind an address or a device, a fixed number of rows is read."""
+    await Periods(world.pool).ensure((month * 31 * DAY_US, days) for month in range(3) for days in (60, 400))
+    await world.pool.execute("INSERT INTO retentions VALUES ('many', 400, 400)")
+    await world.pool.execute(
+        """
+        INSERT INTO engagements (match_key, time_us, engagement_id, lane, position, receive_time_us, is_click, is_ping,
+                                 tracker_id, device_keys, ip, click_id, completed_view, is_valid, visitor, country,
+                                 retention_days)
+        SELECT 'address', n, n::text, 0, n, n, true, true, 're', '', '', '', false, true, 0, '', 400
+        FROM generate_series(1, 2000) AS n
+        """
+    )
+    device_id = uuid.uuid4()
+    await world.pool.execute(
+        """
+        INSERT INTO decisions (lane, sequence, app_id, conversion_id, version, device_id, outcome,
+                               conversion_time_us, receive_time_us, retention_days, address_key, decision, record)
+        SELECT 0, n, 'many', n::text, 1, $1, 6, n, n, 400, 'address', '', '' FROM generate_series(1, 2000) AS n
+        """,
+        device_id,
+    )
+    explaining = _Explaining(world.pool)
+    connection = cast("Connection", explaining)
+    await find_pings(
+        connection,
+        [b"address"],
+        "many",
+        time_us=1500,
+        receive_time_us=1495,
+        until_us=6000,
+        span_us=1000,
+        through=100,
+        limit=40,
+    )
+    assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
+    assert "->  Sort (" not in explaining.plan.split("Subquery Scan")[1], "not all that lies behind an address is read"
+    assert re.search(r"engagements_197001_400_pkey.* \(actual rows=100\b", explaining.plan), explaining.plan

@@ -90,6 +90,29 @@ def test_a_length_below_zero_is_said_in_the_same_way(monkeypatch: pytest.MonkeyP
     assert "-1 min 30 s" in shown.get()
 
 
+def test_a_session_that_went_on_says_what_arrived_late_and_pings_that_did_are_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(highlight=False, width=200)
+    monkeypatch.setattr(tables, "console", console)
+    decision = decision_pb2.Decision(
+        conversion_id="s2",
+        version=2,
+        outcome=decision_pb2.OUTCOME_CONTINUED,
+        because=decision_pb2.BECAUSE_LATE_EVENT,
+        late_record_id="s1",
+    )
+    late = decision_pb2.Candidate(engagement_id="p1", verdict=decision_pb2.VERDICT_REPORTED_LATE, tracker_id="re")
+    with console.capture() as shown:
+        decision_tables.print_explanation(explanation_pb2.ExplainDecisionResponse(decision=decision, late_pings=[late]))
+        decision_tables.print_fact(decision_pb2.Fact(sign=1, decision=decision))
+    words = [" ".join(line.split()) for line in shown.get().splitlines()]
+    assert words[1] == "s2 CONTINUED"
+    assert {"version 2", "because LATE_EVENT s1"} <= set(words)
+    assert words[-2].startswith("p1 REPORTED_LATE re")
+    assert words[-1].endswith("+ CONTINUED s2 version 2 because LATE_EVENT s1")
+
+
 @pytest.mark.parametrize(
     ("engagement_id", "text"),
     [

@@ -174,10 +174,11 @@ def asked_activity_us(conversion: Conversion, candidates: Iterable[Engagement], 
     OURS: what happened in the second of an engagement did not come before it: many senders give whole seconds.
     """
     times_us = {min(each.time_us, conversion.time_us) for each in candidates} | {claim.time_us for claim in claims}
-    return {_second_of(time_us) for time_us in times_us}
+    return {second_of(time_us) for time_us in times_us}
 
 
-def _second_of(time_us: int) -> int:
+def second_of(time_us: int) -> int:
+    """Returns the beginning of the second of a time."""
     return time_us - time_us % SECOND_US
 
 
@@ -401,7 +402,7 @@ def _refusal_by_activity(time_us: int, contest: _Contest) -> Verdict | None:
     """Applies D13."""
     if not contest.active_us:
         return None
-    before = bisect_left(contest.active_us, _second_of(time_us))
+    before = bisect_left(contest.active_us, second_of(time_us))
     if before == 0 or time_us - contest.active_us[before - 1] >= contest.rules.app.inactivity_window_us:
         return None
     return Verdict.DEVICE_ACTIVE

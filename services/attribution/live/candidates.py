@@ -20,6 +20,7 @@ from services.attribution.storage.engagements import (
     FoundEngagement,
     find_engagements,
     find_further,
+    find_pings,
     find_repeats,
 )
 from services.attribution.storage.hashed_ids import find_hash_lengths, find_raw_keys
@@ -62,10 +63,7 @@ async def find_candidates(connection: Connection, queries: Sequence[CandidateQue
     """Returns the candidates of each query, repeated clicks marked."""
     if not queries:
         return []
-    app_ids = {query.rules.app.app_id for query in queries}
-    lengths = await find_hash_lengths(connection, app_ids, is_on_conversions=False)
-    raw_keys = await _raw_keys(connection, queries)
-    found = [Candidates(_with_device_keys(query, lengths, raw_keys), {}) for query in queries]
+    found = [Candidates(conversion, {}) for conversion in await _with_keys(connection, queries)]
     asked = [
         AskedKey(key, conversion.time_us, query.rules.app.app_id, number, query.until_us)
         for number, (query, (conversion, _)) in enumerate(zip(queries, found, strict=True))
@@ -93,6 +91,31 @@ async def find_candidates(connection: Connection, queries: Sequence[CandidateQue
         )
         await _add(connection, queries, found, further)
     return found
+
+
+async def find_late_pings(connection: Connection, query: CandidateQuery) -> Candidates:
+    """Returns the server pings that are dated before a conversion and were received after it (D12)."""
+    [conversion] = await _with_keys(connection, [query])
+    pings = await find_pings(
+        connection,
+        conversion_keys(query.rules.app, conversion),
+        query.rules.app.app_id,
+        time_us=conversion.latest_us,
+        receive_time_us=conversion.receive_time_us,
+        until_us=query.until_us,
+        span_us=CONSIDERED_US,
+        through=MAX_LOOKED_THROUGH,
+        limit=MAX_CONSIDERED,
+    )
+    return Candidates(conversion, {ping.engagement_id: ping for ping in pings})
+
+
+async def _with_keys(connection: Connection, queries: Sequence[CandidateQuery]) -> list[Conversion]:
+    """Returns the conversions, each with the keys of its device's ids in all forms that engagements carry (A3)."""
+    app_ids = {query.rules.app.app_id for query in queries}
+    lengths = await find_hash_lengths(connection, app_ids, is_on_conversions=False)
+    raw_keys = await _raw_keys(connection, queries)
+    return [_with_device_keys(query, lengths, raw_keys) for query in queries]
 
 
 async def _raw_keys(connection: Connection, queries: Sequence[CandidateQuery]) -> Mapping[bytes, Set[bytes]]:

@@ -10,29 +10,29 @@ from libs.call_context import remaining_s
 from libs.db import Pool
 from libs.domain.lanes import lane_of
 from libs.errors import NotFound, Unavailable
+from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
 from reengage.ingest.v1 import record_lookup_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2
 from services.attribution.queries import sentences
-from services.attribution.queries.sentences import Attributed, Replaced
+from services.attribution.queries.background import Background, Decided
+from services.attribution.queries.sentences import Attributed, Late, Replaced
+from services.attribution.storage.decisions import newest_decision
 from services.attribution.storage.explanations import (
     PendingConversion,
     Version,
-    engagement_records,
-    first_sequence,
     is_decided_up_to,
     latest_attribution,
     merged_devices,
     nearest_conversion,
     newest_versions,
     pending_conversion,
+    stored_engagements,
     won_conversions,
 )
 
 Explanation = explanation_pb2.ExplainDecisionResponse
-
-_TOLD_BY_RECORD = frozenset({decision_pb2.VERDICT_BOT, decision_pb2.VERDICT_TRAFFIC_RULE})
 
 LOOK_UP_TIMEOUT_S = 2.0
 """How long ingest has to answer: well within the deadline of the caller, who must learn that ingest hangs."""
@@ -41,11 +41,22 @@ LOOK_UP_TIMEOUT_S = 2.0
 class Explanations:
     """Explanations from what attribution knows of a record and, if it did not decide it, from what ingest knows."""
 
-    def __init__(self, pool: Pool, ingest: IngestServiceStub, *, look_up_timeout_s: float = LOOK_UP_TIMEOUT_S) -> None:
-        self._pool, self._ingest, self._look_up_timeout_s = pool, ingest, look_up_timeout_s
+    def __init__(
+        self,
+        pool: Pool,
+        ingest: IngestServiceStub,
+        background: Background,
+        *,
+        look_up_timeout_s: float = LOOK_UP_TIMEOUT_S,
+    ) -> None:
+        self._pool, self._ingest, self._background = pool, ingest, background
+        self._look_up_timeout_s = look_up_timeout_s
 
     async def of_record(self, app_id: str, record_id: str) -> Explanation:
-        """Explains a record. Raises NotFound `CONVERSION_NOT_FOUND`, Unavailable `LOG_UNAVAILABLE`."""
+        """Explains a record.
+
+        Raises NotFound `CONVERSION_NOT_FOUND`, Unavailable `LOG_UNAVAILABLE` or `SETTINGS_UNAVAILABLE`.
+        """
         explained = await self._decided_or_pending(app_id, record_id) or await self._engagement(app_id, record_id)
         if explained is not None:
             return explained
@@ -73,45 +84,80 @@ class Explanations:
         return None
 
     async def _decided(self, lane: int, newest: Version, before: Version | None = None) -> Explanation:
-        decision = _decision(newest)
-        latest = (
-            await self._latest_attribution(lane, decision)
-            if decision.reason == decision_pb2.REASON_MTR_NOT_MET
-            else None
-        )
-        reattribution_id = newest.reattribution_id or ""
-        replaced = None if before is None else Replaced(_decision(before), reattribution_id)
+        decided = Decided.of(newest)
+        decision = decided.decision
+        is_too_early = decision.reason == decision_pb2.REASON_MTR_NOT_MET
+        latest = await self._latest_attribution(lane, decision, newest.sequence) if is_too_early else None
+        late_pings = await self._background.late_pings(decided)
+        known = await self._background.known(decided, (*decision.candidates, *late_pings))
+        replaced = None if before is None else await self._replaced(lane, decision, newest, before)
         return Explanation(
             state=Explanation.STATE_DECIDED,
             decision=decision,
             summary=sentences.summary(decision, latest=latest, replaced=replaced),
-            sentences=sentences.sentences(decision, answers=_answers(newest), records=await self._told_of(decision)),
+            sentences=sentences.sentences(decision, late_pings=late_pings, answers=_answers(newest), known=known),
             won_conversion_ids=await won_conversions(self._pool, lane, decision.app_id, decision.conversion_id),
             receive_time=decision.receive_time,
-            reattribution_id=reattribution_id,
+            reattribution_id=newest.reattribution_id or "",
+            late_pings=late_pings,
         )
 
-    async def _told_of(self, decision: decision_pb2.Decision) -> dict[str, record_pb2.Record]:
-        """Returns the records, by engagement id, of candidates whose verdicts say less than is known."""
-        wanted = [each.engagement_id for each in decision.candidates if each.verdict in _TOLD_BY_RECORD]
-        found = await engagement_records(self._pool, decision.app_id, wanted) if wanted else {}
-        return {engagement_id: record_pb2.Record.FromString(record) for engagement_id, record in found.items()}
+    async def _replaced(self, lane: int, decision: decision_pb2.Decision, newest: Version, before: Version) -> Replaced:
+        """Returns the version before the newest one, and why that was made."""
+        late = await self._late(lane, decision) if decision.because else None
+        return Replaced(decision_pb2.Decision.FromString(before.decision), newest.reattribution_id or "", late)
 
-    async def _latest_attribution(self, lane: int, decision: decision_pb2.Decision) -> Attributed | None:
-        sequence = await first_sequence(self._pool, lane, decision.app_id, decision.conversion_id)
-        device_ids = await merged_devices(self._pool, uuid.UUID(decision.device_id), sequence)
-        found = await latest_attribution(self._pool, lane, decision.app_id, device_ids, sequence)
+    async def _late(self, lane: int, decision: decision_pb2.Decision) -> Late | None:
+        """Returns the late record that a version was made for (D12), None when it is no longer stored."""
+        app_id, record_id = decision.app_id, decision.late_record_id
+        if decision.because == decision_pb2.BECAUSE_LATE_ENGAGEMENT:
+            stored = (await stored_engagements(self._pool, app_id, [record_id])).get(record_id)
+            if stored is None:
+                return None
+            is_view = record_pb2.Record.FromString(stored.record).HasField("impression")
+            return Late("impression" if is_view else "click", stored.receive_time_us)
+        if (found := await newest_decision(self._pool, lane, app_id, record_id)) is None:
+            return None
+        late = decision_pb2.Decision.FromString(found)
+        return Late(sentences.noun(late.event_name), timestamp_us(late.receive_time))
+
+    async def _latest_attribution(self, lane: int, decision: decision_pb2.Decision, sequence: int) -> Attributed | None:
+        """Returns the attribution that the MTR of a decision with this sequence counts from, in the order of times.
+
+        That is the one that made the source of then (D6). Only if that has run out (D8), or if a later one had been
+        decided for good before the conversion came (D3), it is looked for.
+        """
+        time_us = timestamp_us(decision.conversion_time)
+        since_us = time_us - int(decision.custom_dimensions["mtr_rejected"]) * SECOND_US
+        source_us = timestamp_us(decision.source_time)
+        if decision.source_conversion_id and source_us > since_us:
+            made = await newest_decision(self._pool, lane, decision.app_id, decision.source_conversion_id)
+            if made is None:
+                return None
+            return Attributed(
+                decision.source_conversion_id, decision_pb2.Decision.FromString(made).event_name, source_us
+            )
+        found = await latest_attribution(
+            self._pool,
+            lane,
+            decision.app_id,
+            await merged_devices(self._pool, uuid.UUID(decision.device_id), sequence),
+            since_us=since_us,
+            time_us=time_us,
+            receive_time_us=timestamp_us(decision.receive_time),
+            sequence=sequence,
+        )
         if found is None:
             return None
         event_name = decision_pb2.Decision.FromString(found.decision).event_name
         return Attributed(found.conversion_id, event_name, found.conversion_time_us)
 
     async def _engagement(self, app_id: str, record_id: str) -> Explanation | None:
-        found = await engagement_records(self._pool, app_id, [record_id])
+        found = await stored_engagements(self._pool, app_id, [record_id])
         if not found:
             return None
         won = await won_conversions(self._pool, lane_of(app_id), app_id, record_id)
-        return _engagement(record_pb2.Record.FromString(found[record_id]), won)
+        return _engagement(record_pb2.Record.FromString(found[record_id].record), won)
 
     async def _undecided(self, looked_up: record_lookup_pb2.LookUpRecordResponse, *, is_taken: bool) -> Explanation:
         record, accept_time = looked_up.record, looked_up.accept_time
@@ -139,10 +185,6 @@ class Explanations:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise NotFound("CONVERSION_NOT_FOUND", "nothing is known about this record (any more)") from None
             raise Unavailable("LOG_UNAVAILABLE", "ingest does not answer; try again", retry_after_s=1.0) from error
-
-
-def _decision(version: Version) -> decision_pb2.Decision:
-    return decision_pb2.Decision.FromString(version.decision)
 
 
 def _answers(version: Version) -> Sequence[claim_pb2.ClaimAnswer]:

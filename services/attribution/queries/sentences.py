@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL
 from libs.domain.visitors import find_bot
 from libs.messages import short_name
-from libs.time import SECOND_US, describe_duration
+from libs.time import SECOND_US, describe_duration, timestamp_us, to_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from reengage.postback.v1 import claim_pb2
@@ -37,7 +37,9 @@ _REFUSALS = {
     decision_pb2.VERDICT_MATCH_KIND_NOT_ALLOWED: (
         "it carried a device id of its own, so IP address and user agent do not count"
     ),
-    decision_pb2.VERDICT_REPORTED_LATE: "a server reported it too late",
+    decision_pb2.VERDICT_REPORTED_LATE: (
+        "a server reported it after the conversion, later than late_pings of its network allows"
+    ),
     decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click with the same click id",
     decision_pb2.VERDICT_PREFETCH: "a browser fetched it beforehand, no person made it",
     decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or came too late",
@@ -63,6 +65,17 @@ _LOST = frozenset(
     )
 )
 
+_EFFECTS = {
+    decision_pb2.OUTCOME_LINKED: "tied its identities to the device",
+    decision_pb2.OUTCOME_CONTINUED: (
+        "is no event: its session goes on with what the device did in the 30 minutes before"
+    ),
+}
+"""What those did that are no conversions."""
+
+_NO_EVENTS = frozenset((decision_pb2.OUTCOME_REFUSED, decision_pb2.OUTCOME_CONTINUED))
+"""Outcomes of what is named like an event, and was none."""
+
 _LAYERS = {
     decision_pb2.LAYER_TRACKER: "set on the tracker",
     decision_pb2.LAYER_NETWORK: "set for the network",
@@ -80,6 +93,12 @@ _MATCHES = {
 
 _NAMES = {INSTALL: "The install", DEEP_LINK: "The open by deep link", IDENTITY_LINK: "The identity link"}
 
+_LATE = {
+    decision_pb2.BECAUSE_LATE_ENGAGEMENT: "click or impression",
+    decision_pb2.BECAUSE_LATE_INSTALL: "install",
+    decision_pb2.BECAUSE_LATE_EVENT: "event",
+}
+
 
 class Attributed(NamedTuple):
     """The attribution at which the minimum time to reengagement of a conversion began."""
@@ -89,11 +108,40 @@ class Attributed(NamedTuple):
     time_us: int
 
 
+class Late(NamedTuple):
+    """A record that arrived late (D12): a word for what it is, as `click` or the name of an event, and its receipt."""
+
+    name: str
+    receive_time_us: int
+
+
 class Replaced(NamedTuple):
-    """The version before the one explained, and the re-attribution that replaced it."""
+    """The version before the one explained, and what replaced it: a re-attribution, or "" and a late record.
+
+    `late` is None when that record is no longer stored.
+    """
 
     decision: decision_pb2.Decision
     reattribution_id: str
+    late: Late | None = None
+
+
+class Known(NamedTuple):
+    """The facts behind the verdict on a candidate, as far as they are known.
+
+    `record` is that of an engagement, received `reported_us` after the conversion; its network has `late_pings_us`
+    (D12). The device was last active at `active_us`, `idle_us` before, and its app has `inactivity_window_us` (D13).
+    """
+
+    record: record_pb2.Record | None = None
+    reported_us: int | None = None
+    late_pings_us: int | None = None
+    active_us: int | None = None
+    idle_us: int = 0
+    inactivity_window_us: int = 0
+
+
+NOTHING = Known()
 
 
 def summary(
@@ -102,14 +150,11 @@ def summary(
     """Returns what happened and why, in a few sentences. `latest` is needed only when the reason is MTR_NOT_MET."""
     parts = [_outcome(decision, _reason(decision, latest))]
     is_event = decision.event_name not in (INSTALL, IDENTITY_LINK)
-    if is_event and decision.outcome != decision_pb2.OUTCOME_REFUSED and not decision.install_known:
+    if is_event and decision.outcome not in _NO_EVENTS and not decision.install_known:
         parts.append("No install of the device is known.")
     if replaced is not None:
         before = replaced.decision
-        parts.append(
-            f"This is version {decision.version}, made at {_at(decision.decide_time)} by the re-attribution "
-            f"{replaced.reattribution_id}. Version {before.version} was {_short(before)}."
-        )
+        parts.append(f"{_version(decision, replaced)} Version {before.version} was {_short(before)}.")
     if decision.HasField("receive_time"):
         parts.append(f"It was first received at {_at(decision.receive_time)}.")
     return " ".join(parts)
@@ -118,17 +163,18 @@ def summary(
 def sentences(
     decision: decision_pb2.Decision,
     *,
+    late_pings: Iterable[decision_pb2.Candidate] = (),
     answers: Iterable[claim_pb2.ClaimAnswer] = (),
-    records: Mapping[str, record_pb2.Record] = MappingProxyType({}),
+    known: Mapping[str, Known] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yields one sentence for each candidate, then one for each network that made no claim (E4), given its `answers`.
+    """Yields one sentence for each candidate, then for each late ping, which the decision does not list (D12).
 
-    Last one for each id of the record that was not used, because it is shared (A8). `records` has, by engagement id,
-    those candidates of which more is told than their verdict.
+    Then one for each network that made no claim (E4), given its `answers`, and for each id of the record that was not
+    used, because it is shared (A8). `known` has, by engagement id, what more is known of candidates than their verdict.
     """
     winner = next((each for each in decision.candidates if each.verdict == decision_pb2.VERDICT_WON), None)
-    for candidate in decision.candidates:
-        yield f"{_who(candidate)} {_fate(candidate, winner, records.get(candidate.engagement_id))}."
+    for candidate in (*decision.candidates, *late_pings):
+        yield f"{_who(candidate)} {_fate(candidate, winner, known.get(candidate.engagement_id, NOTHING))}."
     yield from claim_sentences(answers)
     for shared in decision.shared_ids:
         count = shared.advertising_id_count
@@ -235,10 +281,8 @@ def _outcome(decision: decision_pb2.Decision, reason: str) -> str:
             return f"{what}, {_anew(decision)}, is organic: {reason}."
         case decision_pb2.OUTCOME_DUPLICATE:
             return f"{what} is a duplicate: {reason}."
-        case decision_pb2.OUTCOME_LINKED:
-            return f"{what} tied its identities to the device."
         case _:
-            return f"{what} had no effect: {reason}."
+            return f"{what} {_EFFECTS.get(decision.outcome) or f'had no effect: {reason}'}."
 
 
 def _winner(decision: decision_pb2.Decision) -> str:
@@ -261,11 +305,22 @@ def _reason(decision: decision_pb2.Decision, latest: Attributed | None) -> str:
     least = f"the minimum time to reengagement, {describe_duration(duration_pb2.Duration(seconds=seconds))},"
     if latest is None:
         return f"{least} had not passed since the device's latest attribution"
-    name = {INSTALL: "install"}.get(latest.event_name, latest.event_name)
+    until = _at_us(latest.time_us + seconds * SECOND_US)
     return (
-        f"{least} had not passed since the device's latest attribution, {name} {latest.conversion_id} at "
-        f"{_at_us(latest.time_us)}; it lasts until {_at_us(latest.time_us + seconds * SECOND_US)}"
+        f"{least} had not passed since the device's latest attribution, {noun(latest.event_name)} "
+        f"{latest.conversion_id} at {_at_us(latest.time_us)}; it lasts until {until}"
     )
+
+
+def _version(decision: decision_pb2.Decision, replaced: Replaced) -> str:
+    """Says what made a version that is not the first."""
+    number, at = decision.version, _at(decision.decide_time)
+    if replaced.reattribution_id:
+        return f"This is version {number}, made at {at} by the re-attribution {replaced.reattribution_id}."
+    name = _LATE.get(decision.because, "record") if replaced.late is None else replaced.late.name
+    late_us = 0 if replaced.late is None else replaced.late.receive_time_us - timestamp_us(decision.receive_time)
+    arrived = f"arrived {_length(late_us)} after it" if late_us > 0 else "arrived late"
+    return f"It was decided again as version {number} at {at}, because {name} {decision.late_record_id} {arrived}."
 
 
 def _reason_name(decision: decision_pb2.Decision) -> str:
@@ -290,9 +345,7 @@ def _who(candidate: decision_pb2.Candidate) -> str:
     return f"{name[0].upper()}{name[1:]}{on} at {_at(candidate.engagement_time)}"
 
 
-def _fate(
-    candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None, record: record_pb2.Record | None
-) -> str:
+def _fate(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate | None, known: Known) -> str:
     if winner is not None and candidate.verdict in _LOST:
         return _lost(candidate, winner)
     lookback = _before(candidate, "the conversion")
@@ -300,9 +353,9 @@ def _fate(
         case decision_pb2.VERDICT_WON:
             return f"won: {lookback}, inside its window of {_window(candidate)}, {_match(candidate)}"
         case decision_pb2.VERDICT_BOT:
-            return f"was refused: {_bot(record)} made it, no person"
+            return f"was refused: {_bot(known.record)} made it, no person"
         case decision_pb2.VERDICT_TRAFFIC_RULE:
-            return f"was refused: its tracker's traffic rules do not take {_traffic(candidate, record)}"
+            return f"was refused: its tracker's traffic rules do not take {_traffic(candidate, known.record)}"
         case decision_pb2.VERDICT_OUTSIDE_WINDOW:
             return f"was refused: {lookback}, outside its window of {_window(candidate)}, {_match(candidate)}"
         case decision_pb2.VERDICT_WINDOW_DISABLED:
@@ -315,7 +368,20 @@ def _fate(
             after.FromNanoseconds(-candidate.lookback.ToNanoseconds())
             return f"was refused: it came {describe_duration(after)} after the conversion"
         case _:
-            return f"was refused: {_REFUSALS.get(candidate.verdict) or _verdict_name(candidate)}"
+            return f"was refused: {_refusal(candidate, known)}"
+
+
+def _refusal(candidate: decision_pb2.Candidate, known: Known) -> str:
+    match candidate.verdict:
+        case decision_pb2.VERDICT_REPORTED_LATE if known.reported_us is not None and known.late_pings_us is not None:
+            allowed = _length(known.late_pings_us) if known.late_pings_us else "0"
+            reported = f"reported {_length(known.reported_us)} after the conversion"
+            return f"{reported}; late_pings of {candidate.network_id} is {allowed}"
+        case decision_pb2.VERDICT_DEVICE_ACTIVE if known.active_us is not None:
+            active = f"the device was last active {_length(known.idle_us)} before, at {_at_us(known.active_us)}"
+            return f"{active}; inactivity_window of the app is {_length(known.inactivity_window_us)}"
+        case _:
+            return _REFUSALS.get(candidate.verdict) or _verdict_name(candidate)
 
 
 def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> str:
@@ -388,6 +454,15 @@ def _received(record: record_pb2.Record, receive_time: timestamp_pb2.Timestamp) 
         case _:
             what = "The identity link"
     return f"{what} at {_at(record.event_time)} was received at {_at(receive_time)}"
+
+
+def noun(event_name: str) -> str:
+    """Returns a word for a conversion, to stand before its id."""
+    return _NAMES[event_name].removeprefix("The ") if event_name in _NAMES else event_name
+
+
+def _length(length_us: int) -> str:
+    return describe_duration(to_duration(length_us))
 
 
 def _list(words: Sequence[str]) -> str:

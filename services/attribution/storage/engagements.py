@@ -261,6 +261,54 @@ async def find_further(
     return _once_a_conversion(rows, asked)
 
 
+async def find_pings(
+    connection: Connection,
+    match_keys: Collection[bytes],
+    app_id: str,
+    *,
+    time_us: int,
+    receive_time_us: int,
+    until_us: int,
+    span_us: int,
+    through: int,
+    limit: int,
+) -> list[Engagement]:
+    """Returns the server pings under these keys that are dated before a time and were received after another.
+
+    That is of each key the nearest `limit`, among the `through` engagements nearest before the time, none further away
+    than `span_us`. Those received after `until_us` do not count. One under several keys is returned several times.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT found.*
+        FROM unnest($1::bytea[]) AS asked (match_key)
+        JOIN retentions ON retentions.app_id = $2
+        CROSS JOIN LATERAL (
+            SELECT engagement_id, is_click, tracker_id, time_us, receive_time_us, is_ping, device_keys, ip, user_agent,
+                   click_id, completed_view, is_valid, visitor, country
+            FROM (
+                SELECT * FROM engagements
+                WHERE match_key = asked.match_key
+                  AND time_us >= $3::bigint - $6 AND time_us < $3
+                  AND retention_days BETWEEN least_days AND most_days
+                ORDER BY time_us DESC, engagement_id DESC LIMIT $7 -- whatever lies behind a key, this is the cost
+            ) AS nearest
+            WHERE is_ping AND receive_time_us > $4 AND receive_time_us <= $5
+            ORDER BY time_us DESC LIMIT $8
+        ) AS found
+        """,
+        list(match_keys),
+        app_id,
+        time_us,
+        receive_time_us,
+        until_us,
+        span_us,
+        through,
+        limit,
+    )
+    return [_engagement(*row) for row in rows]
+
+
 async def find_repeats(
     connection: Connection, clicks: Collection[tuple[bytes, int, str, int]], *, within_us: int
 ) -> set[tuple[str, int]]:

@@ -16,11 +16,24 @@ MAX_WON = 1_000
 
 
 class Version(NamedTuple):
-    """A version of a decision: the message, the re-attribution that made it, the claims it was decided with."""
+    """A version of a decision: the message, the re-attribution that made it, and what it was made of.
 
+    `known_ids` has by kind the values that its device was known by and its record does not name.
+    """
+
+    sequence: int
     decision: bytes
     reattribution_id: str | None
     claims: bytes | None
+    record: bytes
+    known_ids: dict[str, list[str]] | None
+
+
+class StoredEngagement(NamedTuple):
+    """The record of a click or an impression, and when it was received."""
+
+    record: bytes
+    receive_time_us: int
 
 
 class PendingConversion(NamedTuple):
@@ -49,7 +62,7 @@ async def newest_versions(pool: Pool, lane: int, app_id: str, conversion_id: str
     """Returns the newest version of a decision and, if there is one, the version before it."""
     rows = await pool.fetch(
         """
-        SELECT decision, reattribution_id, claims FROM decisions
+        SELECT sequence, decision, reattribution_id, claims, record, known_ids FROM decisions
         WHERE lane = $1 AND conversion_id = $2 AND app_id = $3
         ORDER BY version DESC LIMIT 2
         """,
@@ -85,13 +98,16 @@ async def pending_conversion(pool: Pool, lane: int, app_id: str, conversion_id: 
     return None if row is None else PendingConversion(*row)
 
 
-async def engagement_records(pool: Pool, app_id: str, engagement_ids: Sequence[str]) -> dict[str, bytes]:
-    """Returns the records of clicks and impressions by their ids, as far as they are stored."""
+async def stored_engagements(pool: Pool, app_id: str, engagement_ids: Sequence[str]) -> dict[str, StoredEngagement]:
+    """Returns clicks and impressions by their ids, as far as they are stored."""
     rows = await pool.fetch(
-        "SELECT engagement_id, record FROM engagements WHERE match_key = ANY($1) AND record IS NOT NULL",
+        """
+        SELECT engagement_id, record, receive_time_us FROM engagements
+        WHERE match_key = ANY($1) AND record IS NOT NULL
+        """,
         [own_key(app_id, engagement_id) for engagement_id in engagement_ids],
     )
-    return {row["engagement_id"]: row["record"] for row in rows}
+    return {row["engagement_id"]: StoredEngagement(row["record"], row["receive_time_us"]) for row in rows}
 
 
 async def won_conversions(pool: Pool, lane: int, app_id: str, engagement_id: str) -> list[str]:
@@ -121,18 +137,6 @@ async def is_decided_up_to(pool: Pool, home_lane: int, place: log_pb2.LanePositi
             home_lane,
             place.lane,
             place.position,
-        )
-    )
-
-
-async def first_sequence(pool: Pool, lane: int, app_id: str, conversion_id: str) -> int:
-    """Returns the sequence of the first version of a decision that there is."""
-    return int(
-        await pool.fetchval(
-            "SELECT min(sequence) FROM decisions WHERE lane = $1 AND conversion_id = $2 AND app_id = $3",
-            lane,
-            conversion_id,
-            app_id,
         )
     )
 
@@ -190,24 +194,44 @@ async def nearest_conversion(
 
 
 async def latest_attribution(
-    pool: Pool, lane: int, app_id: str, device_ids: Sequence[uuid.UUID], sequence: int
+    pool: Pool,
+    lane: int,
+    app_id: str,
+    device_ids: Sequence[uuid.UUID],
+    *,
+    since_us: int,
+    time_us: int,
+    receive_time_us: int,
+    sequence: int,
 ) -> LatestAttribution | None:
-    """Returns the latest attribution of these devices, as it is now, of those first decided before a sequence."""
+    """Returns the latest attribution of these devices in the order of times, of those first decided before a sequence.
+
+    That is the latest one that came before a conversion of this time and receipt, but after `since_us`. When there is
+    none, the latest of those that happened later and had been received before it.
+    """
     row = await pool.fetchrow(
         """
         SELECT conversion_id, decision, conversion_time_us FROM newest_decisions AS made
         WHERE lane = $1 AND app_id = $2 AND device_id = ANY($3) AND outcome = ANY($4)
+          AND conversion_time_us > $5
+          AND ((conversion_time_us, receive_time_us) <= ($6, $7) OR receive_time_us <= $7)
           AND (
               SELECT min(sequence) FROM decisions AS version
               WHERE version.lane = made.lane AND version.conversion_id = made.conversion_id
                 AND version.app_id = made.app_id
-          ) < $5
-        ORDER BY conversion_time_us DESC, conversion_id COLLATE "C" DESC LIMIT 1 -- the order of a device's history
+          ) < $8
+        ORDER BY (conversion_time_us, receive_time_us) <= ($6, $7) DESC,
+                 -- the order of a device's history
+                 conversion_time_us DESC, receive_time_us DESC, conversion_id COLLATE "C" DESC
+        LIMIT 1
         """,
         lane,
         app_id,
         list(device_ids),
         list(ATTRIBUTING_OUTCOMES),
+        since_us,
+        time_us,
+        receive_time_us,
         sequence,
     )
     return None if row is None else LatestAttribution(*row)

@@ -55,7 +55,7 @@ def decision_message(conversion: Conversion, decision: Decision) -> decision_pb2
     if decision.custom_dimensions:
         message.custom_dimensions.update(decision.custom_dimensions)
     if decision.candidates:
-        message.candidates.extend(_candidate(candidate) for candidate in decision.candidates)
+        message.candidates.extend(candidate_message(candidate) for candidate in decision.candidates)
     if decision.claims_unavailable:
         message.claims_unavailable.extend(decision.claims_unavailable)
     return message
@@ -160,6 +160,28 @@ def refused_message(conversion: Conversion, revision: int, reason: Reason) -> de
     return message
 
 
+def candidate_message(candidate: Candidate) -> decision_pb2.Candidate:
+    """Returns a candidate as a message."""
+    message = decision_pb2.Candidate(
+        engagement_id=candidate.engagement_id,
+        verdict=_VERDICTS[candidate.verdict],
+        engagement_kind=_ENGAGEMENTS[candidate.kind],
+        tracker_id=candidate.tracker_id,
+        network_id=candidate.network_id,
+        engagement_time=to_timestamp(candidate.time_us),
+        matched_by=_KINDS[candidate.matched_by],
+        level=candidate.level,
+        lookback=to_duration(candidate.lookback_us),
+    )
+    if candidate.traffic_rule is not None:
+        message.traffic_rule = _TRAFFIC_RULES[candidate.traffic_rule]
+    if candidate.window_layer is not None:
+        message.window_layer = _LAYERS[candidate.window_layer]
+        if candidate.window_us:
+            message.window.CopyFrom(to_duration(candidate.window_us))
+    return message
+
+
 def source_message(source: Attribution, campaign_id: str) -> device_pb2.Source:
     """Returns an attribution of a device as a message."""
     is_install = source.kind is ConversionKind.INSTALL
@@ -197,25 +219,4 @@ def _install_time_us(message: decision_pb2.Decision) -> int | None:
 def _message(conversion: Conversion, revision: int, outcome: decision_pb2.Outcome.ValueType) -> decision_pb2.Decision:
     message = decision_pb2.Decision(conversion_id=conversion.conversion_id, outcome=outcome, settings_revision=revision)
     message.conversion_time.CopyFrom(to_timestamp(conversion.time_us))
-    return message
-
-
-def _candidate(candidate: Candidate) -> decision_pb2.Candidate:
-    message = decision_pb2.Candidate(
-        engagement_id=candidate.engagement_id,
-        verdict=_VERDICTS[candidate.verdict],
-        engagement_kind=_ENGAGEMENTS[candidate.kind],
-        tracker_id=candidate.tracker_id,
-        network_id=candidate.network_id,
-        engagement_time=to_timestamp(candidate.time_us),
-        matched_by=_KINDS[candidate.matched_by],
-        level=candidate.level,
-        lookback=to_duration(candidate.lookback_us),
-    )
-    if candidate.traffic_rule is not None:
-        message.traffic_rule = _TRAFFIC_RULES[candidate.traffic_rule]
-    if candidate.window_layer is not None:
-        message.window_layer = _LAYERS[candidate.window_layer]
-        if candidate.window_us:
-            message.window.CopyFrom(to_duration(candidate.window_us))
     return message

@@ -27,7 +27,7 @@ from reengage.attribution.v1 import decision_pb2 as reengage_dot_attribution_dot
 from reengage.ingest.v1 import record_batch_pb2 as reengage_dot_ingest_dot_v1_dot_record__batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)reengage/attribution/v1/explanation.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&reengage/attribution/v1/decision.proto\x1a%reengage/ingest/v1/record_batch.proto\"|\n\x16\x45xplainDecisionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x15\n\rconversion_id\x18\x02 \x01(\t\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8e\x04\n\x17\x45xplainDecisionResponse\x12\x33\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x11\n\tsentences\x18\x03 \x03(\t\x12\x45\n\x05state\x18\x04 \x01(\x0e\x32\x36.reengage.attribution.v1.ExplainDecisionResponse.State\x12\x36\n\nviolations\x18\x05 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\x12\x1a\n\x12won_conversion_ids\x18\x06 \x03(\t\x12\x1f\n\x17waiting_for_network_ids\x18\x07 \x03(\t\x12\x30\n\x0creceive_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10reattribution_id\x18\t \x01(\t\"\x91\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_DECIDED\x10\x01\x12\x1c\n\x18STATE_WAITING_FOR_CLAIMS\x10\x02\x12\x11\n\rSTATE_WAITING\x10\x03\x12\x11\n\rSTATE_REFUSED\x10\x04\x12\x1a\n\x16STATE_NOT_A_CONVERSION\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)reengage/attribution/v1/explanation.proto\x12\x17reengage.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&reengage/attribution/v1/decision.proto\x1a%reengage/ingest/v1/record_batch.proto\"|\n\x16\x45xplainDecisionRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x15\n\rconversion_id\x18\x02 \x01(\t\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc6\x04\n\x17\x45xplainDecisionResponse\x12\x33\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.reengage.attribution.v1.Decision\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x11\n\tsentences\x18\x03 \x03(\t\x12\x45\n\x05state\x18\x04 \x01(\x0e\x32\x36.reengage.attribution.v1.ExplainDecisionResponse.State\x12\x36\n\nviolations\x18\x05 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\x12\x1a\n\x12won_conversion_ids\x18\x06 \x03(\t\x12\x1f\n\x17waiting_for_network_ids\x18\x07 \x03(\t\x12\x30\n\x0creceive_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10reattribution_id\x18\t \x01(\t\x12\x36\n\nlate_pings\x18\n \x03(\x0b\x32\".reengage.attribution.v1.Candidate\"\x91\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_DECIDED\x10\x01\x12\x1c\n\x18STATE_WAITING_FOR_CLAIMS\x10\x02\x12\x11\n\rSTATE_WAITING\x10\x03\x12\x11\n\rSTATE_REFUSED\x10\x04\x12\x1a\n\x16STATE_NOT_A_CONVERSION\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINDECISIONREQUEST']._serialized_start=182
   _globals['_EXPLAINDECISIONREQUEST']._serialized_end=306
   _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=309
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=835
-  _globals['_EXPLAINDECISIONRESPONSE_STATE']._serialized_start=690
-  _globals['_EXPLAINDECISIONRESPONSE_STATE']._serialized_end=835
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=891
+  _globals['_EXPLAINDECISIONRESPONSE_STATE']._serialized_start=746
+  _globals['_EXPLAINDECISIONRESPONSE_STATE']._serialized_end=891
 # @@protoc_insertion_point(module_scope)

@@ -114,21 +114,22 @@ class ExplainDecisionResponse(_message.Message):
     WAITING_FOR_NETWORK_IDS_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     REATTRIBUTION_ID_FIELD_NUMBER: _builtins.int
+    LATE_PINGS_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
     """Output only. What happened and why, in a few sentences. Never empty."""
     state: Global___ExplainDecisionResponse.State.ValueType
     """Output only. What became of the record."""
     reattribution_id: _builtins.str
-    """Output only. The re-attribution that made this version; empty for the first version."""
+    """Output only. The re-attribution that made this version; empty when none did."""
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
         """Output only. The newest version of the decision. Only when DECIDED."""
 
     @_builtins.property
     def sentences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. One sentence for each candidate, in the order of decision.candidates, then one for each network
-        without a claim, and one for each id that was not used because it is shared (A8). When REFUSED, one sentence for
-        each violation.
+        """Output only. One sentence for each candidate, in the order of decision.candidates and then of late_pings, one for
+        each network without a claim, and one for each id that was not used because it is shared (A8). When REFUSED, one
+        sentence for each violation.
         """
 
     @_builtins.property
@@ -151,6 +152,15 @@ class ExplainDecisionResponse(_message.Message):
     def receive_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was first received, or last refused; left out of a click or an impression."""
 
+    @_builtins.property
+    def late_pings(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Candidate]:
+        """Output only. The server pings that are dated before the conversion and were received after it, within the app's
+        late window and later than `late_pings` of their network allows (D12), by engagement id; their verdict is
+        REPORTED_LATE. They change nothing, so no version is made for them: these are those that the decision does not
+        hold. At most 40 of each match key of the conversion, found among the 1,000 engagements under it that are nearest
+        before the conversion.
+        """
+
     def __init__(
         self,
         *,
@@ -163,10 +173,11 @@ class ExplainDecisionResponse(_message.Message):
         waiting_for_network_ids: _abc.Iterable[_builtins.str] | None = ...,
         receive_time: _timestamp_pb2.Timestamp | None = ...,
         reattribution_id: _builtins.str = ...,
+        late_pings: _abc.Iterable[_decision_pb2.Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "reattribution_id", b"reattribution_id", "receive_time", b"receive_time", "sentences", b"sentences", "state", b"state", "summary", b"summary", "violations", b"violations", "waiting_for_network_ids", b"waiting_for_network_ids", "won_conversion_ids", b"won_conversion_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "late_pings", b"late_pings", "reattribution_id", b"reattribution_id", "receive_time", b"receive_time", "sentences", b"sentences", "state", b"state", "summary", b"summary", "violations", b"violations", "waiting_for_network_ids", b"waiting_for_network_ids", "won_conversion_ids", b"won_conversion_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,7 +145,8 @@ class AttributionServiceServicer:
         record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
         Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
         NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
-        decided, does not answer.
+        decided, does not answer; UNAVAILABLE `SETTINGS_UNAVAILABLE` when tracker, which is asked for the settings of then
+        when a verdict depends on them and they have changed since, does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class AttributionServiceStub:
     record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
     Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
     NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
-    decided, does not answer.
+    decided, does not answer; UNAVAILABLE `SETTINGS_UNAVAILABLE` when tracker, which is asked for the settings of then
+    when a verdict depends on them and they have changed since, does not answer.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_decision_pb2.ListDecisionsRequest, _decision_pb2.ListDecisionsResponse]
     """ListDecisions lists the decisions of an app, newest first by the time of deciding."""
@@ -135,7 +136,8 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         record that was not decided it tells what is known: refused, still waiting, or nothing that is decided.
         Errors: NOT_FOUND `CONVERSION_NOT_FOUND` when nothing of the record was received, or when it is no longer kept;
         NOT_FOUND `DEVICE_NOT_FOUND`; UNAVAILABLE `LOG_UNAVAILABLE` when ingest, which is asked about records that were not
-        decided, does not answer.
+        decided, does not answer; UNAVAILABLE `SETTINGS_UNAVAILABLE` when tracker, which is asked for the settings of then
+        when a verdict depends on them and they have changed since, does not answer.
         """
 
     @_abc_1.abstractmethod
