@@ -27,8 +27,10 @@ from services.attribution.storage.hashed_ids import find_raw_keys
 from services.attribution.storage.late_arrivals import (
     AskedDevice,
     AskedEngagement,
+    AskedPing,
     devices_by_engagement,
     find_later,
+    find_later_decisions,
 )
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
@@ -210,3 +212,6 @@ async def test_plans_of_late_pings(world: World) -> None:
     assert explaining.used("engagements") == {"engagements_197001_400_pkey"}, "one month and retention of many"
     assert "->  Sort (" not in explaining.plan.split("Subquery Scan")[1], "not all that lies behind an address is read"
     assert re.search(r"engagements_197001_400_pkey.* \(actual rows=100\b", explaining.plan), explaining.plan
+    await find_later_decisions(connection, [AskedPing(0, 0, "many", [device_id], [b"address"], 500)], limit=20)
+    assert all(re.search("device_id|address_key", index) for index in explaining.used("decisions"))
+    assert len(re.findall(r"idx on decisions_197001_400.* \(actual rows=20\b", explaining.plan)) == 2, explaining.plan

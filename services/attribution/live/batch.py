@@ -11,7 +11,7 @@ from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import decide, eligibility
 from services.attribution.decision.history import DeviceHistory, merge
 from services.attribution.decision.matching import address_key
-from services.attribution.decision.model import Conversion, ConversionKind, Reason, Win
+from services.attribution.decision.model import Conversion, ConversionKind, Reason, Verdict, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live import cases
 from services.attribution.live.candidates import Candidates
@@ -73,6 +73,7 @@ class _Batch:
         self._won: dict[int, Won] = {}
         self._pending: list[PendingRow] = []
         self._late: set[LateArrival] = set()
+        self._reported_late: list[str] = []
         self._latest_us: dict[uuid.UUID, int] = {}
         self._active: dict[uuid.UUID, list[int]] = {}
 
@@ -107,6 +108,7 @@ class _Batch:
             ],
             merged=_merged(self._inputs.cases, devices, self._asking),
             late=sorted(self._late, key=lambda late: (late.lane, late.receive_time_us, late.record_id)),
+            reported_late=self._reported_late,
         )
 
     def _join_histories(self, case: Case) -> None:
@@ -179,6 +181,7 @@ class _Batch:
             claims=claims,
             claims_unavailable=claims_unavailable,
         )
+        self._reported_late += [c.network_id for c in decision.candidates if c.verdict is Verdict.REPORTED_LATE]
         if conversion.kind is ConversionKind.EVENT:
             active_us.append(conversion.time_us)
         if case.rules.app.late_window_us:

@@ -47,6 +47,7 @@ class Changes:
     `decisions` are in the order of their sequences. `won` has for each decision, by its place, the engagement to store
     beside it. `pending` are conversions that begin to wait (E1). `merged` has for each device (lane, device id) that
     may have pending ones the one it became. `late` are records after which others are to be decided again (D12).
+    `reported_late` are the networks of pings that conversions met, and that came too late for them.
     """
 
     decisions: Sequence[DecisionRow] = ()
@@ -59,6 +60,7 @@ class Changes:
     finished_kinds: Collection[HashedKind] = ()
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
     late: Sequence[LateArrival] = ()
+    reported_late: Sequence[str] = ()
 
 
 NO_CHANGES = Changes()

@@ -5,6 +5,7 @@ from prometheus_client import Counter
 from libs.db import Pool, transactions
 from libs.domain.snapshots import Follower
 from reengage.ingest.v1 import log_pb2
+from services.attribution.live import late_pings
 from services.attribution.live.log_reader import LogReader, moved, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage.engagements import EngagementIndex
@@ -44,3 +45,4 @@ class Indexer:
             positions.update(moved_to)
             lanes.indexed.advance(moved_to)
             _indexed.inc(len(response.entries))
+            await late_pings.count_indexed(self._pool, logged, apps)

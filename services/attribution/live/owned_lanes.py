@@ -11,6 +11,7 @@ from libs.db import Connection, Pool, transaction
 from libs.domain.lanes import LANES
 from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2
+from services.attribution.live import late_pings
 from services.attribution.live.changes import NO_CHANGES, Changes, write
 from services.attribution.live.hashed_kinds import HashedKinds
 from services.attribution.live.pending import Pending
@@ -107,6 +108,7 @@ class OwnedLanes:
         self._grown.notify()
         for shared in self._appended.shared_ids:
             _shared.labels(shared.kind).inc()
+        late_pings.count(self._appended.reported_late)
         for row in decisions:
             if row.version == 1:
                 _decided.labels(_OUTCOMES[row.outcome]).inc()

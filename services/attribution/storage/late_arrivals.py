@@ -51,6 +51,30 @@ class AskedEngagement(NamedTuple):
     time_us: int
 
 
+class AskedPing(NamedTuple):
+    """A server ping that may have come too late for conversions later than a time.
+
+    They are those of devices, or from addresses. `place` is a number that the caller gives it.
+    """
+
+    place: int
+    lane: int
+    app_id: str
+    device_ids: Collection[uuid.UUID]
+    address_keys: Collection[bytes]
+    time_us: int
+
+
+class LaterDecision(NamedTuple):
+    """A version of a decision on a conversion that is later than the time of a ping; the place is the ping's."""
+
+    place: int
+    conversion_id: str
+    receive_time_us: int
+    decision: bytes
+    record: bytes
+
+
 async def insert(connection: Connection, arrivals: Collection[LateArrival]) -> None:
     """Adds late arrivals."""
     await connection.execute(
@@ -149,3 +173,40 @@ async def devices_by_engagement(
         limit,
     )
     return [(row["place"], row["device_id"]) for row in rows]
+
+
+async def find_later_decisions(
+    connection: Connection, asked: Collection[AskedPing], *, limit: int
+) -> list[LaterDecision]:
+    """Returns the decisions on conversions later than pings, in the order of their versions.
+
+    That is of each device and each address the latest `limit`.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT asked.place, conversion_id, receive_time_us, decision, record, version
+        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
+            AS asked (place, lane, app_id, device_id, time_us)
+        CROSS JOIN LATERAL (
+            SELECT conversion_id, receive_time_us, decision, record, version FROM decisions
+            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
+              AND conversion_time_us > asked.time_us
+            ORDER BY conversion_time_us DESC, sequence DESC LIMIT $9 -- as the device's index has them
+        ) AS found
+        UNION ALL
+        SELECT asked.place, conversion_id, receive_time_us, decision, record, version
+        FROM unnest($6::integer[], $7::bytea[], $8::bigint[]) AS asked (place, address_key, time_us)
+        CROSS JOIN LATERAL (
+            SELECT conversion_id, receive_time_us, decision, record, version FROM decisions
+            WHERE address_key = asked.address_key AND conversion_time_us > asked.time_us
+            ORDER BY conversion_time_us DESC LIMIT $9
+        ) AS found
+        ORDER BY version
+        """,
+        *columns(
+            ((each.place, each.lane, each.app_id, id_, each.time_us) for each in asked for id_ in each.device_ids), 5
+        ),
+        *columns(((each.place, key, each.time_us) for each in asked for key in each.address_keys), 3),
+        limit,
+    )
+    return [LaterDecision(*row[:5]) for row in rows]
