@@ -41,7 +41,7 @@ NONE = {"attribution_type": decision_pb2.ATTRIBUTION_TYPE_NONE, "network_id": ""
 
 @pytest.mark.parametrize("outcome", decision_pb2.Outcome.keys())
 def test_outcomes(outcome: str) -> None:
-    untold = {"OUTCOME_UNSPECIFIED", "OUTCOME_DUPLICATE", "OUTCOME_LINKED", "OUTCOME_REFUSED"}
+    untold = {f"OUTCOME_{name}" for name in ("UNSPECIFIED", "DUPLICATE", "LINKED", "REFUSED", "CONTINUED")}
     assert wants(ALL, purchase(outcome=decision_pb2.Outcome.Value(outcome))) == (outcome not in untold)
 
 
