@@ -10,8 +10,8 @@ import pytest
 
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.ingest.v1 import record_pb2
+from services.attribution.decision.grouping import MAX_IDS
 from services.attribution.decision.matching import device_key
-from services.attribution.live.identities import MAX_IDS
 from services.attribution.storage.devices import find_devices_of_keys
 from tests.attribution.conftest import (
     APP,
@@ -321,7 +321,8 @@ async def test_the_devices_that_an_engagement_names_are_found_by_its_keys(world:
         assert await found("b2") == {"b2": {one}}
 
 
-async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) -> None:
+@pytest.mark.parametrize("is_late", [False, True], ids=["the click comes first", "the click comes late"])
+async def test_devices_that_share_an_id_do_not_grow_without_end(world: World, is_late: bool) -> None:
     """A sender's `guest` ties them all together: each record read, wrote and looked up the ids of all before it.
 
     Nothing tells the devices apart: no advertising id comes with it (A8).
@@ -331,9 +332,16 @@ async def test_devices_that_share_an_id_do_not_grow_without_end(world: World) ->
         await world.send(event(0, {"oaid": "abc1"}, "View", record_id="older"))
         for n in range(30):
             await world.send(event(n, {**guest, "idfv": device(n)}, "View", record_id=f"v{n}"))
-        await world.send(click(100, device(0), record_id="k0"))
         oldest = {"idfv": device(0)}
-        await world.send(event(110, guest, record_id="by-guest"), event(111, oldest, record_id="by-itself"))
+        clicked = click(100, device(0), record_id="k0")
+        conversions = [event(110, guest, record_id="by-guest"), event(111, oldest, record_id="by-itself")]
+        await world.send(*([] if is_late else [clicked]), *conversions)
+        await world.decided("by-guest", "by-itself")
+        if is_late:
+            await world.send(clicked)
+            while (await world.decided("by-itself"))[0].version == 1:
+                await asyncio.sleep(0.01)
+        await settled(world)
         await world.send(event(120, {**guest, "oaid": "abc1"}, "View", record_id="merged"))
         await world.send(event(130, oldest, "View", record_id="after"))
         older, *_, by_guest, by_itself, merged, after = await world.decided(

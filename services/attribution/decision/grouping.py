@@ -5,7 +5,7 @@ Live, records are taken in the order of receipt. Conversions that are decided ag
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
@@ -17,10 +17,16 @@ from services.attribution.decision.matching import hashes_of, is_hash
 Id: TypeAlias = tuple[str, str]
 """The kind of a device id, and its value."""
 
+MAX_IDS = 20
+"""OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.
+
+Else an id that many devices share and that comes with no advertising id (A8) makes one device of them that grows with
+every record."""
+
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """A device as the records taken so far made it known: its ids as they were sent first, and what became of it.
+    """A device as the records taken so far made it known: its latest ids, as they were sent first, and its history.
 
     `active_us` are the times of its events, among them its session starts (D4), in their order.
     """
@@ -31,9 +37,16 @@ class Group:
 
     def join(self, other: "Group") -> None:
         """Takes over all that is known of another device, which turned out to be this one."""
-        self.ids |= other.ids
+        self.learn(other.ids)
         self.history = merge(self.history, other.history)
         self.active_us = sorted((*self.active_us, *other.active_us))
+
+    def learn(self, ids: Mapping[Id, Id]) -> None:
+        """Adds ids by which its engagements are found, and drops the oldest of those that are too many."""
+        self.ids |= ids
+        for kind in {kind for kind, _ in ids}:
+            for key in [each for each in self.ids if each[0] == kind][:-MAX_IDS]:
+                del self.ids[key]
 
     def note_activity(self, time_us: int) -> None:
         """Notes the time of an event."""
@@ -56,7 +69,10 @@ class Groups:
         self._hashed_kinds = hashed_kinds
 
     def take(self, ids: Iterable[Id]) -> tuple[Group, list[Group]]:
-        """Returns the device of a record with these ids, and those that this record has joined to it."""
+        """Returns the device of a record with these ids, and those that this record has joined to it.
+
+        Its own ids find a record's engagements, too, whether or not they are among the latest of the device.
+        """
         sent = {(kind, normalise(value)): (kind, value) for kind, value in ids}
         leading = list(sent)
         if self._hashed_kinds:
@@ -66,7 +82,7 @@ class Groups:
         for other in known[1:]:
             group.join(other)
             self._by_id.update({key: group for key, each in self._by_id.items() if each is other})
-        group.ids |= {key: value for key, value in sent.items() if key not in group.ids}
+        group.learn({key: value for key, value in sent.items() if self._by_id.get(key) is not group})
         self._by_id.update(dict.fromkeys(leading, group))
         return group, known[1:]
 

@@ -8,18 +8,12 @@ from typing import NamedTuple
 from libs.db import Connection
 from libs.domain.device_ids import ADVERTISING_KINDS, HASHED_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.decision.grouping import Sighting, with_sighting
+from services.attribution.decision.grouping import MAX_IDS, Sighting, with_sighting
 from services.attribution.decision.matching import device_key, hash_keys
 from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
 from services.attribution.storage.shared_ids import SharedIdRow
 from services.attribution.wire.records import event_time_us
-
-MAX_IDS = 20
-"""OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.
-
-Else an id that many devices share and that comes with no advertising id (A8) makes one device of them that grows with
-every record."""
 
 
 class Taken(NamedTuple):

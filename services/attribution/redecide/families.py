@@ -69,7 +69,7 @@ class Family:
         for place, stored in enumerate(conversions):
             group = timeline.known_to(place)
             if stored is not None:
-                known[stored.conversion_id] = tuple(group.ids.values())
+                known[stored.conversion_id] = tuple(dict.fromkeys((*ids_of(stored), *group.ids.values())))
             timeline.settle(place, None)
         return known
 

@@ -260,12 +260,12 @@ class Story:
 
     def _device_keys(self, group: Group, told: Told) -> frozenset[bytes]:
         """Returns the keys of a device's ids, without those that were shared when a conversion was received (A8)."""
-        keys = (
-            self._keys_of(kind, value)
-            for known_as, (kind, value) in group.ids.items()
+        known = (
+            each
+            for known_as, each in group.ids.items()
             if not self._shared_ids.is_shared_at(known_as, told.order.place)
         )
-        return frozenset[bytes]().union(*keys)
+        return frozenset[bytes]().union(*(self._keys_of(kind, value) for kind, value in (*told.ids, *known)))
 
     def _keys_of(self, kind: str, value: str) -> Set[bytes]:
         """Returns the keys under which an engagement may carry an id: of a hash itself, and its raw id (A3)."""
