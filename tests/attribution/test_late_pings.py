@@ -113,7 +113,8 @@ async def test_who_pings_after_every_conversion_wins_nothing(world: World) -> No
         assert listed(said) == {late_id: REPORTED_LATE}
         (sentence,) = (each for each in said.sentences if each.startswith(f"Click {late_id} "))
         assert re.search(r" was refused: reported [\d.]+ s after the conversion; late_pings of acme is 0\.$", sentence)
-    assert ": no click or impression received before it, and no claim, matched this device." in explained["p-e2"].summary
+    before_it = "no click or impression received before it, and no claim, matched this device"
+    assert f": {before_it}." in explained["p-e2"].summary
     assert shown.summary.endswith("It has won no conversion.")
 
 
