@@ -10,10 +10,12 @@ from libs.domain.setting_ranges import CHOICES_DAYS, DURATIONS, NOT_NEGATIVE, WI
 from libs.errors import Violations
 from reengage.tracker.v1.app_pb2 import App, AppSettings
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
+from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
 
 DAY_S = 86_400
+_KINDS = (EventDefinition, AppSettings, NetworkSettings, Tracker)
 
 
 def wrong(resource: Message) -> set[tuple[str, str]]:
@@ -24,7 +26,7 @@ def wrong(resource: Message) -> set[tuple[str, str]]:
 
 def with_duration(name: str, seconds: int, nanos: int = 0) -> Message:
     duration = Duration(seconds=seconds, nanos=nanos)
-    for kind in (EventDefinition, AppSettings, Tracker):
+    for kind in _KINDS:
         if name in kind.DESCRIPTOR.fields_by_name:
             resource: Message = kind()
             getattr(resource, name).CopyFrom(duration)
@@ -82,7 +84,5 @@ def test_numbers_without_a_limit_are_not_negative() -> None:
 
 
 def test_every_range_is_of_a_field() -> None:
-    fields = {
-        field.name for kind in (App, AppSettings, EventDefinition, Tracker, Windows) for field in kind.DESCRIPTOR.fields
-    }
+    fields = {field.name for kind in (*_KINDS, Windows) for field in kind.DESCRIPTOR.fields}
     assert {*DURATIONS, *CHOICES_DAYS, *WINDOWS, *NOT_NEGATIVE} <= fields
