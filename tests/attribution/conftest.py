@@ -107,7 +107,7 @@ class Feed:
 
 
 class Received(postback_grpc.PostbackServiceServicer):
-    """A postback service that keeps what it is handed, once each, and can be told to fail.
+    """A postback service that keeps what it is handed, once each and the latest, and can be told to fail.
 
     Networks answer about a conversion what they were told to, and no claim otherwise; who is told nothing but `pending`
     does not answer until told more. `asked` counts how often claims of a conversion were requested.
@@ -115,6 +115,7 @@ class Received(postback_grpc.PostbackServiceServicer):
 
     def __init__(self) -> None:
         self.conversions: dict[str, conversion_pb2.Conversion] = {}
+        self.latest: dict[str, conversion_pb2.Conversion] = {}
         self.calls = 0
         self.failing = False
         self.hanging = False
@@ -202,6 +203,7 @@ class Received(postback_grpc.PostbackServiceServicer):
         before = len(self.conversions)
         for conversion in request.conversions:
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
+            self.latest[conversion.decision.conversion_id] = conversion
         return conversion_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
 
     def _offered(self, conversion: conversion_pb2.Conversion) -> offer_pb2.OfferedPostback:

@@ -17,6 +17,8 @@ from tests.attribution.conftest import (
     install,
     tracker_resource,
 )
+from tests.attribution.test_inactivity import session
+from tests.support.eventually import eventually
 
 HOUR = 3600
 REENGAGED = decision_pb2.OUTCOME_REENGAGED
@@ -71,6 +73,31 @@ async def test_a_withheld_campaign_is_not_named_either(world: World) -> None:
     e1, e2 = (world.received.conversions[name].names for name in ("e1", "e2"))
     assert (e1.tracker, e1.network, e1.campaign, e1.segment) == ("RE", "Acme", "", "")
     assert (e2.tracker, e2.campaign) == ("RE", "Spring")
+
+
+async def test_postback_is_told_of_what_is_no_conversion_any_more_if_it_was_one(world: World) -> None:
+    """D12: what it was told of may not have been sent yet. What never was one it is not told of."""
+    async with world.worker():
+        await world.send(session(2 * HOUR, device(1), record_id="s1"), install(2 * HOUR, device(2), record_id="i1"))
+        await world.decided("s1", "i1")
+        await world.send(event(2 * HOUR - 60, device(1), record_id="before s1"))
+        await world.send(install(HOUR, device(2), record_id="before i1"), install(3 * HOUR, device(2), record_id="i2"))
+
+        async def told_again() -> bool:
+            versions = {name: told.decision.version for name, told in world.received.latest.items()}
+            return (versions.get("s1"), versions.get("i1")) == (2, 2)
+
+        await eventually(told_again)
+        await world.decided("i2")
+        await world.send(event(4 * HOUR, device(3), record_id="last"))
+
+        async def caught_up() -> bool:
+            return "last" in world.received.latest
+
+        await eventually(caught_up)
+    outcomes = {name: told.decision.outcome for name, told in world.received.latest.items()}
+    assert (outcomes["s1"], outcomes["i1"]) == (decision_pb2.OUTCOME_CONTINUED, decision_pb2.OUTCOME_DUPLICATE)
+    assert "i2" not in outcomes
 
 
 @pytest.mark.slow

@@ -21,12 +21,14 @@ _NOT_FOR_POSTBACK = frozenset(
 def conversions_for_postback(rows: Iterable[OutboxRow], rulebook: Rulebook) -> list[conversion_pb2.Conversion]:
     """Returns all but what can never be delivered, with the names that things have now.
 
+    A newer version is told of whatever it says: what an older one made may not have been sent yet (D12).
+
     A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
     """
     conversions = []
     for row in rows:
         decision = decision_pb2.Decision.FromString(row.decision)
-        if decision.outcome in _NOT_FOR_POSTBACK:
+        if decision.outcome in _NOT_FOR_POSTBACK and decision.version == 1:
             continue
         names = rulebook.tracker_names.get(decision.tracker_id) or rulebook.app_names.get(decision.app_id)
         conversion = conversion_pb2.Conversion(
