@@ -27,7 +27,7 @@ def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -
             escape(delivery.configuration_id),
             escape(delivery.conversion_id),
             escape(delivery.event_name),
-            state_name(delivery.state),
+            _standing(delivery),
             str(delivery.attempt_count),
             time_text(delivery.create_time),
             _took(delivery),
@@ -46,6 +46,7 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
         tables.console.print(
             f"\n[bold]attempt {number}[/]  {time_text(attempt.start_time)}  {describe_duration(attempt.duration)}  "
             f"status {attempt.status_code or 'none'}  [cyan]{verdict}[/]"
+            f"{f'  version {attempt.decision_version}' if attempt.decision_version else ''}"
             f"{'  another try follows' if attempt.will_retry else ''}"
         )
         if attempt.detail:
@@ -62,6 +63,15 @@ def print_delivery(delivery: delivery_pb2.Delivery) -> None:
 def state_name(state: delivery_pb2.Delivery.State.ValueType) -> str:
     """Returns the name of a state, as DELIVERED or PENDING."""
     return short_name(delivery_pb2.Delivery.State.DESCRIPTOR, state)
+
+
+def _standing(delivery: delivery_pb2.Delivery) -> str:
+    """Returns the state of a delivery, and why its network would not be told now, if so it is."""
+    name = state_name(delivery.state)
+    if not delivery.superseded:
+        return name
+    why = short_name(delivery_pb2.Delivery.Superseded.DESCRIPTOR, delivery.superseded)
+    return f"{name}, {why} in version {delivery.decision_version}"
 
 
 def _took(delivery: delivery_pb2.Delivery) -> str:

@@ -198,7 +198,7 @@ def _answer(
             return answer
         case State.PENDING:
             answer.state = ClaimAnswer.STATE_PENDING
-        case State.REFUSED | State.EXHAUSTED:
+        case State.REFUSED | State.EXHAUSTED | State.SUPERSEDED:
             answer.state = ClaimAnswer.STATE_UNAVAILABLE
         case _:
             assert_never(known.state)
@@ -224,6 +224,8 @@ def _reason_not_asked(
 
 
 def _reason_unanswered(configuration: Configuration, known: NetworkAnswer) -> claim_pb2.ClaimAnswer.Reason.ValueType:
+    if known.state is State.SUPERSEDED:
+        return ClaimAnswer.REASON_SUPERSEDED
     if known.state is State.PENDING and configuration.status is Status.PAUSED and not known.is_under_way:
         return ClaimAnswer.REASON_PAUSED
     if known.last_verdict is not None:

@@ -1,14 +1,15 @@
-"""A delivery: its id, how it is made of a conversion, and the request it makes."""
+"""A delivery: its id, how it is made of a conversion, what a newer version makes of it, and its request."""
 
 from collections.abc import Mapping
+from typing import assert_never
 from uuid import UUID, uuid5
 
 from libs.time import timestamp_us
 from reengage.postback.v1 import conversion_pb2
 from services.postback.adapters.adapter import Request, Stamp
 from services.postback.macros import Values
-from services.postback.model import Configuration, NewDelivery
-from services.postback.selection import once_a_day
+from services.postback.model import Configuration, Handed, NewDelivery, State
+from services.postback.selection import once_a_day, superseded
 
 RETENTION_DAYS = 400
 """The retention of an app that says nothing else."""
@@ -39,11 +40,37 @@ def new_delivery(
         device_id=decision.device_id,
         conversion_us=timestamp_us(decision.conversion_time),
         retention_days=conversion.names.retention_days or RETENTION_DAYS,
+        version=0 if awaits_decision else decision.version,
         conversion=conversion.SerializeToString(),
         delay_us=configuration.delay_us,
         once_a_day=bool(decision.device_id) and once_a_day(configuration),
         awaits_decision=awaits_decision,
     )
+
+
+def handed_over(conversion: conversion_pb2.Conversion, configuration: Configuration, *, is_wanted: bool) -> Handed:
+    """Returns what a decided conversion is to a configuration of its app and event."""
+    return Handed(
+        delivery=new_delivery(conversion, configuration),
+        is_wanted=is_wanted,
+        superseded=superseded(configuration, conversion),
+    )
+
+
+def renewed(state: State, newer: Handed, *, is_under_way: bool) -> State:
+    """Returns the state of a delivery that an older version of the decision made, by a newer one (D12).
+
+    What is under way is left to its end, and what has ended is not begun again, unless it is wanted and was never told.
+    """
+    match state:
+        case State.PENDING:
+            return State.PENDING if newer.superseded is None or is_under_way else State.SUPERSEDED
+        case State.SUPERSEDED:
+            return State.PENDING if newer.is_wanted else State.SUPERSEDED
+        case State.DELIVERED | State.REFUSED | State.EXHAUSTED:
+            return state
+        case _:
+            assert_never(state)
 
 
 def claim_tracker(

@@ -22,6 +22,15 @@ class State(IntEnum):
     DELIVERED = 2
     REFUSED = 3
     EXHAUSTED = 4
+    SUPERSEDED = 5
+
+
+class Superseded(IntEnum):
+    """Why, by the newest version of a decision, a network would not be told (D12)."""
+
+    OTHER_WINNER = 1
+    NO_CLICK = 2
+    NO_CONVERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +79,25 @@ class NewDelivery:
     device_id: str
     conversion_us: int
     retention_days: int
+    version: int
+    """Of the decision; 0 while there is none."""
     conversion: bytes = field(repr=False)
     delay_us: int
     once_a_day: bool
     """Held back when another conversion of the device was told to this configuration less than 24 hours apart."""
     awaits_decision: bool
     """A claim is asked for: the conversion has not been decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """A conversion for a configuration: the delivery that it makes, or changes."""
+
+    delivery: NewDelivery
+    is_wanted: bool
+    """It makes the delivery, or takes it up again."""
+    superseded: Superseded | None
+    """Why a delivery that an older version made is not to be sent (any more)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +125,8 @@ class Leased:
     """Of the attempt to be made, in this run: 1, 2, …"""
     failure_count: int
     redelivery_count: int
+    is_superseded: bool
+    """Nothing is to be sent any more: its network lost the conversion while an attempt was under way."""
     leased_us: int
     waited_us: int
     """Since it was due."""

@@ -5,7 +5,7 @@ from enum import StrEnum
 from libs.domain.event_names import SESSION_BEGIN
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import conversion_pb2
-from services.postback.model import Configuration, Status
+from services.postback.model import Configuration, Status, Superseded
 
 _TOLD = frozenset(
     {
@@ -48,17 +48,29 @@ def wants_claim(configuration: Configuration, conversion: conversion_pb2.Convers
 def fits(configuration: Configuration, conversion: conversion_pb2.Conversion) -> bool:
     """Returns whether a decided conversion is one of those that a configuration of its app and event is for.
 
-    Duplicate installs, identity links and refused records are never sent. NETWORK_ONLY wants what its network won or is
-    credited with. Clicks only wants what an ad's click won, or what is credited to a source that a click won.
+    Duplicate installs, sessions that went on, identity links and refused records are never sent. NETWORK_ONLY wants
+    what its network won or is credited with. Clicks only wants what an ad's click won, or what is credited to a source
+    that a click won.
+    """
+    return withheld(configuration, conversion) is None and superseded(configuration, conversion) is None
+
+
+def superseded(configuration: Configuration, conversion: conversion_pb2.Conversion) -> Superseded | None:
+    """Returns why what was decided is nothing that a configuration of its app and event is for; None when it is.
+
+    So a delivery that an older version of the decision made is not to be sent (D12). A claim request is for every
+    conversion (E1): it is superseded where there is none any more.
     """
     decision = conversion.decision
-    if decision.outcome not in _TOLD or withheld(configuration, conversion) is not None:
-        return False
+    if decision.outcome not in _TOLD:
+        return Superseded.NO_CONVERSION
     if configuration.network_only and (
         decision.network_id != configuration.network_id or decision.attribution_type not in _CREDITED
     ):
-        return False
-    return not configuration.clicks_only or _by_click(conversion)
+        return Superseded.OTHER_WINNER
+    if configuration.clicks_only and not _by_click(conversion):
+        return Superseded.NO_CLICK
+    return None
 
 
 def once_a_day(configuration: Configuration) -> bool:

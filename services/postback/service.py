@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 from uuid import UUID, uuid4
 
+import structlog
 from prometheus_client import Counter
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
@@ -23,11 +24,11 @@ from reengage.postback.v1.method_pb2 import Method
 from services.postback.adapters.adapter import ADAPTERS, NotRenderableError, Stamp
 from services.postback.claims import Claims, note_late
 from services.postback.configurations import Configurations
-from services.postback.delivery import delivery_id, new_delivery, requests
+from services.postback.delivery import delivery_id, handed_over, new_delivery, requests
 from services.postback.fields import describe
 from services.postback.guard import Guard
 from services.postback.macros import MASK
-from services.postback.model import Configuration, NewDelivery, State, Status
+from services.postback.model import Configuration, Handed, State, Status
 from services.postback.sample import sample_conversion
 from services.postback.selection import fits, once_a_day, wants, wants_claim
 from services.postback.storage.claims import ClaimStore
@@ -44,8 +45,10 @@ _MAX_ID_CHARACTERS = 1024
 """Longer than any id that is stored: what is asked for need only be a text that PostgreSQL can compare."""
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
 
-_created = Counter("postback_deliveries_created_total", "Deliveries made of conversions.")
+_created = Counter("postback_deliveries_created_total", "Deliveries made of conversions, or taken up again.")
+_superseded = Counter("postback_deliveries_superseded_total", "Deliveries whose network lost, by reason.", ["reason"])
 _handed_over = Counter("postback_conversions_total", "Conversions handed over, repeats too.")
+_log = structlog.get_logger()
 
 
 class PostbackConfigService(service_pb2_grpc.PostbackConfigServiceServicer):
@@ -220,9 +223,16 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         _check_batch(request.conversions)
         if request.validate_only:
             return conversion_pb2.EnqueueConversionsResponse(offered=await self._offered(request.conversions))
-        triggered = list(self._triggered(request.conversions))
-        count = await self._enqueue([new_delivery(one, it) for one, it in triggered if wants(it, one)])
-        await self._decide([(one, it) for one, it in triggered if it.is_claim_capable])
+        triggered = [(one, it, wants(it, one)) for one, it in self._triggered(request.conversions)]
+        # Before newer versions, which find them decided: whoever was asked is asked about the first.
+        await self._decide([(one, it) for one, it, _ in triggered if it.is_claim_capable and one.decision.version < 2])
+        count = await self._enqueue(
+            [
+                handed_over(one, it, is_wanted=is_wanted)
+                for one, it, is_wanted in triggered
+                if is_wanted or one.decision.version > 1
+            ]
+        )
         _handed_over.inc(len(request.conversions))
         return conversion_pb2.EnqueueConversionsResponse(created_count=count)
 
@@ -326,8 +336,11 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         violations.check()
         if request.delivery_id:
             identity = _delivery_id(request.delivery_id)
-            if await self._deliveries.get(identity) is None:
+            found = await self._deliveries.get(identity)
+            if found is None:
                 raise _no_delivery(request.delivery_id)
+            if found[0].superseded is not None:
+                raise FailedPrecondition("DELIVERY_SUPERSEDED", "its network has lost the conversion, and is not told")
             count = await self._deliveries.redeliver(request_id=request.request_id, delivery_id=identity)
         else:
             count = await self._deliveries.redeliver_all(
@@ -348,18 +361,27 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             for configuration in self._configurations.triggered(one.decision.app_id, one.decision.event_name):
                 yield one, configuration
 
-    def _claims_wanted(self, conversions: Iterable[conversion_pb2.Conversion]) -> list[NewDelivery]:
+    def _claims_wanted(self, conversions: Iterable[conversion_pb2.Conversion]) -> list[Handed]:
         return [
-            new_delivery(one, it, awaits_decision=True)
+            Handed(delivery=new_delivery(one, it, awaits_decision=True), is_wanted=True, superseded=None)
             for one, it in self._triggered(conversions)
             if wants_claim(it, one)
         ]
 
-    async def _enqueue(self, wanted: Sequence[NewDelivery]) -> int:
-        count = await self._deliveries.enqueue(wanted)
+    async def _enqueue(self, handed: Sequence[Handed]) -> int:
+        count, lost = await self._deliveries.enqueue(handed)
         if count:
             _created.inc(count)
             self._wake()
+        for delivery, why in lost:
+            _superseded.labels(why.name).inc()
+            _log.info(
+                "delivery.superseded",
+                delivery_id=str(delivery.delivery_id),
+                configuration_id=delivery.configuration_id,
+                version=delivery.version,
+                reason=why.name,
+            )
         return count
 
     async def _decide(self, asked: Sequence[tuple[conversion_pb2.Conversion, Configuration]]) -> None:

@@ -16,6 +16,8 @@ from services.postback.model import Configuration, Leased, Settled, State
 from services.postback.wire import verdict_of
 
 MAX_KEPT_CHARACTERS = 4096
+_GIVEN_UP = {retry.Word.INTERRUPTED: State.EXHAUSTED, retry.Word.SUPERSEDED: State.SUPERSEDED}
+"""The ends of what is given up; else the endpoint, or what it needs, has refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Exchange:
     network_claim: Claim | None
     detail: str = ""
     """What was missing, for people."""
+    version: int = 0
+    """Of the decision that the request told."""
 
 
 def settlement(
@@ -63,7 +67,7 @@ def _next(
         case retry.Next.DONE:
             return State.DELIVERED, 0
         case retry.Next.GIVE_UP:
-            return (State.EXHAUSTED if exchange.verdict.word is retry.Word.INTERRUPTED else State.REFUSED), 0
+            return _GIVEN_UP.get(exchange.verdict.word, State.REFUSED), 0
         case retry.Next.RETRY:
             wait_s = retry.next_attempt(
                 failures=leased.failure_count + 1,
@@ -87,6 +91,7 @@ def _record(exchange: Exchange) -> Attempt:
         response_body=hide(answer.body)[:MAX_KEPT_CHARACTERS],
         verdict=verdict_of(exchange.verdict.word),
         detail=exchange.detail,
+        decision_version=exchange.version,
     )
 
 

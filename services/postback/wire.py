@@ -92,6 +92,8 @@ def delivery_message(stored: StoredDelivery) -> delivery_pb2.Delivery:
         if stored.state is State.PENDING and stored.due_us is not None
         else None,
         end_time=None if stored.end_us is None else to_timestamp(stored.end_us),
+        decision_version=stored.version,
+        superseded=delivery_pb2.Delivery.Superseded.ValueType(stored.superseded or 0),
     )
 
 

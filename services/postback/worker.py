@@ -206,6 +206,8 @@ class DeliveryWorker:
         began = time.monotonic()
         if leased.number - 1 - leased.failure_count > retry.MAX_INTERRUPTIONS:
             exchange = _unsent(configuration, retry.Word.INTERRUPTED, retry.Next.GIVE_UP)
+        elif leased.is_superseded:
+            exchange = _unsent(configuration, retry.Word.SUPERSEDED, retry.Next.GIVE_UP)
         else:
             exchange = await self._exchange(configuration, leased)
         took_us = round((time.monotonic() - began) * SECOND_US)
@@ -237,7 +239,14 @@ class DeliveryWorker:
             # Its text may quote what was to be sent.
             _log.error("delivery.failed", delivery_id=str(leased.delivery_id), error=type(error).__name__)
             return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.RETRY)
-        return Exchange(shown=shown, secrets=secrets, answer=answer, verdict=verdict, network_claim=network_claim)
+        return Exchange(
+            shown=shown,
+            secrets=secrets,
+            answer=answer,
+            verdict=verdict,
+            network_claim=network_claim,
+            version=conversion.decision.version,
+        )
 
     async def _settle_finished(self) -> None:
         if not self._finished:

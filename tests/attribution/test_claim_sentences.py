@@ -8,7 +8,7 @@ from services.attribution.queries.claim_sentences import claim_sentences
 Answer = claim_pb2.ClaimAnswer
 NOT_SENT = (
     *("CONNECTION_FAILED", "ADDRESS_FORBIDDEN", "SANDBOX", "NOT_RENDERED", "NO_CREDENTIALS", "CREDENTIALS_UNAVAILABLE"),
-    *("QUEUED", "PAUSED", "REFUND", "COUNTRY", "DATA_CONTROLLED", "POSTBACK_UNAVAILABLE"),
+    *("QUEUED", "PAUSED", "REFUND", "COUNTRY", "DATA_CONTROLLED", "POSTBACK_UNAVAILABLE", "SUPERSEDED"),
 )
 
 

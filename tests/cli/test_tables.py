@@ -34,6 +34,33 @@ def test_no_id_of_a_delivery_is_broken(width: int, monkeypatch: pytest.MonkeyPat
     assert "2027-01-15 08:00:00" in shown.get()
 
 
+@pytest.mark.parametrize(
+    ("state", "why", "shown_as"),
+    [
+        (delivery_pb2.Delivery.STATE_DELIVERED, 0, "DELIVERED"),
+        (delivery_pb2.Delivery.STATE_DELIVERED, 1, "DELIVERED, OTHER_WINNER in version 2"),
+        (delivery_pb2.Delivery.STATE_SUPERSEDED, 3, "SUPERSEDED, NO_CONVERSION in version 2"),
+    ],
+    ids=["told", "told and lost", "not told"],
+)
+def test_a_delivery_says_whether_its_network_has_lost(
+    state: delivery_pb2.Delivery.State.ValueType,
+    why: delivery_pb2.Delivery.Superseded.ValueType,
+    shown_as: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(highlight=False, width=300)
+    monkeypatch.setattr(tables, "console", console)
+    attempt = delivery_pb2.Attempt(verdict=delivery_pb2.Attempt.VERDICT_DELIVERED, decision_version=1)
+    delivery = delivery_pb2.Delivery(
+        delivery_id=DELIVERY_ID, state=state, superseded=why, decision_version=2, attempts=[attempt]
+    )
+    with console.capture() as shown:
+        delivery_tables.print_delivery(delivery)
+    assert f" {shown_as}  " in shown.get()
+    assert "DELIVERED  version 1" in shown.get()
+
+
 def test_what_was_sent_and_answered_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(highlight=False, width=40)
     monkeypatch.setattr(tables, "console", console)

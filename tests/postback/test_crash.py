@@ -2,14 +2,17 @@
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import grpc
 import pytest
 from aiohttp import web
+from google.protobuf.duration_pb2 import Duration
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX, attribution, hashed
 from libs.channels import open_channel
@@ -39,22 +42,23 @@ async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path
     await one.stop(signal.SIGKILL)
 
 
-async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int = 0) -> None:
+async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int = 0, **fields: Any) -> None:
     stub = service_pb2_grpc.PostbackConfigServiceStub(channel)
     given = configuration(
         configuration_id=f"k{number}",
         template={"url": endpoint.url(f"/{number}?t={{secret.token}}")},
         secrets={"token": SECRET},
+        **fields,
     )
     request = configuration_pb2.CreateConfigurationRequest(configuration=given)
     await stub.CreateConfiguration(request, wait_for_ready=True, timeout=30)
 
 
-async def enqueue(channel: grpc.aio.Channel, batch: int) -> None:
+async def enqueue(channel: grpc.aio.Channel, batch: int, **decision: Any) -> None:
     """Hand a batch over until it is taken, as attribution's relay does."""
     stub = service_pb2_grpc.PostbackServiceStub(channel)
     request = conversion_pb2.EnqueueConversionsRequest(
-        conversions=[purchase(f"c{batch}-{number}") for number in range(BATCH)]
+        conversions=[purchase(f"c{batch}-{number}", **decision) for number in range(BATCH)]
     )
     while True:
         try:
@@ -115,6 +119,73 @@ async def test_killed_in_mid_delivery_nothing_is_lost_or_doubled(
     assert begun == len(rows) + told
     await connection.close()
     assert SECRET not in process.log.read_text()
+
+
+@pytest.mark.crash
+async def test_killed_while_newer_versions_come_the_winner_is_told_and_nobody_twice(
+    process: ServiceProcess, endpoint: Endpoint, durable_database: Database
+) -> None:
+    """D12, with everything handed over twice: 0 and 1 are of who won first (1 would tell later), 2 of who won then."""
+
+    async def take_a_moment(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.03)
+        return web.Response()
+
+    async def hand_over(channel: grpc.aio.Channel, batch: int) -> None:
+        for _ in range(2):
+            await enqueue(channel, batch, network_id="first")
+            await enqueue(channel, batch, network_id="then", version=2)
+
+    endpoint.answers.update({f"/{number}": take_a_moment for number in range(3)})
+    connection = await asyncpg.connect(durable_database.admin_dsn)
+    async with open_channel(process.target) as channel:
+        only = {"delivery_method": configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY}
+        await configure(channel, endpoint, 0, network_id="first", **only)
+        await configure(channel, endpoint, 1, network_id="first", delivery_delay=Duration(seconds=30), **only)
+        await configure(channel, endpoint, 2, network_id="then", **only)
+        handing_over = asyncio.gather(*(hand_over(channel, batch) for batch in range(BATCHES)))
+        for _ in range(4):
+            before = len(endpoint.received)
+
+            async def under_way(before: int = before) -> bool:
+                return len(endpoint.received) > before + 20 or handing_over.done()
+
+            await eventually(under_way)
+            await process.stop(signal.SIGKILL)
+            await connection.execute(END_LEASES)
+            await process.start()
+        await handing_over
+
+        async def all_ended() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) = 0 FROM postback.deliveries WHERE state = 1"))
+
+        await eventually(all_ended)
+    rows = await connection.fetch(
+        """
+        SELECT
+            configuration_id, state, superseded, delivery_id::text AS id,
+            count(*) FILTER (WHERE verdict = $1) AS told, count(*) FILTER (WHERE verdict = $2) AS interrupted
+        FROM postback.deliveries LEFT JOIN postback.attempts USING (delivery_id, configuration_id)
+        GROUP BY configuration_id, state, superseded, delivery_id
+        """,
+        Attempt.VERDICT_DELIVERED,
+        Attempt.VERDICT_INTERRUPTED,
+    )
+    await connection.close()
+    first, later, then = ([row for row in rows if row["configuration_id"] == f"k{number}"] for number in range(3))
+    assert [len(first), len(later), len(then)] == [BATCH * BATCHES] * 3
+    delivered, lost = Delivery.STATE_DELIVERED, Delivery.STATE_SUPERSEDED
+    assert {(row["state"], row["superseded"], row["told"]) for row in first} <= {
+        (delivered, Delivery.SUPERSEDED_OTHER_WINNER, 1),
+        (lost, Delivery.SUPERSEDED_OTHER_WINNER, 0),
+    }
+    assert {(row["state"], row["superseded"]) for row in later} == {(lost, Delivery.SUPERSEDED_OTHER_WINNER)}
+    assert {(row["state"], row["superseded"], row["told"]) for row in then} == {(delivered, None, 1)}
+    # Only an attempt that was interrupted, which is told of, may have been made twice.
+    requests = Counter(one.delivery_id for one in endpoint.received)
+    assert sum(row["interrupted"] for row in rows) > 0
+    assert not [row for row in rows if requests[row["id"]] > row["told"] + row["interrupted"]]
+    assert not endpoint.at("/1")
 
 
 @pytest.mark.crash

@@ -16,6 +16,7 @@ _WHY: Mapping[int, tuple[str, str]] = {
     Answer.REASON_UNDER_WAY: ("was asked, and had not answered when the time was up (REENGAGE_CLAIM_WAIT_S)", ""),
     Answer.REASON_CONNECTION_FAILED: ("could not be asked: there was no connection to it, or it broke", ""),
     Answer.REASON_POSTBACK_UNAVAILABLE: ("may not have been asked: postback did not answer attribution", ""),
+    Answer.REASON_SUPERSEDED: ("may not have been asked: by a newer version of its decision it is no conversion", ""),
     Answer.REASON_ADDRESS_FORBIDDEN: (
         "was not asked: its host is private or its port unusual",
         "Name the host in REENGAGE_ALLOWED_HOSTS of postback, if it is to be reached.",

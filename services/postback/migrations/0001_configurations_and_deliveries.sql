@@ -43,14 +43,17 @@ CREATE TABLE deliveries (
     device_id        text NOT NULL,
     conversion_us    bigint NOT NULL,
     retention_days   smallint NOT NULL,
-    -- A serialised message Conversion.
+    -- A serialised message Conversion, and the version of its decision; 0 while it is not decided.
     conversion       bytea NOT NULL,
+    version          integer NOT NULL DEFAULT 0 CHECK (version >= 0),
+    -- Delivery.Superseded: why that version would not have the network told.
+    superseded       smallint CHECK (superseded BETWEEN 1 AND 3),
     -- Made before its conversion was decided, and not handed over decided since: somebody waits for the answer.
     awaits_decision  boolean NOT NULL DEFAULT false,
     -- The serialised message Claim of the network's first answer that was one.
     network_claim    bytea,
-    -- 1 PENDING, 2 DELIVERED, 3 REFUSED, 4 EXHAUSTED.
-    state            smallint NOT NULL DEFAULT 1 CHECK (state BETWEEN 1 AND 4),
+    -- 1 PENDING, 2 DELIVERED, 3 REFUSED, 4 EXHAUSTED, 5 SUPERSEDED.
+    state            smallint NOT NULL DEFAULT 1 CHECK (state BETWEEN 1 AND 5),
     create_us        bigint NOT NULL DEFAULT now_us(),
     due_us           bigint NOT NULL,
     end_us           bigint,
@@ -66,7 +69,8 @@ CREATE TABLE deliveries (
     PRIMARY KEY (delivery_id, configuration_id, conversion_us, retention_days),
     CHECK ((lease_id IS NULL) = (leased_us IS NULL)),
     CHECK ((state = 1) = (end_us IS NULL)),
-    CHECK (state = 1 OR lease_id IS NULL)
+    CHECK (state = 1 OR lease_id IS NULL),
+    CHECK (state <> 5 OR superseded IS NOT NULL)
 ) PARTITION BY RANGE (conversion_us);
 COMMENT ON TABLE deliveries IS
 'One conversion for one configuration, and the queue of what is to be sent: a pending delivery is due at due_us. '
@@ -85,8 +89,8 @@ CREATE TABLE attempts (
     conversion_us    bigint NOT NULL,
     retention_days   smallint NOT NULL,
     start_us         bigint NOT NULL,
-    -- 1 DELIVERED … 12 CREDENTIALS_UNAVAILABLE: Attempt.Verdict.
-    verdict          smallint NOT NULL CHECK (verdict BETWEEN 1 AND 12),
+    -- 1 DELIVERED … 13 SUPERSEDED: Attempt.Verdict.
+    verdict          smallint NOT NULL CHECK (verdict BETWEEN 1 AND 13),
     -- A serialised message Attempt, secrets masked; empty of an interrupted attempt.
     attempt          bytea NOT NULL,
     PRIMARY KEY (delivery_id, configuration_id, redelivery_count, number, conversion_us, retention_days)

@@ -28,9 +28,9 @@ class ClaimStore:
                     WITH awaiting AS (
                         SELECT
                             delivery.delivery_id, delivery.configuration_id, conversion_us, retention_days,
-                            decided.conversion
-                        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[])
-                            AS decided (delivery_id, configuration_id, conversion_us, conversion)
+                            decided.conversion, decided.version
+                        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::int[])
+                            AS decided (delivery_id, configuration_id, conversion_us, conversion, version)
                         INNER JOIN deliveries AS delivery USING (delivery_id, configuration_id, conversion_us)
                         WHERE delivery.awaits_decision
                         -- In the order that settling takes them in.
@@ -38,7 +38,7 @@ class ClaimStore:
                         FOR UPDATE OF delivery
                     )
                     UPDATE deliveries AS delivery
-                    SET conversion = awaiting.conversion, awaits_decision = false
+                    SET conversion = awaiting.conversion, version = awaiting.version, awaits_decision = false
                     FROM awaiting
                     WHERE delivery.delivery_id = awaiting.delivery_id
                         AND delivery.configuration_id = awaiting.configuration_id
@@ -50,6 +50,7 @@ class ClaimStore:
                     [one.configuration_id for one in deliveries],
                     [one.conversion_us for one in deliveries],
                     [one.conversion for one in deliveries],
+                    [one.version for one in deliveries],
                 )
                 with_claim = {row["delivery_id"] for row in rows if row["has_claim"]}
         return with_claim

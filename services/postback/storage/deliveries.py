@@ -9,7 +9,9 @@ import asyncpg
 from libs.db import Connection, Pool, columns, rows_affected, transactions
 from libs.periods import Periods
 from libs.time import DAY_US
-from services.postback.model import NewDelivery, State
+from services.postback.model import Handed, NewDelivery, State, Superseded
+from services.postback.storage.session_holds import let_go
+from services.postback.storage.versions import Lost, renew
 
 MAX_KEY = (2**63 - 1, UUID(int=2**128 - 1))
 """Before it lie the keys of all deliveries: (create_us, delivery_id)."""
@@ -32,6 +34,8 @@ class StoredDelivery:
     end_us: int | None
     attempt_count: int
     redelivery_count: int
+    version: int
+    superseded: Superseded | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +54,37 @@ class DeliveryStore:
     def __init__(self, pool: Pool) -> None:
         self._pool, self._periods = pool, Periods(pool)
 
-    async def enqueue(self, deliveries: Sequence[NewDelivery]) -> int:
-        """Makes the deliveries that do not exist yet, durably, and returns how many those were."""
-        if not deliveries:
-            return 0
+    async def enqueue(self, handed: Sequence[Handed]) -> tuple[int, list[Lost]]:
+        """Makes the deliveries that are wanted and do not exist yet, and gives those that do newer versions, durably.
+
+        Returns how many were made or taken up again, and those that are superseded from now on.
+        """
+        if not handed:
+            return 0, []
+        wanted = [one.delivery for one in handed if one.is_wanted]
         # Before, as both take a connection: were it inside, all could be held by those who wait for another.
-        await self._periods.ensure((new.conversion_us, new.retention_days) for new in deliveries)
-        tag = ""
+        await self._periods.ensure((new.conversion_us, new.retention_days) for new in wanted)
+        count, lost = 0, list[Lost]()
         async for attempt in transactions(self._pool):
             async with attempt as connection:
-                wanted = [new for new in deliveries if not new.once_a_day]
-                wanted += await _let_go([new for new in deliveries if new.once_a_day], connection)
-                tag = await _insert(wanted, connection)
-        return rows_affected(tag)
+                count, lost = 0, []
+                # Version by version: what a newer one supersedes is made all the same, so that a repeat makes nothing.
+                for version in sorted({one.delivery.version for one in handed}):
+                    some = [one for one in handed if one.delivery.version == version]
+                    count += await _make([one.delivery for one in some if one.is_wanted], connection)
+                    if version > 1:
+                        taken_up_count, lost_now = await renew(some, connection)
+                        count, lost = count + taken_up_count, lost + lost_now
+        return count, lost
 
     async def told(self, conversions: Collection[tuple[str, str]]) -> set[tuple[str, str, str]]:
-        """Returns those of (app, conversion) that deliveries exist of, each with the configuration."""
+        """Returns those of (app, conversion) that were told or are to be, each with the configuration."""
         rows = await self._pool.fetch(
             """
             SELECT app_id, conversion_id, configuration_id
             FROM deliveries
             WHERE (app_id, conversion_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+                AND state <> 5 -- SUPERSEDED
             """,
             *columns(list(conversions), 2),
         )
@@ -105,8 +119,9 @@ class DeliveryStore:
             row = await connection.fetchrow(
                 """
                 SELECT
-                    delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, state, create_us,
-                    CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count, redelivery_count
+                    delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, version, superseded,
+                    state, create_us, CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count,
+                    redelivery_count
                 FROM deliveries
                 WHERE delivery_id = $1
                 """,
@@ -139,8 +154,9 @@ class DeliveryStore:
         rows = await self._pool.fetch(
             """
             SELECT
-                delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, state, create_us,
-                CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count, redelivery_count
+                delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, version, superseded,
+                state, create_us, CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count,
+                redelivery_count
             FROM deliveries
             WHERE app_id = $1
                 AND ($2::text = '' OR configuration_id = $2)
@@ -171,8 +187,9 @@ class DeliveryStore:
         rows = await self._pool.fetch(
             """
             SELECT
-                delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, state, create_us,
-                CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count, redelivery_count
+                delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, version, superseded,
+                state, create_us, CASE WHEN lease_id IS NULL THEN due_us END AS due_us, end_us, attempt_count,
+                redelivery_count
             FROM deliveries
             WHERE app_id = $1 AND conversion_id = $2
                 AND ($3::text = '' OR configuration_id = $3)
@@ -201,7 +218,7 @@ class DeliveryStore:
                         """
                         SELECT delivery_id, configuration_id, conversion_us, retention_days
                         FROM deliveries
-                        WHERE delivery_id = $1 AND state <> 1 -- PENDING
+                        WHERE delivery_id = $1 AND state <> 1 AND superseded IS NULL -- PENDING
                         FOR UPDATE
                         """,
                         delivery_id,
@@ -228,7 +245,7 @@ class DeliveryStore:
                         FROM deliveries
                         WHERE app_id = $1
                             AND ($2::text = '' OR configuration_id = $2)
-                            AND state <> 1 -- PENDING
+                            AND state <> 1 AND superseded IS NULL -- PENDING
                             AND state = ANY($3::smallint[])
                         ORDER BY create_us, delivery_id
                         LIMIT $4
@@ -244,6 +261,37 @@ class DeliveryStore:
         return count
 
 
+async def _make(deliveries: Sequence[NewDelivery], connection: Connection) -> int:
+    """Makes those that do not exist yet and are not held back; returns how many those were."""
+    if not deliveries:
+        return 0
+    wanted = [new for new in deliveries if not new.once_a_day]
+    if held := [new for new in deliveries if new.once_a_day]:
+        made = await _made(held, connection)
+        wanted += await let_go([new for new in held if new.delivery_id not in made], connection)
+    return rows_affected(await _insert(wanted, connection))
+
+
+async def _made(deliveries: Sequence[NewDelivery], connection: Connection) -> set[UUID]:
+    """Returns those that exist, which take no hold again."""
+    rows = await connection.fetch(
+        """
+        SELECT delivery_id
+        FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS new (delivery_id, configuration_id, conversion_us)
+        WHERE EXISTS (
+            SELECT FROM deliveries AS made
+            WHERE made.delivery_id = new.delivery_id AND made.configuration_id = new.configuration_id
+                AND made.conversion_us = new.conversion_us
+            OFFSET 0 -- as in making them
+        )
+        """,
+        [new.delivery_id for new in deliveries],
+        [new.configuration_id for new in deliveries],
+        [new.conversion_us for new in deliveries],
+    )
+    return {row["delivery_id"] for row in rows}
+
+
 async def _insert(deliveries: Sequence[NewDelivery], connection: Connection) -> str:
     """Makes those that do not exist yet; returns the command tag."""
     # In the order of their keys: batches that overlap must not wait for each other in a circle.
@@ -252,17 +300,17 @@ async def _insert(deliveries: Sequence[NewDelivery], connection: Connection) -> 
         """
         INSERT INTO deliveries (
             delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion, due_us,
-            awaits_decision, conversion_us, retention_days
+            awaits_decision, conversion_us, retention_days, version
         )
         SELECT
             delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion,
-            now_us() + delay_us, awaits_decision, conversion_us, retention_days
+            now_us() + delay_us, awaits_decision, conversion_us, retention_days, version
         FROM unnest(
             $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-            $9::bigint[], $10::bool[], $11::bigint[], $12::smallint[]
+            $9::bigint[], $10::bool[], $11::bigint[], $12::smallint[], $13::int[]
         ) AS new (
             delivery_id, configuration_id, app_id, network_id, conversion_id, event_name, device_id, conversion,
-            delay_us, awaits_decision, conversion_us, retention_days
+            delay_us, awaits_decision, conversion_us, retention_days, version
         )
         WHERE NOT EXISTS (
             SELECT FROM deliveries AS made
@@ -270,6 +318,12 @@ async def _insert(deliveries: Sequence[NewDelivery], connection: Connection) -> 
                 AND made.conversion_us = new.conversion_us
             -- Made when the app's retention was another one, it lies elsewhere. OFFSET 0 keeps the planner from joining
             -- all months: each row is looked for by itself, in its own.
+            OFFSET 0
+        ) AND NOT EXISTS (
+            -- An older version that comes once more makes nothing: a newer one has said who is told.
+            SELECT FROM deliveries AS told
+            WHERE told.app_id = new.app_id AND told.conversion_id = new.conversion_id
+                AND told.conversion_us = new.conversion_us AND told.version > greatest(new.version, 1)
             OFFSET 0
         )
         ON CONFLICT DO NOTHING
@@ -286,37 +340,8 @@ async def _insert(deliveries: Sequence[NewDelivery], connection: Connection) -> 
         [new.awaits_decision for new in ordered],
         [new.conversion_us for new in ordered],
         [new.retention_days for new in ordered],
+        [new.version for new in ordered],
     )
-
-
-async def _let_go(deliveries: Sequence[NewDelivery], connection: Connection) -> list[NewDelivery]:
-    """Returns those that come 24 hours or more after the last told of their device, oldest first.
-
-    Notes each as the last told.
-    """
-    let_go: list[NewDelivery] = []
-    left = sorted(deliveries, key=lambda new: (new.configuration_id, new.device_id, new.conversion_us))
-    while left:
-        # One of a device at a time: a statement may write a row once only.
-        first = {(new.configuration_id, new.device_id): new for new in reversed(left)}
-        rows = await connection.fetch(
-            """
-            INSERT INTO session_holds AS held (configuration_id, device_id, told_us)
-            SELECT configuration_id, device_id, told_us
-            FROM unnest($1::text[], $2::text[], $3::bigint[]) AS told (configuration_id, device_id, told_us)
-            ON CONFLICT (configuration_id, device_id) DO UPDATE SET told_us = excluded.told_us
-            WHERE excluded.told_us >= held.told_us + $4 -- a day
-            RETURNING configuration_id, device_id
-            """,
-            [configuration_id for configuration_id, _ in sorted(first)],
-            [device_id for _, device_id in sorted(first)],
-            [first[key].conversion_us for key in sorted(first)],
-            DAY_US,
-        )
-        let_go += [first[row["configuration_id"], row["device_id"]] for row in rows]
-        taken = set(map(id, first.values()))
-        left = [new for new in left if id(new) not in taken]
-    return let_go
 
 
 async def _begin_request(request_id: str, connection: Connection) -> int | None:
@@ -357,4 +382,5 @@ async def _begin_runs(request_id: str, rows: Sequence[asyncpg.Record], connectio
 
 
 def _delivery(row: asyncpg.Record) -> StoredDelivery:
-    return StoredDelivery(**{**dict(row), "state": State(row["state"])})
+    superseded = None if row["superseded"] is None else Superseded(row["superseded"])
+    return StoredDelivery(**{**dict(row), "state": State(row["state"]), "superseded": superseded})

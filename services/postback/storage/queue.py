@@ -46,7 +46,8 @@ _LEASE_FIRST_TRIES = """
     RETURNING
         delivery.delivery_id, delivery.configuration_id, delivery.conversion_us, delivery.retention_days,
         delivery.conversion, delivery.attempt_count, delivery.failure_count, delivery.redelivery_count,
-        delivery.leased_us, delivery.leased_us - picked.due_us AS waited_us
+        delivery.superseded IS NOT NULL AS is_superseded, delivery.leased_us,
+        delivery.leased_us - picked.due_us AS waited_us
 """
 # Each kind has its own partial index, which a parameter could not choose.
 _LEASE_RETRIES = _LEASE_FIRST_TRIES.replace("attempt_count = 0", "attempt_count > 0")
@@ -83,6 +84,7 @@ class Queue:
                 number=row["attempt_count"],
                 failure_count=row["failure_count"],
                 redelivery_count=row["redelivery_count"],
+                is_superseded=row["is_superseded"],
                 leased_us=row["leased_us"],
                 waited_us=row["waited_us"],
             )
@@ -116,8 +118,9 @@ async def _settle(batch: Sequence[Settled], connection: Connection) -> dict[UUID
         """
         UPDATE deliveries AS delivery
         SET state = settled.state,
-            failure_count = delivery.failure_count + (settled.state <> 2)::int, -- DELIVERED
-            due_us = now_us() + settled.wait_us,
+            failure_count = delivery.failure_count + (settled.state NOT IN (2, 5))::int, -- DELIVERED, SUPERSEDED
+            -- What was superseded meanwhile waits for nothing: it is only to end.
+            due_us = now_us() + CASE WHEN delivery.superseded IS NULL THEN settled.wait_us ELSE 0 END,
             end_us = CASE WHEN settled.state <> 1 THEN now_us() END, -- PENDING
             lease_id = NULL, leased_us = NULL,
             -- The first one stays: a decision may rest on it.
@@ -133,6 +136,8 @@ async def _settle(batch: Sequence[Settled], connection: Connection) -> dict[UUID
             AND delivery.retention_days = settled.retention_days
             -- The fence: a lease that ended is another's.
             AND delivery.lease_id = settled.lease_id
+            -- By a yet newer version it is to be sent after all: once this lease has ended.
+            AND (settled.state <> 5 OR delivery.superseded IS NOT NULL) -- SUPERSEDED
         RETURNING delivery.delivery_id, NOT delivery.awaits_decision AS is_decided
         """,
         [one.leased.delivery_id for one in batch],

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.postback.v1 import conversion_pb2 as reengage_dot_postback_dot_v1_dot_conversion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/postback/v1/claim.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%reengage/postback/v1/conversion.proto\"v\n\x14RequestClaimsRequest\x12\x35\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32 .reengage.postback.v1.Conversion\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x15RequestClaimsResponse\x12;\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32&.reengage.postback.v1.ConversionClaims\"m\n\x10\x43onversionClaims\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x15\n\rconversion_id\x18\x02 \x01(\t\x12\x32\n\x07\x61nswers\x18\x03 \x03(\x0b\x32!.reengage.postback.v1.ClaimAnswer\"\xe1\x06\n\x0b\x43laimAnswer\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.reengage.postback.v1.ClaimAnswer.State\x12*\n\x05\x63laim\x18\x03 \x01(\x0b\x32\x1b.reengage.postback.v1.Claim\x12\x38\n\x06reason\x18\x04 \x01(\x0e\x32(.reengage.postback.v1.ClaimAnswer.Reason\x12\x13\n\x0bstatus_code\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x07 \x01(\t\"\x87\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_CLAIMED\x10\x02\x12\x15\n\x11STATE_NOT_CLAIMED\x10\x03\x12\x15\n\x11STATE_UNAVAILABLE\x10\x04\x12\x13\n\x0fSTATE_NOT_ASKED\x10\x05\"\xdb\x03\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12REASON_HTTP_STATUS\x10\x01\x12\x13\n\x0fREASON_REDIRECT\x10\x02\x12\x18\n\x14REASON_BODY_MISMATCH\x10\x03\x12\x12\n\x0eREASON_TIMEOUT\x10\x04\x12\x1c\n\x18REASON_CONNECTION_FAILED\x10\x05\x12\x1c\n\x18REASON_ADDRESS_FORBIDDEN\x10\x06\x12\x12\n\x0eREASON_SANDBOX\x10\x07\x12\x17\n\x13REASON_NOT_RENDERED\x10\x08\x12\x16\n\x12REASON_INTERRUPTED\x10\t\x12\x19\n\x15REASON_NO_CREDENTIALS\x10\n\x12\"\n\x1eREASON_CREDENTIALS_UNAVAILABLE\x10\x0b\x12\x14\n\x10REASON_UNDER_WAY\x10\x0c\x12\x11\n\rREASON_QUEUED\x10\r\x12\x11\n\rREASON_PAUSED\x10\x0e\x12\x11\n\rREASON_REFUND\x10\x0f\x12\x12\n\x0eREASON_COUNTRY\x10\x10\x12\x1a\n\x16REASON_DATA_CONTROLLED\x10\x11\x12\x1f\n\x1bREASON_POSTBACK_UNAVAILABLE\x10\x12\"\x85\x01\n\x05\x43laim\x12\x33\n\x0f\x65ngagement_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07is_view\x18\x02 \x01(\x08\x12\x15\n\rcampaign_name\x18\x03 \x01(\t\x12\x1f\n\x17granular_data_forbidden\x18\x04 \x01(\x08\"\x1b\n\x19WatchClaimTriggersRequest\"R\n\x1aWatchClaimTriggersResponse\x12\x34\n\x08triggers\x18\x01 \x03(\x0b\x32\".reengage.postback.v1.ClaimTrigger\"F\n\x0c\x43laimTrigger\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/postback/v1/claim.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%reengage/postback/v1/conversion.proto\"v\n\x14RequestClaimsRequest\x12\x35\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32 .reengage.postback.v1.Conversion\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x15RequestClaimsResponse\x12;\n\x0b\x63onversions\x18\x01 \x03(\x0b\x32&.reengage.postback.v1.ConversionClaims\"m\n\x10\x43onversionClaims\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x15\n\rconversion_id\x18\x02 \x01(\t\x12\x32\n\x07\x61nswers\x18\x03 \x03(\x0b\x32!.reengage.postback.v1.ClaimAnswer\"\xf8\x06\n\x0b\x43laimAnswer\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.reengage.postback.v1.ClaimAnswer.State\x12*\n\x05\x63laim\x18\x03 \x01(\x0b\x32\x1b.reengage.postback.v1.Claim\x12\x38\n\x06reason\x18\x04 \x01(\x0e\x32(.reengage.postback.v1.ClaimAnswer.Reason\x12\x13\n\x0bstatus_code\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x07 \x01(\t\"\x87\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_CLAIMED\x10\x02\x12\x15\n\x11STATE_NOT_CLAIMED\x10\x03\x12\x15\n\x11STATE_UNAVAILABLE\x10\x04\x12\x13\n\x0fSTATE_NOT_ASKED\x10\x05\"\xf2\x03\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12REASON_HTTP_STATUS\x10\x01\x12\x13\n\x0fREASON_REDIRECT\x10\x02\x12\x18\n\x14REASON_BODY_MISMATCH\x10\x03\x12\x12\n\x0eREASON_TIMEOUT\x10\x04\x12\x1c\n\x18REASON_CONNECTION_FAILED\x10\x05\x12\x1c\n\x18REASON_ADDRESS_FORBIDDEN\x10\x06\x12\x12\n\x0eREASON_SANDBOX\x10\x07\x12\x17\n\x13REASON_NOT_RENDERED\x10\x08\x12\x16\n\x12REASON_INTERRUPTED\x10\t\x12\x19\n\x15REASON_NO_CREDENTIALS\x10\n\x12\"\n\x1eREASON_CREDENTIALS_UNAVAILABLE\x10\x0b\x12\x14\n\x10REASON_UNDER_WAY\x10\x0c\x12\x11\n\rREASON_QUEUED\x10\r\x12\x11\n\rREASON_PAUSED\x10\x0e\x12\x11\n\rREASON_REFUND\x10\x0f\x12\x12\n\x0eREASON_COUNTRY\x10\x10\x12\x1a\n\x16REASON_DATA_CONTROLLED\x10\x11\x12\x1f\n\x1bREASON_POSTBACK_UNAVAILABLE\x10\x12\x12\x15\n\x11REASON_SUPERSEDED\x10\x13\"\x85\x01\n\x05\x43laim\x12\x33\n\x0f\x65ngagement_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07is_view\x18\x02 \x01(\x08\x12\x15\n\rcampaign_name\x18\x03 \x01(\t\x12\x1f\n\x17granular_data_forbidden\x18\x04 \x01(\x08\"\x1b\n\x19WatchClaimTriggersRequest\"R\n\x1aWatchClaimTriggersResponse\x12\x34\n\x08triggers\x18\x01 \x03(\x0b\x32\".reengage.postback.v1.ClaimTrigger\"F\n\x0c\x43laimTrigger\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x12\n\nnetwork_id\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSIONCLAIMS']._serialized_start=368
   _globals['_CONVERSIONCLAIMS']._serialized_end=477
   _globals['_CLAIMANSWER']._serialized_start=480
-  _globals['_CLAIMANSWER']._serialized_end=1345
+  _globals['_CLAIMANSWER']._serialized_end=1368
   _globals['_CLAIMANSWER_STATE']._serialized_start=732
   _globals['_CLAIMANSWER_STATE']._serialized_end=867
   _globals['_CLAIMANSWER_REASON']._serialized_start=870
-  _globals['_CLAIMANSWER_REASON']._serialized_end=1345
-  _globals['_CLAIM']._serialized_start=1348
-  _globals['_CLAIM']._serialized_end=1481
-  _globals['_WATCHCLAIMTRIGGERSREQUEST']._serialized_start=1483
-  _globals['_WATCHCLAIMTRIGGERSREQUEST']._serialized_end=1510
-  _globals['_WATCHCLAIMTRIGGERSRESPONSE']._serialized_start=1512
-  _globals['_WATCHCLAIMTRIGGERSRESPONSE']._serialized_end=1594
-  _globals['_CLAIMTRIGGER']._serialized_start=1596
-  _globals['_CLAIMTRIGGER']._serialized_end=1666
+  _globals['_CLAIMANSWER_REASON']._serialized_end=1368
+  _globals['_CLAIM']._serialized_start=1371
+  _globals['_CLAIM']._serialized_end=1504
+  _globals['_WATCHCLAIMTRIGGERSREQUEST']._serialized_start=1506
+  _globals['_WATCHCLAIMTRIGGERSREQUEST']._serialized_end=1533
+  _globals['_WATCHCLAIMTRIGGERSRESPONSE']._serialized_start=1535
+  _globals['_WATCHCLAIMTRIGGERSRESPONSE']._serialized_end=1617
+  _globals['_CLAIMTRIGGER']._serialized_start=1619
+  _globals['_CLAIMTRIGGER']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

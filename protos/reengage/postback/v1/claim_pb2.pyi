@@ -196,10 +196,12 @@ class ClaimAnswer(_message.Message):
         """Nothing is sent: the user controls their data, which the configuration respects."""
         REASON_POSTBACK_UNAVAILABLE: ClaimAnswer._Reason.ValueType  # 18
         """Set by attribution: postback did not answer, so whether the network was asked is not known."""
+        REASON_SUPERSEDED: ClaimAnswer._Reason.ValueType  # 19
+        """Nothing is sent (any more): a newer version of the decision says that it is no conversion."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
-        """Reason says why there is no answer, or none yet. Those up to CREDENTIALS_UNAVAILABLE are verdicts on an attempt
-        (Attempt.Verdict): on the last one.
+        """Reason says why there is no answer, or none yet. Those up to CREDENTIALS_UNAVAILABLE, and SUPERSEDED, are verdicts
+        on an attempt (Attempt.Verdict): on the last one.
         """
 
     REASON_UNSPECIFIED: ClaimAnswer.Reason.ValueType  # 0
@@ -240,6 +242,8 @@ class ClaimAnswer(_message.Message):
     """Nothing is sent: the user controls their data, which the configuration respects."""
     REASON_POSTBACK_UNAVAILABLE: ClaimAnswer.Reason.ValueType  # 18
     """Set by attribution: postback did not answer, so whether the network was asked is not known."""
+    REASON_SUPERSEDED: ClaimAnswer.Reason.ValueType  # 19
+    """Nothing is sent (any more): a newer version of the decision says that it is no conversion."""
 
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int

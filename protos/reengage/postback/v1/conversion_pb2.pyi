@@ -279,7 +279,7 @@ class EnqueueConversionsResponse(_message.Message):
     CREATED_COUNT_FIELD_NUMBER: _builtins.int
     OFFERED_FIELD_NUMBER: _builtins.int
     created_count: _builtins.int
-    """Deliveries made now; repeats make none."""
+    """Deliveries made now, or taken up again after they were superseded; repeats make none."""
     @_builtins.property
     def offered(self) -> _containers.RepeatedCompositeFieldContainer[_offer_pb2.OfferedPostback]:
         """With validate_only: the deliveries that would be made, and those that were sent and would not be now."""

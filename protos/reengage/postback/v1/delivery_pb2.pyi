@@ -44,6 +44,10 @@ class Delivery(_message.Message):
         """The endpoint refused it for good."""
         STATE_EXHAUSTED: Delivery._State.ValueType  # 4
         """All tries failed. It is kept, and can be sent again: Redeliver."""
+        STATE_SUPERSEDED: Delivery._State.ValueType  # 5
+        """The network had not taken it when a newer version of the decision came, by which it is not to be told: nothing is
+        sent (any more). `superseded` says why. A yet newer version may make it PENDING again.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a delivery."""
@@ -58,6 +62,37 @@ class Delivery(_message.Message):
     """The endpoint refused it for good."""
     STATE_EXHAUSTED: Delivery.State.ValueType  # 4
     """All tries failed. It is kept, and can be sent again: Redeliver."""
+    STATE_SUPERSEDED: Delivery.State.ValueType  # 5
+    """The network had not taken it when a newer version of the decision came, by which it is not to be told: nothing is
+    sent (any more). `superseded` says why. A yet newer version may make it PENDING again.
+    """
+
+    class _Superseded:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SupersededEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Delivery._Superseded.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SUPERSEDED_UNSPECIFIED: Delivery._Superseded.ValueType  # 0
+        """It would be told."""
+        SUPERSEDED_OTHER_WINNER: Delivery._Superseded.ValueType  # 1
+        """Another network or none is credited, and the configuration is for what its own network is credited with."""
+        SUPERSEDED_NO_CLICK: Delivery._Superseded.ValueType  # 2
+        """No click won it, and the configuration is for clicks only."""
+        SUPERSEDED_NO_CONVERSION: Delivery._Superseded.ValueType  # 3
+        """It is no conversion: the session had gone on (D4), or the install is a second one of its device (F2)."""
+
+    class Superseded(_Superseded, metaclass=_SupersededEnumTypeWrapper):
+        """Superseded says why, by the newest version of the decision, the network would not be told (D12)."""
+
+    SUPERSEDED_UNSPECIFIED: Delivery.Superseded.ValueType  # 0
+    """It would be told."""
+    SUPERSEDED_OTHER_WINNER: Delivery.Superseded.ValueType  # 1
+    """Another network or none is credited, and the configuration is for what its own network is credited with."""
+    SUPERSEDED_NO_CLICK: Delivery.Superseded.ValueType  # 2
+    """No click won it, and the configuration is for clicks only."""
+    SUPERSEDED_NO_CONVERSION: Delivery.Superseded.ValueType  # 3
+    """It is no conversion: the session had gone on (D4), or the install is a second one of its device (F2)."""
 
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
@@ -72,6 +107,8 @@ class Delivery(_message.Message):
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DECISION_VERSION_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """Output only. The same in every attempt: headers Idempotency-Key and webhook-id, and `{delivery_id}`."""
     configuration_id: _builtins.str
@@ -90,6 +127,14 @@ class Delivery(_message.Message):
     """Output only. Attempts made in the present run; a redelivery begins a new run."""
     redelivery_count: _builtins.int
     """Output only. How often it was sent again on purpose."""
+    decision_version: _builtins.int
+    """Output only. The newest version of the decision that was handed over; each attempt says which one it told. 0 of a
+    claim request whose conversion is not decided.
+    """
+    superseded: Global___Delivery.Superseded.ValueType
+    """Output only. Why that version would not have the network told. Of a DELIVERED one it says that the network was told
+    by an earlier version and has lost: it is told nothing, as a postback cannot be taken back.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was made."""
@@ -122,10 +167,12 @@ class Delivery(_message.Message):
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        decision_version: _builtins.int = ...,
+        superseded: Global___Delivery.Superseded.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "decision_version", b"decision_version", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "state", b"state", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,6 +216,10 @@ class Attempt(_message.Message):
         """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
         VERDICT_CREDENTIALS_UNAVAILABLE: Attempt._Verdict.ValueType  # 12
         """Nothing was sent: tracker did not give the credentials of the SAN account. It is tried again."""
+        VERDICT_SUPERSEDED: Attempt._Verdict.ValueType  # 13
+        """Nothing was sent: while the attempt before was under way, a newer version of the decision came by which the
+        network is not to be told.
+        """
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
         """Verdict says what became of an attempt."""
@@ -199,6 +250,10 @@ class Attempt(_message.Message):
     """Nothing was sent: there are no credentials; `detail` says which, and who might have them."""
     VERDICT_CREDENTIALS_UNAVAILABLE: Attempt.Verdict.ValueType  # 12
     """Nothing was sent: tracker did not give the credentials of the SAN account. It is tried again."""
+    VERDICT_SUPERSEDED: Attempt.Verdict.ValueType  # 13
+    """Nothing was sent: while the attempt before was under way, a newer version of the decision came by which the
+    network is not to be told.
+    """
 
     @_typing.final
     class RequestHeadersEntry(_message.Message):
@@ -254,6 +309,7 @@ class Attempt(_message.Message):
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     REDELIVERY_COUNT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    DECISION_VERSION_FIELD_NUMBER: _builtins.int
     method: _method_pb2.Method.ValueType
     """Output only. The method."""
     url: _builtins.str
@@ -272,6 +328,8 @@ class Attempt(_message.Message):
     """Output only. The run it belongs to: 0 is the first, 1 the first redelivery, …"""
     detail: _builtins.str
     """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
+    decision_version: _builtins.int
+    """Output only. The version of the decision that it told; 0 when the conversion was not decided, or nothing was sent."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it began."""
@@ -309,10 +367,11 @@ class Attempt(_message.Message):
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         redelivery_count: _builtins.int = ...,
         detail: _builtins.str = ...,
+        decision_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_version", b"decision_version", "detail", b"detail", "duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,9 +507,9 @@ class RedeliverRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
-    """Optional. One delivery, in whatever state it ended."""
+    """Optional. One delivery, in whatever state it ended, unless it is superseded: `DELIVERY_SUPERSEDED`."""
     app_id: _builtins.str
-    """Optional. All of this app that match the filters, the oldest first."""
+    """Optional. All of this app that match the filters, the oldest first; superseded ones are left alone."""
     configuration_id: _builtins.str
     """Optional, with app_id."""
     request_id: _builtins.str

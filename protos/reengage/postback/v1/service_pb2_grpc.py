@@ -455,6 +455,12 @@ class PostbackServiceServicer:
     def EnqueueConversions(self, request, context):
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
         (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
+
+        A newer version of a decision (D12, G4) makes the deliveries that no version made before it, and nobody is told
+        twice: a delivery that was sent stays as it is, and one that was not is sent as the newest version has it, or ends
+        SUPERSEDED where that would not have its network told. Of one that was sent `superseded` says so. A claim request
+        asks whoever wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their
+        order; one that comes again after a newer one changes nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -506,7 +512,8 @@ class PostbackServiceServicer:
     def Redeliver(self, request, context):
         """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
         app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
-        request_id: the same one within a day starts nothing new.
+        request_id: the same one within a day starts nothing new. Errors: FAILED_PRECONDITION `DELIVERY_SUPERSEDED` of one
+        whose network has lost the conversion (Delivery.superseded).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

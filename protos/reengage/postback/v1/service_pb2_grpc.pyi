@@ -145,6 +145,12 @@ class PostbackServiceStub:
     EnqueueConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EnqueueConversionsRequest, _conversion_pb2.EnqueueConversionsResponse]
     """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
     (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
+
+    A newer version of a decision (D12, G4) makes the deliveries that no version made before it, and nobody is told
+    twice: a delivery that was sent stays as it is, and one that was not is sent as the newest version has it, or ends
+    SUPERSEDED where that would not have its network told. Of one that was sent `superseded` says so. A claim request
+    asks whoever wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their
+    order; one that comes again after a newer one changes nothing.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
     RequestClaims: _aio.UnaryUnaryMultiCallable[_claim_pb2.RequestClaimsRequest, _claim_pb2.RequestClaimsResponse]
@@ -169,7 +175,8 @@ class PostbackServiceStub:
     Redeliver: _aio.UnaryUnaryMultiCallable[_delivery_pb2.RedeliverRequest, _delivery_pb2.RedeliverResponse]
     """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
     app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
-    request_id: the same one within a day starts nothing new.
+    request_id: the same one within a day starts nothing new. Errors: FAILED_PRECONDITION `DELIVERY_SUPERSEDED` of one
+    whose network has lost the conversion (Delivery.superseded).
     """
 
 class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -185,6 +192,12 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]:
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
         (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
+
+        A newer version of a decision (D12, G4) makes the deliveries that no version made before it, and nobody is told
+        twice: a delivery that was sent stays as it is, and one that was not is sent as the newest version has it, or ends
+        SUPERSEDED where that would not have its network told. Of one that was sent `superseded` says so. A claim request
+        asks whoever wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their
+        order; one that comes again after a newer one changes nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
 
@@ -245,7 +258,8 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_delivery_pb2.RedeliverResponse]:
         """Redeliver sends ended deliveries again under the same delivery id, with fresh tries: one by its id, or all of an
         app that match a filter, at most 10,000 a call. Deliveries that have not ended are left alone. Repeat-safe by
-        request_id: the same one within a day starts nothing new.
+        request_id: the same one within a day starts nothing new. Errors: FAILED_PRECONDITION `DELIVERY_SUPERSEDED` of one
+        whose network has lost the conversion (Delivery.superseded).
         """
 
 def add_PostbackServiceServicer_to_server(servicer: PostbackServiceServicer, server: _aio.Server) -> None: ...
