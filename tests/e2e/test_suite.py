@@ -257,6 +257,66 @@ def test_a_postback_tells_the_install_time_the_agency_and_the_tracker_s_own_para
     )
 
 
+def test_a_late_click_moves_a_conversion_and_a_late_ping_does_not(up: Up) -> None:
+    """D12, from link to ledger: who won then is told, who was told and lost is told nothing, and both can be seen."""
+    gateway, network = f"http://{up.ports.address('gateway')}", f"http://{up.ports.address('network')}"
+    device = "0f0e0d0c-1a2b-4c3d-8e4f-0000000000ac"
+    segment_id = json.loads(up.reengage("trackers", "get", "android-acme-return", "--json").stdout)["segment_id"]
+    for name in ("acme", "viewly"):
+        for command in (
+            (
+                "trackers", "create", f"tracker_id=late-{name}", f"segment_id={segment_id}", "type=REENGAGEMENT",
+                f"network_id={name}-android", "events=LateBuy", "install_url=https://shop.example/",
+            ),
+            (
+                "postbacks", "create", f"configuration_id=late-{name}", "app_id=shop-android",
+                f"network_id={name}-android", "trigger=LateBuy", "adapter=template", "delivery_method=NETWORK_ONLY",
+                f"url={network}/postbacks/late-{name}?{{conversion_id}}",
+            ),
+        ):  # fmt: skip
+            made = up.reengage(*command)
+            assert made.returncode == 0, made.stderr
+        until(lambda name=name: curl(["curl", f"{gateway}/c/late-{name}"]).startswith("302"))  # type: ignore[misc]
+
+    bought_s = int(time.time()) - 60
+
+    def click(name: str, before_s: int) -> None:
+        """Sends a click that somebody vouches for, as the gateway's spool does."""
+        record = {
+            "app_id": "shop-android", "record_id": f"late-{name}", "device_ids": {"adid": device},
+            "event_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(bought_s - before_s)),
+            "click": {"tracker_id": f"late-{name}"},
+        }  # fmt: skip
+        sent = up.reengage("call", "ingest/RecordBatch", json.dumps({"records": [record]}))
+        assert "STATUS_ACCEPTED" in sent.stdout, sent.stderr
+
+    def standing() -> dict[str, tuple[str, str]]:
+        listed = json.loads(up.reengage("deliveries", "shop-android", "--conversion", "late-1", "--json").stdout)
+        return {
+            each["configuration_id"]: (each["state"], each.get("superseded", ""))
+            for each in listed.get("deliveries", ())
+        }
+
+    click("acme", 3600)
+    event = (
+        f'{{"action":"event","kochava_app_id":"shop-android","record_id":"late-1","data":{{"event_name":"LateBuy",'
+        f'"usertime":{bought_s},"device_ids":{{"adid":"{device}"}},"origination_ip":"203.0.113.7"}}}}'
+    )
+    assert curl(["curl", f"{gateway}/track/json", "-d", event]) == '200 {"success":1}'
+    until(lambda: standing() == {"late-acme": ("STATE_DELIVERED", "")})
+    answer = curl(["curl", f"{gateway}/c/late-viewly?adid={device}&click_time={bought_s - 1}"])
+    ping = answer.rpartition("ko_click_id=")[2]
+    until(lambda: bool(explained(up, ping)))
+    click("viewly", 30)
+    lost, won = ("STATE_DELIVERED", "SUPERSEDED_OTHER_WINNER"), ("STATE_DELIVERED", "")
+    until(lambda: standing() == {"late-acme": lost, "late-viewly": won})
+    decision = explained(up, "late-1")["decision"]
+    assert (decision["version"], decision["because"]) == (2, "BECAUSE_LATE_ENGAGEMENT")
+    assert (decision["engagement_id"], decision["late_record_id"]) == ("late-viewly", "late-viewly")
+    verdicts = {each["engagement_id"]: each["verdict"] for each in decision["candidates"]}
+    assert verdicts[ping] == "VERDICT_REPORTED_LATE"
+
+
 def test_explain_says_why_x_was_not_asked_and_what_it_says_to_do_helps(up: Up, tmp_path: Path) -> None:
     """X is asked with the credentials of its tracker's account, and as soon as that has them."""
     gateway, credentials = f"http://{up.ports.address('gateway')}", tmp_path / "credentials.yaml"
