@@ -5,6 +5,7 @@ Live, records are taken in the order of receipt. Conversions that are decided ag
 """
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -150,34 +151,57 @@ class Timeline:
         self._late_window_us = late_window_us
         self._hashed_kinds = hashed_kinds_of(each for step in self.steps for each in step.ids)
         self._groups = Groups(self._hashed_kinds)
+        self._settled_count = 0
         # The latest receipt up to each place and the earliest from it on: nearly always each knows just the earlier.
         receipts = [step.receive_time_us for step in self.steps]
         self._latest_us = list(accumulate(receipts, max))
         self._earliest_us = [*accumulate(reversed(receipts), min)][::-1]
 
+    def places(self) -> Iterator[int]:
+        """Yields the places in the order of deciding: one that knows of later ones waits for these.
+
+        OURS: of three that wait for each other in a circle, the one that is first in time waits.
+        """
+        waiting: defaultdict[int, list[int]] = defaultdict(list)
+        for place in range(len(self.steps)):
+            later = range(len(self.steps) - 1, place, -1) if self._may_know_later(place) else ()
+            last = next((each for each in later if self._knows_later(place, each)), None)
+            if last is not None:
+                waiting[last].append(place)
+                continue
+            ready = [place]
+            while ready:
+                yield (done := ready.pop())
+                ready += reversed(waiting.pop(done, []))
+
     def known_to(self, place: int) -> Group:
-        """Returns the device as a record knows it. Call it for a place only once all before it are settled."""
+        """Returns the device as a record knows it. Call it in the order of `places`, when those before are settled."""
         step = self.steps[place]
         if not self._late_window_us or (
-            self._latest_us[place] <= step.receive_time_us + self._late_window_us
-            and self._earliest_us[place] >= step.receive_time_us - self._late_window_us
+            self._settled_count == place
+            and self._latest_us[place] <= step.receive_time_us + self._late_window_us
+            and not self._may_know_later(place)
         ):
             return self._groups.take(step.ids)[0]
         groups = Groups(self._hashed_kinds)
         for other, each in enumerate(self.steps):
-            if other != place and self._is_known(each, step, is_earlier=other < place):
+            is_early = other < place and each.receive_time_us <= step.receive_time_us + self._late_window_us
+            if is_early or (other > place and self._knows_later(place, other)):
                 _add(each, groups.take(each.ids)[0])
         return groups.take(step.ids)[0]
 
     def settle(self, place: int, attribution: Attribution | None) -> None:
         """Notes what a record is to its device, now that it is decided."""
+        self._settled_count += 1
         self.steps[place] = step = self.steps[place]._replace(attribution=attribution)
         _add(step, self._groups.take(step.ids)[0])
 
-    def _is_known(self, each: Step, to: Step, *, is_earlier: bool) -> bool:
-        if is_earlier:
-            return each.receive_time_us <= to.receive_time_us + self._late_window_us
-        return each.receive_time_us + self._late_window_us < to.receive_time_us
+    def _may_know_later(self, place: int) -> bool:
+        is_in_order = self._earliest_us[place] + self._late_window_us >= self.steps[place].receive_time_us
+        return bool(self._late_window_us) and not is_in_order
+
+    def _knows_later(self, place: int, later: int) -> bool:
+        return self.steps[later].receive_time_us + self._late_window_us < self.steps[place].receive_time_us
 
 
 def _add(step: Step, group: Group) -> None:

@@ -66,8 +66,8 @@ class Family:
         """Returns the ids that the device was known by at each conversion."""
         timeline, conversions = self.timeline(late_window_us)
         known = {}
-        for place, stored in enumerate(conversions):
-            group = timeline.known_to(place)
+        for place in timeline.places():
+            group, stored = timeline.known_to(place), conversions[place]
             if stored is not None:
                 known[stored.conversion_id] = tuple(dict.fromkeys((*ids_of(stored), *group.ids.values())))
             timeline.settle(place, None)

@@ -135,7 +135,8 @@ class Replay:
             device_ids=frozenset(family.device_ids),
             conversion_ids=frozenset(family.conversions),
         )
-        for place, stored in enumerate(conversions):
+        for place in timeline.places():
+            stored = conversions[place]
             await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
             attribution = timeline.steps[place].attribution
             if stored is None or not self._is_decided(stored):

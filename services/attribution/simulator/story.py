@@ -230,8 +230,8 @@ class Story:
         changed = set[str]()
         in_order = sorted(self._of_group[group], key=lambda told: told.order)
         timeline = Timeline(map(_step, in_order), self._late_window_us)
-        for place, told in enumerate(in_order):
-            known = timeline.known_to(place)
+        for place in timeline.places():
+            known, told = timeline.known_to(place), in_order[place]
             if not told.version or not self._is_closed(told, now_us):
                 changed |= self._decide(told, known)
             timeline.settle(place, told.attribution)
