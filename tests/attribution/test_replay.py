@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given
 
 from libs.db import Pool
+from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
+from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.rules import App, AppRules, ModeledLevel
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Replayed
 from services.attribution.simulator.scenario import Scenario
 from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
 from services.attribution.wire.decisions import says
+from tests.attribution.conftest import APP, World, device, event, record
 from tests.attribution.stories import ALL_TIME, Story, examples, findable, owning, seeds, story_of
 from tests.attribution.strategies import scenario
 
@@ -31,7 +34,10 @@ async def replay(
 ) -> list[Replayed]:
     """The whole period, page by page."""
     asked = Period(app_id=story.app_id, start_us=period[0], end_us=period[1])
-    replaying = Replay(story.pool, asked, rules, at_once, until_us=ALL_TIME[1])
+    return await pages(Replay(story.pool, asked, rules, at_once, until_us=ALL_TIME[1]), size)
+
+
+async def pages(replaying: Replay, size: int) -> list[Replayed]:
     found: list[Replayed] = []
     after: uuid.UUID | None = FIRST_DEVICE
     while after is not None:
@@ -131,6 +137,25 @@ def plain(decision: decision_pb2.Decision) -> decision_pb2.Decision:
     for last_decided in ("version", "because", "late_record_id"):
         copy.ClearField(last_decided)
     return copy
+
+
+async def test_each_conversion_comes_on_one_page(world: World) -> None:
+    """Whichever of two devices that met comes first, and if the other has nothing to decide again."""
+    async with world.worker():
+        for n in range(8):
+            one, two = {"adid": device(n)}, {"android_id": f"a{n}"}
+            await world.send(event(0, one, record_id=f"e{n}"), event(0, two, record_id=f"f{n}"))
+            await world.decided(f"e{n}", f"f{n}")
+            linked = record(60, two, identity_link=record_pb2.IdentityLink(identities={"email": "a@example.com"}))
+            linked.record_id = f"l{n}"
+            await world.send(linked)
+            await world.send(event(120, one | two, record_id=f"meet{n}"))
+            await world.decided(f"l{n}", f"meet{n}")
+        rules = world.settings.current.apps[APP]
+    period = Period(app_id=APP, start_us=timestamp_us(record(60).event_time), end_us=ALL_TIME[1])
+    replaying = Replay(world.pool, period, rules, at_once, until_us=ALL_TIME[1])
+    found = await pages(replaying, size=1)
+    assert sum(len(each.credits) for each in found) == 8, "the meetings"
 
 
 async def test_others_get_turns_while_one_device_is_decided(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

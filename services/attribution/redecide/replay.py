@@ -78,10 +78,9 @@ class Replay:
             if not device_ids:
                 return Page([], None)
             replayed = await self.devices(connection, device_ids)
-        # A device merged with one of a later page comes with that.
-        here = sorted(
-            (each for each in replayed if each.last_device_id <= device_ids[-1]), key=lambda each: each.last_device_id
-        )
+        # A device merged with one of another page comes with the last of them that has a conversion decided here.
+        here = [each for each in replayed if after < each.last_device_id <= device_ids[-1]]
+        here.sort(key=lambda each: each.last_device_id)
         return Page(here, None if is_last else device_ids[-1])
 
     async def devices(self, connection: Connection, device_ids: Collection[uuid.UUID]) -> list[Replayed]:
