@@ -9,6 +9,7 @@ from urllib.parse import unquote_plus
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASH_METHODS, KINDS, KNOWN_KINDS, is_macro
+from libs.numbers import read_number
 from reengage.ingest.v1 import record_pb2
 from services.gateway.model import Platform, Tracker
 
@@ -198,12 +199,9 @@ def _time_s(parameters: Mapping[str, str], visit: Visit) -> float:
 
 def epoch_s(value: object) -> float | None:
     """Returns the seconds of epoch seconds or milliseconds (by magnitude), a number or its text; else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
+    number = read_number(value)
+    if number is None:
         return None
     if number >= 1e11:
         number /= 1000
-    return number if 0 <= number < 253_402_300_800 else None
+    return float(number) if 0 <= number < 253_402_300_800 else None

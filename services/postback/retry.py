@@ -1,12 +1,13 @@
 """The meaning of an answer, and the time of the next try (rules: success, which failures are retried, the schedule)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import assert_never
+
+from libs.numbers import read_number
 
 SCHEDULE_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 43200)
 """The longest wait after the first, second, … failure; the wait is drawn evenly from 0 to it (full jitter)."""
@@ -144,15 +145,11 @@ def _reset(headers: Mapping[str, str], limit: str) -> float:
 def _retry_after(text: str, now_s: float) -> float:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        # A date without a zone means UTC, as every HTTP date does.
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s
+    except (ValueError, OverflowError):  # no date, or one of another age
         return _number(text)
-    # A date without a zone means UTC, as every HTTP date does.
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+    return float(read_number(text) or 0)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import yaml
 
@@ -11,7 +12,6 @@ from services.attribution.decision.history import DeviceHistory
 from services.attribution.decision.matching import device_key
 from services.attribution.decision.model import (
     HOUR_US,
-    MINUTE_US,
     SECOND_US,
     AttributionType,
     Candidate,
@@ -43,6 +43,7 @@ DECISIONS_ASKED = 50_000
 RECORDS_ASKED = 20_000
 MANY, FEW = 10_000, 10
 DEVICE = device_key("app", "cdda802e-fb9c-47ad-9866-0794d394c912")
+START = datetime(2026, 3, 1, tzinfo=UTC)
 NOW_US = 20_000 * 24 * HOUR_US
 
 
@@ -191,8 +192,8 @@ def _story(records: int) -> dict[str, object]:
             record["name"] = "Purchase"
         elif kind != "install":
             record["tracker"] = "t1"
-        minute = at * MINUTE_US // records // SECOND_US
-        timeline.append({"at": f"2026-03-{1 + at * 27 // records:02}T{at % 24:02}:{minute:02}:00Z", kind: record})
+        at_time = START + at * timedelta(days=27) / records  # in order: late records (D12) are another matter
+        timeline.append({"at": at_time.isoformat(timespec="seconds"), kind: record})
     return {
         "app": {"app_id": "app", "platform": "ANDROID"},
         "networks": [{"network_id": "acme"}],

@@ -227,7 +227,7 @@ def _contest_of(
         and conversion.limit_ad_tracking
         and not conversion.has_idfa
     )
-    is_asked = conversion.kind is ConversionKind.EVENT and app.inactivity_window_us
+    is_asked = app.inactivity_window_us and conversion.kind is ConversionKind.EVENT
     return _Contest(
         conversion,
         history,
@@ -277,9 +277,9 @@ def _judge_engagement(engagement: Engagement, contest: _Contest) -> Candidate | 
         )
     verdict = (
         _refusal_by_tracker(rules_of_tracker, kind, contest)
-        or _refusal_of_engagement(engagement, matched_by, contest.inclusive, is_late=late_us > network.late_pings_us)
+        or _refusal_of_engagement(engagement, matched_by, contest.inclusive, late_us, network.late_pings_us)
         or _refusal_by_window(window.us, lookback_us, is_given_back=is_given_back)
-        or _refusal_by_activity(min(engagement.time_us, conversion.time_us), contest)
+        or (contest.active_us and _refusal_by_activity(min(engagement.time_us, conversion.time_us), contest))
         or (None if rule is None else Verdict.TRAFFIC_RULE)
         or _refusal_by_limit(tracker.max_conversions_per_engagement, contest.wins.get(engagement_id, 0))
         or Verdict.WON
@@ -324,7 +324,7 @@ def _judge_claim(claim: Claim, contest: _Contest) -> Candidate:
         _refusal_by_tracker(rules_of_tracker, claim.kind, contest)
         or _refusal_of_claim(claim, network.granular_data_policy, window.us)
         or _refusal_by_window(window.us, lookback_us)
-        or _refusal_by_activity(claim.time_us, contest)
+        or (contest.active_us and _refusal_by_activity(claim.time_us, contest))
         or (None if rule is None else Verdict.TRAFFIC_RULE)
         or Verdict.WON
     )
@@ -362,12 +362,12 @@ def _refusal_by_tracker(rules_of_tracker: TrackerRules, kind: EngagementKind, co
 
 
 def _refusal_of_engagement(
-    engagement: Engagement, matched_by: MatchKind, inclusive: bool, *, is_late: bool
+    engagement: Engagement, matched_by: MatchKind, inclusive: bool, late_us: int, late_pings_us: int
 ) -> Verdict | None:
     """Applies A4, D12, A6, A9, and refuses clicks that failed their checks."""
     if engagement.device_keys and not inclusive and matched_by in _BY_LESS_THAN_ID:
         return Verdict.MATCH_KIND_NOT_ALLOWED
-    if engagement.is_ping and is_late:
+    if engagement.is_ping and late_us > late_pings_us:
         return Verdict.REPORTED_LATE
     if engagement.duplicate:
         return Verdict.DUPLICATE_CLICK
@@ -400,8 +400,6 @@ def _refusal_by_window(window_us: int, lookback_us: int, *, is_given_back: bool 
 
 def _refusal_by_activity(time_us: int, contest: _Contest) -> Verdict | None:
     """Applies D13."""
-    if not contest.active_us:
-        return None
     before = bisect_left(contest.active_us, second_of(time_us))
     if before == 0 or time_us - contest.active_us[before - 1] >= contest.rules.app.inactivity_window_us:
         return None

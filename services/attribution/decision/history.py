@@ -107,10 +107,10 @@ class DeviceHistory:
         That is what happened before it, unless that arrived after the late window of the conversion; and what happened
         later, if that was decided for good when the conversion arrived. Without a late window it is all of it.
         """
-        if not late_window_us:
+        if not late_window_us or not self.attributions:
             return self
         time_us, receive_time_us = conversion.time_us, conversion.receive_time_us
-        known = tuple(
+        known = [
             a
             for a in self.attributions
             if (
@@ -118,8 +118,8 @@ class DeviceHistory:
                 if (a.time_us, a.receive_time_us) <= (time_us, receive_time_us)
                 else a.receive_time_us + late_window_us < receive_time_us
             )
-        )
-        return self if len(known) == len(self.attributions) else replace(self, attributions=known)
+        ]
+        return self if len(known) == len(self.attributions) else replace(self, attributions=tuple(known))
 
     @property
     def active_us(self) -> Iterable[int]:

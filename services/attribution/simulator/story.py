@@ -3,8 +3,9 @@
 It stands for the database of the live path, and decides nothing itself.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Told:
     """A conversion and the newest version of its decision, which is None while it is a session that goes on (D4).
 
     `conversion` has no keys of its device's ids: these change with the time that it is decided at. `ids` are those of
-    its record that are not `shared` (A8). `attribution` is what the decision made of the device's history.
+    its record that are not `shared` (A8), `group` is its device. `attribution` is what the decision made of that.
     """
 
     record: ConversionRecord
@@ -60,6 +61,7 @@ class Told:
     ids: tuple[Id, ...]
     order: Order
     shared: Mapping[str, int]
+    group: Group
     decision: Decision | None = None
     version: int = 0
     because: Because | None = None
@@ -83,9 +85,10 @@ class Story:
         self._groups = Groups(hashed_kinds)
         self._told: list[Told] = []
         self._of_group: dict[Group, list[Told]] = {}
-        self._latest_us = 0
+        self._by_time: list[Told] = []
+        self._times_us: list[int] = []
         self._wins: defaultdict[str, dict[str, Order]] = defaultdict(dict)
-        self._given_back: set[str] = set()
+        self._given_back: defaultdict[str, list[Told]] = defaultdict(list)
         self._shared_ids, self._engaged_ids = SharedIds(), RawIds()
 
     @property
@@ -96,8 +99,11 @@ class Story:
     def receive_engagement(self, record: EngagementRecord) -> None:
         """Takes a click or an impression; one that is late decides again what it changes (D12)."""
         app = self._rules.app
-        device_ids = usable_ids(record.device).values()
-        self._hash_lengths.update(length for value in device_ids if (length := hash_length(value)))
+        device_ids = usable_ids(record.device)
+        for kind, value in device_ids.items():
+            self._engaged_ids.add(kind, value)
+            if length := hash_length(value):
+                self._hash_lengths.add(length)
         engagement = Engagement(
             engagement_id=record.id,
             kind=record.kind,
@@ -105,7 +111,7 @@ class Story:
             time_us=record.time_us,
             receive_time_us=record.receive_time_us,
             is_ping=record.is_ping,
-            device_keys=tuple(device_key(app.app_id, value) for value in device_ids),
+            device_keys=tuple(device_key(app.app_id, value) for value in device_ids.values()),
             ip=record.ip,
             user_agent=parse_user_agent(record.ua) if record.ua else None,
             click_id=record.click_id,
@@ -114,8 +120,6 @@ class Story:
             country=record.country,
         )
         self._engagements[record.id] = engagement
-        for kind, value in usable_ids(record.device).items():
-            self._engaged_ids.add(kind, value)
         for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
             self._ids_by_key[key].append(record.id)
         repeated = self._mark_duplicates(engagement) if record.click_id else []
@@ -124,17 +128,21 @@ class Story:
 
     def receive_conversion(self, record: ConversionRecord) -> None:
         """Takes and decides an install or event; one that is late decides again what it changes (D12)."""
-        told = self._read(record)
-        group, joined = self._groups.take(told.ids)
+        told, joined = self._read(record)
+        group = told.group
         of_group = self._of_group.setdefault(group, [])
         for other in joined:
             of_group += self._of_group.pop(other, ())
+        for each in of_group if joined else ():
+            each.group = group
         is_late = any(each.order > told.order for each in of_group)
         self._told.append(told)
         of_group.append(told)
-        self._latest_us = max(self._latest_us, record.time_us)
+        at = bisect_right(self._times_us, record.time_us)
+        self._times_us.insert(at, record.time_us)
+        self._by_time.insert(at, told)
         if record.click:
-            self._given_back.add(record.click)
+            self._given_back[record.click].append(told)
         because = Because.LATE_EVENT if record.name else Because.LATE_INSTALL
         if is_late and self._late_window_us:
             self._converge({group}, because, record.receive_time_us)
@@ -148,7 +156,8 @@ class Story:
         concerned = {each for engagement_id in changed for each in self._concerned(self._engagements[engagement_id])}
         self._converge(concerned, because, record.receive_time_us)
 
-    def _read(self, record: ConversionRecord) -> Told:
+    def _read(self, record: ConversionRecord) -> tuple[Told, list[Group]]:
+        """Returns a conversion that is not decided yet, and the devices that it has joined to its own."""
         device_ids = usable_ids(record.device)
         conversion = Conversion(
             conversion_id=record.id,
@@ -167,7 +176,9 @@ class Story:
         )
         order = Order(record.time_us, record.receive_time_us, len(self._told))
         shared = self._shared_ids.meet(device_ids, order.place)
-        return Told(record, conversion, tuple((k, v) for k, v in device_ids.items() if k not in shared), order, shared)
+        ids = tuple((kind, value) for kind, value in device_ids.items() if kind not in shared)
+        group, joined = self._groups.take(ids)
+        return Told(record, conversion, ids, order, shared, group), joined
 
     def _decide(self, told: Told, group: Group) -> set[str]:
         """Decides a conversion of a device; returns the engagements on limited trackers whose wins that changed."""
@@ -243,20 +254,19 @@ class Story:
         """Returns whether a conversion was decided for good before a time."""
         return told.order.receive_time_us + self._late_window_us < now_us
 
-    def _concerned(self, engagement: Engagement) -> Iterator[Group]:
-        """Yields the devices with conversions that an engagement may change: later ones that it matches."""
+    def _concerned(self, engagement: Engagement) -> set[Group]:
+        """Returns the devices with conversions that an engagement may change: later ones that it matches."""
         since_us = engagement.time_us - SECOND_US  # B1: whole seconds
-        if self._latest_us > since_us or engagement.engagement_id in self._given_back:
-            yield from (group for group in self._of_group if self._is_concerned(group, engagement, since_us))
+        later = self._by_time[bisect_right(self._times_us, since_us) :]
+        found = set[Group]()
+        for told in (*later, *self._given_back.get(engagement.engagement_id, ())):
+            if told.group not in found and self._matches(engagement, told):
+                found.add(told.group)
+        return found
 
-    def _is_concerned(self, group: Group, engagement: Engagement, since_us: int) -> bool:
-        return any(
-            match_kind(
-                engagement, replace(told.conversion, device_keys=self._device_keys(group, told)), self._rules.app
-            )
-            for told in self._of_group[group]
-            if told.order.time_us > since_us or told.conversion.click_id == engagement.engagement_id
-        )
+    def _matches(self, engagement: Engagement, told: Told) -> bool:
+        conversion = replace(told.conversion, device_keys=self._device_keys(told.group, told))
+        return match_kind(engagement, conversion, self._rules.app) is not None
 
     def _device_keys(self, group: Group, told: Told) -> frozenset[bytes]:
         """Returns the keys of a device's ids, without those that were shared when a conversion was received (A8)."""

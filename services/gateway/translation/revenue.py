@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from libs.numbers import read_number
 from reengage.ingest.v1 import record_pb2
 from services.gateway.translation.body import Body
 
@@ -35,11 +35,5 @@ def take_revenue(body: Body, given: Mapping[str, Any], path: str, event: record_
 
 
 def _micros(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > 64:
-        return None
-    try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    # Compared before it becomes an integer: 1e999999 would be a large one.
-    return round(amount * 1_000_000) if amount.is_finite() and abs(amount) < _MAX_AMOUNT else None
+    amount = read_number(value)
+    return round(amount * 1_000_000) if amount is not None and abs(amount) < _MAX_AMOUNT else None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Self, TypeAlias
 from urllib.parse import quote, quote_plus
 
+import orjson
+
 from services.postback.adapters.adapter import (
     Address,
     Allowed,
@@ -340,11 +342,7 @@ def _as_json_value(value: str) -> str:
     if not value:
         return "null"
     try:
-        json.loads(value, parse_constant=_refuse_constant)
+        orjson.loads(value)  # it refuses what is no JSON in earnest, NaN and the like, and what lies too deep
     except ValueError:
         return json.dumps(value)
     return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

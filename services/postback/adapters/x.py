@@ -5,7 +5,6 @@ says drove it, on X itself (`twitter_attribution`) or on its audience platform (
 """
 
 import hmac
-import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
+import orjson
 from oauthlib.oauth1 import Client
 
 from reengage.postback.v1 import claim_pb2, conversion_pb2
@@ -275,9 +275,9 @@ def _window_days(tracker: conversion_pb2.ClaimTracker | None) -> tuple[int, int]
 def _read(body: str) -> list[claim_pb2.Claim]:
     """Returns the claims of an answer. Raises ValueError when it is none of X's."""
     try:
-        data = json.loads(body)["data"]
+        data = orjson.loads(body)["data"]
         return [_claim(data, data[name]) for name in _ATTRIBUTIONS if data.get(name) is not None]
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         raise ValueError("not an answer of X's") from None
 
 
