@@ -286,7 +286,10 @@ def test_identity_link() -> None:
 )
 def test_the_method_of_a_hash_is_read_as_it_is_written(method: str, kind: str) -> None:
     linked = {"action": "identityLink", "kochava_app_id": "shop", "device_id": {"idfa": "a" * 40}, "data": {"e": "x"}}
-    assert list(translate(linked | {"device_hash_method": {"idfa": method}}).device_ids) == [kind]
+    methods = {"device_hash_method": {"idfa": method}}
+    for body_ in (linked | methods, linked | {"data": {"e": "x"} | methods}):
+        record = translate(body_)
+        assert (list(record.device_ids), dict(record.identity_link.identities)) == ([kind], {"e": "x"})
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ _WIRE_KEYS = frozenset(
         "app_version", "app_ver", "device_ids", "device_id", "origination_ip", "device_ua", "device_ver", "usertime",
         "event_name", "event_data", "device_limit_tracking", "app_tracking_transparency", "gdpr_privacy_consent",
         "install_referrer", "data_controlled", "identity_link", "record_id", "kochava_device_id", "currency", "state",
+        "device_hash_method",
     }
 )  # fmt: skip
 
