@@ -1,7 +1,7 @@
 """Runs a scenario: the real decision code on a story, with no server and no database."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from services.attribution.decision.grouping import hashed_kinds_of
@@ -19,18 +19,22 @@ def simulate(scenario: Scenario, follow: Callable[[_Timeline], _Timeline] = iter
 
     It has the keys OUTPUT_KEYS, the last of them from version 2 on. `follow` is given the timeline, and yields it.
     """
+    with collector_paused():  # it ends when the story is gone: else it would look through that once more
+        return [_line(told, told.decision) for told in _tell(scenario, follow) if told.decision is not None]
+
+
+def _tell(scenario: Scenario, follow: Callable[[_Timeline], _Timeline]) -> Sequence[Told]:
     rules = compile_rules(
         app=scenario.app, networks=scenario.networks, trackers=scenario.trackers, events=scenario.events
     )
     conversions = (record for record in scenario.timeline if isinstance(record, ConversionRecord))
     story = Story(rules, hashed_kinds_of(each for record in conversions for each in record.device.items()))
-    with collector_paused():
-        for record in follow(scenario.timeline):
-            if isinstance(record, EngagementRecord):
-                story.receive_engagement(record)
-            else:
-                story.receive_conversion(record)
-        return [_line(told, told.decision) for told in story.told if told.decision is not None]
+    for record in follow(scenario.timeline):
+        if isinstance(record, EngagementRecord):
+            story.receive_engagement(record)
+        else:
+            story.receive_conversion(record)
+    return story.told
 
 
 def check(output: list[dict[str, Any]], expect: Mapping[str, Mapping[str, Any]]) -> list[str]:

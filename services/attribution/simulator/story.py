@@ -78,6 +78,7 @@ class Story:
     def __init__(self, rules: AppRules, hashed_kinds: Collection[str] = ()) -> None:
         self._rules = rules
         self._late_window_us = rules.app.late_window_us
+        self._limited_trackers = rules.limited_trackers
         self._engagements: dict[str, Engagement] = {}
         self._ids_by_key: defaultdict[bytes, list[str]] = defaultdict(list)
         self._ids_by_click_id: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -122,8 +123,9 @@ class Story:
         self._engagements[record.id] = engagement
         for key in (own_key(app.app_id, record.id), *engagement_keys(app, engagement)):
             self._ids_by_key[key].append(record.id)
-        repeated = self._mark_duplicates(engagement) if record.click_id else []
-        concerned = {group for each in (engagement, *repeated) for group in self._concerned(each)}
+        concerned = self._concerned(engagement)
+        for repeated in self._mark_duplicates(engagement) if record.click_id else ():
+            concerned |= self._concerned(repeated)
         self._converge(concerned, Because.LATE_ENGAGEMENT, record.receive_time_us)
 
     def receive_conversion(self, record: ConversionRecord) -> None:
@@ -194,7 +196,11 @@ class Story:
             group.history,
             self._rules,
             candidates=candidates,
-            wins={each.engagement_id: self._wins_before(each, told) for each in candidates if self._is_limited(each)},
+            wins={
+                each.engagement_id: self._wins_before(each, told)
+                for each in candidates
+                if each.tracker_id in self._limited_trackers
+            },
             active_us=group.active_us,
             claims=told.record.claims,
         )
@@ -213,8 +219,10 @@ class Story:
             self._wins[before].pop(conversion_id)
         if now:
             self._wins[now][conversion_id] = told.order
+        if not self._limited_trackers:
+            return set()
         found = (self._engagements.get(each or "") for each in (before, now))
-        return {each.engagement_id for each in found if each is not None and self._is_limited(each)}
+        return {each.engagement_id for each in found if each is not None and each.tracker_id in self._limited_trackers}
 
     def _converge(self, groups: set[Group], because: Because, now_us: int) -> None:
         """Decides devices again, and those that this concerns, until nothing changes any more (D12)."""
@@ -257,6 +265,8 @@ class Story:
     def _concerned(self, engagement: Engagement) -> set[Group]:
         """Returns the devices with conversions that an engagement may change: later ones that it matches."""
         since_us = engagement.time_us - SECOND_US  # B1: whole seconds
+        if not self._times_us or (self._times_us[-1] <= since_us and engagement.engagement_id not in self._given_back):
+            return set()
         later = self._by_time[bisect_right(self._times_us, since_us) :]
         found = set[Group]()
         for told in (*later, *self._given_back.get(engagement.engagement_id, ())):
@@ -294,10 +304,6 @@ class Story:
             for conversion_id, order in self._wins[engagement.engagement_id].items()
             if conversion_id != told.conversion.conversion_id
         )
-
-    def _is_limited(self, engagement: Engagement) -> bool:
-        rules = self._rules.trackers.get(engagement.tracker_id)
-        return rules is not None and rules.tracker.max_conversions_per_engagement > 0
 
     def _mark_duplicates(self, engagement: Engagement) -> list[Engagement]:
         """Marks repeated clicks (A6); returns the others that are, or are no longer, such."""
