@@ -52,7 +52,9 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_REFUSED: _Outcome.ValueType  # 10
     """A record that the log holds and that has no effect; `reason` says why."""
     OUTCOME_CONTINUED: _Outcome.ValueType  # 11
-    """A session start that was an event until a late record showed that its session had gone on: it is none (D4, D12)."""
+    """A session start that is no event, as its session had gone on (D4). It has a decision only because of late records
+    (D12): it came late itself, or a later version was made when one showed that the session had gone on.
+    """
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """Outcome says what became of a conversion."""
@@ -80,7 +82,9 @@ OUTCOME_LINKED: Outcome.ValueType  # 9
 OUTCOME_REFUSED: Outcome.ValueType  # 10
 """A record that the log holds and that has no effect; `reason` says why."""
 OUTCOME_CONTINUED: Outcome.ValueType  # 11
-"""A session start that was an event until a late record showed that its session had gone on: it is none (D4, D12)."""
+"""A session start that is no event, as its session had gone on (D4). It has a decision only because of late records
+(D12): it came late itself, or a later version was made when one showed that the session had gone on.
+"""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 class _AttributionType:
