@@ -281,7 +281,7 @@ class DescribeAdaptersResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """In the order of their names."""
+        """Output only. In the order of their names."""
 
     def __init__(
         self,

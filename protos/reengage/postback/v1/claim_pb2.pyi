@@ -61,7 +61,7 @@ class RequestClaimsResponse(_message.Message):
     CONVERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def conversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversionClaims]:
-        """In the order of the request."""
+        """Output only. One for each conversion, in the order of the request."""
 
     def __init__(
         self,
@@ -86,14 +86,15 @@ class ConversionClaims(_message.Message):
     CONVERSION_ID_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app of the conversion."""
     conversion_id: _builtins.str
-    """The conversion."""
+    """Output only. The id of the conversion's record."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimAnswer]:
-        """One for each network with a claim-capable configuration for the conversion, by network id. Several of one network
-        give its best answer: a claim (a click before a view, then the newest), else PENDING, NOT_CLAIMED, UNAVAILABLE,
-        NOT_ASKED. A network whose configurations are archived, or whose delivery was erased, is not here.
+        """Output only. One for each network with a claim-capable configuration for the conversion, by network id. Several
+        configurations of one network give its best answer: a claim (a click before a view, then the newest), else
+        PENDING, NOT_CLAIMED, UNAVAILABLE, NOT_ASKED. A network whose configurations are archived, or whose delivery was
+        erased, is left out.
         """
 
     def __init__(
@@ -253,20 +254,20 @@ class ClaimAnswer(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
-    """The network."""
+    """Output only. The network that answers."""
     state: Global___ClaimAnswer.State.ValueType
-    """The state of its answer."""
+    """Output only. The state of its answer."""
     reason: Global___ClaimAnswer.Reason.ValueType
-    """Why there is no answer; set when PENDING, UNAVAILABLE or NOT_ASKED."""
+    """Output only. Why there is no answer; set when PENDING, UNAVAILABLE or NOT_ASKED."""
     status_code: _builtins.int
-    """The status of its last answer; 0 when there was none."""
+    """Output only. The status of its last answer; 0 when there was none."""
     detail: _builtins.str
-    """What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
+    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
     delivery_id: _builtins.str
-    """The delivery that asks it, for GetDelivery; empty when NOT_ASKED."""
+    """Output only. The delivery that asks it, for GetDelivery; empty when NOT_ASKED."""
     @_builtins.property
     def claim(self) -> Global___Claim:
-        """Its claim; set when CLAIMED."""
+        """Output only. Its claim; set when CLAIMED."""
 
     def __init__(
         self,
@@ -298,14 +299,14 @@ class Claim(_message.Message):
     CAMPAIGN_NAME_FIELD_NUMBER: _builtins.int
     GRANULAR_DATA_FORBIDDEN_FIELD_NUMBER: _builtins.int
     is_view: _builtins.bool
-    """Whether the user saw the ad and did not click."""
+    """Output only. Whether the user saw the ad and did not click."""
     campaign_name: _builtins.str
-    """The network's name of the campaign; may be empty."""
+    """Output only. The network's name of the campaign; may be empty."""
     granular_data_forbidden: _builtins.bool
-    """The user asked not to share what is granular (E2)."""
+    """Output only. The user asked not to share what is granular (E2)."""
     @_builtins.property
     def engagement_time(self) -> _timestamp_pb2.Timestamp:
-        """When the user engaged."""
+        """Output only. When the user engaged."""
 
     def __init__(
         self,
@@ -349,7 +350,7 @@ class WatchClaimTriggersResponse(_message.Message):
     TRIGGERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def triggers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimTrigger]:
-        """One for each app, event and network with a live claim-capable configuration."""
+        """Output only. One for each app, event and network with a live claim-capable configuration."""
 
     def __init__(
         self,
@@ -374,11 +375,11 @@ class ClaimTrigger(_message.Message):
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """The app."""
+    """Output only. The app of the event."""
     event_name: _builtins.str
-    """`_install`, or the event's name."""
+    """Output only. `_install`, or the event's name."""
     network_id: _builtins.str
-    """The network to ask."""
+    """Output only. The network to ask."""
     def __init__(
         self,
         *,

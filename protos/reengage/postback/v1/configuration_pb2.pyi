@@ -42,7 +42,7 @@ class Configuration(_message.Message):
         DELIVERY_METHOD_ALL: Configuration._DeliveryMethod.ValueType  # 1
         """Every conversion of the app that the trigger names."""
         DELIVERY_METHOD_NETWORK_ONLY: Configuration._DeliveryMethod.ValueType  # 2
-        """Those credited to this network. Of SessionBegin at most one a device in (rolling) 24 hours."""
+        """Those credited to this network; of SessionBegin, at most one for each device in (rolling) 24 hours."""
 
     class DeliveryMethod(_DeliveryMethod, metaclass=_DeliveryMethodEnumTypeWrapper):
         """DeliveryMethod says which conversions are sent."""
@@ -52,7 +52,7 @@ class Configuration(_message.Message):
     DELIVERY_METHOD_ALL: Configuration.DeliveryMethod.ValueType  # 1
     """Every conversion of the app that the trigger names."""
     DELIVERY_METHOD_NETWORK_ONLY: Configuration.DeliveryMethod.ValueType  # 2
-    """Those credited to this network. Of SessionBegin at most one a device in (rolling) 24 hours."""
+    """Those credited to this network; of SessionBegin, at most one for each device in (rolling) 24 hours."""
 
     class _Status:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -269,10 +269,12 @@ class CreateConfigurationResponse(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
-    """Whether this call creates it. False: an earlier call created it with the same content."""
+    """Output only. Whether this call creates it. False: an earlier call created it with the same content."""
     @_builtins.property
     def configuration(self) -> Global___Configuration:
-        """As it is stored. With validate_only: as it would be stored, with its defaults; its times are left out if it is new."""
+        """Output only. As it is stored. With validate_only: as it would be stored, with its defaults; its times are left out
+        if it is new.
+        """
 
     def __init__(
         self,
@@ -296,7 +298,7 @@ class GetConfigurationRequest(_message.Message):
 
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     configuration_id: _builtins.str
-    """Required."""
+    """Required. The configuration to return."""
     def __init__(
         self,
         *,
@@ -319,7 +321,7 @@ class GetConfigurationResponse(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def configuration(self) -> Global___Configuration:
-        """As it is stored."""
+        """Output only. The configuration as it is stored."""
 
     def __init__(
         self,
@@ -345,7 +347,7 @@ class ListConfigurationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_ARCHIVED_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose configurations to return."""
     page_size: _builtins.int
     """Optional. 1 to 1,000. Default: 100."""
     page_token: _builtins.str
@@ -377,10 +379,10 @@ class ListConfigurationsResponse(_message.Message):
     CONFIGURATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last."""
     @_builtins.property
     def configurations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Configuration]:
-        """In the order of their ids."""
+        """Output only. In the order of their ids."""
 
     def __init__(
         self,
@@ -442,12 +444,12 @@ class UpdateConfigurationResponse(_message.Message):
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def configuration(self) -> Global___Configuration:
-        """As it is stored. With validate_only: as it would be stored, with the times that it has."""
+        """Output only. As it is stored. With validate_only: as it would be stored, with the times that it has."""
 
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The fields that the update changes, sorted, as paths of an update mask. Secrets count by their values. Empty: it
-        changes nothing, and nothing is written.
+        """Output only. The fields that the update changes, sorted, as paths of an update mask. Secrets count by their values.
+        Empty: it changes nothing, and nothing is written.
         """
 
     def __init__(
@@ -472,7 +474,7 @@ class ArchiveConfigurationRequest(_message.Message):
 
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     configuration_id: _builtins.str
-    """Required."""
+    """Required. The configuration to archive."""
     def __init__(
         self,
         *,
@@ -495,7 +497,7 @@ class ArchiveConfigurationResponse(_message.Message):
     CONFIGURATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def configuration(self) -> Global___Configuration:
-        """As it is stored."""
+        """Output only. The configuration as it is stored."""
 
     def __init__(
         self,
@@ -519,7 +521,7 @@ class PreviewRequest(_message.Message):
     CONFIGURATION_ID_FIELD_NUMBER: _builtins.int
     CONVERSION_FIELD_NUMBER: _builtins.int
     configuration_id: _builtins.str
-    """Required."""
+    """Required. The configuration to render."""
     @_builtins.property
     def conversion(self) -> _conversion_pb2.Conversion:
         """Optional. Default: a sample conversion in which every macro has a value."""
@@ -570,18 +572,18 @@ class PreviewResponse(_message.Message):
     BODY_FIELD_NUMBER: _builtins.int
     UNMATCHED_MACROS_FIELD_NUMBER: _builtins.int
     method: _method_pb2.Method.ValueType
-    """The method."""
+    """Output only. The method."""
     url: _builtins.str
-    """The URL, secrets masked."""
+    """Output only. The URL, secrets masked."""
     body: _builtins.str
-    """The body, secrets masked."""
+    """Output only. The body, secrets masked."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Headers, secrets masked."""
+        """Output only. The headers by name, secrets masked."""
 
     @_builtins.property
     def unmatched_macros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Macros of the template that had no value and gave the default value, sorted."""
+        """Output only. Macros of the template that had no value and gave the default value, sorted."""
 
     def __init__(
         self,

@@ -279,10 +279,10 @@ class EnqueueConversionsResponse(_message.Message):
     CREATED_COUNT_FIELD_NUMBER: _builtins.int
     OFFERED_FIELD_NUMBER: _builtins.int
     created_count: _builtins.int
-    """Deliveries made now, or taken up again after they were superseded; repeats make none."""
+    """Output only. Deliveries made now, or taken up again after they were superseded; repeats make none."""
     @_builtins.property
     def offered(self) -> _containers.RepeatedCompositeFieldContainer[_offer_pb2.OfferedPostback]:
-        """With validate_only: the deliveries that would be made, and those that were sent and would not be now."""
+        """Output only, with validate_only. The deliveries that would be made, and those that were sent and would not be now."""
 
     def __init__(
         self,
@@ -309,7 +309,7 @@ class EraseConversionsRequest(_message.Message):
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
     STRIPPED_CONVERSION_IDS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app of the conversions."""
     @_builtins.property
     def conversion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Conversions of the device. At most 1,000."""
@@ -369,7 +369,7 @@ class EraseConversionsResponse(_message.Message):
     ERASED_COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Rows, by table."""
+        """Output only. Erased rows, by table."""
 
     def __init__(
         self,

@@ -132,8 +132,8 @@ class Delivery(_message.Message):
     claim request whose conversion is not decided.
     """
     superseded: Global___Delivery.Superseded.ValueType
-    """Output only. Why that version would not have the network told. Of a DELIVERED one it says that the network was told
-    by an earlier version and has lost: it is told nothing, as a postback cannot be taken back.
+    """Output only. Why that version would not have the network told. When DELIVERED, the network was told by an earlier
+    version and has lost: it is told nothing more, as a postback cannot be taken back.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -385,7 +385,7 @@ class GetDeliveryRequest(_message.Message):
 
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
-    """Required."""
+    """Required. The delivery to return."""
     def __init__(
         self,
         *,
@@ -408,7 +408,7 @@ class GetDeliveryResponse(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delivery(self) -> Global___Delivery:
-        """With every attempt."""
+        """Output only. The delivery with every attempt."""
 
     def __init__(
         self,
@@ -436,11 +436,11 @@ class ListDeliveriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
-    """Required."""
+    """Required. The app whose deliveries to return."""
     configuration_id: _builtins.str
-    """Optional."""
+    """Optional. Only those of this configuration."""
     conversion_id: _builtins.str
-    """Optional."""
+    """Optional. Only those of this conversion."""
     page_size: _builtins.int
     """Optional. 1 to 1,000. Default: 100."""
     page_token: _builtins.str
@@ -476,10 +476,10 @@ class ListDeliveriesResponse(_message.Message):
     DELIVERIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Output only. The token of the next page; empty on the last."""
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
-        """Newest first, without attempts."""
+        """Output only. Newest first, without attempts."""
 
     def __init__(
         self,
@@ -511,12 +511,12 @@ class RedeliverRequest(_message.Message):
     app_id: _builtins.str
     """Optional. All of this app that match the filters, the oldest first; superseded ones are left alone."""
     configuration_id: _builtins.str
-    """Optional, with app_id."""
+    """Optional, with app_id. Only those of this configuration."""
     request_id: _builtins.str
-    """Required. 1 to 64 characters."""
+    """Required. The caller's id of this request, 1 to 64 characters: repeating it within a day sends nothing twice."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Delivery.State.ValueType]:
-        """Optional, with app_id. Default: REFUSED and EXHAUSTED."""
+        """Optional, with app_id. Only those in these states. Default: REFUSED and EXHAUSTED."""
 
     def __init__(
         self,
@@ -543,7 +543,7 @@ class RedeliverResponse(_message.Message):
 
     REDELIVERED_COUNT_FIELD_NUMBER: _builtins.int
     redelivered_count: _builtins.int
-    """Deliveries that are sent again because of this request_id."""
+    """Output only. Deliveries that are sent again because of this request_id."""
     def __init__(
         self,
         *,

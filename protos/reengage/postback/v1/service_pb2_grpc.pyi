@@ -144,20 +144,20 @@ class PostbackServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnqueueConversions: _aio.UnaryUnaryMultiCallable[_conversion_pb2.EnqueueConversionsRequest, _conversion_pb2.EnqueueConversionsResponse]
     """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
-    (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
+    (configuration, conversion) however often it is handed over. It returns when they are durable. Repeat-safe.
 
     A newer version of a decision (D12, G4) makes the deliveries that no version made before it, and nobody is told
-    twice: a delivery that was sent stays as it is, and one that was not is sent as the newest version has it, or ends
-    SUPERSEDED where that would not have its network told. Of one that was sent `superseded` says so. A claim request
-    asks whoever wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their
-    order; one that comes again after a newer one changes nothing.
+    twice. A delivery that was sent stays as it is; `superseded` says if the newest version would not have its network
+    told. One that was not sent is sent as the newest version has it, or ends SUPERSEDED. A claim request asks whoever
+    wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their order; one
+    that comes again after a newer one changes nothing.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
     """
     RequestClaims: _aio.UnaryUnaryMultiCallable[_claim_pb2.RequestClaimsRequest, _claim_pb2.RequestClaimsResponse]
     """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided. It makes
     one request for each live claim-capable configuration of the app that the conversion triggers, durable first. The
     request is also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this
-    call send nothing twice. Returns when every network has answered, or after `wait` with what is known; call again
+    call send nothing twice. It returns when every network has answered, or after `wait` with what is known; call again
     for the rest. A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it
     changes nothing. Repeat-safe.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
@@ -191,13 +191,13 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversion_pb2.EnqueueConversionsRequest, _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]],
     ) -> _abc.Awaitable[_conversion_pb2.EnqueueConversionsResponse]:
         """EnqueueConversions makes one delivery for each live configuration that wants a conversion, once per
-        (configuration, conversion) however often it is handed over. Returns when they are durable. Repeat-safe.
+        (configuration, conversion) however often it is handed over. It returns when they are durable. Repeat-safe.
 
         A newer version of a decision (D12, G4) makes the deliveries that no version made before it, and nobody is told
-        twice: a delivery that was sent stays as it is, and one that was not is sent as the newest version has it, or ends
-        SUPERSEDED where that would not have its network told. Of one that was sent `superseded` says so. A claim request
-        asks whoever wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their
-        order; one that comes again after a newer one changes nothing.
+        twice. A delivery that was sent stays as it is; `superseded` says if the newest version would not have its network
+        told. One that was not sent is sent as the newest version has it, or ends SUPERSEDED. A claim request asks whoever
+        wins (E1): it is superseded only when nothing is left to ask about. Versions are handed over in their order; one
+        that comes again after a newer one changes nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.
         """
 
@@ -210,7 +210,7 @@ class PostbackServiceServicer(metaclass=_abc_1.ABCMeta):
         """RequestClaims asks self-attributing networks whether they drove conversions that are about to be decided. It makes
         one request for each live claim-capable configuration of the app that the conversion triggers, durable first. The
         request is also the postback (E1), a delivery like any other: later tries, EnqueueConversions and repeats of this
-        call send nothing twice. Returns when every network has answered, or after `wait` with what is known; call again
+        call send nothing twice. It returns when every network has answered, or after `wait` with what is known; call again
         for the rest. A claim that comes after its conversion was decided is kept, logged (`claim.late`) and counted: it
         changes nothing. Repeat-safe.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo.

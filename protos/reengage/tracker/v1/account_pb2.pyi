@@ -79,9 +79,7 @@ class CreateAccountRequest(_message.Message):
     first call created.
     """
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def account(self) -> Global___Account:
         """Required. What to create. Output-only fields are ignored."""
@@ -239,18 +237,14 @@ class UpdateAccountRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def account(self) -> Global___Account:
         """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field that is named here and not set
-        above is cleared.
-        """
+        """Required. Paths of fields. A field that is named here and not set above is cleared."""
 
     def __init__(
         self,
@@ -305,9 +299,7 @@ class ArchiveAccountRequest(_message.Message):
     etag: _builtins.str
     """Optional. The etag that the account must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,

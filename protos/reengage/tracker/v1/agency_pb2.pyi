@@ -83,9 +83,7 @@ class CreateAgencyRequest(_message.Message):
     first call created.
     """
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def agency(self) -> Global___Agency:
         """Required. What to create. Output-only fields are ignored."""
@@ -243,18 +241,14 @@ class UpdateAgencyRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def agency(self) -> Global___Agency:
         """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. Paths of fields. A field that is named here and not set
-        above is cleared.
-        """
+        """Required. Paths of fields. A field that is named here and not set above is cleared."""
 
     def __init__(
         self,
@@ -309,9 +303,7 @@ class ArchiveAgencyRequest(_message.Message):
     etag: _builtins.str
     """Optional. The etag that the agency must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,

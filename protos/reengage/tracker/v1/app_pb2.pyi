@@ -246,8 +246,8 @@ class AppSettings(_message.Message):
 
     @_builtins.property
     def inactivity_window(self) -> _duration_pb2.Duration:
-        """Optional. So long before an engagement a device must not have been active, for the engagement or claim to win an
-        event of it (D13): 0 (off) to 90 days. Default: 0.
+        """Optional. How long a device must have been inactive before an engagement or claim, for this to win an event of it
+        (D13): 0 (off) to 90 days. Default: 0.
         """
 
     def __init__(
@@ -292,9 +292,7 @@ class CreateAppRequest(_message.Message):
     first call created.
     """
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def app(self) -> Global___App:
         """Required. What to create. Output-only fields are ignored."""
@@ -452,9 +450,7 @@ class UpdateAppRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def app(self) -> Global___App:
         """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
@@ -518,9 +514,7 @@ class ArchiveAppRequest(_message.Message):
     etag: _builtins.str
     """Optional. The etag that the app must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,

@@ -409,9 +409,7 @@ class CreateTrackerRequest(_message.Message):
     draft_postbacks: _builtins.bool
     """Optional. Return the postback configurations to fill in, too."""
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """Required. What to create; without its segment_id when a segment is given. Output-only fields are ignored."""
@@ -608,9 +606,7 @@ class UpdateTrackerRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     @_builtins.property
     def tracker(self) -> Global___Tracker:
         """Required. Its id says which one. Besides, only the fields of update_mask are read, and the etag, if it is set."""
@@ -674,9 +670,7 @@ class ArchiveTrackerRequest(_message.Message):
     etag: _builtins.str
     """Optional. The etag that the tracker must have."""
     validate_only: _builtins.bool
-    """Optional. Check this call as if it were real and return the resource as it would be stored, but store
-    nothing.
-    """
+    """Optional. Check this call as if it were real and return the resource as it would be stored, but store nothing."""
     def __init__(
         self,
         *,
