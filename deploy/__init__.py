@@ -1,1 +1,1 @@
-"""How the suite is run: the one-machine launcher in `local`, and the manifests and image for Kubernetes."""
+"""Ways to run the suite: the one-machine launcher in `local`, and the manifests and image for Kubernetes."""

@@ -196,7 +196,7 @@ def _is_gone(connection: Connection) -> bool:
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds to wait between tries, without end: doubling from 20 ms to a second, each with full jitter."""
+    """Yields seconds to wait between tries, without end: doubling from 20 ms to a second, each with full jitter."""
     for doubling in itertools.count():
         yield random.uniform(0, min(1.0, 0.02 * 2 ** min(doubling, 10)))
 

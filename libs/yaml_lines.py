@@ -104,7 +104,7 @@ class _Extent(NamedTuple):
 
 
 class _Extents:
-    """Measures nodes. An anchor comes before its aliases, so an alias is measured already, or it is inside itself."""
+    """The sizes of nodes. An anchor comes before its aliases, so an alias is measured already, or inside itself."""
 
     def __init__(self) -> None:
         self._measured: dict[int, _Extent | None] = {}

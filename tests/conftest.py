@@ -1,4 +1,4 @@
-"""What every test may ask for: a PostgreSQL of its own, migrated."""
+"""Fixtures for every test: a PostgreSQL of its own, migrated."""
 
 import gc
 import itertools
@@ -73,11 +73,11 @@ class Database:
 
     @property
     def admin_dsn(self) -> str:
-        """The superuser's."""
+        """Returns the superuser's DSN."""
         return self.postgres.admin_dsn(self.name)
 
     def dsn(self, service: str) -> str:
-        """That of the service's own role."""
+        """Returns the DSN of the service's own role."""
         return self.postgres.dsn(service, self.name)
 
 
@@ -90,19 +90,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def process_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory for the logs of services that run as processes and that tests share."""
+    """Returns the directory for the logs of services that run as processes and that tests share."""
     return tmp_path_factory.mktemp("logs")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_logs() -> None:
-    """Warnings and worse, as in production: no local variables in tracebacks."""
+    """Logs warnings and worse, as in production: no local variables in tracebacks."""
     configure_logging("test", "warning")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
-    """One PostgreSQL for the whole run, not durable; it holds the migrated template that `database` copies."""
+    """Yields one PostgreSQL for the whole run, not durable; it holds the migrated template that `database` copies."""
     async with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False, settings=SETTINGS) as server:
         await create_migrated_database(server, TEMPLATE)
         yield server
@@ -110,7 +110,7 @@ async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Em
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def _superuser(postgres: EmbeddedPostgres) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-    """One connection for the whole run that makes and drops the databases of tests."""
+    """Yields one connection for the whole run that makes and drops the databases of tests."""
     connection = await asyncpg.connect(postgres.admin_dsn("postgres"))
     yield connection
     await connection.close()
@@ -120,7 +120,7 @@ async def _superuser(postgres: EmbeddedPostgres) -> "AsyncIterator[asyncpg.Conne
 async def database(
     postgres: EmbeddedPostgres, _superuser: "asyncpg.Connection[asyncpg.Record]"
 ) -> AsyncIterator[Database]:
-    """A database of the test's own."""
+    """Yields a database of the test's own."""
     name = f"test_{next(_numbers)}"
     await _superuser.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
     yield Database(postgres=postgres, name=name)
@@ -129,7 +129,7 @@ async def database(
 
 @pytest.fixture
 async def durable_database(tmp_path: Path) -> AsyncIterator[Database]:
-    """A migrated database on a PostgreSQL of the test's own, durable: for tests that kill or restart it."""
+    """Yields a migrated database on a PostgreSQL of the test's own, durable: for tests that kill or restart it."""
     async with EmbeddedPostgres(tmp_path / "postgres") as server:
         await create_migrated_database(server, "durable")
         yield Database(postgres=server, name="durable")

@@ -9,7 +9,7 @@ from services.attribution.decision.matching import device_key, id_forms
 
 
 async def all_rows(admin_dsn: str) -> dict[str, list[asyncpg.Record]]:
-    """Every row, by `schema.table`."""
+    """Returns every row, by `schema.table`."""
     connection = await asyncpg.connect(admin_dsn)
     names = await connection.fetch(
         "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"
@@ -21,14 +21,14 @@ async def all_rows(admin_dsn: str) -> dict[str, list[asyncpg.Record]]:
 
 
 def traces(app_id: str, *ids: str) -> set[bytes]:
-    """All that ids of an app's device may have left: their forms (A3), and keys made of them, as bytes and as hex."""
+    """Returns all that ids of an app's device may have left: their forms (A3) and keys, as bytes and as hex."""
     forms = {form for each in ids for form in id_forms(each)}
     keys = {device_key(app_id, form) for form in forms}
     return {each.encode() for each in (*ids, *forms)} | keys | {key.hex().encode() for key in keys}
 
 
 def places(rows_by_table: Mapping[str, Iterable[asyncpg.Record]], wanted: Collection[bytes]) -> set[str]:
-    """The columns in which one of these is found: as it is, or in text but for letter case, dashes and colons."""
+    """Returns the columns that hold one of these: as it is, or in text but for letter case, dashes and colons."""
     columns = defaultdict[str, list[bytes]](list)
     for table, rows in rows_by_table.items():
         for row in rows:

@@ -1,4 +1,4 @@
-"""What a supervised process runs: one service, which ends when its supervisor does, however that ended."""
+"""Runs one service in a supervised process, which ends when its supervisor does, however that ended."""
 
 import ctypes
 import os

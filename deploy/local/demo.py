@@ -41,7 +41,7 @@ MAX_S = 120.0
 
 
 class NotSettledError(Exception):
-    """Something that was waited for did not happen in time; the message says what."""
+    """An expectation that did not come true in time; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

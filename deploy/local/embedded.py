@@ -138,7 +138,7 @@ class EmbeddedPostgres:
         await self.start()
 
     async def kill(self) -> None:
-        """SIGKILL to every process of it; returns when all are gone. The next start recovers from the log."""
+        """Sends SIGKILL to every process of it; returns when all are gone. The next start recovers from the log."""
         killed = self._process
         if killed is None or not self.running:
             return
@@ -225,7 +225,7 @@ class EmbeddedPostgres:
 
 
 def _as_server_user() -> list[str]:
-    """The command before the command: PostgreSQL shuts down with its parent, and as root it becomes `nobody`.
+    """Returns what goes before a command of PostgreSQL: it ends with its parent, and root becomes `nobody`.
 
     PostgreSQL refuses to be root. The one capability it keeps lets it reach binaries and data below root's directories.
     """

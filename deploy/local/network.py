@@ -37,7 +37,7 @@ def refuses(_attempt: int) -> web.Response:
 
 
 class LocalNetwork:
-    """Answers any request to `/postbacks/<network>` as `answers[network]` says, 200 by default; `/` lists what came.
+    """A network that answers `/postbacks/<network>` as `answers[network]` says, 200 by default; `/` lists what came.
 
     `x`, a self-attributing network, answers conversion events under `/x`.
     """

@@ -44,7 +44,7 @@ class Answers:
 
 
 class Player:
-    """Sends lines to the gateway at `gateway_url` and to ingest, and tells `x` what it has to claim.
+    """The sender of lines to the gateway at `gateway_url` and to ingest, which tells `x` what to claim.
 
     `now_s`, in seconds since 1970, is the start.
     """

@@ -56,7 +56,7 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process as it is now; None while there is none."""
+        """Returns the id of the process as it is now; None while there is none."""
         running = self._process is not None and self._process.returncode is None
         return self._process.pid if running and self._process else None
 

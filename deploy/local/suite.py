@@ -72,7 +72,7 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Ports in a row that nobody uses at this moment."""
+    """Returns ports in a row that nobody uses at this moment."""
     names = [field.name for field in fields(Ports)]
     wanted = len(names) + len(SERVICES) - 2
     while True:

@@ -92,7 +92,7 @@ def hashed(device_id: str) -> str:
 
 
 class LocalX:
-    """Answers `handle`d requests; to devices that `conducts` does not name, by hashed id, that it claims nothing."""
+    """An X that answers requests; of devices that `conducts` does not name, by hashed id, it claims nothing."""
 
     def __init__(
         self, conducts: Mapping[str, Conduct] | None = None, *, now_s: Callable[[], float] = time.time
@@ -180,7 +180,7 @@ def sign(
     consumer_secret: str = CONSUMER_SECRET,
     token_secret: str = TOKEN_SECRET,
 ) -> str:
-    """The signature of a request by HMAC-SHA1: RFC 5849, section 3.4. `url` without its query, `pairs` with it."""
+    """Returns the signature of a request by HMAC-SHA1 (RFC 5849, 3.4): `url` is without its query, `pairs` with it."""
     normal = "&".join("=".join(pair) for pair in sorted((_escaped(name), _escaped(value)) for name, value in pairs))
     text = "&".join(map(_escaped, (method.upper(), url, normal)))
     key = f"{_escaped(consumer_secret)}&{_escaped(token_secret)}"

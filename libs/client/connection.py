@@ -26,7 +26,7 @@ def connect(target: str, *, key: str = "", timeout_s: float = 10.0) -> grpc.aio.
 
 
 class _UnaryErrors(grpc.aio.UnaryUnaryClientInterceptor):
-    """Raises the failure of a unary call as a ServiceError."""
+    """Interceptor that raises the failure of a unary call as a ServiceError."""
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Makes the call."""
@@ -38,7 +38,7 @@ class _UnaryErrors(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class _StreamErrors(grpc.aio.UnaryStreamClientInterceptor):
-    """Raises the failure of a call that returns a stream as a ServiceError."""
+    """Interceptor that raises the failure of a call that returns a stream as a ServiceError."""
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Makes the call."""

@@ -44,7 +44,7 @@ class UnsentRecordsError(Exception):
 
 
 class RecordSender:
-    """Sends records in batches, again and again until ingest acknowledges them, in the order in which they are given.
+    """A sender of records in batches, in the order given, each again and again until ingest acknowledges it.
 
         async with connect("localhost:7102") as channel, RecordSender(channel, on_result=note) as sender:
             for record in records:
@@ -102,7 +102,7 @@ class RecordSender:
 
     @property
     def unacknowledged(self) -> tuple[record_pb2.Record, ...]:
-        """The records of which nobody knows yet whether they are stored, oldest first."""
+        """Returns the records of which nobody knows yet whether they are stored, oldest first."""
         return tuple(self._held)
 
     async def send(self, record: record_pb2.Record) -> None:

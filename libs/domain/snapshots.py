@@ -70,7 +70,7 @@ class Follower(Generic[S]):
 
     @property
     def current(self) -> S:
-        """The newest settings. Raises `Unavailable` `SETTINGS_UNAVAILABLE` until the first snapshot has come."""
+        """Returns the newest settings. Raises `Unavailable` `SETTINGS_UNAVAILABLE` before the first snapshot."""
         if self._built is None:
             raise Unavailable("SETTINGS_UNAVAILABLE", "no settings received from tracker yet", retry_after_s=1.0)
         return self._built

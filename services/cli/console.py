@@ -1,4 +1,4 @@
-"""How commands end, ask and write. Tables are in `tables`; nothing here imports anything heavy."""
+"""The ends, questions and output of commands. Tables are in `tables`; nothing here imports anything heavy."""
 
 import json
 from pathlib import Path

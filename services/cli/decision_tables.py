@@ -1,4 +1,4 @@
-"""What was decided, as tables for people."""
+"""Decisions as tables for people."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What was delivered, as tables for people."""
+"""Deliveries as tables for people."""
 
 from collections.abc import Iterable
 

@@ -26,7 +26,7 @@ _WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
 
 
 class Fields:
-    """Reads the fields of one message, and notes problems and, by path, lines.
+    """Reader of the fields of one message, which notes problems and, by path, lines.
 
     `closed` says of fields that nobody may write here why that is so.
     """

@@ -31,7 +31,7 @@ class Kind:
 
     @property
     def message(self) -> type[Any]:
-        """The class of its message."""
+        """Returns the class of its message."""
         return self.class_of(self.message_name)
 
     def class_of(self, message_name: str) -> type[Any]:
@@ -43,12 +43,12 @@ class Kind:
 
     @property
     def list_method(self) -> str:
-        """The RPC that lists them."""
+        """Returns the RPC that lists them."""
         return f"List{self.plural or f'{self.message_name}s'}"
 
     @property
     def list_name(self) -> str:
-        """The field that holds a list of them."""
+        """Returns the field that holds a list of them."""
         return "agencies" if self.name == "agency" else f"{self.name}s"
 
     @property

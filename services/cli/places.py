@@ -1,4 +1,4 @@
-"""Where things are on this machine."""
+"""Places of things on this machine."""
 
 import os
 from pathlib import Path

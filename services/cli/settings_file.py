@@ -78,7 +78,7 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """The resource as people call it."""
+        """Returns the resource as people call it."""
         return called(self.kind.name, self.kind.key_of(self.resource)[-1])
 
     def line_of(self, path: str) -> int:
@@ -209,7 +209,7 @@ def _defaults(kind: Kind, resource: Any) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the nodes of one file, and notes every problem on the way."""
+    """Reader of the nodes of one file, which notes every problem on the way."""
 
     problems: list[Problem]
     resources: dict[tuple[str, tuple[str, ...]], Wanted] = field(default_factory=dict)

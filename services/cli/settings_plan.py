@@ -1,4 +1,4 @@
-"""What a settings file would change, asked of the services that would change it, and making the changes."""
+"""Plans of what a settings file would change, asked of the services that would change it, and the changes made."""
 
 import json
 from collections.abc import Iterable
@@ -77,7 +77,7 @@ class Plan:
 
 
 class Planner:
-    """Plans and applies files. Open it with `async with`; a failed call becomes a CallError.
+    """A planner of files, which applies them, too. Open it with `async with`; a failed call becomes a CallError.
 
     Postback is asked only about files that say something of postbacks.
     """

@@ -25,7 +25,7 @@ _ACTIONS = {
 
 
 class AttributionRoute:
-    """Asks attribution about one device. `settings` returns the newest settings or raises `Unavailable`."""
+    """The route that asks about one device. `settings` returns the newest settings or raises `Unavailable`."""
 
     def __init__(
         self, *, settings: Callable[[], GatewaySettings], attribution: AttributionServiceStub, rates: Rates

@@ -16,7 +16,7 @@ _Waiting: TypeAlias = "tuple[bytes, str, asyncio.Future[Outcome]]"
 
 
 class Batches:
-    """Collects records into calls of `send`: at most `max_records` and about `max_bytes` each, `calls` at once.
+    """A collector of records into calls of `send`: at most `max_records` and about `max_bytes` each, `calls` at once.
 
     A call costs as much as a hundred records, so while one is under way the next begins only once `worth_a_call`
     records wait. At most `max_waiting` records wait for their call; one more raises ResourceExhausted `OVERLOADED`.

@@ -57,7 +57,7 @@ class IngestLog:
 
 
 class EngagementLog:
-    """Keeps clicks and impressions: in ingest's log when that takes at most `patience_s`, else in the spool.
+    """The keeper of clicks and impressions: in ingest's log if that takes at most `patience_s`, else in the spool.
 
     After a failure everything goes to the spool at once, until ingest has taken the oldest of it. Whether a record sent
     in vain was stored all the same does not matter: its record id makes the second time a repeat.

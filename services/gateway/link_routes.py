@@ -30,7 +30,7 @@ _GIF: Response = (
 
 
 class LinkRoutes:
-    """Keeps engagements over `engagements`, and leads clicks on. `now_s` is the time in seconds since 1970.
+    """The routes of links: `engagements` keeps what came, and clicks are led on. `now_s` is in seconds since 1970.
 
     `settings` returns the newest settings or raises `Unavailable`.
     """

@@ -24,7 +24,7 @@ _SUCCESS: Response = (200, JSON, b'{"success":1}')
 
 
 class RecordRoutes:
-    """Sends records to ingest over `records`, and returns what became of them.
+    """The routes of records: these go to ingest over `records`, and what became of them is returned.
 
     `settings` returns the newest settings or raises `Unavailable`.
     """

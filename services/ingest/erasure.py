@@ -29,7 +29,7 @@ _FIRST_PAGE = (2**63 - 1, 0)
 
 
 class Eraser:
-    """Erases records, for one call at a time.
+    """The eraser of records, for one call at a time.
 
     Refusals are written with a delay. So it waits `settle_s` from the beginning of a call before it erases those of
     before the call.

@@ -23,7 +23,7 @@ _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are no
 
 
 class Refusals:
-    """Takes refused records at once, and writes up to 1,000 of them every `MAX_DELAY_S`.
+    """A queue that takes refused records at once, and writes up to 1,000 of them every `MAX_DELAY_S`.
 
     When 5,000 wait, more are only counted. `keep` stores refusals; to store one twice changes nothing.
     """

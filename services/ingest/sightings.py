@@ -18,7 +18,7 @@ _dropped = Counter(
 
 
 class Sightings:
-    """Takes the names of accepted events at once, and has those of each app registered in one call a second.
+    """The names of accepted events: taken at once, and those of each app registered in one call a second.
 
     A name is handed over once, whether that goes well or not, and forgotten within `FORGET_S`: what still has no
     definition when it is seen again is new again. So nothing here grows, and nothing must be kept.

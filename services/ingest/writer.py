@@ -20,7 +20,7 @@ Outcomes = asyncio.Future[list[Outcome]]
 
 
 class Writer:
-    """Takes entries in the order they are handed in, and writes them in that order.
+    """The writer of entries, in the order in which they are handed in.
 
     `write` makes entries durable and returns an outcome each. `wrote` is called after each group. What either raises,
     the callers of that group get. At most `max_waiting` records wait. Up to `group_size` go into one transaction; while

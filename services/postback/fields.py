@@ -98,7 +98,7 @@ def _to_value(written: str | bool | int) -> Value:
 
 
 def _is_given(fields: Struct, field: Field) -> bool:
-    """An empty text counts as not given, as in every other message."""
+    """Returns whether a field is given; an empty text counts as not given, as in every other message."""
     if field.name not in fields:
         return False
     value = fields.fields[field.name]

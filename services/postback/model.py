@@ -26,7 +26,7 @@ class State(IntEnum):
 
 
 class Superseded(IntEnum):
-    """Why, by the newest version of a decision, a network would not be told (D12)."""
+    """Reason for which the newest version of a decision would not have a network told (D12)."""
 
     OTHER_WINNER = 1
     NO_CLICK = 2
@@ -57,12 +57,12 @@ class Configuration:
 
     @property
     def is_claim_capable(self) -> bool:
-        """The network's answer says whether it drove the conversion (E1)."""
+        """Returns whether the network's answer says if it drove the conversion (E1)."""
         return self.adapter.description.is_claim_capable
 
     @property
     def makes_quick_tries(self) -> bool:
-        """The first tries after a failed one are soon: somebody waits for the answer to a claim request."""
+        """Returns whether the first tries after a failed one come soon: somebody waits for the network's answer."""
         return self.is_claim_capable and self.retry_attempts > 0
 
 

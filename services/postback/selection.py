@@ -24,7 +24,7 @@ _CREDITED = frozenset(
 
 
 class Withheld(StrEnum):
-    """Why a network is not told of a conversion: it is a refund (D11), of a country, or a person's wish."""
+    """Reason for which a network is not told of a conversion: a refund (D11), its country, or a person's wish."""
 
     REFUND = "REFUND"
     COUNTRY = "COUNTRY"

@@ -213,7 +213,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         claims: Claims,
         wake: Callable[[], None],
     ) -> None:
-        """`wake` is called when deliveries may be due."""
+        """Takes `wake` to call when deliveries may be due."""
         self._deliveries, self._claim_store, self._erasure = deliveries, claim_store, erasure
         self._configurations, self._claims, self._wake = configurations, claims, wake
 

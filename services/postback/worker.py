@@ -80,7 +80,7 @@ class DeliveryWorker:
         in_flight_each: int = 64,
         drain_s: float = DRAIN_S,
     ) -> None:
-        """`jitter` draws evenly from [0, 1); each `stamp` is another one. `endings` hears what ended.
+        """Takes `jitter`, which draws evenly from [0, 1), and `stamp`, each another one; `endings` hears what ended.
 
         At a stop, attempts under way have `drain_s` to end, and as long again to be settled.
         """

@@ -64,7 +64,7 @@ _NOT_FOR_AGENCIES = ("agency_id", "share_with_publisher", "click_validation_key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whose call is served: role and scope of a key, and how the audit trail calls it.
+    """The caller that is served: role and scope of a key, and how the audit trail calls it.
 
     The scope is one app, with the account it belongs to; or an account; or, with neither, everything.
     """

@@ -16,7 +16,7 @@ from services.tracker.views import Condition
 
 
 class AuditTrail:
-    """Reads the trail for the caller of the call being served."""
+    """The audit trail, as the caller of the call being served may read it."""
 
     def __init__(self, resources: ResourceMethods, store: Store) -> None:
         self._resources, self._store = resources, store

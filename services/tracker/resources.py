@@ -53,7 +53,7 @@ class Obstacle:
 
 
 class ResourceMethods:
-    """Creates, reads, updates and archives resources for the caller of the call being served.
+    """The methods that every kind of resource has, for the caller of the call being served.
 
     `new_id` makes the id of a resource that is created without one; `vault` encrypts secrets, which are never returned.
     Errors are those of TrackerConfigService: InvalidArgument with every wrong field, NotFound, AlreadyExists,

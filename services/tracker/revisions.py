@@ -9,7 +9,7 @@ from libs.worker import keep_running
 
 
 class Revisions:
-    """Wakes those who wait for a change: at once for changes of this process, by one shared poll for those of others.
+    """The newest revision, for those who wait: told at once in this process, by one shared poll from others.
 
     `read` returns the newest committed revision.
     """

@@ -105,7 +105,7 @@ class Step:
 
 
 class SettingsPlans:
-    """Plans and applies settings for the caller of the call being served."""
+    """Plans of settings, and their application, for the caller of the call being served."""
 
     def __init__(self, resources: ResourceMethods, store: Store) -> None:
         self._resources, self._store = resources, store

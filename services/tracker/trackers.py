@@ -65,7 +65,7 @@ class Edit:
 
 
 class Trackers:
-    """Works on trackers for the caller of the call being served, as ResourceMethods does on resources of any kind."""
+    """The work on trackers for the caller of the call being served, as ResourceMethods is for resources of any kind."""
 
     def __init__(self, resources: ResourceMethods, store: Store) -> None:
         self._resources, self._store = resources, store

@@ -46,7 +46,7 @@ Condition = tuple[str, Any]
 
 
 class View:
-    """Reads settings on one connection."""
+    """The settings, read on one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -153,7 +153,7 @@ class View:
 
 
 class Remembering(View):
-    """Reads each resource once: for looking at many that share their parents, while nothing changes."""
+    """A view that reads each resource once: for looking at many that share their parents, while nothing changes."""
 
     def __init__(self, view: View) -> None:
         super().__init__(view._connection)  # noqa: SLF001  # of its own class
@@ -177,7 +177,7 @@ class Remembering(View):
 
 
 class Planned(Remembering):
-    """Reads settings as they will be: the planned resources, by kind and key, instead of those that are stored."""
+    """A view of settings as they will be: the planned resources, by kind and key, instead of those that are stored."""
 
     def __init__(self, view: View, planned: Mapping[tuple[str, Key], Any]) -> None:
         super().__init__(view)

@@ -227,7 +227,7 @@ class Received(postback_grpc.PostbackServiceServicer):
 
 @dataclass(kw_only=True)
 class World:
-    """Everything a test touches."""
+    """The world of a test: everything it touches."""
 
     feed: Feed
     ingest: IngestServiceStub
@@ -324,19 +324,19 @@ StartWorld: TypeAlias = Callable[[Database], AbstractAsyncContextManager[World]]
 
 @pytest.fixture
 def following_config() -> FollowingConfig:
-    """The limits of following; a test that needs others is parametrized with them."""
+    """Returns the limits of following; a test that needs others is parametrized with them."""
     return FollowingConfig()
 
 
 @pytest.fixture
 def what_if_config() -> WhatIfConfig:
-    """The limits of what-ifs; as above."""
+    """Returns the limits of what-ifs; as above."""
     return WhatIfConfig()
 
 
 @pytest.fixture
 def hand_over_s() -> float:
-    """The time in which offers are handed over; as above."""
+    """Returns the time in which offers are handed over; as above."""
     return HAND_OVER_S
 
 

@@ -73,7 +73,7 @@ class Decided:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The order of times; at equal times that of receipt (D12)."""
+        """Returns the order of times; at equal times that of receipt (D12)."""
         return self.conversion.time_us, self.conversion.receive_time_us, self.place
 
     @property
@@ -90,7 +90,7 @@ class Decided:
 
     @property
     def is_attribution(self) -> bool:
-        """An install, attributed or organic, or a reengagement (D3, D6)."""
+        """Returns whether it is an install, attributed or organic, or a reengagement (D3, D6)."""
         return self.is_counted_install or self.outcome == "REENGAGED"
 
 
@@ -121,12 +121,12 @@ class Device:
 
 
 def decide_all(scenario: Scenario) -> list[dict[str, Any]]:
-    """The lines of output of a scenario, one per conversion in order of receipt."""
+    """Returns the lines of output of a scenario, one per conversion in order of receipt."""
     return Naive(scenario).run()
 
 
 class Naive:
-    """Decides a scenario: after each record everything that is still open, in the order of times (D12).
+    """The naive reading of a scenario: after each record it decides all that is open, in the order of times (D12).
 
     `decided` is what a conversion knows of when it is decided: of the earlier all, of the later what was decided for
     good when it arrived. `winners` are all conversions that it may count as such (D5).
@@ -567,7 +567,7 @@ class Naive:
     # A
 
     def match(self, engagement: EngagementRecord, conversion: ConversionRecord) -> str | None:
-        """The strongest kind by which they match (A1)."""
+        """Returns the strongest kind by which they match (A1)."""
         if engagement.kind == EngagementKind.CLICK and conversion.click and conversion.click == engagement.id:
             return "CLICK_ID"
         if self.shares_an_id(engagement, conversion):
@@ -640,7 +640,7 @@ class Naive:
         return self.device(conversion).decided
 
     def device(self, conversion: ConversionRecord) -> Device:
-        """The device of a conversion as what it knows of makes it, in the order of times."""
+        """Returns the device of a conversion as what it knows of makes it, in the order of times."""
         if conversion.id not in self.devices:
             self.devices[conversion.id] = self.find_device(conversion)
         return self.devices[conversion.id]
@@ -845,7 +845,7 @@ def plain(value: str) -> str:
 
 @cache
 def spellings(raw: str) -> set[str]:
-    """Everything an engagement may carry for a raw id, in plain spelling (A3)."""
+    """Returns everything an engagement may carry for a raw id, in plain spelling (A3)."""
     once = {digest for text in texts_of(raw) for digest in digests(text)}
     twice = {digest for text in once for digest in digests(text) | digests(text.upper())}
     return {plain(raw)} | once | twice

@@ -250,7 +250,7 @@ def story_of(scenario: Scenario, lanes: OwnedLanes, pool: Pool) -> Story:
 
 
 def findable(told: Scenario) -> Scenario:
-    """A scenario in which all that is late is looked for, and a session has no amount.
+    """Returns a scenario in which all that is late is looked for, and a session has no amount.
 
     Not looked for is an engagement that is late by less than counts (LATE_US); nor by its ids one with a hash, unless
     that is of an id of the same kind, hashed once, or with an id that came to be shared meanwhile (A8), as in a crowd.

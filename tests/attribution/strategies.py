@@ -95,7 +95,7 @@ CLAIM_WINDOWS: tuple[dict[WindowKind, int], ...] = (
 
 
 def scenario(random: Random) -> Scenario:
-    """Settings at all layers and 8 to 30 records, mostly of one person, with nothing expected of them."""
+    """Returns settings at all layers and 8 to 30 records, mostly of one person, with nothing expected of them."""
     now_us = receive_time_us = START_US
     timeline: list[EngagementRecord | ConversionRecord] = []
     count = random.randint(8, 30)
@@ -123,7 +123,7 @@ scenarios = st.integers(0, (1 << 64) - 1).map(lambda seed: scenario(Random(seed)
 
 
 def without_needless_records(scenario: Scenario, fails: Callable[[Scenario], bool]) -> Scenario:
-    """A failing scenario with every record left out that it fails without."""
+    """Returns a failing scenario with every record left out that it fails without."""
     for record in scenario.timeline:
         shorter = replace(scenario, timeline=tuple(other for other in scenario.timeline if other is not record))
         if fails(shorter):
@@ -160,7 +160,7 @@ def network(random: Random, network_id: str) -> Network:
 
 
 def trackers(random: Random) -> tuple[Tracker, ...]:
-    """Both types of each network, and `x12`, which may be the default one of x (at most one may, E3)."""
+    """Returns both types of each network, and `x12`, which may be the default one of x (at most one may, E3)."""
     networks = {"t1": "acme", "t2": "acme", "t3": "bolt", "x1": "x", "x12": "x", "y1": "y"}
     types = {"t1": TrackerType.REENGAGEMENT, "t2": TrackerType.ACQUISITION}
     return tuple(
@@ -278,7 +278,7 @@ def device(random: Random) -> dict[str, str]:
 
 
 def of_a_crowd(random: Random, device: Mapping[str, str]) -> Mapping[str, str]:
-    """The ids of one of many who send the same constant, or one in place of them (A8)."""
+    """Returns the ids of one of many who send the same constant, or one in place of them (A8)."""
     if chance(random, 1 / 6):
         return device
     if chance(random, 1 / 10):
@@ -287,7 +287,7 @@ def of_a_crowd(random: Random, device: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def told_by_hashes(random: Random) -> dict[str, str]:
-    """The hash of an id, as a sender has it who does not have the id, or beside another id (A3)."""
+    """Returns the hash of an id, as a sender has it who does not have the id, or beside another id (A3)."""
     value = either_case(random, random.choice((ONE, TWO, ONE.replace("-", ""))))
     kind, method = random.choice(("adid", "adid", "idfa")), random.choice(("md5", "md5", "sha1", "sha256"))
     hashed = {f"{kind}_{method}": either_case(random, hashlib.new(method, value.encode()).hexdigest())}
@@ -299,7 +299,7 @@ def md5(text: str) -> str:
 
 
 def hashed_device(random: Random) -> dict[str, str]:
-    """A hash, or a hash of a hash, of an id in any spelling (A3)."""
+    """Returns a hash, or a hash of a hash, of an id in any spelling (A3)."""
     digest = random.choice((ONE, TWO))
     digest = random.choice((digest, digest.replace("-", "")))
     for _ in range(random.randint(1, 2)):

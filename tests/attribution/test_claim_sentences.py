@@ -1,4 +1,4 @@
-"""What explain says of networks that made no claim: what happened, and the remedy."""
+"""Sentences of explain on networks that made no claim: what happened, and the remedy."""
 
 import pytest
 

@@ -47,7 +47,7 @@ X_RE, X_UA = "x-re", "x-ua"
 
 @pytest.fixture
 async def world(world: World) -> World:
-    """The sample app with two self-attributing networks, x and y, each with trackers of both types."""
+    """Returns the sample app with two self-attributing networks, x and y, each with trackers of both types."""
     await world.feed.publish(
         *(
             snapshot_pb2.Resource(network=network_pb2.Network(network_id=network_id, self_attributing=True))
@@ -61,7 +61,7 @@ async def world(world: World) -> World:
 
 
 async def _asked(world: World, *conversion_ids: str) -> None:
-    """Wait until claims of all these were requested."""
+    """Waits until claims of all these were requested."""
     while not all(world.received.asked[each] for each in conversion_ids):
         await asyncio.sleep(0.01)
 
@@ -113,7 +113,7 @@ async def test_a_claim_wins_and_is_kept_with_the_decision(world: World) -> None:
 
 
 def asked_for(conversion: conversion_pb2.Conversion) -> dict[str, tuple[str, int, int, list[tuple[str, int]], str]]:
-    """By network the tracker that a claim would go to, its windows in days, its accounts, and its names of things."""
+    """Returns by network the tracker a claim would go to, its windows in days, its accounts and its names."""
     return {
         tracker.network_id: (
             tracker.tracker_id,

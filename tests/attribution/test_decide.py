@@ -1,4 +1,4 @@
-"""What the stories in scenarios/ cannot tell: sections B to G on plain values, and the device's history."""
+"""Decisions that the stories in scenarios/ cannot tell: sections B to G on plain values, and the device's history."""
 
 from dataclasses import replace
 from itertools import product

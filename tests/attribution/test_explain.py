@@ -56,7 +56,7 @@ async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
 
 
 async def version(world: World, conversion_id: str, number: int) -> decision_pb2.Decision:
-    """The newest version of a decision, once it is this one."""
+    """Returns the newest version of a decision, once it is this one."""
     async with asyncio.timeout(10):
         while (newest := (await world.decided(conversion_id))[0]).version < number:
             await asyncio.sleep(0.02)
@@ -64,7 +64,7 @@ async def version(world: World, conversion_id: str, number: int) -> decision_pb2
 
 
 def purchase_resource(*, period_s: int) -> snapshot_pb2.Resource:
-    """Purchase (MTR 1 h), whose reengagements last so long."""
+    """Returns the event Purchase (MTR 1 h), whose reengagements last so long."""
     purchase = event_definition_pb2.EventDefinition(app_id=APP, event_name="Purchase", status=status_pb2.STATUS_LIVE)
     purchase.min_time_to_reengagement.FromSeconds(HOUR)
     purchase.reengagement_period.FromSeconds(period_s)
@@ -72,7 +72,7 @@ def purchase_resource(*, period_s: int) -> snapshot_pb2.Resource:
 
 
 def timeless(text: str) -> str:
-    """Without the day and the hour, which are those of the test."""
+    """Returns a text without the day and the hour, which are those of the test."""
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "T", text)
 
 

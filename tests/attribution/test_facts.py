@@ -72,7 +72,7 @@ async def test_lifetime_value_by_source_is_what_the_rules_say_before_and_after_a
 
 
 def without_claims_of_sessions(told: Scenario) -> Scenario:
-    """Nobody is asked about a session that goes on, and a story has those decided that have waited."""
+    """Returns a scenario in which nobody is asked about a session: a story has those decided that have waited."""
     timeline = tuple(
         replace(record, claims=()) if isinstance(record, ConversionRecord) and record.is_session_start else record
         for record in told.timeline
@@ -81,7 +81,7 @@ def without_claims_of_sessions(told: Scenario) -> Scenario:
 
 
 async def followed(story: Story) -> Counter[Source]:
-    """The sum of amounts by source, of all facts from the first on."""
+    """Returns the sum of amounts by source, of all facts from the first on."""
     following, filters = Following(story.pool, Pace()), Filters(app_id=story.app_id)
     running = asyncio.ensure_future(following.run())
     end = (await following.now(filters)).token(filters)
@@ -99,7 +99,7 @@ async def followed(story: Story) -> Counter[Source]:
 
 
 def expected(scenario: Scenario) -> Counter[Source]:
-    """The same, of the naive reading of a scenario."""
+    """Returns the same, of the naive reading of a scenario."""
     lines = {line["id"]: line for line in decide_all(scenario)}
     values = Counter[Source]()
     for record in scenario.timeline:

@@ -49,7 +49,7 @@ def seen(fact: decision_pb2.Fact) -> Seen:
 
 
 async def watch(world: World, count: int, **fields: Any) -> tuple[list[Seen], str]:
-    """The first so many facts (or a few more), and the token after them."""
+    """Returns the first so many facts (or a few more), and the token after them."""
     facts: list[Seen] = []
     token = ""
     call = world.attribution.WatchDecisions(decision_pb2.WatchDecisionsRequest(**fields))
@@ -71,7 +71,7 @@ async def failure(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, float 
 
 
 async def decide(world: World, *records: record_pb2.Record) -> list[str]:
-    """Have records decided; answers their ids."""
+    """Has records decided; returns their ids."""
     async with world.worker():
         ids = await world.send(*records)
         apps = {record.app_id for record in records}
@@ -83,7 +83,7 @@ async def decide(world: World, *records: record_pb2.Record) -> list[str]:
 
 
 async def add_version(world: World, conversion_id: str, **fields: Any) -> None:
-    """A newer version of a decision, as a re-attribution writes it."""
+    """Adds a newer version of a decision, as a re-attribution writes it."""
     row = await world.pool.fetchrow(
         "SELECT * FROM decisions WHERE conversion_id = $1 ORDER BY version DESC LIMIT 1", conversion_id
     )

@@ -70,7 +70,7 @@ AT_ONCE = EraserConfig(calls_end_s=0, look_interval_s=0.02, wait_interval_s=0.02
 
 @asynccontextmanager
 async def working(world: World, config: EraserConfig = AT_ONCE, **jobs: Loop) -> AsyncIterator[None]:
-    """With a worker that erases, and does these jobs."""
+    """Runs a worker that erases, and does these jobs."""
     eraser = Eraser(pool=world.pool, ingest=world.ingest, postback=world.postback, config=config)
     async with world.worker(jobs={"eraser": eraser.run, **jobs}):
         yield
@@ -84,7 +84,7 @@ async def begin(world: World, device_id: str, app_id: str = APP) -> str:
 
 
 async def proof(world: World, erasure_id: str, app_id: str = APP) -> erasure_pb2.Erasure:
-    """The erasure, once it is done."""
+    """Returns the erasure, once it is done."""
     request = erasure_pb2.GetErasureRequest(app_id=app_id, erasure_id=erasure_id)
     while (erasure := (await world.attribution.GetErasure(request)).erasure).state != DONE:
         await asyncio.sleep(0.01)
@@ -100,7 +100,7 @@ def sha1(text: str) -> str:
 
 
 async def others_come(world: World) -> None:
-    """Two others from the same address, with all kinds of records, clicks that match by IP alone, and a refused one."""
+    """Sends all kinds of records of two others from the same address, clicks that match by IP alone, a refused one."""
     for number in (101, 102):
         other = device(number)
         await world.send(
@@ -124,7 +124,7 @@ async def others_come(world: World) -> None:
 
 
 async def the_person_comes(world: World) -> list[str]:
-    """Everything that can be received of one; answers the conversions that are decided."""
+    """Sends everything that can be received of one; returns the conversions that are decided."""
     start = record_pb2.Session(state=record_pb2.Session.STATE_START)
     stop = record_pb2.Session(state=record_pb2.Session.STATE_STOP)
     await world.send(record(0, ADID, identity_link=_link("too early"), record_id="p-l0"))
@@ -171,7 +171,7 @@ def _link(name: str) -> record_pb2.IdentityLink:
 
 
 async def refuse(world: World, refused: record_pb2.Record) -> None:
-    """Send a record that is refused, and wait until it is listed."""
+    """Sends a record that is refused, and waits until it is listed."""
     await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[refused]))
     while not await world.log_pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = $1", refused.record_id):
         await asyncio.sleep(0.01)

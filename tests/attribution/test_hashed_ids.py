@@ -39,7 +39,7 @@ def hashed(text: str, method: str = "md5", kind: str = "adid") -> dict[str, str]
 
 
 async def at_rest(lanes: OwnedLanes) -> None:  # as a loop is called
-    """Never does anything."""
+    """Waits for ever."""
     await asyncio.Event().wait()
 
 

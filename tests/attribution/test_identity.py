@@ -40,7 +40,7 @@ async def attribution(world: World, device_id: str) -> device_pb2.GetDeviceAttri
 
 
 async def decisions(world: World) -> dict[str, list[bytes]]:
-    """All there are, by conversion, in their order."""
+    """Returns all decisions, by conversion, in their order."""
     found = defaultdict(list)
     for row in await world.pool.fetch("SELECT conversion_id, decision FROM decisions ORDER BY lane, sequence"):
         found[row["conversion_id"]].append(bytes(row["decision"]))
@@ -101,7 +101,7 @@ async def test_a_reengagement_leaves_the_installs_own_attribution(world: World) 
 
 
 def meetings(seed: int) -> list[record_pb2.Record]:
-    """Traffic of 12 people with 4 ids each, in an order in which devices meet in chains and late."""
+    """Returns traffic of 12 people with 4 ids each, in an order in which devices meet in chains and late."""
     pick = random.Random(seed)
     records = []
     for number in range(160):
@@ -130,7 +130,7 @@ OF_A_VERSION = ("version", "because", "late_record_id", "candidates")
 
 
 async def outcome(world: World) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Every decision and what every device is, without what differs from run to run: our ids, and times of receipt."""
+    """Returns every decision and every device, without what differs from run to run: our ids, and times of receipt."""
     made = {}
     for row in await world.pool.fetch("SELECT decision FROM newest_decisions ORDER BY lane, sequence"):
         decision = decision_pb2.Decision.FromString(row["decision"])

@@ -27,13 +27,13 @@ def session(at_s: int, device_: str | dict[str, str], **fields: Any) -> record_p
 
 
 def verdicts(decision: decision_pb2.Decision) -> dict[str, int]:
-    """By engagement, without those of other devices at the same address."""
+    """Returns the verdicts by engagement, without those of other devices at the same address."""
     return {each.engagement_id: each.verdict for each in decision.candidates if each.verdict != NOT_OURS}
 
 
 @pytest.fixture
 async def ruled(world: World) -> World:
-    """An app with a window of 6 hours."""
+    """Returns a world whose app has a window of 6 hours."""
     await world.settings.reached(await world.feed.publish(app_resource(6 * HOUR)))
     return world
 

@@ -49,7 +49,7 @@ class _Held:
 
 
 async def _shared(world: World) -> dict[int, str]:
-    """The owner of each lane, once two workers share them."""
+    """Returns the owner of each lane, once two workers share them."""
     while True:
         rows = await world.pool.fetch("SELECT lane, owner FROM lanes WHERE owner IS NOT NULL")
         owners = {row["lane"]: row["owner"] for row in rows}
@@ -59,7 +59,7 @@ async def _shared(world: World) -> dict[int, str]:
 
 
 def _device_in(lanes: set[int]) -> str:
-    """A device whose records lie in one of these lanes."""
+    """Returns a device whose records lie in one of these lanes."""
     return next(device(n) for n in range(1000) if lane_of(APP, device(n)) in lanes)
 
 

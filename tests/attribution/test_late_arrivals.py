@@ -1,4 +1,4 @@
-"""What arrives late decides again what it changes (D12): by the laws, and through the store as the simulator says."""
+"""Late records decide again what they change (D12): by the laws, and through the store as the simulator says."""
 
 import asyncio
 import hashlib

@@ -347,7 +347,7 @@ def test_any_order_of_arrival_within_the_late_window_ends_in_the_order_of_times(
 
 
 def told(scenario: Scenario) -> dict[str, dict[str, Any]]:
-    """The newest version of each conversion, but for what was known when it was decided."""
+    """Returns the newest version of each conversion, but for what was known when it was decided."""
     candidates = {"candidates", "reason", "version", "because"}
     return {
         line["id"]: {key: value for key, value in line.items() if key not in candidates} for line in simulate(scenario)

@@ -1,4 +1,4 @@
-"""Who can wait gets what live work leaves free, and a twentieth of the time while that is busy."""
+"""Pace: other work gets the time that live work leaves free, and a twentieth while that is busy."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ class Clock:
 
 
 def live_work(pace: Pace, clock: Clock, *, share: float, seconds: float) -> None:
-    """Batches of 20 ms of live work that take this share of the time."""
+    """Does batches of 20 ms of live work that take this share of the time."""
     for _ in range(round(seconds * share / 0.02)):
         with pace.live():
             clock.now_s += 0.02

@@ -49,7 +49,7 @@ REENGAGED = decision_pb2.OUTCOME_REENGAGED
 
 
 class _Explaining:
-    """Takes queries and keeps their plans."""
+    """A connection that keeps the plans of its queries."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -65,7 +65,7 @@ class _Explaining:
         return defaultdict(int)
 
     def used(self, table: str) -> set[str]:
-        """The partitions of a table that were read, or the indexes they were read by."""
+        """Returns the partitions of a table that were read, or the indexes they were read by."""
         scans = re.findall(rf"(?<!Heap )Scan (?:Backward )?(?:using (\S+) )?on ({table}_\S+) .*actual", self.plan)
         return {index or partition for index, partition in scans}
 

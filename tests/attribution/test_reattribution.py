@@ -81,7 +81,7 @@ CANCELLED = reattribution_pb2.Reattribution.STATE_CANCELLED
 
 
 def settings_of(rules: AppRules) -> "Follower[Rulebook]":
-    """These rules as the settings that are in use."""
+    """Returns these rules as the settings that are in use."""
     current = SimpleNamespace(apps={rules.app.app_id: rules})
     return cast("Follower[Rulebook]", SimpleNamespace(current=current))
 
@@ -89,7 +89,7 @@ def settings_of(rules: AppRules) -> "Follower[Rulebook]":
 async def reattribute(
     story: Story, rules: AppRules, *, random: Random, crashes: bool
 ) -> reattribution_pb2.Reattribution:
-    """All of a story's conversions, by a worker that is stopped now and then in the middle, if it `crashes`."""
+    """Re-attributes all of a story, by a worker that is stopped now and then in the middle, if it `crashes`."""
     using = settings_of(rules)
     jobs = Reattributions(story.pool, using)
     period = Period(app_id=story.app_id, start_us=ALL_TIME[0], end_us=ALL_TIME[1])
@@ -194,13 +194,13 @@ async def ended(world: World, reattribution_id: str = "r1") -> reattribution_pb2
 
 
 def working(world: World) -> Any:
-    """A worker that re-attributes, too."""
+    """Returns a worker that re-attributes, too."""
     job = Reattributor(world.pool, world.settings, world.pace, lambda: 1 << 50)
     return world.worker(jobs={"reattributor": job.run})
 
 
 class Watched(Reattributor):
-    """Does something after its first step."""
+    """A re-attributor that does something after its first step."""
 
     def __init__(
         self, world: World, then: Callable[[], Awaitable[None]], config: ReattributorConfig | None = None
@@ -727,7 +727,7 @@ async def test_a_service_that_is_killed_goes_on_where_it_was(world: World, datab
 
 
 async def refusal(call: Any) -> tuple[str, list[tuple[str, str]]] | None:
-    """Why a call was refused, and the fields that are wrong; None when it was not."""
+    """Returns the reason that a call was refused for, and the wrong fields; None when it was not."""
     try:
         if hasattr(call, "__aiter__"):
             async for _ in call:
@@ -741,7 +741,7 @@ async def refusal(call: Any) -> tuple[str, list[tuple[str, str]]] | None:
 
 
 async def everything(pool: Pool) -> dict[str, list[Any]]:
-    """The rows that decisions are made of and leave."""
+    """Returns the rows that decisions are made of and leave."""
     tables = ("decisions", "devices", "identifiers", "engagements")
     return {table: sorted(map(repr, await pool.fetch(f"SELECT * FROM {table}"))) for table in tables}
 

@@ -26,13 +26,13 @@ many_stories = examples(60)
 
 
 async def at_once() -> None:
-    """No pause."""
+    """Does not pause."""
 
 
 async def replay(
     story: Story, rules: AppRules, *, size: int = 1000, period: tuple[int, int] = ALL_TIME
 ) -> list[Replayed]:
-    """The whole period, page by page."""
+    """Replays the whole period, page by page."""
     asked = Period(app_id=story.app_id, start_us=period[0], end_us=period[1])
     return await pages(Replay(story.pool, asked, rules, at_once, until_us=ALL_TIME[1]), size)
 
@@ -70,7 +70,7 @@ async def test_unchanged_settings_change_nothing(pool: Pool, seed: int) -> None:
 
 
 async def continued(story: Story, period: tuple[int, int]) -> int:
-    """The sessions that turned out to have gone on, which an estimate counts."""
+    """Returns the sessions that turned out to have gone on, which an estimate counts."""
     times = [d.conversion_time for d in (await story.newest()).values() if d.outcome == decision_pb2.OUTCOME_CONTINUED]
     return sum(period[0] <= time.ToMicroseconds() < period[1] for time in times)
 
@@ -112,9 +112,9 @@ async def test_other_settings_give_what_they_would_have_given_from_the_start(poo
 
 
 def with_index_of(told: App, other: App) -> App:
-    """The other settings, but for what says under which keys engagements are stored: ranges of addresses (A5).
+    """Returns the other settings, with the ranges of addresses (A5) that engagements are stored under.
 
-    And for the late window: what was decided again stays so.
+    The late window stays, too: what was decided again stays so.
     """
     ranges = ModeledLevel.IP_RANGE
     level = told.modeled_level if ranges in (told.modeled_level, other.modeled_level) else other.modeled_level
@@ -122,7 +122,7 @@ def with_index_of(told: App, other: App) -> App:
 
 
 def unlimited(told: Scenario) -> Scenario:
-    """Without D5, which looks at other devices: they count as they are stored."""
+    """Returns rules without D5, which looks at other devices: they count as they are stored."""
     return replace(
         told, trackers=tuple(replace(tracker, max_conversions_per_engagement=0) for tracker in told.trackers)
     )

@@ -1,4 +1,4 @@
-"""What is past its time goes by whole partitions, app by app, and nobody has to wait for it."""
+"""Retention: rows past their time go by whole partitions, app by app, and nobody has to wait for it."""
 
 import asyncio
 from collections.abc import Collection
@@ -20,7 +20,7 @@ LONG_AGO = date(2025, 1, 1)
 
 
 async def partitions(pool: Pool, *tables: str) -> set[str]:
-    """The partitions that hold rows of these tables, or of all."""
+    """Returns the partitions that hold rows of these tables, or of all."""
     rows = await pool.fetch(
         "SELECT part.relname, whole.relname FROM pg_inherits JOIN pg_class AS part ON part.oid = inhrelid "
         "JOIN pg_class AS whole ON whole.oid = inhparent "
@@ -30,7 +30,7 @@ async def partitions(pool: Pool, *tables: str) -> set[str]:
 
 
 async def publish_apps(world: World) -> None:
-    """Two apps, kept for 60 days and for 760."""
+    """Publishes two apps, kept for 60 days and for 760."""
     revision = 0
     for app_id, days in ((BRIEF, 60), (LONG, 760)):
         app = app_pb2.App(app_id=app_id, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)

@@ -1,4 +1,4 @@
-"""What attribution makes of tracker's settings."""
+"""The rulebook that attribution makes of tracker's settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,7 +62,7 @@ def resources(*edits: Edit) -> Resources:
 def edits(
     kind: str, make: Callable[..., Message], key: Sequence[str], **fields: st.SearchStrategy[object]
 ) -> st.SearchStrategy[Edit]:
-    """A resource made or replaced; `key` names the fields of its id."""
+    """Returns a resource made or replaced; `key` names the fields of its id."""
     return st.fixed_dictionaries(fields).map(
         lambda values: (kind, tuple(str(values[name]) for name in key), make(**values))
     )

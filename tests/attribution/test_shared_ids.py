@@ -41,7 +41,7 @@ def test_what_is_kept_of_an_id_is_bounded() -> None:
 
 
 async def shared_ids(world: World, *, app_id: str = APP, size: int = 100) -> list[tuple[str, str, int]]:
-    """All that are listed, page by page."""
+    """Returns all shared ids that are listed, page by page."""
     found: list[tuple[str, str, int]] = []
     token = ""
     while True:

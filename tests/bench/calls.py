@@ -1,4 +1,4 @@
-"""How many calls a second an empty grpc.aio handler serves: what one unary call costs, whatever it carries."""
+"""Calls a second of an empty grpc.aio handler: the cost of one unary call, whatever it carries."""
 
 import asyncio
 import multiprocessing

@@ -1,4 +1,4 @@
-"""How fast the decision is on one core: the pure function, with few and with many candidates, and the simulator."""
+"""Decisions a second on one core: the pure function, with few and with many candidates, and the simulator."""
 
 import json
 import time
@@ -177,7 +177,7 @@ def _tuples_of_a_decision() -> Decision:
 
 
 def _story(records: int) -> dict[str, object]:
-    """Half clicks, a fifth impressions, a twentieth installs, the rest events, of one device for twenty records."""
+    """Returns half clicks, a fifth impressions, a twentieth installs, else events, of one device for twenty records."""
     kinds = ("click", "impression", "click", "event") * 4 + ("click", "click", "install", "event")
     timeline = []
     for at in range(records):
@@ -203,7 +203,7 @@ def _story(records: int) -> dict[str, object]:
 
 
 def _as_yaml(story: dict[str, object]) -> str:
-    """As a person writes it: a line a record, quotes where they are needed."""
+    """Returns a story as a person writes it: a line a record, quotes where they are needed."""
     timeline = story["timeline"]
     assert isinstance(timeline, list)
     settings = json.dumps({key: value for key, value in story.items() if key != "timeline"})[1:-1]

@@ -12,18 +12,18 @@ from services.gateway.server import HttpServer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Nothing that matters."""
+    """Configuration of nothing that matters."""
 
     log_level: str = "warning"
 
 
 class Empty:
-    """Redirects everyone to the same place."""
+    """An application that redirects everyone to the same place."""
 
     stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Redirect."""
+        """Redirects."""
         headers = [(b"location", b"https://play.google.com/"), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 302, "headers": headers})
         await send({"type": "http.response.body", "body": b""})

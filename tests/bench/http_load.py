@@ -19,13 +19,13 @@ _AGENT = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, li
 
 
 def click(number: int) -> bytes:
-    """A click of a device of its own."""
+    """Returns a click of a device of its own."""
     path = f"/c/bench?network_id=net&site_id=s1&click_id=c-{number}&adid=a1b2c3d4-0000-4000-8000-{number:012}&cp_0=x"
     return f"GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: {_AGENT}\r\n\r\n".encode()
 
 
 def track(number: int) -> bytes:
-    """An event with revenue, of one of a thousand devices."""
+    """Returns an event with revenue, of one of a thousand devices."""
     data = {
         "event_name": "Purchase",
         "device_ua": _AGENT,
@@ -42,7 +42,7 @@ KINDS: dict[str, Callable[[int], bytes]] = {"click": click, "track": track}
 
 
 class Connection(asyncio.Protocol):
-    """Sends what `requests` gives, one after the other; `done` when there is nothing left."""
+    """A connection that sends what `requests` gives, one after the other; `done` when there is nothing left."""
 
     def __init__(self, requests: Iterator[bytes], statuses: Counter[str]) -> None:
         self._requests, self._statuses = requests, statuses
@@ -50,12 +50,12 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Begins."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass of it
         self._send()
 
     def data_received(self, data: bytes) -> None:
-        """Send the next once the answer is whole."""
+        """Sends the next once the answer is whole."""
         self._received += data
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
             self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """A server that hangs up has failed."""
+        """Fails, as a server that hangs up has failed."""
         if not self.done.done():
             self.done.set_exception(exc or ConnectionError("the server closed the connection"))
 
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
 
 
 async def main(port: int, kind: str, count: int, connections: int) -> None:
-    """Send, count, print."""
+    """Sends, counts, prints."""
     requests = iter([KINDS[kind](number) for number in range(count)])
     statuses: Counter[str] = Counter()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""How many records a second ingest makes durable, next to what PostgreSQL does with equal rows in the same run."""
+"""Records a second that ingest makes durable, next to PostgreSQL's equal rows a second in the same run."""
 
 import asyncio
 import random
@@ -61,7 +61,7 @@ async def bench(*, records: int = 200_000) -> list[Row]:
 
 
 async def _row_limits(dsn: str, records: int) -> tuple[float, float]:
-    """Records/s that PostgreSQL writes by itself, into tables like ours: both rows of a record, and the log's alone."""
+    """Returns records/s of PostgreSQL by itself, into tables like ours: both rows of a record, and the log's."""
     connection = await asyncpg.connect(dsn)
     await connection.execute(
         """
@@ -149,7 +149,7 @@ async def _seconds(work: Callable[[], Awaitable[object]]) -> float:
 
 
 def make_record(number: int) -> record_pb2.Record:
-    """A record of the usual mix: 70 of a hundred clicks and impressions, 5 installs, 25 events."""
+    """Returns a record of the usual mix: 70 of a hundred clicks and impressions, 5 installs, 25 events."""
     share = number % 20
     record = record_pb2.Record(
         app_id="bench",

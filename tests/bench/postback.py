@@ -1,4 +1,4 @@
-"""How many conversions a second postback takes, and how many deliveries it sends, next to what bare tools do."""
+"""Conversions a second that postback takes, and deliveries that it sends, next to those of bare tools."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ STEADY_PER_SECOND = 300
 
 
 class Endpoint(asyncio.Protocol):
-    """Answers 200 to every GET, at next to no cost."""
+    """An endpoint that answers 200 to every GET, at next to no cost."""
 
     transport: asyncio.Transport
 
@@ -124,7 +124,7 @@ async def _request_limit(url: str, requests: int) -> float:
 
 
 async def _row_limit(admin: "asyncpg.Connection[asyncpg.Record]", rows: int) -> float:
-    """Rows/s into a table like deliveries, rows as large as its own."""
+    """Returns the rows/s into a table like deliveries, rows as large as its own."""
     await admin.execute("CREATE TABLE equal_rows (LIKE deliveries INCLUDING ALL)")
     conversion = purchase().SerializeToString()
     statement = await admin.prepare(
@@ -154,7 +154,7 @@ def _request(name: str, first: int, event_name: str, count: int = BATCH) -> conv
 
 
 async def _take(stub: postback_grpc.PostbackServiceStub, conversions: int, event_name: str) -> float:
-    """Conversions/s. The requests are built beforehand: their making is the caller's cost."""
+    """Returns conversions/s. The requests are built beforehand: their making is the caller's cost."""
     requests = iter([_request(event_name, first, event_name) for first in range(0, conversions, BATCH)])
 
     async def hand_over() -> None:
@@ -181,7 +181,7 @@ async def _steady(
     process: ServiceProcess,
     seconds: int,
 ) -> list[Row]:
-    """From a conversion's taking to its attempt, at 300 deliveries a second in ten calls."""
+    """Measures from a conversion's taking to its attempt, at 300 deliveries a second in ten calls."""
     began, used = time.perf_counter(), _cpu_s(process)
     since = await admin.fetchval("SELECT now_us()")
     for tick in range(seconds * 10):

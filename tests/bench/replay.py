@@ -43,7 +43,7 @@ _ALL_TIME = Period(app_id=APP, start_us=0, end_us=1 << 54)
 
 
 async def bench(*, batches: int = 600, live_batches: int = 150) -> list[Row]:
-    """Two rows, of the mix of the whole bench: `batches` of a hundred records stored, `live_batches` decided twice."""
+    """Returns two rows of the whole bench's mix: `batches` of 100 records stored, `live_batches` decided twice."""
     async with migrated_postgres("attribution") as (postgres, _):
         dsn = postgres.dsn("attribution")
         async with open_pool(dsn, schema="attribution", application_name="bench") as pool:
@@ -93,7 +93,7 @@ class _Live:
         return cls(pool, OwnedLanes(pool, "bench", await read_owned_lanes(pool, "bench", lanes)))
 
     async def decide(self, batches: int) -> float:
-        """So many more batches of the mix, ten at a time; answers conversions decided a second."""
+        """Decides so many more batches of the mix, ten at a time; returns conversions decided a second."""
         decided, took = 0, 0.0
         for _ in range(batches // _BATCHES_AT_ONCE):
             logged = self._logged()
@@ -141,7 +141,7 @@ class _Live:
 
 
 async def _replayed(live: _Live, pace: Pace) -> float:
-    """Conversions decided again a second of this process's time; what PostgreSQL does on another core is not in it."""
+    """Returns conversions decided again a second of this process's time, without that of PostgreSQL."""
     with pace.guest() as guest:
         replay = Replay(live.pool, _ALL_TIME, live.rules, guest.turn, until_us=_ALL_TIME.end_us)
         after: uuid.UUID | None = FIRST_DEVICE
@@ -156,7 +156,7 @@ async def _replayed(live: _Live, pace: Pace) -> float:
 
 @asynccontextmanager
 async def _replaying(live: _Live) -> AsyncIterator[None]:
-    """Everything decided again, over and over, beside what goes on inside."""
+    """Decides everything again, over and over, beside what goes on inside."""
 
     async def again_and_again() -> None:
         while True:

@@ -22,12 +22,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The value as a share of its limit."""
+        """Returns the value as a share of its limit."""
         return self.value / self.limit if self.limit else None
 
     @property
     def holds(self) -> bool | None:
-        """True when the ratio keeps to what is asked; None when nothing is."""
+        """Returns whether the ratio keeps to what is asked; None when nothing is."""
         ratio = self.ratio
         if ratio is None or not (self.at_least or self.at_most):
             return None

@@ -43,7 +43,7 @@ _SEED_ROWS = 1_000_000
 
 
 async def bench(*, stored: int = LARGE, conversions: int = 5_000, of_a_device: int = MANY) -> list[Row]:
-    """Two rows. `stored` engagements are made by the database itself, some four minutes of work for ten million."""
+    """Returns two rows. The database itself makes `stored` engagements: ten million take some four minutes."""
     async with migrated_postgres("attribution") as (postgres, _):
         dsn = postgres.dsn("attribution")
         admin = await asyncpg.connect(postgres.admin_dsn(), server_settings={"search_path": "attribution"})
@@ -84,13 +84,13 @@ class _Bench:
         self._numbers = iter(range(1 << 40))
 
     async def own(self) -> None:
-        """Take all lanes for longer than the bench runs."""
+        """Takes all lanes for longer than the bench runs."""
         async with transaction(self._pool) as connection:
             lanes = await take_lanes(connection, "bench", LANES, 86_400)
         self._lanes = OwnedLanes(self._pool, "bench", await read_owned_lanes(self._pool, "bench", lanes))
 
     async def one_device(self, many: int) -> dict[int, float]:
-        """Seconds a conversion, by the number of engagements of its device; measured in turns."""
+        """Returns seconds a conversion, by the number of engagements of its device; measured in turns."""
         devices = {count: [uuid.uuid4() for _ in range(DEVICES)] for count in (FEW, many)}
         for count, some in devices.items():
             for device in some:
@@ -105,7 +105,7 @@ class _Bench:
         return best
 
     async def events_per_second(self, conversions: int, _stored: int) -> float:
-        """Events a second, each of a device of its own with three clicks among all that is stored."""
+        """Returns events a second, each of a device of its own with three clicks among all that is stored."""
         devices = [uuid.uuid4() for _ in range(conversions)]
         for some in _parts(devices, BATCH):
             await self._index([self._click(device, 60 + at * 3_600) for device in some for at in range(3)])
@@ -175,7 +175,7 @@ class _Bench:
 
 
 async def _grow(admin: "asyncpg.Connection[asyncpg.Record]", pool: Pool, stored: int) -> int:
-    """Have `stored` engagements of other devices, each under its own key, a device's and an address's."""
+    """Adds engagements of other devices up to `stored`, each under its own key, a device's and an address's."""
     have = int(await admin.fetchval("SELECT count(*) FROM engagements WHERE record IS NOT NULL"))
     now_us = int(time.time()) * 1_000_000
     await Periods(pool).ensure((now_us - day * DAY_US, RETENTION_DAYS) for day in range(32))

@@ -45,7 +45,7 @@ BUILDS: dict[str, Callable[[Resources, int], object]] = {
 
 
 async def bench(*, trackers: int = TRACKERS) -> list[Row]:
-    """Rows for `trackers` in 100 apps."""
+    """Returns rows for `trackers` in 100 apps."""
     async with migrated_postgres("tracker") as (postgres, directory):
         process = tracker_process(
             directory / "log", dsn=postgres.dsn("tracker"), admin_key=ADMIN_KEY, service_key=SERVICE_KEY
@@ -77,7 +77,7 @@ async def _create_apps(stub: Stub) -> None:
 
 
 async def _create_trackers(dsn: str, number: int) -> None:
-    """As a bulk change would leave them, in one revision."""
+    """Creates trackers as a bulk change would leave them, in one revision."""
     connection = await asyncpg.connect(dsn, server_settings={"search_path": "tracker"})
     try:
         revision = await connection.fetchval("UPDATE revision SET revision = revision + 1 RETURNING revision")
@@ -187,7 +187,7 @@ async def _follow(admin: Stub, service: Stub, trackers: int) -> list[Row]:
 
 
 async def _latency(admin: Stub, follower: Follower[int]) -> list[Row]:
-    """From the call that changes a setting to its being in use at a follower, while lists and resolves go on."""
+    """Measures from the call that changes a setting to its use at a follower, while lists and resolves go on."""
     stop = asyncio.Event()
 
     async def load(number: int) -> None:

@@ -137,13 +137,13 @@ async def _load(ports: Ports, rate: int, seconds: int, *, seed: int) -> dict[str
 
 
 def _memory(suite: Suite) -> float:
-    """MB that the services hold."""
+    """Returns the MB that the services hold."""
     pids = [service.pid for service in suite.services.values() if service.pid is not None]
     return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
 
 
 def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
-    """Seconds of CPU that each service, and each service's connections to PostgreSQL, have used so far."""
+    """Returns seconds of CPU that each service, and each service's connections to PostgreSQL, have used so far."""
     spent = {}
     for name, service in suite.services.items():
         times = psutil.Process(service.pid).cpu_times()
@@ -159,7 +159,7 @@ def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
 
 
 async def create_settings(suite: Suite) -> None:
-    """An app, a reengagement tracker for Purchase (MTR off), and a postback of it to this machine."""
+    """Creates an app, a reengagement tracker for Purchase (MTR off), and a postback of it to this machine."""
     kinds = tracker_pb2.Tracker
     ports = suite.ports
     async with open_channel(ports.address("tracker"), key=suite.admin_key) as channel:

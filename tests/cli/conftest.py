@@ -29,7 +29,7 @@ Reengage = Callable[..., Answer]
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def tracker_target(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[str]:
-    """A tracker process on a database that all tests here share: each has an app of its own."""
+    """Yields a tracker process on a database that all tests here share: each has an app of its own."""
     await postgres.create_database("settings", template=TEMPLATE)
     process = tracker_process(process_logs / "tracker.log", dsn=postgres.dsn("tracker", "settings"))
     await process.start()
@@ -39,7 +39,7 @@ async def tracker_target(postgres: EmbeddedPostgres, process_logs: Path) -> Asyn
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postback_target(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[str]:
-    """A postback process, likewise."""
+    """Yields a postback process, likewise."""
     await postgres.create_database("postbacks", template=TEMPLATE)
     process = postback_process(process_logs / "postback.log", dsn=postgres.dsn("postback", "postbacks"))
     await process.start()
@@ -49,7 +49,7 @@ async def postback_target(postgres: EmbeddedPostgres, process_logs: Path) -> Asy
 
 @pytest.fixture
 def reengage(tracker_target: str, postback_target: str) -> Reengage:
-    """The command line."""
+    """Returns the command line."""
 
     def run(*arguments: str, input: str | None = None, key: str = "admin") -> Answer:  # noqa: A002
         environment = {

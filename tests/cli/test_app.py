@@ -19,7 +19,7 @@ SCENARIO = Path(__file__).parents[1] / "attribution" / "scenarios" / "01_basic_r
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code, and all that was written."""
+    """Returns the exit code, and all that was written."""
     result = CliRunner(env=environment).invoke(app, arguments)
     return result.exit_code, result.output
 

@@ -70,7 +70,7 @@ class Settings:
         self.path.write_text(self.text)
 
     def line(self, piece: str) -> int:
-        """The line on which it stands."""
+        """Returns the line on which it stands."""
         before, found, _ = self.text.partition(piece.replace("APP", self.app_id))
         assert found
         return before.count("\n") + 1
@@ -93,13 +93,13 @@ class Settings:
         return [line.removeprefix(f"{self.path}:") for line in lines]
 
     def call(self, method: str, **request: Any) -> Any:
-        """Any method of tracker."""
+        """Calls any method of tracker."""
         answer = self.reengage("call", f"tracker/{method}", json.dumps(request))
         assert answer.code == 0, answer.err
         return json.loads(answer.out)
 
     def tracker(self, tracker_id: str) -> Any:
-        """A tracker as it is."""
+        """Returns a tracker as it is."""
         return self.call("GetTracker", tracker_id=tracker_id.replace("APP", self.app_id))["tracker"]
 
 
@@ -113,7 +113,7 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest, reengage: Reengage)
 
 @pytest.fixture
 def applied(settings: Settings) -> Settings:
-    """Its file is applied."""
+    """Returns settings whose file is applied."""
     settings.applied()
     return settings
 
@@ -500,7 +500,7 @@ postbacks:
 
 @pytest.fixture
 def with_postbacks(applied: Settings) -> Settings:
-    """Its file has postbacks, too, and these are applied."""
+    """Returns settings whose file has postbacks, too, and is applied."""
     applied.text += POSTBACKS.replace("APP", applied.app_id)
     applied.path.write_text(applied.text)
     assert [(action, what) for action, what, _ in applied.applied()] == [
@@ -571,7 +571,7 @@ def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
     applied.edit("windows: {click_device: 2h", "windows: {click_device: 3h")
 
     def agreed() -> bool:
-        """Somebody else is quicker."""
+        """Agrees, after somebody else was quicker."""
         with grpc.insecure_channel(tracker_target) as channel:
             tracker = tracker_pb2.Tracker(tracker_id=f"{app_id}-re", max_conversions_per_engagement=7)
             update = channel.unary_unary(

@@ -37,7 +37,7 @@ REFUSED = Explanation(
 
 
 class Scripted(attribution_grpc.AttributionServiceServicer):
-    """Explains what it was given; streams three facts, breaks off after the first; knows no device, offers nothing."""
+    """An attribution that explains as told, streams three facts with a break, knows no device, and offers nothing."""
 
     def __init__(self, answer: explanation_pb2.ExplainDecisionResponse = EXPLAINED) -> None:
         self.answer = answer

@@ -14,7 +14,7 @@ from services.cli.fields import Difference, differences, leaves, plain, text_of
 
 
 def assigned(message: Tracker, path: str, text: str) -> list[str]:
-    """Assigns a value as the command line does; answers what is wrong with it."""
+    """Assigns a value as the command line does; returns what is wrong with it."""
     fields = Fields(message, {})
     fields.assign(path, text)
     return [problem.message for problem in fields.problems]

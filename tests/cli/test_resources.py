@@ -28,7 +28,7 @@ class Commands:
         return answer.out
 
     def json(self, text: str, *further: str) -> Any:
-        """The same, as JSON."""
+        """Returns the same, as JSON."""
         return json.loads(self.done(text, *further, "--json"))
 
 
@@ -41,7 +41,7 @@ def commands(request: pytest.FixtureRequest, reengage: Reengage) -> Commands:
 
 @pytest.fixture
 def app(commands: Commands) -> Commands:
-    """With an app, a network, a campaign and a segment."""
+    """Returns commands with an app, a network, a campaign and a segment."""
     commands.done("apps create app_id=P-app name=P-app platform=IOS")
     commands.done("networks create network_id=P-net name=P-net platform=IOS")
     commands.done("campaigns create campaign_id=P-ca app_id=P-app name=Spring")

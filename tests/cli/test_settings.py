@@ -39,14 +39,14 @@ class Demo:
         return answer.out
 
     def json(self, *arguments: str) -> Any:
-        """The same, as JSON."""
+        """Returns the same, as JSON."""
         return json.loads(self.done(*arguments, "--json"))
 
     def tracker(self, name: str) -> Any:
         return self.json("trackers", "get", f"{self.app_id}-{name}")
 
     def listed(self, *options: str) -> list[str]:
-        """The trackers listed, without the app's name."""
+        """Returns the trackers listed, without the app's name."""
         found = self.json("trackers", "list", self.app_id, *options)["trackers"]
         return [one["tracker_id"].removeprefix(f"{self.app_id}-") for one in found]
 

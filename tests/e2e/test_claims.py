@@ -69,7 +69,7 @@ class Devices:
             return
 
     async def some_more(self) -> None:
-        """Wait until they got some way further."""
+        """Waits until they got some way further."""
         goal = len(self.subscribed) + 40
         while len(self.subscribed) < goal:
             await asyncio.sleep(0.01)

@@ -114,7 +114,7 @@ class Sender:
             return
 
     async def _click_link(self, http: aiohttp.ClientSession, device: str) -> None:
-        """A click of a person: not sent again when it fails, but counted once a redirect came."""
+        """Clicks as a person does: not again when it fails, but counted once a redirect came."""
         url = f"http://{self._ports.address('gateway')}/c/{CLICKED}?adid={device}"
         try:
             async with http.get(url, allow_redirects=False) as answer:
@@ -157,7 +157,7 @@ async def test_crashes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
 
 
 async def _some_more(senders: list[Sender]) -> None:
-    """Wait until every sender got some way further."""
+    """Waits until every sender got some way further."""
     goals = [(sender, len(sender.acknowledged) + 12) for sender in senders]
     while any(len(sender.acknowledged) < goal for sender, goal in goals):
         await asyncio.sleep(0.01)
@@ -179,7 +179,7 @@ async def _connect(suite: Suite) -> "asyncpg.Connection[asyncpg.Record]":
 
 
 async def _until_decided(database: "asyncpg.Connection[asyncpg.Record]", senders: list[Sender]) -> None:
-    """Wait until every event has its first decision."""
+    """Waits until every event has its first decision."""
     count = sum(record.HasField("event") for sender in senders for record in sender.acknowledged)
     while await database.fetchval("SELECT count(*) FROM attribution.decisions WHERE version = 1") < count:
         await asyncio.sleep(0.05)
@@ -278,7 +278,7 @@ def _may_have_won(purchase: Entry, clicks: Iterable[Entry]) -> set[str]:
 
 
 async def _until_settled(database: "asyncpg.Connection[asyncpg.Record]", click_count: int) -> None:
-    """Wait until every click is indexed, and what those that arrived late change is decided again (D12)."""
+    """Waits until every click is indexed, and what those that arrived late change is decided again (D12)."""
     while await database.fetchval("SELECT count(DISTINCT engagement_id) FROM attribution.engagements") < click_count:
         await asyncio.sleep(0.05)
     while await database.fetchval("SELECT count(*) FROM attribution.late_arrivals") > 0:
@@ -286,7 +286,7 @@ async def _until_settled(database: "asyncpg.Connection[asyncpg.Record]", click_c
 
 
 async def _until_logged(database: "asyncpg.Connection[asyncpg.Record]", clicks: set[str]) -> None:
-    """Every click that was redirected reaches the log, if by way of the gateway's spool."""
+    """Waits until every click that was redirected is in the log, if by way of the gateway's spool."""
     while True:
         records = await database.fetch("SELECT record FROM ingest.log WHERE is_engagement")
         found = collections.Counter(record_pb2.Record.FromString(row["record"]).record_id for row in records)

@@ -38,13 +38,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.crash, pytest.mark.timeout(180)]
 
 
 class Person:
-    """Clicks a link, sees an ad, installs, comes back, and buys; on one device."""
+    """A person who clicks a link, sees an ad, installs, comes back, and buys; on one device."""
 
     def __init__(self, name: str, adid: str, custom: str, ports: Ports) -> None:
         self.name, self.ids, self._ports = name, {"adid": adid, "custom": custom}, ports
 
     async def click_link(self) -> str:
-        """The click id that the redirect handed on."""
+        """Returns the click id that the redirect handed on."""
         url = f"http://{self._ports.address('gateway')}/c/{CLICKED}?adid={self.ids['adid'].upper()}&click_id={self.name}-net"
         async with aiohttp.ClientSession() as http, http.get(url, allow_redirects=False) as answer:
             (click_id,) = parse_qs(urlsplit(answer.headers["Location"]).query)["ko_click_id"]
@@ -176,7 +176,7 @@ async def _until(fact: Callable[[], bool]) -> None:
 
 
 async def _rows(suite: Suite, table: str, count: int) -> None:
-    """Wait until a table has so many rows."""
+    """Waits until a table has so many rows."""
     connection = await asyncpg.connect(suite.postgres.admin_dsn())
     while await connection.fetchval(f"SELECT count(*) FROM {table}") < count:
         await asyncio.sleep(0.02)
@@ -184,7 +184,7 @@ async def _rows(suite: Suite, table: str, count: int) -> None:
 
 
 async def _settled(suite: Suite) -> None:
-    """Wait until no delivery is left to be sent, and none is noted as under way."""
+    """Waits until no delivery is left to be sent, and none is noted as under way."""
     connection = await asyncpg.connect(suite.postgres.admin_dsn())
     while await connection.fetchval("SELECT count(*) FROM postback.deliveries WHERE state = 1"):
         await asyncio.sleep(0.02)

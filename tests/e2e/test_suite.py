@@ -47,7 +47,7 @@ class Up:
         return self.output.read_text()
 
     def children(self) -> dict[str, psutil.Process]:
-        """The services by name, and PostgreSQL."""
+        """Returns the services by name, and PostgreSQL."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
             command = child.cmdline()
@@ -95,7 +95,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One that the tests share; each leaves it running."""
+    """Yields a suite that the tests share; each leaves it running."""
     running = start(tmp_path_factory.mktemp("up"))
     yield running
     end(running)
@@ -103,7 +103,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Up]:
-    """One that the test may stop."""
+    """Yields a suite that the test may stop."""
     running = start(tmp_path)
     yield running
     end(running)
@@ -204,7 +204,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 def curl(command: list[str]) -> str:
-    """Status and body of what a printed curl command asks."""
+    """Returns status and body of what a printed curl command asks."""
     options = dict(itertools.pairwise(command))
     url = next(word for word in command if word.startswith("http://"))
     data = options["-d"].encode() if "-d" in options else None

@@ -35,7 +35,7 @@ class Response:
 
     @property
     def json(self) -> Any:
-        """The body, parsed."""
+        """Returns the body, parsed."""
         return json.loads(self.body)
 
 
@@ -88,7 +88,7 @@ class World:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[World]:
-    """Apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
+    """Yields apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
     await postgres.create_database("gateway", template=TEMPLATE)
     dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
     async with backend(dsns, process_logs) as behind, aiohttp.ClientSession() as session:

@@ -11,7 +11,7 @@ from services.gateway.batches import Batches, Outcome
 
 
 class Ingest:
-    """Remembers calls, and returns from them when told to."""
+    """An ingest that remembers calls, and returns from them when told to."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[bytes], str]] = []

@@ -221,7 +221,7 @@ async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:
 
 
 class Attribution(attribution_grpc.AttributionServiceServicer):
-    """Knows two devices."""
+    """An attribution that knows two devices."""
 
     async def GetDeviceAttribution(
         self, request: device_pb2.GetDeviceAttributionRequest, context: Any

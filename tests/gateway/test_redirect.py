@@ -1,4 +1,4 @@
-"""Where clicks lead to, and that nobody else decides it."""
+"""The places that clicks lead to, which nobody but the owner decides."""
 
 import hashlib
 import hmac

@@ -11,7 +11,7 @@ from services.gateway.spool import Spool, SpoolFullError
 
 
 class Reader:
-    """Takes what a spool resends; `wanted` is set when so many records have come."""
+    """A taker of what a spool resends; `wanted` is set when so many records have come."""
 
     def __init__(self, wanted: int, *, fail_after: int = -1) -> None:
         self.records: list[bytes] = []

@@ -66,7 +66,7 @@ def settings_response() -> snapshot_pb2.WatchSnapshotResponse:
 
 
 async def watch(_revision: int) -> AsyncIterator[snapshot_pb2.WatchSnapshotResponse]:
-    """Tracker's stream: everything once, then silence."""
+    """Yields tracker's stream: everything once, then silence."""
     yield settings_response()
     await asyncio.Event().wait()
 

@@ -48,7 +48,7 @@ class Senders:
 
 @dataclass(kw_only=True)
 class Reader:
-    """Keeps what it read; crashes now and then and goes on where it was, reading from any replica."""
+    """A reader that keeps what it read; it crashes now and then and goes on where it was, reading from any replica."""
 
     replicas: Sequence[Ingest]
     responses: list[log_pb2.ReadLogResponse] = field(default_factory=list)
@@ -198,7 +198,7 @@ async def _read_all(
 
 
 async def _hold_lanes(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Now and then holds a lane in the middle, so that writers wait with half of theirs in hand."""
+    """Holds a lane in the middle now and then, so that writers wait with half of theirs in hand."""
     for lane in itertools.cycle((31, 7, 60)):
         async with connection.transaction():
             await connection.execute("SELECT FROM ingest.lanes WHERE lane = $1 FOR UPDATE", lane)

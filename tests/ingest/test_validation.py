@@ -1,4 +1,4 @@
-"""Which fields of a record are wrong, and that all of them are named at once."""
+"""The wrong fields of a record, of which all are named at once."""
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp

@@ -22,7 +22,7 @@ async def store(written: Sequence[Entry]) -> list[Outcome]:
 
 @asynccontextmanager
 async def running(writer: Writer) -> AsyncIterator[None]:
-    """As `libs.server` runs it: what ends it with an error begins it anew."""
+    """Runs it as `libs.server` does: what ends it with an error begins it anew."""
     task = asyncio.create_task(keep_running("writer", writer.run))
     yield
     task.cancel()

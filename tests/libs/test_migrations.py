@@ -20,7 +20,7 @@ CREATE FUNCTION purge_things() RETURNS void LANGUAGE sql SECURITY DEFINER SET se
 
 @pytest.fixture
 async def fresh(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
-    """A database that nobody has bootstrapped."""
+    """Yields a database that nobody has bootstrapped."""
     await postgres.create_database("fresh")
     yield Database(postgres=postgres, name="fresh")
     async with connected(postgres.admin_dsn("postgres")) as connection:

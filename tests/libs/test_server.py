@@ -20,7 +20,7 @@ NAME = "reengage.attribution.v1.AttributionService"
 
 
 class Servicer(attribution_grpc.AttributionServiceServicer):
-    """Answers by what it is asked for."""
+    """A servicer that does what it is asked for."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()

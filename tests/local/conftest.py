@@ -11,7 +11,7 @@ from tests.support.processes import tracker_process
 
 @pytest.fixture
 async def tracker_target(database: Database, process_logs: Path) -> AsyncIterator[str]:
-    """A tracker process of the test's own, as what it loads is whose ids others may use, too."""
+    """Yields a tracker process of the test's own, as what it loads is whose ids others may use, too."""
     process = tracker_process(process_logs / "tracker_of_sample.log", dsn=database.dsn("tracker"))
     await process.start()
     yield process.target

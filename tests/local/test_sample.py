@@ -38,7 +38,7 @@ def test_what_is_sent_is_taken_refused_or_a_repeat() -> None:
 
 @pytest.fixture
 async def postback(database: Database, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """A running postback that may send to this machine."""
+    """Yields a running postback that may send to this machine."""
     process = postback_process(tmp_path / "log", dsn=database.dsn("postback"), allowed_hosts="127.0.0.1")
     await process.start()
     async with open_channel(process.target) as channel:

@@ -73,7 +73,7 @@ DESCRIPTION = Description(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toy:
-    """Posts its fields as JSON; its answer `mine` is a claim, `no` is none, all else a failure."""
+    """An adapter that posts its fields as JSON; the answer `mine` is a claim, `no` is none, all else a failure."""
 
     description: ClassVar[Description] = DESCRIPTION
 

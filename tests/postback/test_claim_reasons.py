@@ -1,4 +1,4 @@
-"""Why a network gave no claim: each cause has a reason of its own, and none says that it was asked when it was not."""
+"""Reasons for which a network gave no claim: one for each cause, and none says that it was asked when it was not."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path

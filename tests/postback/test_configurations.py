@@ -28,7 +28,7 @@ TEMPLATE = {"url": "https://partner.example/{click_id}"}
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, set[str]]:
-    """Status, reason and wrong fields of a call that fails."""
+    """Returns status, reason and wrong fields of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     details = from_rpc_error(caught.value)
@@ -420,7 +420,7 @@ async def test_secrets_are_seen_by_the_endpoint_and_nobody_else(
 
 
 async def dump(database: Database) -> str:
-    """Everything in the schema, as text."""
+    """Returns everything in the schema, as text."""
     connection = await asyncpg.connect(database.admin_dsn)
     try:
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'postback'")

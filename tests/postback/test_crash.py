@@ -35,7 +35,7 @@ BATCH, BATCHES = 50, 6
 
 @pytest.fixture
 async def process(durable_database: Database, endpoint: Endpoint, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
-    """A process that may reach the endpoint."""
+    """Yields a process that may reach the endpoint."""
     one = postback_process(tmp_path / "log", dsn=durable_database.dsn("postback"), allowed_hosts=endpoint.host)
     await one.start()
     yield one
@@ -55,7 +55,7 @@ async def configure(channel: grpc.aio.Channel, endpoint: Endpoint, number: int =
 
 
 async def enqueue(channel: grpc.aio.Channel, batch: int, **decision: Any) -> None:
-    """Hand a batch over until it is taken, as attribution's relay does."""
+    """Hands a batch over until it is taken, as attribution's relay does."""
     stub = service_pb2_grpc.PostbackServiceStub(channel)
     request = conversion_pb2.EnqueueConversionsRequest(
         conversions=[purchase(f"c{batch}-{number}", **decision) for number in range(BATCH)]

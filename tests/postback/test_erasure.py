@@ -1,4 +1,4 @@
-"""What is erased of conversions and devices, and what stays."""
+"""Erasure of conversions and devices, and of nothing else."""
 
 import grpc
 import pytest

@@ -30,7 +30,7 @@ Delivery = delivery_pb2.Delivery
 
 
 async def waiting(service: Running, count: int) -> str:
-    """A configuration with this many deliveries that are due."""
+    """Makes a configuration with this many deliveries that are due; returns its id."""
     configuration = await service.configure(template={"url": "http://127.0.0.1:80/"})
     await service.enqueue(*(purchase(f"c{n}") for n in range(count)))
     return configuration.configuration_id
@@ -51,7 +51,7 @@ async def lease(
 
 
 def settled(leased: Leased, state: State = State.DELIVERED) -> Settled:
-    """An attempt that no request would end like this, so that its verdict is known again."""
+    """Returns an attempt that no request would end like this, so that its verdict is known again."""
     attempt = delivery_pb2.Attempt(verdict=delivery_pb2.Attempt.VERDICT_SANDBOX)
     return Settled(
         leased=leased,

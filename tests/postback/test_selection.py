@@ -1,4 +1,4 @@
-"""Which configurations want a conversion."""
+"""The configurations that want a conversion."""
 
 from dataclasses import replace
 from types import SimpleNamespace

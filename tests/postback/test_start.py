@@ -1,4 +1,4 @@
-"""What the environment gets wrong is said in one sentence, and the process ends."""
+"""A wrong environment is told in one sentence, and the process ends."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 
 async def started(**environment: str) -> tuple[int | None, str]:
-    """Exit code of a process with these variables alone, and what it wrote."""
+    """Returns the exit code of a process with these variables alone, and what it wrote."""
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("REENGAGE_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.postback", env=surroundings | environment, stderr=asyncio.subprocess.PIPE

@@ -1,1 +1,1 @@
-"""What tests and benchmarks stand on: ports, processes, services in this process, waiting for facts."""
+"""The ground of tests and benchmarks: ports, processes, services in this process, waiting for facts."""

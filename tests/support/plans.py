@@ -42,7 +42,7 @@ async def query_log(dsn: str, schema: str) -> AsyncIterator[QueryLog]:
         connection.add_query_logger(note)
 
     async def reset(_: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """Nothing: the pool's own reset would be logged as the last query."""
+        """Does nothing: the pool's own reset would be logged as the last query."""
 
     async with asyncpg.create_pool(
         dsn, min_size=1, max_size=1, init=init, reset=reset, server_settings={"search_path": schema}

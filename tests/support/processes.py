@@ -38,12 +38,12 @@ class ServiceProcess:
 
     @property
     def url(self) -> str:
-        """The address of a service that speaks HTTP."""
+        """Returns the address of a service that speaks HTTP."""
         return f"http://{self.target}"
 
     @property
     def pid(self) -> int:
-        """The process that was started last."""
+        """Returns the id of the process that was started last."""
         assert self._process is not None
         return self._process.pid
 

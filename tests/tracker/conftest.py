@@ -48,7 +48,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(database: Database, *, max_changes: int = MAX_CHANGES) -> AsyncIterator[Served]:
-    """A tracker on this database. The ids it makes are made-1, made-2 and so on."""
+    """Yields a tracker on this database. The ids it makes are made-1, made-2 and so on."""
     numbers, clock = itertools.count(1), Clock()
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
         store = Store(pool)
@@ -83,7 +83,7 @@ async def serving(database: Database, *, max_changes: int = MAX_CHANGES) -> Asyn
 
 @asynccontextmanager
 async def running(database: Database, *, max_changes: int = MAX_CHANGES) -> AsyncIterator[Stub]:
-    """A tracker, and a client of it that may do everything."""
+    """Yields a tracker, and a client of it that may do everything."""
     async with (
         serving(database, max_changes=max_changes) as served,
         open_channel(served.target, key=ADMIN_KEY) as channel,
@@ -99,6 +99,6 @@ def start_tracker(database: Database) -> Callable[[], AbstractAsyncContextManage
 
 @pytest.fixture
 async def tracker(database: Database) -> AsyncIterator[Stub]:
-    """A running tracker with nothing in it."""
+    """Yields a running tracker with nothing in it."""
     async with running(database) as stub:
         yield stub

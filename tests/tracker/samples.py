@@ -134,13 +134,13 @@ async def failure(call: Awaitable[Any]) -> ErrorDetails:
 
 
 async def refusal(call: Awaitable[Any]) -> tuple[str, str]:
-    """Status and reason of a call that must fail."""
+    """Returns status and reason of a call that must fail."""
     details = await failure(call)
     return details.code.name, details.reason
 
 
 async def wrong_fields(call: Awaitable[Any]) -> set[tuple[str, str]]:
-    """Path and reason of every wrong field of a call that must fail for these."""
+    """Returns path and reason of every wrong field of a call that must fail for these."""
     details = await failure(call)
     assert details.code is grpc.StatusCode.INVALID_ARGUMENT
     return {(violation.field, violation.reason) for violation in details.violations}

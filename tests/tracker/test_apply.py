@@ -112,13 +112,13 @@ class File:
 
     @property
     def wanted(self) -> WantedSettings:
-        """The file as a message."""
+        """Returns the file as a message."""
         return WantedSettings(
             app_id="demo", resources=map(resource_of, self.resources.values()), complete_kinds=self.complete
         )
 
     def at(self, name: str) -> str:
-        """The path of a resource."""
+        """Returns the path of a resource."""
         index = list(self.resources).index(name)
         return f"resources[{index}].{self.wanted.resources[index].WhichOneof('resource')}"
 
@@ -158,7 +158,7 @@ def fields(change: PlannedChange) -> dict[str, tuple[str, str]]:
 
 
 async def problems(stub: Stub, file: File) -> set[tuple[str, str]]:
-    """Path and reason of everything that is wrong with a file, which must change nothing."""
+    """Returns path and reason of everything that is wrong with a file, which must change nothing."""
     before = await newest(stub)
     wrong = await wrong_fields(stub.PlanSettings(PlanSettingsRequest(wanted=file.wanted)))
     assert await wrong_fields(stub.ApplySettings(ApplySettingsRequest(wanted=file.wanted, etag="x"))) == wrong
@@ -181,7 +181,7 @@ async def tracker_of(stub: Stub, tracker_id: str) -> Tracker:
 
 @pytest.fixture
 async def stub(tracker: Stub) -> Stub:
-    """A tracker with the network that the file names; that of X is built in."""
+    """Returns a tracker with the network that the file names; that of X is built in."""
     await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=samples.network()))
     return tracker
 
@@ -193,7 +193,7 @@ def file() -> File:
 
 @pytest.fixture
 async def applied(stub: Stub, file: File) -> Stub:
-    """A tracker to which the file is applied."""
+    """Returns a tracker to which the file is applied."""
     await apply(stub, file)
     return stub
 

@@ -30,7 +30,7 @@ from tests.tracker.test_roles import calling
 
 
 async def stored(stub: Stub, revision: int = 0) -> dict[str, Any]:
-    """Every resource of a snapshot, by kind and id."""
+    """Returns every resource of a snapshot, by kind and id."""
     found = {}
     async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest(revision=revision)):
         for resource in part.resources:

@@ -43,7 +43,7 @@ Start = Callable[[], AbstractAsyncContextManager[Stub]]
 
 @asynccontextmanager
 async def watching_after(stub: Stub, revision: int) -> AsyncIterator[Callable[[], Any]]:
-    """A WatchSnapshot call; what is given reads its next response."""
+    """Yields a WatchSnapshot call; what is given reads its next response."""
     call = stub.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision))
     try:
         yield call.read
@@ -63,7 +63,7 @@ async def create_app(stub: Stub) -> App:
 
 
 def ids(resources: Any) -> list[str]:
-    """Kind and name of each, readable."""
+    """Returns kind and name of each, readable."""
     found = []
     for resource in resources:
         kind = resource.WhichOneof("resource")
@@ -106,7 +106,7 @@ async def test_a_snapshot_has_everything_parents_first(tracker: Stub) -> None:
 
 
 async def many_trackers(database: Database, number: int) -> None:
-    """Rows of trackers, and the change that brought them, as a bulk change would leave them."""
+    """Creates trackers, and the change that brought them, as a bulk change would leave them."""
     connection = await asyncpg.connect(database.dsn("tracker"), server_settings={"search_path": "tracker"})
     try:
         revision = await connection.fetchval("UPDATE revision SET revision = revision + 1 RETURNING revision")

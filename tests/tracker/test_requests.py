@@ -1,4 +1,4 @@
-"""Whatever is sent to any method, the status that comes back is one that the contract knows."""
+"""Every method returns a status that the contract knows, whatever is sent to it."""
 
 from typing import Any
 

@@ -155,7 +155,7 @@ OF_APPS = [CAMPAIGNS, SEGMENTS, TRACKERS, SAN_ACCOUNTS, EVENTS]
 
 
 async def create_parents_of(calls: Calls, stub: Stub) -> None:
-    """Only what the kind's sample hangs on, so that the kind itself is empty."""
+    """Creates only what the kind's sample hangs on, so that the kind itself is empty."""
     if calls in (APPS, NETWORKS, ACCOUNTS, AGENCIES, API_KEYS):
         return
     await APPS.create(stub, samples.app())
@@ -169,7 +169,7 @@ async def create_parents_of(calls: Calls, stub: Stub) -> None:
 
 
 async def newest(stub: Stub) -> int:
-    """The newest revision."""
+    """Returns the newest revision."""
     parts: list[int] = [part.revision async for part in stub.GetSnapshot(snapshot_pb2.GetSnapshotRequest())]
     return max(parts)
 

@@ -1,4 +1,4 @@
-"""Who may do what: every RPC with every role, and what a key's scope hides."""
+"""Roles and scopes: every RPC with every role, and what a key's scope hides."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -114,7 +114,7 @@ ROLES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 async def served(database: Database) -> AsyncIterator[Served]:
-    """A tracker with an app of the account `owner`, its trackers, and an app of nobody's."""
+    """Yields a tracker with an app of the account `owner`, its trackers, and an app of nobody's."""
     async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
         await admin.CreateAccount(account_pb2.CreateAccountRequest(account=samples.account()))
         await admin.CreateApp(app_pb2.CreateAppRequest(app=samples.app(account_id="owner")))
@@ -141,7 +141,7 @@ async def calling(served: Served, key: str) -> AsyncIterator[Stub]:
 
 @asynccontextmanager
 async def holding(served: Served, **fields: Any) -> AsyncIterator[Stub]:
-    """The caller who holds a new key of this role and scope."""
+    """Yields the caller who holds a new key of this role and scope."""
     async with calling(served, ADMIN_KEY) as admin:
         made = await admin.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=ApiKey(name="Test", **fields)))
     async with calling(served, made.key) as stub:

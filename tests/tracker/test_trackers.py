@@ -267,7 +267,7 @@ async def imported(stub: Stub, file_format: Any, content: bytes, etag: str = "")
 
 
 async def create_rich_trackers(stub: Stub) -> None:
-    """Between them they set every field."""
+    """Creates trackers that between them set every field."""
     await stub.CreateAgency(agency_pb2.CreateAgencyRequest(agency=samples.agency()))
     account = samples.san_account(verified=True)
     await stub.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))

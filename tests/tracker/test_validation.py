@@ -1,4 +1,4 @@
-"""What resources may hold: every rule from both sides of its edge, through the RPCs."""
+"""Validation of resources: every rule from both sides of its edge, through the RPCs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +48,7 @@ UNLIMITED = Window(unlimited=True)
 
 
 async def create(tracker: Stub, resource: Message) -> Any:
-    """Create it, or, for a network's settings, make them."""
+    """Creates a resource, or changes a network's settings to it."""
     if isinstance(resource, NetworkSettings):
         mask = FieldMask(paths=["windows", "granular_data_policy", "late_pings"])
         request = network_settings_pb2.UpdateNetworkSettingsRequest(network_settings=resource, update_mask=mask)

@@ -1,4 +1,4 @@
-"""How a story is told: what one person's devices and ads send, in the shapes that real senders use.
+"""Tells stories: the records of one person's devices and ads, in the shapes that real senders use.
 
 Step n of every story is played in round n, so that a click is kept before the install it leads to is sent. What must
 become of a step is noted beside it, from the rules, never by running the product.
@@ -52,14 +52,14 @@ class Book:
         self.people = 0
 
     def address(self) -> str:
-        """An IP address that nobody else in the sample has."""
+        """Returns an IP address that nobody else in the sample has."""
         self.people += 1
         if self.people % 9 == 0:
             return f"2001:db8:{self.people:x}::1"
         return f"198.18.{self.people // 250}.{self.people % 250 + 1}"
 
     def uuid(self) -> str:
-        """An advertising id."""
+        """Returns an advertising id."""
         digits = f"{self.random.getrandbits(128):032x}"
         return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
@@ -75,7 +75,7 @@ class Book:
         told: bool = True,
         asked: str = "DELIVERED",
     ) -> None:
-        """Note the decision that must come, and with it the deliveries; `asked` is how a claim request ends."""
+        """Notes the decision that must come, and with it the deliveries; `asked` is how a claim request ends."""
         self.decisions[f"{app} {event} {outcome} {reason} {tracker} {by}"] += 1
         if outcome in NOT_TOLD or not told:
             return
@@ -100,7 +100,7 @@ class Story:
         self.new_device()
 
     def new_device(self) -> None:
-        """Another device, in another place."""
+        """Takes another device, in another place."""
         self.ip = self.book.address()
         self.ad_id = self.book.uuid().upper() if self.app == IOS else self.book.uuid()
         self.other_id = self.book.uuid().upper() if self.app == IOS else f"{self.book.random.getrandbits(64):016x}"
@@ -109,7 +109,7 @@ class Story:
     # Ads.
 
     def click(self, tracker: str, *, ago: int = 0, keep: str = "", by_id: bool = True, **query: str) -> None:
-        """A click on a link, `ago` seconds back; `keep` names the click id that the redirect hands out."""
+        """Clicks on a link, `ago` seconds back; `keep` names the click id that the redirect hands out."""
         if by_id:
             query = self._id_in_link() | query
         if ago:
@@ -128,12 +128,12 @@ class Story:
         self._send(line, "click")
 
     def anonymous_click(self, tracker: str, *, ago: int = 0, agent: str = "") -> None:
-        """A click whose id macro nobody replaced: address and user agent are all there is."""
+        """Clicks on a link whose id macro nobody replaced: address and user agent are all there is."""
         macro = ("{idfa}", "%{ADID}", "[device_id]", "null", "00000000-0000-0000-0000-000000000000")[self.number % 5]
         self.click(tracker, ago=ago, by_id=False, ip_address=self.ip, device_ua=agent or self.agent, device_id=macro)
 
     def view(self, tracker: str, *, ago: int = 0, completed: bool = False) -> None:
-        """An impression, as a link."""
+        """Sees an ad, by an impression link."""
         query = self._id_in_link() | {"event": "complete" if completed else "view", "impression_id": self.name}
         if ago:
             query["click_time"] = f"<{-ago}>"
@@ -141,15 +141,15 @@ class Story:
         self._send(line, "impression")
 
     def old_click(self, tracker: str, *, ago: int, **record: Any) -> None:
-        """A click further back than a link may tell, so over gRPC; `record` replaces fields of it."""
+        """Clicks further back than a link may tell, so over gRPC; `record` replaces fields of it."""
         self._send({"record": self._record(ago, {"click": {"tracker_id": tracker}}) | record}, "click")
 
     def old_view(self, tracker: str, *, ago: int) -> None:
-        """The same of an impression."""
+        """Sees an ad further back than a link may tell, likewise."""
         self._send({"record": self._record(ago, {"impression": {"tracker_id": tracker}})}, "impression")
 
     def x_says(self, *, ago: int = 0, silent: bool = False, **data: Any) -> None:
-        """X claims what the person does by a click `ago` seconds back, with `data` beside it; or does not answer."""
+        """Has X claim what the person does by a click `ago` seconds back, with `data` beside it; or not answer."""
         claim = {"engagement_time": f"<{-ago} iso>", "engagement_type": "CLICK", "promoted_properties": {}}
         conduct = {"silent": True} if silent else {"twitter": claim, "data": data}
         self.book.sendings.append(
@@ -169,7 +169,7 @@ class Story:
         repeats: int = 0,
         **decided: Any,
     ) -> None:
-        """An install, and what must be decided; sent again `repeats` times."""
+        """Installs the app, which must be decided so; the record comes again `repeats` times."""
         data: Json = {"install_referrer": {"referrer": referrer}} if referrer else {}
         kind = {"install": {"referrer": referrer} if referrer else {}}
         self._conversion("install", "install", data, kind, ago=ago, record_id=record_id, repeats=repeats)
@@ -187,7 +187,7 @@ class Story:
         repeats: int = 0,
         **decided: Any,
     ) -> None:
-        """An event, and what must be decided."""
+        """Does something in the app, which must be decided so."""
         event_data = self._event_data(name) if data is None else data
         kind: Json = {"event": {"event_name": name, "event_data": {k: str(v) for k, v in event_data.items()}}}
         if name == "Purchase":
@@ -202,20 +202,20 @@ class Story:
         self.book.decided(self.app, name, outcome, **decided)
 
     def session(self, state: str, outcome: str = "", **decided: Any) -> None:
-        """The start or end of a session; only the first start after an install is decided upon."""
+        """Starts or ends a session; only the first start after an install is decided upon."""
         kind = {"session": {"state": f"STATE_{state.upper()}"}}
         self._conversion("session", "session", {"state": state}, kind)
         if outcome:
             self.book.decided(self.app, "SessionBegin", outcome, **decided)
 
     def opened(self, uri: str, outcome: str, **decided: Any) -> None:
-        """The app is opened by a link."""
+        """Opens the app by a link."""
         data = {"event_name": "_Deeplink", "event_data": {"uri": uri}}
         self._post(self._json("event", data), "deep_link_open")
         self.book.decided(self.app, "_Deeplink", outcome, **decided)
 
     def identity_link(self, outcome: str, **decided: Any) -> None:
-        """A name of the person."""
+        """Ties a name of the person to the device."""
         body: Json = {
             "kochava_app_id": self.app,
             "device_id": {self.ad_id_name: self.ad_id},
@@ -228,28 +228,28 @@ class Story:
         self.book.decided(self.app, "_identity_link", outcome, **decided)
 
     def update(self, outcome: str, **decided: Any) -> None:
-        """The device's ids changed."""
+        """Tells that the device's ids changed."""
         self._post(self._json("update", {}), "event")
         self.book.decided(self.app, "_Update", outcome, **decided)
 
     # Broken ones.
 
     def refused(self, action: str, change: Callable[[Json], object], *reasons: str) -> None:
-        """A record that is refused for these reasons, once `change` was made to its JSON."""
+        """Sends a record that is refused for these reasons, once `change` was made to its JSON."""
         body = self._json(action, {"event_name": "Search", "event_data": []} if action == "event" else {})
         change(body)
         self._refuse({"json": body}, action, reasons)
 
     def refused_body(self, text: str, *reasons: str) -> None:
-        """A body that is refused as a whole."""
+        """Sends a body that is refused as a whole."""
         self._refuse({"post": "/track/json", "text": text}, "event", reasons)
 
     def refused_link(self, path: str) -> None:
-        """A link that leads nowhere."""
+        """Follows a link that leads nowhere."""
         self._refuse({"get": path, "agent": self.agent}, "click", ("UNKNOWN_LINK",))
 
     def refused_record(self, kind: Json, *reasons: str, ago: int = 0, **record: Any) -> None:
-        """A record that is refused over gRPC."""
+        """Sends a record that is refused over gRPC."""
         self._refuse({"record": self._record(ago, kind) | record}, next(iter(kind)), reasons)
 
     # How it is sent.
@@ -292,7 +292,7 @@ class Story:
     # What it looks like.
 
     def _id_in_link(self) -> Json:
-        """The advertising id in one of the forms that networks send (A3)."""
+        """Returns the advertising id in one of the forms that networks send (A3)."""
         name, raw = self.ad_id_name, self.ad_id
         match self.number % 8:
             case 0:
@@ -329,7 +329,7 @@ class Story:
         return record | kind
 
     def _json(self, action: str, more: Json, *, ago: int = 0, only_other_id: bool = False) -> Json:
-        """A server-to-server body, in one of the shapes that senders make."""
+        """Returns a server-to-server body, in one of the shapes that senders make."""
         number = self.number
         ids = self._ids(only_other_id=only_other_id)
         data: Json = {

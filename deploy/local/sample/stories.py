@@ -44,13 +44,13 @@ def click_then_install(story: Story) -> None:
 
 
 def click_hours_ago(story: Story) -> None:
-    """A server's ping, up to 12 hours late, still counts from when the click was."""
+    """Follows a link as a server's ping, up to 12 hours late: it still counts from when the click was."""
     story.click(_ACME[story.app], ago=11 * HOUR, ip_address=story.ip, device_ua=story.agent)
     story.install("ATTRIBUTED", ago=10 * HOUR, tracker=_ACME[story.app], by="DEVICE_ID")
 
 
 def ping_too_late(story: Story) -> None:
-    """A ping more than 12 hours late is kept, and never a candidate."""
+    """Follows a link as a ping more than 12 hours late: it is kept, and never a candidate."""
     story.click(_ACME[story.app], ago=13 * HOUR)
     story.install("ORGANIC", reason="NO_WINNER")
 
@@ -158,7 +158,7 @@ def repeated_click_id(story: Story) -> None:
 
 
 def archived_tracker(story: Story) -> None:
-    """Its links still lead somewhere, and win nothing."""
+    """G2, TRACKER_ARCHIVED: its links still lead somewhere, and win nothing."""
     story.click(_RETIRED[story.app])
     story.install("ORGANIC", reason="NO_WINNER")
 
@@ -338,7 +338,7 @@ def deep_link(story: Story) -> None:
 
 
 def universal_link(story: Story) -> None:
-    """With no recorded click, the open itself is the click."""
+    """Opens the app by a link with no recorded click: the open itself is the click."""
     story.opened(
         "https://shop.example/product/7?campaign_id=ios-acme-return", "UNATTRIBUTED", reason="EVENT_NOT_SELECTED"
     )
@@ -365,7 +365,7 @@ def identity(story: Story) -> None:
 
 
 def new_ids(story: Story) -> None:
-    """The sender says that a device's ids changed."""
+    """Tells that a device's ids changed."""
     story.install("ORGANIC", ago=DAY, reason="NO_CANDIDATE")
     story.update("UNATTRIBUTED", reason="EVENT_NOT_SELECTED")
 
@@ -418,7 +418,7 @@ def no_answer(story: Story) -> None:
 
 
 def broken_json(story: Story) -> None:
-    """Refused, each with every reason that holds."""
+    """Sends records that are refused, each with every reason that holds."""
     for action, change, reasons in _broken():
         story.refused(action, change, *reasons)
     story.refused_body('{"action": "event", "kochava_app_id": ', "INVALID_JSON")
@@ -427,14 +427,14 @@ def broken_json(story: Story) -> None:
 
 
 def broken_links(story: Story) -> None:
-    """Links of no tracker."""
+    """Follows links of no tracker."""
     story.refused_link(f"/c/nobody-knows-{story.number}?idfa={story.ad_id}")
     story.refused_link(f"/v1/cpi/click?campaign_id={{campaign_id}}&site_id={story.number}")
     story.refused_link("/track/impression?event=view&campaign_id=")
 
 
 def broken_records(story: Story) -> None:
-    """Refused over gRPC, by themselves: the good ones of their batch are kept."""
+    """Sends records that are refused over gRPC by themselves: the good ones of their batch are kept."""
     click: Json = {"click": {"tracker_id": "nobody-knows"}}
     story.refused_record(click, "UNKNOWN_TRACKER")
     story.refused_record({"event": {"event_name": "_install_again"}}, "RESERVED_NAME")

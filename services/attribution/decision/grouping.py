@@ -1,4 +1,4 @@
-"""Who is one device: records that share an id belong to one.
+"""Groups records into devices: those that share an id belong to one.
 
 Live, records are taken in the order of receipt. Conversions that are decided again are taken in the order of times
 (D12): `Timeline` says what each of them knows.

@@ -1,4 +1,4 @@
-"""Which engagements belong to which device: usable ids, match keys, match kinds, duplicates (section A).
+"""Matches engagements to devices: usable ids, match keys, match kinds, duplicates (section A).
 
 A match key is a 16-byte digest of app, kind and value. An engagement is stored under its keys, a conversion looks its
 keys up; what is found that way is only fetched, `match_kind` says whether it matches.

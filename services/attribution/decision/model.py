@@ -110,7 +110,7 @@ class AttributionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why nobody won a conversion; the first that holds is stored (G2). DEVICE_NOT_KNOWN is for identity links (F3)."""
+    """Reason for which nobody won; the first that holds is stored (G2). DEVICE_NOT_KNOWN is for identity links (F3)."""
 
     DUPLICATE_INSTALL = "DUPLICATE_INSTALL"
     EVENT_BEFORE_INSTALL = "EVENT_BEFORE_INSTALL"

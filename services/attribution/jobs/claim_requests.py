@@ -27,17 +27,17 @@ class ClaimRequest:
 
     @property
     def key(self) -> Key:
-        """The app id and the conversion id."""
+        """Returns the app id and the conversion id."""
         return self.app_id, self.conversion_id
 
     @property
     def place(self) -> tuple[int, str, str]:
-        """The home lane, the app id and the conversion id."""
+        """Returns the home lane, the app id and the conversion id."""
         return self.lane, self.app_id, self.conversion_id
 
     @property
     def is_answered(self) -> bool:
-        """True when every network has answered, or will not."""
+        """Returns whether every network has answered, or will not."""
         return self.answered is not None and all(
             answer.state != _ANSWER.STATE_PENDING for answer in self.answered.answers
         )
@@ -103,7 +103,7 @@ class ClaimRequests:
 
     @property
     def are_finished(self) -> bool:
-        """True when there are finished requests."""
+        """Returns whether there are finished requests."""
         return bool(self._finished)
 
     def add(self, rows: Iterable[PendingRow | Unanswered]) -> None:

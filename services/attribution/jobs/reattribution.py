@@ -43,7 +43,7 @@ class ReattributorConfig:
 
 
 class Reattributions:
-    """Starts, shows and stops re-attributions."""
+    """The re-attributions, for those who start, look at and stop them."""
 
     def __init__(self, pool: Pool, settings: Follower[Rulebook]) -> None:
         self._pool, self._settings = pool, settings

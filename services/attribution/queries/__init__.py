@@ -1,1 +1,1 @@
-"""Answers questions about decisions: why, what since, what is offered."""
+"""Tells of decisions: why, what since, what is offered."""

@@ -63,12 +63,12 @@ class Filters:
 
     @property
     def lanes(self) -> Collection[int]:
-        """The lanes that such decisions lie in."""
+        """Returns the lanes that such decisions lie in."""
         return (lane_of(self.app_id),) if self.app_id else range(LANES)
 
     @property
     def checksum(self) -> int:
-        """The number by which a token is known to come with the filters that it was made for."""
+        """Returns the number by which a token is known to come with the filters that it was made for."""
         return zlib.crc32(f"{self.app_id}\0{self.network_id}\0{self.tracker_id}".encode())
 
     def fit(self, decision: decision_pb2.Decision) -> bool:
@@ -105,7 +105,7 @@ def read_token(token: str, filters: Filters, violations: Violations) -> Place | 
 
 
 class Following:
-    """Streams decisions to followers. `run` beside them."""
+    """The streams of decisions to followers; `run` polls for all of them."""
 
     def __init__(self, pool: Pool, pace: Pace, config: FollowingConfig = FollowingConfig()) -> None:
         self._pool, self._pace, self._config = pool, pace, config
@@ -244,7 +244,7 @@ class _Page:
 
     @property
     def is_full(self) -> bool:
-        """True when there is more before the ends."""
+        """Returns whether there is more before the ends."""
         return any(count == self.max_per_lane for count in Counter(row.lane for row in self.rows).values())
 
     def responses(self, filters: Filters, place: Place, max_bytes: int) -> Iterator[Response]:

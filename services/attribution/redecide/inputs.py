@@ -38,7 +38,7 @@ class Inputs:
 
 
 class InputReader:
-    """Reads the inputs of the conversions of one period: of engagements only those received until a time.
+    """Reader of the inputs of the conversions of one period: of engagements only those received until a time.
 
     `rules_of` gives the rules that a conversion is decided by, `late_window_us` is the app's.
     """

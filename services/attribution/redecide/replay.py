@@ -45,7 +45,7 @@ class Won(NamedTuple):
 
 
 class Replay:
-    """Decides the conversions of one period again.
+    """A replay of the conversions of one period.
 
     `rules` are those of every conversion; or `rules_of` gives each its own. Only engagements received until a time
     count, and `turn` is awaited every few milliseconds of work. With `sessions_too` the start of a session is no event

@@ -1,4 +1,4 @@
-"""What replays change, as rows: new versions of decisions, and the histories of their devices."""
+"""The changes of replays, as rows: new versions of decisions, and the histories of their devices."""
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence

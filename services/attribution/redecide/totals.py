@@ -1,4 +1,4 @@
-"""What trackers are credited with before and after conversions were decided again."""
+"""Totals: the credits of trackers before and after conversions were decided again."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What-ifs: what would be decided under other settings (G4). They write nothing."""
+"""The what-ifs: replays under other settings, which write nothing (G4)."""
 
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence

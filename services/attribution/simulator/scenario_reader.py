@@ -1,4 +1,4 @@
-"""What a scenario may say, key by key: reads plain values, and notes everything that does not fit."""
+"""Reads the plain values of a scenario, key by key, and notes everything that does not fit."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ class _Shape:
 
 
 class ScenarioReader:
-    """Reads the values of one file and notes every misfit on the way.
+    """Reader of the values of one file, which notes every misfit on the way.
 
     The keys of an object are read in the order of the tables here whatever their order in the file, so that what refers
     to a network or a tracker is read after it.

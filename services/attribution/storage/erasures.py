@@ -54,7 +54,7 @@ class Erasure:
 
     @property
     def lane(self) -> int:
-        """The home lane of the app."""
+        """Returns the home lane of the app."""
         return lane_of(self.app_id)
 
     def count(self, schema: str, rows: Mapping[str, int]) -> None:
@@ -84,7 +84,7 @@ class StoredEngagement(NamedTuple):
 
     @property
     def keys(self) -> list[bytes]:
-        """The match keys of the ids that it carries."""
+        """Returns the match keys of the ids that it carries."""
         return [self.device_keys[at : at + 16] for at in range(0, len(self.device_keys), 16)]
 
 

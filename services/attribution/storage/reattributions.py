@@ -41,12 +41,12 @@ class Reattribution:
 
     @property
     def period(self) -> Period:
-        """The conversions that are decided again."""
+        """Returns the conversions that are decided again."""
         return Period(app_id=self.app_id, start_us=self.start_us, end_us=self.end_us)
 
     @property
     def place(self) -> tuple[int, str]:
-        """The place in a list: the time of creation in microseconds, and the id."""
+        """Returns the place in a list: the time of creation in microseconds, and the id."""
         return self.create_time_us, self.reattribution_id
 
 

@@ -33,7 +33,7 @@ class Period:
 
     @property
     def lane(self) -> int:
-        """The app's home lane."""
+        """Returns the app's home lane."""
         return lane_of(self.app_id)
 
 

@@ -87,7 +87,7 @@ class Description:
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """The names of the fields that are secrets."""
+        """Returns the names of the fields that are secrets."""
         return frozenset(one.name for one in self.fields if one.type is FieldType.SECRET)
 
 
@@ -174,19 +174,19 @@ class Adapter(Protocol):
 
     @property
     def method(self) -> str:
-        """GET or POST."""
+        """Returns GET or POST."""
 
     @property
     def address(self) -> Address:
-        """The address that requests go to."""
+        """Returns the address that requests go to."""
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """The secrets that it cannot do without. Where it is claim-capable, an account of the tracker may have them."""
+        """Returns the secrets that it needs. Where it is claim-capable, an account of the tracker may have them."""
 
     @property
     def san_account_id(self) -> str:
-        """The account with the network that has the secrets which the configuration lacks; "": the tracker's first."""
+        """Returns the account that has the secrets which the configuration lacks; "": the tracker's first."""
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:
         """Returns the request, and the same with its secrets masked, to be kept and shown.

@@ -181,24 +181,24 @@ class Template:
 
     @property
     def macros(self) -> frozenset[str]:
-        """The names of all its macros."""
+        """Returns the names of all its macros."""
         places = [self.url, self.body, *(value for _, value in self.headers)]
         return frozenset(piece.name for pieces in places for piece in pieces if isinstance(piece, Macro))
 
     @property
     def address(self) -> Address:
-        """The URL up to its first macro, which comes after the host."""
+        """Returns the URL up to its first macro, which comes after the host."""
         start = self.url[0] if self.url else ""
         return Address(field_name="url", start=start if isinstance(start, str) else "")
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """The secrets that its macros name."""
+        """Returns the secrets that its macros name."""
         return frozenset(name.removeprefix(SECRET_PREFIX) for name in self.macros if name.startswith(SECRET_PREFIX))
 
     @property
     def san_account_id(self) -> str:
-        """None: such networks are no self-attributing ones."""
+        """Returns None: such networks are no self-attributing ones."""
         return ""
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:  # noqa: ARG002

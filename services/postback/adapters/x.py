@@ -173,17 +173,17 @@ class X:
 
     @property
     def method(self) -> Literal["POST"]:
-        """POST."""
+        """Returns POST."""
         return "POST"
 
     @property
     def address(self) -> Address:
-        """The base URL."""
+        """Returns the base URL."""
         return Address(field_name="base_url", start=self.base_url)
 
     @property
     def secret_names(self) -> frozenset[str]:
-        """The secrets that X gives its partners."""
+        """Returns the secrets that X gives its partners."""
         return DESCRIPTION.secret_names
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:

@@ -24,7 +24,7 @@ VIOLATION = Violation(field="app.name", reason="REQUIRED", description="must be 
 
 
 class Tracker(service_pb2_grpc.TrackerConfigServiceServicer):
-    """Lists five apps, two a page unless told otherwise; fails every other call as it was told."""
+    """A tracker that lists five apps, two a page unless told otherwise, and fails every other call as it was told."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

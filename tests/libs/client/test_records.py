@@ -23,7 +23,7 @@ Result = record_batch_pb2.RecordResult
 
 
 class Ingest(service_pb2_grpc.IngestServiceServicer):
-    """Keeps what it gets by id; refuses records of the app `refused`; fails the first calls with these errors."""
+    """An ingest that keeps records by id, refuses those of the app `refused`, and fails the first calls so."""
 
     def __init__(self, *failures: ServiceError) -> None:
         self.failures = list(failures)

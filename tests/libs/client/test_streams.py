@@ -16,7 +16,7 @@ from tests.support.ports import HOST, free_port
 
 
 class Attribution(service_pb2_grpc.AttributionServiceServicer):
-    """Streams three decisions and the parts of a what-if; fails as told after the first, or hangs before it."""
+    """An attribution with three decisions and the parts of a what-if; it fails after the first, or hangs before it."""
 
     def __init__(self, *, error: ServiceError | None = None, hangs: bool = False) -> None:
         self.error = error
