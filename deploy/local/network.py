@@ -13,7 +13,7 @@ KEPT = 200
 REMEMBERED = 100_000
 
 Answer = Callable[[int], web.Response]
-"""What to answer to the n-th attempt (1, 2, …) at one delivery."""
+"""The answer to the n-th attempt (1, 2, …) at one delivery."""
 
 
 def takes(_attempt: int) -> web.Response:

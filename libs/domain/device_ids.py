@@ -11,7 +11,7 @@ PRIMARY_KINDS = ("kochava_device_id", "adid", "idfa", "idfv", "android_id", "oai
 RAW_KINDS = (*PRIMARY_KINDS, "rida", "faid", "imei", "udid", "mac", "odin")
 """These, and what senders give beside them."""
 HASH_METHODS = {"md5": 32, "sha1": 40, "sha256": 64}
-"""How an id may be hashed (A3), with the hex digits of such a hash."""
+"""The methods that an id may be hashed with (A3), and the hex digits of such a hash."""
 HASH_METHOD_OF_LENGTH = {length: method for method, length in HASH_METHODS.items()}
 KINDS = (*RAW_KINDS, *(f"{kind}_{method}" for kind in RAW_KINDS for method in HASH_METHODS))
 """Every name an id may come under: raw, or hashed."""

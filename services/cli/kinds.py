@@ -169,4 +169,4 @@ TRACKER_KINDS: Mapping[str, Kind] = {
         API_KEY,
     )
 }  # fmt: skip
-"""Those of tracker, by the names of the fields of its `Resource`."""
+"""The kinds of tracker, by the names of the fields of its `Resource`."""

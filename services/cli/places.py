@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 """The checkout, or where the package is installed."""
 DATA = Path(os.environ.get("REENGAGE_DATA") or ROOT / ".data").absolute()
-"""What the suite keeps: database, spool, logs, the key of stored secrets."""
+"""The directory of all that the suite keeps: database, spool, logs, the key of stored secrets."""
 ADDRESSES = DATA / "suite.json"
-"""Where the suite that runs on this data listens, for the commands that ask it."""
+"""The addresses of the suite that runs on this data, for the commands that ask it."""
 ADMIN_KEY = DATA / "admin.key"
-"""What opens its tracker."""
+"""The key that opens its tracker."""

@@ -99,7 +99,7 @@ class SettingsFile:
     app_id: str
     resources: tuple[Wanted, ...]
     complete_kinds: tuple[Kind, ...]
-    """Those of tracker of which the file lists everything that shall be live."""
+    """The kinds of tracker of which the file lists everything that shall be live."""
     postbacks: tuple[Wanted, ...] | None
 
     def to_message(self) -> settings_file_pb2.WantedSettings:

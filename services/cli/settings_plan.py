@@ -47,7 +47,7 @@ class PostbackStep:
     configuration: Any
     fields: tuple[Difference, ...] = ()
     paths: tuple[str, ...] = ()
-    """What an update names in its mask."""
+    """The paths that an update names in its mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ class Gateway:
         self._settings = settings
         self._room = max_requests
         self.stopping = False
-        """Whether `/readyz` is to send balancers elsewhere."""
+        """True: `/readyz` sends balancers elsewhere."""
         _in_flight.set_function(lambda: max_requests - self._room)
         self._request_ids = map(f"{random_bytes(6).hex()}-{{:x}}".format, itertools.count())
         self._routes = {

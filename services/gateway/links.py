@@ -20,7 +20,7 @@ _PURPOSES = frozenset({b"sec-purpose", b"purpose", b"x-purpose", b"x-moz"})
 _BEFOREHAND = re.compile(rb"\s*(?:prefetch|prerender|preview)", re.IGNORECASE)
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
 _REPORTED = frozenset({"click_time", "ip_address", "device_ua", "user_agent"})
-"""What only a report of an engagement says: a browser that is led through a link says all this by being there."""
+"""Parameters that only a report of an engagement has: a browser that follows a link says all this by being there."""
 
 _IDS = {**{name: name for name in KINDS}, "ios_idfa": "idfa"}
 _AD = frozenset({"site_id", "sub_site_id", "creative_id", "partner_campaign_id", "partner_campaign_name"})

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 CLICK_ID_KEY = "ko_click_id"
 URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%-._~"
-"""What a URL may hold, beside letters and digits; all else, line ends above all, is percent-encoded."""
+"""The characters that a URL may hold, beside letters and digits; all else, line ends above all, is percent-encoded."""
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
 

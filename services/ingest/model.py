@@ -20,9 +20,9 @@ class App:
     """The part of a live app's settings that records are checked against."""
 
     max_age_us: int
-    """How far back the time of a record may lie."""
+    """The age that the time of a record may have."""
     max_lead_us: int
-    """How far ahead the time of a record may lie."""
+    """The lead that the time of a record may have."""
     app_lane: int
     event_names: frozenset[str]
     """Events that have a definition, archived ones too."""
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     record_id: str
     """The sender's, or the one made for it, should it be accepted now."""
     has_given_id: bool
-    """Whether record_id is the sender's."""
+    """True: record_id is the sender's."""
     accept_time_us: int
     lane: int
     app_lane: int

@@ -15,9 +15,9 @@ _BUSY_PAUSE_S = 0.1
 _BUSY_ROWS = 50
 """After a page this full the pause is the longer one: the fuller a page, the less each of its records costs."""
 _POLL_INTERVAL_S = 0.1
-"""How long what another process wrote may go unseen."""
+"""The time that records of another process may go unseen."""
 _SILENCE_S = 1.0
-"""How long a reader hears nothing when nothing comes."""
+"""The time that a reader hears nothing when nothing comes."""
 
 
 async def follow(

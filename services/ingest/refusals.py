@@ -14,7 +14,7 @@ from services.ingest.model import Refusal
 from services.ingest.validation import MAX_ID
 
 MAX_DELAY_S = 0.2
-"""How long a refusal waits to be written, as long as few come."""
+"""The time that a refusal waits to be written, as long as few come."""
 _MAX_WAITING = 5_000
 _MAX_BYTES = 65_536
 _GROUP_SIZE = 1_000

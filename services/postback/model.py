@@ -80,7 +80,7 @@ class NewDelivery:
     conversion_us: int
     retention_days: int
     version: int
-    """Of the decision; 0 while there is none."""
+    """The decision's; 0 while there is none."""
     conversion: bytes = field(repr=False)
     delay_us: int
     once_a_day: bool
@@ -97,7 +97,7 @@ class Handed:
     is_wanted: bool
     """It makes the delivery, or takes it up again."""
     superseded: Superseded | None
-    """Why a delivery that an older version made is not to be sent (any more)."""
+    """The reason for which a delivery that an older version made is not to be sent (any more)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class Leased:
     retention_days: int
     conversion: bytes = field(repr=False)
     number: int
-    """Of the attempt to be made, in this run: 1, 2, …"""
+    """The number of the attempt to be made, in this run: 1, 2, …"""
     failure_count: int
     redelivery_count: int
     is_superseded: bool

@@ -30,9 +30,9 @@ class Exchange:
     verdict: retry.Verdict
     network_claim: Claim | None
     detail: str = ""
-    """What was missing, for people."""
+    """The missing things, for people."""
     version: int = 0
-    """Of the decision that the request told."""
+    """The version of the decision that the request told."""
 
 
 def settlement(

@@ -13,7 +13,7 @@ LINK_PARAMETERS = (
 )  # fmt: skip
 """The parameters of our links that networks fill with macros."""
 _MACRO_CHARACTERS = "{}[]()<>$%_-:.|!*~"
-"""What macros are marked with stays as it is, so that the network finds it."""
+"""The marks of macros, which stay as they are, so that the network finds them."""
 
 
 def tracker_links(tracker: Tracker, network: Network) -> TrackerLinks:

@@ -16,7 +16,7 @@ from services.tracker.views import Change, Condition, View
 T = TypeVar("T")
 
 MAX_PART_RESOURCES = 1000
-"""Of one part of a snapshot."""
+"""The resources of one part of a snapshot."""
 # Each holds a connection until its reader has it all; the others are left for changes.
 _MAX_SNAPSHOTS = 4
 

@@ -25,7 +25,7 @@ _QUOTED_FORMULA = re.compile(r"^'(?='*[=+@-])")
 _WINDOWS = tuple(f"windows.{field.name}" for field in Windows.DESCRIPTOR.fields)
 _FIELDS = tuple(field.name for field in Tracker.DESCRIPTOR.fields if field.name not in _LEFT_OUT)
 COLUMNS = tuple(column for name in _FIELDS for column in (_WINDOWS if name == "windows" else (name,)))
-"""Of a CSV file, in their order."""
+"""The columns of a CSV file, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from services.tracker.tracker_files import Row
 from services.tracker.views import Change, Condition, Remembering, View
 
 MAX_TRACKERS = 5000
-"""Of one change, so that watchers need no whole snapshot after it."""
+"""The trackers of one change, so few that watchers need no whole snapshot after it."""
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_RESOLVED_EVENTS = 1000
 _MAX_VIOLATIONS = 100

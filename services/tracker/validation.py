@@ -43,7 +43,7 @@ from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
 from services.tracker.links import LINK_PARAMETERS
 
 MAX_RESOURCE_BYTES = 16_000
-"""Of a serialized resource, so that 1,000 of them fit into one message."""
+"""The size of a serialized resource: 1,000 of them fit into one message."""
 MAX_REQUEST_ID = 64
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

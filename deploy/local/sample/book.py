@@ -17,7 +17,7 @@ from deploy.local.x_network import hashed
 Json = dict[str, Any]
 NETWORK_OF = {tracker.tracker_id: tracker.network_id for tracker in TRACKERS}
 ENDS = {"acme": "DELIVERED", "bravo": "DELIVERED", "viewly": "DELIVERED", "x": "DELIVERED", "closed": "REFUSED"}
-"""How deliveries to each path of the demo's local ad network end."""
+"""The ends of deliveries, by path of the demo's local ad network."""
 KINDS = ("click", "impression", "install", "event", "session", "deep_link_open", "identity_link")
 """Kinds of records, as the log names them."""
 NOT_TOLD = ("DUPLICATE", "REFUSED", "LINKED")
@@ -96,7 +96,7 @@ class Story:
         self.agent = _PHONES[app][number % 3]
         self.ad_id_name, self.other_id_name = ("idfa", "idfv") if app == IOS else ("adid", "android_id")
         self.sends_version = False
-        """Whether bodies give the device's version instead of a user agent."""
+        """True: bodies give the device's version instead of a user agent."""
         self.new_device()
 
     def new_device(self) -> None:

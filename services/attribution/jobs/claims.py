@@ -62,11 +62,11 @@ class ClaimsConfig:
     """The limits and intervals of the job."""
 
     first_call_wait_s: float = 0.3
-    """How long a first call waits for answers: the time that a slow one costs the others of the same call."""
+    """The time that a first call waits for answers: the time that a slow one costs the others of the same call."""
     call_wait_s: float = 1.0
-    """How long each later call waits for answers."""
+    """The time that each later call waits for answers."""
     call_grace_s: float = 3.0
-    """How much longer postback has for a call before it is given up."""
+    """The time that postback has besides, before a call is given up."""
     max_per_call: int = 200
     """Conversions of one call, of at most 64 KB each: a message holds 16 MB."""
     max_calls: int = 8

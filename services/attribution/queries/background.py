@@ -39,7 +39,7 @@ from services.attribution.wire.rulebook import Rulebook
 Candidate = decision_pb2.Candidate
 
 SETTINGS_TIMEOUT_S = 10.0
-"""How long tracker has to answer, unless the caller has less time."""
+"""The time that tracker has to respond, unless the caller has less."""
 _MAX_LATE_WINDOW_US = DURATIONS["late_window"].max_s * SECOND_US
 
 _TOLD_BY_RECORD = frozenset(

@@ -46,7 +46,7 @@ _WHY: Mapping[int, tuple[str, str]] = {
         "",
     ),
 }
-"""What happened, and what to do about it. None says that a network was asked when nothing was sent to it."""
+"""Cause and remedy, in words. None says that a network was asked when nothing was sent to it."""
 
 
 def claim_sentences(answers: Iterable[claim_pb2.ClaimAnswer]) -> Iterator[str]:

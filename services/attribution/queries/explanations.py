@@ -35,7 +35,7 @@ from services.attribution.storage.explanations import (
 Explanation = explanation_pb2.ExplainDecisionResponse
 
 LOOK_UP_TIMEOUT_S = 2.0
-"""How long ingest has to answer: well within the deadline of the caller, who must learn that ingest hangs."""
+"""The time that ingest has to respond: well within the deadline of the caller, who must learn that it hangs."""
 
 
 class Explanations:

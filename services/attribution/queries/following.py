@@ -30,7 +30,7 @@ _followers = Gauge("attribution_followers", "Calls that follow decisions.")
 
 _RETRY_AFTER_S = 10.0
 _CLOCKS_APART_US = 10 * SECOND_US
-"""How far the clocks of workers may be apart: so much earlier than a time the search for its decisions begins."""
+"""The time that the clocks of workers may be apart: so much earlier than a time the search for its decisions begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ _EFFECTS = {
         "is no event: its session goes on with what the device did in the 30 minutes before"
     ),
 }
-"""What those did that are no conversions."""
+"""The effects of records that are no conversions."""
 
 _NO_EVENTS = frozenset((decision_pb2.OUTCOME_REFUSED, decision_pb2.OUTCOME_CONTINUED))
 """Outcomes of what is named like an event, and was none."""

@@ -30,7 +30,7 @@ class DecisionRow(NamedTuple):
     conversion_time_us: int
     receive_time_us: int
     retention_days: int
-    """Of a later version that of the first: so both are told of, and go, together."""
+    """A later version has that of the first: so both are told of, and go, together."""
     tracker_id: str | None
     engagement_id: str | None
     decision: bytes
