@@ -46,16 +46,16 @@ async def open_pool(
     application_name: str,
     min_size: int = 1,
     max_size: int = 10,
-    wait_seconds: float = 30,
-    command_timeout_seconds: float = 30,
-    lock_timeout_seconds: float = 10,
+    wait_s: float = 30,
+    command_timeout_s: float = 30,
+    lock_timeout_s: float = 10,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Pool]:
     """Opens a pool. Its connections look for tables in `schema` alone, and give `jsonb` as Python values.
 
-    Waits up to `wait_seconds` for the database, then raises DatabaseUnavailableError. A wrong DSN raises ValueError, a
+    Waits up to `wait_s` for the database, then raises DatabaseUnavailableError. A wrong DSN raises ValueError, a
     wrong password, role or database asyncpg's error, both at once. In use: a statement is given up after
-    `command_timeout_seconds` (TimeoutError), or after `lock_timeout_seconds` of waiting for a lock
+    `command_timeout_s` (TimeoutError), or after `lock_timeout_s` of waiting for a lock
     (LockNotAvailableError); the server ends a transaction that lies idle for a minute. `settings` are PostgreSQL's, for
     its connections.
     """
@@ -66,19 +66,19 @@ async def open_pool(
             min_size=min_size,
             max_size=max_size,
             timeout=10,
-            command_timeout=command_timeout_seconds,
+            command_timeout=command_timeout_s,
             init=_take_json_as_python,
             server_settings={
                 "search_path": schema,
                 "application_name": application_name,
                 "timezone": "UTC",
-                "lock_timeout": f"{round(lock_timeout_seconds * 1000)}ms",
+                "lock_timeout": f"{round(lock_timeout_s * 1000)}ms",
                 "idle_in_transaction_session_timeout": "60s",
                 **settings,
             },
         )
 
-    pool = await _when_reachable(connect, schema=schema, wait_seconds=wait_seconds)
+    pool = await _when_reachable(connect, schema=schema, wait_s=wait_s)
     try:
         yield pool
     finally:
@@ -86,7 +86,7 @@ async def open_pool(
 
 
 async def transactions(
-    pool: Pool, *, isolation: Isolation = "read_committed", retry_seconds: float = 10
+    pool: Pool, *, isolation: Isolation = "read_committed", retry_s: float = 10
 ) -> AsyncIterator["Attempt"]:
     """Yields attempts at one transaction until one has committed.
 
@@ -97,11 +97,11 @@ async def transactions(
         return rows
 
     The block runs again, on a fresh connection, after a serialization failure, a deadlock, a lock timeout or a lost
-    connection, for up to `retry_seconds`; then the last error is raised. When the connection is lost while committing,
+    connection, for up to `retry_s`; then the last error is raised. When the connection is lost while committing,
     nobody knows whether it did: so the block must be safe to repeat. For the same reason nothing leaves it by `return`,
     `break` or `continue`: that would take an attempt for done that is to be repeated. A test looks for such blocks.
     """
-    give_up = time.monotonic() + retry_seconds
+    give_up = time.monotonic() + retry_s
     for pause in _pauses():
         attempted = transaction(pool, isolation=isolation)
         try:
@@ -171,15 +171,15 @@ def columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
 
 
-async def _when_reachable(connect: Callable[[], Awaitable[Pool]], *, schema: str, wait_seconds: float) -> Pool:
-    give_up = time.monotonic() + wait_seconds
+async def _when_reachable(connect: Callable[[], Awaitable[Pool]], *, schema: str, wait_s: float) -> Pool:
+    give_up = time.monotonic() + wait_s
     for pause in _pauses():
         try:
             return await connect()
         except (OSError, asyncpg.TooManyConnectionsError, *CONNECTION_LOST) as error:
             if time.monotonic() + pause > give_up:
                 raise DatabaseUnavailableError(
-                    f"no database for schema {schema} within {wait_seconds:g} s: {type(error).__name__}"
+                    f"no database for schema {schema} within {wait_s:g} s: {type(error).__name__}"
                 ) from None
         except (ValueError, asyncpg.ClientConfigurationError):
             # Its own message may quote a part of the password.

@@ -59,21 +59,21 @@ def read_migrations(directory: Path) -> list[Migration]:
 
 
 async def prepare(
-    admin_dsn: str, *, schema: str, directory: Path, app_password: str | None = None, wait_seconds: float = 300
+    admin_dsn: str, *, schema: str, directory: Path, app_password: str | None = None, wait_s: float = 300
 ) -> list[Migration]:
     """Bootstraps the schema and brings it up to date; returns the migrations this call applied.
 
-    Any number of callers may do so at once: one works, the others wait, up to `wait_seconds` (then TimeoutError).
+    Any number of callers may do so at once: one works, the others wait, up to `wait_s` (then TimeoutError).
     """
     migrations = read_migrations(directory)
     connection = await asyncpg.connect(admin_dsn, server_settings={"application_name": f"migrate {schema}"})
     try:
         # Tried again and again, not waited for: a session that waits inside a statement holds a snapshot, which
         # CREATE INDEX CONCURRENTLY waits for in turn. The lock goes with the session.
-        give_up = time.monotonic() + wait_seconds
+        give_up = time.monotonic() + wait_s
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
             if time.monotonic() > give_up:
-                raise TimeoutError(f"another migration held the lock for {wait_seconds:g} s")
+                raise TimeoutError(f"another migration held the lock for {wait_s:g} s")
             await asyncio.sleep(0.1)
         await bootstrap(connection, schema=schema, app_password=app_password)
         return await migrate(connection, schema=schema, migrations=migrations)

@@ -255,11 +255,11 @@ class _Demo:
         return float(found[1]) if found else -1.0
 
 
-async def _until(fact: Callable[[], Awaitable[bool]], failure: str, within_seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + within_seconds
+async def _until(fact: Callable[[], Awaitable[bool]], failure: str, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
     while not await fact():
         if time.monotonic() > deadline:
-            raise NotSettledError(f"After {within_seconds:g} s {failure}.")
+            raise NotSettledError(f"After {within_s:g} s {failure}.")
         await asyncio.sleep(0.1)
 
 

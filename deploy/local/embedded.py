@@ -126,7 +126,7 @@ class EmbeddedPostgres:
             return
         self._process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
         try:
-            await _until(lambda: not self.running, within_seconds=60)
+            await _until(lambda: not self.running, within_s=60)
         except TimeoutError:
             await self.kill()
         if self._socket_directory.parent != self._directory:
@@ -150,7 +150,7 @@ class EmbeddedPostgres:
                 continue
         # A backend that outlives the postmaster would make the next start refuse. Whoever supervises this may have
         # started the next one already: only the one that was killed is waited for.
-        await _until(lambda: killed.poll() is not None and not any(map(_alive, family)), within_seconds=30)
+        await _until(lambda: killed.poll() is not None and not any(map(_alive, family)), within_s=30)
 
     async def create_database(self, name: str = DATABASE, *, template: str = "template0") -> None:
         """Creates the database unless it exists."""
@@ -183,7 +183,7 @@ class EmbeddedPostgres:
             "--auth-local=trust", "--auth-host=scram-sha-256",
             "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C",
         )  # fmt: skip
-        await _until(lambda: initdb.poll() is not None, within_seconds=120)
+        await _until(lambda: initdb.poll() is not None, within_s=120)
         if initdb.returncode != 0:
             raise EmbeddedPostgresError(f"initdb failed:\n{self._end_of_log()}")
         unfinished.rename(self._cluster)
@@ -192,7 +192,7 @@ class EmbeddedPostgres:
         # A server whose parent was killed a moment ago is still on its way down.
         pid_file = self._cluster / "postmaster.pid"
         try:
-            await _until(lambda: not _is_server_of(self._cluster, _first_line(pid_file)), within_seconds=15)
+            await _until(lambda: not _is_server_of(self._cluster, _first_line(pid_file)), within_s=15)
         except TimeoutError:
             raise EmbeddedPostgresError(
                 f"PostgreSQL (process {_first_line(pid_file)}) already runs on {self._cluster}: "
@@ -207,7 +207,7 @@ class EmbeddedPostgres:
             lines = _lines(self._cluster / "postmaster.pid")
             return len(lines) >= 8 and lines[0].strip() == str(process.pid) and lines[7].strip() == "ready"
 
-        await _until(ready, within_seconds=300)  # recovery after a crash takes its time
+        await _until(ready, within_s=300)  # recovery after a crash takes its time
 
     def _run(self, binary: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._directory / "postgres.log").open("ab") as log:
@@ -282,8 +282,8 @@ def _first_line(file: Path) -> str:
     return next(iter(_lines(file)), "")
 
 
-async def _until(fact: Callable[[], bool], *, within_seconds: float) -> None:
-    deadline = time.monotonic() + within_seconds
+async def _until(fact: Callable[[], bool], *, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
     while not fact():
         if time.monotonic() > deadline:
             raise TimeoutError

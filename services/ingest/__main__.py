@@ -52,7 +52,7 @@ class Config:
 async def wire(config: Config) -> AsyncIterator[Service]:
     """Opens what ingest needs."""
     async with (
-        open_pool(config.dsn, schema="ingest", application_name="ingest", command_timeout_seconds=10) as pool,
+        open_pool(config.dsn, schema="ingest", application_name="ingest", command_timeout_s=10) as pool,
         open_channel(config.tracker_target, key=config.service_key) as to_tracker,
     ):
         settings, tracker = follow_tracker(to_tracker, build_settings), TrackerConfigServiceStub(to_tracker)

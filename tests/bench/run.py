@@ -26,7 +26,7 @@ PARTS: dict[str, dict[str, int]] = {
     "ingest": {"records": 2_000},
     "gateway": {"requests": 500, "connections": 16},
     "postback": {"deliveries": 400, "conversions": 1_000, "steady_s": 1},
-    "whole": {"rate": 1_000, "seconds": 3, "latency_seconds": 1},
+    "whole": {"rate": 1_000, "seconds": 3, "latency_s": 1},
 }
 """The modules beside this one whose `bench` is measured, in this order, and their sizes in a smoke run."""
 

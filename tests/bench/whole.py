@@ -40,9 +40,9 @@ OFFERED_RATE = 5_500
 
 
 async def bench(
-    *, rate: int = OFFERED_RATE, seconds: int = 60, latency_seconds: int = 30, announce: Callable[[str], None] = print
+    *, rate: int = OFFERED_RATE, seconds: int = 60, latency_s: int = 30, announce: Callable[[str], None] = print
 ) -> list[Row]:
-    """Offers `rate` for `seconds`, then half of it for `latency_seconds`."""
+    """Offers `rate` for `seconds`, then half of it for `latency_s`."""
     with tempfile.TemporaryDirectory(prefix="reengage-bench-", ignore_cleanup_errors=True) as directory:
         ports = suite_ports()
         async with running_suite(Path(directory), ports, announce=announce) as suite:
@@ -51,8 +51,8 @@ async def bench(
             try:
                 announce(f"{rate:,} records/s for {seconds} s")
                 rows = await _sustained(suite, database, rate, seconds)
-                announce(f"{TARGET_RATE // 2:,} records/s for {latency_seconds} s")
-                rows += await _latency(ports, TARGET_RATE // 2, latency_seconds)
+                announce(f"{TARGET_RATE // 2:,} records/s for {latency_s} s")
+                rows += await _latency(ports, TARGET_RATE // 2, latency_s)
             finally:
                 await database.close()
     return rows

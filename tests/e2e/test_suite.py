@@ -82,8 +82,8 @@ def start(directory: Path) -> Up:
     return up
 
 
-def until(fact: Callable[[], bool], within_seconds: float = 60) -> None:
-    deadline = time.monotonic() + within_seconds
+def until(fact: Callable[[], bool], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -350,7 +350,7 @@ def test_explain_says_why_x_was_not_asked_and_what_it_says_to_do_helps(up: Up, t
     assert "NO_CREDENTIALS" in up.reengage("deliveries", "shop-ios", delivery[1]).stdout
     give(SECRETS)
     numbers = itertools.count()  # an event may go before the news of the change
-    until(lambda: why(f"all-there-{next(numbers)}") == "x-ios was asked, and claims nothing.", within_seconds=30)
+    until(lambda: why(f"all-there-{next(numbers)}") == "x-ios was asked, and claims nothing.", within_s=30)
 
 
 def test_wrong_fields_are_all_named(up: Up) -> None:

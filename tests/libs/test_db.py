@@ -45,9 +45,7 @@ async def test_jsonb_is_python_in_arguments_arrays_and_copy(pool: Pool) -> None:
 
 async def test_unreachable_database_names_no_password() -> None:
     with pytest.raises(DatabaseUnavailableError) as caught:
-        async with open_pool(
-            "postgresql://me:hunter2@127.0.0.1:1/none", schema="s", application_name="t", wait_seconds=0.1
-        ):
+        async with open_pool("postgresql://me:hunter2@127.0.0.1:1/none", schema="s", application_name="t", wait_s=0.1):
             pass
     assert "hunter2" not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -64,7 +62,7 @@ async def test_invalid_dsn_is_not_quoted(dsn: str) -> None:
 async def test_unknown_role_fails_at_once(database: Database) -> None:
     dsn = database.postgres.dsn("nobody_knows", database.name)
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
-        async with open_pool(dsn, schema="s", application_name="t", wait_seconds=60):
+        async with open_pool(dsn, schema="s", application_name="t", wait_s=60):
             pass
 
 
@@ -157,7 +155,7 @@ async def test_a_server_that_says_it_stops_while_nothing_is_asked_is_lost(pool: 
 
 async def test_retries_end(pool: Pool) -> None:
     async def fail() -> None:
-        async for attempt in transactions(pool, retry_seconds=0.05):
+        async for attempt in transactions(pool, retry_s=0.05):
             async with attempt as connection:
                 await connection.execute(
                     "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = 'serialization_failure'; END $$"
@@ -216,7 +214,7 @@ async def test_transaction_survives_a_crash_of_the_database(durable_database: Da
         await pool.execute("INSERT INTO kept SELECT generate_series(1, 1000)")
         restarting: list[asyncio.Task[None]] = []
         kept = 0
-        async for attempt in transactions(pool, retry_seconds=30):
+        async for attempt in transactions(pool, retry_s=30):
             async with attempt as connection:
                 if not restarting:
                     await durable_database.postgres.kill()

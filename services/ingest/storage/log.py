@@ -27,7 +27,7 @@ class LogStore:
         """
         outcomes: list[Outcome] = []
         with log_unavailable():
-            async for attempt in transactions(self._pool, retry_seconds=self._retry_s):
+            async for attempt in transactions(self._pool, retry_s=self._retry_s):
                 async with attempt as connection:
                     outcomes = await _append(connection, entries)
         return outcomes
@@ -199,7 +199,7 @@ class LogStore:
         """
         erased = forgotten = 0
         with log_unavailable():
-            async for attempt in transactions(self._pool, retry_seconds=self._retry_s):
+            async for attempt in transactions(self._pool, retry_s=self._retry_s):
                 async with attempt as connection:
                     forgotten = await dedupe.forget_keys(connection, keys)
                     erased = await _delete_entries(connection, lane, positions)
