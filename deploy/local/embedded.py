@@ -27,7 +27,7 @@ DEFAULT_DIRECTORY = Path(".data/postgres")
 DATABASE = "reengage"
 SUPERUSER = "postgres"
 DEFAULT_PORT = 5432  # names the socket, too
-SOCKET_PATH_LIMIT = 107  # bytes; the kernel's, less the closing zero
+MAX_SOCKET_PATH_BYTES = 107  # the kernel's, less the closing zero
 
 # For two cores and some memory to spare. Nothing here weakens what a commit promises.
 SETTINGS = {
@@ -163,7 +163,7 @@ class EmbeddedPostgres:
             await connection.close()
 
     def _prepare_socket_directory(self) -> None:
-        if len(os.fsencode(self._socket_directory / ".s.PGSQL.65535")) > SOCKET_PATH_LIMIT:
+        if len(os.fsencode(self._socket_directory / ".s.PGSQL.65535")) > MAX_SOCKET_PATH_BYTES:
             self._socket_directory = Path(tempfile.mkdtemp(prefix="reengage-"))
         self._socket_directory.mkdir(mode=0o700, exist_ok=True)
         _give_to_server_user(self._socket_directory)

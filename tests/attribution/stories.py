@@ -129,7 +129,7 @@ class Story:
         rulebook = Rulebook(
             revision=0, apps={self.app_id: self.rules}, sources={}, tracker_names={}, app_names={}, san_accounts={}
         )
-        settings = cast("Follower[Rulebook]", Settings(rulebook))
+        settings = cast("Follower[Rulebook]", FixedSettings(rulebook))
         job = LateArrivals(
             pool=self.pool,
             settings=settings,
@@ -206,7 +206,7 @@ class _EmptyLog:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FixedSettings:
     """Settings that stay as they are."""
 
     current: Rulebook

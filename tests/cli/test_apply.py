@@ -54,7 +54,7 @@ campaigns:
 """
 
 
-class Settings:
+class AppFile:
     """A settings file of an app that no other test has, and the commands about it."""
 
     def __init__(self, path: Path, app_id: str, reengage: Reengage) -> None:
@@ -104,21 +104,21 @@ class Settings:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, request: pytest.FixtureRequest, reengage: Reengage) -> Settings:
+def settings(tmp_path: Path, request: pytest.FixtureRequest, reengage: Reengage) -> AppFile:
     app_id = request.node.name.removeprefix("test_").replace("_", "-").replace("[", ".").rstrip("]")[:40]
-    made = Settings(tmp_path / "app.yaml", app_id, reengage)
+    made = AppFile(tmp_path / "app.yaml", app_id, reengage)
     made.call("CreateNetwork", network={"network_id": "link-ios", "name": "Links", "platform": "PLATFORM_IOS"})
     return made
 
 
 @pytest.fixture
-def applied(settings: Settings) -> Settings:
+def applied(settings: AppFile) -> AppFile:
     """Returns settings whose file is applied."""
     settings.applied()
     return settings
 
 
-def test_everything_is_created_and_then_there_is_nothing_to_do(settings: Settings) -> None:
+def test_everything_is_created_and_then_there_is_nothing_to_do(settings: AppFile) -> None:
     app_id = settings.app_id
     first = settings.applied()
     assert [(action, what) for action, what, _ in first] == [
@@ -141,7 +141,7 @@ def test_everything_is_created_and_then_there_is_nothing_to_do(settings: Setting
     assert (again.code, again.out) == (0, f"{app_id} is as the file says: nothing to do.\n")
 
 
-def test_fields_change_to_what_the_file_says_and_left_out_ones_to_their_defaults(applied: Settings) -> None:
+def test_fields_change_to_what_the_file_says_and_left_out_ones_to_their_defaults(applied: AppFile) -> None:
     applied.edit("windows: {click_device: 2h, click_modeled: disabled}", "windows: {click_device: 30m}")
     applied.edit("            custom_parameters: {sku: home}\n", "")
     applied.edit("min_time_to_reengagement: 12h, ", "")
@@ -164,7 +164,7 @@ def test_fields_change_to_what_the_file_says_and_left_out_ones_to_their_defaults
     assert applied.applied() == []
 
 
-def test_how_late_a_record_may_be_is_said_by_a_file_and_exported(applied: Settings) -> None:
+def test_how_late_a_record_may_be_is_said_by_a_file_and_exported(applied: AppFile) -> None:
     """D12, D13: none at all is something else than nothing said."""
     applied.edit(
         "    windows: {click_ip: 1d}\n", "    {windows: {click_ip: 1d}, late_window: 0, inactivity_window: 90d}\n"
@@ -197,7 +197,7 @@ def test_how_late_a_record_may_be_is_said_by_a_file_and_exported(applied: Settin
     ]
 
 
-def test_what_a_section_does_not_name_is_archived(applied: Settings) -> None:
+def test_what_a_section_does_not_name_is_archived(applied: AppFile) -> None:
     app_id = applied.app_id
     applied.text = applied.text[: applied.text.index("campaigns:")] + "campaigns:\n"
     applied.edit("  Login:\n", "")
@@ -213,12 +213,12 @@ def test_what_a_section_does_not_name_is_archived(applied: Settings) -> None:
     assert applied.applied() == []
 
 
-def test_a_section_that_is_left_out_stays_as_it_is(applied: Settings) -> None:
+def test_a_section_that_is_left_out_stays_as_it_is(applied: AppFile) -> None:
     applied.path.write_text(applied.text[: applied.text.index("network_settings:")])
     assert applied.applied() == []
 
 
-def test_what_goes_gives_its_name_to_what_comes(applied: Settings) -> None:
+def test_what_goes_gives_its_name_to_what_comes(applied: AppFile) -> None:
     applied.edit("APP-acq: {network_id", "APP-acq2: {name: APP-acq, network_id")
     assert [(action, what) for action, what, _ in applied.applied()] == [
         ("archive", f"tracker {applied.app_id}-acq"),
@@ -226,7 +226,7 @@ def test_what_goes_gives_its_name_to_what_comes(applied: Settings) -> None:
     ]
 
 
-def test_a_name_goes_from_one_to_the_other(applied: Settings) -> None:
+def test_a_name_goes_from_one_to_the_other(applied: AppFile) -> None:
     applied.edit(
         "APP-acq: {network_id",
         "APP-a2: {name: APP-acq, network_id: link-ios, install_url: 'https://a.b'}\n"
@@ -238,7 +238,7 @@ def test_a_name_goes_from_one_to_the_other(applied: Settings) -> None:
     ]
 
 
-def test_an_editor_of_the_app_may_apply(applied: Settings) -> None:
+def test_an_editor_of_the_app_may_apply(applied: AppFile) -> None:
     """A key that sees one app is enough, and sees what it needs to."""
     app_id = applied.app_id
     key = applied.call("CreateApiKey", api_key={"name": app_id, "role": "ROLE_EDITOR", "app_id": app_id})["key"]
@@ -250,7 +250,7 @@ def test_an_editor_of_the_app_may_apply(applied: Settings) -> None:
     assert applied.tracker("APP-acq")["agency_id"] == f"{app_id}-agency"
 
 
-def test_an_event_is_archived_once_no_tracker_selects_it_and_can_come_back(applied: Settings) -> None:
+def test_an_event_is_archived_once_no_tracker_selects_it_and_can_come_back(applied: AppFile) -> None:
     applied.edit("  Login:\n", "")
     applied.edit("events: [Purchase, Login]", "events: [Purchase]")
     assert [(action, what) for action, what, _ in applied.applied()] == [
@@ -268,7 +268,7 @@ def test_an_event_is_archived_once_no_tracker_selects_it_and_can_come_back(appli
     ]
 
 
-def test_the_default_tracker_moves(applied: Settings) -> None:
+def test_the_default_tracker_moves(applied: AppFile) -> None:
     x2 = "          APP-0: {network_id: x-ios, type: REENGAGEMENT, events: [Purchase], default_tracker: true}\n"
     applied.edit(", default_tracker: true}", "}")
     applied.edit("          APP-acq:", x2 + "          APP-acq:")
@@ -280,7 +280,7 @@ def test_the_default_tracker_moves(applied: Settings) -> None:
     assert applied.applied() == []
 
 
-def test_secrets_that_the_file_leaves_out_stay(applied: Settings) -> None:
+def test_secrets_that_the_file_leaves_out_stay(applied: AppFile) -> None:
     app_id, key = applied.app_id, "0123456789abcdef"
     applied.call(
         "UpdateTracker",
@@ -295,7 +295,7 @@ def test_secrets_that_the_file_leaves_out_stay(applied: Settings) -> None:
     assert applied.tracker("APP-re")["click_validation_key"] == "fedcba9876543210"
 
 
-def test_events_that_nobody_created_are_left_alone_until_they_hold_something(applied: Settings) -> None:
+def test_events_that_nobody_created_are_left_alone_until_they_hold_something(applied: AppFile) -> None:
     app_id = applied.app_id
     applied.call("RegisterEvents", app_id=app_id, event_names=["Seen", "Tuned"])
     assert applied.applied() == []
@@ -304,7 +304,7 @@ def test_events_that_nobody_created_are_left_alone_until_they_hold_something(app
     assert applied.applied() == [("archive", "event definition Tuned", {})]
 
 
-def test_it_asks_and_no_changes_nothing(settings: Settings) -> None:
+def test_it_asks_and_no_changes_nothing(settings: AppFile) -> None:
     refused = settings.reengage("apply", str(settings.path), input="n\n")
     assert refused.code == 1
     assert f"Plan for {settings.app_id}" in refused.out
@@ -318,14 +318,14 @@ def test_it_asks_and_no_changes_nothing(settings: Settings) -> None:
     assert (accepted.code, accepted.out.splitlines()[-1]) == (0, "Applied.")
 
 
-def test_plan_only_changes_nothing(settings: Settings) -> None:
+def test_plan_only_changes_nothing(settings: AppFile) -> None:
     planned = settings.reengage("apply", str(settings.path), "--plan-only", "--json")
     assert planned.code == 0
     assert len(json.loads(planned.out)["changes"]) == 10
     assert settings.reengage("apps", "get", settings.app_id).code == 1
 
 
-def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: Settings) -> None:
+def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: AppFile) -> None:
     settings.edit("windows: {click_device: 2h, click_modeled: disabled}", "windows: {click_device: 2 hours, click: 1d}")
     settings.edit("url_schemes: [demo]", "url_schemes: demo\n  colour: red")
     settings.edit("type: REENGAGEMENT\n", "type: RETURN\n            tracker_id: other\n")
@@ -349,7 +349,7 @@ def test_every_problem_is_named_with_its_line_and_nothing_is_changed(settings: S
         assert line.startswith(f"{number}: {text}")
 
 
-def test_values_are_checked_by_the_rules_of_tracker(settings: Settings) -> None:
+def test_values_are_checked_by_the_rules_of_tracker(settings: AppFile) -> None:
     settings.edit("click_ip: 1d", "click_ip: 31d")
     settings.edit("            events: [Purchase, Login]\n", "")
     settings.edit("allowed_countries: [DE, FR]", "allowed_countries: [DE, France]")
@@ -362,7 +362,7 @@ def test_values_are_checked_by_the_rules_of_tracker(settings: Settings) -> None:
     ]
 
 
-def test_what_does_not_fit_what_is_there_changes_nothing(settings: Settings) -> None:
+def test_what_does_not_fit_what_is_there_changes_nothing(settings: AppFile) -> None:
     settings.edit("APP-acq: {network_id: link-ios", "APP-acq: {agency_id: nobody, network_id: link-android")
     settings.edit("granular_data_policy: REDACT}", "granular_data_policy: REDACT}\n  nobody: {}")
     settings.edit("APP-x: {network_id: x-ios", "APP-x: {san_account_ids: [APP-main], network_id: x-ios")
@@ -378,7 +378,7 @@ def test_what_does_not_fit_what_is_there_changes_nothing(settings: Settings) -> 
     assert settings.reengage("apps", "get", app_id).code == 1
 
 
-def test_what_never_changes_is_refused(applied: Settings) -> None:
+def test_what_never_changes_is_refused(applied: AppFile) -> None:
     app_id = applied.app_id
     applied.edit("            type: REENGAGEMENT\n", "")
     applied.edit("            events: [Purchase, Login]\n", "")
@@ -389,14 +389,14 @@ def test_what_never_changes_is_refused(applied: Settings) -> None:
     assert f"tracker {app_id}-x: segment_id: is {app_id}-a and cannot become {app_id}-c; take another id" in found
 
 
-def test_what_is_archived_stays_archived(applied: Settings) -> None:
+def test_what_is_archived_stays_archived(applied: AppFile) -> None:
     applied.call("ArchiveTracker", tracker_id=f"{applied.app_id}-acq")
     assert applied.problems() == [
         f"{applied.line('APP-acq')}: tracker {applied.app_id}-acq: is archived and stays so; take another id"
     ]
 
 
-def test_what_may_be_there_once_only_is_refused_twice(settings: Settings) -> None:
+def test_what_may_be_there_once_only_is_refused_twice(settings: AppFile) -> None:
     settings.edit(
         "          APP-acq:",
         "          APP-y: {network_id: x-ios, type: REENGAGEMENT, events: [Purchase], default_tracker: true}\n"
@@ -445,7 +445,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path, reengage: Reengage) ->
     assert (answer.code, answer.err) == (2, f"{tmp_path / 'none.yaml'}: No such file or directory\n")
 
 
-def test_an_exported_app_is_a_file_with_nothing_to_do(applied: Settings, tmp_path: Path) -> None:
+def test_an_exported_app_is_a_file_with_nothing_to_do(applied: AppFile, tmp_path: Path) -> None:
     app_id = applied.app_id
     applied.call("RegisterEvents", app_id=app_id, event_names=["Seen"])
     key = {"tracker_id": f"{app_id}-re", "click_validation_key": "0123456789abcdef"}
@@ -467,7 +467,7 @@ def test_an_exported_app_is_a_file_with_nothing_to_do(applied: Settings, tmp_pat
     assert (missing.code, missing.err) == (1, "There is no app nobody.\n")
 
 
-def test_an_id_of_another_app_is_named_and_nothing_is_changed(settings: Settings) -> None:
+def test_an_id_of_another_app_is_named_and_nothing_is_changed(settings: AppFile) -> None:
     app_id = settings.app_id
     settings.call("CreateApp", app={"app_id": f"{app_id}.other", "name": f"{app_id}.other", "platform": 1})
     settings.call(
@@ -499,7 +499,7 @@ postbacks:
 
 
 @pytest.fixture
-def with_postbacks(applied: Settings) -> Settings:
+def with_postbacks(applied: AppFile) -> AppFile:
     """Returns settings whose file has postbacks, too, and is applied."""
     applied.text += POSTBACKS.replace("APP", applied.app_id)
     applied.path.write_text(applied.text)
@@ -510,13 +510,13 @@ def with_postbacks(applied: Settings) -> Settings:
     return applied
 
 
-def test_postbacks_are_created_and_then_there_is_nothing_to_do(with_postbacks: Settings) -> None:
+def test_postbacks_are_created_and_then_there_is_nothing_to_do(with_postbacks: AppFile) -> None:
     assert with_postbacks.applied() == []
     listed = json.loads(with_postbacks.reengage("postbacks", "list", with_postbacks.app_id, "--json").out)
     assert [each["trigger"] for each in listed["configurations"]] == ["Purchase", "Login"]
 
 
-def test_postbacks_change_to_what_the_file_says_and_left_out_fields_to_their_defaults(with_postbacks: Settings) -> None:
+def test_postbacks_change_to_what_the_file_says_and_left_out_fields_to_their_defaults(with_postbacks: AppFile) -> None:
     app_id = with_postbacks.app_id
     with_postbacks.edit("    delivery_delay: 30s\n", "    clicks_only: true\n")
     with_postbacks.edit('url: "https://acme.example/2"', 'url: "https://acme.example/3"')
@@ -530,7 +530,7 @@ def test_postbacks_change_to_what_the_file_says_and_left_out_fields_to_their_def
     assert with_postbacks.applied() == []
 
 
-def test_postbacks_that_the_file_does_not_name_are_archived_and_stay_so(with_postbacks: Settings) -> None:
+def test_postbacks_that_the_file_does_not_name_are_archived_and_stay_so(with_postbacks: AppFile) -> None:
     app_id, text = with_postbacks.app_id, with_postbacks.text
     with_postbacks.text = "\n".join(line for line in text.splitlines() if f"{app_id}-p2" not in line) + "\n"
     with_postbacks.path.write_text(with_postbacks.text)
@@ -542,7 +542,7 @@ def test_postbacks_that_the_file_does_not_name_are_archived_and_stay_so(with_pos
     ]
 
 
-def test_secrets_and_a_pause_that_the_file_leaves_out_stay(with_postbacks: Settings) -> None:
+def test_secrets_and_a_pause_that_the_file_leaves_out_stay(with_postbacks: AppFile) -> None:
     configuration_id = f"{with_postbacks.app_id}-p1"
     assert with_postbacks.reengage("postbacks", "edit", configuration_id, "secrets.token=t").code == 0
     assert with_postbacks.reengage("postbacks", "pause", configuration_id).code == 0
@@ -554,7 +554,7 @@ def test_secrets_and_a_pause_that_the_file_leaves_out_stay(with_postbacks: Setti
     assert with_postbacks.applied() == []
 
 
-def test_what_postback_refuses_is_named_with_its_line(with_postbacks: Settings) -> None:
+def test_what_postback_refuses_is_named_with_its_line(with_postbacks: AppFile) -> None:
     app_id = with_postbacks.app_id
     with_postbacks.edit("      method: POST\n", "      method: PUSH\n")
     with_postbacks.edit("trigger: Login", "trigger: Other")
@@ -565,7 +565,7 @@ def test_what_postback_refuses_is_named_with_its_line(with_postbacks: Settings) 
 
 
 def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
-    applied: Settings, tracker_target: str, capsys: pytest.CaptureFixture[str]
+    applied: AppFile, tracker_target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app_id = applied.app_id
     applied.edit("windows: {click_device: 2h", "windows: {click_device: 3h")
@@ -597,7 +597,7 @@ def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
     assert made["max_conversions_per_engagement"] == 7
 
 
-def test_the_sample_file_is_the_sample(settings: Settings) -> None:
+def test_the_sample_file_is_the_sample(settings: AppFile) -> None:
     """Loading the sample and applying its file come to the same."""
     assert settings.reengage("apply", str(SAMPLE)).code == 2  # its networks are of no app
     for method, resources in (

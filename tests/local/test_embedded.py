@@ -6,7 +6,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from deploy.local.embedded import SOCKET_PATH_LIMIT, EmbeddedPostgres, EmbeddedPostgresError
+from deploy.local.embedded import MAX_SOCKET_PATH_BYTES, EmbeddedPostgres, EmbeddedPostgresError
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.process
@@ -70,7 +70,7 @@ async def test_stale_pid_file_is_no_obstacle(tmp_path: Path) -> None:
 
 
 async def test_long_path_and_tcp_with_password(tmp_path: Path) -> None:
-    directory, port = tmp_path / ("x" * SOCKET_PATH_LIMIT), free_port()
+    directory, port = tmp_path / ("x" * MAX_SOCKET_PATH_BYTES), free_port()
     async with EmbeddedPostgres(directory, port=port) as server:
         assert await ask(server, "SELECT 1") == 1
         password_file = directory / "password"

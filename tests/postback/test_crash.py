@@ -272,7 +272,7 @@ async def test_the_database_restarts_in_mid_delivery(
         connection = await asyncpg.connect(durable_database.admin_dsn)
 
         async def all_delivered() -> bool:
-            # Those whose claim was lost with the connection come again when their leases end: now.
+            # Those whose lease was lost with the connection come again when their leases end: now.
             await connection.execute(
                 "UPDATE postback.deliveries SET due_us = postback.now_us() "
                 "WHERE lease_id IS NOT NULL AND leased_us < postback.now_us() - 2000000"

@@ -24,7 +24,9 @@ SEARCHES = {
         r"\bclaim_id\b|_claim_due\b|\bClaimed\b|\bclaimed_us\b|\bclaimers?\b",
         ("libs", "protos/reengage/ingest", "protos/reengage/postback", "services/ingest", "services/postback"),
     ),
-    "`claim` for a dedupe key": Search(r"\bclaim(s|ed|ing)? (a |the |its |their )?(dedupe )?keys?\b|\bclaim_keys?\b"),
+    "`claim` for a dedupe key": Search(
+        r"\bclaim(s|ed|ing)? (a |the |its |their )?(dedupe )?keys?\b|\b[Kk]eys? (is|are) claimed|\bclaim_keys?\b"
+    ),
     "`replay` of a delivery": Search(
         "replay", ("services/postback", "protos/reengage/postback", "tests/postback", "deploy/base/postback")
     ),
@@ -40,7 +42,6 @@ TEXTS = {
     if path.suffix in {".json", ".md", ".proto", ".py", ".sh", ".sql", ".yaml"}
     and not is_generated(path)
     and path not in SAYS_THEM
-    and path.parts[:2] != ("docs", "decisions")
 }
 
 
