@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Suite:
     ports: Ports
     postgres: EmbeddedPostgres
     services: Mapping[str, ServiceProcess]
-    admin_key: str
+    admin_key: str = field(repr=False)
     """Opens tracker."""
 
 

@@ -85,4 +85,4 @@ class Tracker:
     install_url: Template
     deep_link: Template | None = None
     custom_parameters: Mapping[str, str] = field(default_factory=dict)
-    validation_key: bytes = b""
+    validation_key: bytes = field(default=b"", repr=False)
