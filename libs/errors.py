@@ -113,7 +113,7 @@ class Violations:
         if "\0" in text:
             self.add(field, "INVALID_TEXT", "must not contain NUL")
         if len(text) > max_characters:
-            self.add(field, "TOO_LONG", f"at most {max_characters:,} characters")
+            self.add(field, "TOO_LONG", f"must be at most {max_characters:,} characters")
 
     def check(self) -> None:
         """Raises `InvalidArgument` if any was noted."""

@@ -245,7 +245,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         violations = Violations()
         period = _period(violations, request)
         if len(request.overrides) > _MAX_OVERRIDES:
-            violations.add("overrides", "TOO_MANY", f"at most {_MAX_OVERRIDES:,}")
+            violations.add("overrides", "TOO_MANY", f"must be at most {_MAX_OVERRIDES:,}")
         token = decode_token(request.resume_token, (str, int), violations, field="resume_token")
         after = _as_uuid(str(token[0])) if token else None
         if token and after is None:

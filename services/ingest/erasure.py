@@ -139,10 +139,10 @@ def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> Mapping[int, int]
     found = Violations()
     found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
     if not request.device_ids and not request.record_ids:
-        found.add("device_ids", "REQUIRED", "at least one id, of a device or a record")
+        found.add("device_ids", "REQUIRED", "must name at least one id, of a device or a record")
     for field, ids in (("device_ids", request.device_ids), ("record_ids", request.record_ids)):
         if len(ids) > MAX_IDS:
-            found.add(field, "TOO_MANY", f"at most {MAX_IDS:,}")
+            found.add(field, "TOO_MANY", f"must be at most {MAX_IDS:,}")
     if any(not normalise(device_id).strip("0") for device_id in request.device_ids):
         found.add("device_ids", "INVALID_ID", "must not be empty or all zero")
     below: dict[int, int] = {}
@@ -153,6 +153,6 @@ def _parse(request: record_erasure_pb2.EraseRecordsRequest) -> Mapping[int, int]
             found.add(f"below[{index}].position", "OUT_OF_RANGE", "must be 0 or more")
         below[place.lane] = place.position
     if not below:
-        found.add("below", "REQUIRED", "at least one lane")
+        found.add("below", "REQUIRED", "must name at least one lane")
     found.check()
     return below

@@ -161,9 +161,9 @@ class IngestService(IngestServiceServicer):
     def _check(self, records: Sequence[record_pb2.Record]) -> tuple[Checked, list[Entry]]:
         """Returns the results of refused records, None for the others, and the entries of those. Never waits."""
         if not records:
-            raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="at least one record")])
+            raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="must hold a record")])
         if len(records) > MAX_RECORDS:
-            too_many = Violation(field="records", reason="TOO_MANY", description=f"at most {MAX_RECORDS:,} records")
+            too_many = Violation(field="records", reason="TOO_MANY", description=f"must be at most {MAX_RECORDS:,}")
             raise InvalidArgument([too_many], reason="BATCH_TOO_LARGE")
         settings, now_us = self._settings.current, self._now_us()
         results: Checked = []
@@ -229,12 +229,12 @@ def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
         if not 0 <= place.lane < LANES:
             found.add(f"from[{index}].lane", "OUT_OF_RANGE", f"must be 0 to {LANES - 1}")
         if place.lane in start:
-            found.add(f"from[{index}].lane", "DUPLICATE", "each lane is named once")
+            found.add(f"from[{index}].lane", "DUPLICATE", "must be named once")
         if place.position < 0:
             found.add(f"from[{index}].position", "OUT_OF_RANGE", "must be 0 or more")
         start[place.lane] = place.position
     if not places:
-        found.add("from", "REQUIRED", "at least one lane")
+        found.add("from", "REQUIRED", "must name at least one lane")
     if request.selection not in _SELECTIONS:
         found.add("selection", "INVALID_VALUE", "must be one of the named selections")
     if any(not 0 <= lane < LANES for lane in request.app_lanes):

@@ -46,11 +46,11 @@ def violations(
     _check_app_and_time(record, found, now_us)
     _check_device_ids(device_ids, found)
     if not has_device and kind in _NEED_DEVICE_ID:
-        found.add("device_ids", "REQUIRED", "at least one usable device id")
+        found.add("device_ids", "REQUIRED", "must hold at least one usable device id")
     _check_surroundings(record, found, kind)
     _check_privacy(record, found)
     if kind is None:
-        found.add("kind", "REQUIRED", "exactly one of the kinds of records")
+        found.add("kind", "REQUIRED", "must be exactly one of the kinds of records")
     else:
         _CHECKS[kind](record, found)
     return found.violations
@@ -76,24 +76,24 @@ class _Found:
 
     def check_id(self, field: str, value: str, max_characters: int = MAX_ID) -> None:
         if len(value) > max_characters:
-            self.add(field, "TOO_LONG", f"at most {max_characters} characters")
+            self.add(field, "TOO_LONG", f"must be at most {max_characters:,} characters")
         if "\0" in value:
             self.add(field, "INVALID_TEXT", "must not contain NUL")
 
     def check_text(self, field: str, value: str) -> None:
         # Counting bytes costs a copy: only what may be too long in UTF-8 is counted.
         if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
-            self.add(field, "TOO_LONG", f"at most {MAX_TEXT_BYTES} bytes")
+            self.add(field, "TOO_LONG", f"must be at most {MAX_TEXT_BYTES:,} bytes")
         if "\0" in value:
             self.add(field, "INVALID_TEXT", "must not contain NUL")
 
-    def check_given(self, field: str, value: str, what: str) -> None:
+    def check_given(self, field: str, value: str) -> None:
         if not value:
-            self.add(field, "REQUIRED", what)
+            self.add(field, "REQUIRED", "must be set")
 
     def check_pairs(self, field: str, pairs: Mapping[str, str]) -> None:
         if len(pairs) > MAX_PAIRS:
-            self.add(field, "TOO_MANY", f"at most {MAX_PAIRS} keys")
+            self.add(field, "TOO_MANY", f"must be at most {MAX_PAIRS} keys")
         for name, value in pairs.items():
             self.check_id(field, name)
             self.check_text(f"{field}.{name[:MAX_ID]}", value)
@@ -108,7 +108,7 @@ class _Found:
 
     def check_tracker(self, field: str, tracker_id: str, app_id: str) -> None:
         if not tracker_id:
-            self.add(field, "REQUIRED", "the tracker")
+            self.add(field, "REQUIRED", "must be set")
         # Of an unknown app nothing can be said about its trackers.
         elif app_id in self.settings.apps and self.settings.app_of_tracker.get(tracker_id) != app_id:
             self.add(field, "UNKNOWN_TRACKER", "the app has no such tracker")
@@ -130,22 +130,24 @@ def _check_app_and_time(record: record_pb2.Record, found: _Found, now_us: int) -
     app_id = record.app_id
     app = found.settings.apps.get(app_id)
     if not app_id:
-        found.add("app_id", "REQUIRED", "the app that the record belongs to")
+        found.add("app_id", "REQUIRED", "must be the app that the record belongs to")
     elif app is None:
         found.add("app_id", "UNKNOWN_APP", "no live app has this id")
     found.check_id("record_id", record.record_id)
     time_us = found.check_time("event_time", record.event_time) if record.HasField("event_time") else None
     if app is not None and time_us is not None:
         if time_us > now_us + app.max_lead_us:
-            found.add("event_time", "EVENT_TIME_IN_FUTURE", f"at most {app.max_lead_us // SECOND_US} s ahead")
+            found.add("event_time", "EVENT_TIME_IN_FUTURE", f"must be at most {app.max_lead_us // SECOND_US} s ahead")
         elif time_us < now_us - app.max_age_us:
-            found.add("event_time", "EVENT_TIME_TOO_OLD", f"at most {app.max_age_us // SECOND_US} s back")
+            found.add("event_time", "EVENT_TIME_TOO_OLD", f"must be at most {app.max_age_us // SECOND_US} s back")
 
 
 def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
     for name, value in device_ids.items():
         if name not in KNOWN_KINDS:
-            found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names are {', '.join(RAW_KINDS)}, with or without a hash")
+            found.add(
+                "device_ids", "UNKNOWN_DEVICE_ID", f"names must be of {', '.join(RAW_KINDS)}, with or without a hash"
+            )
         elif len(value) > MAX_ID or not found.is_plain:
             found.check_id(f"device_ids.{name}", value)
 
@@ -154,9 +156,9 @@ def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | No
     ip_address = record.ip_address
     if ip_address:
         if not _is_ip_address(ip_address):
-            found.add("ip_address", "INVALID_IP_ADDRESS", "an IPv4 or IPv6 address")
+            found.add("ip_address", "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
     elif kind in _NEED_IP_ADDRESS:
-        found.add("ip_address", "REQUIRED", "the device's IP address")
+        found.add("ip_address", "REQUIRED", "must be the device's IP address")
     if not found.is_plain:
         found.check_text("user_agent", record.user_agent)
         found.check_text("app_version", record.app_version)
@@ -201,7 +203,7 @@ def _check_install(record: record_pb2.Record, found: _Found) -> None:
 def _check_event(record: record_pb2.Record, found: _Found) -> None:
     event = record.event
     event_name = event.event_name
-    found.check_given("event.event_name", event_name, "the name of the event")
+    found.check_given("event.event_name", event_name)
     found.check_id("event.event_name", event_name, MAX_EVENT_NAME)
     if is_reserved(event_name):
         found.add("event.event_name", "RESERVED_NAME", f"names beginning with {INSTALL} are reserved")
@@ -209,7 +211,7 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
         if name in RESERVED_EVENT_DATA:
             found.add(f"event.event_data.{name}", "RESERVED_NAME", "this name is reserved; use another")
     if event.HasField("revenue") and not _CURRENCY_CODE.fullmatch(event.revenue.currency_code):
-        found.add("event.revenue.currency_code", "INVALID_CURRENCY_CODE", "three capital letters, as ISO 4217")
+        found.add("event.revenue.currency_code", "INVALID_CURRENCY_CODE", "must be an ISO 4217 code, as USD")
     if not found.is_short(event):
         found.check_pairs("event.event_data", event.event_data)
         found.check_id("event.click_record_id", event.click_record_id)
@@ -217,13 +219,13 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
 
 def _check_session(record: record_pb2.Record, found: _Found) -> None:
     if record.session.state not in (record_pb2.Session.STATE_START, record_pb2.Session.STATE_STOP):
-        found.add("session.state", "REQUIRED", "STATE_START or STATE_STOP")
+        found.add("session.state", "REQUIRED", "must be STATE_START or STATE_STOP")
     found.check_id("session.click_record_id", record.session.click_record_id)
 
 
 def _check_deep_link_open(record: record_pb2.Record, found: _Found) -> None:
     link = record.deep_link_open
-    found.check_given("deep_link_open.uri", link.uri, "the link that opened the app")
+    found.check_given("deep_link_open.uri", link.uri)
     found.check_text("deep_link_open.uri", link.uri)
     found.check_id("deep_link_open.click_record_id", link.click_record_id)
     # Links come from anywhere: a tracker that is not ours makes no candidate, but the app was opened all the same.
@@ -233,7 +235,7 @@ def _check_deep_link_open(record: record_pb2.Record, found: _Found) -> None:
 def _check_identity_link(record: record_pb2.Record, found: _Found) -> None:
     identities = record.identity_link.identities
     if not identities:
-        found.add("identity_link.identities", "REQUIRED", "at least one name and value")
+        found.add("identity_link.identities", "REQUIRED", "must hold at least one name and value")
     found.check_pairs("identity_link.identities", identities)
 
 

@@ -134,11 +134,11 @@ def _problem(field: Field, value: Value) -> tuple[str, str] | None:
     if any("\0" in text for text in texts):
         return "INVALID_TEXT", "must not contain NUL"
     if field.max_characters and any(len(text) > field.max_characters for text in texts):
-        return "TOO_LONG", f"at most {field.max_characters:,} characters"
+        return "TOO_LONG", f"must be at most {field.max_characters:,} characters"
     if field.max_entries and _entry_count(value) > field.max_entries:
-        return "TOO_MANY", f"at most {field.max_entries}"
+        return "TOO_MANY", f"must be at most {field.max_entries}"
     if field.allowed and _parsed(field, _written(value)) not in [_parsed(field, one.value) for one in field.allowed]:
-        return "NOT_ALLOWED", f"one of {', '.join(str(one.value) for one in field.allowed)}"
+        return "NOT_ALLOWED", f"must be one of {', '.join(str(one.value) for one in field.allowed)}"
     return None
 
 

@@ -267,7 +267,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         for name in ("conversion_ids", "device_ids", "stripped_conversion_ids"):
             given = getattr(request, name)
             if len(given) > MAX_CONVERSIONS:
-                violations.add(name, "BATCH_TOO_LARGE", f"at most {MAX_CONVERSIONS:,}")
+                violations.add(name, "BATCH_TOO_LARGE", f"must be at most {MAX_CONVERSIONS:,}")
             for number, text in enumerate(given):
                 _check_id(violations, f"{name}[{number}]", text)
         violations.check()
@@ -435,7 +435,9 @@ def _is_whole(conversion: conversion_pb2.Conversion) -> bool:
 
 def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
     if len(conversions) > MAX_CONVERSIONS:
-        too_many = Violation(field="conversions", reason="BATCH_TOO_LARGE", description=f"at most {MAX_CONVERSIONS:,}")
+        too_many = Violation(
+            field="conversions", reason="BATCH_TOO_LARGE", description=f"must be at most {MAX_CONVERSIONS:,}"
+        )
         raise InvalidArgument([too_many], "BATCH_TOO_LARGE")
     if conversions and all(map(_is_whole, conversions)):
         return

@@ -51,7 +51,7 @@ def check(message: Configuration, guard: Guard) -> None:
     adapter = ADAPTERS.get(message.adapter)
     if adapter is None:
         reason = "NOT_ALLOWED" if message.adapter else "REQUIRED"
-        violations.add("configuration.adapter", reason, f"one of {', '.join(sorted(ADAPTERS))}")
+        violations.add("configuration.adapter", reason, f"must be one of {', '.join(sorted(ADAPTERS))}")
     else:
         _check_options(message, adapter.description, violations)
         _check_adapter(message, adapter, guard, violations)
@@ -167,7 +167,7 @@ def _is_timeout(timeout: Duration) -> bool:
 
 def _check_secrets(message: Configuration, violations: Violations) -> None:
     if len(message.secrets) > MAX_SECRETS:
-        violations.add("configuration.secrets", "TOO_MANY", f"at most {MAX_SECRETS}")
+        violations.add("configuration.secrets", "TOO_MANY", f"must be at most {MAX_SECRETS}")
     for name, value in sorted(message.secrets.items()):
         if not _SECRET_NAME.fullmatch(name):
             violations.add("configuration.secrets", "INVALID_NAME", "names must be 1 to 64 of A-Z a-z 0-9 _ -")

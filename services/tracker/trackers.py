@@ -114,7 +114,7 @@ class Trackers:
         if request.HasField("campaign"):
             parents.append((CAMPAIGN, self._resources.named(CAMPAIGN, request.campaign)))
             if not request.HasField("segment"):
-                violations.add("segment", "REQUIRED", "must be given with a campaign")
+                violations.add("segment", "REQUIRED", "must be set with a campaign")
         if request.HasField("segment"):
             segment = self._resources.named(SEGMENT, request.segment)
             if parents:

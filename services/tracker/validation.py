@@ -83,7 +83,7 @@ def is_id(text: str) -> bool:
 def check_id(path: str, text: str, violations: Violations) -> None:
     """Notes what is wrong with an id, or a reference to one."""
     if not text:
-        violations.add(path, "REQUIRED", "must be given")
+        violations.add(path, "REQUIRED", "must be set")
     elif not is_id(text):
         violations.add(path, "INVALID_ID", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
 
@@ -91,7 +91,7 @@ def check_id(path: str, text: str, violations: Violations) -> None:
 def check_name(path: str, text: str, violations: Violations) -> None:
     """Notes what is wrong with a name that people read: of a resource, or of an event."""
     if not text:
-        violations.add(path, "REQUIRED", "must be given")
+        violations.add(path, "REQUIRED", "must be set")
     elif len(text) > 128:
         violations.add(path, "TOO_LONG", "must be at most 128 characters")
     elif not text.isprintable():
@@ -101,7 +101,7 @@ def check_name(path: str, text: str, violations: Violations) -> None:
 def check_text(path: str, text: str, max_characters: int, violations: Violations) -> None:
     """Notes what is wrong with a text; none is right."""
     if len(text) > max_characters:
-        violations.add(path, "TOO_LONG", f"must be at most {max_characters} characters")
+        violations.add(path, "TOO_LONG", f"must be at most {max_characters:,} characters")
     elif not text.isprintable():
         violations.add(path, "INVALID_TEXT", "must hold printable characters only")
 
@@ -211,7 +211,7 @@ def check_api_key(key: ApiKey, violations: Violations) -> None:
     """Notes what is wrong with a key: its role says which scopes it must have."""
     check_name("api_key.name", key.name, violations)
     if not key.role:
-        violations.add("api_key.role", "REQUIRED", "must be given")
+        violations.add("api_key.role", "REQUIRED", "must be set")
     if key.account_id and key.app_id:
         violations.add("api_key.app_id", "NOT_ALLOWED", "give an app, or an account, or neither")
     for name, role in (("network_id", ApiKey.ROLE_NETWORK), ("agency_id", ApiKey.ROLE_AGENCY)):

@@ -446,8 +446,8 @@ def test_what_ingest_finds_is_said_in_the_senders_words(value: dict[str, Any], f
     [
         ({"idfa": "A"}, "an idfa counts from iOS 14 on only with app_tracking_transparency.att"),
         ({"idfa_sha1": "A"}, "an idfa counts from iOS 14 on only with app_tracking_transparency.att"),
-        ({"idfa": "00000000-0000-0000-0000-000000000000"}, "at least one usable device id"),
-        ({}, "at least one usable device id"),
+        ({"idfa": "00000000-0000-0000-0000-000000000000"}, "must hold at least one usable device id"),
+        ({}, "must hold at least one usable device id"),
     ],
 )
 @pytest.mark.parametrize("usertime", ["", "x"])
@@ -460,7 +460,7 @@ def test_an_idfa_that_does_not_count_is_why_there_is_no_id(ids: dict[str, str], 
         found = list(caught.value.violations)
     else:
         assert not translate(value).device_ids
-        said = Violation(field="device_ids", reason="REQUIRED", description="at least one usable device id")
+        said = Violation(field="device_ids", reason="REQUIRED", description="must hold at least one usable device id")
         found = in_senders_words(value, [said])
     assert [(v.reason, v.description) for v in found if v.field == "data.device_ids"] == [("REQUIRED", wanted)]
 

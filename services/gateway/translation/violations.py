@@ -41,11 +41,11 @@ def add_what_ingest_would_say(body: Body, record: record_pb2.Record, find_app: C
     event, ip_address, kind = record.event, record.ip_address, record.WhichOneof("kind")
     has_device = any(map(is_usable, record.device_ids.values()))
     missing = [
-        (record.app_id, "kochava_app_id", "which app it belongs to"),
-        (has_device, "device_ids", _no_device(body.root) or "at least one usable device id"),
-        (ip_address or kind in _NEED_NO_IP_ADDRESS, "origination_ip", "the device's IP address"),
-        (event.event_name or kind != "event", "event_name", "what happened"),
-        (record.session.state or kind != "session", "state", "start or stop"),
+        (record.app_id, "kochava_app_id", "must be the app that it belongs to"),
+        (has_device, "device_ids", _no_device(body.root) or "must hold at least one usable device id"),
+        (ip_address or kind in _NEED_NO_IP_ADDRESS, "origination_ip", "must be the device's IP address"),
+        (event.event_name or kind != "event", "event_name", "must be set"),
+        (record.session.state or kind != "session", "state", "must be start or stop"),
     ]
     for given, key, description in missing:
         if not given and body.path(key) not in named:
@@ -53,7 +53,7 @@ def add_what_ingest_would_say(body: Body, record: record_pb2.Record, find_app: C
     if record.app_id and find_app(record.app_id) is None:
         body.violations.found.append(unknown_app(body.path("kochava_app_id")))
     if ip_address and body.path("origination_ip") not in named and not is_ip_address(ip_address):
-        body.violations.add(body.path("origination_ip"), "INVALID_IP_ADDRESS", "an IPv4 or IPv6 address")
+        body.violations.add(body.path("origination_ip"), "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
     for name in sorted(RESERVED_EVENT_DATA & event.event_data.keys()):
         path = f"{body.path('event_data')}.{name}"
         body.violations.add(path, "RESERVED_NAME", "this name is reserved; use another")

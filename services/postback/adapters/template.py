@@ -161,7 +161,7 @@ class Template:
         if body and method != "POST":
             report("body", "NOT_ALLOWED", "only a POST has a body")
         if len(body.encode()) > 64 * 1024:
-            report("body", "TOO_LONG", "at most 64 KB")
+            report("body", "TOO_LONG", "must be at most 64 KB")
         _check_headers(headers, report)
         url_pieces = _pieces(url, lambda _: _in_url)
         if url:
