@@ -21,6 +21,7 @@ from yarl import URL
 PORTS = frozenset({80, 443, 8080, 8443})
 
 Lookup: TypeAlias = Callable[[str, int, socket.AddressFamily], Awaitable[list[ResolveResult]]]
+IsPublic: TypeAlias = Callable[[str], bool]
 
 # Only these are routed to the world; much else of the space is not, and some parts carry an IPv4 address inside.
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
@@ -38,13 +39,26 @@ class AddressForbiddenError(OSError):
     """A delivery may not connect there."""
 
 
+def is_public(address: str) -> bool:
+    """Returns whether an IP address lies in the public internet; none that carries another does (NAT64, 6to4, …)."""
+    if "%" in address:  # a scope: never global
+        return False
+    ip = ip_address(address)
+    match ip:
+        case IPv4Address():
+            return ip.is_global and not ip.is_multicast
+        case IPv6Address():
+            return ip in _GLOBAL_IPV6 and ip.is_global and not any(ip in network for network in _CARRIES_IPV4)
+
+
 class Guard:
     """The rules of what may be connected to. `allowed`: comma-separated `host` (any port) or `host:port`; IPv6 in
-    brackets."""
+    brackets. All others only on `ports`, and at addresses that are public."""
 
-    def __init__(self, allowed: str = "") -> None:
+    def __init__(self, allowed: str = "", *, ports: frozenset[int] = PORTS, is_public: IsPublic = is_public) -> None:
         """Raises ValueError for an entry that is no host."""
         self._allowed = frozenset(_entry(text.strip()) for text in allowed.split(",") if text.strip())
+        self._ports, self._is_public = ports, is_public
 
     def allows_host(self, url: URL) -> bool:
         """Returns whether the allow-list opens the host of `url`, so that its addresses are not checked."""
@@ -58,10 +72,10 @@ class Guard:
             return "must be http or https, to a host"
         if self.allows_host(url):
             return ""
-        if url.port not in PORTS:
-            return f"only ports {', '.join(map(str, sorted(PORTS)))} of a host, {opened}"
+        if url.port not in self._ports:
+            return f"only ports {', '.join(map(str, sorted(self._ports)))} of a host, {opened}"
         host = _canonical(url.raw_host)
-        if is_literal(host) and not is_public(host):
+        if is_literal(host) and not self._is_public(host):
             return f"not a public address; refused {opened}"
         if _THIS_MACHINE.fullmatch(host):
             return f"a name of the service's own machine; refused {opened}"
@@ -71,17 +85,31 @@ class Guard:
 
     def connector(self, *, lookup: Lookup | None = None) -> TCPConnector:
         """Returns a connector to public addresses only, whatever a name resolves to. Bounds are the caller's."""
-        return TCPConnector(resolver=PublicResolver(lookup), socket_factory=_public_socket, limit=0, ttl_dns_cache=10)
+        resolver = PublicResolver(self._require_public, lookup)
+        return TCPConnector(resolver=resolver, socket_factory=self._public_socket, limit=0, ttl_dns_cache=10)
 
     def trusting_connector(self) -> TCPConnector:
         """Returns a connector to the hosts of the allow-list."""
         return TCPConnector(limit=0, ttl_dns_cache=10)
 
+    def _public_socket(
+        self, info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, Any]
+    ) -> socket.socket:
+        # Literal addresses never meet the resolver; this is the last step before connecting, for all.
+        family, kind, protocol, _, address = info
+        self._require_public(address[0])
+        return socket.socket(family, kind, protocol)
+
+    def _require_public(self, address: str) -> None:
+        if not self._is_public(address):
+            raise AddressForbiddenError("not a public address")
+
 
 class PublicResolver(AbstractResolver):
     """A resolver that refuses a name of which any address is not public: half a public name is no accident."""
 
-    def __init__(self, lookup: Lookup | None = None) -> None:
+    def __init__(self, require_public: Callable[[str], None], lookup: Lookup | None = None) -> None:
+        self._require_public = require_public
         self._lookup = lookup or ThreadedResolver(loop=asyncio.get_running_loop()).resolve
 
     async def resolve(
@@ -90,7 +118,7 @@ class PublicResolver(AbstractResolver):
         """Returns the addresses of a name. Raises AddressForbiddenError."""
         found = await self._lookup(host, port, family)
         for result in found:
-            _require_public(result["host"])
+            self._require_public(result["host"])
         return found
 
     async def close(self) -> None:
@@ -104,30 +132,6 @@ def is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_public(address: str) -> bool:
-    """Returns whether an IP address lies in the public internet; none that carries another does (NAT64, 6to4, …)."""
-    if "%" in address:  # a scope: never global
-        return False
-    ip = ip_address(address)
-    match ip:
-        case IPv4Address():
-            return ip.is_global and not ip.is_multicast
-        case IPv6Address():
-            return ip in _GLOBAL_IPV6 and ip.is_global and not any(ip in network for network in _CARRIES_IPV4)
-
-
-def _public_socket(info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, Any]) -> socket.socket:
-    # Literal addresses never meet the resolver; this is the last step before connecting, for all.
-    family, kind, protocol, _, address = info
-    _require_public(address[0])
-    return socket.socket(family, kind, protocol)
-
-
-def _require_public(address: str) -> None:
-    if not is_public(address):
-        raise AddressForbiddenError("not a public address")
 
 
 @lru_cache(maxsize=4096)

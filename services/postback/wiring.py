@@ -48,17 +48,19 @@ async def wire_parts(
     secrets_keys: str,
     allowed_hosts: str,
     tracker: tracker_grpc.TrackerConfigServiceStub,
+    new_guard: Callable[[str], Guard] = Guard,
     lookup: Lookup | None = None,
     jitter: Callable[[], float] = random.random,
     poll_interval_s: float = POLL_INTERVAL_S,
 ) -> AsyncIterator[Parts]:
     """Yields the parts, and closes what they opened. Raises ConfigError.
 
-    `tracker` is called with the key that may read credentials. `lookup` replaces the system's resolver, `jitter` draws
-    evenly from [0, 1), and `poll_interval_s` is the time after which another process's configurations are seen.
+    `tracker` is called with the key that may read credentials. `new_guard` makes the guard of the allowed hosts,
+    `lookup` replaces the system's resolver, `jitter` draws evenly from [0, 1), and `poll_interval_s` is the time after
+    which another process's configurations are seen.
     """
     with _one_sentence():
-        guard, vault = Guard(allowed_hosts), Vault(secrets_keys)
+        guard, vault = new_guard(allowed_hosts), Vault(secrets_keys)
     async with (
         open_pool(dsn, schema="postback", application_name="postback") as pool,
         open_sender(guard, lookup=lookup) as sender,

@@ -22,7 +22,7 @@ from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.postback.adapters.adapter import ADAPTERS
 from services.postback.configurations import POLL_INTERVAL_S, Configurations
-from services.postback.guard import Lookup
+from services.postback.guard import Guard, Lookup
 from services.postback.san_accounts import SanAccounts
 from services.postback.storage.queue import Queue
 from services.postback.validation import complete
@@ -194,6 +194,7 @@ async def running(
     socket: Path,
     *,
     allowed: str = "",
+    new_guard: Callable[[str], Guard] = Guard,
     lookup: Lookup | None = None,
     tracker: str = NO_TRACKER,
     jitter: Callable[[], float] = lambda: 0.0,
@@ -212,6 +213,7 @@ async def running(
             secrets_keys=keys,
             allowed_hosts=allowed,
             tracker=TrackerConfigServiceStub(to_tracker),
+            new_guard=new_guard,
             lookup=lookup,
             jitter=jitter,
             poll_interval_s=poll_interval_s,

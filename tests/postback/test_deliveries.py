@@ -1,6 +1,7 @@
 """Conversions become deliveries, and deliveries reach an endpoint that does not always behave."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -18,6 +19,7 @@ from libs.errors import from_rpc_error
 from reengage.attribution.v1 import decision_pb2
 from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
 from reengage.postback.v1.method_pb2 import METHOD_POST
+from services.postback.guard import Guard
 from services.postback.model import Leased, LeaseRequest, Status
 from services.postback.retry import MAX_INTERRUPTIONS
 from tests.conftest import Database
@@ -174,13 +176,14 @@ async def test_a_name_that_leads_to_this_machine_is_not_connected_to(database: D
 
 
 async def test_nothing_of_a_sandbox_app_reaches_a_host_that_the_allow_list_does_not_name(
-    database: Database, tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, endpoint: Endpoint
 ) -> None:
     """The other host counts as public here, and is this very endpoint: whatever is sent there arrives."""
-    monkeypatch.setattr("services.postback.guard.PORTS", frozenset({endpoint.port}))
-    monkeypatch.setattr("services.postback.guard.is_public", lambda address: True)
+    new_guard = functools.partial(Guard, ports=frozenset({endpoint.port}), is_public=lambda address: True)
     lookup, _ = answering(["127.0.0.1"])
-    async with running(database, tmp_path / "sock", allowed=endpoint.host, lookup=lookup) as service:
+    async with running(
+        database, tmp_path / "sock", allowed=endpoint.host, new_guard=new_guard, lookup=lookup
+    ) as service:
         listed = await service.configure(template=template(endpoint, "/listed"))
         other = await service.configure(
             template={"url": f"http://partner.example:{endpoint.port}/other"}, network_id="other"

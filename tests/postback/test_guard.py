@@ -143,14 +143,11 @@ async def test_a_name_that_resolves_to_a_private_address(addresses: list[str]) -
     assert asked == ["partner.example"]
 
 
-async def test_a_name_that_is_rebound_is_resolved_once_and_gains_nothing(
-    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint
-) -> None:
+async def test_a_name_that_is_rebound_is_resolved_once_and_gains_nothing(endpoint: Endpoint) -> None:
     """The first address counts as public here, all later ones do not: what was checked is what is connected to."""
-    monkeypatch.setattr("services.postback.guard.PORTS", frozenset({endpoint.port}))
+    guard = Guard(ports=frozenset({endpoint.port}), is_public=lambda address: address != "127.0.0.1")
     lookup, asked = answering(["127.0.0.3"], ["127.0.0.1"])  # nobody listens on the first
-    async with open_sender(Guard(), lookup=lookup) as sender:
-        monkeypatch.setattr("services.postback.guard.is_public", lambda address: address != "127.0.0.1")
+    async with open_sender(guard, lookup=lookup) as sender:
         answer = await sender.send(get(f"http://partner.example:{endpoint.port}/"), timeout_s=5, sandbox=False)
         assert answer.failure == Failure.CONNECTION_FAILED
         assert len(asked) == 1
@@ -163,9 +160,8 @@ async def test_a_name_that_is_rebound_is_resolved_once_and_gains_nothing(
 @pytest.mark.parametrize(
     "host", ["2130706433", "0x7f000001", "0x7f.1", "017700000001", "127.1", "127.0.0.1.", "localhost", "localhost."]
 )
-async def test_other_ways_to_write_this_machine(host: str, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -> None:
-    monkeypatch.setattr("services.postback.guard.PORTS", frozenset({endpoint.port}))
-    async with open_sender(Guard()) as sender:
+async def test_other_ways_to_write_this_machine(host: str, endpoint: Endpoint) -> None:
+    async with open_sender(Guard(ports=frozenset({endpoint.port}))) as sender:
         answer = await sender.send(get(f"http://{host}:{endpoint.port}/"), timeout_s=5, sandbox=False)
     assert answer.status_code == 0
     assert answer.failure in (Failure.ADDRESS_FORBIDDEN, Failure.CONNECTION_FAILED)
