@@ -303,7 +303,7 @@ async def test_a_reattributed_conversion_tells_what_was_said_before(world: World
     assert not (await explain(world, "k1")).won_conversion_ids, "by the newest version it won nothing"
 
 
-async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
+async def test_a_conversion_is_found_by_device_and_time(world: World, subtests: pytest.Subtests) -> None:
     first, second, third = {"adid": device(1)}, {"android_id": "b2"}, {"idfv": "c3"}
     sent = [
         event(100, first, "View", record_id="a100"),
@@ -323,18 +323,20 @@ async def test_a_conversion_is_found_by_device_and_time(world: World) -> None:
         time = timestamp_pb2.Timestamp(seconds=sent[0].event_time.seconds - 100 + seconds)
         return (await explain(world, device_id=device_id, time=time)).decision.conversion_id
 
-    for device_id in (device(1), "b2", "c3", decisions[1].device_id):
-        expected = {
-            0: "a100",
-            100: "a100",
-            149: "a100",
-            150: "a100",
-            151: "b200",
-            350: "c300",
-            361: "all400",
-            999: "a500",
-        }
-        assert {seconds: await at(seconds, device_id) for seconds in expected} == expected
+    expected = {
+        0: "a100",
+        100: "a100",
+        149: "a100",
+        150: "a100",
+        151: "b200",
+        350: "c300",
+        361: "all400",
+        999: "a500",
+    }
+    ours = decisions[1].device_id
+    for kind, device_id in (("adid", device(1)), ("android_id", "b2"), ("idfv", "c3"), ("ours", ours)):
+        with subtests.test(device=kind):
+            assert {seconds: await at(seconds, device_id) for seconds in expected} == expected
     assert await failure(explain(world, device_id="nobody", time=sent[0].event_time)) == (
         grpc.StatusCode.NOT_FOUND,
         "DEVICE_NOT_FOUND",
@@ -432,7 +434,7 @@ async def test_a_refused_record_tells_every_violation(world: World) -> None:
     assert answer.state == Explanation.STATE_REFUSED
     assert [violation.reason for violation in answer.violations] == ["REQUIRED", "RESERVED_NAME"]
     assert timeless(answer.summary) == (
-        "It was refused at T and not stored: ip_address: the device's IP address; event.event_name: names "
+        "It was refused at T and not stored: ip_address: must be the device's IP address; event.event_name: names "
         "beginning with _install are reserved. It had been refused 2 times before."
     )
     assert len(answer.sentences) == 2

@@ -40,6 +40,7 @@ from tests.support.feed import serve_settings
 from tests.support.processes import attribution_process
 
 OTHER_APP = "news"
+INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
 Seen = tuple[int, str, int]
 """Sign, conversion id, version."""
 
@@ -161,21 +162,23 @@ async def test_going_on_with_any_token_loses_and_doubles_nothing(world: World) -
     "following_config",
     [pytest.param(FollowingConfig(max_decisions=4, min_decisions_per_lane=4), id="small looks")],
 )
-async def test_filters(world: World) -> None:
+async def test_filters(world: World, subtests: pytest.Subtests) -> None:
     await second_app(world)
     async with world.worker():
         await world.send(click(0, device(1), RE_TRACKER), click(0, device(2), OTHER_RE_TRACKER))
     await decide(world, *views(*range(100, 120)), *views(*range(200, 220), app_id=OTHER_APP))
     await decide(world, event(10, device(1), record_id="re"), event(10, device(2), record_id="other"))
     await decide(world, *views(*range(120, 140)))
+    before, after = [f"v{number}" for number in range(100, 120)], [f"v{number}" for number in range(120, 140)]
     for fields, expected in (
-        ({"app_id": APP}, [f"v{n}" for n in range(100, 120)] + ["re", "other"] + [f"v{n}" for n in range(120, 140)]),
+        ({"app_id": APP}, [*before, "re", "other", *after]),
         ({"app_id": OTHER_APP}, [f"v{number}" for number in range(200, 220)]),
         ({"network_id": "acme"}, ["re"]),
         ({"tracker_id": OTHER_RE_TRACKER}, ["other"]),
         ({"app_id": APP, "network_id": "bolt"}, ["other"]),
     ):
-        assert [each for _, each, _ in (await watch(world, len(expected), **fields))[0]] == expected
+        with subtests.test(**fields):
+            assert [each for _, each, _ in (await watch(world, len(expected), **fields))[0]] == expected
 
 
 async def test_when_all_is_filtered_out_a_token_comes_now_and_then(world: World) -> None:
@@ -191,7 +194,7 @@ async def test_when_all_is_filtered_out_a_token_comes_now_and_then(world: World)
     assert second.resume_token != first.resume_token, "what was looked through need not be again"
 
 
-async def test_from_a_time_on_holes_or_not(world: World) -> None:
+async def test_from_a_time_on_holes_or_not(world: World, subtests: pytest.Subtests) -> None:
     ids = await decide(world, *views(*range(30)))
     for number, conversion_id in enumerate(ids):
         # As if one had been decided every minute; the clock of one of the workers is 5 s behind.
@@ -214,9 +217,10 @@ async def test_from_a_time_on_holes_or_not(world: World) -> None:
     for minute in (-5, 0, 3, 8, 9, 10, 13, 20, 29):
         expected = [(1, f"v{number}", 1) for number in left if number * 60 - (number % 2) * 5 >= minute * 60]
         request: dict[str, Any] = {"start_time": {"seconds": 1_800_000_000 + minute * 60}}
-        facts, token = await watch(world, max(1, len(expected)) if expected else 0, **request)
-        assert facts == expected, minute
-        assert token
+        with subtests.test(minute=minute):
+            facts, token = await watch(world, max(1, len(expected)) if expected else 0, **request)
+            assert facts == expected
+            assert token
 
 
 async def test_holes_at_the_end_hold_nobody_up(world: World) -> None:
@@ -291,10 +295,10 @@ async def test_a_token_of_other_filters_or_another_database_is_refused(world: Wo
     await decide(world, *views(1))
     _, token = await watch(world, 1, network_id="")
     _, of_app = await watch(world, 1, app_id=APP)
-    for fields in ({"resume_token": token, "network_id": "acme"}, {"resume_token": of_app}):
-        assert (await failure(watch(world, 1, **fields)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await failure(watch(world, 1, resume_token=token, network_id="acme")))[0] is INVALID_ARGUMENT
+    assert (await failure(watch(world, 1, resume_token=of_app)))[0] is INVALID_ARGUMENT
     await world.pool.execute("UPDATE lanes SET next_sequence = 0, relayed = 0")  # as from a backup
-    assert (await failure(watch(world, 1, resume_token=token)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await failure(watch(world, 1, resume_token=token)))[0] is INVALID_ARGUMENT
 
 
 @pytest.mark.slow

@@ -172,33 +172,22 @@ def test_what_does_not_fit_is_a_wrong_command_line(arguments: list[str]) -> None
 
 @pytest.mark.slow
 @pytest.mark.process
-async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c() -> None:
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["for people", "JSON"])
+async def test_watch_goes_on_after_a_break_and_ends_with_ctrl_c(form: list[str]) -> None:
     scripted = Scripted()  # type: ignore[abstract]
     async with serve(scripted) as target:
-        for form in ([], ["--json"]):
-            scripted.watched.clear()
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "services.cli",
-                "watch",
-                "--app",
-                "shop",
-                "--target",
-                target,
-                *form,
-                stdout=PIPE,
-            )
-            assert process.stdout is not None
-            lines = [(await process.stdout.readline()).decode() for _ in range(3)]
-            process.send_signal(signal.SIGINT)
-            assert await process.wait() == 0
-            assert [request.resume_token for request in scripted.watched] == ["", "1"]
-            assert {request.app_id for request in scripted.watched} == {"shop"}
-            if form:
-                assert [json.loads(line)["sign"] for line in lines] == [1, -1, 1]
-            else:
-                assert [line[20:].split()[:5] for line in lines] == [
-                    [sign, "REENGAGED", "shop", "Purchase", f"e{number}"] for number, sign in enumerate("+-+", start=1)
-                ]
-                assert [bool(line[:20].strip()) for line in lines] == [True, False, True], "of what was, no time"
+        arguments = ("-m", "services.cli", "watch", "--app", "shop", "--target", target, *form)
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE)
+        assert process.stdout is not None
+        lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert [request.resume_token for request in scripted.watched] == ["", "1"]
+    assert {request.app_id for request in scripted.watched} == {"shop"}
+    if form:
+        assert [json.loads(line)["sign"] for line in lines] == [1, -1, 1]
+    else:
+        assert [line[20:].split()[:5] for line in lines] == [
+            [sign, "REENGAGED", "shop", "Purchase", f"e{number}"] for number, sign in enumerate("+-+", start=1)
+        ]
+        assert [bool(line[:20].strip()) for line in lines] == [True, False, True], "of what was, no time"

@@ -26,6 +26,9 @@ from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess, running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.crash]
+
+BODY = {"action": "event", "kochava_app_id": "shop"}
+one_or_many = pytest.mark.parametrize("value", [BODY, [BODY]], ids=["one", "an array"])
 Answering: TypeAlias = Callable[[record_batch_pb2.RecordBatchRequest], Awaitable[None]]
 
 
@@ -157,21 +160,20 @@ async def test_while_ingest_is_slow_clicks_wait_no_longer_than_they_must(world: 
     assert {record.record_id for record in ingest.records} >= clicked
 
 
-async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: Path) -> None:
+@one_or_many
+async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: Path, value: Any) -> None:
     async def never(_: record_batch_pb2.RecordBatchRequest) -> None:
         await asyncio.Event().wait()
 
     ingest = Ingest(never)  # type: ignore[abstract]
-    body = {"action": "event", "kochava_app_id": "shop"}
     async with (
         serving_ingest(ingest) as target,
         running(world.backend.gateway(tmp_path, ingest_target=target, sender_patience_s="0.2")) as gateway,
     ):
         async with asyncio.timeout(2):
-            for value in (body, [body]):
-                response = await world.track(value, at=gateway)
-                assert (response.status, response.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
-                assert response.headers["retry-after"] == "1"
+            response = await world.track(value, at=gateway)
+        assert (response.status, response.json["error"]["code"]) == (503, "LOG_UNAVAILABLE")
+        assert response.headers["retry-after"] == "1"
 
 
 async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
@@ -191,22 +193,22 @@ async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> Non
         (ResourceExhausted("OVERLOADED", "busy", retry_after_s=7.0), 503, "7"),
         (ServiceError("INTERNAL", "no"), 503, "1"),
     ],
+    ids=["too busy", "an error"],
 )
+@one_or_many
 async def test_what_ingest_cannot_take_is_to_be_sent_again(
-    world: World, tmp_path: Path, error: ServiceError, status: int, retry_after: str
+    world: World, tmp_path: Path, value: Any, error: ServiceError, status: int, retry_after: str
 ) -> None:
     async def failing(_: record_batch_pb2.RecordBatchRequest) -> None:
         raise error
 
     ingest = Ingest(failing)  # type: ignore[abstract]
-    body = {"action": "event", "kochava_app_id": "shop"}
     async with (
         serving_ingest(ingest) as target,
         running(world.backend.gateway(tmp_path, ingest_target=target)) as gateway,
     ):
-        for value in (body, [body]):
-            response = await world.track(value, at=gateway)
-            assert (response.status, response.headers["retry-after"]) == (status, retry_after)
+        response = await world.track(value, at=gateway)
+        assert (response.status, response.headers["retry-after"]) == (status, retry_after)
 
 
 async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ async def test_heads_are_above_all_that_was_acknowledged_before(start_ingest: St
 @pytest.mark.parametrize("lanes", [[0], [3, 9], list(range(LANES))], ids=["one lane", "two lanes", "all lanes"])
 @pytest.mark.parametrize("span", [1, 7, 1000])
 @pytest.mark.slow
-async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span: int) -> None:
+async def test_pages_join_without_a_seam(
+    ingest: Ingest, lanes: list[int], span: int, subtests: pytest.Subtests
+) -> None:
     """Pages of any size are together the log; across lanes in the order of receipt."""
     # Lanes of very different lengths, in an order of their own.
     pick = random.Random(7)
@@ -158,15 +160,15 @@ async def test_pages_join_without_a_seam(ingest: Ingest, lanes: list[int], span:
     await ingest.pool.copy_records_to_table("log", columns=columns, records=rows)
     await ingest.pool.executemany("UPDATE lanes SET next_position = $2 WHERE lane = $1", list(enumerate(ends)))
 
-    for engagements in (None, True, False):
-        for app_lanes in (None, [2, 3]):
-            expected = sorted(
-                (row[4], row[0], row[1], row[5])
-                for row in rows
-                if row[0] in lanes
-                and (engagements is None or row[3] is None or row[3] is engagements)
-                and (app_lanes is None or row[2] in app_lanes)
-            )
+    for engagements, app_lanes in itertools.product((None, True, False), (None, [2, 3])):
+        expected = sorted(
+            (row[4], row[0], row[1], row[5])
+            for row in rows
+            if row[0] in lanes
+            and (engagements is None or row[3] is None or row[3] is engagements)
+            and (app_lanes is None or row[2] in app_lanes)
+        )
+        with subtests.test(engagements=engagements, app_lanes=app_lanes):
             found = await _read_all(ingest.log_store, lanes, span, engagements, app_lanes)
             assert sorted(found) == expected
             assert [row[0] for row in found] == [row[0] for row in expected]

@@ -166,21 +166,25 @@ async def test_the_account_that_the_configuration_names_goes_before_the_tracker_
 NAMES = "consumer_key, consumer_secret, device_id_key, token, token_secret"
 
 
+@pytest.mark.parametrize(
+    ("accounts", "lacking", "who"),
+    [
+        pytest.param(None, NAMES, "a tracker of x-ios has: none is for this conversion", id="no tracker"),
+        pytest.param([], NAMES, "tracker x-t1 has, which names no SAN account", id="no account"),
+        pytest.param(["x1"], "device_id_key", "SAN account x1 has", id="not all"),
+        pytest.param(["x9"], NAMES, "SAN account x9 has", id="not known"),
+        pytest.param(["nobody's"], NAMES, "SAN account nobody's has", id="no id"),
+    ],
+)
 async def test_without_credentials_nothing_is_sent_and_it_is_said_who_might_have_them(
-    postback: Running, endpoint: Endpoint, served: Served, x: LocalX
+    postback: Running, endpoint: Endpoint, served: Served, x: LocalX, accounts: list[str] | None, lacking: str, who: str
 ) -> None:
     await configure(postback, endpoint)
-    some = await create_account(served, credentials=dict(list(SECRETS.items())[:-1]))
-    unknown, odd = (SanAccount(san_account_id=name, revision=1) for name in ("x9", "nobody's"))
-    none = "neither configuration k nor"
-    for conversion_id, trackers, detail in (
-        ("no tracker", (), f"no {NAMES}: {none} a tracker of x-ios has: none is for this conversion"),
-        ("no account", (claim_tracker(),), f"no {NAMES}: {none} tracker x-t1 has, which names no SAN account"),
-        ("not all", (claim_tracker(some),), f"no device_id_key: {none} SAN account x1 has"),
-        ("not known", (claim_tracker(unknown),), f"no {NAMES}: {none} SAN account x9 has"),
-        ("no id", (claim_tracker(odd),), f"no {NAMES}: {none} SAN account nobody's has"),
-    ):
-        assert await sent(postback, purchase(conversion_id, *trackers)) == ("NO_CREDENTIALS", detail), conversion_id
+    held = await create_account(served, credentials=dict(list(SECRETS.items())[:-1]))
+    named = [SanAccount(san_account_id=name, revision=held.revision) for name in accounts or ()]
+    trackers = [] if accounts is None else [claim_tracker(*named)]
+    detail = f"no {lacking}: neither configuration k nor {who}"
+    assert await sent(postback, purchase("c1", *trackers)) == ("NO_CREDENTIALS", detail)
     assert not x.received
     assert {one.state for one in await postback.list(app_id=APP)} == {delivery_pb2.Delivery.STATE_REFUSED}
 

@@ -1,13 +1,16 @@
 """Validation of resources: every rule from both sides of its edge, through the RPCs."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deploy.local.embedded import EmbeddedPostgres
 from libs.messages import message_class
 from reengage.tracker.v1 import (
     app_pb2,
@@ -21,7 +24,9 @@ from reengage.tracker.v1.network_pb2 import Network, PostbackNeed
 from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
 from reengage.tracker.v1.windows_pb2 import Window, Windows
+from tests.conftest import TEMPLATE, Database
 from tests.tracker import samples
+from tests.tracker.conftest import running
 from tests.tracker.samples import (
     DAY,
     HOUR,
@@ -104,26 +109,53 @@ WRONG_WINDOWS: list[tuple[str, Window, str, str]] = [
 ]
 
 
-async def test_windows_within_their_ranges(tracker: Stub) -> None:
-    """B2, on every layer."""
-    await create_parents(tracker)
-    for number, (name, window) in enumerate(GOOD_WINDOWS):
-        layer = windows(**{name: window})
-        made = (await create(tracker, app(app_id=f"a{number}", name=f"A{number}", settings={"windows": layer}))).app
-        assert made.settings.windows == layer
-        made = (await create(tracker, link_settings(windows=layer))).network_settings
-        assert made.windows == layer
-        made = (await create(tracker, acquisition(tracker_id=f"t{number}", windows=layer))).tracker
-        assert made.windows == layer
+def told(value: object) -> str | None:
+    """Returns a window for the id of a case, as `30 days` or `disabled`."""
+    if not isinstance(value, Window):
+        return None
+    match value.WhichOneof("limit"):
+        case "duration":
+            return f"{value.duration.ToJsonString()}"
+        case None:
+            return "nothing"
+        case limit:
+            return limit if getattr(value, limit) else f"not {limit}"
 
 
-async def test_windows_beyond_their_ranges(tracker: Stub) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def shared(postgres: EmbeddedPostgres) -> AsyncIterator[Stub]:
+    """Yields a tracker for many cases, which leave nothing behind or have an id of their own."""
+    await postgres.create_database("validation", template=TEMPLATE)
+    async with running(Database(postgres=postgres, name="validation")) as stub:
+        await create_all_parents(stub)
+        yield stub
+
+
+_numbers = itertools.count()
+
+
+@pytest.mark.parametrize(("name", "window"), GOOD_WINDOWS, ids=told)
+@pytest.mark.asyncio(loop_scope="session")
+async def test_windows_within_their_ranges(shared: Stub, name: str, window: Window) -> None:
     """B2, on every layer."""
-    await create_parents(tracker)
-    for name, window, at, reason in WRONG_WINDOWS:
-        for path, holding in LAYERS.items():
-            refused = create(tracker, holding(windows(**{name: window})))
-            assert await wrong_fields(refused) == {(f"{path}.windows.{name}{at}", reason)}
+    layer, number = windows(**{name: window}), next(_numbers)
+    made = (await create(shared, app(app_id=f"a{number}", name=f"A{number}", settings={"windows": layer}))).app
+    assert made.settings.windows == layer
+    made = (await create(shared, link_settings(windows=layer))).network_settings
+    assert made.windows == layer
+    made = (await create(shared, acquisition(tracker_id=f"t{number}", name=f"T{number}", windows=layer))).tracker
+    assert made.windows == layer
+
+
+@pytest.mark.parametrize("path", LAYERS)
+@pytest.mark.parametrize(("name", "window", "at", "reason"), WRONG_WINDOWS, ids=told)
+@pytest.mark.asyncio(loop_scope="session")
+async def test_windows_beyond_their_ranges(
+    shared: Stub, path: str, name: str, window: Window, at: str, reason: str
+) -> None:
+    """B2, on every layer."""
+    refused = create(shared, LAYERS[path](windows(**{name: window})))
+    assert await wrong_fields(refused) == {(f"{path}.windows.{name}{at}", reason)}
 
 
 GOOD: dict[str, Message] = {
@@ -538,11 +570,10 @@ async def test_right(tracker: Stub, resource: Message) -> None:
     await create(tracker, resource)
 
 
-async def test_wrong(tracker: Stub) -> None:
-    """In one test, since what is refused leaves nothing behind."""
-    await create_all_parents(tracker)
-    found = {name: await wrong_fields(create(tracker, resource)) for name, (resource, _) in WRONG.items()}
-    assert found == {name: wrong for name, (_, wrong) in WRONG.items()}
+@pytest.mark.parametrize(("resource", "wrong"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.asyncio(loop_scope="session")
+async def test_wrong(shared: Stub, resource: Message, wrong: set[tuple[str, str]]) -> None:
+    assert await wrong_fields(create(shared, resource)) == wrong
 
 
 async def test_referrer_on_android(tracker: Stub) -> None:

@@ -85,12 +85,14 @@ async def test_pages_are_read_as_they_are_needed(target: str, tracker: Tracker) 
     assert tracker.page_sizes == [1, 1]
 
 
-async def test_the_first_of_a_list_are_read_and_whether_there_are_more(target: str, tracker: Tracker) -> None:
+@pytest.mark.parametrize("limit", [len(NAMES) - 1, len(NAMES)], ids=["some", "all"])
+async def test_the_first_of_a_list_are_read_and_whether_there_are_more(
+    target: str, tracker: Tracker, limit: int
+) -> None:
     async with connect(target) as channel:
         stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
-        for limit in (len(NAMES) - 1, len(NAMES)):
-            found, has_more = await first(stub.ListApps, app_pb2.ListAppsRequest(), limit)
-            assert ([app.name for app in found], has_more) == (NAMES[:limit], limit < len(NAMES))
+        found, has_more = await first(stub.ListApps, app_pb2.ListAppsRequest(), limit)
+    assert ([app.name for app in found], has_more) == (NAMES[:limit], limit < len(NAMES))
 
 
 @pytest.mark.parametrize(
