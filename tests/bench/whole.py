@@ -17,8 +17,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from deploy.local.suite import HOST, Ports, Suite, running_suite
 from libs.channels import open_channel
-from reengage.postback.v1 import configuration_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from reengage.postback.v1.configuration_pb2 import Configuration, CreateConfigurationRequest
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -161,8 +161,7 @@ def _cpu_s(suite: Suite, server: psutil.Process) -> dict[str, float]:
 async def create_settings(suite: Suite) -> None:
     """Creates an app, a reengagement tracker for Purchase (MTR off), and a postback of it to this machine."""
     kinds = tracker_pb2.Tracker
-    ports = suite.ports
-    async with open_channel(ports.address("tracker"), key=suite.admin_key) as channel:
+    async with open_channel(suite.ports.address("tracker"), key=suite.admin_key) as channel:
         stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
         android = app_pb2.PLATFORM_ANDROID
         app = app_pb2.App(app_id=APP, name="Bench", platform=android)
@@ -189,16 +188,24 @@ async def create_settings(suite: Suite) -> None:
                 install_url="https://example.com/app",
             )
             await stub.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracker))
-    async with open_channel(ports.address("postback")) as channel:
-        url = f"http://{HOST}:{ports.network}/postback?event={{event_name}}&click={{click_id}}&sent={{sent}}"
-        configuration = configuration_pb2.Configuration(
-            configuration_id="bench-postback",
-            app_id=APP,
-            network_id="bench-net",
-            trigger="Purchase",
-            delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY,
-            adapter="template",
-            adapter_fields=ParseDict({"url": url}, Struct()),
-        )
+    query = "event={event_name}&click={click_id}&sent={sent}"
+    await create_postback(suite, "bench-postback", query, Configuration.DELIVERY_METHOD_NETWORK_ONLY)
+
+
+async def create_postback(
+    suite: Suite, configuration_id: str, query: str, method: Configuration.DeliveryMethod.ValueType
+) -> None:
+    """Creates a postback of purchases to the network of this machine."""
+    url = f"http://{HOST}:{suite.ports.network}/postback?{query}"
+    configuration = Configuration(
+        configuration_id=configuration_id,
+        app_id=APP,
+        network_id="bench-net",
+        trigger="Purchase",
+        delivery_method=method,
+        adapter="template",
+        adapter_fields=ParseDict({"url": url}, Struct()),
+    )
+    async with open_channel(suite.ports.address("postback")) as channel:
         config = postback_grpc.PostbackConfigServiceStub(channel)
-        await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))
+        await config.CreateConfiguration(CreateConfigurationRequest(configuration=configuration))

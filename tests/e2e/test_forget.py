@@ -14,19 +14,16 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import asyncpg
 import pytest
-from google.protobuf.json_format import ParseDict
-from google.protobuf.struct_pb2 import Struct
 
-from deploy.local.suite import HOST, Ports, Suite, running_suite
+from deploy.local.suite import Ports, Suite, running_suite
 from libs.channels import open_channel
 from reengage.attribution.v1 import decision_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
-from reengage.postback.v1 import configuration_pb2
-from reengage.postback.v1 import service_pb2_grpc as postback_grpc
+from reengage.postback.v1.configuration_pb2 import Configuration
 from tests.bench.load import APP, CLICKED, INSTALLED
-from tests.bench.whole import create_settings
+from tests.bench.whole import create_postback, create_settings
 from tests.support.network import Network
 from tests.support.ports import suite_ports
 from tests.traces import all_rows, places, traces
@@ -144,22 +141,9 @@ async def test_forget_on_the_whole_suite(tmp_path: Path) -> None:
 
 
 async def _settings(suite: Suite) -> None:
-    """Returns those of the bench, and a postback that names the device."""
+    """Creates those of the bench, and a postback that names the device."""
     await create_settings(suite)
-    ports = suite.ports
-    async with open_channel(ports.address("postback")) as channel:
-        url = f"http://{HOST}:{ports.network}/postback?sent={{sent}}&adid={{adid}}&click={{click_id}}"
-        configuration = configuration_pb2.Configuration(
-            configuration_id="named",
-            app_id=APP,
-            network_id="bench-net",
-            trigger="Purchase",
-            delivery_method=configuration_pb2.Configuration.DELIVERY_METHOD_ALL,
-            adapter="template",
-            adapter_fields=ParseDict({"url": url}, Struct()),
-        )
-        config = postback_grpc.PostbackConfigServiceStub(channel)
-        await config.CreateConfiguration(configuration_pb2.CreateConfigurationRequest(configuration=configuration))
+    await create_postback(suite, "named", "sent={sent}&adid={adid}&click={click_id}", Configuration.DELIVERY_METHOD_ALL)
 
 
 async def _reengage(*arguments: str) -> str:
