@@ -2,7 +2,7 @@
 
 `<schema>_owner` owns the schema and cannot log in: migrations run as it. `<schema>_app` is what a service logs in as:
 it reads and writes the rows of that schema, runs its functions, and reaches nothing else. What a service must do beyond
-rows, as dropping a day's partition, a migration gives it as a SECURITY DEFINER function.
+rows, as dropping a partition, it does by a SECURITY DEFINER function: `schema.sql` has those of every schema.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 SCHEMA_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 NO_TRANSACTION = "-- no transaction"
 ADVISORY_LOCK = int.from_bytes(b"reengage")
+EVERY_SCHEMA = Path(__file__).with_name("schema.sql")
 
 
 class MigrationError(Exception):
@@ -82,7 +83,7 @@ async def prepare(
 
 
 async def bootstrap(connection: Connection, *, schema: str, app_password: str | None = None) -> None:
-    """Creates what is missing of the schema and its two roles, and sets their privileges; repeating it is safe.
+    """Creates what is missing of the schema and its two roles, sets privileges and functions; repeating it is safe.
 
     The connection's role owns the database and has CREATEROLE; it need not be a superuser. A password, when given,
     becomes that of `<schema>_app`; without one the role logs in by whatever else the server trusts.
@@ -107,19 +108,15 @@ async def bootstrap(connection: Connection, *, schema: str, app_password: str | 
             GRANT CONNECT ON DATABASE {database} TO {app};
             CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};
             SET LOCAL ROLE {owner};
+            SET LOCAL search_path = {schema};
             GRANT USAGE ON SCHEMA {schema} TO {app};
             ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {app};
             ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT USAGE, SELECT ON SEQUENCES TO {app};
             ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT EXECUTE ON FUNCTIONS TO {app};
-            CREATE TABLE IF NOT EXISTS {schema}.schema_migrations (
-                number       integer PRIMARY KEY,
-                name         text NOT NULL,
-                checksum     text NOT NULL,
-                applied_time timestamptz NOT NULL DEFAULT now()
-            );
-            REVOKE INSERT, UPDATE, DELETE ON {schema}.schema_migrations FROM {app};
             """
         )
+        await connection.execute(EVERY_SCHEMA.read_text(encoding="utf-8"))
+        await connection.execute(f"REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM {app}")
 
 
 async def migrate(connection: Connection, *, schema: str, migrations: list[Migration]) -> list[Migration]:

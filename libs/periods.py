@@ -1,9 +1,9 @@
 """Tables kept by period: a row goes with its whole partition when its time is over, never by a DELETE.
 
 A schema that keeps tables so has them PARTITION BY RANGE of the time in microseconds, by month, and each month by LIST
-(retention_days); and two functions that run as its owner, as its service may not change tables: `make_period(month,
-days)` gives each of its tables a partition, `drop_partition(name)` takes one away. A partition is called after its
-table, month and days: `decisions_202611_400`.
+(retention_days). Two functions of every schema (`schema.sql`) run as its owner, as its service may not change tables:
+`make_period(month, days)` gives each of these tables a partition, `drop_partition(name)` takes one away. A partition is
+called after its table, month and days: `decisions_202611_400`.
 """
 
 import asyncio

@@ -51,7 +51,7 @@ generated_code() {
 # integers are chosen, not slipped in: an enum or a lane takes two bytes in every row.
 migrations() {
     local file options
-    for file in services/*/migrations/*.sql; do
+    for file in libs/schema.sql services/*/migrations/*.sql; do
         [ -e "$file" ] || continue
         options=(--pg-version 15 --exclude require-timeout-settings,prefer-bigint-over-int,prefer-bigint-over-smallint)
         [ "$(head -n 1 "$file")" = '-- no transaction' ] || options+=(--assume-in-transaction)

@@ -145,7 +145,7 @@ class View:
             SELECT resource_key FROM requests
             WHERE kind = $1 AND request_id = $2
                 -- Younger than a day, in microseconds.
-                AND request_us > (extract(EPOCH FROM now()) * 1000000)::bigint - 86400000000
+                AND request_us > now_us() - 86400000000
             """,
             kind.number, request_id,
         )  # fmt: skip
@@ -288,13 +288,11 @@ class Change(View):
 
     async def remember(self, kind: Kind[Any], request_id: str, key: Key) -> None:
         """Keeps what this request id made, and forgets those of yesterday."""
-        await self._connection.execute(
-            "DELETE FROM requests WHERE request_us <= (extract(EPOCH FROM now()) * 1000000)::bigint - 86400000000"
-        )
+        await self._connection.execute("DELETE FROM requests WHERE request_us <= now_us() - 86400000000")
         await self._connection.execute(
             """
             INSERT INTO requests (kind, request_id, resource_key, request_us)
-            VALUES ($1, $2, $3, (extract(EPOCH FROM now()) * 1000000)::bigint)
+            VALUES ($1, $2, $3, now_us())
             """,
             kind.number, request_id, list(key),
         )  # fmt: skip

@@ -168,6 +168,12 @@ async def test_whoever_reads_holds_up_the_drop_and_not_the_others(world: World) 
     assert await partitions(world.pool) == set()
 
 
+async def test_replicas_drop_the_same_partitions_at_once(world: World) -> None:
+    await world.pool.execute("SELECT make_period($1, 60::smallint), make_period($1, 90::smallint)", LONG_AGO)
+    await asyncio.gather(*(Periods(world.pool).drop_past() for _ in range(4)))
+    assert await partitions(world.pool) == set()
+
+
 async def test_a_period_is_made_once_and_again_when_it_was_dropped(world: World) -> None:
     now_us = 1_767_225_600_000_000  # 2026-01-01
     long_ago = Periods(world.pool, lambda: now_us)

@@ -130,6 +130,13 @@ async def test_app_role_works_with_its_rows(two_schemas: Database) -> None:
         assert await connection.fetchval("SELECT count(*) FROM alpha.things") == 0
 
 
+async def test_app_role_drops_nothing_but_partitions(two_schemas: Database) -> None:
+    async with connected(two_schemas.dsn("alpha")) as connection:
+        await connection.execute("SELECT alpha.drop_partition('things'), alpha.drop_partition('schema_migrations')")
+        assert await connection.fetchval("SELECT count(*) FROM alpha.things") == 0
+        assert await connection.fetchval("SELECT count(*) FROM alpha.schema_migrations") == 1
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -1,8 +1,6 @@
 -- Times are microseconds since 1970, enums the numbers of the API's. 64 is the number of lanes (libs/domain/lanes.py).
-
-CREATE FUNCTION now_us() RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT (extract(epoch FROM now()) * 1000000)::bigint
-$$;
+-- What grows with the traffic is partitioned by the month of its time, and each month by the retention of its app, so
+-- that what is past goes with its whole partition (docs/decisions/0011).
 
 -- Lanes and their owners.
 
@@ -307,56 +305,3 @@ COMMENT ON TABLE erasures IS
 'The proof that a device was forgotten. `work` names what is still to be erased, and is gone when it is done.';
 
 CREATE INDEX erasures_under_way ON erasures (lane, request_time_us) WHERE work IS NOT NULL;
-
--- What grows with the traffic is kept by period, by month and in that by the retention of its app, so that what is past
--- goes with its whole partition (docs/decisions/0011).
-
--- Gives each of these tables a partition of what happened in a month and is kept for so many days; returns whether one
--- was missing.
-CREATE FUNCTION make_period(month date, days smallint) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    whole text;
-    part text;
-    is_new boolean := false;
-BEGIN
-    -- Two that miss the same one: the second finds it made.
-    PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
-    FOREACH whole IN ARRAY ARRAY['engagements', 'hashed_ids', 'network_clicks', 'decisions'] LOOP
-        -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
-        part := whole || to_char(month, '_YYYYMM');
-        IF to_regclass(part) IS NULL THEN
-            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY LIST (retention_days)', part, whole);
-            EXECUTE format(
-                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', whole, part,
-                extract(epoch FROM month)::bigint * 1000000,
-                extract(epoch FROM month + interval '1 month')::bigint * 1000000
-            );
-        END IF;
-        whole := part;
-        part := format('%s_%s', whole, days);
-        IF to_regclass(part) IS NULL THEN
-            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', part, whole);
-            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)', whole, part, days);
-            is_new := true;
-        END IF;
-    END LOOP;
-    RETURN is_new;
-END
-$$;
-
--- Drops a partition, and its month with the last one. All who use the table wait for that, so it waits for them but a
--- moment, and then fails.
-CREATE FUNCTION drop_partition(part text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $$
-DECLARE
-    whole regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass(part));
-BEGIN
-    -- No partition of the month is made while it goes.
-    PERFORM pg_advisory_xact_lock(hashtext('attribution.make_period'));
-    EXECUTE format('DROP TABLE IF EXISTS %I', part);
-    IF whole IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = whole) THEN
-        EXECUTE format('DROP TABLE %s', whole);
-    END IF;
-END
-$$;

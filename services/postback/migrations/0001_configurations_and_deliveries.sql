@@ -2,10 +2,6 @@
 -- Times are microseconds since 1970 in UTC. Numbers of enums are those of the protos in protos/reengage/postback/v1.
 -- Every table's key holds configuration_id, the column to distribute by when one machine is outgrown.
 
-CREATE FUNCTION now_us() RETURNS bigint
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN (extract(EPOCH FROM now()) * 1000000)::bigint;
-
 CREATE TABLE configurations (
     configuration_id text PRIMARY KEY,
     app_id           text NOT NULL,
@@ -32,7 +28,7 @@ COMMENT ON TABLE configuration_revision IS
 INSERT INTO configuration_revision (revision) VALUES (0);
 
 -- Partitioned by the month of the conversion, and in that by the retention of its app, so that what is past goes with
--- its whole partition (docs/decisions/0011). Partitions are made by make_period.
+-- its whole partition (docs/decisions/0011).
 CREATE TABLE deliveries (
     delivery_id      uuid NOT NULL,
     configuration_id text NOT NULL,
@@ -113,56 +109,3 @@ CREATE TABLE redeliveries (
 );
 COMMENT ON TABLE redeliveries IS 'Requests to send again of the last day, so that none is carried out twice.';
 CREATE INDEX redeliveries_by_time ON redeliveries (create_us);
-
--- Gives both tables a partition of conversions that happened in a month and are kept for so many days; returns whether
--- one was missing.
-CREATE FUNCTION make_period(month date, days smallint) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    whole text;
-    part text;
-    is_new boolean := false;
-BEGIN
-    -- Two that miss the same one: the second finds it made.
-    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
-    FOREACH whole IN ARRAY ARRAY['deliveries', 'attempts'] LOOP
-        -- Unlike CREATE .. PARTITION OF, ATTACH lets those that read and write the table go on.
-        part := whole || to_char(month, '_YYYYMM');
-        IF to_regclass(part) IS NULL THEN
-            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY LIST (retention_days)', part, whole);
-            EXECUTE format(
-                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', whole, part,
-                extract(EPOCH FROM month)::bigint * 1000000,
-                extract(EPOCH FROM month + interval '1 month')::bigint * 1000000
-            );
-        END IF;
-        whole := part;
-        part := format('%s_%s', whole, days);
-        IF to_regclass(part) IS NULL THEN
-            EXECUTE format(
-                -- A queue of which most rows are done: dead versions must not wait for a fifth of all rows.
-                'CREATE TABLE %I (LIKE %I INCLUDING ALL) WITH (autovacuum_vacuum_scale_factor = 0.02)', part, whole
-            );
-            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)', whole, part, days);
-            is_new := true;
-        END IF;
-    END LOOP;
-    RETURN is_new;
-END
-$$;
-
--- Drops a partition, and its month with the last one. All who use the table wait for that, so it waits for them but a
--- moment, and then fails.
-CREATE FUNCTION drop_partition(part text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms' AS $$
-DECLARE
-    whole regclass := (SELECT inhparent FROM pg_inherits WHERE inhrelid = to_regclass(part));
-BEGIN
-    -- No partition of the month is made while it goes.
-    PERFORM pg_advisory_xact_lock(hashtext('postback.make_period'));
-    EXECUTE format('DROP TABLE IF EXISTS %I', part);
-    IF whole IS NOT NULL AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = whole) THEN
-        EXECUTE format('DROP TABLE %s', whole);
-    END IF;
-END
-$$;
