@@ -90,19 +90,21 @@ def print_resolved(title: str, settings: Iterable[resolve_pb2.ResolvedSetting]) 
 
 
 def print_events(app_id: str, events: Iterable[Any], settings: Iterable[resolve_pb2.ResolvedSetting]) -> None:
-    """Prints a line an event, with its effective settings and the layer of each."""
+    """Prints a line an event, with its effective settings and the layer of each; what people call it, if any has it."""
     held: dict[str, dict[str, str]] = {}
     for setting in settings:
         event_name, _, name = setting.name.removeprefix("events[").rpartition("].")
         held.setdefault(event_name, {})[name] = f"{_value(setting)} [dim]({_layer(setting)})[/]"
+    found = list(events)
+    display_names = {event.event_name: event.display_name for event in found if event.display_name != event.event_name}
     names = list(dict.fromkeys(name for values in held.values() for name in values))
-    rows = table(
-        f"Events of {escape(app_id)}", "event", *(name.replace("_", " ") for name in names), "status", whole=["event"]
-    )
-    for event in events:
+    headings = ["event", *(["name"] if display_names else []), *(name.replace("_", " ") for name in names), "status"]
+    rows = table(f"Events of {escape(app_id)}", *headings, whole=["event"])
+    for event in found:
         values = held.get(event.event_name, {})
         status = "registered" if event.registered else short_name(status_pb2.Status.DESCRIPTOR, event.status).lower()
-        rows.add_row(escape(event.event_name), *(values.get(name, "") for name in names), status)
+        called = [escape(display_names.get(event.event_name, ""))] if display_names else []
+        rows.add_row(escape(event.event_name), *called, *(values.get(name, "") for name in names), status)
     if rows.row_count:
         print_whole(rows)
     else:

@@ -21,11 +21,10 @@ class Platform(enum.Enum):
 
 
 class Destination(enum.Enum):
-    """The kind of a tracker's install URL."""
+    """The kind of a tracker's install URL; a click leads to a landing page as to any other of its owner's."""
 
     CUSTOM = enum.auto()
     GOOGLE_REFERRER = enum.auto()
-    LANDING_PAGE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

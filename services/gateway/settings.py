@@ -6,11 +6,6 @@ from libs.domain.snapshots import Resources
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.gateway.model import App, Destination, Platform, Template, Tracker
 
-_DESTINATIONS = {
-    tracker_pb2.Tracker.DESTINATION_TYPE_GOOGLE_REFERRER: Destination.GOOGLE_REFERRER,
-    tracker_pb2.Tracker.DESTINATION_TYPE_LANDING_PAGE: Destination.LANDING_PAGE,
-}
-
 
 class GatewaySettings:
     """One revision of the settings."""
@@ -79,11 +74,12 @@ def _app(message: app_pb2.App) -> App:
 
 
 def _tracker(message: tracker_pb2.Tracker, app: app_pb2.App) -> Tracker:
+    has_referrer = message.destination_type == tracker_pb2.Tracker.DESTINATION_TYPE_GOOGLE_REFERRER
     return Tracker(
         tracker_id=message.tracker_id,
         app=_app(app),
         network_id=message.network_id,
-        destination=_DESTINATIONS.get(message.destination_type, Destination.CUSTOM),
+        destination=Destination.GOOGLE_REFERRER if has_referrer else Destination.CUSTOM,
         install_url=Template(message.install_url),
         deep_link=Template(message.deep_link) if message.deep_link else None,
         custom_parameters=dict(message.custom_parameters),

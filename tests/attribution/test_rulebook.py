@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.domain.snapshots import Resources
-from reengage.tracker.v1.app_pb2 import App, AppSettings
+from reengage.postback.v1.conversion_pb2 import Names
+from reengage.tracker.v1.agency_pb2 import Agency
+from reengage.tracker.v1.app_pb2 import PLATFORM_IOS, App, AppSettings
 from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -38,6 +40,30 @@ def test_what_is_handed_to_postback_says_whether_the_app_is_a_sandbox(sandbox: b
         1,
     )
     assert settings.app_names["app"].sandbox == settings.tracker_names["t"].sandbox == sandbox
+
+
+def test_what_is_handed_to_postback_names_all_that_a_tracker_hangs_on() -> None:
+    app = App(app_id="app", bundle_id="com.shop", store_app_id="id1", platform=PLATFORM_IOS)
+    tracker = Tracker(
+        tracker_id="t", app_id="app", network_id="n", campaign_id="c", segment_id="s", agency_id="a", name="T",
+        custom_parameters={"cp_0": "x"},
+    )  # fmt: skip
+    settings = build_rulebook(
+        resources(
+            ("app", ("app",), app),
+            ("tracker", ("t",), tracker),
+            ("network", ("n",), Network(network_id="n", name="N")),
+            ("campaign", ("c",), Campaign(campaign_id="c", name="C")),
+            ("segment", ("s",), Segment(segment_id="s", name="S")),
+            ("agency", ("a",), Agency(agency_id="a", name="A")),
+        ),
+        1,
+    )
+    of_app = Names(bundle_id="com.shop", store_app_id="id1", platform=PLATFORM_IOS, retention_days=400)
+    assert settings.app_names["app"] == of_app
+    names = Names(tracker="T", network="N", campaign="C", segment="S", agency="A", custom_parameters={"cp_0": "x"})
+    names.MergeFrom(of_app)
+    assert settings.tracker_names["t"] == names
 
 
 def resources(*edits: Edit) -> Resources:

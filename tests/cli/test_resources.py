@@ -78,6 +78,28 @@ def test_a_resource_is_created_listed_shown_edited_and_archived(
     assert resource_id in app.done(f"{group} list {listed} --limit 1000 --archived")
 
 
+def test_lists_say_what_people_call_things(app: Commands) -> None:
+    created = {
+        "accounts": ("", "account_id=P-ac"),
+        "apps": ("", "app_id=P-other platform=ANDROID"),
+        "networks": ("", "network_id=P-other platform=IOS"),
+        "agencies": ("", "agency_id=P-ag"),
+        "campaigns": ("P-app", "campaign_id=P-other app_id=P-app"),
+        "segments": ("P-app", "segment_id=P-other campaign_id=P-ca"),
+        "trackers": ("P-app", f"tracker_id=P-t segment_id=P-se network_id=P-net {LINK}"),
+        "san-accounts": ("P-app", "san_account_id=P-x app_id=P-app network_id=x-ios external_id=18ce54"),
+        "keys": ("", "api_key_id=P-key role=VIEWER"),
+    }
+    for group, (of_app, fields) in created.items():
+        app.done(f"{group} create {fields} name=Jupiter")
+        assert "Jupiter" in app.done(f"{group} list {of_app} --limit 1000"), group
+    assert "18ce54" in app.done("san-accounts list P-app")
+    app.done("events set P-app Buy revenue=true")
+    assert "name" not in app.done("events list P-app").split(), "it has none"
+    app.done("events set P-app Buy display_name=Bought")
+    assert "Bought" in app.done("events list P-app")
+
+
 def test_lists_are_json_for_programs(app: Commands) -> None:
     assert [each["campaign_id"] for each in app.json("campaigns list P-app")["campaigns"]] == [f"{app.prefix}-ca"]
     assert "agencies" in app.json("agencies list")

@@ -103,6 +103,36 @@ async def test_every_configuration_that_wants_it_is_told(service: Running, endpo
     assert (len(endpoint.at("/all")), len(endpoint.at("/other")), len(endpoint.received)) == (2, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("fields", "untold"),
+    [
+        ({}, set()),
+        ({"clicks_only": True}, {"viewed"}),
+        ({"respect_data_controlled": True}, {"controlled"}),
+        ({"allowed_countries": ["FR"]}, {"clicked", "viewed", "controlled", "another's"}),
+        ({"blocked_countries": ["FR"]}, {"abroad"}),
+        ({"delivery_method": configuration_pb2.Configuration.DELIVERY_METHOD_NETWORK_ONLY}, {"another's"}),
+        (
+            {"status": configuration_pb2.Configuration.STATUS_PAUSED},
+            {"clicked", "viewed", "controlled", "abroad", "another's"},
+        ),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+async def test_a_configuration_is_told_what_it_is_for(
+    service: Running, endpoint: Endpoint, fields: dict[str, Any], untold: set[str]
+) -> None:
+    viewed, controlled, abroad = (purchase(name) for name in ("viewed", "controlled", "abroad"))
+    viewed.engagement.impression.tracker_id = "tracker"
+    controlled.record.data_controlled = True
+    abroad.record.country = "FR"
+    everything = [purchase("clicked"), viewed, controlled, abroad, purchase("another's", network_id="other")]
+    await service.configure(template=template(endpoint), **fields)
+    await service.enqueue(*everything)
+    told = {one.conversion_id for one in await service.list()}
+    assert told == {one.decision.conversion_id for one in everything} - untold
+
+
 async def test_what_was_sent_and_answered_is_kept(service: Running, endpoint: Endpoint) -> None:
     endpoint.answers["/x"] = answer(200, "y" * 10_000, X_Their="header")
     await service.configure(
