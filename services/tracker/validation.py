@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.domain.setting_ranges import (
     DAY_S,
     DEFAULT_POST_ENGAGEMENT_DAYS,
+    DEFAULT_POST_VIEW_DAYS,
     DURATIONS,
     POST_ENGAGEMENT_DAYS,
     POST_VIEW_DAYS,
@@ -51,6 +52,10 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = {"http", "https", "javascript", "vbscript", "data", "blob", "file", "about"}
+_DEFAULT_DAYS = {
+    "post_engagement_window": DEFAULT_POST_ENGAGEMENT_DAYS,
+    "post_view_window": DEFAULT_POST_VIEW_DAYS,
+}
 _ONLY_SELF_ATTRIBUTING = (
     "post_engagement_window", "post_view_window", "default_tracker", "target_event", "san_account_ids", "bundle_id",
 )  # fmt: skip
@@ -372,14 +377,17 @@ def _check_owner(path: str, owned: Network | Agency | None, parents: Parents, vi
 
 
 def _check_allowed_days(
-    tracker: Tracker, name: str, windows: Iterable[Duration], default: Sequence[int], violations: Violations
+    tracker: Tracker, name: str, windows: Iterable[Duration], days_else: Sequence[int], violations: Violations
 ) -> int | None:
     """Notes a window of a tracker that its network does not allow (B4); returns its seconds if it is set and right."""
+    path, allowed, window = f"tracker.{name}", days(windows) or days_else, getattr(tracker, name)
     if not tracker.HasField(name):  # type: ignore[arg-type]  # a field of Tracker
+        if _DEFAULT_DAYS[name] not in allowed:
+            text = f"must be given: the network does not allow {_DEFAULT_DAYS[name]} days, the default"
+            violations.add(path, "REQUIRED", text)
         return None
-    path, window = f"tracker.{name}", getattr(tracker, name)
     if all(violation.field != path for violation in violations.found):  # within its range
-        check_days(path, window, days(windows) or default, violations)
+        check_days(path, window, allowed, violations)
     return None if any(violation.field == path for violation in violations.found) else int(window.seconds)
 
 

@@ -318,6 +318,16 @@ def test_settings_of_an_app(told: Told, without: str, changed: Message, with_it:
     assert (said(told), said(told, changed)) == (without, with_it)
 
 
+def test_a_window_may_have_no_limit_where_the_app_sets_one() -> None:
+    told = event(event_name="View", since=credited(2 * HOUR_US))
+    ends = of_app(windows=Windows(event_association=Window(duration=lasting(HOUR_US))))
+    unlimited = of_tracker(windows=Windows(event_association=Window(unlimited=True)))
+    assert (said(told, ends), said(told, ends, unlimited)) == (
+        "UNATTRIBUTED EVENT_NOT_SELECTED",
+        "CREDITED EVENT_NOT_SELECTED re",
+    )
+
+
 @pytest.mark.parametrize(("platform", "verdict"), [(PLATFORM_IOS, "WON"), (PLATFORM_ANDROID, "MATCH_KIND_NOT_ALLOWED")])
 def test_limit_ad_tracking_falls_back_on_ios_alone(platform: Any, verdict: str) -> None:
     """A4."""

@@ -203,6 +203,8 @@ async def test_an_app_over_its_rate(world: World) -> None:
     assert responses[1].json["error"]["code"] == "RATE_LIMITED"
     assert int(responses[1].headers["retry-after"]) >= 1
     assert (await world.track(limited)).status == 429
+    clicked = await world.ask("GET", f"/c/limited-1?adid={device}")
+    assert (clicked.status, "x-engagement" in clicked.headers) == (302, False), "clicks are taken all the same"
     assert (await world.track(event(device))).status == 200
 
 

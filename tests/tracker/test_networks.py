@@ -105,3 +105,5 @@ async def test_windows_are_those_the_network_allows(tracker: Stub) -> None:
         ("tracker.post_engagement_window", "must be 7 or 28 days"),
         ("tracker.post_view_window", "must be 0 or 1 days"),
     }
+    left_out = samples.san_reengagement(network_id="strict")
+    assert await wrong_fields(create_tracker(tracker, left_out)) == {("tracker.post_engagement_window", "REQUIRED")}

@@ -80,7 +80,9 @@ class App(_message.Message):
     store_app_id: _builtins.str
     """Optional. The id in the store."""
     time_zone: _builtins.str
-    """Optional. IANA time zone, in which the days begin that a what-if or a re-attribution is asked about. Default: UTC."""
+    """Optional. IANA time zone, in which the days begin that the command line is told for a what-if or a re-attribution.
+    Default: UTC.
+    """
     currency_code: _builtins.str
     """Optional. ISO 4217, three capitals: what amounts are in that come over HTTP without a currency. Default: USD."""
     sandbox: _builtins.bool
@@ -213,9 +215,11 @@ class AppSettings(_message.Message):
     prioritize_completed_view: _builtins.bool
     """Optional. Completed views go first inside their level (C2)."""
     limit_ad_tracking_fallback: _builtins.bool
-    """Optional. Limit-ad-tracking without IDFA matches inclusively (A4)."""
+    """Optional. Limit-ad-tracking without IDFA matches inclusively (A4); on iOS alone."""
     records_per_second: _builtins.int
-    """Optional. Records a second the gateway takes for this app, each gateway process by itself; 0 = no limit."""
+    """Optional. Records and questions of `get_attribution` a second that each gateway process takes from the senders of
+    this app: beyond that they are told to wait (429). Clicks and impressions are always taken. 0 = no limit.
+    """
     @_builtins.property
     def windows(self) -> _windows_pb2.Windows:
         """Optional. The app's layer of windows."""

@@ -70,7 +70,7 @@ class Tracker(_message.Message):
         DESTINATION_TYPE_GOOGLE_REFERRER: Tracker._DestinationType.ValueType  # 2
         """The Play Store URL with our click id in its `referrer`. Android only."""
         DESTINATION_TYPE_LANDING_PAGE: Tracker._DestinationType.ValueType  # 3
-        """A page of the owner's."""
+        """A page of the owner's; a click leads there as with DESTINATION_TYPE_CUSTOM."""
 
     class DestinationType(_DestinationType, metaclass=_DestinationTypeEnumTypeWrapper):
         """DestinationType says what the install URL is."""
@@ -82,7 +82,7 @@ class Tracker(_message.Message):
     DESTINATION_TYPE_GOOGLE_REFERRER: Tracker.DestinationType.ValueType  # 2
     """The Play Store URL with our click id in its `referrer`. Android only."""
     DESTINATION_TYPE_LANDING_PAGE: Tracker.DestinationType.ValueType  # 3
-    """A page of the owner's."""
+    """A page of the owner's; a click leads there as with DESTINATION_TYPE_CUSTOM."""
 
     @_typing.final
     class CustomParametersEntry(_message.Message):
@@ -161,7 +161,7 @@ class Tracker(_message.Message):
     network, type and selected event: turning one on turns the other off.
     """
     max_conversions_per_engagement: _builtins.int
-    """Optional. How many conversions one engagement may win (D5). 0 = no limit."""
+    """Optional. How many conversions one engagement may win (D5). Claims are not limited. 0 = no limit."""
     click_validation_key: _builtins.str
     """Optional. Key of click signatures; empty = clicks are not checked. 16 to 256 characters."""
     status: _status_pb2.Status.ValueType
@@ -184,7 +184,9 @@ class Tracker(_message.Message):
     """
     @_builtins.property
     def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Defaults of custom parameters; a click's query value goes first. At most 64."""
+        """Optional. Defaults of custom parameters, in its URLs and in postbacks; a click's query value goes first. At most
+        64.
+        """
 
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -198,12 +200,14 @@ class Tracker(_message.Message):
 
     @_builtins.property
     def post_engagement_window(self) -> _duration_pb2.Duration:
-        """Optional. Self-attributing networks only (B4): one of the network's post_engagement_windows. Default: 14 days."""
+        """Optional. Self-attributing networks only (B4): one of the network's post_engagement_windows. Default: 14 days;
+        required where the network does not allow that.
+        """
 
     @_builtins.property
     def post_view_window(self) -> _duration_pb2.Duration:
         """Optional. Self-attributing networks only (B4): one of the network's post_view_windows, not above the engagement
-        window. Default: 0.
+        window. Default: 0; required likewise.
         """
 
     @_builtins.property
@@ -216,8 +220,9 @@ class Tracker(_message.Message):
 
     @_builtins.property
     def san_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Self-attributing networks only: the accounts whose campaigns it counts for, of its app and network, and
-        verified when added. At most 32.
+        """Optional. Self-attributing networks only: accounts of its app with its network, verified when added. With the
+        credentials of the first live one the network is asked for claims that would go to this tracker (E3), where the
+        postback names none. At most 32.
         """
 
     def __init__(
