@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.time import SECOND_US
+from libs.time import SECOND_US, to_timestamp
 from reengage.tracker.v1 import (
     api_key_pb2,
     app_pb2,
@@ -59,6 +59,14 @@ async def test_a_key_is_shown_once_and_kept_as_a_hash(database: Database) -> Non
         finally:
             await connection.close()
         await admin.ArchiveApiKey(api_key_pb2.ArchiveApiKeyRequest(api_key_id="ops"))
+        assert await refused_for(served, key) == "API_KEY_INVALID"
+
+
+async def test_a_key_ends_when_it_says(database: Database) -> None:
+    async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
+        _, key = await create_key(admin, expire_time=to_timestamp(served.clock.now_us + SECOND_US))
+        assert await refused_for(served, key) == ""
+        served.clock.now_us += SECOND_US
         assert await refused_for(served, key) == "API_KEY_INVALID"
 
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 import asyncpg
+import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from reengage.tracker.v1 import (
+    app_pb2,
+    network_pb2,
     san_account_pb2,
     tracker_pb2,
 )
@@ -39,6 +42,20 @@ async def test_credentials_are_kept_encrypted_and_never_returned(tracker: Stub, 
             assert not any(secret.encode() in value for row in held for value in row.values() if type(value) is bytes)
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"app_id": "kodemo3"}, {"network_id": "y-ios"}], ids=["another app", "another network"]
+)
+async def test_an_account_is_of_its_app_and_network(tracker: Stub, fields: dict[str, str]) -> None:
+    await create_parents(tracker)
+    await tracker.CreateApp(app_pb2.CreateAppRequest(app=samples.app(app_id="kodemo3", name="Third")))
+    y = samples.san(network_id="y-ios", name="Y iOS")
+    await tracker.CreateNetwork(network_pb2.CreateNetworkRequest(network=y))
+    theirs = samples.san_account(verified=True, **fields)
+    await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=theirs))
+    wanted = samples.san_reengagement(san_account_ids=["x1"])
+    assert await wrong_fields(create_tracker(tracker, wanted)) == {("tracker.san_account_ids[0]", "NOT_FOUND")}
 
 
 async def test_new_credentials_must_be_verified_anew(tracker: Stub) -> None:

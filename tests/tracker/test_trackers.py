@@ -33,6 +33,7 @@ from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_CSV, FILE_FORMAT_NDJSON
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerFilter, TrafficRules
+from services.tracker import catalogue
 from tests.tracker import samples
 from tests.tracker.samples import (
     DAY,
@@ -141,9 +142,12 @@ async def test_save_and_create_postback_returns_the_configurations_to_fill(track
         "bundle_id": "com.x",
         "conversion_type": "PURCHASE",
     }
-    needs = {need.name: need.secret for need in draft.needs}
-    assert needs["consumer_secret"]
-    assert "conversion_type" not in needs, "it is known"
+    of_network = {need.name: need for need in catalogue.NETWORKS[("x-ios",)].postback_needs}
+    assert of_network["consumer_secret"].secret
+    assert of_network["consumer_secret"].description
+    needs = {need.name: need for need in draft.needs}
+    del of_network["conversion_type"]
+    assert needs == of_network, "all but what is known"
     credentials = {"consumer_secret": "s", "token": "t"}
     account = samples.san_account(credentials=credentials, verified=True)
     await tracker.CreateSanAccount(san_account_pb2.CreateSanAccountRequest(san_account=account))
