@@ -1,4 +1,4 @@
-"""What each setting changes in a decision, from tracker's message to the verdict.
+"""The effect of each setting on a decision, from tracker's message to the verdict.
 
 The rules themselves are told elsewhere: here a setting is changed, and the same conversion comes out differently.
 """

@@ -388,7 +388,7 @@ CASES = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def teller(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Teller]:
-    """The suite with the settings of this file, and a local network that takes every postback."""
+    """Yields the suite with the settings of this file, and a local network that takes every postback."""
     directory, ports, network = tmp_path_factory.mktemp("rules"), suite_ports(), LocalNetwork()
     write_geoip_database(directory / "countries.mmdb", {"198.51.100.0/25": "DE", "198.51.100.128/25": "FR"})
     with pytest.MonkeyPatch.context() as environment:
