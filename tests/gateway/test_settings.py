@@ -1,4 +1,4 @@
-"""What the gateway makes of an app's and a tracker's settings, from tracker's message to where a click leads."""
+"""The effect of an app's and a tracker's settings on the gateway, from tracker's message to where a click leads."""
 
 from typing import Any
 
