@@ -5,7 +5,6 @@ Live, records are taken in the order of receipt. Conversions that are decided ag
 """
 
 from bisect import bisect_left, insort
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -95,6 +94,24 @@ class Groups:
                 yield from ((hashed_kind, each) for each in hashes_of(value, length))
 
 
+class OneDevice:
+    """The device of records that all name one id in common: in whatever order they are taken, they are of one."""
+
+    def __init__(self) -> None:
+        self._group = Group()
+        self._taken: set[tuple[Id, ...]] = set()
+        self._known: set[Id] = set()
+
+    def take(self, ids: tuple[Id, ...]) -> tuple[Group, list[Group]]:
+        """Returns the device, and nothing that was joined to it."""
+        if ids not in self._taken:  # most name what those before did
+            self._taken.add(ids)
+            sent = {(kind, normalise(value)): (kind, value) for kind, value in ids}
+            self._group.learn({key: value for key, value in sent.items() if key not in self._known})
+            self._known.update(sent)
+        return self._group, []
+
+
 def hashed_kinds_of(ids: Iterable[Id]) -> frozenset[str]:
     """Returns the kinds of those of these ids that are hashes."""
     return frozenset(kind for kind, value in ids if is_hash(kind, value))
@@ -133,7 +150,7 @@ class Step(NamedTuple):
     time_us: int
     receive_time_us: int
     place: int
-    ids: Sequence[Id]
+    ids: tuple[Id, ...]
     is_activity: bool = False
     attribution: Attribution | None = None
 
@@ -149,59 +166,96 @@ class Timeline:
         by_receipt = not late_window_us
         self.steps = sorted(steps, key=(lambda step: step[1:3]) if by_receipt else (lambda step: step[:3]))
         self._late_window_us = late_window_us
-        self._hashed_kinds = hashed_kinds_of(each for step in self.steps for each in step.ids)
-        self._groups = Groups(self._hashed_kinds)
+        self._has_common_id = _have_common_id(self.steps)
+        self._groups = self._no_groups()
         self._settled_count = 0
-        # The latest receipt up to each place and the earliest from it on: nearly always each knows just the earlier.
         receipts = [step.receive_time_us for step in self.steps]
-        self._latest_us = list(accumulate(receipts, max))
-        self._earliest_us = [*accumulate(reversed(receipts), min)][::-1]
+        # All received within a late window, or without one: each knows just the earlier.
+        self._is_plain = by_receipt or not receipts or max(receipts) - min(receipts) <= late_window_us
+        if not self._is_plain:
+            self._latest_us = list(accumulate(receipts, max))  # the latest receipt up to each place
+            self._earliest_us = [*accumulate(reversed(receipts), min)][::-1]  # the earliest from each place on
+
+    def _no_groups(self) -> Groups | OneDevice:
+        if self._has_common_id:
+            return OneDevice()
+        return Groups(hashed_kinds_of(each for step in self.steps for each in step.ids))
 
     def places(self) -> Iterator[int]:
         """Yields the places in the order of deciding: one that knows of later ones waits for these.
 
-        OURS: of three that wait for each other in a circle, the one that is first in time waits.
+        Who knows a waiting one waits for it in turn, unless that waits for him: he was decided for good without it.
         """
-        waiting: defaultdict[int, list[int]] = defaultdict(list)
+        if self._is_plain:
+            yield from range(len(self.steps))
+            return
+        waiting: dict[int, set[int]] = {}
+        awaited = set[int]()
         for place in range(len(self.steps)):
-            later = range(len(self.steps) - 1, place, -1) if self._may_know_later(place) else ()
-            last = next((each for each in later if self._knows_later(place, each)), None)
-            if last is not None:
-                waiting[last].append(place)
+            blocked_by = self._later_known(place)
+            if place not in awaited:
+                blocked_by |= {other for other in waiting if self._knows_earlier(place, other)}
+            if blocked_by:
+                waiting[place] = blocked_by
+                awaited |= blocked_by
                 continue
             ready = [place]
             while ready:
-                yield (done := ready.pop())
-                ready += reversed(waiting.pop(done, []))
+                yield from ready
+                for others in waiting.values():
+                    others.difference_update(ready)
+                ready = [each for each, others in waiting.items() if not others]
+                for each in ready:
+                    del waiting[each]
+        yield from waiting
 
     def known_to(self, place: int) -> Group:
         """Returns the device as a record knows it. Call it in the order of `places`, when those before are settled."""
         step = self.steps[place]
-        if not self._late_window_us or (
+        if self._is_plain or (
             self._settled_count == place
             and self._latest_us[place] <= step.receive_time_us + self._late_window_us
             and not self._may_know_later(place)
         ):
             return self._groups.take(step.ids)[0]
-        groups = Groups(self._hashed_kinds)
+        groups = self._no_groups()
         for other, each in enumerate(self.steps):
-            is_early = other < place and each.receive_time_us <= step.receive_time_us + self._late_window_us
-            if is_early or (other > place and self._knows_later(place, other)):
+            if self._knows_earlier(place, other) if other < place else self._knows_later(place, other):
                 _add(each, groups.take(each.ids)[0])
         return groups.take(step.ids)[0]
 
     def settle(self, place: int, attribution: Attribution | None) -> None:
         """Notes what a record is to its device, now that it is decided."""
         self._settled_count += 1
-        self.steps[place] = step = self.steps[place]._replace(attribution=attribution)
+        step = self.steps[place]
+        if step.attribution != attribution:
+            self.steps[place] = step = step._replace(attribution=attribution)
         _add(step, self._groups.take(step.ids)[0])
 
     def _may_know_later(self, place: int) -> bool:
-        is_in_order = self._earliest_us[place] + self._late_window_us >= self.steps[place].receive_time_us
-        return bool(self._late_window_us) and not is_in_order
+        return self._earliest_us[place] + self._late_window_us < self.steps[place].receive_time_us
+
+    def _later_known(self, place: int) -> set[int]:
+        if not self._may_know_later(place):
+            return set()
+        return {each for each in range(place + 1, len(self.steps)) if self._knows_later(place, each)}
+
+    def _knows_earlier(self, place: int, earlier: int) -> bool:
+        return self.steps[earlier].receive_time_us <= self.steps[place].receive_time_us + self._late_window_us
 
     def _knows_later(self, place: int, later: int) -> bool:
+        """Returns whether a later record was decided for good when one was received; none is later than itself."""
         return self.steps[later].receive_time_us + self._late_window_us < self.steps[place].receive_time_us
+
+
+def _have_common_id(steps: Sequence[Step]) -> bool:
+    """Returns whether one id, spelled alike, is named by all these records."""
+    common = set(steps[0].ids) if steps else set[Id]()
+    for step in steps:
+        common.intersection_update(step.ids)
+        if not common:
+            return False
+    return bool(common)
 
 
 def _add(step: Step, group: Group) -> None:

@@ -110,6 +110,11 @@ class DeviceHistory:
         if not late_window_us or not self.attributions:
             return self
         time_us, receive_time_us = conversion.time_us, conversion.receive_time_us
+        for a in self.attributions:
+            if a.time_us > time_us or a.receive_time_us > receive_time_us:
+                break
+        else:  # nearly always all of it is earlier by both
+            return self
         known = [
             a
             for a in self.attributions

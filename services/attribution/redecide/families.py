@@ -1,7 +1,7 @@
 """Reads devices for a replay, each together with those that were merged with it: they are one device in the end."""
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from libs.db import Connection
@@ -35,43 +35,63 @@ class Family:
     session_us: tuple[int, ...] = ()
     sightings: list[Sighting] = field(default_factory=list)
 
+    _steps: list[tuple[Step, Stored | None]] = field(default_factory=list)
+
     def add(self, stored: Stored) -> None:
         """Adds a version of a conversion, unless a newer one is there."""
         other = self.conversions.get(stored.conversion_id)
         if other is None or other.version < stored.version:
             self.conversions[stored.conversion_id] = stored
+            self._steps.clear()
 
     def timeline(self, late_window_us: int) -> "tuple[Timeline, Sequence[Stored | None]]":
         """Returns the timeline of the records, and for each of its places the conversion; None for a sighting."""
-        by_order: dict[tuple[int, int, int], Stored] = {}
-        steps, decided_us = [], 0
+        if not self._steps:
+            self._steps += self._as_steps(by_receipt=not late_window_us)
+        timeline = Timeline((step for step, _ in self._steps), late_window_us)
+        by_sequence = {stored.sequence: stored for _, stored in self._steps if stored is not None}
+        return timeline, [by_sequence.get(step.place) for step in timeline.steps]
+
+    def _as_steps(self, *, by_receipt: bool) -> Iterator[tuple[Step, Stored | None]]:
+        decided_us, only_ids = 0, self._only_ids()
         for stored in sorted(self.conversions.values(), key=lambda stored: stored.sequence):
             # Without a late window the order is that of deciding: what waited for claims comes after what did not.
             decided_us = max(decided_us, stored.receive_time_us)
-            receive_time_us = stored.receive_time_us if late_window_us else decided_us
+            receive_time_us = decided_us if by_receipt else stored.receive_time_us
             time_us = timestamp_us(stored.decision.conversion_time)
             order = time_us, receive_time_us, stored.sequence
-            steps.append(Step(*order, ids_of(stored), is_event(stored), attribution_as_stored(stored)))
-            by_order[order] = stored
-        steps += [Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items())) for each in self.sightings]
+            ids = ids_of(stored) if only_ids is None else only_ids
+            yield Step(*order, ids, is_event(stored), attribution_as_stored(stored)), stored
+        for each in self.sightings if only_ids is None else ():
+            yield Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items())), None
         some_ids = tuple(self.sightings[0].ids.items()) if self.sightings else ()
-        steps += [Step(each.time_us, each.receive_time_us, -1, some_ids, attribution=each) for each in self.dropped]
-        began_us = {timestamp_us(each.decision.conversion_time) for each in self.conversions.values()}
-        # A session start is noted while it waits for claims, too, and does not go on with itself.
-        steps += [Step(each, each, -1, some_ids, is_activity=True) for each in self.session_us if each not in began_us]
-        timeline = Timeline(steps, late_window_us)
-        return timeline, [by_order.get(step[:3]) for step in timeline.steps]
+        for dropped in self.dropped:
+            yield Step(dropped.time_us, dropped.receive_time_us, -1, some_ids, attribution=dropped), None
+        if self.session_us:
+            # A session start is noted while it waits for claims, too, and does not go on with itself.
+            began_us = {timestamp_us(each.decision.conversion_time) for each in self.conversions.values()}
+            for each_us in self.session_us:
+                if each_us not in began_us:
+                    yield Step(each_us, each_us, -1, some_ids, is_activity=True), None
 
     def known_ids(self, late_window_us: int) -> dict[str, tuple[Id, ...]]:
         """Returns the ids that the device was known by at each conversion."""
+        if (only_ids := self._only_ids()) is not None:
+            return dict.fromkeys(self.conversions, only_ids)
         timeline, conversions = self.timeline(late_window_us)
         known = {}
         for place in timeline.places():
             group, stored = timeline.known_to(place), conversions[place]
             if stored is not None:
-                known[stored.conversion_id] = tuple(dict.fromkeys((*ids_of(stored), *group.ids.values())))
+                ids = timeline.steps[place].ids
+                known[stored.conversion_id] = tuple(dict.fromkeys((*ids, *group.ids.values())))
             timeline.settle(place, None)
         return known
+
+    def _only_ids(self) -> tuple[Id, ...] | None:
+        """Returns the ids that every record named, None where they differ. Mostly they are the same."""
+        ids = self.sightings[0].ids if self.sightings else None
+        return None if ids is None or any(each.ids != ids for each in self.sightings) else tuple(ids.items())
 
 
 async def read_families(

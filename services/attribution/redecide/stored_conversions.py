@@ -7,7 +7,7 @@ from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import Attribution
 from services.attribution.decision.model import Conversion, ConversionKind
 from services.attribution.storage.replay import Stored
-from services.attribution.wire.decisions import attribution_of
+from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES, attribution_of
 from services.attribution.wire.records import claims_of
 
 
@@ -46,6 +46,8 @@ def ids_of(stored: Stored) -> tuple[Id, ...]:
 
 def attribution_as_stored(stored: Stored) -> Attribution | None:
     """Returns what a conversion that stays as it is makes of its device's history."""
+    if stored.decision.outcome not in ATTRIBUTING_OUTCOMES:
+        return None
     return attribution_of(stored.decision, redacted=_is_redacted(stored))
 
 

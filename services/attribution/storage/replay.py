@@ -249,15 +249,18 @@ async def find_remembered(connection: Connection, device_ids: Collection[uuid.UU
     """Returns what devices remember."""
     rows = await connection.fetch(
         """
-        SELECT device_id, history -> 'attributions', history -> 'session_us', sightings
+        -- In one array, which is read in one go.
+        SELECT device_id, jsonb_build_array(history -> 'attributions', history -> 'session_us', sightings)
         FROM devices WHERE device_id = ANY($1)
         """,
         list(device_ids),
     )
-    return {row[0]: Remembered(row[1], row[2], [Sighting(*each) for each in row[3]]) for row in rows}
+    return {
+        device_id: Remembered(attributions, session_us, [Sighting(*each) for each in sightings])
+        for device_id, (attributions, session_us, sightings) in rows
+    }
 
 
 def _stored(row: asyncpg.Record) -> Stored:
-    device_id, conversion_id, sequence, version, receive_time_us, decision, *rest = row
-    message = decision_pb2.Decision.FromString(decision)
-    return Stored(device_id, conversion_id, sequence, version, receive_time_us, message, *rest)
+    decision = decision_pb2.Decision.FromString(row[5])
+    return Stored(row[0], row[1], row[2], row[3], row[4], decision, row[6], row[7], row[8], row[9], row[10])
