@@ -21,6 +21,8 @@ _BEFOREHAND = re.compile(rb"\s*(?:prefetch|prerender|preview)", re.IGNORECASE)
 _COMPLETED = frozenset({"complete", "completed", "completed_view", "video_complete"})
 _REPORTED = frozenset({"click_time", "ip_address", "device_ua", "user_agent"})
 """Parameters that only a report of an engagement has: a browser that follows a link says all this by being there."""
+_QUOTED = re.compile(rb'"([ !#-\[\]-~]{1,256})"')
+"""A string as headers have it, without escapes and parameters: no browser needs them to name a model or a version."""
 
 _IDS = {**{name: name for name in KINDS}, "ios_idfa": "idfa"}
 _AD = frozenset({"site_id", "sub_site_id", "creative_id", "partner_campaign_id", "partner_campaign_name"})
@@ -38,13 +40,15 @@ _OURS = frozenset(
 class Visit:
     """A visit to a link: address and user agent, empty when not known, and the time in seconds since 1970.
 
-    `is_prefetch`: a browser fetches what a person may come to want (A9).
+    `is_prefetch`: a browser fetches what a person may come to want (A9). `client_hints` are those of the browser, if it
+    sent any.
     """
 
     ip_address: str
     user_agent: str
     time_s: float
     is_prefetch: bool = False
+    client_hints: record_pb2.ClientHints | None = None
 
 
 def parse_query(raw: bytes) -> dict[str, str]:
@@ -141,6 +145,18 @@ def is_prefetch(headers: Mapping[bytes, bytes]) -> bool:
     return any(_BEFOREHAND.match(headers[name]) for name in headers.keys() & _PURPOSES)
 
 
+def read_client_hints(headers: Mapping[bytes, bytes]) -> record_pb2.ClientHints | None:
+    """Returns what the headers of a request, named in lower case, say of its device; None if no more than every one.
+
+    Every browser that knows hints tells its platform. What is no text as headers have it, or too long, says nothing.
+    """
+    model, version = _hint(headers.get(b"sec-ch-ua-model")), _hint(headers.get(b"sec-ch-ua-platform-version"))
+    if not model and not version:
+        return None
+    platform = _hint(headers.get(b"sec-ch-ua-platform"))
+    return record_pb2.ClientHints(model=model, platform=platform, platform_version=version)
+
+
 def device_user_agent(parameters: Mapping[str, str], visit: Visit) -> str:
     """Returns the device's user agent: the one given, else the visitor's, unless a server speaks for the device."""
     given = parameters.get("device_ua") or parameters.get("user_agent")
@@ -159,6 +175,7 @@ def _record(
         # A wrong address must not cost the click: it is still matched by its ids.
         ip_address=ip_address if ip_address is visit.ip_address or is_ip_address(ip_address) else "",
         user_agent=device_user_agent(parameters, visit),
+        client_hints=None if is_ping(parameters) else visit.client_hints,
     )
     for key in parameters.keys() & _IDS.keys():
         record.device_ids[_IDS[key]] = parameters[key]
@@ -170,6 +187,12 @@ def _record(
         if answered_s is not None:
             record.tracking_transparency.answer_time.seconds = int(answered_s)
     return record
+
+
+def _hint(header: bytes | None) -> str:
+    """Returns the text of a header that is a quoted string, "" if it is none or an empty one."""
+    found = _QUOTED.fullmatch(header) if header else None
+    return found[1].decode("ascii") if found else ""
 
 
 def _name_of_device_id(tracker: Tracker, parameters: Mapping[str, str], device_id: str) -> str:

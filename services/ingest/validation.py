@@ -162,6 +162,11 @@ def _check_surroundings(record: record_pb2.Record, found: _Found, kind: str | No
     if not found.is_plain:
         found.check_text("user_agent", record.user_agent)
         found.check_text("app_version", record.app_version)
+    if record.HasField("client_hints") and not found.is_short(record.client_hints):
+        hints = record.client_hints
+        found.check_id("client_hints.model", hints.model)
+        found.check_id("client_hints.platform", hints.platform)
+        found.check_id("client_hints.platform_version", hints.platform_version)
 
 
 def _check_privacy(record: record_pb2.Record, found: _Found) -> None:

@@ -384,7 +384,7 @@ class Naive:
             refusals.add("DUPLICATE_CLICK")
         refusals |= visitor_refusals(engagement)
         refusals |= self.activity_refusals(min(engagement.time_us, conversion.time_us), conversion)
-        if self.breaks_traffic_rules(tracker, engagement.time_us, engagement.ua, engagement.country):
+        if self.breaks_traffic_rules(tracker, engagement.time_us, engagement):
             refusals.add("TRAFFIC_RULE")
         if 0 < tracker.max_conversions_per_engagement <= self.times_won(engagement.id):
             refusals.add("ENGAGEMENT_SPENT")
@@ -449,12 +449,12 @@ class Naive:
         )
         return {"DEVICE_ACTIVE"} if was_active and conversion.name else set()
 
-    def breaks_traffic_rules(self, tracker: Tracker, time: int, ua: str, country: str) -> bool:
+    def breaks_traffic_rules(self, tracker: Tracker, time: int, told: EngagementRecord | ConversionRecord) -> bool:
         """OURS: lists of what is allowed take nothing that is not known, all else only refuses what is known."""
         rules = tracker.traffic_rules
         if rules is None:
             return False
-        agent = read_user_agent(ua)
+        agent, country = read_agent(told), told.country
         version = []
         if agent.get("os", "").upper() == self.app.platform:
             version = [int(agent[part]) for part in ("major", "minor") if agent.get(part)]
@@ -468,7 +468,7 @@ class Naive:
                 rules.operating_systems and agent.get("os") not in rules.operating_systems,
                 differing[0][0] < differing[0][1],
                 differing[1][0] > differing[1][1],
-                rules.device_types and device_type(ua) not in rules.device_types,
+                rules.device_types and device_type(told.ua) not in rules.device_types,
                 country in rules.blocked_countries,
                 rules.allowed_countries and country not in rules.allowed_countries,
             )
@@ -526,7 +526,7 @@ class Naive:
             refusals |= self.tracker_refusals(tracker, conversion, needed)
             refusals |= self.time_refusals(conversion.time_us - claim.time_us, window)
             refusals |= self.activity_refusals(claim.time_us, conversion)
-            if self.breaks_traffic_rules(tracker, claim.time_us, conversion.ua, conversion.country):
+            if self.breaks_traffic_rules(tracker, claim.time_us, conversion):
                 refusals.add("TRAFFIC_RULE")
         if not is_click and not self.impressions_allowed(claim.network_id, needed):
             refusals.add("IMPRESSIONS_NOT_ALLOWED")
@@ -579,7 +579,7 @@ class Naive:
             elif self.app.modeled_level == "IP_ONLY":
                 is_modeled = same_ip
             else:
-                is_modeled = same_ip and self.same_user_agent(engagement.ua, conversion.ua)
+                is_modeled = same_ip and self.same_user_agent(engagement, conversion)
             if is_modeled:
                 return "MODELED"
             if same_ip:
@@ -603,9 +603,9 @@ class Naive:
         is_raw = engaged[0].rpartition("_")[2] not in ("md5", "sha1", "sha256")
         return is_raw and is_hash_of(known, (raw_kind(known[0]), engaged[1]))
 
-    def same_user_agent(self, one: str, other: str) -> bool:
+    def same_user_agent(self, one: EngagementRecord, other: ConversionRecord) -> bool:
         """A5: the OS and one thing more are known of both, and nothing that is known of both contradicts."""
-        first, second = read_user_agent(one), read_user_agent(other)
+        first, second = read_agent(one), read_agent(other)
         if not first or not second or first["os"] != second["os"]:
             return False
         both = {name for name in first.keys() & second.keys() if first[name] and second[name]}
@@ -863,6 +863,16 @@ def texts_of(raw: str) -> frozenset[str]:
 
 def digests(text: str) -> set[str]:
     return {hashlib.new(name, text.encode()).hexdigest() for name in ("md5", "sha1", "sha256")}
+
+
+def read_agent(told: EngagementRecord | ConversionRecord) -> dict[str, str]:
+    """A5: what a user agent tells of a device, and what client hints of Android tell where it does not."""
+    known, hints = read_user_agent(told.ua), told.client_hints
+    if hints.platform != "Android" or known.get("os") == "iOS":
+        return known
+    major, _, rest = hints.platform_version.partition(".")
+    version = {"major": major, "minor": rest.partition(".")[0] or "0"} if major else {}
+    return {"os": "Android", "model": hints.model} | ({} if known.get("major") else version) | known
 
 
 def read_user_agent(ua: str) -> dict[str, str]:

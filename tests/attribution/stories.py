@@ -279,6 +279,7 @@ def _record(app_id: str, record: EngagementRecord | ConversionRecord) -> record_
         device_ids=usable_ids(record.device),
         ip_address=record.ip,
         user_agent=record.ua,
+        client_hints=record_pb2.ClientHints(**record.client_hints._asdict()),
         country=record.country,
     )
     made.event_time.FromMicroseconds(record.time_us)

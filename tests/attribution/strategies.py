@@ -17,8 +17,10 @@ from services.attribution.decision.model import (
     DAY_US,
     HOUR_US,
     MINUTE_US,
+    NO_HINTS,
     SECOND_US,
     Claim,
+    ClientHints,
     DeviceType,
     EngagementKind,
     TrackerType,
@@ -74,6 +76,11 @@ AGENTS: tuple[str, ...] = (
     "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 Mobile Safari/537.36 MetaIAB Facebook",
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Mobile Safari/537.36",
 )
+HINTS = (
+    *(NO_HINTS,) * 5, *(ClientHints("Pixel 8", "Android", "14.0.0"),) * 2, ClientHints("SM-G991B", "Android", ""),
+    ClientHints("", "Android", "14"), ClientHints("", "Android", "13.1.0"), ClientHints("Pixel 8", "", "14.0.0"),
+    ClientHints("", "Windows", "14.0.0"),
+)  # fmt: skip
 CROWD = (ONE, TWO, *(f"{number:08x}-0000-4000-8000-00000000000f" for number in range(1, 10)))
 CONSTANTS: tuple[dict[str, str], ...] = (
     *({"custom": "guest-7"},) * 5, {"android_id": "guest-7"}, {"custom": "guest-8"}, {},
@@ -232,6 +239,7 @@ def engagement(random: Random, record_id: str, time_us: int, receive_time_us: in
         device=random.choice((lambda _: {}, device, device, hashed_device))(random),
         ip=random.choice(IPS),
         ua=random.choice(AGENTS),
+        client_hints=random.choice(HINTS),
         click_id=random.choice(("", "", "n1", "n2")) if is_click else "",
         completed_view=not is_click and chance(random, 1 / 2),
         is_prefetch=chance(random, 1 / 16),
@@ -250,6 +258,7 @@ def conversion(random: Random, record_id: str, time_us: int, receive_time_us: in
         device=random.choice((device, device, device, device, told_by_hashes))(random),
         ip=random.choice(IPS),
         ua=random.choice(AGENTS),
+        client_hints=random.choice(HINTS),
         click=random.choice(("", "", "", "", "r0", "r1", "r2", "r3")),
         limit_ad_tracking=chance(random, 1 / 2),
         claims=tuple(claim(random, network_id, time_us) for network_id in ("x", "y") if chance(random, 1 / 8)),

@@ -26,6 +26,7 @@ from services.attribution.decision.matching import (
 )
 from services.attribution.decision.model import (
     DAY_US,
+    ClientHints,
     Conversion,
     ConversionKind,
     Engagement,
@@ -35,7 +36,7 @@ from services.attribution.decision.model import (
     Visitor,
 )
 from services.attribution.decision.rules import App, ModeledLevel, Platform
-from services.attribution.decision.user_agents import are_alike, parse_user_agent
+from services.attribution.decision.user_agents import are_alike, parse_user_agent, user_agent_of
 
 RAW = "6D92078A-8246-4BA4-AE5B-76104861E7DC"
 PLAIN = RAW.replace("-", "")
@@ -255,6 +256,64 @@ WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
 def test_a5_user_agent(raw: str, expected: UserAgent | None) -> None:
     parsed = parse_user_agent(raw)
     assert (parsed and parsed._replace(device_type="")) == expected
+
+
+FROZEN = "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Mobile"
+NOTHING_HINTED = UserAgent("", "Android", "", "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "hints", "expected"),
+    [
+        pytest.param(FROZEN, ClientHints("Pixel 8", "Android", "14.0.0"), PIXEL, id="all that is frozen"),
+        pytest.param(FROZEN, ClientHints("Pixel 8", "Android", "14"), PIXEL, id="a short version"),
+        pytest.param(FROZEN, ClientHints("Pixel 8", "Android", "14.1"), PIXEL._replace(os_minor="1"), id="a minor"),
+        pytest.param(
+            FROZEN, ClientHints("", "Android", "10.0.0"), UserAgent("", "Android", "10", "0"), id="a real Android 10"
+        ),
+        pytest.param(FROZEN, ClientHints("Pixel 8", "Android"), UserAgent("Pixel 8", "Android", "", ""), id="a model"),
+        pytest.param(
+            FROZEN, ClientHints("moto g(7) power", "Android"), UserAgent("g(7) power", "Android", "", ""),
+            id="a model as user agents are read",
+        ),
+        pytest.param(FROZEN, ClientHints(" Pixel\t8 ", "Android", "14"), PIXEL, id="white space"),
+        pytest.param(FROZEN, ClientHints("K", "Android"), NOTHING_HINTED, id="a model that is hidden again"),
+        pytest.param(FROZEN, ClientHints("Pixel 8", "", "14.0.0"), NOTHING_HINTED, id="no platform"),
+        pytest.param(FROZEN, ClientHints("Pixel 8", "Linux", "14.0.0"), NOTHING_HINTED, id="another platform"),
+        *(
+            pytest.param(FROZEN, ClientHints("", "Android", version), NOTHING_HINTED, id=f"no version: {version}")
+            for version in ("0.0.0", "x", "-1", "14;", "1234", "\u0661\u0664", "14.", ".14", "14\n")
+        ),
+        pytest.param(
+            "Mozilla/5.0 (Linux; Android 13; Pixel 7) AppleWebKit/537.36", ClientHints("Pixel 8", "Android", "14.1.0"),
+            UserAgent("Pixel 7", "Android", "13", "0"), id="what the user agent tells stands",
+        ),
+        pytest.param(
+            "Mozilla/5.0 (Windows NT 10.0; Win64; x64)", ClientHints("Pixel 8", "Android", "14.0.0"),
+            UserAgent("", "Windows", "10", "0"), id="what contradicts the OS",
+        ),
+        pytest.param(
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)", ClientHints("Pixel 8", "Android", "14.0.0"),
+            UserAgent("iPhone", "iOS", "17", "4"), id="another OS",
+        ),
+        pytest.param("curl/8", ClientHints("Pixel 8", "Android", "14.0.0"), PIXEL, id="a user agent of no OS"),
+        pytest.param("", ClientHints("Pixel 8", "Android", "14.0.0"), PIXEL, id="no user agent"),
+        pytest.param("", ClientHints(), None, id="nothing"),
+    ],
+)  # fmt: skip
+def test_a5_client_hints_fill_what_a_user_agent_leaves_unknown(
+    raw: str, hints: ClientHints, expected: UserAgent | None
+) -> None:
+    found = user_agent_of(raw, hints)
+    assert (found and found._replace(device_type="")) == expected
+
+
+@given(st.builds(ClientHints, st.text(), st.just("Android"), st.text()))
+def test_a5_law_no_hint_makes_another_device_of_a_phone(hints: ClientHints) -> None:
+    found = user_agent_of(FROZEN, hints)
+    assert found is not None
+    assert (found.os, found.device_type) == ("Android", "PHONE")
+    assert "\t" not in "".join(found), "it is stored with its parts between tabs"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_both_readings_decide_alike(story: Scenario) -> None:
 @pytest.mark.slow
 def test_the_scenarios_reach_every_outcome_reason_and_verdict() -> None:
     """All but what a scenario cannot say: a click that failed its checks, and identity links."""
-    lines = [line for seed in range(1_000) for line in simulate(scenario(Random(seed)))]
+    lines = [line for seed in range(2_000) for line in simulate(scenario(Random(seed)))]
     assert {line["outcome"] for line in lines} == set(Outcome)
     assert {line["reason"] for line in lines} == {None, *Reason} - {Reason.DEVICE_NOT_KNOWN}
     assert any(line["shared_ids"] for line in lines)

@@ -101,6 +101,7 @@ POSTBACKS = {
 FROZEN = (
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Mobile Safari/537.36"
 )
+HINTS = {"Sec-CH-UA-Model": '"Pixel 8"', "Sec-CH-UA-Platform": '"Android"', "Sec-CH-UA-Platform-Version": '"14.0.0"'}
 DALVIK = "Dalvik/2.1.0 (Linux; U; Android 14; Pixel 8 Build/AP2A.240805.005)"
 SAFARI = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 "
@@ -248,6 +249,19 @@ CASES = [
     Case(
         "A5-frozen-chrome",
         [click("back", agent=FROZEN, ids=NO_IDS), event("Purchase", agent=DALVIK)],
+        "REENGAGED", {"click": "WON"}, "matched by IP address alone",
+    ),
+    Case(
+        "A5-frozen-chrome-with-hints",
+        [click("back", agent=FROZEN, ids=NO_IDS, headers=HINTS), event("Purchase", agent=DALVIK)],
+        "REENGAGED", {"click": "WON"}, "modeled from IP address and user agent",
+    ),
+    Case(
+        "A5-frozen-chrome-with-hints-of-another-phone",
+        [
+            click("back", agent=FROZEN, ids=NO_IDS, headers=HINTS | {"Sec-CH-UA-Model": '"Pixel 5"'}),
+            event("Purchase", agent=DALVIK),
+        ],
         "REENGAGED", {"click": "WON"}, "matched by IP address alone",
     ),
     Case(

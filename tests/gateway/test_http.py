@@ -301,6 +301,23 @@ async def test_a_click_with_a_wrong_signature_is_kept_as_invalid(world: World, *
     assert record.click.invalid is not good
 
 
+async def test_browsers_are_asked_for_client_hints_which_are_in_the_log(world: World) -> None:
+    """A5: beside their frozen user agents; a network's server that pings has none of a device."""
+    device = world.new_id()
+    hints = {
+        "Sec-CH-UA-Model": '"Pixel 8"',
+        "Sec-CH-UA-Platform": '"Android"',
+        "Sec-CH-UA-Platform-Version": '"14.0.0"',
+    }
+    clicked = await world.ask("GET", f"/c/plain?adid={device}", headers=hints)
+    assert clicked.headers["accept-ch"] == "Sec-CH-UA-Model, Sec-CH-UA-Platform-Version"
+    assert "critical-ch" not in clicked.headers, "or the browser would click again"
+    await world.ask("GET", f"/track/impression?campaign_id=plain&adid={device}", headers=hints)
+    await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1", headers=hints)
+    told = sorted((record.ip_address, record.client_hints.model) for record in await world.log_of(device))
+    assert told == [("127.0.0.1", "Pixel 8"), ("127.0.0.1", "Pixel 8"), ("198.51.100.1", "")]
+
+
 async def test_a_late_ping(world: World) -> None:
     device, clicked = world.new_id(), int(time.time()) - 3 * 3600
     await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1&click_time={clicked}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from reengage.ingest.v1 import record_pb2
 from services.gateway.addresses import ClientAddresses
-from services.gateway.links import Visit, click_record, epoch_s, impression_record, parse_query
+from services.gateway.links import Visit, click_record, epoch_s, impression_record, parse_query, read_client_hints
 from services.gateway.model import App, Platform, Template, Tracker
 
 NOW_S = 1_764_000_000.25
@@ -167,6 +167,69 @@ def test_whoever_reports_an_engagement_pings(query: str, *, is_ping: bool) -> No
     visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
     seen = impression_record(make_tracker(), parse_query(query.encode()), visit, record_id="ID")
     assert (click(query).click.is_ping, seen.impression.is_ping) == (is_ping, is_ping)
+
+
+def hinted(model: bytes, platform: bytes = b'"Android"', version: bytes = b'"14.0.0"') -> dict[bytes, bytes]:
+    names = (b"sec-ch-ua-model", b"sec-ch-ua-platform", b"sec-ch-ua-platform-version")
+    return dict(zip(names, (model, platform, version), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("headers", "hints"),
+    [
+        (hinted(b'"Pixel 8"'), ("Pixel 8", "Android", "14.0.0")),
+        (hinted(b'""', b'"Windows"', b'"15.0.0"'), ("", "Windows", "15.0.0")),
+        (hinted(b'"' + b"m" * 256 + b'"'), ("m" * 256, "Android", "14.0.0")),
+        *(
+            (hinted(model), ("", "Android", "14.0.0"))
+            for model in (
+                *(
+                    b"Pixel 8",
+                    b'"Pixel 8',
+                    b'Pixel 8"',
+                    b'"',
+                    b'"a"b"',
+                    b'"a", "b"',
+                    b"?1",
+                    b"",
+                    rb'"\"',
+                    rb'"a\""',
+                    b'"a";b',
+                ),
+                *(b'"\t"', b'"\0"', b'"\x7f"', '"\u00e9"'.encode(), b'"' + b"m" * 257 + b'"'),
+            )
+        ),
+        (hinted(b'"Pixel 8"', b"Android"), ("Pixel 8", "", "14.0.0")),
+        ({b"sec-ch-ua-platform": b'"Android"', b"sec-ch-ua-mobile": b"?1"}, None),
+        (hinted(b'""', version=b'""'), None),
+        ({}, None),
+    ],
+)
+def test_client_hints(headers: dict[bytes, bytes], hints: tuple[str, str, str] | None) -> None:
+    """A5."""
+    read = read_client_hints(headers)
+    assert (read and (read.model, read.platform, read.platform_version)) == hints
+
+
+@given(st.binary(), st.binary(), st.binary())
+def test_law_any_client_hints_are_read(model: bytes, platform: bytes, version: bytes) -> None:
+    for quoted in (b"%s", b'"%s"'):
+        read = read_client_hints(hinted(quoted % model, quoted % platform, quoted % version))
+        texts = () if read is None else (read.model, read.platform, read.platform_version)
+        assert all(len(text) <= 256 and text.isascii() and (not text or text.isprintable()) for text in texts)
+
+
+@pytest.mark.parametrize("reported", ["", "ip_address=198.51.100.1", "device_ua=Phone", "click_time=1763999000"])
+def test_the_client_hints_of_a_server_that_pings_are_not_the_devices(reported: str) -> None:
+    """A5."""
+    hints = record_pb2.ClientHints(model="Pixel 8", platform="Android")
+    visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S, client_hints=hints)
+    parameters = parse_query(reported.encode())
+    clicked = click_record(make_tracker(), parameters, visit, click_id="ID", invalid=False)
+    seen = impression_record(make_tracker(), parameters, visit, record_id="ID")
+    for record in (clicked, seen):
+        assert record.HasField("client_hints") is not bool(reported)
+        assert record.client_hints == (record_pb2.ClientHints() if reported else hints)
 
 
 @pytest.mark.parametrize(("event", "completed"), [("view", False), ("completed", True), ("", False)])

@@ -123,6 +123,14 @@ BAD: dict[str, tuple[record_pb2.Record, set[tuple[str, str]]]] = {
     "address and space": (event(ip_address="1.2.3.4 "), {("ip_address", "INVALID_IP_ADDRESS")}),
     "long user agent": (event(user_agent="é" * 2049), {("user_agent", "TOO_LONG")}),
     "NUL in user agent": (event(user_agent="\0"), {("user_agent", "INVALID_TEXT")}),
+    "client hints": (
+        event(client_hints=record_pb2.ClientHints(model="m" * 257, platform="p\0", platform_version="1" * 257)),
+        {
+            ("client_hints.model", "TOO_LONG"),
+            ("client_hints.platform", "INVALID_TEXT"),
+            ("client_hints.platform_version", "TOO_LONG"),
+        },
+    ),
     "transparency": (
         event(tracking_transparency=record_pb2.TrackingTransparency(detail=9)),  # type: ignore[arg-type]
         {("tracking_transparency.detail", "INVALID_VALUE")},
@@ -300,6 +308,7 @@ def test_the_short_cut_for_short_records_changes_nothing(
             event=record_pb2.Event(event_name="e", event_data={name: value, "padding": "x" * padding}),
             app_version="v" * padding,
             user_agent=user_agent,
+            client_hints=record_pb2.ClientHints(model=value),
             device_ids={"idfa": device_id},
         )
 

@@ -172,6 +172,17 @@ class UserAgent(NamedTuple):
     device_type: str = ""
 
 
+class ClientHints(NamedTuple):
+    """What a browser says of its device beside its user agent (A5), "" for what it does not say."""
+
+    model: str = ""
+    platform: str = ""
+    platform_version: str = ""
+
+
+NO_HINTS = ClientHints()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engagement:
     """A click or an impression on a tracker of the app that is being decided for.

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from ua_parser import parse_device, parse_os
 
-from services.attribution.decision.model import DeviceType, UserAgent
+from services.attribution.decision.model import NO_HINTS, ClientHints, DeviceType, UserAgent
 
 # Browsers that hide what device they run on name one of these instead.
 _HIDDEN_MODELS = frozenset({"K", "Smartphone", "Tablet", "iOS-Device"})
@@ -15,6 +15,26 @@ _FIRST_FROZEN_SAFARI = 26
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Linux", "Ubuntu", "Fedora", "Chrome OS"})
 _TV = re.compile(r"\b(?:TV|SMART-TV|GoogleTV|BRAVIA|AFT[A-Z]\w*)\b", re.IGNORECASE)
 _APPLE_FAMILIES = ("iPhone", "iPad", "iPod")
+_HINTED_VERSION = re.compile(r"([1-9][0-9]{0,2})(?:\.([0-9]{1,3}))?(?:\.[0-9]+)*")
+
+
+def user_agent_of(raw: str, hints: ClientHints = NO_HINTS) -> UserAgent | None:
+    """Returns what a device's user agent and client hints say of it, None when they name no OS.
+
+    Hints fill what the user agent leaves unknown, where they do not contradict its OS. OURS: only those of Android do,
+    whose version is that of the OS: of Windows 11 browsers say 13 and more.
+    """
+    agent = parse_user_agent(raw) if raw else None
+    if hints.platform != "Android":
+        return agent
+    if agent is None:
+        agent = UserAgent(model="", os="Android", os_major="", os_minor="")
+    if agent.os != "Android":
+        return agent
+    found = None if agent.os_major else _HINTED_VERSION.fullmatch(hints.platform_version)
+    if found is not None:
+        agent = agent._replace(os_major=found[1], os_minor=found[2] or "0")
+    return agent if agent.model or not hints.model else agent._replace(model=_model_of(hints.model))
 
 
 @lru_cache(maxsize=16_384)
@@ -60,6 +80,13 @@ def are_alike(one: UserAgent | None, other: UserAgent | None, *, omit_os_minor: 
     if know_models and not _is_one_model(one.model, other.model):
         return False
     return know_versions or know_models
+
+
+@lru_cache(maxsize=16_384)
+def _model_of(hint: str) -> str:
+    """Returns the model that a user agent names which is not frozen: some makers' names are no part of it."""
+    agent = parse_user_agent(f"Dalvik/2.1.0 (Linux; U; Android 10; {hint} Build/Q)")
+    return "" if agent is None else agent.model
 
 
 def _device_type(raw: str, os: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.attribution.decision.model import Claim, EngagementKind
+from services.attribution.decision.model import NO_HINTS, Claim, ClientHints, EngagementKind
 from services.attribution.decision.rules import App, EventDefinition, Network, Tracker
 
 OUTPUT_KEYS = (
@@ -50,6 +50,7 @@ class EngagementRecord:
     device: Mapping[str, str] = field(default_factory=dict)
     ip: str = ""
     ua: str = ""
+    client_hints: ClientHints = NO_HINTS
     click_id: str = ""
     completed_view: bool = False
     is_prefetch: bool = False
@@ -71,6 +72,7 @@ class ConversionRecord:
     device: Mapping[str, str] = field(default_factory=dict)
     ip: str = ""
     ua: str = ""
+    client_hints: ClientHints = NO_HINTS
     click: str = ""
     limit_ad_tracking: bool = False
     claims: tuple[Claim, ...] = ()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from libs.domain.device_ids import KINDS
 from libs.domain.event_names import SESSION_BEGIN
 from libs.domain.setting_ranges import DURATIONS, WINDOWS
-from services.attribution.decision.model import Claim, DeviceType, EngagementKind, TrackerType, WindowKind
+from services.attribution.decision.model import Claim, ClientHints, DeviceType, EngagementKind, TrackerType, WindowKind
 from services.attribution.decision.rules import (
     BUILT_IN_WINDOWS,
     DISABLED,
@@ -289,8 +289,12 @@ class ScenarioReader:
             "device": lambda value: self._fit(value, ids),
             "ip": parse_ip,
             "ua": parse_text,
+            "client_hints": self._client_hints,
             "country": parse_country,
         }
+
+    def _client_hints(self, value: Any) -> ClientHints:
+        return ClientHints(**self._object(value, {}, dict.fromkeys(ClientHints._fields, parse_text)))
 
     def _claim(self, value: Any) -> Claim:
         required = {"network": known_id(self._self_attributing, "self-attributing network"), "at": parse_time}

@@ -35,7 +35,7 @@ from services.attribution.decision.model import (
     Visitor,
 )
 from services.attribution.decision.rules import AppRules
-from services.attribution.decision.user_agents import parse_user_agent
+from services.attribution.decision.user_agents import user_agent_of
 from services.attribution.simulator.device_ids import RawIds, SharedIds
 from services.attribution.simulator.scenario import ConversionRecord, EngagementRecord
 
@@ -114,7 +114,7 @@ class Story:
             is_ping=record.is_ping,
             device_keys=tuple(device_key(app.app_id, value) for value in device_ids.values()),
             ip=record.ip,
-            user_agent=parse_user_agent(record.ua) if record.ua else None,
+            user_agent=user_agent_of(record.ua, record.client_hints),
             click_id=record.click_id,
             completed_view=record.completed_view,
             visitor=_visitor(record),
@@ -169,7 +169,7 @@ class Story:
             event_name=record.name,
             click_id=record.click,
             ip=record.ip,
-            user_agent=parse_user_agent(record.ua) if record.ua else None,
+            user_agent=user_agent_of(record.ua, record.client_hints),
             limit_ad_tracking=record.limit_ad_tracking,
             has_idfa="idfa" in device_ids,
             is_refund=record.is_refund,

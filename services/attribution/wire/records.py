@@ -18,9 +18,18 @@ from services.attribution.decision.matching import (
     normalise_ip,
     own_key,
 )
-from services.attribution.decision.model import Claim, Conversion, ConversionKind, Engagement, EngagementKind, Visitor
+from services.attribution.decision.model import (
+    NO_HINTS,
+    Claim,
+    ClientHints,
+    Conversion,
+    ConversionKind,
+    Engagement,
+    EngagementKind,
+    Visitor,
+)
 from services.attribution.decision.rules import AppRules
-from services.attribution.decision.user_agents import parse_user_agent
+from services.attribution.decision.user_agents import user_agent_of
 from services.attribution.storage.engagements import EngagementRow, IndexRows, NetworkClick
 from services.attribution.storage.hashed_ids import HashedId, HashedKind
 from services.attribution.storage.late_arrivals import LateArrival
@@ -200,13 +209,20 @@ def engagement_of(record: record_pb2.Record, receive_time_us: int) -> Engagement
         is_ping=is_ping,
         device_keys=tuple(device_key(record.app_id, value) for value in record.device_ids.values()),
         ip=normalise_ip(record.ip_address) if record.ip_address else "",
-        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        user_agent=user_agent_of(record.user_agent, _hints(record)),
         click_id=click_id,
         completed_view=completed_view,
         valid=valid,
         visitor=visitor,
         country=record.country,
     )
+
+
+def _hints(record: record_pb2.Record) -> ClientHints:
+    if not record.HasField("client_hints"):
+        return NO_HINTS
+    hints = record.client_hints
+    return ClientHints(hints.model, hints.platform, hints.platform_version)
 
 
 def conversion_of(record: record_pb2.Record, event_name: str | None, receive_time_us: int) -> Conversion:
@@ -219,7 +235,7 @@ def conversion_of(record: record_pb2.Record, event_name: str | None, receive_tim
         event_name="" if event_name is None or event_name == INSTALL else event_name,
         click_id=click_id_of(record),
         ip=normalise_ip(record.ip_address) if record.ip_address else "",
-        user_agent=parse_user_agent(record.user_agent) if record.user_agent else None,
+        user_agent=user_agent_of(record.user_agent, _hints(record)),
         limit_ad_tracking=record.limit_ad_tracking,
         has_idfa="idfa" in record.device_ids,
         is_refund=record.event.revenue.amount_micros < 0,

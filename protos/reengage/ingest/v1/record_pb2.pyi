@@ -85,6 +85,7 @@ class Record(_message.Message):
     DATA_CONTROLLED_FIELD_NUMBER: _builtins.int
     SETTINGS_REVISION_FIELD_NUMBER: _builtins.int
     COUNTRY_FIELD_NUMBER: _builtins.int
+    CLIENT_HINTS_FIELD_NUMBER: _builtins.int
     CLICK_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
@@ -140,6 +141,10 @@ class Record(_message.Message):
         """Optional. The user's consent, as the sender knows it. Postbacks pass it on unchanged."""
 
     @_builtins.property
+    def client_hints(self) -> Global___ClientHints:
+        """Optional. What the device's browser said of it beside its user agent (A5)."""
+
+    @_builtins.property
     def click(self) -> Global___Click:
         """Someone clicked an ad."""
 
@@ -183,6 +188,7 @@ class Record(_message.Message):
         data_controlled: _builtins.bool = ...,
         settings_revision: _builtins.int = ...,
         country: _builtins.str = ...,
+        client_hints: Global___ClientHints | None = ...,
         click: Global___Click | None = ...,
         impression: Global___Impression | None = ...,
         install: Global___Install | None = ...,
@@ -191,15 +197,49 @@ class Record(_message.Message):
         deep_link_open: Global___DeepLinkOpen | None = ...,
         identity_link: Global___IdentityLink | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "deep_link_open", b"deep_link_open", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "kind", b"kind", "privacy_consent", b"privacy_consent", "session", b"session", "tracking_transparency", b"tracking_transparency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "client_hints", b"client_hints", "deep_link_open", b"deep_link_open", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "kind", b"kind", "privacy_consent", b"privacy_consent", "session", b"session", "tracking_transparency", b"tracking_transparency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "country", b"country", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "client_hints", b"client_hints", "country", b"country", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["click", "impression", "install", "event", "session", "deep_link_open", "identity_link"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Record: _TypeAlias = Record  # noqa: Y015
+
+@_typing.final
+class ClientHints(_message.Message):
+    """ClientHints are what a browser says of its device where asked, as it has frozen its user agent: the headers
+    `Sec-CH-UA-…` without their quotes. They fill what the user agent leaves unknown, and only those of Android do:
+    elsewhere the version of the platform is not that of the OS (A5). The gateway keeps those of a person's browser, and
+    none of a server that speaks for a device. At most 256 characters each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    PLATFORM_VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Optional. The model of the device, such as `Pixel 8`. Browsers leave it empty on desktops."""
+    platform: _builtins.str
+    """Optional. The platform, such as `Android`. Without it the other hints say nothing."""
+    platform_version: _builtins.str
+    """Optional. The version of the platform, such as `14.0.0`."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        platform: _builtins.str = ...,
+        platform_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "platform", b"platform", "platform_version", b"platform_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientHints: _TypeAlias = ClientHints  # noqa: Y015
 
 @_typing.final
 class TrackingTransparency(_message.Message):
