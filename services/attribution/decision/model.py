@@ -173,7 +173,7 @@ class UserAgent(NamedTuple):
 
 
 class ClientHints(NamedTuple):
-    """What a browser says of its device beside its user agent (A5), "" for what it does not say."""
+    """Hints of a browser about its device, beside its user agent (A5); "" for what it does not say."""
 
     model: str = ""
     platform: str = ""
