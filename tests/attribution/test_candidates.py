@@ -35,6 +35,20 @@ async def test_a_tab_in_a_user_agent_stops_nobody(world: World) -> None:
     assert (e1.outcome, e1.matched_by) == (REENGAGED, decision_pb2.MATCH_KIND_MODELED)
 
 
+async def test_client_hints_are_kept_with_the_click_that_they_came_with(world: World) -> None:
+    """A5, of a model with a tab as well: the agent is stored tab-separated."""
+    frozen = "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 Chrome/126.0.0.0 Mobile Safari/537.36"
+    hints = record_pb2.ClientHints(model="Pixel\t8", platform="Android", platform_version="14.0.0")
+    async with world.worker():
+        await world.send(click(0, record_id="hinted", user_agent=frozen, client_hints=hints))
+        await world.send(click(5, record_id="frozen", user_agent=frozen))
+        await world.send(
+            event(10, device(1), record_id="e1", user_agent="Dalvik/2.1.0 (Linux; U; Android 14; Pixel 8)")
+        )
+        (e1,) = await world.decided("e1")
+    assert (e1.engagement_id, e1.matched_by) == ("hinted", decision_pb2.MATCH_KIND_MODELED)
+
+
 async def test_of_an_address_that_thousands_share_the_nearest_engagements_are_considered(world: World) -> None:
     """All of them were read, judged and stored with each conversion; and the device's own click lies further back."""
     at_s = 10 * MAX_CONSIDERED + 15
