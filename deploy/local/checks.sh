@@ -41,7 +41,7 @@ protos_breaking() {
 
 generated_code() {
     mkdir "$work/generated" && make --silent protos OUT="$work/generated" || return
-    diff -r --exclude='*.proto' --exclude=released.binpb --exclude=__pycache__ protos "$work/generated" || {
+    diff -rq --exclude='*.proto' --exclude=released.binpb --exclude=__pycache__ protos "$work/generated" || {
         echo "run \`make protos\`"
         return 1
     }
