@@ -104,7 +104,7 @@ def print_adapters(adapters: Iterable[adapter_pb2.Adapter]) -> None:
 
 def print_adapter(adapter: adapter_pb2.Adapter) -> None:
     """Prints the fields of an adapter, in the order in which people fill them in."""
-    tables.console.print(f"[bold]{escape(adapter.name)}[/]: {escape(adapter.help)}")
+    tables.console.print(f"[bold]{escape(adapter.name)}[/], {escape(adapter.label)}\n\n{escape(adapter.help)}\n")
     rows = table("", "field", "type", "default", "may be", "what it is", whole=["field"])
     for field in adapter.fields:
         default = field.default.string_value if field.HasField("default") and field.default.string_value else ""

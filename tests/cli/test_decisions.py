@@ -164,6 +164,8 @@ async def test_what_was_in_vain_is_said_so(arguments: list[str], said: str) -> N
         ["explain", "shop", "--device", "d1", "--at", "yesterday"],
         ["watch", "--since", "2026-03-01", "--from-now"],
         ["watch", "--since", "yesterday"],
+        ["call", "attribution/Nothing"],
+        ["call", "attribution/GetDecision", "{"],
     ],
 )
 def test_what_does_not_fit_is_a_wrong_command_line(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.console import fail, print_json
+from services.cli.console import WRONG, fail, print_json
 from services.cli.groups import single
 from services.cli.options import Target
 
@@ -30,5 +30,5 @@ def call(
         service, descriptor = calls.find_method(method)
         message = calls.parse_request(descriptor, sys.stdin.read() if request == "-" else request)
     except CallError as error:
-        fail(str(error))
+        fail(str(error), code=WRONG)
     run(main())
