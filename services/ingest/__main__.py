@@ -19,7 +19,7 @@ from services.ingest.refusals import Refusals
 from services.ingest.retention import keep_purged
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.sightings import Sightings
+from services.ingest.registrations import Sightings
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer

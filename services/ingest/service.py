@@ -29,7 +29,7 @@ from services.ingest.lookup import look_up
 from services.ingest.model import Entry, IngestSettings, LogPage, Outcome
 from services.ingest.reader import follow
 from services.ingest.refusals import Refusals
-from services.ingest.sightings import Sightings
+from services.ingest.registrations import Sightings
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.validation import MAX_ID

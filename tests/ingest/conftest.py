@@ -25,7 +25,7 @@ from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.sightings import Sightings
+from services.ingest.registrations import Sightings
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer

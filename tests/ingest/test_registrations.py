@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from libs.errors import Unavailable
 from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2
-from services.ingest.sightings import FORGET_S, MAX_NAMES, Sightings
+from services.ingest.registrations import FORGET_S, MAX_NAMES, Sightings
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, StartIngest, click, event
 from tests.tracker.conftest import running
