@@ -16,10 +16,10 @@ from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.ingest.countries import Countries
 from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
+from services.ingest.registrations import Registrations
 from services.ingest.retention import keep_purged
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.registrations import Sightings
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer
@@ -63,12 +63,16 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         countries = Countries(config.geoip_database)
         countries.read()
         log, rejected, grown = LogStore(pool), RejectedStore(pool), Broadcast()
-        writer, refusals, sightings = Writer(log.append, grown.notify), Refusals(rejected.keep), Sightings(register)
+        writer, refusals, registrations = (
+            Writer(log.append, grown.notify),
+            Refusals(rejected.keep),
+            Registrations(register),
+        )
         service = IngestService(
             settings=settings,
             writer=writer,
             refusals=refusals,
-            sightings=sightings,
+            registrations=registrations,
             log=log,
             rejected=rejected,
             eraser=Eraser(log, rejected),
@@ -83,7 +87,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
                 "settings": settings.run,
                 "writer": writer.run,
                 "refusals": refusals.run,
-                "sightings": sightings.run,
+                "registrations": registrations.run,
                 "retention": lambda: keep_purged(log, rejected, log_days=config.log_retention_days),
                 "countries": countries.follow,
             },

@@ -1,4 +1,4 @@
-"""Sightings: event names without a definition are registered with tracker, never at the cost of records."""
+"""Registrations: event names without a definition are registered with tracker, never at the cost of records."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ _dropped = Counter(
 )
 
 
-class Sightings:
+class Registrations:
     """The names of accepted events: taken at once, and those of each app registered in one call a second.
 
     A name is handed over once, whether that goes well or not, and forgotten within `FORGET_S`: what still has no

@@ -29,7 +29,7 @@ from services.ingest.lookup import look_up
 from services.ingest.model import Entry, IngestSettings, LogPage, Outcome
 from services.ingest.reader import follow
 from services.ingest.refusals import Refusals
-from services.ingest.registrations import Sightings
+from services.ingest.registrations import Registrations
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.validation import MAX_ID
@@ -67,7 +67,7 @@ class IngestService(IngestServiceServicer):
         settings: Follower[IngestSettings],
         writer: Writer,
         refusals: Refusals,
-        sightings: Sightings,
+        registrations: Registrations,
         log: LogStore,
         rejected: RejectedStore,
         eraser: Eraser,
@@ -75,7 +75,7 @@ class IngestService(IngestServiceServicer):
         country_of: CountryOf,
         now_us: Callable[[], int] = clock_us,
     ) -> None:
-        self._settings, self._writer, self._refusals, self._sightings = settings, writer, refusals, sightings
+        self._settings, self._writer, self._refusals, self._registrations = settings, writer, refusals, registrations
         self._log, self._rejected, self._eraser, self._grown = log, rejected, eraser, grown
         self._country_of, self._now_us = country_of, now_us
 
@@ -175,7 +175,7 @@ class IngestService(IngestServiceServicer):
                 results.append(None)
                 if not admitted.is_engagement and (event_name := record.event.event_name):
                     app_id = record.app_id
-                    self._sightings.add(app_id, event_name, settings.apps[app_id].event_names)
+                    self._registrations.add(app_id, event_name, settings.apps[app_id].event_names)
             else:
                 result = _refused(admitted)
                 self._refusals.add(record, result.violations, now_us)

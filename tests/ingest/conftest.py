@@ -23,9 +23,9 @@ from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, sta
 from services.ingest.countries import Countries
 from services.ingest.erasure import Eraser
 from services.ingest.refusals import Refusals
+from services.ingest.registrations import Registrations
 from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.registrations import Sightings
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.writer import Writer
@@ -83,7 +83,7 @@ class Ingest:
     pool: Pool
     log_store: LogStore
     rejected: RejectedStore
-    sightings: Sightings
+    registrations: Registrations
 
     async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
         """Sends records in one RecordBatch."""
@@ -142,14 +142,14 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             )
             log, rejected, grown = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), Broadcast()
             writer = Writer(log.append, grown.notify, max_waiting=max_waiting)
-            refusals, sightings = Refusals(rejected.keep), Sightings(register)
+            refusals, registrations = Refusals(rejected.keep), Registrations(register)
             settings, countries = Follower(watch, build_settings), Countries(geoip_database)
             countries.read()
             service = IngestService(
                 settings=settings,
                 writer=writer,
                 refusals=refusals,
-                sightings=sightings,
+                registrations=registrations,
                 log=log,
                 rejected=rejected,
                 eraser=Eraser(log, rejected, settle_s=settle_s),
@@ -172,7 +172,11 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
             yield Ingest(
-                stub=IngestServiceStub(channel), pool=pool, log_store=log, rejected=rejected, sightings=sightings
+                stub=IngestServiceStub(channel),
+                pool=pool,
+                log_store=log,
+                rejected=rejected,
+                registrations=registrations,
             )
 
     return start

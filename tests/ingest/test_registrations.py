@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from libs.errors import Unavailable
 from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2
-from services.ingest.registrations import FORGET_S, MAX_NAMES, Sightings
+from services.ingest.registrations import FORGET_S, MAX_NAMES, Registrations
 from tests.conftest import Database
 from tests.ingest.conftest import APP, STRICT_APP, StartIngest, click, event
 from tests.tracker.conftest import running
@@ -38,8 +38,8 @@ def tracker() -> Tracker:
 
 
 @pytest.fixture
-def sightings(tracker: Tracker) -> Sightings:
-    return Sightings(tracker.register, lambda: tracker.now_s)
+def registrations(tracker: Tracker) -> Registrations:
+    return Registrations(tracker.register, lambda: tracker.now_s)
 
 
 def dropped() -> float:
@@ -54,10 +54,10 @@ async def test_first_sight_of_an_accepted_event_registers_it_once(
             click(), event("Level 1"), event("Level 1"), event("Level 2"), event("Level 2", app_id=STRICT_APP)
         )
         await ingest.send(event("Refused", ip_address=""), event("Refused", app_id="unknown"))
-        await ingest.sightings.hand_over()
+        await ingest.registrations.hand_over()
         assert tracker.told == [(APP, {"Level 1", "Level 2"}), (STRICT_APP, {"Level 2"})]
         await ingest.send(event("Level 1"), event("Level 3"))
-        await ingest.sightings.hand_over()
+        await ingest.registrations.hand_over()
         assert tracker.told[2:] == [(APP, {"Level 3"})]
 
 
@@ -66,70 +66,74 @@ async def test_events_with_a_definition_archived_or_not_are_known(
 ) -> None:
     async with start_ingest(database, register=tracker.register) as ingest:
         await ingest.send(event("Login"), event("Old login"), event("Login", app_id=STRICT_APP))
-        await ingest.sightings.hand_over()
+        await ingest.registrations.hand_over()
     assert tracker.told == [(STRICT_APP, {"Login"})]
 
 
 async def test_while_tracker_is_away_records_are_accepted_and_events_register_later(
-    start_ingest: StartIngest, database: Database, tracker: Tracker, sightings: Sightings
+    start_ingest: StartIngest, database: Database, tracker: Tracker, registrations: Registrations
 ) -> None:
     tracker.is_away = True
     async with start_ingest(database, register=tracker.register) as ingest:
         assert [result.status for result in await ingest.send(event(record_id="r"))] == [ACCEPTED]
         with pytest.raises(Unavailable):
-            await ingest.sightings.hand_over()
+            await ingest.registrations.hand_over()
         assert [result.status for result in await ingest.send(event(record_id="r"))] == [REPEATED]
 
-    sightings.add(APP, "Purchase", NONE)
+    registrations.add(APP, "Purchase", NONE)
     with pytest.raises(Unavailable):
-        await sightings.hand_over()
+        await registrations.hand_over()
     tracker.is_away = False
-    sightings.add(APP, "Purchase", NONE)
-    await sightings.hand_over()
+    registrations.add(APP, "Purchase", NONE)
+    await registrations.hand_over()
     assert tracker.told == [], "not twice in a minute"
     tracker.now_s = FORGET_S
-    await sightings.hand_over()
-    sightings.add(APP, "Purchase", NONE)
-    await sightings.hand_over()
+    await registrations.hand_over()
+    registrations.add(APP, "Purchase", NONE)
+    await registrations.hand_over()
     assert tracker.told == [(APP, {"Purchase"})]
 
 
-async def test_what_fails_for_one_app_keeps_no_other_waiting(tracker: Tracker, sightings: Sightings) -> None:
+async def test_what_fails_for_one_app_keeps_no_other_waiting(tracker: Tracker, registrations: Registrations) -> None:
     tracker.is_away = True
-    sightings.add(APP, "Purchase", NONE)
-    sightings.add(STRICT_APP, "Purchase", NONE)
+    registrations.add(APP, "Purchase", NONE)
+    registrations.add(STRICT_APP, "Purchase", NONE)
     with pytest.raises(Unavailable):
-        await sightings.hand_over()
+        await registrations.hand_over()
     tracker.is_away = False
-    await sightings.hand_over()
+    await registrations.hand_over()
     assert tracker.told == [(STRICT_APP, {"Purchase"})]
 
 
-async def test_made_up_names_are_bounded_in_memory_and_in_settings(tracker: Tracker, sightings: Sightings) -> None:
+async def test_made_up_names_are_bounded_in_memory_and_in_settings(
+    tracker: Tracker, registrations: Registrations
+) -> None:
     before = dropped()
     for number in range(MAX_NAMES + 5):
-        sightings.add(f"app {number % 10}", f"e{number}", NONE)
+        registrations.add(f"app {number % 10}", f"e{number}", NONE)
     assert dropped() - before == 5
-    await sightings.hand_over()
+    await registrations.hand_over()
     assert sum(len(names) for _, names in tracker.told) == MAX_NAMES
-    sightings.add(APP, "Purchase", NONE)
+    registrations.add(APP, "Purchase", NONE)
     assert dropped() - before == 6, "those handed over are remembered, and count"
 
     tracker.told, tracker.now_s = [], FORGET_S
-    await sightings.hand_over()
+    await registrations.hand_over()
     defined = frozenset(f"e{number}" for number in range(MAX_NAMES - 1))
-    sightings.add(APP, "the last", defined)
-    sightings.add(APP, "one more", defined)
-    await sightings.hand_over()
+    registrations.add(APP, "the last", defined)
+    registrations.add(APP, "one more", defined)
+    await registrations.hand_over()
     assert tracker.told == [(APP, {"the last"})]
 
 
-async def test_what_waits_when_names_are_forgotten_is_handed_over_once(tracker: Tracker, sightings: Sightings) -> None:
-    sightings.add(APP, "Purchase", NONE)
+async def test_what_waits_when_names_are_forgotten_is_handed_over_once(
+    tracker: Tracker, registrations: Registrations
+) -> None:
+    registrations.add(APP, "Purchase", NONE)
     tracker.now_s = FORGET_S
-    await sightings.hand_over()
-    sightings.add(APP, "Purchase", NONE)
-    await sightings.hand_over()
+    await registrations.hand_over()
+    registrations.add(APP, "Purchase", NONE)
+    await registrations.hand_over()
     assert tracker.told == [(APP, {"Purchase"})]
 
 
@@ -153,11 +157,11 @@ async def test_tracker_itself_registers_them_and_then_they_are_known(
         events = [event("Level 1"), event("Level\n2"), event("x" * 128), event("Привет")]
         async with start_ingest(database, watch=watch, register=register) as ingest:
             assert [result.status for result in await ingest.send(*events)] == [ACCEPTED] * 4
-            await ingest.sightings.hand_over()
+            await ingest.registrations.hand_over()
         listed = await stub.ListEventDefinitions(event_definition_pb2.ListEventDefinitionsRequest(app_id=APP))
         names = {one.event_name for one in listed.event_definitions if one.registered}
         assert names == {"Level 1", "x" * 128, "Привет"}
         async with start_ingest(database, watch=watch, register=register) as another:
             await another.send(*events)
-            await another.sightings.hand_over()
+            await another.registrations.hand_over()
     assert calls == [names]

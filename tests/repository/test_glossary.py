@@ -51,6 +51,12 @@ def test_every_retired_word_is_looked_for() -> None:
     assert set(rows) - {"retired"} == SEARCHES.keys()
 
 
+def test_a_word_has_one_meaning() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text().partition("## Retired words")[0]
+    terms = [term for term in re.findall(r"^\| (.+?) \|", text, flags=re.MULTILINE) if term != "term"]
+    assert sorted(terms) == sorted(set(terms))
+
+
 @pytest.mark.parametrize("word", SEARCHES)
 def test_a_retired_word_is_found_nowhere(word: str) -> None:
     pattern, under = SEARCHES[word]
