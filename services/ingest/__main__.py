@@ -4,25 +4,16 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import open_pool
 from libs.domain.snapshots import follow_tracker
-from libs.server import Face, GrpcServer, ServerConfig, Service, run
-from reengage.ingest.v1 import service_pb2
-from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_server
+from libs.server import GrpcServer, ServerConfig, Service, run
 from reengage.tracker.v1.event_definition_pb2 import RegisterEventsRequest
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.ingest.countries import Countries
-from services.ingest.erasure import Eraser
-from services.ingest.refusals import Refusals
-from services.ingest.registrations import Registrations
 from services.ingest.retention import keep_purged
-from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.storage.log import LogStore
-from services.ingest.storage.rejected import RejectedStore
-from services.ingest.writer import Writer
+from services.ingest.wiring import wire_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,33 +53,12 @@ async def wire(config: Config) -> AsyncIterator[Service]:
 
         countries = Countries(config.geoip_database)
         countries.read()
-        log, rejected, grown = LogStore(pool), RejectedStore(pool), Broadcast()
-        writer, refusals, registrations = (
-            Writer(log.append, grown.notify),
-            Refusals(rejected.keep),
-            Registrations(register),
-        )
-        service = IngestService(
-            settings=settings,
-            writer=writer,
-            refusals=refusals,
-            registrations=registrations,
-            log=log,
-            rejected=rejected,
-            eraser=Eraser(log, rejected),
-            grown=grown,
-            country_of=countries.of,
-        )
-        descriptor = service_pb2.DESCRIPTOR.services_by_name["IngestService"]
-        face = Face.of(descriptor, add_IngestServiceServicer_to_server, service)
+        parts = wire_parts(pool, settings, register=register, country_of=countries.of)
         yield Service(
-            server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
+            server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [parts.face]),
             loops={
-                "settings": settings.run,
-                "writer": writer.run,
-                "refusals": refusals.run,
-                "registrations": registrations.run,
-                "retention": lambda: keep_purged(log, rejected, log_days=config.log_retention_days),
+                **parts.loops,
+                "retention": lambda: keep_purged(parts.log, parts.rejected, log_days=config.log_retention_days),
                 "countries": countries.follow,
             },
             ready=settings.ready,

@@ -18,6 +18,7 @@ from services.ingest.validation import MAX_ID
 
 MAX_IDS = 100_000
 """Device ids, and record ids, of one request."""
+SETTLE_S = 10 * MAX_DELAY_S
 _STEP = 2_000
 """Positions that are looked into at a time."""
 _PAGE_SIZE = 500
@@ -35,7 +36,7 @@ class Eraser:
     before the call.
     """
 
-    def __init__(self, log: LogStore, rejected: RejectedStore, *, settle_s: float = 10 * MAX_DELAY_S) -> None:
+    def __init__(self, log: LogStore, rejected: RejectedStore, *, settle_s: float = SETTLE_S) -> None:
         self._log, self._rejected, self._settle_s = log, rejected, settle_s
         self._one_at_a_time = asyncio.Lock()
 

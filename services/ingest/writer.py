@@ -10,6 +10,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from libs.errors import ResourceExhausted
 from services.ingest.model import Entry, Outcome
 
+MAX_WAITING = 20_000
+
 _waiting = Gauge("ingest_waiting_records", "Records that wait to be written.")
 _group_records = Histogram("ingest_group_records", "Records of one commit.", buckets=(1, 10, 50, 100, 500, 1000))
 _group_seconds = Histogram("ingest_group_seconds", "Time to write and commit a group.")
@@ -33,7 +35,7 @@ class Writer:
         wrote: Callable[[], None],
         *,
         group_size: int = 1_000,
-        max_waiting: int = 20_000,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._write, self._wrote = write, wrote
         self._group_size, self._max_waiting = group_size, max_waiting

@@ -1,19 +1,12 @@
 """Starts tracker."""
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from libs.db import open_pool
-from libs.server import Face, GrpcServer, ServerConfig, Service, run
-from libs.vault import Vault
-from reengage.tracker.v1 import service_pb2, service_pb2_grpc
-from services.tracker.keys import ApiKeys
-from services.tracker.resources import ResourceMethods
-from services.tracker.revisions import Revisions
-from services.tracker.service import TrackerConfigService
-from services.tracker.store import Store
+from libs.server import GrpcServer, ServerConfig, Service, run
+from services.tracker.wiring import wire_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +36,15 @@ class Config:
 async def wire(config: Config) -> AsyncIterator[Service]:
     """Opens what tracker needs."""
     async with open_pool(config.dsn, schema="tracker", application_name="tracker") as pool:
-        store = Store(pool)
-        revisions = Revisions(store.revision)
-        resources = ResourceMethods(store, revisions, Vault(config.secrets_keys), new_id=lambda: secrets.token_hex(8))
-        keys = ApiKeys(
-            store,
-            resources,
+        parts = wire_parts(
+            pool,
             admin_key=config.admin_key,
             service_key=config.service_key,
             postback_key=config.postback_key,
-            new_key=lambda: f"rk_{secrets.token_urlsafe(32)}",
+            secrets_keys=config.secrets_keys,
         )
-        face = Face.of(
-            service_pb2.DESCRIPTOR.services_by_name["TrackerConfigService"],
-            service_pb2_grpc.add_TrackerConfigServiceServicer_to_server,
-            TrackerConfigService(resources, keys, store, revisions),
-            admit=keys.admit,
-        )
-        server = GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face])
-        yield Service(server=server, loops={"revisions": revisions.run})
+        server = GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [parts.face])
+        yield Service(server=server, loops=parts.loops)
 
 
 if __name__ == "__main__":

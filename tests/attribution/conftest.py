@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 
-from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.domain.snapshots import Follower
@@ -27,7 +26,7 @@ from libs.server import Face, ServerConfig, build_server
 from reengage.attribution.v1 import decision_pb2, offer_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
-from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from reengage.tracker.v1 import (
@@ -57,13 +56,7 @@ from services.attribution.storage import PLANNER
 from services.attribution.wire import rulebook
 from services.attribution.wire.past_rules import PastRules
 from services.ingest import settings as ingest_settings
-from services.ingest.erasure import Eraser
-from services.ingest.refusals import Refusals
-from services.ingest.service import IngestService
-from services.ingest.sightings import Sightings
-from services.ingest.storage.log import LogStore
-from services.ingest.storage.rejected import RejectedStore
-from services.ingest.writer import Writer
+from services.ingest.wiring import wire_parts
 from tests.conftest import Database
 
 APP = "shop"
@@ -376,32 +369,20 @@ def start_world(
 
             log_settings = Follower(feed.watch, ingest_settings.build_settings)
             log_pool = await pool_of("ingest")
-            log_store, rejected, grown = LogStore(log_pool), RejectedStore(log_pool), Broadcast()
-            writer, refusals = Writer(log_store.append, grown.notify), Refusals(rejected.keep)
-            log = IngestService(
-                settings=log_settings,
-                writer=writer,
-                refusals=refusals,
-                sightings=Sightings(lambda app_id, event_names: asyncio.sleep(0)),  # there is no tracker to tell
-                log=log_store,
-                rejected=rejected,
-                eraser=Eraser(log_store, rejected, settle_s=0.5),
-                grown=grown,
+            log = wire_parts(
+                log_pool,
+                log_settings,
+                register=lambda app_id, event_names: asyncio.sleep(0),  # there is no tracker to tell
                 country_of=lambda ip_address: COUNTRIES.get(ip_address, ""),
+                settle_s=0.5,
             )
             pool = await pool_of("attribution")
             settings = Follower(feed.watch, rulebook.RulebookBuilder())
             pace = Pace()
             following = Following(pool, pace, following_config)
-            await background(log_settings.run, settings.run, writer.run, refusals.run, following.run)
+            await background(*log.loops.values(), settings.run, following.run)
             await asyncio.gather(log_settings.ready(), settings.ready())
-            to_ingest = await serve(
-                "ingest",
-                Face(
-                    name="reengage.ingest.v1.IngestService",
-                    add=partial(add_IngestServiceServicer_to_server, log),
-                ),
-            )
+            to_ingest = await serve("ingest", log.face)
             to_postback = await serve(
                 "postback",
                 Face(

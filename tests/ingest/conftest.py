@@ -11,24 +11,21 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from libs.broadcast import Broadcast
 from libs.channels import open_channel
 from libs.db import Pool, open_pool
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
-from libs.server import Face, ServerConfig, build_server
-from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, service_pb2
-from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub, add_IngestServiceServicer_to_server
+from libs.server import ServerConfig, build_server
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2, tracker_pb2
 from services.ingest.countries import Countries
-from services.ingest.erasure import Eraser
-from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
-from services.ingest.service import IngestService
 from services.ingest.settings import build_settings
-from services.ingest.storage.log import LogStore
+from services.ingest.storage.log import PAGE_BYTES, LogStore
 from services.ingest.storage.rejected import RejectedStore
-from services.ingest.writer import Writer
+from services.ingest.wiring import wire_parts
+from services.ingest.writer import MAX_WAITING
 from tests.conftest import Database
 
 APP, STRICT_APP, ARCHIVED_APP = "shop", "strict", "gone"
@@ -128,8 +125,8 @@ def start_ingest(tmp_path: Path) -> StartIngest:
     async def start(
         database: Database,
         *,
-        max_waiting: int = 20_000,
-        page_bytes: int = 8_000_000,
+        max_waiting: int = MAX_WAITING,
+        page_bytes: int = PAGE_BYTES,
         settle_s: float = 0.0,
         write: bool = True,
         watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]] = watch,
@@ -140,43 +137,33 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             pool = await stack.enter_async_context(
                 open_pool(database.dsn("ingest"), schema="ingest", application_name="test", max_size=4)
             )
-            log, rejected, grown = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), Broadcast()
-            writer = Writer(log.append, grown.notify, max_waiting=max_waiting)
-            refusals, registrations = Refusals(rejected.keep), Registrations(register)
             settings, countries = Follower(watch, build_settings), Countries(geoip_database)
             countries.read()
-            service = IngestService(
-                settings=settings,
-                writer=writer,
-                refusals=refusals,
-                registrations=registrations,
-                log=log,
-                rejected=rejected,
-                eraser=Eraser(log, rejected, settle_s=settle_s),
-                grown=grown,
+            parts = wire_parts(
+                pool,
+                settings,
+                register=register,
                 country_of=countries.of,
+                page_bytes=page_bytes,
+                max_waiting=max_waiting,
+                settle_s=settle_s,
             )
-            face = Face.of(
-                service_pb2.DESCRIPTOR.services_by_name["IngestService"],
-                add_IngestServiceServicer_to_server,
-                service,
-            )
-            server, _ = build_server(ServerConfig(listen=""), [face])
+            server, _ = build_server(ServerConfig(listen=""), [parts.face])
             address = f"unix:{tmp_path / f'ingest{next(numbers)}.sock'}"
             server.add_insecure_port(address)
             await server.start()
             stack.push_async_callback(server.stop, 0)
-            running = [settings.run, refusals.run, *([writer.run] if write else [])]
-            tasks = [asyncio.create_task(task()) for task in running]
+            names = ["settings", "refusals", *(["writer"] if write else [])]
+            tasks = [asyncio.ensure_future(parts.loops[name]()) for name in names]
             stack.push_async_callback(_cancel, tasks)
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
             yield Ingest(
                 stub=IngestServiceStub(channel),
                 pool=pool,
-                log_store=log,
-                rejected=rejected,
-                registrations=registrations,
+                log_store=parts.log,
+                rejected=parts.rejected,
+                registrations=parts.registrations,
             )
 
     return start

@@ -11,16 +11,11 @@ from cryptography.fernet import Fernet
 
 from libs.channels import open_channel
 from libs.db import open_pool
-from libs.server import Face, ServerConfig, build_server
+from libs.server import ServerConfig, build_server
 from libs.time import now_us
-from libs.vault import Vault
 from reengage.tracker.v1 import service_pb2_grpc
 from services.tracker.following import MAX_CHANGES
-from services.tracker.keys import ApiKeys
-from services.tracker.resources import ResourceMethods
-from services.tracker.revisions import Revisions
-from services.tracker.service import TrackerConfigService
-from services.tracker.store import Store
+from services.tracker.wiring import wire_parts
 from tests.conftest import Database
 from tests.tracker.samples import Stub
 
@@ -28,7 +23,6 @@ ADMIN_KEY = "the admin's own key"
 SERVICE_KEY = "the services' key"
 POSTBACK_KEY = "postback's key"
 SECRETS_KEY = Fernet.generate_key().decode()
-NAME = "reengage.tracker.v1.TrackerConfigService"
 
 
 class Clock:
@@ -51,28 +45,21 @@ async def serving(database: Database, *, max_changes: int = MAX_CHANGES) -> Asyn
     """Yields a tracker on this database. The ids it makes are made-1, made-2 and so on."""
     numbers, clock = itertools.count(1), Clock()
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
-        store = Store(pool)
-        revisions = Revisions(store.revision)
-        resources = ResourceMethods(store, revisions, Vault(SECRETS_KEY), new_id=lambda: f"made-{next(numbers)}")
-        keys = ApiKeys(
-            store,
-            resources,
+        parts = wire_parts(
+            pool,
             admin_key=ADMIN_KEY,
             service_key=SERVICE_KEY,
             postback_key=POSTBACK_KEY,
+            secrets_keys=SECRETS_KEY,
+            new_id=lambda: f"made-{next(numbers)}",
             new_key=lambda: f"key-{next(numbers)}",
             now_us=lambda: clock.now_us,
+            max_changes=max_changes,
         )
-        service = TrackerConfigService(resources, keys, store, revisions, max_changes=max_changes)
-        face = Face(
-            name=NAME,
-            add=lambda server: service_pb2_grpc.add_TrackerConfigServiceServicer_to_server(service, server),
-            admit=keys.admit,
-        )
-        server, _ = build_server(ServerConfig(listen=""), [face])
+        server, _ = build_server(ServerConfig(listen=""), [parts.face])
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        polling = asyncio.ensure_future(revisions.run())
+        polling = asyncio.ensure_future(parts.loops["revisions"]())
         try:
             yield Served(target=f"127.0.0.1:{port}", clock=clock)
         finally:

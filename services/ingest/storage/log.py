@@ -7,6 +7,7 @@ from services.ingest.model import Entry, LogPage, LogRow, Outcome
 from services.ingest.storage import dedupe
 from services.ingest.storage.failures import log_unavailable
 
+PAGE_BYTES = 8_000_000
 _LOG_COLUMNS = ("lane", "position", "app_lane", "is_engagement", "receive_time_us", "record")
 
 
@@ -17,7 +18,7 @@ class LogStore:
     `retry_s` seconds. One read takes about `page_bytes` of records from the database, give or take a record.
     """
 
-    def __init__(self, pool: Pool, *, retry_s: float = 3.0, page_bytes: int = 8_000_000) -> None:
+    def __init__(self, pool: Pool, *, retry_s: float = 3.0, page_bytes: int = PAGE_BYTES) -> None:
         self._pool, self._retry_s, self._page_bytes = pool, retry_s, page_bytes
 
     async def append(self, entries: Sequence[Entry]) -> list[Outcome]:
