@@ -191,6 +191,9 @@ async def test_endpoints_that_misbehave(
     assert listed.state == delivery.state == state
     retried = state == Delivery.STATE_EXHAUSTED
     assert attempted(delivery) == [(verdict, status, retried)] * retried + [(verdict, status, False)]
+    if verdict == "TIMEOUT":
+        took = [attempt.duration.ToTimedelta() for attempt in delivery.attempts]
+        assert all(timedelta(seconds=1) <= each < timedelta(seconds=4) for each in took), "no longer than it may"
     assert len(endpoint.at("/y")) == 0
     assert {received.delivery_id for received in endpoint.received} == {delivery.delivery_id}
 
