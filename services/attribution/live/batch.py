@@ -176,7 +176,7 @@ class _Batch:
             device.history,
             case.rules,
             candidates=() if found is None else found.engagements.values(),
-            wins=self._wins_before(case, conversion),
+            wins=self._wins_before(case, found),
             active_us=(*active_us, *self._inputs.active_us.get(place, ())),
             claims=claims,
             claims_unavailable=claims_unavailable,
@@ -186,7 +186,7 @@ class _Batch:
             active_us.append(conversion.time_us)
         if case.rules.app.late_window_us:
             self._note_lateness(case, device, decision.engagement_id or "")
-        if decision.engagement_id is not None:
+        if decision.engagement_id is not None and decision.tracker_id in case.rules.limited_trackers:
             won = StoredWin(case.record.app_id, decision.engagement_id, device.device_id, _win(conversion))
             self._inputs.wins[won.app_id].setdefault(won.engagement_id, []).append(won)
         history = device.history.after(conversion, decision)
@@ -195,12 +195,16 @@ class _Batch:
             device.changed = True
         self._append(case, decision_message(conversion, decision), found)
 
-    def _wins_before(self, case: Case, conversion: Conversion) -> dict[str, int]:
-        """Returns how many conversions engagements have won before one (D5)."""
-        late_window_us = case.rules.app.late_window_us
+    def _wins_before(self, case: Case, found: Candidates | None) -> dict[str, int]:
+        """Returns how many conversions the candidates on limited trackers have won before a case (D5)."""
+        limited, late_window_us = case.rules.limited_trackers, case.rules.app.late_window_us
+        if found is None or not limited:
+            return {}
+        won = self._inputs.wins[case.record.app_id]
         return {
-            engagement_id: sum(each.win.counts_for(conversion, late_window_us) for each in won)
-            for engagement_id, won in self._inputs.wins[case.record.app_id].items()
+            each.engagement_id: sum(one.win.counts_for(found.conversion, late_window_us) for one in won_by)
+            for each in found.engagements.values()
+            if each.tracker_id in limited and (won_by := won.get(each.engagement_id))
         }
 
     def _note_lateness(self, case: Case, device: Device, engagement_id: str) -> None:
@@ -208,14 +212,14 @@ class _Batch:
 
         `engagement_id` is of the engagement that has won it.
         """
-        concerned = {
-            won.device_id
-            for won in self._inputs.wins[case.record.app_id].get(engagement_id, ())
-            if not won.win.counts_for(case.conversion, case.rules.app.late_window_us)
-        }
+        before = self._inputs.wins[case.record.app_id].get(engagement_id, ())
+        late_window_us = case.rules.app.late_window_us
+        concerned = {won.device_id for won in before if not won.win.counts_for(case.conversion, late_window_us)}
         if self._happened_before_others(case, device):
             concerned.add(device.device_id)
         self._note_time(device, case.conversion.time_us)
+        if not concerned:
+            return
         is_install = case.event_name == INSTALL
         self._late.update(
             LateArrival(

@@ -269,8 +269,7 @@ async def _wins(
         (cases[place].entry.app_lane, engagement.engagement_id)
         for place, candidates in found.items()
         for engagement in candidates.engagements.values()
-        if (tracker := cases[place].rules.trackers.get(engagement.tracker_id)) is not None
-        and tracker.tracker.max_conversions_per_engagement
+        if engagement.tracker_id in cases[place].rules.limited_trackers
     }
     wins: dict[str, dict[str, list[StoredWin]]] = {case.record.app_id: {} for case in cases}
     for won in await find_wins(connection, limited) if limited else ():
