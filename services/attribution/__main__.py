@@ -1,6 +1,5 @@
 """Starts the attribution service: the API and one worker."""
 
-import asyncio
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -12,30 +11,16 @@ from libs.config import ConfigError
 from libs.db import open_pool
 from libs.domain.snapshots import follow_tracker, past_snapshots
 from libs.periods import Periods
-from libs.server import Face, GrpcServer, ServerConfig, Service, run
-from libs.time import now_us
-from reengage.attribution.v1 import service_pb2
-from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
+from libs.server import GrpcServer, ServerConfig, Service, run
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
-from reengage.postback.v1 import service_pb2_grpc as postback_grpc
-from services.attribution.jobs.claims import Claims
-from services.attribution.jobs.erasure import Eraser
-from services.attribution.jobs.hash_index import HashIndexer
-from services.attribution.jobs.late_arrivals import LateArrivals
-from services.attribution.jobs.reattribution import Reattributions, Reattributor
+from reengage.postback.v1.service_pb2_grpc import PostbackServiceStub
 from services.attribution.live.claim_triggers import ClaimTriggers
-from services.attribution.live.loops import live_loops
-from services.attribution.live.worker import Worker, WorkerConfig
+from services.attribution.live.worker import WorkerConfig
 from services.attribution.pace import Pace
-from services.attribution.queries.background import Background
-from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following
-from services.attribution.queries.offers import Offers
-from services.attribution.redecide.what_if import WhatIfs
-from services.attribution.service import Attribution
 from services.attribution.storage import PLANNER
-from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.rulebook import RulebookBuilder
+from services.attribution.wiring import Ground, slow_jobs, wire_face, wire_worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,63 +62,34 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         open_channel(config.ingest_target) as to_ingest,
         open_channel(config.postback_target) as to_postback,
     ):
-        rulebooks = follow_tracker(to_tracker, RulebookBuilder())
-        ingest = IngestServiceStub(to_ingest)
-        postback = postback_grpc.PostbackServiceStub(to_postback)
-        triggers = ClaimTriggers(pool, postback, wait_s=config.claim_wait_s)
-        pace = Pace()
-        claims = Claims(pool=pool, settings=rulebooks, triggers=triggers, postback=postback, pace=pace, now_us=now_us)
-        eraser = Eraser(pool=pool, ingest=ingest, postback=postback, now_us=now_us)
-        reattributor = Reattributor(pool, rulebooks, pace, now_us)
-        hash_indexer = HashIndexer(
-            pool=pool, settings=rulebooks, ingest=ingest, triggers=triggers, pace=pace, now_us=now_us
+        ground = Ground(
+            pool=pool,
+            rulebooks=follow_tracker(to_tracker, RulebookBuilder()),
+            read_snapshot=past_snapshots(to_tracker),
+            ingest=IngestServiceStub(to_ingest),
+            postback=PostbackServiceStub(to_postback),
+            pace=Pace(),
         )
-        late_arrivals = LateArrivals(
-            pool=pool, settings=rulebooks, past_rules=PastRules(rulebooks, past_snapshots(to_tracker)), pace=pace
+        triggers = ClaimTriggers(pool, ground.postback, wait_s=config.claim_wait_s)
+        worker_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        worker = wire_worker(
+            ground,
+            triggers,
+            WorkerConfig(worker_id=worker_id, lease_s=config.worker_lease_s),
+            jobs=slow_jobs(ground),
         )
-        live = live_loops(
-            pool, rulebooks, ingest=ingest, postback=postback, triggers=triggers, pace=pace, now_us=now_us
-        )
-        worker = Worker(
-            WorkerConfig(worker_id=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", lease_s=config.worker_lease_s),
-            pool,
-            {
-                **live,
-                "claims": claims.run,
-                "eraser": eraser.run,
-                "reattributor": reattributor.run,
-                "hash_indexer": hash_indexer.run,
-                "late_arrivals": late_arrivals.run,
-            },
-            ready=lambda: asyncio.gather(rulebooks.ready(), triggers.ready()),
-        )
-        background = Background(pool, rulebooks, PastRules(rulebooks, past_snapshots(to_tracker)))
-        following = Following(pool, pace)
-        service = Attribution(
-            pool,
-            rulebooks,
-            explanations=Explanations(pool, ingest, background),
-            following=following,
-            what_ifs=WhatIfs(pool, rulebooks, pace, now_us),
-            reattributions=Reattributions(pool, rulebooks),
-            offers=Offers(pool, rulebooks, postback),
-            now_us=now_us,
-        )
-        face = Face.of(
-            service_pb2.DESCRIPTOR.services_by_name["AttributionService"],
-            attribution_grpc.add_AttributionServiceServicer_to_server,
-            service,
-        )
+        following = Following(pool, ground.pace)
+        face = wire_face(ground, following)
         yield Service(
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [face]),
             loops={
-                "settings": rulebooks.run,
+                "settings": ground.rulebooks.run,
                 "claim_triggers": triggers.run,
                 "ownership": worker.run,
                 "following": following.run,
                 "retention": Periods(pool).run,
             },
-            ready=rulebooks.ready,
+            ready=ground.rulebooks.ready,
         )
 
 

@@ -38,23 +38,17 @@ from reengage.tracker.v1 import (
     status_pb2,
     tracker_pb2,
 )
-from services.attribution.jobs.claims import Claims, ClaimsConfig
-from services.attribution.jobs.hash_index import HashIndexer
-from services.attribution.jobs.late_arrivals import LateArrivals, LateArrivalsConfig
-from services.attribution.jobs.reattribution import Reattributions
+from services.attribution.jobs.claims import ClaimsConfig
+from services.attribution.jobs.late_arrivals import LateArrivalsConfig
 from services.attribution.live.claim_triggers import ClaimTriggers
-from services.attribution.live.loops import live_loops
 from services.attribution.live.worker import Loop, Worker, WorkerConfig
 from services.attribution.pace import Pace
-from services.attribution.queries.background import Background
-from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Following, FollowingConfig
-from services.attribution.queries.offers import HAND_OVER_S, Offers
-from services.attribution.redecide.what_if import WhatIfConfig, WhatIfs
-from services.attribution.service import Attribution
+from services.attribution.queries.offers import HAND_OVER_S
+from services.attribution.redecide.what_if import WhatIfConfig
 from services.attribution.storage import PLANNER
 from services.attribution.wire import rulebook
-from services.attribution.wire.past_rules import PastRules
+from services.attribution.wiring import Ground, wire_face, wire_worker
 from services.ingest import settings as ingest_settings
 from services.ingest.wiring import wire_parts
 from tests.conftest import Database
@@ -223,6 +217,7 @@ class World:
     """The world of a test: everything it touches."""
 
     feed: Feed
+    ground: Ground
     ingest: IngestServiceStub
     attribution: attribution_grpc.AttributionServiceStub
     received: Received
@@ -252,39 +247,16 @@ class World:
         flush_interval_s: float = 5.0,
     ) -> AsyncIterator[Worker]:
         """Runs a worker that asks for claims, too; on leaving it is cancelled, as at a graceful stop."""
+        ground = replace(self.ground, ingest=ingest or self.ingest, postback=self.postback)
         triggers = ClaimTriggers(self.pool, self.postback, wait_s=claim_wait_s)
-        claims = Claims(
-            pool=self.pool,
-            settings=self.settings,
-            triggers=triggers,
-            postback=self.postback,
-            pace=self.pace,
-            config=claims_config or ClaimsConfig(),
-        )
-        hash_indexer = HashIndexer(
-            pool=self.pool, settings=self.settings, ingest=ingest or self.ingest, triggers=triggers, pace=self.pace
-        )
-        late = LateArrivals(
-            pool=self.pool,
-            settings=self.settings,
-            past_rules=PastRules(self.settings, self.feed.at),
-            pace=self.pace,
-            config=LateArrivalsConfig(look_interval_s=0.02),
-        )
-        live = live_loops(
-            self.pool,
-            self.settings,
-            ingest=ingest or self.ingest,
-            postback=self.postback,
-            triggers=triggers,
-            pace=self.pace,
-            flush_interval_s=flush_interval_s,
-        )
-        worker = Worker(
+        worker = wire_worker(
+            ground,
+            triggers,
             WorkerConfig(worker_id=f"worker-{next(self.numbers)}", lease_s=lease_s),
-            self.pool,
-            {**live, "claims": claims.run, "hash_indexer": hash_indexer.run, "late_arrivals": late.run, **jobs},
-            ready=lambda: asyncio.gather(self.settings.ready(), triggers.ready()),
+            jobs=jobs,
+            claims_config=claims_config or ClaimsConfig(),
+            late_arrivals_config=LateArrivalsConfig(look_interval_s=0.02),
+            flush_interval_s=flush_interval_s,
         )
         tasks = [asyncio.ensure_future(triggers.run()), asyncio.ensure_future(worker.run())]
         try:
@@ -391,28 +363,25 @@ def start_world(
                 ),
             )
             postback = postback_grpc.PostbackServiceStub(to_postback)
-            api = Attribution(
-                pool,
-                settings,
-                explanations=Explanations(
-                    pool, IngestServiceStub(to_ingest), Background(pool, settings, PastRules(settings, feed.at))
-                ),
-                following=following,
-                what_ifs=WhatIfs(pool, settings, pace, lambda: time.time_ns() // 1000, what_if_config),
-                reattributions=Reattributions(pool, settings),
-                offers=Offers(pool, settings, postback, hand_over_s=hand_over_s),
-                now_us=lambda: 2**60,
+            ground = Ground(
+                pool=pool,
+                rulebooks=settings,
+                read_snapshot=feed.at,
+                ingest=IngestServiceStub(to_ingest),
+                postback=postback,
+                pace=pace,
             )
-            to_attribution = await serve(
-                "attribution",
-                Face(
-                    name="reengage.attribution.v1.AttributionService",
-                    add=partial(attribution_grpc.add_AttributionServiceServicer_to_server, api),
-                ),
+            face = wire_face(
+                replace(ground, now_us=lambda: 2**60),  # whatever happened is past
+                following,
+                what_if_config=what_if_config,
+                hand_over_s=hand_over_s,
             )
+            to_attribution = await serve("attribution", face)
             yield World(
                 feed=feed,
-                ingest=IngestServiceStub(to_ingest),
+                ground=ground,
+                ingest=ground.ingest,
                 attribution=attribution_grpc.AttributionServiceStub(to_attribution),
                 received=received,
                 pool=pool,
