@@ -11,8 +11,8 @@ from services.tracker import access, validation
 from services.tracker.differences import field_changes
 from services.tracker.kinds import API_KEY, APP, BY_NUMBER
 from services.tracker.resources import ResourceMethods
-from services.tracker.store import NotedChange, Store
-from services.tracker.views import Condition
+from services.tracker.storage.store import NotedChange, Store
+from services.tracker.storage.views import Condition
 
 
 class AuditTrail:

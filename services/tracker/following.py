@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from services.tracker.revisions import Revisions
-from services.tracker.store import MAX_PART_RESOURCES, Store
+from services.tracker.storage.store import MAX_PART_RESOURCES, Store
 
 MAX_CHANGES = 5000
 """A follower further behind gets a whole snapshot."""

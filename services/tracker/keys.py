@@ -13,8 +13,8 @@ from services.tracker import access, validation
 from services.tracker.access import Caller
 from services.tracker.kinds import API_KEY, SET_BY_SERVICE
 from services.tracker.resources import ResourceMethods, call, check_key, copied
-from services.tracker.store import Store
-from services.tracker.views import Change
+from services.tracker.storage.store import Store
+from services.tracker.storage.views import Change
 
 _USE_INTERVAL_US = MINUTE_US
 """The precision of the time of last use."""

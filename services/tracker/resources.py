@@ -24,9 +24,9 @@ from services.tracker.kinds import (
     Kind,
 )
 from services.tracker.revisions import Revisions
-from services.tracker.store import Store
+from services.tracker.storage.store import Store
+from services.tracker.storage.views import Change, Condition, View
 from services.tracker.validation import Parents
-from services.tracker.views import Change, Condition, View
 
 MAX_REGISTERED_EVENTS = 1000
 M = TypeVar("M", bound=Message)

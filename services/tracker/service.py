@@ -46,7 +46,7 @@ from services.tracker.kinds import (
 from services.tracker.resources import ResourceMethods, not_found
 from services.tracker.revisions import Revisions
 from services.tracker.settings_plans import SettingsPlans
-from services.tracker.store import Store
+from services.tracker.storage.store import Store
 from services.tracker.trackers import Trackers, filter_conditions
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

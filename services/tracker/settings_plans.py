@@ -37,8 +37,8 @@ from services.tracker.resources import (
     note_wrong_fields,
     set_status,
 )
-from services.tracker.store import Store
-from services.tracker.views import Change, Planned
+from services.tracker.storage.store import Store
+from services.tracker.storage.views import Change, Planned
 
 MAX_RESOURCES = 10_000
 _ORDER: tuple[Kind[Any], ...] = (

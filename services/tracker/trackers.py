@@ -31,9 +31,9 @@ from services.tracker.kinds import (
 from services.tracker.links import tracker_links
 from services.tracker.postback_drafts import postback_drafts
 from services.tracker.resources import ResourceMethods, check, check_key, check_mask, copied, existing, shown
-from services.tracker.store import Store
+from services.tracker.storage.store import Store
+from services.tracker.storage.views import Change, Condition, Remembering, View
 from services.tracker.tracker_files import Row
-from services.tracker.views import Change, Condition, Remembering, View
 
 MAX_TRACKERS = 5000
 """The trackers of one change, so few that watchers need no whole snapshot after it."""

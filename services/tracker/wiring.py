@@ -14,7 +14,7 @@ from services.tracker.keys import ApiKeys
 from services.tracker.resources import ResourceMethods
 from services.tracker.revisions import Revisions
 from services.tracker.service import TrackerConfigService
-from services.tracker.store import Store
+from services.tracker.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

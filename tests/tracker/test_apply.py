@@ -51,7 +51,7 @@ from reengage.tracker.v1.settings_file_pb2 import (
 from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrafficRules
-from services.tracker.store import MAX_PART_RESOURCES
+from services.tracker.storage.store import MAX_PART_RESOURCES
 from tests.conftest import Database
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY, serving

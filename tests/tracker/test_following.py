@@ -30,7 +30,7 @@ from reengage.tracker.v1.snapshot_pb2 import Resource, WatchSnapshotResponse
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker.following import HEARTBEAT_S, watch
 from services.tracker.revisions import Revisions
-from services.tracker.store import MAX_PART_RESOURCES, Store
+from services.tracker.storage.store import MAX_PART_RESOURCES, Store
 from tests.conftest import Database
 from tests.support.processes import running, tracker_process
 from tests.tracker import samples

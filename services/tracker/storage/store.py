@@ -11,7 +11,7 @@ from libs.db import Isolation, Pool, transactions
 from reengage.tracker.v1.api_key_pb2 import ApiKey
 from reengage.tracker.v1.snapshot_pb2 import Resource
 from services.tracker.kinds import API_KEY, BY_NUMBER, KINDS, Key, Kind
-from services.tracker.views import Change, Condition, View
+from services.tracker.storage.views import Change, Condition, View
 
 T = TypeVar("T")
 
