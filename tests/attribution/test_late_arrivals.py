@@ -106,6 +106,7 @@ async def test_an_install_that_comes_after_its_first_event_is_not_paid_twice(wor
         await world.send(click(-60, device(1), "ua", record_id="k1"), click(5, device(1), record_id="k2"))
         await world.send(event(10, device(1), record_id="e1"))
         (before,) = await world.decided("e1")
+        await dealt_with(world, "k2")  # the clicks are late as well, and change nothing
         await world.send(install(0, device(1), record_id="i1"))
         (installed,) = await world.decided("i1")
         after = await newest(world, "e1", 2)
