@@ -103,7 +103,7 @@ async def test_it_was_asked_and_took_too_long(service: Running, endpoint: Endpoi
 
 async def test_it_is_being_asked(service: Running, endpoint: Endpoint, x: LocalX) -> None:
     x.conducts[HASHED] = Conduct(silent=True)
-    await service.configure(**fields(endpoint))
+    await service.configure(**fields(endpoint, attempt_timeout=Duration(seconds=1)))
     await ask(service, undecided(), wait_s=0)
 
     async def under_way() -> bool:
@@ -220,7 +220,7 @@ async def test_of_an_archived_configuration_nothing_is_told(service: Running, en
 async def test_of_a_request_that_is_made_again_the_last_run_counts(
     service: Running, endpoint: Endpoint, x: LocalX
 ) -> None:
-    await service.configure(**fields(endpoint))
+    await service.configure(**fields(endpoint, attempt_timeout=Duration(seconds=1)))
     assert (await reason(service, undecided()))[0] == "NOT_CLAIMED"
     x.conducts[HASHED] = Conduct(silent=True)
     delivery = await service.only()
