@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
-from libs.domain.device_ids import HASHED_KINDS, normalise
+from libs.domain.device_ids import normalise
 from services.attribution.decision.history import Attribution, DeviceHistory, merge
-from services.attribution.decision.matching import hashes_of, is_hash
+from services.attribution.decision.matching import hashed_as, hashes_of, is_hash
 
 Id: TypeAlias = tuple[str, str]
 """The kind of a device id, and its value."""
@@ -88,10 +88,8 @@ class Groups:
 
     def _hashes(self, kind: str, value: str) -> Iterator[Id]:
         """Yields the hashes of a raw id, as far as such may come."""
-        for hashed_kind in self._hashed_kinds:
-            raw_kind, length = HASHED_KINDS[hashed_kind]
-            if raw_kind == kind:
-                yield from ((hashed_kind, each) for each in hashes_of(value, length))
+        for hashed_kind, length in hashed_as(kind, self._hashed_kinds):
+            yield from ((hashed_kind, each) for each in hashes_of(value, length))
 
 
 class OneDevice:

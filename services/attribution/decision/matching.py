@@ -5,7 +5,7 @@ keys up; what is found that way is only fetched, `match_kind` says whether it ma
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import ip_network
@@ -120,6 +120,14 @@ def hash_keys(app_id: str, raw_id: str, hash_length: int) -> dict[bytes, str]:
     They are hashed once, of each spelling.
     """
     return {_key(app_id, "DEVICE", each): each for each in hashes_of(raw_id, hash_length)}
+
+
+def hashed_as(kind: str, hashed_kinds: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yields those of these kinds that are hashes of ids of a raw kind (A3), with their lengths."""
+    for hashed_kind in hashed_kinds:
+        raw_kind, length = HASHED_KINDS[hashed_kind]
+        if raw_kind == kind:
+            yield hashed_kind, length
 
 
 @lru_cache(maxsize=4_096)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from libs.db import Connection
-from libs.domain.device_ids import ADVERTISING_KINDS, HASHED_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
+from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.grouping import MAX_IDS, Sighting, with_sighting
-from services.attribution.decision.matching import device_key, hash_keys
+from services.attribution.decision.matching import device_key, hash_keys, hashed_as
 from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
 from services.attribution.storage.shared_ids import SharedIdRow
@@ -208,11 +208,9 @@ def _hashes_to_find(
 
 def _hashes(app_id: str, kind: str, value: str, hashed: Mapping[str, Collection[str]]) -> Iterator[tuple[IdKey, str]]:
     """Yields the hashes of a raw id, of the kinds that its app has."""
-    for hashed_kind in hashed.get(app_id, ()):
-        raw_kind, length = HASHED_KINDS[hashed_kind]
-        if raw_kind == kind:
-            for key, hash_value in hash_keys(app_id, value, length).items():
-                yield IdKey(key, hashed_kind), hash_value
+    for hashed_kind, length in hashed_as(kind, hashed.get(app_id, ())):
+        for key, hash_value in hash_keys(app_id, value, length).items():
+            yield IdKey(key, hashed_kind), hash_value
 
 
 def _ids_of(device: Device, own: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

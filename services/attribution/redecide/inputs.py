@@ -4,14 +4,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass, field
 
 from libs.db import Connection
-from libs.domain.device_ids import HASHED_KINDS
 from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import asked_activity_us
 from services.attribution.decision.grouping import Id, hashed_kinds_of
 from services.attribution.decision.history import SESSION_GAP_US, DeviceHistory
-from services.attribution.decision.matching import device_key, hash_keys, own_key
+from services.attribution.decision.matching import device_key, hash_keys, hashed_as, own_key
 from services.attribution.decision.model import ConversionKind, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
@@ -130,10 +129,8 @@ class InputReader:
         since_us: dict[tuple[bytes, str], int] = {}
         for kind, value, share_time_us in await shared_since(connection, app_id):
             since_us[device_key(app_id, value), kind] = share_time_us
-            for hashed_kind in hashed_kinds:
-                raw_kind, length = HASHED_KINDS[hashed_kind]
-                if raw_kind == kind:
-                    since_us |= {(key, hashed_kind): share_time_us for key in hash_keys(app_id, value, length)}
+            for hashed_kind, length in hashed_as(kind, hashed_kinds):
+                since_us |= {(key, hashed_kind): share_time_us for key in hash_keys(app_id, value, length)}
         return since_us
 
     def _is_shared(self, each: Id, stored: Stored, shared: Mapping[tuple[bytes, str], int]) -> bool:

@@ -128,7 +128,11 @@ class Replay:
     async def _decide(self, family: Family, inputs: Inputs) -> Replayed | None:
         """Returns a family decided again, None when a conversion can be won and its candidates were not read."""
         timeline, conversions = family.timeline(self._late_window_us)
-        wins = {each.conversion_id: _win_as_stored(each) for each in family.conversions.values() if _is_won(each)}
+        wins = {
+            each.conversion_id: _won(outline(each), each.decision.engagement_id)
+            for each in family.conversions.values()
+            if each.decision.engagement_id
+        }
         replayed = Replayed(
             device_id=family.device_id,
             device_ids=frozenset(family.device_ids),
@@ -235,14 +239,6 @@ class Replay:
             engagement_id: sum(win.counts_for(conversion, self._late_window_us) for win in won)
             for engagement_id, won in before.items()
         }
-
-
-def _is_won(stored: Stored) -> bool:
-    return bool(stored.decision.engagement_id)
-
-
-def _win_as_stored(stored: Stored) -> Won | None:
-    return _won(outline(stored), stored.decision.engagement_id)
 
 
 def _won(conversion: Conversion, engagement_id: str | None) -> Won | None:
