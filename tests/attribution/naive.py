@@ -57,7 +57,7 @@ VERDICTS = (
 
 
 NOT_PRINTED = ("redacted", "install_time", "source_engagement")
-"""What a decision tells as well, so that it makes a new version when it changes."""
+"""The fields that a decision tells as well: a change of one makes a new version."""
 
 
 @dataclass(kw_only=True)

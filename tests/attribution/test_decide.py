@@ -91,7 +91,7 @@ CLICK = Engagement(
 CLAIM = Claim(network_id="x", kind=EngagementKind.CLICK, time_us=NOW - 2 * HOUR_US)
 NEW = DeviceHistory()
 FOR_GOOD_US = NOW - DAY_US - 1
-"""What was received then is decided for good (D12)."""
+"""A receipt so long ago that its conversion is decided for good (D12)."""
 
 
 def installed(age_us: int, **more: object) -> DeviceHistory:

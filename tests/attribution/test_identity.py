@@ -126,7 +126,7 @@ def meetings(seed: int) -> list[record_pb2.Record]:
 
 
 OF_A_VERSION = ("version", "because", "late_record_id", "candidates")
-"""What depends on when a version was decided (D12)."""
+"""The fields that depend on when a version was decided (D12)."""
 
 
 async def outcome(world: World) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -134,7 +134,7 @@ class Case(NamedTuple):
 
 
 ONCE = {"acme-purchase": "DELIVERED", "thief": "DELIVERED"}
-"""Of a purchase that acme is credited with: acme is told, and thief, who hears of every one."""
+"""The networks told of a purchase that acme is credited with: acme, and thief, who hears of every one."""
 SHARED = [
     *(event("View", name=f"view{n}", ids={"adid": f"{n}<tail>", "android_id": "<build>"}) for n in range(6)),
     click("back", ids={"android_id": "<build>"}, ip="<prefix>::1"),

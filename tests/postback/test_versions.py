@@ -342,7 +342,7 @@ async def test_of_what_is_no_conversion_any_more_nobody_is_told(
 
 
 async def test_what_is_superseded_is_not_sent_by_hand_either(service: Running, endpoint: Endpoint) -> None:
-    """Of a request for all it is left out, of one for itself it is said."""
+    """A request for all leaves it out, one for itself says it."""
     endpoint.answers["/acme"] = answer(404)
     await configure(service, endpoint, "acme")
     await service.enqueue(won_by("acme", 1), won_by("acme", 1, "c2"))

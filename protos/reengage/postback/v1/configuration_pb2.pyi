@@ -42,7 +42,7 @@ class Configuration(_message.Message):
         DELIVERY_METHOD_ALL: Configuration._DeliveryMethod.ValueType  # 1
         """Every conversion of the app that the trigger names."""
         DELIVERY_METHOD_NETWORK_ONLY: Configuration._DeliveryMethod.ValueType  # 2
-        """Those credited to this network; of SessionBegin, at most one for each device in (rolling) 24 hours."""
+        """The network hears of those credited to it; of SessionBegin, at most once for each device in (rolling) 24 hours."""
 
     class DeliveryMethod(_DeliveryMethod, metaclass=_DeliveryMethodEnumTypeWrapper):
         """DeliveryMethod says which conversions are sent."""
@@ -52,7 +52,7 @@ class Configuration(_message.Message):
     DELIVERY_METHOD_ALL: Configuration.DeliveryMethod.ValueType  # 1
     """Every conversion of the app that the trigger names."""
     DELIVERY_METHOD_NETWORK_ONLY: Configuration.DeliveryMethod.ValueType  # 2
-    """Those credited to this network; of SessionBegin, at most one for each device in (rolling) 24 hours."""
+    """The network hears of those credited to it; of SessionBegin, at most once for each device in (rolling) 24 hours."""
 
     class _Status:
         ValueType = _typing.NewType("ValueType", _builtins.int)
