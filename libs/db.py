@@ -11,6 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
+import orjson
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -207,6 +208,6 @@ async def _take_json_as_python(connection: "asyncpg.Connection[asyncpg.Record]")
         "jsonb",
         schema="pg_catalog",
         encoder=lambda value: b"\x01" + json.dumps(value, separators=(",", ":")).encode(),
-        decoder=lambda data: json.loads(data[1:]),
+        decoder=lambda data: orjson.loads(data[1:]),
         format="binary",
     )

@@ -182,12 +182,12 @@ def second_of(time_us: int) -> int:
     return time_us - time_us % SECOND_US
 
 
-def needed_type(kind: ConversionKind, history: DeviceHistory) -> TrackerType:
+def needed_type(kind: ConversionKind, first_install: Attribution | None) -> TrackerType:
     """Returns the type of the trackers that may win a conversion.
 
     Acquisition trackers a first install (F1), the others an event (D2) or a reprocessed install (F2).
     """
-    if kind is ConversionKind.INSTALL and history.first_install is None:
+    if kind is ConversionKind.INSTALL and first_install is None:
         return TrackerType.ACQUISITION
     return TrackerType.REENGAGEMENT
 
@@ -197,10 +197,12 @@ class _Contest(NamedTuple):
 
     `active_us` are all times at which the device was active, in their order; none where they do not matter (D13).
     `selected_event` is what a winner's tracker must have selected, "" for an install, which asks for none (F2).
+    `first_install` is that of the history.
     """
 
     conversion: Conversion
     history: DeviceHistory
+    first_install: Attribution | None
     rules: AppRules
     wins: Mapping[str, int]
     active_us: Sequence[int]
@@ -228,14 +230,16 @@ def _contest_of(
         and not conversion.has_idfa
     )
     is_asked = app.inactivity_window_us and conversion.kind is ConversionKind.EVENT
+    first_install = history.first_install
     return _Contest(
         conversion,
         history,
+        first_install,
         rules,
         wins,
         sorted((*active_us, *history.active_us)) if is_asked else (),
         claims_unavailable,
-        needed_type(conversion.kind, history),
+        needed_type(conversion.kind, first_install),
         conversion.event_name,
         falls_back or app.device_attribution is DeviceAttribution.INCLUSIVE,
     )
@@ -424,7 +428,7 @@ def _against(winner: Candidate, candidate: Candidate, completed_first: bool) -> 
 
 def _won(contest: _Contest, winner: Candidate, judged: tuple[Candidate, ...]) -> Decision:
     conversion, rules = contest.conversion, contest.rules
-    original = contest.history.first_install if conversion.kind is ConversionKind.INSTALL else None
+    original = contest.first_install if conversion.kind is ConversionKind.INSTALL else None
     if conversion.kind is ConversionKind.EVENT:
         outcome, attribution_type = Outcome.REENGAGED, AttributionType.REENGAGEMENT
     elif original is None:
@@ -471,7 +475,7 @@ def _not_won(contest: _Contest, reason: Reason, judged: tuple[Candidate, ...]) -
     elif reason is Reason.DUPLICATE_INSTALL:
         outcome = Outcome.DUPLICATE
     else:
-        made_by, original = conversion, contest.history.first_install
+        made_by, original = conversion, contest.first_install
         outcome = Outcome.ORGANIC if original is None else Outcome.REPROCESSED_ORGANIC
     tracker = None if source is None or source.redacted else rules.trackers.get(source.tracker_id or "")
     return Decision(
@@ -530,8 +534,8 @@ def _mtr_rejected(conversion: Conversion, reason: Reason, rules: AppRules) -> Ma
 
 def _install_time_us(contest: _Contest) -> int | None:
     """Applies D9: returns when the first install that is known happened. OURS: an install knows of itself."""
-    if contest.history.first_install is not None:
-        return contest.history.first_install.time_us
+    if contest.first_install is not None:
+        return contest.first_install.time_us
     return contest.conversion.time_us if contest.conversion.kind is ConversionKind.INSTALL else None
 
 

@@ -8,7 +8,8 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
 
 from libs.domain.device_ids import normalise
 from services.attribution.decision.history import Attribution, DeviceHistory, merge
@@ -44,6 +45,8 @@ class Group:
     def learn(self, ids: Mapping[Id, Id]) -> None:
         """Adds ids by which its engagements are found, and drops the oldest of those that are too many."""
         self.ids |= ids
+        if len(self.ids) <= MAX_IDS:
+            return
         for kind in {kind for kind, _ in ids}:
             for key in [each for each in self.ids if each[0] == kind][:-MAX_IDS]:
                 del self.ids[key]
@@ -142,7 +145,8 @@ def with_sighting(sightings: Sequence[Sighting], new: Sighting) -> list[Sighting
 class Step(NamedTuple):
     """A record on the timeline of its device: its ids, and what has been decided of it so far.
 
-    `place` orders records that were received at one time. `is_activity`: a session may go on with it (D4).
+    `place` orders records that were received at one time. `is_activity`: a session may go on with it (D4). `record` is
+    what its caller knows it by.
     """
 
     time_us: int
@@ -151,6 +155,11 @@ class Step(NamedTuple):
     ids: tuple[Id, ...]
     is_activity: bool = False
     attribution: Attribution | None = None
+    record: Any = None
+
+
+_BY_TIME = itemgetter(0, 1, 2)
+_BY_RECEIPT = itemgetter(1, 2)
 
 
 class Timeline:
@@ -162,15 +171,20 @@ class Timeline:
 
     def __init__(self, steps: Iterable[Step], late_window_us: int) -> None:
         by_receipt = not late_window_us
-        self.steps = sorted(steps, key=(lambda step: step[1:3]) if by_receipt else (lambda step: step[:3]))
+        self.steps = sorted(steps, key=_BY_RECEIPT if by_receipt else _BY_TIME)
         self._late_window_us = late_window_us
-        self._has_common_id = _have_common_id(self.steps)
+        named = {step.ids for step in self.steps}
+        self._has_common_id = bool(named) and bool(set[Id].intersection(*map(set, named)))
+        """One id, spelled alike, is named by all these records."""
         self._groups = self._no_groups()
         self._settled_count = 0
         receipts = [step.receive_time_us for step in self.steps]
-        # All received within a late window, or without one: each knows just the earlier.
-        self._is_plain = by_receipt or not receipts or max(receipts) - min(receipts) <= late_window_us
-        if not self._is_plain:
+        self.is_plain = by_receipt or not receipts or max(receipts) - min(receipts) <= late_window_us
+        """All were received within a late window, or there is none: each knows just the earlier."""
+        self._only_group = None
+        if self.is_plain and self._has_common_id and len(named) == 1:  # nearly always
+            self._only_group = self._groups.take(self.steps[0].ids)[0]
+        if not self.is_plain:
             self._latest_us = list(accumulate(receipts, max))  # the latest receipt up to each place
             self._earliest_us = [*accumulate(reversed(receipts), min)][::-1]  # the earliest from each place on
 
@@ -184,7 +198,7 @@ class Timeline:
 
         Who knows a waiting one waits for it in turn, unless that waits for him: he was decided for good without it.
         """
-        if self._is_plain:
+        if self.is_plain:
             yield from range(len(self.steps))
             return
         waiting: dict[int, set[int]] = {}
@@ -209,8 +223,10 @@ class Timeline:
 
     def known_to(self, place: int) -> Group:
         """Returns the device as a record knows it. Call it in the order of `places`, when those before are settled."""
+        if self._only_group is not None:
+            return self._only_group
         step = self.steps[place]
-        if self._is_plain or (
+        if self.is_plain or (
             self._settled_count == place
             and self._latest_us[place] <= step.receive_time_us + self._late_window_us
             and not self._may_know_later(place)
@@ -219,16 +235,20 @@ class Timeline:
         groups = self._no_groups()
         for other, each in enumerate(self.steps):
             if self._knows_earlier(place, other) if other < place else self._knows_later(place, other):
-                _add(each, groups.take(each.ids)[0])
+                _add(each, each.attribution, groups.take(each.ids)[0])
         return groups.take(step.ids)[0]
+
+    def assume(self, place: int, attribution: Attribution | None) -> None:
+        """Notes what a record was to its device before: who knows of it before it is decided again knows that."""
+        self.steps[place] = self.steps[place]._replace(attribution=attribution)
 
     def settle(self, place: int, attribution: Attribution | None) -> None:
         """Notes what a record is to its device, now that it is decided."""
         self._settled_count += 1
         step = self.steps[place]
-        if step.attribution != attribution:
-            self.steps[place] = step = step._replace(attribution=attribution)
-        _add(step, self._groups.take(step.ids)[0])
+        if not self.is_plain and step.attribution != attribution:
+            self.steps[place] = step._replace(attribution=attribution)
+        _add(step, attribution, self._only_group or self._groups.take(step.ids)[0])
 
     def _may_know_later(self, place: int) -> bool:
         return self._earliest_us[place] + self._late_window_us < self.steps[place].receive_time_us
@@ -246,18 +266,8 @@ class Timeline:
         return self.steps[later].receive_time_us + self._late_window_us < self.steps[place].receive_time_us
 
 
-def _have_common_id(steps: Sequence[Step]) -> bool:
-    """Returns whether one id, spelled alike, is named by all these records."""
-    common = set(steps[0].ids) if steps else set[Id]()
-    for step in steps:
-        common.intersection_update(step.ids)
-        if not common:
-            return False
-    return bool(common)
-
-
-def _add(step: Step, group: Group) -> None:
-    if step.attribution is not None:
-        group.history = group.history.including(step.attribution)
+def _add(step: Step, attribution: Attribution | None, group: Group) -> None:
+    if attribution is not None:
+        group.history = group.history.including(attribution)
     if step.is_activity:
         group.note_activity(step.time_us)

@@ -151,7 +151,10 @@ class DeviceHistory:
 
     def including(self, attribution: Attribution) -> "DeviceHistory":
         """Returns the history with one attribution more."""
-        return DeviceHistory(attributions=_in_order((*self.attributions, attribution)), session_us=self.session_us)
+        attributions = (*self.attributions, attribution)
+        if self.attributions and attribution[:3] < self.attributions[-1][:3]:  # else it is the latest, as nearly always
+            attributions = _in_order(attributions)
+        return DeviceHistory(attributions=attributions, session_us=self.session_us)
 
     def goes_on(self, time_us: int, active_us: Iterable[int]) -> bool:
         """Returns whether a session that starts at a time goes on with earlier activity, and so is no event (D4).

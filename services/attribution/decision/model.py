@@ -183,8 +183,7 @@ class ClientHints(NamedTuple):
 NO_HINTS = ClientHints()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engagement:
+class Engagement(NamedTuple):
     """A click or an impression on a tracker of the app that is being decided for.
 
     `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
@@ -230,8 +229,7 @@ class Claim:
         return f"claim:{self.network_id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
+class Conversion(NamedTuple):
     """An install, or a post-install event of name `event_name` ("" for an install).
 
     `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own

@@ -189,7 +189,9 @@ class Claims:
             decision=decision,
             record=record,
             names=settings.app_names.get(request.app_id),
-            claim_trackers=claim_trackers(settings, request.app_id, needed_type(kind, asked.history), event_name),
+            claim_trackers=claim_trackers(
+                settings, request.app_id, needed_type(kind, asked.history.first_install), event_name
+            ),
         )
 
     # Deciding.

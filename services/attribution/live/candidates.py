@@ -5,7 +5,7 @@ is asked at the same time.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from libs.db import Connection
@@ -141,7 +141,7 @@ def _with_device_keys(
     device_keys = frozenset[bytes]().union(
         *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset()), raw_keys) for kind, value in query.ids)
     )
-    return replace(query.conversion, device_keys=device_keys)
+    return query.conversion._replace(device_keys=device_keys)
 
 
 async def _add(
@@ -167,7 +167,7 @@ async def _add(
         repeats = await find_repeats(connection, clicks, within_us=DUPLICATE_CLICK_US)
     for number, engagement in engagements:
         is_repeat = bool(repeats) and (engagement.engagement_id, queries[number].until_us) in repeats
-        candidate = replace(engagement, duplicate=True) if is_repeat else engagement
+        candidate = engagement._replace(duplicate=True) if is_repeat else engagement
         found[number].engagements[engagement.engagement_id] = candidate
 
 

@@ -1,7 +1,7 @@
 """Reads devices for a replay, each together with those that were merged with it: they are one device in the end."""
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from libs.db import Connection
@@ -35,7 +35,7 @@ class Family:
     session_us: tuple[int, ...] = ()
     sightings: list[Sighting] = field(default_factory=list)
 
-    _steps: list[tuple[Step, Stored | None]] = field(default_factory=list)
+    _steps: list[Step] = field(default_factory=list)
 
     def add(self, stored: Stored) -> None:
         """Adds a version of a conversion, unless a newer one is there."""
@@ -44,54 +44,59 @@ class Family:
             self.conversions[stored.conversion_id] = stored
             self._steps.clear()
 
-    def timeline(self, late_window_us: int) -> "tuple[Timeline, Sequence[Stored | None]]":
-        """Returns the timeline of the records, and for each of its places the conversion; None for a sighting."""
+    def timeline(self, late_window_us: int) -> Timeline:
+        """Returns the timeline of the conversions, and of what else is known; that has no record."""
         if not self._steps:
             self._steps += self._as_steps(by_receipt=not late_window_us)
-        timeline = Timeline((step for step, _ in self._steps), late_window_us)
-        by_sequence = {stored.sequence: stored for _, stored in self._steps if stored is not None}
-        return timeline, [by_sequence.get(step.place) for step in timeline.steps]
+        timeline = Timeline(self._steps, late_window_us)
+        if not timeline.is_plain:
+            for place, step in enumerate(timeline.steps):
+                if step.record is not None:
+                    timeline.assume(place, attribution_as_stored(step.record))
+        return timeline
 
-    def _as_steps(self, *, by_receipt: bool) -> Iterator[tuple[Step, Stored | None]]:
+    def _as_steps(self, *, by_receipt: bool) -> Iterator[Step]:
         decided_us, only_ids = 0, self._only_ids()
-        for stored in sorted(self.conversions.values(), key=lambda stored: stored.sequence):
+        conversions: Iterable[Stored] = self.conversions.values()
+        if by_receipt:
+            conversions = sorted(conversions, key=lambda stored: stored.sequence)
+        for stored in conversions:
             # Without a late window the order is that of deciding: what waited for claims comes after what did not.
-            decided_us = max(decided_us, stored.receive_time_us)
-            receive_time_us = decided_us if by_receipt else stored.receive_time_us
+            decided_us = max(decided_us, stored.receive_time_us) if by_receipt else stored.receive_time_us
             time_us = timestamp_us(stored.decision.conversion_time)
-            order = time_us, receive_time_us, stored.sequence
             ids = ids_of(stored) if only_ids is None else only_ids
-            yield Step(*order, ids, is_event(stored), attribution_as_stored(stored)), stored
+            yield Step(time_us, decided_us, stored.sequence, ids, is_event(stored), None, stored)
         for each in self.sightings if only_ids is None else ():
-            yield Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items())), None
+            yield Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items()))
         some_ids = tuple(self.sightings[0].ids.items()) if self.sightings else ()
         for dropped in self.dropped:
-            yield Step(dropped.time_us, dropped.receive_time_us, -1, some_ids, attribution=dropped), None
+            yield Step(dropped.time_us, dropped.receive_time_us, -1, some_ids, attribution=dropped)
         if self.session_us:
             # A session start is noted while it waits for claims, too, and does not go on with itself.
             began_us = {timestamp_us(each.decision.conversion_time) for each in self.conversions.values()}
             for each_us in self.session_us:
                 if each_us not in began_us:
-                    yield Step(each_us, each_us, -1, some_ids, is_activity=True), None
+                    yield Step(each_us, each_us, -1, some_ids, is_activity=True)
 
     def known_ids(self, late_window_us: int) -> dict[str, tuple[Id, ...]]:
         """Returns the ids that the device was known by at each conversion."""
         if (only_ids := self._only_ids()) is not None:
             return dict.fromkeys(self.conversions, only_ids)
-        timeline, conversions = self.timeline(late_window_us)
+        timeline = self.timeline(late_window_us)
         known = {}
         for place in timeline.places():
-            group, stored = timeline.known_to(place), conversions[place]
-            if stored is not None:
-                ids = timeline.steps[place].ids
-                known[stored.conversion_id] = tuple(dict.fromkeys((*ids, *group.ids.values())))
+            group, step = timeline.known_to(place), timeline.steps[place]
+            if step.record is not None:
+                known[step.record.conversion_id] = tuple(dict.fromkeys((*step.ids, *group.ids.values())))
             timeline.settle(place, None)
         return known
 
     def _only_ids(self) -> tuple[Id, ...] | None:
         """Returns the ids that every record named, None where they differ. Mostly they are the same."""
-        ids = self.sightings[0].ids if self.sightings else None
-        return None if ids is None or any(each.ids != ids for each in self.sightings) else tuple(ids.items())
+        if not self.sightings:
+            return None
+        first, *others = self.sightings
+        return None if any(each.ids != first.ids for each in others) else tuple(first.ids.items())
 
 
 async def read_families(

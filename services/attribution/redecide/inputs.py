@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from libs.db import Connection
 from libs.domain.event_names import INSTALL
@@ -192,7 +193,7 @@ def _without_inputs(
 ) -> Iterable[tuple[Stored, DeviceHistory]]:
     """Yields the wanted conversions without inputs, each with a history that knows its device's install."""
     installed = DeviceHistory()
-    for stored in sorted(family.conversions.values(), key=lambda stored: stored.sequence):
+    for stored in sorted(family.conversions.values(), key=attrgetter("sequence")):
         if stored.in_period and stored.conversion_id not in inputs.candidates and wants(stored):
             yield stored, installed
         if stored.decision.event_name == INSTALL and not installed.attributions:

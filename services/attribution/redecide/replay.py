@@ -6,11 +6,11 @@ database and writes nothing.
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
+from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.decision.grouping import Group
@@ -20,7 +20,7 @@ from services.attribution.decision.rules import AppRules
 from services.attribution.redecide.families import Family, read_families
 from services.attribution.redecide.inputs import InputReader, Inputs
 from services.attribution.redecide.replayed import Changed, Page, Replayed
-from services.attribution.redecide.stored_conversions import is_session_start, outline
+from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start, outline
 from services.attribution.storage.replay import Period, Stored, find_devices
 from services.attribution.wire.decisions import says
 from services.attribution.wire.records import claims_of
@@ -37,11 +37,27 @@ _ELIGIBLE = frozenset({Reason.NO_CANDIDATE, Reason.NO_WINNER})
 """The reasons of conversions that could have been won; those that were won have none."""
 
 
-class Won(NamedTuple):
-    """An engagement, and the conversion that it won."""
+class OwnWins:
+    """The wins of the conversions of one family: as they are stored, but for those that have `moved`.
 
-    engagement_id: str
-    win: Win
+    `moved` gives the engagement that wins a conversion now, "" for none.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._conversions = family.conversions
+        self.moved: dict[str, str] = {}
+
+    def are_of(self, win: Win) -> bool:
+        """Returns whether a win is one of these conversions."""
+        return win.conversion_id in self._conversions
+
+    def of(self, engagement_ids: Set[str]) -> Iterator[tuple[str, Win]]:
+        """Yields the wins of these engagements."""
+        for conversion_id, stored in self._conversions.items():
+            engagement_id = self.moved.get(conversion_id, stored.decision.engagement_id)
+            if engagement_id in engagement_ids:
+                time_us = timestamp_us(stored.decision.conversion_time)
+                yield engagement_id, Win(time_us, stored.receive_time_us, conversion_id)
 
 
 class Replay:
@@ -127,30 +143,28 @@ class Replay:
 
     async def _decide(self, family: Family, inputs: Inputs) -> Replayed | None:
         """Returns a family decided again, None when a conversion can be won and its candidates were not read."""
-        timeline, conversions = family.timeline(self._late_window_us)
-        wins = {
-            each.conversion_id: _won(outline(each), each.decision.engagement_id)
-            for each in family.conversions.values()
-            if each.decision.engagement_id
-        }
+        timeline = family.timeline(self._late_window_us)
+        wins = OwnWins(family)
         replayed = Replayed(
             device_id=family.device_id,
             device_ids=frozenset(family.device_ids),
             conversion_ids=frozenset(family.conversions),
         )
         for place in timeline.places():
-            stored = conversions[place]
+            stored: Stored | None = timeline.steps[place].record
             await self._turn()  # a device may have 100,000: a worker that gives no turns for seconds loses its lanes
-            attribution = timeline.steps[place].attribution
-            if stored is None or not self._is_decided(stored):
-                pass
+            if stored is None:
+                attribution = timeline.steps[place].attribution
+            elif not self._is_decided(stored):
+                attribution = attribution_as_stored(stored)
             elif stored.conversion_id in inputs.incomplete:
+                attribution = attribution_as_stored(stored)
                 replayed.add(stored, None)
             elif self._goes_on(stored, known := timeline.known_to(place)):
                 attribution = None
                 went_on = stored.decision.outcome == decision_pb2.OUTCOME_CONTINUED
                 replayed.add(stored, None if went_on else Changed(stored, outline(stored), None))
-                self._note_win(outline(stored), stored, None, replayed, wins)
+                self._note_win(stored, None, replayed, wins)
             else:
                 decided = self._decide_one(stored, known, inputs, wins)
                 if decided is None:
@@ -158,7 +172,7 @@ class Replay:
                 conversion, decision = decided
                 is_changed = not says(stored.decision, decision)
                 replayed.add(stored, Changed(stored, conversion, decision) if is_changed else None)
-                self._note_win(conversion, stored, decision, replayed, wins)
+                self._note_win(stored, decision, replayed, wins)
                 attribution = Attribution.of(conversion, decision)
             if attribution is not None and stored is not None:
                 replayed.attributions.append(attribution)
@@ -172,27 +186,20 @@ class Replay:
         time_us = outline(stored).time_us
         return known.history.goes_on(time_us, known.active_since(time_us - SESSION_GAP_US))
 
-    def _note_win(
-        self,
-        conversion: Conversion,
-        stored: Stored,
-        decision: Decision | None,
-        replayed: Replayed,
-        wins: dict[str, Won | None],
-    ) -> None:
-        """Notes the engagement that wins a conversion now."""
-        before, limited = stored.decision, self._rules_of(stored).limited_trackers
-        engagement_id = "" if decision is None else decision.engagement_id or ""
-        wins[stored.conversion_id] = _won(conversion, engagement_id)
+    def _note_win(self, stored: Stored, decision: Decision | None, replayed: Replayed, wins: OwnWins) -> None:
+        """Notes the engagement that wins a conversion now, if that is another than before."""
+        before, engagement_id = stored.decision, "" if decision is None else decision.engagement_id or ""
         if before.engagement_id == engagement_id:
             return
+        wins.moved[stored.conversion_id] = engagement_id
+        limited, time_us = self._rules_of(stored).limited_trackers, timestamp_us(before.conversion_time)
         if before.tracker_id in limited and before.engagement_id:
-            replayed.moved[before.engagement_id] = conversion.time_us
+            replayed.moved[before.engagement_id] = time_us
         if decision is not None and decision.tracker_id in limited and engagement_id:
-            replayed.moved[engagement_id] = conversion.time_us
+            replayed.moved[engagement_id] = time_us
 
     def _decide_one(
-        self, stored: Stored, known: Group, inputs: Inputs, own_wins: Mapping[str, Won | None]
+        self, stored: Stored, known: Group, inputs: Inputs, own_wins: OwnWins
     ) -> tuple[Conversion, Decision] | None:
         found = inputs.candidates.get(stored.conversion_id)
         conversion = outline(stored) if found is None else found.conversion
@@ -219,29 +226,20 @@ class Replay:
         candidates: Iterable[Engagement],
         rules: AppRules,
         stored_wins: Mapping[str, Sequence[Win]],
-        own_wins: Mapping[str, Won | None],
+        own_wins: OwnWins,
     ) -> dict[str, int]:
         """Returns the earlier wins of candidates on limited trackers (D5).
 
         Those of other devices are as stored, those of its own as they were decided again.
         """
-        limited = [each.engagement_id for each in candidates if each.tracker_id in rules.limited_trackers]
+        if not rules.limited_trackers:
+            return {}
+        limited = {each.engagement_id for each in candidates if each.tracker_id in rules.limited_trackers}
         if not limited:
             return {}
-        before: dict[str, list[Win]] = {
-            engagement_id: [win for win in stored_wins.get(engagement_id, ()) if win.conversion_id not in own_wins]
-            for engagement_id in limited
-        }
-        for conversion_id, won in own_wins.items():
-            if won is not None and won.engagement_id in before and conversion_id != conversion.conversion_id:
-                before[won.engagement_id].append(won.win)
-        return {
-            engagement_id: sum(win.counts_for(conversion, self._late_window_us) for win in won)
-            for engagement_id, won in before.items()
-        }
-
-
-def _won(conversion: Conversion, engagement_id: str | None) -> Won | None:
-    if not engagement_id:
-        return None
-    return Won(engagement_id, Win(conversion.time_us, conversion.receive_time_us, conversion.conversion_id))
+        before = dict.fromkeys(limited, 0)
+        others = [(each, win) for each in limited for win in stored_wins.get(each, ()) if not own_wins.are_of(win)]
+        for engagement_id, win in (*others, *own_wins.of(limited)):
+            if win.conversion_id != conversion.conversion_id:
+                before[engagement_id] += win.counts_for(conversion, self._late_window_us)
+        return before
