@@ -174,7 +174,7 @@ class Timeline:
         self.steps = sorted(steps, key=_BY_RECEIPT if by_receipt else _BY_TIME)
         self._late_window_us = late_window_us
         named = {step.ids for step in self.steps}
-        self._has_common_id = bool(named) and bool(set[Id].intersection(*map(set, named)))
+        self._has_common_id = any(named) and (len(named) == 1 or bool(set[Id].intersection(*map(set, named))))
         """One id, spelled alike, is named by all these records."""
         self._groups = self._no_groups()
         self._settled_count = 0

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from libs.db import Connection
-from libs.time import timestamp_us
 from services.attribution.decision.grouping import Id, Sighting, Step, Timeline
 from services.attribution.decision.history import Attribution, DeviceHistory
 from services.attribution.redecide.stored_conversions import attribution_as_stored, ids_of, is_event
@@ -63,9 +62,8 @@ class Family:
         for stored in conversions:
             # Without a late window the order is that of deciding: what waited for claims comes after what did not.
             decided_us = max(decided_us, stored.receive_time_us) if by_receipt else stored.receive_time_us
-            time_us = timestamp_us(stored.decision.conversion_time)
             ids = ids_of(stored) if only_ids is None else only_ids
-            yield Step(time_us, decided_us, stored.sequence, ids, is_event(stored), None, stored)
+            yield Step(stored.time_us, decided_us, stored.sequence, ids, is_event(stored), None, stored)
         for each in self.sightings if only_ids is None else ():
             yield Step(each.time_us, each.receive_time_us, -1, tuple(each.ids.items()))
         some_ids = tuple(self.sightings[0].ids.items()) if self.sightings else ()
@@ -73,7 +71,7 @@ class Family:
             yield Step(dropped.time_us, dropped.receive_time_us, -1, some_ids, attribution=dropped)
         if self.session_us:
             # A session start is noted while it waits for claims, too, and does not go on with itself.
-            began_us = {timestamp_us(each.decision.conversion_time) for each in self.conversions.values()}
+            began_us = {each.time_us for each in self.conversions.values()}
             for each_us in self.session_us:
                 if each_us not in began_us:
                     yield Step(each_us, each_us, -1, some_ids, is_activity=True)

@@ -16,7 +16,7 @@ from services.attribution.decision.model import ConversionKind, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
 from services.attribution.redecide.families import Family
-from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start, outline
+from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start
 from services.attribution.storage.decisions import find_wins
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.replay import AskedBefore, Period, Stored, find_events_before
@@ -100,7 +100,7 @@ class InputReader:
         await self._read_events(
             connection,
             (
-                (family, stored, outline(stored).time_us, stored.receive_time_us, SESSION_GAP_US)
+                (family, stored, stored.time_us, stored.receive_time_us, SESSION_GAP_US)
                 for family in families
                 for stored in family.conversions.values()
                 if stored.in_period and is_session_start(stored)

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 
 from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
-from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US, decide, eligibility
 from services.attribution.decision.grouping import Group
@@ -56,8 +55,7 @@ class OwnWins:
         for conversion_id, stored in self._conversions.items():
             engagement_id = self.moved.get(conversion_id, stored.decision.engagement_id)
             if engagement_id in engagement_ids:
-                time_us = timestamp_us(stored.decision.conversion_time)
-                yield engagement_id, Win(time_us, stored.receive_time_us, conversion_id)
+                yield engagement_id, Win(stored.time_us, stored.receive_time_us, conversion_id)
 
 
 class Replay:
@@ -183,8 +181,7 @@ class Replay:
         """Returns whether the start of a session turns out to have gone on with what came before it (D4)."""
         if not self._sessions_too or not is_session_start(stored):
             return False
-        time_us = outline(stored).time_us
-        return known.history.goes_on(time_us, known.active_since(time_us - SESSION_GAP_US))
+        return known.history.goes_on(stored.time_us, known.active_since(stored.time_us - SESSION_GAP_US))
 
     def _note_win(self, stored: Stored, decision: Decision | None, replayed: Replayed, wins: OwnWins) -> None:
         """Notes the engagement that wins a conversion now, if that is another than before."""
@@ -192,11 +189,11 @@ class Replay:
         if before.engagement_id == engagement_id:
             return
         wins.moved[stored.conversion_id] = engagement_id
-        limited, time_us = self._rules_of(stored).limited_trackers, timestamp_us(before.conversion_time)
+        limited = self._rules_of(stored).limited_trackers
         if before.tracker_id in limited and before.engagement_id:
-            replayed.moved[before.engagement_id] = time_us
+            replayed.moved[before.engagement_id] = stored.time_us
         if decision is not None and decision.tracker_id in limited and engagement_id:
-            replayed.moved[engagement_id] = time_us
+            replayed.moved[engagement_id] = stored.time_us
 
     def _decide_one(
         self, stored: Stored, known: Group, inputs: Inputs, own_wins: OwnWins

@@ -1,7 +1,6 @@
 """Stored conversions as a replay reads them: what decides one again, and what one that stays leaves in its history."""
 
 from libs.domain.event_names import INSTALL, SESSION_BEGIN
-from libs.time import timestamp_us
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import Attribution
@@ -18,7 +17,7 @@ def outline(stored: Stored) -> Conversion:
     return Conversion(
         conversion_id=stored.conversion_id,
         kind=ConversionKind.INSTALL if is_install else ConversionKind.EVENT,
-        time_us=timestamp_us(decision.conversion_time),
+        time_us=stored.time_us,
         receive_time_us=stored.receive_time_us,
         event_name="" if is_install else decision.event_name,
         is_refund=decision.revenue.amount_micros < 0,

@@ -47,6 +47,7 @@ class Stored(NamedTuple):
     conversion_id: str
     sequence: int
     version: int
+    time_us: int
     receive_time_us: int
     decision: decision_pb2.Decision
     record: bytes
@@ -176,7 +177,7 @@ async def find_conversions(connection: Connection, period: Period, device_ids: C
                          AND first.conversion_time_us = decisions.conversion_time_us
                        ORDER BY first.version LIMIT 1
                    ) END,
-                   version, receive_time_us, decision,
+                   version, conversion_time_us, receive_time_us, decision,
                    record, conversion_time_us >= $4 AND conversion_time_us < $5 AND receive_time_us >= $8,
                    known_ids, claims, retention_days
             FROM decisions
@@ -208,7 +209,7 @@ async def find_events_before(connection: Connection, period: Period, asked: Coll
         FROM unnest($3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
             AS asked (device_id, time_us, receive_time_us, within_us, until_us)
         CROSS JOIN LATERAL (
-            SELECT device_id, conversion_id, sequence, version, receive_time_us, decision,
+            SELECT device_id, conversion_id, sequence, version, conversion_time_us, receive_time_us, decision,
                    record, false, known_ids, claims, retention_days
             FROM decisions
             WHERE lane = $1 AND app_id = $2 AND device_id = asked.device_id
@@ -262,5 +263,6 @@ async def find_remembered(connection: Connection, device_ids: Collection[uuid.UU
 
 
 def _stored(row: asyncpg.Record) -> Stored:
-    decision = decision_pb2.Decision.FromString(row[5])
-    return Stored(row[0], row[1], row[2], row[3], row[4], decision, row[6], row[7], row[8], row[9], row[10])
+    device_id, conversion_id, sequence, version, time_us, receive_time_us, decision, *rest = row
+    message = decision_pb2.Decision.FromString(decision)
+    return Stored(device_id, conversion_id, sequence, version, time_us, receive_time_us, message, *rest)
