@@ -5,13 +5,14 @@ from hashlib import blake2b
 
 from libs.domain.device_ids import KINDS, is_usable
 from libs.domain.lanes import lane_of
+from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.domain.visitors import find_bot
 from libs.errors import Violation
 from libs.time import to_timestamp
 from reengage.ingest.v1 import record_pb2
 from services.ingest.countries import CountryOf
 from services.ingest.model import Entry, IngestSettings, given_key, make_id
-from services.ingest.validation import violations
+from services.ingest.validation import TOO_LARGE, violations
 
 _ENGAGEMENTS = frozenset({"click", "impression"})
 _BY_BOT = {
@@ -30,18 +31,29 @@ def admit(
 
     The key is a digest of app and record_id if the sender gave an id, else of all that the record says. So a record_id
     that comes again, for another device say, is a repeat of the first record. An accepted `record` loses its unusable
-    device ids (A2).
+    device ids (A2), a refused one its unknown fields.
     """
     app_id, given_id = record.app_id, record.record_id
     if record.settings_revision or record.country:  # ours to say
         record.ClearField("settings_revision")
         record.ClearField("country")
-    kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
-    usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Maps have no order of their own: without one, repeats would differ in their digests.
     content = record.SerializeToString(deterministic=not given_id)
+    if len(content) > MAX_RECORD_BYTES:
+        return [TOO_LARGE]  # there may be millions of device ids: nothing else is looked at
+    kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
+    usable = {name: value for name, value in device_ids.items() if is_usable(value)}
+    # Parsing keeps unknown fields, and nothing bounds them.
+    record.DiscardUnknownFields()
     found = violations(
-        record, settings, now_us, content=content, kind=kind, device_ids=device_ids, has_device=bool(usable)
+        record,
+        settings,
+        now_us,
+        content=content,
+        has_unknown=record.ByteSize() < len(content),
+        kind=kind,
+        device_ids=device_ids,
+        has_device=bool(usable),
     )
     if found:
         return found

@@ -4,13 +4,15 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES, lane_of
 from libs.errors import Violations
-from reengage.ingest.v1 import record_erasure_pb2, record_pb2, rejected_record_pb2
+from reengage.ingest.v1 import record_erasure_pb2, record_pb2
 from services.ingest.model import MADE_ID_KEY_BYTES, LogRow, given_key, made_time_us
+from services.ingest.parsing import parse_record, parse_refusal
 from services.ingest.refusals import MAX_DELAY_S
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
@@ -30,7 +32,7 @@ _FIRST_PAGE = (2**63 - 1, 0)
 
 
 class Eraser:
-    """The eraser of records, for one call at a time.
+    """The eraser of records. Its calls take turns, step by step: together they cost the database what one does.
 
     Refusals are written with a delay. So it waits `settle_s` from the beginning of a call before it erases those of
     before the call.
@@ -38,7 +40,7 @@ class Eraser:
 
     def __init__(self, log: LogStore, rejected: RejectedStore, *, settle_s: float = SETTLE_S) -> None:
         self._log, self._rejected, self._settle_s = log, rejected, settle_s
-        self._one_at_a_time = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def erase(
         self, request: record_erasure_pb2.EraseRecordsRequest
@@ -47,22 +49,21 @@ class Eraser:
         below = _parse(request)
         settled = time.monotonic() + self._settle_s
         wanted = _Wanted.of(request)
-        async with self._one_at_a_time:
-            first_kept = await self._log.first_kept(dict.fromkeys(below, 0))
-            for place, (lane, end) in enumerate(below.items(), start=1):
-                erased = await self._erase_lane(wanted, lane, start=first_kept[lane], end=end)
-                if place == len(below):
-                    await asyncio.sleep(settled - time.monotonic())
-                    erased += await self._erase_refusals(wanted)
-                yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
+        kept = await self._log.kept(below)
+        for place, (lane, end) in enumerate(below.items(), start=1):
+            erased = await self._erase_lane(wanted, lane, range(kept[lane].start, min(end, kept[lane].stop)))
+            if place == len(below):
+                await asyncio.sleep(settled - time.monotonic())
+                erased += await self._erase_refusals(wanted)
+            yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
 
-    async def _erase_lane(self, wanted: "_Wanted", lane: int, *, start: int, end: int) -> Counter[str]:
+    async def _erase_lane(self, wanted: "_Wanted", lane: int, positions: range) -> Counter[str]:
         erased = Counter[str]()
-        for first in range(start, end, _STEP):
-            began = time.monotonic()
-            rows = await self._log.read_lane(lane, start=first, stop=min(first + _STEP, end), app_lane=wanted.app_lane)
-            erased += await self._erase_entries(lane, [found for row in rows if (found := wanted.entry(row))])
-            await _rest(began)
+        while positions:
+            async with self._step():
+                rows, go_on_at = await self._log.read_lane(lane, positions[:_STEP], app_lane=wanted.app_lane)
+                erased += await self._erase_entries(lane, [found for row in rows if (found := wanted.entry(row))])
+            positions = range(go_on_at, positions.stop)
         return erased
 
     async def _erase_entries(self, lane: int, found: Sequence[tuple[LogRow, record_pb2.Record]]) -> Counter[str]:
@@ -75,17 +76,24 @@ class Eraser:
     async def _erase_refusals(self, wanted: "_Wanted") -> Counter[str]:
         erased = Counter[str]()
         before = _FIRST_PAGE
-        while refusals := await self._rejected.read_page(wanted.app_id, before=before, size=_PAGE_SIZE):
-            began = time.monotonic()
-            found = [
-                refusal
-                for refusal in refusals
-                if wanted.has(rejected_record_pb2.RejectedRecord.FromString(refusal.refusal).record)
-            ]
-            erased["rejected"] += await self._rejected.erase(wanted.app_id, found) if found else 0
-            before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
-            await _rest(began)
+        is_more = True
+        while is_more:
+            async with self._step():
+                refusals, is_more = await self._rejected.read_page(wanted.app_id, before=before, size=_PAGE_SIZE)
+                # One that cannot be parsed is of no use to anybody, and may be of the device.
+                found = [each for each in refusals if (it := parse_refusal(each)) is None or wanted.has(it.record)]
+                erased["rejected"] += await self._rejected.erase(wanted.app_id, found) if found else 0
+            if is_more:
+                before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
         return +erased
+
+    @asynccontextmanager
+    async def _step(self) -> AsyncIterator[None]:
+        """Waits for a turn, and ends it with a rest."""
+        async with self._turn:
+            began = time.monotonic()
+            yield
+            await asyncio.sleep(_REST * (time.monotonic() - began))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,17 +116,14 @@ class _Wanted:
 
     def entry(self, row: LogRow) -> tuple[LogRow, record_pb2.Record] | None:
         """Returns the entry with its record, if it is wanted."""
-        record = record_pb2.Record.FromString(row.record)
-        return (row, record) if record.app_id == self.app_id and self.has(record) else None  # apps share lanes
+        record = parse_record(row)
+        # Apps share lanes.
+        return (row, record) if record and record.app_id == self.app_id and self.has(record) else None
 
     def has(self, record: record_pb2.Record) -> bool:
         """Returns whether a record of the app is wanted."""
         ids = record.device_ids
         return record.record_id in self.record_ids or any(normalise(ids[name]) in self.device_ids for name in ids)
-
-
-async def _rest(began: float) -> None:
-    await asyncio.sleep(_REST * (time.monotonic() - began))
 
 
 def _key_ranges(row: LogRow, record: record_pb2.Record) -> list[tuple[bytes, bytes, int]]:

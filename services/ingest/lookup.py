@@ -2,8 +2,9 @@
 
 from libs.domain.lanes import lane_of
 from libs.time import SECOND_US, to_timestamp
-from reengage.ingest.v1 import record_lookup_pb2, record_pb2, rejected_record_pb2
+from reengage.ingest.v1 import record_lookup_pb2, record_pb2
 from services.ingest.model import given_key, made_time_us
+from services.ingest.parsing import parse_record, parse_refusal
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 
@@ -21,7 +22,7 @@ async def look_up(
     """Returns what is known of a record by its id, given or made; an empty response when nothing is."""
     refusals = await rejected.read_of_record(app_id, record_id, size=MAX_REFUSALS)
     response = record_lookup_pb2.LookUpRecordResponse(
-        rejected=map(rejected_record_pb2.RejectedRecord.FromString, refusals)
+        rejected=[parsed for refusal in refusals if (parsed := parse_refusal(refusal))]
     )
     accept_time_us = await log.accept_time_us(given_key(app_id, record_id))
     if accept_time_us is not None:
@@ -36,8 +37,8 @@ async def look_up(
         until_us=search_time_us + AFTER_US,
         max_entries=_MAX_ENTRIES,
     ):
-        record = record_pb2.Record.FromString(row.record)
-        if (record.app_id, record.record_id) == (app_id, record_id):
+        record = parse_record(row)
+        if record and (record.app_id, record.record_id) == (app_id, record_id):
             response.record.CopyFrom(record)
             response.place.lane, response.place.position = row.lane, row.position
             response.accept_time.CopyFrom(to_timestamp(row.receive_time_us))

@@ -88,6 +88,8 @@ class LogRow(NamedTuple):
     app_lane: int
     receive_time_us: int
     record: bytes
+    too_large_bytes: int = 0
+    """The bytes of a record that is too large for readers: `record` is empty. 0 of every other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from services.ingest.validation import MAX_ID
 MAX_DELAY_S = 0.2
 """The time that a refusal waits to be written, as long as few come."""
 _MAX_WAITING = 5_000
-_MAX_BYTES = 65_536
+_MAX_WAITING_BYTES = 32 * 1024 * 1024
+MAX_REFUSAL_BYTES = 65_536
 _GROUP_SIZE = 1_000
 
 _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are not listed, because too many came.")
@@ -25,31 +26,32 @@ _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are no
 class Refusals:
     """A queue that takes refused records at once, and writes up to 1,000 of them every `MAX_DELAY_S`.
 
-    When 5,000 wait, more are only counted. `keep` stores refusals; to store one twice changes nothing.
+    When 5,000 wait, or those that wait have 32 MB, more are only counted. `keep` stores refusals; to store one twice changes nothing.
     """
 
     def __init__(self, keep: Callable[[Sequence[Refusal]], Awaitable[None]]) -> None:
         self._keep = keep
         self._waiting: deque[Refusal] = deque()
+        self._waiting_bytes = 0
 
     def add(
         self, record: record_pb2.Record, violations: Sequence[record_batch_pb2.FieldViolation], now_us: int
     ) -> None:
         """Notes a refused record."""
-        if len(self._waiting) >= _MAX_WAITING:
+        if len(self._waiting) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
             _dropped.inc()
             return
         refusal = rejected_record_pb2.RejectedRecord(
             record=record, violations=violations, reject_time=to_timestamp(now_us)
         )
-        if refusal.ByteSize() > _MAX_BYTES:
+        if refusal.ByteSize() > MAX_REFUSAL_BYTES:
             # Too large to keep: enough of it to find it again.
             refusal.record.Clear()
             refusal.record.app_id, refusal.record.record_id = record.app_id[:MAX_ID], record.record_id[:MAX_ID]
         app_id, record_id = _text(record.app_id), _text(record.record_id)
-        self._waiting.append(
-            Refusal(app_id, now_us, random.getrandbits(63), record_id or None, refusal.SerializeToString())
-        )
+        content = refusal.SerializeToString()
+        self._waiting.append(Refusal(app_id, now_us, random.getrandbits(63), record_id or None, content))
+        self._waiting_bytes += len(content)
 
     async def run(self) -> None:
         """Writes until cancelled. Raises what keeps it from writing; begun anew, it goes on where it was."""
@@ -59,7 +61,7 @@ class Refusals:
                 group = list(islice(self._waiting, _GROUP_SIZE))
                 await self._keep(group)
                 for _ in group:
-                    self._waiting.popleft()
+                    self._waiting_bytes -= len(self._waiting.popleft().refusal)
 
 
 def _text(id_: str) -> str:

@@ -12,6 +12,7 @@ from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.parts import in_parts
 from libs.time import now_us as clock_us
 from reengage.ingest.v1 import (
     log_pb2,
@@ -26,7 +27,8 @@ from services.ingest.countries import CountryOf
 from services.ingest.entry import admit
 from services.ingest.erasure import Eraser
 from services.ingest.lookup import look_up
-from services.ingest.model import Entry, IngestSettings, LogPage, Outcome
+from services.ingest.model import Entry, IngestSettings, LogPage, LogRow, Outcome
+from services.ingest.parsing import parse_refusal
 from services.ingest.reader import follow
 from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
@@ -125,10 +127,10 @@ class IngestService(IngestServiceServicer):
         token = decode_token(request.page_token, (int, int), found)
         found.check()
         before = (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0)
-        rows = await self._rejected.read_page(request.app_id, before=before, size=size)
+        rows, is_more = await self._rejected.read_page(request.app_id, before=before, size=size)
         return rejected_record_pb2.ListRejectedResponse(
-            rejected=[rejected_record_pb2.RejectedRecord.FromString(row.refusal) for row in rows],
-            next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if len(rows) == size else "",
+            rejected=[refusal for row in rows if (refusal := parse_refusal(row))],
+            next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if is_more else "",
         )
 
     async def LookUpRecord(
@@ -247,17 +249,23 @@ def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:
 
 def _responses(page: LogPage, max_entries: int) -> Iterator[log_pb2.ReadLogResponse]:
     """Yields the page as responses of bounded size; the last of them may say that the reader has caught up."""
-    entries: list[log_pb2.LogEntry] = []
-    size = 0
-    for lane, position, app_lane, receive_time_us, record in page.rows:
-        bytes_more = len(record) + _ENTRY_OVERHEAD_BYTES
-        if entries and (len(entries) == max_entries or size + bytes_more > _MAX_RESPONSE_BYTES):
-            yield log_pb2.ReadLogResponse(entries=entries, heads=page.heads)
-            entries, size = [], 0
-        entries.append(
+    last: list[log_pb2.LogEntry] = []
+    for rows in in_parts(page.rows, _entry_bytes, max_bytes=_MAX_RESPONSE_BYTES, max_items=max_entries):
+        if last:
+            yield log_pb2.ReadLogResponse(entries=last, heads=page.heads)
+        last = [
             log_pb2.LogEntry(
-                lane=lane, position=position, app_lane=app_lane, receive_time_us=receive_time_us, record=record
+                lane=lane,
+                position=position,
+                app_lane=app_lane,
+                receive_time_us=receive_time_us,
+                record=record,
+                too_large_bytes=too_large_bytes,
             )
-        )
-        size += bytes_more
-    yield log_pb2.ReadLogResponse(entries=entries, heads=page.heads, caught_up=page.caught_up)
+            for lane, position, app_lane, receive_time_us, record, too_large_bytes in rows
+        ]
+    yield log_pb2.ReadLogResponse(entries=last, heads=page.heads, caught_up=page.caught_up)
+
+
+def _entry_bytes(row: LogRow) -> int:
+    return len(row.record) + _ENTRY_OVERHEAD_BYTES

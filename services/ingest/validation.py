@@ -2,13 +2,14 @@
 
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.domain.device_ids import KNOWN_KINDS, RAW_KINDS
 from libs.domain.event_names import INSTALL, RESERVED_EVENT_DATA, is_reserved
+from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.errors import Violation
 from libs.time import MAX_TIME_US, MIN_TIME_US, SECOND_US, timestamp_us
 from reengage.ingest.v1 import record_pb2
@@ -19,6 +20,17 @@ MAX_EVENT_NAME = 128
 MAX_PAIRS = 64
 MAX_TEXT_BYTES = 4096
 """The limit of a value of event data and the like, and of every other text that is no id."""
+MAX_VIOLATIONS = 32
+"""Wrong fields of one record that are named: a response has room for 1,000 records."""
+UNPARSABLE = b"\xf8\xff\xff\xff\x0f\x01"
+"""The content of a record that stands for one which cannot be parsed: the highest field number, which stays unused."""
+TOO_LARGE = Violation(
+    field="record", reason="TOO_LARGE", description=f"must be at most {MAX_RECORD_BYTES:,} bytes as a message"
+)
+_UNPARSABLE = Violation(
+    field="record", reason="UNPARSABLE", description="must be a serialised Record, with texts in UTF-8"
+)
+_MAX_SHOWN_NAME = 64
 
 _TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
 _VISITORS = frozenset(record_pb2.Visitor.values())
@@ -33,16 +45,24 @@ def violations(
     now_us: int,
     *,
     content: bytes,
+    has_unknown: bool,
     kind: str | None,
     device_ids: Mapping[str, str],
     has_device: bool,
 ) -> list[Violation]:
-    """Returns every wrong field of a record that came at `now_us`; an empty list if it is acceptable.
+    """Returns every wrong field of a record that came at `now_us`, up to 32; an empty list if it is acceptable.
 
-    The caller has these at hand, so they are not taken from `record` again: `content` is the record serialised, `kind`
-    and `device_ids` are its own, and `has_device` says whether one of the ids is usable.
+    The caller has these at hand, so they are
+    not taken from `record` again: `content` is the record serialised as it came, `has_unknown` says whether that had
+    fields which `record` does not have, `kind` and `device_ids` are its own, and `has_device` says whether one of the
+    ids is usable.
     """
     found = _Found(settings, content)
+    if has_unknown:
+        if content == UNPARSABLE:
+            return [_UNPARSABLE]
+        for path in _with_unknown_fields(record_pb2.Record.FromString(content), ""):
+            found.add(path or "record", "UNKNOWN_FIELD", "must have no fields but those of the contract")
     _check_app_and_time(record, found, now_us)
     _check_device_ids(device_ids, found)
     if not has_device and kind in _NEED_DEVICE_ID:
@@ -53,7 +73,18 @@ def violations(
         found.add("kind", "REQUIRED", "must be exactly one of the kinds of records")
     else:
         _CHECKS[kind](record, found)
-    return found.violations
+    return found.violations[:MAX_VIOLATIONS]
+
+
+def _with_unknown_fields(message: Message, path: str) -> Iterator[str]:
+    """Yields the paths of the messages, in a message and below, that have unknown fields; it takes these away."""
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            yield from _with_unknown_fields(value, f"{path}.{field.name}" if path else field.name)
+    size = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() < size:
+        yield path
 
 
 class _Found:
@@ -94,9 +125,10 @@ class _Found:
     def check_pairs(self, field: str, pairs: Mapping[str, str]) -> None:
         if len(pairs) > MAX_PAIRS:
             self.add(field, "TOO_MANY", f"must be at most {MAX_PAIRS} keys")
+            return
         for name, value in pairs.items():
             self.check_id(field, name)
-            self.check_text(f"{field}.{name[:MAX_ID]}", value)
+            self.check_text(f"{field}.{name[:_MAX_SHOWN_NAME]}", value)
 
     def check_time(self, field: str, time: Timestamp) -> int | None:
         """Returns the time in microseconds; None if it is none, which is noted."""
@@ -143,12 +175,10 @@ def _check_app_and_time(record: record_pb2.Record, found: _Found, now_us: int) -
 
 
 def _check_device_ids(device_ids: Mapping[str, str], found: _Found) -> None:
+    if not device_ids.keys() <= KNOWN_KINDS:
+        found.add("device_ids", "UNKNOWN_DEVICE_ID", f"names must be of {', '.join(RAW_KINDS)}, with or without a hash")
     for name, value in device_ids.items():
-        if name not in KNOWN_KINDS:
-            found.add(
-                "device_ids", "UNKNOWN_DEVICE_ID", f"names must be of {', '.join(RAW_KINDS)}, with or without a hash"
-            )
-        elif len(value) > MAX_ID or not found.is_plain:
+        if name in KNOWN_KINDS and (len(value) > MAX_ID or not found.is_plain):
             found.check_id(f"device_ids.{name}", value)
 
 

@@ -229,7 +229,7 @@ async def test_a_step_reads_by_the_primary_keys(database: Database) -> None:
             ANALYZE log; ANALYZE dedupe
             """
         )
-        await LogStore(log.pool).read_lane(1, start=0, stop=100, app_lane=1)
+        await LogStore(log.pool).read_lane(1, range(100), app_lane=1)
         assert "Seq Scan" not in await log.last_plan()
         async with log.pool.acquire() as connection:
             await dedupe.forget_keys(connection, [(b"\0", b"\1", 1)])

@@ -1,13 +1,15 @@
 """The tables `log` and `lanes`: the record log, and the end of each of its lanes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from libs.db import Connection, Pool, rows_affected, transactions
+from libs.domain.record_sizes import MAX_STORED_RECORD_BYTES
 from services.ingest.model import Entry, LogPage, LogRow, Outcome
 from services.ingest.storage import dedupe
 from services.ingest.storage.failures import log_unavailable
 
 PAGE_BYTES = 8_000_000
+"""The bytes of records that one read takes from the database."""
 _LOG_COLUMNS = ("lane", "position", "app_lane", "is_engagement", "receive_time_us", "record")
 
 
@@ -45,7 +47,8 @@ class LogStore:
 
         `engagements` None means all kinds, `app_lanes` None all apps. A lane that is cut short holds back what others
         received later. So page by page all comes in the order of receipt, except that what was being written during a
-        page may come on a later one with an earlier time.
+        page may come on a later one with an earlier time. A record that is too large for readers is left in the
+        database; its row comes all the same.
         """
         with log_unavailable():
             # One statement, so one snapshot: what lies below an entry of the page lies below the heads, too. The first
@@ -77,19 +80,22 @@ class LogStore:
                     FROM span CROSS JOIN horizon
                 ), entry AS (
                     SELECT found.*,
-                        sum(octet_length(record)) OVER (ORDER BY receive_time_us, found.lane, position) AS bytes
+                        sum(CASE WHEN size <= $7 THEN size ELSE 0 END)
+                            OVER (ORDER BY receive_time_us, found.lane, position) AS bytes
                     FROM part CROSS JOIN LATERAL (
-                        SELECT lane, position, app_lane, receive_time_us, record FROM log
+                        SELECT lane, position, app_lane, receive_time_us, record, octet_length(record) AS size FROM log
                         WHERE log.lane = part.lane AND position >= part.start AND position < part.stop
                             AND COALESCE(is_engagement = $4::boolean, true) -- asked for all, or the entry is both
                             AND ($5::smallint[] IS NULL OR app_lane = ANY($5))
                         ORDER BY position LIMIT $3 -- changes nothing: keeps the planner to the primary key
                     ) AS found
                 )
-                SELECT lane, position, app_lane, receive_time_us, record, NULL AS heads, NULL AS lanes, NULL AS stops
-                FROM entry WHERE bytes - octet_length(record) < $6
+                SELECT lane, position, app_lane, receive_time_us, CASE WHEN size <= $7 THEN record ELSE '' END AS record,
+                    CASE WHEN size <= $7 THEN 0 ELSE size END AS too_large_bytes,
+                    NULL AS heads, NULL AS lanes, NULL AS stops
+                FROM entry WHERE bytes - CASE WHEN size <= $7 THEN size ELSE 0 END < $6
                 UNION ALL
-                SELECT NULL, NULL, NULL, NULL, NULL, (SELECT array_agg(next_position ORDER BY lane) FROM head),
+                SELECT NULL, NULL, NULL, NULL, NULL, NULL, (SELECT array_agg(next_position ORDER BY lane) FROM head),
                     (SELECT array_agg(lane ORDER BY lane) FROM part), (SELECT array_agg(stop ORDER BY lane) FROM part)
                 ORDER BY receive_time_us NULLS FIRST, lane, position
                 """,
@@ -99,8 +105,9 @@ class LogStore:
                 engagements,
                 app_lanes,
                 self._page_bytes,
+                MAX_STORED_RECORD_BYTES,
             )
-        rows = [LogRow(row[0], row[1], row[2], row[3], row[4]) for row in found]
+        rows = [LogRow(row[0], row[1], row[2], row[3], row[4], row[5]) for row in found]
         next_positions = dict(positions)
         if sum(len(row.record) for row in rows) < self._page_bytes:
             next_positions.update(zip(summary["lanes"] or (), summary["stops"] or (), strict=True))
@@ -136,7 +143,8 @@ class LogStore:
     ) -> list[LogRow]:
         """Returns entries that hold these bytes, of apps with this lane, earliest first.
 
-        Looks into those received from `since_us` on and before `until_us`, up to `max_entries` a lane.
+        Looks into those received from `since_us` on and before `until_us`, up to `max_entries` a lane. Returns about
+        `page_bytes` of them, and none that is too large for readers.
         """
         with log_unavailable():
             # Receipt never falls within a lane, so halving finds where a time begins, whatever holes there are. From
@@ -157,39 +165,72 @@ class LogStore:
                         FROM search WHERE low < high
                     ) AS step
                 )
-                SELECT found.lane, found.position, found.app_lane, found.receive_time_us, found.record
-                FROM search CROSS JOIN LATERAL (
-                    SELECT lane, position, app_lane, receive_time_us, record FROM log
-                    WHERE log.lane = search.lane AND log.position >= low AND log.position < low + $5
-                        AND receive_time_us < $2 AND app_lane = $3 AND position($4::bytea IN record) > 0
-                    ORDER BY log.position LIMIT $5
-                ) AS found
-                WHERE low >= high
-                ORDER BY found.receive_time_us, found.lane
+                SELECT lane, position, app_lane, receive_time_us, record
+                FROM (
+                    SELECT found.*,
+                        sum(octet_length(record)) OVER (ORDER BY receive_time_us, found.lane, position) AS bytes
+                    FROM search CROSS JOIN LATERAL (
+                        SELECT lane, position, app_lane, receive_time_us, record FROM log
+                        WHERE log.lane = search.lane AND log.position >= low AND log.position < low + $5
+                            AND receive_time_us < $2 AND app_lane = $3
+                            AND octet_length(record) <= $7 AND position($4::bytea IN record) > 0
+                        ORDER BY log.position LIMIT $5
+                    ) AS found
+                    WHERE low >= high
+                ) AS entry
+                WHERE bytes - octet_length(record) < $6
+                ORDER BY receive_time_us, lane
                 """,
                 since_us,
                 until_us,
                 app_lane,
                 part,
                 max_entries,
+                self._page_bytes,
+                MAX_STORED_RECORD_BYTES,
             )
         return [LogRow(*row) for row in rows]
 
-    async def read_lane(self, lane: int, *, start: int, stop: int, app_lane: int) -> list[LogRow]:
-        """Returns the entries of a lane from one position up to another, of apps with this app lane."""
+    async def kept(self, lanes: Collection[int]) -> dict[int, range]:
+        """Returns by lane the positions from that of the first entry which is kept to the end."""
         with log_unavailable():
             rows = await self._pool.fetch(
                 """
-                SELECT lane, position, app_lane, receive_time_us, record FROM log
-                WHERE lane = $1 AND position >= $2 AND position < $3 AND app_lane = $4
+                SELECT lane, next_position, COALESCE((
+                    SELECT position FROM log WHERE log.lane = lanes.lane ORDER BY position LIMIT 1
+                ), next_position) AS start
+                FROM lanes WHERE lane = ANY($1::smallint[])
+                """,
+                list(lanes),
+            )
+        return {row["lane"]: range(row["start"], row["next_position"]) for row in rows}
+
+    async def read_lane(self, lane: int, positions: range, *, app_lane: int) -> tuple[list[LogRow], int]:
+        """Returns the entries at these positions of a lane, of apps with this app lane, and the position to go on at.
+
+        About `page_bytes` of them, records that are too large for readers among them.
+        """
+        with log_unavailable():
+            rows = await self._pool.fetch(
+                """
+                SELECT lane, position, app_lane, receive_time_us, record
+                FROM (
+                    SELECT lane, position, app_lane, receive_time_us, record,
+                        sum(octet_length(record)) OVER (ORDER BY position) AS bytes
+                    FROM log WHERE lane = $1 AND position >= $2 AND position < $3 AND app_lane = $4
+                ) AS entry
+                WHERE bytes - octet_length(record) < $5
                 ORDER BY position
                 """,
                 lane,
-                start,
-                stop,
+                positions.start,
+                positions.stop,
                 app_lane,
+                self._page_bytes,
             )
-        return [LogRow(*row) for row in rows]
+        found = [LogRow(*row) for row in rows]
+        is_cut = sum(len(row.record) for row in found) >= self._page_bytes
+        return found, found[-1].position + 1 if is_cut else positions.stop
 
     async def erase(
         self, lane: int, positions: Sequence[int], keys: Sequence[tuple[bytes, bytes, int]]

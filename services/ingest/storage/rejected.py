@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from libs.db import Pool, columns, rows_affected
+from libs.parts import PART_BYTES, first_part
 from services.ingest.model import Refusal
 from services.ingest.storage.failures import log_unavailable
 
@@ -27,27 +28,39 @@ class RejectedStore:
                 *columns(refusals, len(Refusal._fields)),
             )
 
-    async def read_page(self, app_id: str, *, before: tuple[int, int], size: int) -> list[Refusal]:
-        """Returns up to `size` refusals of an app that sort before (reject_time_us, rejected_id), newest first."""
+    async def read_page(self, app_id: str, *, before: tuple[int, int], size: int) -> tuple[list[Refusal], bool]:
+        """Returns refusals of an app, newest first, and whether there are more.
+
+        Up to `size` of those that sort before (reject_time_us, rejected_id), and of at most PART_BYTES.
+        """
+        with log_unavailable():
+            rows = await self._pool.fetch(
+                """
+                SELECT app_id, reject_time_us, rejected_id, record_id, refusal
+                FROM (
+                    SELECT app_id, reject_time_us, rejected_id, record_id, refusal,
+                        sum(octet_length(refusal)) OVER (ORDER BY reject_time_us DESC, rejected_id DESC) AS bytes
+                    FROM rejected
+                    WHERE app_id = $1 AND (reject_time_us, rejected_id) < ($2, $3)
+                    ORDER BY reject_time_us DESC, rejected_id DESC LIMIT $4
+                ) AS page
+                WHERE bytes - octet_length(refusal) <= $5
+                ORDER BY reject_time_us DESC, rejected_id DESC
+                """,
+                app_id,
+                *before,
+                size + 1,
+                PART_BYTES,
+            )
+        page = first_part([Refusal(*row) for row in rows[:size]], lambda refusal: len(refusal.refusal))
+        return page, len(rows) > len(page)
+
+    async def read_of_record(self, app_id: str, record_id: str, *, size: int) -> list[Refusal]:
+        """Returns the newest refusals of a record, newest first."""
         with log_unavailable():
             rows = await self._pool.fetch(
                 """
                 SELECT app_id, reject_time_us, rejected_id, record_id, refusal FROM rejected
-                WHERE app_id = $1 AND (reject_time_us, rejected_id) < ($2, $3)
-                ORDER BY reject_time_us DESC, rejected_id DESC LIMIT $4
-                """,
-                app_id,
-                *before,
-                size,
-            )
-        return [Refusal(*row) for row in rows]
-
-    async def read_of_record(self, app_id: str, record_id: str, *, size: int) -> list[bytes]:
-        """Returns the newest refusals of a record, each a serialised RejectedRecord, newest first."""
-        with log_unavailable():
-            rows = await self._pool.fetch(
-                """
-                SELECT refusal FROM rejected
                 WHERE app_id = $1 AND record_id = $2
                 ORDER BY reject_time_us DESC LIMIT $3
                 """,
@@ -55,7 +68,7 @@ class RejectedStore:
                 record_id,
                 size,
             )
-        return [row["refusal"] for row in rows]
+        return [Refusal(*row) for row in rows]
 
     async def erase(self, app_id: str, refusals: Sequence[Refusal]) -> int:
         """Deletes refusals of an app, and returns how many."""

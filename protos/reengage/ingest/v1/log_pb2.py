@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1creengage/ingest/v1/log.proto\x12\x12reengage.ingest.v1\"\x87\x02\n\x0eReadLogRequest\x12.\n\x04\x66rom\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.LanePosition\x12?\n\tselection\x18\x02 \x01(\x0e\x32,.reengage.ingest.v1.ReadLogRequest.Selection\x12\x11\n\tapp_lanes\x18\x03 \x03(\x05\x12\x13\n\x0bmax_entries\x18\x04 \x01(\x05\"\\\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x19\n\x15SELECTION_ENGAGEMENTS\x10\x01\x12\x19\n\x15SELECTION_CONVERSIONS\x10\x02\".\n\x0cLanePosition\x12\x0c\n\x04lane\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\"b\n\x0fReadLogResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.reengage.ingest.v1.LogEntry\x12\r\n\x05heads\x18\x02 \x03(\x03\x12\x11\n\tcaught_up\x18\x03 \x01(\x08\"e\n\x08LogEntry\x12\x0c\n\x04lane\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08\x61pp_lane\x18\x03 \x01(\x05\x12\x17\n\x0freceive_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06record\x18\x05 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1creengage/ingest/v1/log.proto\x12\x12reengage.ingest.v1\"\x87\x02\n\x0eReadLogRequest\x12.\n\x04\x66rom\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.LanePosition\x12?\n\tselection\x18\x02 \x01(\x0e\x32,.reengage.ingest.v1.ReadLogRequest.Selection\x12\x11\n\tapp_lanes\x18\x03 \x03(\x05\x12\x13\n\x0bmax_entries\x18\x04 \x01(\x05\"\\\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x19\n\x15SELECTION_ENGAGEMENTS\x10\x01\x12\x19\n\x15SELECTION_CONVERSIONS\x10\x02\".\n\x0cLanePosition\x12\x0c\n\x04lane\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\"b\n\x0fReadLogResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.reengage.ingest.v1.LogEntry\x12\r\n\x05heads\x18\x02 \x03(\x03\x12\x11\n\tcaught_up\x18\x03 \x01(\x08\"~\n\x08LogEntry\x12\x0c\n\x04lane\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08\x61pp_lane\x18\x03 \x01(\x05\x12\x17\n\x0freceive_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06record\x18\x05 \x01(\x0c\x12\x17\n\x0ftoo_large_bytes\x18\x06 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,5 +40,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READLOGRESPONSE']._serialized_start=366
   _globals['_READLOGRESPONSE']._serialized_end=464
   _globals['_LOGENTRY']._serialized_start=466
-  _globals['_LOGENTRY']._serialized_end=567
+  _globals['_LOGENTRY']._serialized_end=592
 # @@protoc_insertion_point(module_scope)

@@ -55,7 +55,7 @@ class ReadLogRequest(_message.Message):
     selection: Global___ReadLogRequest.Selection.ValueType
     """Optional. The kinds of records to read. Default: all."""
     max_entries: _builtins.int
-    """Optional. Entries in one response: 1 to 10,000, default 2,000. A response stays under 2 MB."""
+    """Optional. Entries in one response: 1 to 10,000, default 2,000. A response stays under 2 MB, whatever its entries."""
     @_builtins.property
     def app_lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Optional. Read only records of apps in these home lanes (LogEntry.app_lane). Default: of all apps."""
@@ -86,7 +86,7 @@ class LanePosition(_message.Message):
     lane: _builtins.int
     """Required. The lane, 0 to 63."""
     position: _builtins.int
-    """Required. The position in the lane, 0 or more."""
+    """Required. The position in the lane, 0 or more. One beyond the end of the lane stands for what is yet to come."""
     def __init__(
         self,
         *,
@@ -148,6 +148,7 @@ class LogEntry(_message.Message):
     APP_LANE_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_US_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    TOO_LARGE_BYTES_FIELD_NUMBER: _builtins.int
     lane: _builtins.int
     """Output only. The lane of the record, 0 to 63: a stable hash of its app and device."""
     position: _builtins.int
@@ -160,7 +161,11 @@ class LogEntry(_message.Message):
     """
     record: _builtins.bytes
     """Output only. A serialised Record with its record_id and event_time filled in. Bytes, so that the log need not parse
-    them.
+    them: one that cannot be parsed, should there ever be one, costs its reader this entry alone.
+    """
+    too_large_bytes: _builtins.int
+    """Output only. The bytes of a record over 516 KB, which an older version took: it is not sent, `record` is empty. Note
+    the place, and go on: the entry is the only one that this costs. 0 of all others.
     """
     def __init__(
         self,
@@ -170,10 +175,11 @@ class LogEntry(_message.Message):
         app_lane: _builtins.int = ...,
         receive_time_us: _builtins.int = ...,
         record: _builtins.bytes = ...,
+        too_large_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_lane", b"app_lane", "lane", b"lane", "position", b"position", "receive_time_us", b"receive_time_us", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_lane", b"app_lane", "lane", b"lane", "position", b"position", "receive_time_us", b"receive_time_us", "record", b"record", "too_large_bytes", b"too_large_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,11 +30,12 @@ class FieldViolation(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Output only. The path of the field, for example `event.event_name`."""
+    """Output only. The path of the field, for example `event.event_name`; `record` stands for the record as a whole."""
     reason: _builtins.str
     """Output only. A stable reason in capitals; more may be added. Today: REQUIRED, TOO_LONG, TOO_MANY, INVALID_TEXT,
     INVALID_TIME, INVALID_VALUE, INVALID_IP_ADDRESS, INVALID_CURRENCY_CODE, RESERVED_NAME, UNKNOWN_APP,
-    UNKNOWN_TRACKER, UNKNOWN_DEVICE_ID, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD.
+    UNKNOWN_TRACKER, UNKNOWN_DEVICE_ID, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD, and of messages: TOO_LARGE (nothing
+    else is said of that record), UNKNOWN_FIELD (the path is that of the message which has it), UNPARSABLE.
     """
     description: _builtins.str
     """Output only. What to change, for people."""
@@ -95,7 +96,7 @@ class RecordResult(_message.Message):
     """Output only. The record's id in the log: the sender's, or one made by ingest. Empty if it was refused."""
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """Output only. Every wrong field of a refused record."""
+        """Output only. Every wrong field of a refused record, at most 32."""
 
     def __init__(
         self,

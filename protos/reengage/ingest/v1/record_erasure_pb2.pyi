@@ -39,7 +39,9 @@ class EraseRecordsRequest(_message.Message):
 
     @_builtins.property
     def below(self) -> _containers.RepeatedCompositeFieldContainer[_log_pb2.LanePosition]:
-        """Required. The lanes to search, each once, with the position below which to erase."""
+        """Required. The lanes to search, each once, with the position below which to erase. One beyond the end of the lane
+        stands for that end, as it is when the call begins.
+        """
 
     @_builtins.property
     def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

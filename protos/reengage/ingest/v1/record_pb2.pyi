@@ -48,6 +48,8 @@ Global___Visitor: _TypeAlias = Visitor  # noqa: Y015
 class Record(_message.Message):
     """Record is one thing that happened to an app: someone clicked or saw an ad, or a device did something.
     Texts are valid UTF-8 without NUL. Ids have at most 256 characters, every other text at most 4 KB.
+    A serialised record has at most 512 KB (524,288 bytes), else `TOO_LARGE`. A field that is not of this contract, here
+    or in any message below, is refused: `UNKNOWN_FIELD`. So a sender may use new fields once ingest has been updated.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -36,11 +36,11 @@ class RejectedRecord(_message.Message):
 
     @_builtins.property
     def record(self) -> _record_pb2.Record:
-        """Output only. The record as it came. A record over 64 KB keeps only its app_id and record_id."""
+        """Output only. The record as it came, without unknown fields. One over 64 KB keeps only its app_id and record_id."""
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_batch_pb2.FieldViolation]:
-        """Output only. Every wrong field."""
+        """Output only. Every wrong field, at most 32."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ListRejectedRequest(_message.Message):
     app_id: _builtins.str
     """Required. The app, as the sender named it."""
     page_size: _builtins.int
-    """Optional. 1 to 1,000, default 100."""
+    """Optional. 1 to 1,000, default 100. A page has at most 8 MB: then fewer come, with a token."""
     page_token: _builtins.str
     """Optional. The next_page_token of the page before."""
     def __init__(

@@ -144,8 +144,8 @@ class IngestServiceServicer:
         """EraseRecords deletes the records of an app that carry one of the given device ids, or have one of the given
         record ids, below given positions of the log. It deletes their dedupe keys too: the same record sent again is a
         new one. It deletes refused records whatever their time, before it reports the last lane. It streams its
-        progress. After a crash of either side, call it again with the lanes that are not done. It spares the database
-        and runs one call at a time a process, so a long log takes minutes.
+        progress. After a crash of either side, call it again with the lanes that are not done. It spares the database:
+        the calls of a process take turns, step by step, so a long log takes minutes, and no call waits for another's end.
         Repeat-safe: what is erased already is not counted again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
