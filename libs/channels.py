@@ -10,8 +10,7 @@ import grpc
 
 from libs.auth import bearer
 from libs.call_context import outgoing, remaining_s
-
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+from libs.parts import MAX_MESSAGE_BYTES
 
 # Only UNAVAILABLE is repeated, and every RPC of ours is safe to repeat.
 _SERVICE_CONFIG = json.dumps(

@@ -11,26 +11,45 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.call_context import REQUEST_ID_HEADER, deadline_s, new_request_id
 from libs.call_context import request_id as current_request_id
 from libs.db import DATABASE_AWAY
-from libs.errors import ResourceExhausted, ServiceError, Unavailable, to_status
+from libs.errors import InvalidArgument, ResourceExhausted, ServiceError, Unavailable, Violation, to_status
 from libs.logs import REQUEST_ID_KEY
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 _MAX_REQUEST_ID = 64
+_UNPARSABLE = object()
+"""Stands for a request that cannot be parsed, until it can be refused as any other that is wrong."""
 
 _calls = Counter("rpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
 _seconds = Histogram("rpc_seconds", "Time to serve a unary call.", ["method"])
 _in_flight = Gauge("rpc_in_flight", "Calls being served.", ["kind"])
 
 _log = structlog.get_logger()
+
+
+def salvaged_by(salvage: Callable[[bytes], Message]) -> Callable[[Method], Method]:
+    """Returns a decorator of a servicer's method: requests that cannot be parsed become what `salvage` makes of them.
+
+    It raises DecodeError when that is nothing. Then, as of a method without it, the call ends as INVALID_ARGUMENT
+    `UNPARSABLE_REQUEST`.
+    """
+
+    def decorate(method: Method) -> Method:
+        method.salvage = salvage  # type: ignore[attr-defined]
+        return method
+
+    return decorate
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):
@@ -66,9 +85,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         # The four kinds of handlers differ in the attribute that serves and in the function that makes them.
         arity = "_".join("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
         wrap = {"unary_stream": self._watch, "stream_stream": self._stream}.get(arity, self._unary)
+        serve = getattr(handler, arity)
         wrapped: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{arity}_rpc_method_handler")(
-            wrap(method, request_id, getattr(handler, arity)),
-            request_deserializer=handler.request_deserializer,
+            wrap(method, request_id, serve),
+            request_deserializer=_parse_or_mark(handler.request_deserializer, getattr(serve, "salvage", None)),
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -76,14 +96,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, request_id: str, serve: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             async with _Served(self._room, "unary", method, request_id, context):
-                return await serve(request, context)
+                return await serve(_parsed(request), context)
 
         return call
 
     def _stream(self, method: str, request_id: str, serve: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with _Served(self._room, "stream", method, request_id, context):
-                async for response in serve(request, context):
+                async for response in serve(_each_parsed(request), context):
                     yield response
 
         return call
@@ -92,7 +112,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with (
                 _Served(self._room, "stream", method, request_id, context),
-                contextlib.aclosing(serve(request, context)) as responses,
+                contextlib.aclosing(serve(_parsed(request), context)) as responses,
             ):
                 while True:
                     try:
@@ -103,7 +123,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
         async def write(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async with _Served(self._room, "stream", method, request_id, context):
-                await self._step(serve(request, context))
+                await self._step(serve(_parsed(request), context))
 
         # Health.Watch writes to the context; all others are generators.
         return write if inspect.iscoroutinefunction(serve) else call
@@ -121,6 +141,35 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             if self._stopping:
                 raise Unavailable("STOPPING", "the server stops; go on at another") from None
             raise
+
+
+def _parse_or_mark(parse: Any, salvage: Callable[[bytes], Message] | None) -> Callable[[bytes], Any]:
+    # What a deserializer raises ends the call as INTERNAL, outside of the interceptor.
+    def deserialize(content: bytes) -> Any:
+        try:
+            return parse(content)
+        except DecodeError:
+            with contextlib.suppress(DecodeError):
+                if salvage is not None:
+                    return salvage(content)
+            return _UNPARSABLE
+
+    return deserialize
+
+
+def _parsed(request: Any) -> Any:
+    """Returns a request. Raises InvalidArgument `UNPARSABLE_REQUEST` in place of one that could not be parsed."""
+    if request is _UNPARSABLE:
+        wrong = Violation(
+            field="", reason="UNPARSABLE", description="must be a serialised request, with texts in UTF-8"
+        )
+        raise InvalidArgument([wrong], reason="UNPARSABLE_REQUEST")
+    return request
+
+
+async def _each_parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parsed(request)
 
 
 class _Served:

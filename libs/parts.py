@@ -1,12 +1,12 @@
 """Parts: what may be too much for one message, or for one read, is cut by its bytes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
-
-from libs.channels import MAX_MESSAGE_BYTES
 
 T = TypeVar("T")
 
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The bytes of one request or response: channels and servers refuse larger ones."""
 PART_BYTES = MAX_MESSAGE_BYTES // 2
 """The bytes of a part. The other half of a message is for what is around them."""
 
@@ -29,6 +29,15 @@ def in_parts(
         size += bytes_more
     if part:
         yield part
+
+
+def page_of(rows: Sequence[T], size: int, bytes_of: Callable[[T], int]) -> tuple[list[T], bool]:
+    """Returns a page of up to `size` rows that fit into a part, and whether there are more.
+
+    There are if more rows are given: callers ask for one more than `size`.
+    """
+    page = first_part(rows[:size], bytes_of)
+    return page, len(rows) > len(page)
 
 
 def first_part(items: Iterable[T], bytes_of: Callable[[T], int], *, max_bytes: int = PART_BYTES) -> list[T]:

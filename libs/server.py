@@ -18,10 +18,10 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from libs.auth import Admission, Admit
-from libs.channels import MAX_MESSAGE_BYTES
 from libs.config import load
 from libs.interceptors import ServerInterceptor
 from libs.logs import configure_logging
+from libs.parts import MAX_MESSAGE_BYTES
 from libs.worker import keep_running
 
 _log = structlog.get_logger()

@@ -112,7 +112,7 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
         start_us = _time_us(violations, "start_time", request.start_time)
         end_us = _time_us(violations, "end_time", request.end_time)
         violations.check()
-        found = await list_decisions(
+        page, is_more = await list_decisions(
             self._pool,
             lane_of(request.app_id),
             request.app_id,
@@ -121,12 +121,11 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
             start_us=start_us if request.HasField("start_time") else None,
             end_us=end_us if request.HasField("end_time") else None,
             before=int(after[0]) if after else None,
-            limit=size + 1,
+            size=size,
         )
-        page = found[:size]
         return decision_pb2.ListDecisionsResponse(
             decisions=[decision_pb2.Decision.FromString(decision) for _, decision in page],
-            next_page_token=encode_token(page[-1][0]) if len(found) > size else "",
+            next_page_token=encode_token(page[-1][0]) if is_more else "",
         )
 
     async def GetDeviceAttribution(

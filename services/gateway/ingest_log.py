@@ -31,8 +31,7 @@ class IngestLog:
     """Ingest's `RecordBatch`, for records that are serialised already."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        # A generated stub would copy each record into the request; the bytes of a request are those of its records,
-        # each behind its tag and length.
+        # A generated stub would want each record as a message.
         self._record_batch: _RecordBatch = channel.unary_unary(
             _METHOD, response_deserializer=record_batch_pb2.RecordBatchResponse.FromString
         )
@@ -41,7 +40,7 @@ class IngestLog:
         self, records: Sequence[bytes], request_id: str, timeout_s: float | None = None
     ) -> Sequence[record_batch_pb2.RecordResult]:
         """Returns one result a record, in order. Raises `Unavailable` or `ResourceExhausted`, to be retried."""
-        request = b"".join(b"\n" + _varint(len(record)) + record for record in records)
+        request = record_batch_pb2.SerialisedRecords(records=records).SerializeToString()
         try:
             response = await self._record_batch(request, timeout=timeout_s, metadata=((REQUEST_ID_HEADER, request_id),))
         except grpc.aio.AioRpcError as error:
@@ -122,12 +121,3 @@ def _as_service_error(error: grpc.aio.AioRpcError) -> ServiceError:
     if found.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         _log.error("ingest.failed", code=found.code.name, reason=found.reason)
     return Unavailable("LOG_UNAVAILABLE", "nothing can be stored just now", retry_after_s=retry_after_s)
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -26,7 +26,8 @@ _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are no
 class Refusals:
     """A queue that takes refused records at once, and writes up to 1,000 of them every `MAX_DELAY_S`.
 
-    When 5,000 wait, or those that wait have 32 MB, more are only counted. `keep` stores refusals; to store one twice changes nothing.
+    When 5,000 wait, or 32 MB of them, more are only counted. `keep` stores refusals; to store one twice changes
+    nothing.
     """
 
     def __init__(self, keep: Callable[[Sequence[Refusal]], Awaitable[None]]) -> None:

@@ -11,6 +11,7 @@ from libs.broadcast import Broadcast
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
+from libs.interceptors import salvaged_by
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import in_parts
 from libs.time import now_us as clock_us
@@ -28,7 +29,7 @@ from services.ingest.entry import admit
 from services.ingest.erasure import Eraser
 from services.ingest.lookup import look_up
 from services.ingest.model import Entry, IngestSettings, LogPage, LogRow, Outcome
-from services.ingest.parsing import parse_refusal
+from services.ingest.parsing import parse_refusal, salvage_batch, salvage_message
 from services.ingest.reader import follow
 from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
@@ -81,6 +82,7 @@ class IngestService(IngestServiceServicer):
         self._log, self._rejected, self._eraser, self._grown = log, rejected, eraser, grown
         self._country_of, self._now_us = country_of, now_us
 
+    @salvaged_by(salvage_batch)
     async def RecordBatch(
         self, request: record_batch_pb2.RecordBatchRequest, context: Context
     ) -> record_batch_pb2.RecordBatchResponse:
@@ -88,6 +90,7 @@ class IngestService(IngestServiceServicer):
         outcomes = await self._writer.submit(entries) if entries else []
         return record_batch_pb2.RecordBatchResponse(results=_merge(results, outcomes))
 
+    @salvaged_by(salvage_message)
     async def RecordStream(
         self, request_iterator: AsyncIterator[record_batch_pb2.RecordStreamRequest], context: Context
     ) -> AsyncIterator[record_batch_pb2.RecordStreamResponse]:

@@ -120,7 +120,7 @@ async def test_plans_of_hot_queries(world: World, database: Database, analyzed: 
     pool, connection = cast("Pool", explaining), cast("Connection", explaining)
 
     await list_decisions(
-        pool, 0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, limit=101
+        pool, 0, "few", tracker_id=None, outcomes=(), start_us=None, end_us=None, before=None, size=100
     )
     assert "decisions_197001_400_lane_app_id_sequence_idx" in explaining.used("decisions")
     asked = [AskedKey(b"address", 500, "many", 0, 600), AskedKey(b"x", 7, "few", 1, 600)]

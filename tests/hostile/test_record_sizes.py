@@ -5,9 +5,8 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from libs.channels import MAX_MESSAGE_BYTES
 from libs.domain.record_sizes import MAX_RECORD_BYTES, MAX_STORED_RECORD_BYTES
-from libs.parts import PART_BYTES
+from libs.parts import MAX_MESSAGE_BYTES, PART_BYTES
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_erasure_pb2, record_pb2, rejected_record_pb2
 from services.ingest.validation import MAX_VIOLATIONS
 from tests.conftest import Database

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
+import grpc
 import pytest
 
 from libs.channels import open_channel
@@ -77,6 +78,7 @@ class Ingest:
     """A running ingest service: its client, and what tests look into."""
 
     stub: IngestServiceStub
+    channel: grpc.aio.Channel
     pool: Pool
     log_store: LogStore
     rejected: RejectedStore
@@ -160,6 +162,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             channel = await stack.enter_async_context(open_channel(address))
             yield Ingest(
                 stub=IngestServiceStub(channel),
+                channel=channel,
                 pool=pool,
                 log_store=parts.log,
                 rejected=parts.rejected,

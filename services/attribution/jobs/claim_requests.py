@@ -7,6 +7,7 @@ import collections
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from libs.parts import PART_BYTES, first_part
 from reengage.postback.v1 import claim_pb2
 from services.attribution.storage.pending import Key, PendingRow, Unanswered
 
@@ -22,6 +23,7 @@ class ClaimRequest:
     conversion_id: str
     network_ids: tuple[str, ...]
     deadline_us: int
+    record_bytes: int
     was_sent: bool = False
     answered: claim_pb2.ConversionClaims | None = None
 
@@ -88,8 +90,8 @@ class _Line:
 class ClaimRequests:
     """Every claim request until it is removed: in a line, in a call, or finished.
 
-    A line has at most `max_calls` calls under way for new requests, and as many for repeated ones. No more than
-    `max_held` requests are in memory; the others stay in the table.
+    A call has at most `max_per_call` conversions, and PART_BYTES of their records. A line has at most `max_calls` calls
+    under way for new requests, and as many for repeated ones. No more than `max_held` requests are in memory; the others stay in the table.
     """
 
     def __init__(self, *, max_per_call: int, max_calls: int, max_held: int) -> None:
@@ -118,6 +120,7 @@ class ClaimRequests:
                 conversion_id=row.conversion_id,
                 network_ids=tuple(row.network_ids),
                 deadline_us=row.deadline_us,
+                record_bytes=row.record_bytes,
             )
             self._held[key] = request
             self._lines.setdefault(request.network_ids, _Line()).new.requests.append(request)
@@ -135,10 +138,17 @@ class ClaimRequests:
 
     def _next_call(self, queue: _Queue, now_us: int) -> list[ClaimRequest]:
         some: list[ClaimRequest] = []
+        size = 0
         while queue.requests and len(some) < self._max_per_call:
-            request = queue.requests.popleft()
-            is_over = request.was_sent and request.deadline_us <= now_us
-            (self._finished if is_over else some).append(request)
+            request = queue.requests[0]
+            if request.was_sent and request.deadline_us <= now_us:
+                self._finished.append(request)
+            elif some and size + request.record_bytes > PART_BYTES:
+                break
+            else:
+                some.append(request)
+                size += request.record_bytes
+            queue.requests.popleft()
         return some
 
     def end_call(self, requests: Sequence[ClaimRequest], present: Collection[Key]) -> None:
@@ -158,8 +168,9 @@ class ClaimRequests:
                 line.again.requests.append(request)
 
     def take_finished(self, limit: int) -> list[ClaimRequest]:
-        """Takes finished requests, the earliest first; they stay held until `remove`."""
-        taken, self._finished = self._finished[:limit], self._finished[limit:]
+        """Takes finished requests, the earliest first, up to a part of records; they stay held until `remove`."""
+        taken = first_part(self._finished[:limit], lambda request: request.record_bytes)
+        self._finished = self._finished[len(taken) :]
         return taken
 
     def remove(self, requests: Iterable[ClaimRequest]) -> None:

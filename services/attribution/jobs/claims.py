@@ -68,7 +68,7 @@ class ClaimsConfig:
     call_grace_s: float = 3.0
     """The time that postback has besides, before a call is given up."""
     max_per_call: int = 200
-    """Conversions of one call, of at most 64 KB each: a message holds 16 MB."""
+    """Conversions of one call: beside their records, of which it takes half a message, each has room for 40 KB."""
     max_calls: int = 8
     """Calls under way about the same networks; as many more for repeated requests, which wait in vain while a network
     is stuck."""

@@ -1,17 +1,16 @@
 """The loop that hands decisions over to postback, in their sequence."""
 
-import collections
-
 from prometheus_client import Counter
 
 from libs.db import Pool
 from libs.domain.snapshots import Follower
+from libs.parts import in_parts
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.storage.decisions import read_outbox
 from services.attribution.storage.lanes import advance_relayed, read_owned_lanes
-from services.attribution.wire.conversions import conversions_for_postback, in_calls
+from services.attribution.wire.conversions import conversions_for_postback
 from services.attribution.wire.rulebook import Rulebook
 
 _relayed = Counter("attribution_decisions_relayed_total", "Decisions handed to postback.")
@@ -32,15 +31,11 @@ class Relay:
         while True:
             wanted = await lanes.beyond(positions)
             limit = -(-_BATCH // len(wanted))
-            rows = await read_outbox(self._pool, wanted, limit)
+            rows, moved = await read_outbox(self._pool, wanted, limit)
             relayed = (row for row in rows if row.is_relayed)
             conversions = conversions_for_postback(relayed, self._rulebooks.current)
-            for some in in_calls(conversions):
+            for some in in_parts(conversions, conversion_pb2.Conversion.ByteSize):
                 await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest(conversions=some))
-            found = collections.Counter(row.lane for row in rows)
-            last = {row.lane: row.sequence for row in rows}  # rows of a lane come in order
-            # Where fewer were found than asked for, there are no more: the rest was erased.
-            moved = {lane: last[lane] + 1 if found[lane] == limit else some.stop for lane, some in wanted.items()}
             await advance_relayed(self._pool, lanes.worker_id, moved)
             positions.update(moved)
             _relayed.inc(len(conversions))

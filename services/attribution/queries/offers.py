@@ -9,12 +9,13 @@ from libs.call_context import remaining_s
 from libs.db import Pool
 from libs.domain.snapshots import Follower
 from libs.errors import FailedPrecondition, Unavailable
+from libs.parts import in_parts
 from reengage.attribution.v1 import offer_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.reattributions import Reattribution, State, versions_of
-from services.attribution.wire.conversions import conversions_for_postback, in_calls
+from services.attribution.wire.conversions import conversions_for_postback
 from services.attribution.wire.rulebook import Rulebook
 
 _BATCH = 500
@@ -40,9 +41,9 @@ class Offers:
         self, job: Reattribution, *, after: int, limit: int
     ) -> tuple[list[offer_pb2.OfferedPostback], int | None]:
         """Returns the offers of versions after a sequence, and the last of these sequences if there may be more."""
-        rows = await versions_of(self._pool, job, after, limit)
+        rows, is_more = await versions_of(self._pool, job, after, limit)
         offered = [each async for answer in self._enqueue(rows, validate_only=True) for each in answer.offered]
-        return offered, rows[-1].sequence if len(rows) == limit else None
+        return offered, rows[-1].sequence if is_more else None
 
     async def send(self, job: Reattribution) -> int:
         """Hands all versions over; returns the number of deliveries. Raises FailedPrecondition while the job runs."""
@@ -50,18 +51,21 @@ class Offers:
             raise FailedPrecondition(
                 "REATTRIBUTION_RUNNING", "the re-attribution is still running; wait for it or cancel it"
             )
-        created, after = 0, -1
-        while rows := await versions_of(self._pool, job, after, _BATCH):
+        created, after, is_more = 0, -1, True
+        while is_more:
+            rows, is_more = await versions_of(self._pool, job, after, _BATCH)
             async for answer in self._enqueue(rows, validate_only=False):
                 created += answer.created_count
-            after = rows[-1].sequence
+            after = rows[-1].sequence if rows else after
         return created
 
     async def _enqueue(
         self, rows: list[OutboxRow], *, validate_only: bool
     ) -> AsyncIterator[conversion_pb2.EnqueueConversionsResponse]:
         until = time.monotonic() + self._hand_over_s
-        for some in in_calls(conversions_for_postback(rows, self._settings.current)):
+        for some in in_parts(
+            conversions_for_postback(rows, self._settings.current), conversion_pb2.Conversion.ByteSize
+        ):
             request = conversion_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
             left_s = max(0.0, until - time.monotonic())
             try:

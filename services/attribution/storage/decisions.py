@@ -1,10 +1,12 @@
 """The table of decisions, which is its own outbox."""
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns
+from libs.parts import PART_BYTES, page_of
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.model import Win
 
@@ -54,6 +56,11 @@ class OutboxRow(NamedTuple):
     engagement: bytes | None
     is_relayed: bool
     retention_days: int
+
+    @property
+    def size(self) -> int:
+        """Returns the bytes of its messages."""
+        return len(self.decision) + len(self.record) + len(self.engagement or b"")
 
 
 class StoredWin(NamedTuple):
@@ -151,25 +158,43 @@ async def insert_decisions(connection: Connection, rows: Sequence[DecisionRow]) 
     )
 
 
-async def read_outbox(pool: Pool, lanes: Mapping[int, range], limit: int) -> list[OutboxRow]:
-    """Returns the first decisions of these sequences, by lane, up to `limit` a lane; those of a lane in their order."""
-    rows = await pool.fetch(
+async def read_outbox(
+    pool: Pool, lanes: Mapping[int, range], limit: int, *, max_bytes: int = PART_BYTES
+) -> tuple[list[OutboxRow], dict[int, int]]:
+    """Returns the first decisions of these sequences, by lane, and by lane the sequence to go on at.
+
+    Up to `limit` a lane, and about `max_bytes` in all: of every lane the first ones, in their order.
+    """
+    found = await pool.fetch(
         """
-        SELECT d.lane, d.sequence, d.decision, d.record, d.engagement, d.is_relayed, d.retention_days
-        FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
-        CROSS JOIN LATERAL (
-            SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
-            FROM decisions
-            WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
-            ORDER BY sequence LIMIT $4
-        ) AS d
+        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
+        FROM (
+            SELECT d.*, sum(d.size) OVER (ORDER BY d.sequence - wanted.start, d.lane) AS bytes
+            FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
+            CROSS JOIN LATERAL (
+                SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days,
+                    octet_length(decision) + octet_length(record) + COALESCE(octet_length(engagement), 0) AS size
+                FROM decisions
+                WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop
+                ORDER BY sequence LIMIT $4
+            ) AS d
+        ) AS part
+        WHERE bytes - size < $5
+        ORDER BY lane, sequence
         """,
         list(lanes.keys()),
         [wanted.start for wanted in lanes.values()],
         [wanted.stop for wanted in lanes.values()],
         limit,
+        max_bytes,
     )
-    return [OutboxRow(*row) for row in rows]
+    rows = [OutboxRow(*row) for row in found]
+    counts = Counter(row.lane for row in rows)
+    after = {row.lane: row.sequence + 1 for row in rows}
+    if sum(row.size for row in rows) >= max_bytes:
+        return rows, after
+    # Where fewer were found than asked for, there are no more: the rest was erased.
+    return rows, {lane: after[lane] if counts[lane] == limit else some.stop for lane, some in lanes.items()}
 
 
 async def newest_decision(pool: Pool, lane: int, app_id: str, conversion_id: str) -> bytes | None:
@@ -197,19 +222,28 @@ async def list_decisions(
     start_us: int | None,
     end_us: int | None,
     before: int | None,
-    limit: int,
-) -> list[tuple[int, bytes]]:
-    """Returns decisions of an app as (sequence, decision), newest first; all filters given must hold."""
+    size: int,
+) -> tuple[list[tuple[int, bytes]], bool]:
+    """Returns decisions of an app as (sequence, decision), newest first, and whether there are more.
+
+    Up to `size` of those that all filters given fit, and of at most PART_BYTES.
+    """
     rows = await pool.fetch(
         """
-        SELECT sequence, decision FROM decisions
-        WHERE lane = $1 AND app_id = $2
-          AND ($3::text IS NULL OR tracker_id = $3)
-          AND (cardinality($4::smallint[]) = 0 OR outcome = ANY($4))
-          AND ($5::bigint IS NULL OR conversion_time_us >= $5)
-          AND ($6::bigint IS NULL OR conversion_time_us < $6)
-          AND ($7::bigint IS NULL OR sequence < $7)
-        ORDER BY sequence DESC LIMIT $8
+        SELECT sequence, decision
+        FROM (
+            SELECT sequence, decision, sum(octet_length(decision)) OVER (ORDER BY sequence DESC) AS bytes
+            FROM decisions
+            WHERE lane = $1 AND app_id = $2
+              AND ($3::text IS NULL OR tracker_id = $3)
+              AND (cardinality($4::smallint[]) = 0 OR outcome = ANY($4))
+              AND ($5::bigint IS NULL OR conversion_time_us >= $5)
+              AND ($6::bigint IS NULL OR conversion_time_us < $6)
+              AND ($7::bigint IS NULL OR sequence < $7)
+            ORDER BY sequence DESC LIMIT $8
+        ) AS page
+        WHERE bytes - octet_length(decision) <= $9
+        ORDER BY sequence DESC
         """,
         lane,
         app_id,
@@ -218,6 +252,8 @@ async def list_decisions(
         start_us,
         end_us,
         before,
-        limit,
+        size + 1,
+        PART_BYTES,
     )
-    return [(row["sequence"], bytes(row["decision"])) for row in rows]
+    found = [(row["sequence"], bytes(row["decision"])) for row in rows]
+    return page_of(found, size, lambda row: len(row[1]))

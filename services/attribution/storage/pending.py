@@ -47,6 +47,10 @@ class PendingRow(NamedTuple):
         return self.app_id, self.conversion_id
 
     @property
+    def record_bytes(self) -> int:
+        return len(self.record)
+
+    @property
     def place(self) -> Place:
         return self.receive_time_us, self.log_lane, self.position
 
@@ -59,6 +63,7 @@ class Unanswered(NamedTuple):
     conversion_id: str
     network_ids: list[str]
     deadline_us: int
+    record_bytes: int
 
 
 class Asked(NamedTuple):
@@ -201,7 +206,8 @@ async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Una
     """Returns conversions of these lanes that networks are to be asked about, those received first."""
     rows = await pool.fetch(
         """
-        SELECT lane, app_id, conversion_id, network_ids, deadline_us FROM pending_conversions
+        SELECT lane, app_id, conversion_id, network_ids, deadline_us, octet_length(record) AS record_bytes
+        FROM pending_conversions
         WHERE lane = ANY($1) AND claims IS NULL AND cardinality(network_ids) > 0
         ORDER BY receive_time_us LIMIT $2
         """,

@@ -8,6 +8,7 @@ from typing import Any
 
 from libs.db import Connection, Pool
 from libs.domain.lanes import lane_of
+from libs.parts import PART_BYTES, page_of
 from reengage.attribution.v1 import reattribution_pb2
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.replay import Period
@@ -160,22 +161,35 @@ async def end(pool: Pool, job: Reattribution, state: State) -> None:
     )
 
 
-async def versions_of(pool: Pool, job: Reattribution, after: int, limit: int) -> list[OutboxRow]:
-    """Returns the versions that a re-attribution made and that are the newest still, after a sequence, in order."""
+async def versions_of(pool: Pool, job: Reattribution, after: int, size: int) -> tuple[list[OutboxRow], bool]:
+    """Returns the versions that a re-attribution made and that are the newest still, and whether there are more.
+
+    Up to `size` after a sequence, in order, and of at most PART_BYTES.
+    """
     rows = await pool.fetch(
         """
         SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
-        FROM newest_decisions
-        WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
-        ORDER BY sequence LIMIT $5
+        FROM (
+            SELECT *, sum(size) OVER (ORDER BY sequence) AS bytes
+            FROM (
+                SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days,
+                    octet_length(decision) + octet_length(record) + COALESCE(octet_length(engagement), 0) AS size
+                FROM newest_decisions
+                WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4
+                ORDER BY sequence LIMIT $5
+            ) AS sized
+        ) AS page
+        WHERE bytes - size <= $6
+        ORDER BY sequence
         """,
         job.period.lane,
         job.app_id,
         job.reattribution_id,
         after,
-        limit,
+        size + 1,
+        PART_BYTES,
     )
-    return [OutboxRow(*row) for row in rows]
+    return page_of([OutboxRow(*row) for row in rows], size, lambda row: row.size)
 
 
 def _reattribution(row: Any) -> Reattribution:

@@ -1,18 +1,22 @@
-"""Decisions as postback is told of them: the conversions of its API, in calls that fit into a message."""
+"""Decisions as postback is told of them: the conversions of its API."""
 
 from collections.abc import Iterable, Iterator
 
+from google.protobuf.message import DecodeError
+
 from libs.domain.event_names import INSTALL
+from libs.parts import MAX_MESSAGE_BYTES
 from libs.time import to_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
+from services.attribution.aside import set_aside
 from services.attribution.decision.model import TrackerType, WindowKind
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.wire.rulebook import Rulebook
 
-_CALL_BYTES = 8_000_000
-"""Half of what a message may have. A single conversion has less than that."""
+_MAX_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
+"""The bytes of a decision with its records: a conversion has more, but never a megabyte more."""
 _NOT_FOR_POSTBACK = frozenset(
     {decision_pb2.OUTCOME_DUPLICATE, decision_pb2.OUTCOME_LINKED, decision_pb2.OUTCOME_REFUSED}
 )
@@ -23,20 +27,25 @@ def conversions_for_postback(rows: Iterable[OutboxRow], rulebook: Rulebook) -> l
 
     A newer version is told of whatever it says: what an older one made may not have been sent yet (D12).
 
-    A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
+    A delivery is kept as long as its decision: were it gone before, a later version would have it made again. What does
+    not fit into a message, or cannot be parsed, is set aside.
     """
     conversions = []
     for row in rows:
-        decision = decision_pb2.Decision.FromString(row.decision)
+        if row.size > _MAX_BYTES:
+            set_aside("decision", "TOO_LARGE", lane=row.lane, place=row.sequence)
+            continue
+        try:
+            decision = decision_pb2.Decision.FromString(row.decision)
+            record = record_pb2.Record.FromString(row.record)
+            engagement = None if row.engagement is None else record_pb2.Record.FromString(row.engagement)
+        except DecodeError:
+            set_aside("decision", "UNPARSABLE", lane=row.lane, place=row.sequence)
+            continue
         if decision.outcome in _NOT_FOR_POSTBACK and decision.version == 1:
             continue
         names = rulebook.tracker_names.get(decision.tracker_id) or rulebook.app_names.get(decision.app_id)
-        conversion = conversion_pb2.Conversion(
-            decision=decision,
-            record=record_pb2.Record.FromString(row.record),
-            engagement=None if row.engagement is None else record_pb2.Record.FromString(row.engagement),
-            names=names,
-        )
+        conversion = conversion_pb2.Conversion(decision=decision, record=record, engagement=engagement, names=names)
         conversion.names.retention_days = row.retention_days
         is_first_install = decision.event_name == INSTALL and not decision.reprocess_for
         needed = TrackerType.ACQUISITION if is_first_install else TrackerType.REENGAGEMENT
@@ -76,18 +85,3 @@ def claim_trackers(
                 target_event=source.target_event,
                 bundle_id=source.bundle_id,
             )
-
-
-def in_calls(conversions: Iterable[conversion_pb2.Conversion]) -> Iterator[list[conversion_pb2.Conversion]]:
-    """Yields the conversions, in their order, in parts that each fit into a message."""
-    some: list[conversion_pb2.Conversion] = []
-    size = 0
-    for conversion in conversions:
-        bytes_more = conversion.ByteSize()
-        if some and size + bytes_more > _CALL_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(conversion)
-        size += bytes_more
-    if some:
-        yield some

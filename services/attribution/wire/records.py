@@ -4,12 +4,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASHED_KINDS
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
+from services.attribution.aside import set_aside
 from services.attribution.decision.matching import (
     device_key,
     engagement_keys,
@@ -46,8 +49,17 @@ class Logged(NamedTuple):
 
 
 def parse(entries: Iterable[log_pb2.LogEntry]) -> list[Logged]:
-    """Returns the entries with their records."""
-    return [Logged(entry, record_pb2.Record.FromString(entry.record)) for entry in entries]
+    """Returns the entries with their records. One that is too large, or cannot be parsed, is set aside."""
+    logged = []
+    for entry in entries:
+        if entry.too_large_bytes:
+            set_aside("entry", "TOO_LARGE", lane=entry.lane, place=entry.position)
+            continue
+        try:
+            logged.append(Logged(entry, record_pb2.Record.FromString(entry.record)))
+        except DecodeError:
+            set_aside("entry", "UNPARSABLE", lane=entry.lane, place=entry.position)
+    return logged
 
 
 def index_rows(

@@ -83,14 +83,16 @@ class LogStore:
                         sum(CASE WHEN size <= $7 THEN size ELSE 0 END)
                             OVER (ORDER BY receive_time_us, found.lane, position) AS bytes
                     FROM part CROSS JOIN LATERAL (
-                        SELECT lane, position, app_lane, receive_time_us, record, octet_length(record) AS size FROM log
+                        SELECT lane, position, app_lane, receive_time_us, record, octet_length(record) AS size
+                        FROM log
                         WHERE log.lane = part.lane AND position >= part.start AND position < part.stop
                             AND COALESCE(is_engagement = $4::boolean, true) -- asked for all, or the entry is both
                             AND ($5::smallint[] IS NULL OR app_lane = ANY($5))
                         ORDER BY position LIMIT $3 -- changes nothing: keeps the planner to the primary key
                     ) AS found
                 )
-                SELECT lane, position, app_lane, receive_time_us, CASE WHEN size <= $7 THEN record ELSE '' END AS record,
+                SELECT lane, position, app_lane, receive_time_us,
+                    CASE WHEN size <= $7 THEN record ELSE '' END AS record,
                     CASE WHEN size <= $7 THEN 0 ELSE size END AS too_large_bytes,
                     NULL AS heads, NULL AS lanes, NULL AS stops
                 FROM entry WHERE bytes - CASE WHEN size <= $7 THEN size ELSE 0 END < $6

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from libs.db import Pool, columns, rows_affected
-from libs.parts import PART_BYTES, first_part
+from libs.parts import PART_BYTES, page_of
 from services.ingest.model import Refusal
 from services.ingest.storage.failures import log_unavailable
 
@@ -52,8 +52,7 @@ class RejectedStore:
                 size + 1,
                 PART_BYTES,
             )
-        page = first_part([Refusal(*row) for row in rows[:size]], lambda refusal: len(refusal.refusal))
-        return page, len(rows) > len(page)
+        return page_of([Refusal(*row) for row in rows], size, lambda refusal: len(refusal.refusal))
 
     async def read_of_record(self, app_id: str, record_id: str, *, size: int) -> list[Refusal]:
         """Returns the newest refusals of a record, newest first."""

@@ -186,6 +186,33 @@ class RecordStreamRequest(_message.Message):
 Global___RecordStreamRequest: _TypeAlias = RecordStreamRequest  # noqa: Y015
 
 @_typing.final
+class SerialisedRecords(_message.Message):
+    """SerialisedRecords is a RecordBatchRequest, or a RecordStreamRequest, whose records are bytes: on the wire they are the
+    same. With it a sender passes records on that are serialised already, and ingest finds the records of a request that
+    can be read when one of them cannot.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Required. Serialised messages of the type Record."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SerialisedRecords: _TypeAlias = SerialisedRecords  # noqa: Y015
+
+@_typing.final
 class RecordStreamResponse(_message.Message):
     """RecordStreamResponse carries the results of one RecordStreamRequest."""
 

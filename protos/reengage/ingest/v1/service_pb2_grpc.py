@@ -32,7 +32,8 @@ if _version_not_supported:
 class IngestServiceStub:
     """IngestService accepts records and serves the log that keeps them.
 
-    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field, `UNPARSABLE_REQUEST` for bytes that are no
+    request; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
     while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
@@ -77,13 +78,15 @@ class IngestServiceStub:
 class IngestServiceServicer:
     """IngestService accepts records and serves the log that keeps them.
 
-    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field, `UNPARSABLE_REQUEST` for bytes that are no
+    request; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
     while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
     def RecordBatch(self, request, context):
         """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
         result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
+        That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -97,6 +100,8 @@ class IngestServiceServicer:
     def RecordStream(self, request_iterator, context):
         """RecordStream is RecordBatch as a stream: one response a request, in order, each sent once its records are durable.
         Several requests may be under way. The server stops reading while too many records wait to be written.
+        A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
+        on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
         Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
         """
@@ -196,7 +201,8 @@ def add_IngestServiceServicer_to_server(servicer, server):
 class IngestService:
     """IngestService accepts records and serves the log that keeps them.
 
-    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field, `UNPARSABLE_REQUEST` for bytes that are no
+    request; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
     while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 

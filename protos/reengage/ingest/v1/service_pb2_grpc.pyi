@@ -19,7 +19,8 @@ GRPC_VERSION: str
 class IngestServiceStub:
     """IngestService accepts records and serves the log that keeps them.
 
-    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field, `UNPARSABLE_REQUEST` for bytes that are no
+    request; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
     while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
@@ -27,6 +28,7 @@ class IngestServiceStub:
     RecordBatch: _aio.UnaryUnaryMultiCallable[_record_batch_pb2.RecordBatchRequest, _record_batch_pb2.RecordBatchResponse]
     """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
     result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
+    That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
     Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
     nothing.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -36,6 +38,8 @@ class IngestServiceStub:
     RecordStream: _aio.StreamStreamMultiCallable[_record_batch_pb2.RecordStreamRequest, _record_batch_pb2.RecordStreamResponse]
     """RecordStream is RecordBatch as a stream: one response a request, in order, each sent once its records are durable.
     Several requests may be under way. The server stops reading while too many records wait to be written.
+    A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
+    on.
     Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
     Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
     """
@@ -75,7 +79,8 @@ class IngestServiceStub:
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """IngestService accepts records and serves the log that keeps them.
 
-    Errors common to all methods: INVALID_ARGUMENT with every wrong field; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
+    Errors common to all methods: INVALID_ARGUMENT with every wrong field, `UNPARSABLE_REQUEST` for bytes that are no
+    request; UNAVAILABLE `LOG_UNAVAILABLE` with RetryInfo
     while the database cannot be reached. Nothing was lost then: repeat the call.
     """
 
@@ -87,6 +92,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_record_batch_pb2.RecordBatchResponse]:
         """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
         result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
+        That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -102,6 +108,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_record_batch_pb2.RecordStreamResponse]:
         """RecordStream is RecordBatch as a stream: one response a request, in order, each sent once its records are durable.
         Several requests may be under way. The server stops reading while too many records wait to be written.
+        A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
+        on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
         Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
         """
