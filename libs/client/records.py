@@ -12,11 +12,11 @@ from typing import Any, Self
 import grpc
 
 from libs.broadcast import Broadcast
+from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.errors import ServiceError
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 
-MAX_RECORD_BYTES = 4 * 1024 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """After which a batch takes no further record: with a last one of the largest size it still fits into a message."""
 FIRST_PAUSE_S = 0.1
@@ -106,7 +106,7 @@ class RecordSender:
         return tuple(self._held)
 
     async def send(self, record: record_pb2.Record) -> None:
-        """Takes a copy of a record, and waits for room to hold it. Raises ValueError for one of more than 4 MiB."""
+        """Takes a copy of a record, and waits for room to hold it. Raises ValueError for one of over 512 KB."""
         held = record_pb2.Record()
         held.CopyFrom(record)
         held.record_id = held.record_id or str(uuid.uuid4())

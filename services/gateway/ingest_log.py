@@ -9,6 +9,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from libs.call_context import REQUEST_ID_HEADER
+from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.errors import ResourceExhausted, ServiceError, Unavailable, from_rpc_error
 from reengage.ingest.v1 import record_batch_pb2
 from services.gateway.batches import Outcome
@@ -91,7 +92,13 @@ class EngagementLog:
         await self._spool.resend(self._send_on)
 
     async def _send_on(self, records: Sequence[bytes]) -> None:
-        _count_refused(await self._ingest.store(records, "resending", _RESEND_PATIENCE_S))
+        fitting = [record for record in records if len(record) <= MAX_RECORD_BYTES]
+        if len(fitting) < len(records):
+            # Ingest would refuse them, if the call could be made at all: nothing comes after what cannot be sent.
+            _refused.inc(len(records) - len(fitting))
+            _log.error("engagement.refused", count=len(records) - len(fitting), reasons=["TOO_LARGE"])
+        if fitting:
+            _count_refused(await self._ingest.store(fitting, "resending", _RESEND_PATIENCE_S))
         if not self._ingest_is_well:
             self._ingest_is_well = True
             _log.info("ingest.well")

@@ -18,6 +18,8 @@ from typing import Self, TypeVar
 
 import structlog
 
+from libs.parts import in_parts
+
 _T = TypeVar("_T")
 _FRAME = struct.Struct("<II")
 _SUFFIX = ".spool"
@@ -80,8 +82,8 @@ class Spool:
                 self._filled.clear()
                 continue
             path, size, records = segment
-            for start in range(0, len(records), batch):
-                await send(records[start : start + batch])
+            for part in in_parts(records, len, max_items=batch):
+                await send(part)
             await self._on_disk(path.unlink)
             self.size_bytes -= size
 

@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.parts import first_part, page_of
 from libs.vault import Vault
 from reengage.attribution.v1.offer_pb2 import OfferedPostback
 from reengage.postback.v1 import (
@@ -111,16 +112,17 @@ class PostbackConfigService(service_pb2_grpc.PostbackConfigServiceServicer):
         after = decode_token(request.page_token, (str,), violations)
         _check_id(violations, "app_id", request.app_id, required=True)
         violations.check()
-        found = await self._store.page(
+        found, total_count = await self._store.page(
             app_id=request.app_id,
             after=str(after[0]) if after else "",
-            limit=size + 1,
+            limit=size,
             archived=request.show_archived,
         )
-        page = found[:size]
+        shown = (public(from_stored(stored, self._vault)) for stored in found)
+        page = first_part(shown, configuration_pb2.Configuration.ByteSize)
         return configuration_pb2.ListConfigurationsResponse(
-            configurations=[public(from_stored(stored, self._vault)) for stored in page],
-            next_page_token=encode_token(page[-1].configuration_id) if len(found) > size else "",
+            configurations=page,
+            next_page_token=encode_token(page[-1].configuration_id) if total_count > len(page) else "",
         )
 
     async def UpdateConfiguration(
@@ -283,9 +285,10 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         found = await self._deliveries.get(_delivery_id(request.delivery_id))
         if found is None:
             raise _no_delivery(request.delivery_id)
-        stored, attempts = found
+        stored, attempts, omitted_count = found
         message = delivery_message(stored)
         message.attempts.extend(map(attempt_message, attempts))
+        message.omitted_attempt_count = omitted_count
         return delivery_pb2.GetDeliveryResponse(delivery=message)
 
     async def ListDeliveries(
@@ -317,10 +320,11 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
                 before=before,
                 limit=size + 1,
             )
-        page = found[:size]
+        page, is_more = page_of(list(map(delivery_message, found)), size, delivery_pb2.Delivery.ByteSize)
+        last = found[len(page) - 1] if is_more else None
         return delivery_pb2.ListDeliveriesResponse(
-            deliveries=map(delivery_message, page),
-            next_page_token=encode_token(page[-1].create_us, str(page[-1].delivery_id)) if len(found) > size else "",
+            deliveries=page,
+            next_page_token=encode_token(last.create_us, str(last.delivery_id)) if last is not None else "",
         )
 
     async def Redeliver(self, request: delivery_pb2.RedeliverRequest, context: Any) -> delivery_pb2.RedeliverResponse:

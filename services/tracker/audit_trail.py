@@ -4,6 +4,7 @@ from typing import Any
 
 from libs.errors import NotFound, PermissionDenied, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.parts import page_of
 from libs.time import to_timestamp
 from reengage.tracker.v1 import change_pb2
 from reengage.tracker.v1.change_pb2 import Change
@@ -37,9 +38,10 @@ class AuditTrail:
         if access.caller().role != access.ADMIN:
             conditions.append(("kind <> {}", API_KEY.number))
         found = await self._store.changes(conditions, before=token, max_count=size + 1)
-        last = found[size - 1] if len(found) > size else None
+        changes, is_more = page_of(list(map(_shown, found)), size, Change.ByteSize)
+        last = found[len(changes) - 1] if is_more else None
         return change_pb2.ListChangesResponse(
-            changes=map(_shown, found[:size]),
+            changes=changes,
             next_page_token=encode_token(last.revision, last.kind.number, "/".join(last.key))
             if last is not None
             else "",

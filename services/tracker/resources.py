@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ServiceError, Violations
 from libs.pages import decode_token, encode_token, page_size
+from libs.parts import page_of
 from libs.vault import Vault
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
@@ -171,9 +172,8 @@ class ResourceMethods:
             )
             return await _with_built_in(view, kind, found, after) if kind.built_in and with_built_in else found
 
-        found = await self._store.read(read)
-        has_more = len(found) > size
-        return [shown(one) for one in found[:size]], encode_token(kind.key_of(found[size - 1])[-1]) if has_more else ""
+        page, is_more = page_of(await self._store.read(read), size, lambda one: one.ByteSize())
+        return [shown(one) for one in page], encode_token(kind.key_of(page[-1])[-1]) if is_more else ""
 
     async def visible(
         self, view: View, kind: Kind[Any], app_id: str | None, conditions: Sequence[Condition]

@@ -325,9 +325,9 @@ async def test_a_look_reads_by_the_index_that_fits(database: Database) -> None:
     plans = {}
     for name, query, types, values in (("all", READ_ALL, "", ""), ("app", READ_APP, ", text", ", 'rare'")):
         await connection.execute(
-            f"PREPARE look_{name} (smallint[], bigint[], bigint[], bigint, text{types}) AS {query}"
+            f"PREPARE look_{name} (smallint[], bigint[], bigint[], bigint, text, bigint{types}) AS {query}"
         )
-        explain = f"EXPLAIN EXECUTE look_{name} ('{{7}}', '{{0}}', '{{1000}}', 16, NULL{values})"
+        explain = f"EXPLAIN EXECUTE look_{name} ('{{7}}', '{{0}}', '{{1000}}', 16, NULL, 8000000{values})"
         plans[name] = "\n".join(row[0] for row in await connection.fetch(explain))
     await connection.close()
     assert "using decisions_197001_400_lane_sequence_idx on decisions" in plans["all"]

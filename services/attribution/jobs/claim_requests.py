@@ -91,7 +91,8 @@ class ClaimRequests:
     """Every claim request until it is removed: in a line, in a call, or finished.
 
     A call has at most `max_per_call` conversions, and PART_BYTES of their records. A line has at most `max_calls` calls
-    under way for new requests, and as many for repeated ones. No more than `max_held` requests are in memory; the others stay in the table.
+    under way for new requests, and as many for repeated ones. No more than `max_held` requests are in memory; the
+    others stay in the table.
     """
 
     def __init__(self, *, max_per_call: int, max_calls: int, max_held: int) -> None:

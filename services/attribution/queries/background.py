@@ -13,9 +13,11 @@ import grpc
 from libs.call_context import remaining_s
 from libs.db import Pool
 from libs.domain.lanes import lane_of
+from libs.domain.record_sizes import MAX_STORED_RECORD_BYTES
 from libs.domain.setting_ranges import DURATIONS
 from libs.domain.snapshots import Follower
 from libs.errors import Unavailable
+from libs.parts import in_parts
 from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
@@ -103,14 +105,15 @@ class Background:
         decision, conversion, _ = decided
         verdicts = {each.engagement_id: each.verdict for each in candidates}
         by_record = [engagement_id for engagement_id, verdict in verdicts.items() if verdict in _TOLD_BY_RECORD]
-        stored = await stored_engagements(self._pool, decision.app_id, by_record) if by_record else {}
-        known = {
-            engagement_id: Known(
-                record=record_pb2.Record.FromString(each.record),
-                reported_us=each.receive_time_us - conversion.receive_time_us,
-            )
-            for engagement_id, each in stored.items()
-        }
+        known = dict[str, Known]()
+        for some in in_parts(by_record, lambda _: MAX_STORED_RECORD_BYTES):
+            for engagement_id, stored in (await stored_engagements(self._pool, decision.app_id, some)).items():
+                record = record_pb2.Record.FromString(stored.record)
+                known[engagement_id] = Known(
+                    # What is told of: the rest may be large.
+                    record=record_pb2.Record(user_agent=record.user_agent, country=record.country),
+                    reported_us=stored.receive_time_us - conversion.receive_time_us,
+                )
         if _TOLD_BY_RULES.isdisjoint(verdicts.values()):
             return known
         rules = await self._rules_of(decision)

@@ -181,14 +181,14 @@ class Following:
             return _Page()
         max_per_lane = max(self._config.min_decisions_per_lane, self._config.max_decisions // len(behind))
         async with self._looks:
-            rows = await read_decisions(
+            rows, is_cut = await read_decisions(
                 self._pool,
                 {lane: (positions[lane], end) for lane, end in behind.items()},
                 max_per_lane,
                 app_id=filters.app_id,
                 tracker_id=filters.tracker_id,
             )
-        return _Page(rows=rows, max_per_lane=max_per_lane, ends=behind)
+        return _Page(rows=rows, max_per_lane=max_per_lane, ends=behind, is_cut=is_cut)
 
 
 class _Ends:
@@ -236,16 +236,21 @@ class _Ends:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
-    """The rows of one look, by lane and sequence: at most `max_per_lane` of each lane, below its end."""
+    """The rows of one look, by lane and sequence: at most `max_per_lane` of each lane, below its end.
+
+    `is_cut`: there are fewer, as they are large.
+    """
 
     rows: list[Followed] = field(default_factory=list)
     max_per_lane: int = 0
     ends: Mapping[int, int] = field(default_factory=dict)
+    is_cut: bool = False
 
     @property
     def is_full(self) -> bool:
         """Returns whether there is more before the ends."""
-        return any(count == self.max_per_lane for count in Counter(row.lane for row in self.rows).values())
+        counts = Counter(row.lane for row in self.rows)
+        return self.is_cut or any(count == self.max_per_lane for count in counts.values())
 
     def responses(self, filters: Filters, place: Place, max_bytes: int) -> Iterator[Response]:
         """Yields the page as responses of bounded size, at least one; `place` moves along."""
@@ -259,9 +264,10 @@ class _Page:
                 response.resume_token = place.token(filters)
                 yield response
                 response, size = Response(), 0
-        counts = Counter(row.lane for row in self.rows)
-        # Other apps, retention and erasures leave holes, at the end of a lane, too.
-        place.positions.update({lane: end for lane, end in self.ends.items() if counts[lane] < self.max_per_lane})
+        if not self.is_cut:
+            counts = Counter(row.lane for row in self.rows)
+            # Other apps, retention and erasures leave holes, at the end of a lane, too.
+            place.positions.update({lane: end for lane, end in self.ends.items() if counts[lane] < self.max_per_lane})
         response.resume_token = place.token(filters)
         yield response
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from libs.db import Pool
+from libs.parts import PART_BYTES
 from reengage.attribution.v1 import decision_pb2
 
 
@@ -24,47 +25,58 @@ async def read_ends(pool: Pool) -> list[int]:
 
 def _read_decisions(of_app: str) -> str:
     return f"""
-        SELECT part.lane, part.sequence, part.decision, part.replaced
-        FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS behind (lane, start, stop)
-        CROSS JOIN LATERAL (
-            SELECT lane, sequence,
-                -- Whoever wanted the version that is replaced must hear of the newer one.
-                CASE WHEN $5::text IS NULL OR tracker_id = $5 OR version > 1 THEN decision END AS decision,
-                CASE WHEN version > 1 THEN (
-                    SELECT decision FROM decisions AS before
-                    WHERE before.lane = decisions.lane AND before.conversion_id = decisions.conversion_id
-                      AND before.app_id = decisions.app_id AND before.version = decisions.version - 1
-                ) END AS replaced
-            FROM decisions
-            WHERE lane = behind.lane AND sequence >= behind.start AND sequence < behind.stop {of_app}
-            ORDER BY sequence LIMIT $4
-        ) AS part
-        ORDER BY part.lane, part.sequence
+        SELECT lane, sequence, decision, replaced
+        FROM (
+            -- Of every lane the first ones, whatever the others hold.
+            SELECT part.*, sum(size) OVER (ORDER BY part.sequence - behind.start, part.lane) AS bytes
+            FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS behind (lane, start, stop)
+            CROSS JOIN LATERAL (
+                SELECT *, COALESCE(octet_length(decision), 0) + COALESCE(octet_length(replaced), 0) AS size
+                FROM (
+                    SELECT lane, sequence,
+                        -- Whoever wanted the version that is replaced must hear of the newer one.
+                        CASE WHEN $5::text IS NULL OR tracker_id = $5 OR version > 1 THEN decision END AS decision,
+                        CASE WHEN version > 1 THEN (
+                            SELECT decision FROM decisions AS before
+                            WHERE before.lane = decisions.lane AND before.conversion_id = decisions.conversion_id
+                              AND before.app_id = decisions.app_id AND before.version = decisions.version - 1
+                        ) END AS replaced
+                    FROM decisions
+                    WHERE lane = behind.lane AND sequence >= behind.start AND sequence < behind.stop {of_app}
+                    ORDER BY sequence LIMIT $4
+                ) AS found
+            ) AS part
+        ) AS sized
+        WHERE bytes - size < $6
+        ORDER BY lane, sequence
     """
 
 
 READ_ALL = _read_decisions("")
-READ_APP = _read_decisions("AND app_id = $6")
+READ_APP = _read_decisions("AND app_id = $7")
 """Two queries, because one plan for both (`$6 IS NULL OR …`) would read all apps of a lane to find those of one."""
 
 
 async def read_decisions(
     pool: Pool, spans: Mapping[int, tuple[int, int]], max_per_lane: int, *, app_id: str = "", tracker_id: str = ""
-) -> list[Followed]:
+) -> tuple[list[Followed], bool]:
     """Returns the first decisions of spans (by lane: first sequence, end), in order of lane and sequence.
 
-    Of one app, if it is given. Decisions on other trackers than the one given are without their message.
+    Of one app, if it is given. Decisions on other trackers than the one given are without their message. Also returns
+    whether the bytes of a part cut them off before `max_per_lane` did.
     """
-    rows = await pool.fetch(
+    found = await pool.fetch(
         READ_APP if app_id else READ_ALL,
         list(spans),
         [start for start, _ in spans.values()],
         [stop for _, stop in spans.values()],
         max_per_lane,
         tracker_id or None,
+        PART_BYTES,
         *([app_id] if app_id else []),
     )
-    return [Followed(*row) for row in rows]
+    rows = [Followed(*row) for row in found]
+    return rows, sum(len(row.decision or b"") + len(row.replaced or b"") for row in rows) >= PART_BYTES
 
 
 async def find_sequences(pool: Pool, ends: Mapping[int, int], time_us: int) -> dict[int, int]:

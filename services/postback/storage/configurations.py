@@ -1,11 +1,12 @@
 """The queries on configurations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import asyncpg
 
 from libs.db import Connection, Pool, rows_affected, transactions
+from libs.parts import PART_BYTES
 from services.postback.model import Status
 
 
@@ -21,6 +22,9 @@ class StoredConfiguration:
     revision: int
     create_us: int
     update_us: int
+
+
+_COLUMNS = [column.name for column in fields(StoredConfiguration)]
 
 
 class ConfigurationStore:
@@ -85,23 +89,35 @@ class ConfigurationStore:
         )
         return _configuration(row) if row else None
 
-    async def page(self, *, app_id: str, after: str, limit: int, archived: bool) -> list[StoredConfiguration]:
-        """Returns an app's configurations by id, those after `after`."""
+    async def page(
+        self, *, app_id: str, after: str, limit: int, archived: bool
+    ) -> tuple[list[StoredConfiguration], int]:
+        """Returns an app's configurations after one, by id, and how many there are in all.
+
+        Up to `limit` of them, of about PART_BYTES.
+        """
         rows = await self._pool.fetch(
             """
-            SELECT configuration_id, app_id, status, settings, secrets, revision, create_us, update_us
-            FROM configurations
-            WHERE app_id = $1 AND configuration_id > $2
-                AND (status <> 3 OR $4) -- ARCHIVED
+            SELECT configuration_id, app_id, status, settings, secrets, revision, create_us, update_us, total_count
+            FROM (
+                SELECT *, count(*) OVER () AS total_count,
+                    sum(octet_length(settings::text)) OVER (ORDER BY configuration_id) AS bytes
+                FROM configurations
+                WHERE app_id = $1 AND configuration_id > $2
+                    AND (status <> 3 OR $4) -- ARCHIVED
+                ORDER BY configuration_id
+                LIMIT $3
+            ) AS page
+            WHERE bytes - octet_length(settings::text) < $5
             ORDER BY configuration_id
-            LIMIT $3
             """,
             app_id,
             after,
             limit,
             archived,
+            PART_BYTES,
         )
-        return [_configuration(row) for row in rows]
+        return [_configuration(row) for row in rows], rows[0]["total_count"] if rows else 0
 
     async def since(self, revision: int) -> tuple[int, list[StoredConfiguration]]:
         """Returns the newest revision, and all configurations written after `revision`."""
@@ -130,4 +146,4 @@ async def next_revision(connection: Connection) -> int:
 
 
 def _configuration(row: asyncpg.Record) -> StoredConfiguration:
-    return StoredConfiguration(**{**dict(row), "status": Status(row["status"])})
+    return StoredConfiguration(**{**{name: row[name] for name in _COLUMNS}, "status": Status(row["status"])})

@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from libs.db import Connection, Pool, columns, rows_affected, transactions
+from libs.parts import PART_BYTES
 from libs.periods import Periods
 from libs.time import DAY_US
 from services.postback.model import Handed, NewDelivery, State, Superseded
@@ -110,8 +111,8 @@ class DeliveryStore:
             if one.conversion_us < free_from.get((one.configuration_id, one.device_id), one.conversion_us)
         }
 
-    async def get(self, delivery_id: UUID) -> tuple[StoredDelivery, list[StoredAttempt]] | None:
-        """Returns a delivery with its attempts, oldest first."""
+    async def get(self, delivery_id: UUID) -> tuple[StoredDelivery, list[StoredAttempt], int] | None:
+        """Returns a delivery with its attempts, oldest first, and the number of earlier ones: they fill a part."""
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -131,15 +132,31 @@ class DeliveryStore:
                 return None
             attempts = await connection.fetch(
                 """
-                SELECT redelivery_count, start_us, verdict, attempt
-                FROM attempts
-                WHERE delivery_id = $1 AND configuration_id = $2
+                SELECT redelivery_count, start_us, verdict, attempt, earlier_count
+                FROM (
+                    SELECT redelivery_count, number, start_us, verdict, attempt,
+                        sum(octet_length(attempt)) OVER (ORDER BY redelivery_count DESC, number DESC) AS bytes,
+                        row_number() OVER (ORDER BY redelivery_count, number) - 1 AS earlier_count
+                    FROM attempts
+                    WHERE delivery_id = $1 AND configuration_id = $2
+                ) AS newest
+                WHERE bytes - octet_length(attempt) < $3
                 ORDER BY redelivery_count, number
                 """,
                 delivery_id,
                 row["configuration_id"],
+                PART_BYTES,
             )
-        return _delivery(row), [StoredAttempt(**dict(attempt)) for attempt in attempts]
+        shown = [
+            StoredAttempt(
+                redelivery_count=each["redelivery_count"],
+                start_us=each["start_us"],
+                verdict=each["verdict"],
+                attempt=each["attempt"],
+            )
+            for each in attempts
+        ]
+        return _delivery(row), shown, attempts[0]["earlier_count"] if attempts else 0
 
     async def page(
         self,

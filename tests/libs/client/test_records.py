@@ -160,9 +160,9 @@ async def test_an_error_in_the_block_is_not_hidden_and_what_was_sent_is_flushed(
     assert results.apps == ["a"]
 
 
-async def test_a_record_that_fits_in_no_message_is_refused_at_once() -> None:
+async def test_a_record_that_ingest_would_refuse_is_refused_at_once() -> None:
     async with serve(Ingest()) as channel, RecordSender(channel, on_result=Results().note) as sender:  # type: ignore[abstract]
-        with pytest.raises(ValueError, match="at most 4,194,304"):
+        with pytest.raises(ValueError, match="at most 524,288"):
             await sender.send(record_pb2.Record(user_agent="x" * 5_000_000))
 
 

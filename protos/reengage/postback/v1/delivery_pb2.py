@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.postback.v1 import method_pb2 as reengage_dot_postback_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#reengage/postback/v1/delivery.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!reengage/postback/v1/method.proto\"\x93\x06\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x15\n\rconversion_id\x18\x05 \x01(\t\x12\x12\n\nevent_name\x18\x06 \x01(\t\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x15\n\rattempt_count\x18\x08 \x01(\x05\x12\x18\n\x10redelivery_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08\x61ttempts\x18\r \x03(\x0b\x32\x1d.reengage.postback.v1.Attempt\x12\x18\n\x10\x64\x65\x63ision_version\x18\x0e \x01(\x05\x12=\n\nsuperseded\x18\x0f \x01(\x0e\x32).reengage.postback.v1.Delivery.Superseded\"\x84\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x12\x13\n\x0fSTATE_EXHAUSTED\x10\x04\x12\x14\n\x10STATE_SUPERSEDED\x10\x05\"|\n\nSuperseded\x12\x1a\n\x16SUPERSEDED_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUPERSEDED_OTHER_WINNER\x10\x01\x12\x17\n\x13SUPERSEDED_NO_CLICK\x10\x02\x12\x1c\n\x18SUPERSEDED_NO_CONVERSION\x10\x03\"\xad\x08\n\x07\x41ttempt\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x06method\x18\x03 \x01(\x0e\x32\x1c.reengage.postback.v1.Method\x12\x0b\n\x03url\x18\x04 \x01(\t\x12J\n\x0frequest_headers\x18\x05 \x03(\x0b\x32\x31.reengage.postback.v1.Attempt.RequestHeadersEntry\x12\x14\n\x0crequest_body\x18\x06 \x01(\t\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12L\n\x10response_headers\x18\x08 \x03(\x0b\x32\x32.reengage.postback.v1.Attempt.ResponseHeadersEntry\x12\x15\n\rresponse_body\x18\t \x01(\t\x12\x36\n\x07verdict\x18\n \x01(\x0e\x32%.reengage.postback.v1.Attempt.Verdict\x12\x12\n\nwill_retry\x18\x0b \x01(\x08\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10redelivery_count\x18\r \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x0e \x01(\t\x12\x18\n\x10\x64\x65\x63ision_version\x18\x0f \x01(\x05\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14ResponseHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_DELIVERED\x10\x01\x12\x17\n\x13VERDICT_HTTP_STATUS\x10\x02\x12\x14\n\x10VERDICT_REDIRECT\x10\x03\x12\x19\n\x15VERDICT_BODY_MISMATCH\x10\x04\x12\x13\n\x0fVERDICT_TIMEOUT\x10\x05\x12\x1d\n\x19VERDICT_CONNECTION_FAILED\x10\x06\x12\x1d\n\x19VERDICT_ADDRESS_FORBIDDEN\x10\x07\x12\x13\n\x0fVERDICT_SANDBOX\x10\x08\x12\x18\n\x14VERDICT_NOT_RENDERED\x10\t\x12\x17\n\x13VERDICT_INTERRUPTED\x10\n\x12\x1a\n\x16VERDICT_NO_CREDENTIALS\x10\x0b\x12#\n\x1fVERDICT_CREDENTIALS_UNAVAILABLE\x10\x0c\x12\x16\n\x12VERDICT_SUPERSEDED\x10\r\")\n\x12GetDeliveryRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\"G\n\x13GetDeliveryResponse\x12\x30\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1e.reengage.postback.v1.Delivery\"\xb5\x01\n\x15ListDeliveriesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x15\n\rconversion_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"e\n\x16ListDeliveriesResponse\x12\x32\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1e.reengage.postback.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x01\n\x10RedeliverRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x12\n\nrequest_id\x18\x05 \x01(\t\".\n\x11RedeliverResponse\x12\x19\n\x11redelivered_count\x18\x01 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#reengage/postback/v1/delivery.proto\x12\x14reengage.postback.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!reengage/postback/v1/method.proto\"\xb2\x06\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x15\n\rconversion_id\x18\x05 \x01(\t\x12\x12\n\nevent_name\x18\x06 \x01(\t\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x15\n\rattempt_count\x18\x08 \x01(\x05\x12\x18\n\x10redelivery_count\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08\x61ttempts\x18\r \x03(\x0b\x32\x1d.reengage.postback.v1.Attempt\x12\x18\n\x10\x64\x65\x63ision_version\x18\x0e \x01(\x05\x12=\n\nsuperseded\x18\x0f \x01(\x0e\x32).reengage.postback.v1.Delivery.Superseded\x12\x1d\n\x15omitted_attempt_count\x18\x10 \x01(\x05\"\x84\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03\x12\x13\n\x0fSTATE_EXHAUSTED\x10\x04\x12\x14\n\x10STATE_SUPERSEDED\x10\x05\"|\n\nSuperseded\x12\x1a\n\x16SUPERSEDED_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUPERSEDED_OTHER_WINNER\x10\x01\x12\x17\n\x13SUPERSEDED_NO_CLICK\x10\x02\x12\x1c\n\x18SUPERSEDED_NO_CONVERSION\x10\x03\"\xad\x08\n\x07\x41ttempt\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x06method\x18\x03 \x01(\x0e\x32\x1c.reengage.postback.v1.Method\x12\x0b\n\x03url\x18\x04 \x01(\t\x12J\n\x0frequest_headers\x18\x05 \x03(\x0b\x32\x31.reengage.postback.v1.Attempt.RequestHeadersEntry\x12\x14\n\x0crequest_body\x18\x06 \x01(\t\x12\x13\n\x0bstatus_code\x18\x07 \x01(\x05\x12L\n\x10response_headers\x18\x08 \x03(\x0b\x32\x32.reengage.postback.v1.Attempt.ResponseHeadersEntry\x12\x15\n\rresponse_body\x18\t \x01(\t\x12\x36\n\x07verdict\x18\n \x01(\x0e\x32%.reengage.postback.v1.Attempt.Verdict\x12\x12\n\nwill_retry\x18\x0b \x01(\x08\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10redelivery_count\x18\r \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x0e \x01(\t\x12\x18\n\x10\x64\x65\x63ision_version\x18\x0f \x01(\x05\x1a\x35\n\x13RequestHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14ResponseHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_DELIVERED\x10\x01\x12\x17\n\x13VERDICT_HTTP_STATUS\x10\x02\x12\x14\n\x10VERDICT_REDIRECT\x10\x03\x12\x19\n\x15VERDICT_BODY_MISMATCH\x10\x04\x12\x13\n\x0fVERDICT_TIMEOUT\x10\x05\x12\x1d\n\x19VERDICT_CONNECTION_FAILED\x10\x06\x12\x1d\n\x19VERDICT_ADDRESS_FORBIDDEN\x10\x07\x12\x13\n\x0fVERDICT_SANDBOX\x10\x08\x12\x18\n\x14VERDICT_NOT_RENDERED\x10\t\x12\x17\n\x13VERDICT_INTERRUPTED\x10\n\x12\x1a\n\x16VERDICT_NO_CREDENTIALS\x10\x0b\x12#\n\x1fVERDICT_CREDENTIALS_UNAVAILABLE\x10\x0c\x12\x16\n\x12VERDICT_SUPERSEDED\x10\r\")\n\x12GetDeliveryRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\"G\n\x13GetDeliveryResponse\x12\x30\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1e.reengage.postback.v1.Delivery\"\xb5\x01\n\x15ListDeliveriesRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x02 \x01(\t\x12\x15\n\rconversion_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"e\n\x16ListDeliveriesResponse\x12\x32\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1e.reengage.postback.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x01\n\x10RedeliverRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12\x18\n\x10\x63onfiguration_id\x18\x03 \x01(\t\x12\x34\n\x06states\x18\x04 \x03(\x0e\x32$.reengage.postback.v1.Delivery.State\x12\x12\n\nrequest_id\x18\x05 \x01(\t\".\n\x11RedeliverResponse\x12\x19\n\x11redelivered_count\x18\x01 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,29 +39,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._loaded_options = None
   _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_options = b'8\001'
   _globals['_DELIVERY']._serialized_start=162
-  _globals['_DELIVERY']._serialized_end=949
-  _globals['_DELIVERY_STATE']._serialized_start=691
-  _globals['_DELIVERY_STATE']._serialized_end=823
-  _globals['_DELIVERY_SUPERSEDED']._serialized_start=825
-  _globals['_DELIVERY_SUPERSEDED']._serialized_end=949
-  _globals['_ATTEMPT']._serialized_start=952
-  _globals['_ATTEMPT']._serialized_end=2021
-  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_start=1534
-  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_end=1587
-  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_start=1589
-  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_end=1643
-  _globals['_ATTEMPT_VERDICT']._serialized_start=1646
-  _globals['_ATTEMPT_VERDICT']._serialized_end=2021
-  _globals['_GETDELIVERYREQUEST']._serialized_start=2023
-  _globals['_GETDELIVERYREQUEST']._serialized_end=2064
-  _globals['_GETDELIVERYRESPONSE']._serialized_start=2066
-  _globals['_GETDELIVERYRESPONSE']._serialized_end=2137
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=2140
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2321
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2323
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2424
-  _globals['_REDELIVERREQUEST']._serialized_start=2427
-  _globals['_REDELIVERREQUEST']._serialized_end=2582
-  _globals['_REDELIVERRESPONSE']._serialized_start=2584
-  _globals['_REDELIVERRESPONSE']._serialized_end=2630
+  _globals['_DELIVERY']._serialized_end=980
+  _globals['_DELIVERY_STATE']._serialized_start=722
+  _globals['_DELIVERY_STATE']._serialized_end=854
+  _globals['_DELIVERY_SUPERSEDED']._serialized_start=856
+  _globals['_DELIVERY_SUPERSEDED']._serialized_end=980
+  _globals['_ATTEMPT']._serialized_start=983
+  _globals['_ATTEMPT']._serialized_end=2052
+  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_start=1565
+  _globals['_ATTEMPT_REQUESTHEADERSENTRY']._serialized_end=1618
+  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_start=1620
+  _globals['_ATTEMPT_RESPONSEHEADERSENTRY']._serialized_end=1674
+  _globals['_ATTEMPT_VERDICT']._serialized_start=1677
+  _globals['_ATTEMPT_VERDICT']._serialized_end=2052
+  _globals['_GETDELIVERYREQUEST']._serialized_start=2054
+  _globals['_GETDELIVERYREQUEST']._serialized_end=2095
+  _globals['_GETDELIVERYRESPONSE']._serialized_start=2097
+  _globals['_GETDELIVERYRESPONSE']._serialized_end=2168
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=2171
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2352
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2354
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2455
+  _globals['_REDELIVERREQUEST']._serialized_start=2458
+  _globals['_REDELIVERREQUEST']._serialized_end=2613
+  _globals['_REDELIVERRESPONSE']._serialized_start=2615
+  _globals['_REDELIVERRESPONSE']._serialized_end=2661
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,7 @@ class Delivery(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     DECISION_VERSION_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
+    OMITTED_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """Output only. The same in every attempt: headers Idempotency-Key and webhook-id, and `{delivery_id}`."""
     configuration_id: _builtins.str
@@ -135,6 +136,8 @@ class Delivery(_message.Message):
     """Output only. Why that version would not have the network told. When DELIVERED, the network was told by an earlier
     version and has lost: it is told nothing more, as a postback cannot be taken back.
     """
+    omitted_attempt_count: _builtins.int
+    """Output only. The attempts that were made before those in `attempts`, and are left out. GetDelivery only."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was made."""
@@ -149,7 +152,7 @@ class Delivery(_message.Message):
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """Output only. Every attempt, oldest first. GetDelivery only."""
+        """Output only. The attempts, oldest first: all, or the newest ones that have 8 MB together. GetDelivery only."""
 
     def __init__(
         self,
@@ -169,10 +172,11 @@ class Delivery(_message.Message):
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
         decision_version: _builtins.int = ...,
         superseded: Global___Delivery.Superseded.ValueType = ...,
+        omitted_attempt_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "decision_version", b"decision_version", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "state", b"state", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "attempt_count", b"attempt_count", "attempts", b"attempts", "configuration_id", b"configuration_id", "conversion_id", b"conversion_id", "create_time", b"create_time", "decision_version", b"decision_version", "delivery_id", b"delivery_id", "end_time", b"end_time", "event_name", b"event_name", "network_id", b"network_id", "next_attempt_time", b"next_attempt_time", "omitted_attempt_count", b"omitted_attempt_count", "redelivery_count", b"redelivery_count", "state", b"state", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
