@@ -7,6 +7,7 @@ called after its table, month and days: `decisions_202611_400`.
 """
 
 import asyncio
+from calendar import monthrange
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -72,8 +73,9 @@ class Periods:
             await asyncio.sleep(ROUND_INTERVAL_S)
 
     def _is_past(self, month: date, days: int) -> bool:
-        next_month = (month + timedelta(days=31)).replace(day=1)
-        return next_month + timedelta(days=days) <= datetime.fromtimestamp(self._now_us() / 1e6, UTC).date()
+        # As numbers of days: no date is later than the year 9999.
+        next_month = month.toordinal() + monthrange(month.year, month.month)[1]
+        return next_month + days <= datetime.fromtimestamp(self._now_us() / 1e6, UTC).toordinal()
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import structlog
 from prometheus_client import Counter
 
+from libs.domain.setting_ranges import CHOICES_DAYS
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import first_part, page_of
@@ -44,6 +45,9 @@ MAX_REDELIVERED = 10_000
 CLAIM_WAIT_S, MAX_CLAIM_WAIT_S = 1.0, 10.0
 _MAX_ID_CHARACTERS = 1024
 """Longer than any id that is stored: what is asked for need only be a text that PostgreSQL can compare."""
+_END_S = 32_503_680_000
+"""The year 3000. Every month that a conversion names gets tables of its own."""
+_RETENTIONS = (0, *CHOICES_DAYS["retention"])
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
 
 _created = Counter("postback_deliveries_created_total", "Deliveries made of conversions, or taken up again.")
@@ -296,13 +300,12 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
     ) -> delivery_pb2.ListDeliveriesResponse:
         violations = Violations()
         size = page_size(request.page_size, violations)
-        key = decode_token(request.page_token, (int, str), violations)
+        before = _delivery_key(violations, request.page_token)
         _check_id(violations, "app_id", request.app_id, required=True)
         for name in ("configuration_id", "conversion_id"):
             _check_id(violations, name, getattr(request, name))
         states = _states(violations, request.states)
         violations.check()
-        before = (int(key[0]), UUID(str(key[1]))) if key else MAX_KEY
         if request.conversion_id:
             found = await self._deliveries.page_of_conversion(
                 app_id=request.app_id,
@@ -434,7 +437,13 @@ def _completed(message: configuration_pb2.Configuration) -> configuration_pb2.Co
 def _is_whole(conversion: conversion_pb2.Conversion) -> bool:
     decision = conversion.decision
     ids = (decision.app_id, decision.event_name, decision.conversion_id)
-    return all(ids) and not any("\0" in text for text in ids) and conversion.HasField("record")
+    return (
+        all(ids)
+        and not any("\0" in text or len(text) > _MAX_ID_CHARACTERS for text in ids)
+        and conversion.HasField("record")
+        and 0 <= decision.conversion_time.seconds < _END_S
+        and conversion.names.retention_days in _RETENTIONS
+    )
 
 
 def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
@@ -454,6 +463,12 @@ def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
             _check_id(violations, field, getattr(conversion.decision, name), required=True)
         if not conversion.HasField("record"):
             violations.add(f"conversions[{number}].record", "REQUIRED", "must be set")
+        if not 0 <= conversion.decision.conversion_time.seconds < _END_S:
+            field = f"conversions[{number}].decision.conversion_time"
+            violations.add(field, "OUT_OF_RANGE", "must be in the years 1970 to 2999")
+        if conversion.names.retention_days not in _RETENTIONS:
+            field = f"conversions[{number}].names.retention_days"
+            violations.add(field, "OUT_OF_RANGE", f"must be one of {', '.join(map(str, _RETENTIONS))}")
     violations.check()
 
 
@@ -466,6 +481,15 @@ def _states(violations: Violations, states: Iterable[delivery_pb2.Delivery.State
     if not known.issuperset(states):
         violations.add("states", "UNKNOWN", "must be values of State")
     return {State(state) for state in states if int(state) in known}
+
+
+def _delivery_key(violations: Violations, token: str) -> tuple[int, UUID]:
+    key = decode_token(token, (int, str), violations)
+    try:
+        return (int(key[0]), UUID(str(key[1]))) if key else MAX_KEY
+    except ValueError:
+        violations.add("page_token", "INVALID_TOKEN", "must come from an earlier response, unchanged")
+        return MAX_KEY
 
 
 def _delivery_id(text: str) -> UUID:

@@ -210,8 +210,8 @@ class Names(_message.Message):
     To any other host nothing is sent, and the delivery ends REFUSED with the verdict SANDBOX.
     """
     retention_days: _builtins.int
-    """Optional. For how many days the app's deliveries are kept; they go by whole months, so at most a month later.
-    Default: 400.
+    """Optional. For how many days the app's deliveries are kept: 60, 90, 180, 400 or 760, as tracker's settings have it,
+    else `OUT_OF_RANGE`. They go by whole months, so at most a month later. Default: 400.
     """
     agency: _builtins.str
     """Optional. The name of the agency that runs the tracker."""
