@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,6 +11,7 @@ from libs.domain.device_ids import KNOWN_KINDS, RAW_KINDS
 from libs.domain.event_names import INSTALL, RESERVED_EVENT_DATA, is_reserved
 from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.errors import Violation
+from libs.messages import take_unknown_fields
 from libs.time import MAX_TIME_US, MIN_TIME_US, SECOND_US, timestamp_us
 from reengage.ingest.v1 import record_pb2
 from services.ingest.model import IngestSettings
@@ -61,7 +62,7 @@ def violations(
     if has_unknown:
         if content == UNPARSABLE:
             return [_UNPARSABLE]
-        for path in _with_unknown_fields(record_pb2.Record.FromString(content), ""):
+        for path in take_unknown_fields(record_pb2.Record.FromString(content)):
             found.add(path or "record", "UNKNOWN_FIELD", "must have no fields but those of the contract")
     _check_app_and_time(record, found, now_us)
     _check_device_ids(device_ids, found)
@@ -74,17 +75,6 @@ def violations(
     else:
         _CHECKS[kind](record, found)
     return found.violations[:MAX_VIOLATIONS]
-
-
-def _with_unknown_fields(message: Message, path: str) -> Iterator[str]:
-    """Yields the paths of the messages, in a message and below, that have unknown fields; it takes these away."""
-    for field, value in message.ListFields():
-        if isinstance(value, Message):
-            yield from _with_unknown_fields(value, f"{path}.{field.name}" if path else field.name)
-    size = message.ByteSize()
-    message.DiscardUnknownFields()
-    if message.ByteSize() < size:
-        yield path
 
 
 class _Found:

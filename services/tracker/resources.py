@@ -8,6 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, ServiceError, Violations
+from libs.messages import take_unknown_fields
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import page_of
 from libs.vault import Vault
@@ -384,6 +385,10 @@ async def note_wrong_fields(
         for name in parent.key:
             if getattr(resource, name):
                 validation.check_id(f"{kind.name}.{name}", getattr(resource, name), violations)
+    # What an update does not touch may hold fields of a later version: they stay.
+    if before is None or next(take_unknown_fields(copied(before)), None) is None:
+        for path in take_unknown_fields(resource, kind.name):
+            violations.add(path, "UNKNOWN_FIELD", "must have no fields but those of the contract")
     validation.check_message(kind.name, resource, violations)
     kind.check(resource, violations)
     kind.check_fit(resource, Parents(**found, before=before), violations)

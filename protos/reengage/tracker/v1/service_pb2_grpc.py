@@ -54,7 +54,8 @@ class TrackerConfigServiceStub:
     Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
     the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
     repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
-    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    is at most 16,000 bytes as a message, and has no fields but those of this contract (`UNKNOWN_FIELD`): a setting that
+    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag (Update: that of
     the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
     nothing.
 
@@ -415,7 +416,8 @@ class TrackerConfigServiceServicer:
     Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
     the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
     repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
-    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    is at most 16,000 bytes as a message, and has no fields but those of this contract (`UNKNOWN_FIELD`): a setting that
+    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag (Update: that of
     the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
     nothing.
 
@@ -1320,7 +1322,8 @@ class TrackerConfigService:
     Create is repeat-safe by the id of the resource: the same id with the same content returns the resource that exists;
     the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
     repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
-    is at most 16,000 bytes as a message. Update and Archive change nothing when they are given an etag (Update: that of
+    is at most 16,000 bytes as a message, and has no fields but those of this contract (`UNKNOWN_FIELD`): a setting that
+    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag (Update: that of
     the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
     nothing.
 
