@@ -1,4 +1,4 @@
-"""What cannot be worked on is set aside with an alarm, so that it costs itself and nothing that comes after it."""
+"""Setting aside what cannot be worked on, with an alarm: it costs itself, and nothing that comes after it."""
 
 import structlog
 from prometheus_client import Counter

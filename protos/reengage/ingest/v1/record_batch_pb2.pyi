@@ -187,9 +187,9 @@ Global___RecordStreamRequest: _TypeAlias = RecordStreamRequest  # noqa: Y015
 
 @_typing.final
 class SerialisedRecords(_message.Message):
-    """SerialisedRecords is a RecordBatchRequest, or a RecordStreamRequest, whose records are bytes: on the wire they are the
-    same. With it a sender passes records on that are serialised already, and ingest finds the records of a request that
-    can be read when one of them cannot.
+    """SerialisedRecords is a RecordBatchRequest, or a RecordStreamRequest, whose records are bytes: on the wire they are
+    the same. With it a sender passes records on that are serialised already, and ingest finds those records of a request
+    that can be parsed when one of them cannot.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

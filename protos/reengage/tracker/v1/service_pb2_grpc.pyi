@@ -42,9 +42,9 @@ class TrackerConfigServiceStub:
     the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
     repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
     is at most 16,000 bytes as a message, and has no fields but those of this contract (`UNKNOWN_FIELD`): a setting that
-    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag (Update: that of
-    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
-    nothing.
+    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag
+    (Update: that of the resource itself) that is not the present one. A call with `validate_only` is treated like any
+    other and stores nothing.
 
     Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
     parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
@@ -334,9 +334,9 @@ class TrackerConfigServiceServicer(metaclass=_abc_1.ABCMeta):
     the same id with other content is ALREADY_EXISTS. An id that is left out is generated; request_id makes that
     repeat-safe, too. Archiving is how resources are deleted: nothing changes an archived resource any more. A resource
     is at most 16,000 bytes as a message, and has no fields but those of this contract (`UNKNOWN_FIELD`): a setting that
-    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag (Update: that of
-    the resource itself) that is not the present one. A call with `validate_only` is treated like any other and stores
-    nothing.
+    tracker does not know yet would be kept and do nothing. Update and Archive change nothing when they are given an etag
+    (Update: that of the resource itself) that is not the present one. A call with `validate_only` is treated like any
+    other and stores nothing.
 
     Errors that all methods share: INVALID_ARGUMENT with every wrong field; NOT_FOUND `<RESOURCE>_NOT_FOUND`, also of a
     parent; FAILED_PRECONDITION `IN_USE`, which names up to 10 resources that use the one to archive, `PARENT_ARCHIVED`
