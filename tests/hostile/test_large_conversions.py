@@ -59,6 +59,22 @@ async def test_a_large_click_and_the_install_that_names_it_are_told_of(world: Wo
     assert dict(conversion.engagement.click.ad.custom_parameters) == wide
 
 
+async def test_conversions_that_large_clicks_win_are_stored_with_them(world: World) -> None:  # noqa: F811
+    """40 of 257 KB are more than is read at once."""
+    engagement = {"ad": {"custom_parameters": LARGE, "site_id": "site"}}
+    for start in range(0, 40, 20):
+        await world.send(
+            *(click(0, device(number), record_id=f"k{number}", click=engagement) for number in range(start, start + 20))
+        )
+    await world.send(*(event(HOUR, device(number), record_id=f"e{number}") for number in range(50)))
+    async with world.worker():
+        decisions = await world.decided(*(f"e{number}" for number in range(50)))
+        await told(world, *(f"e{number}" for number in range(50)))
+    assert [each.site_id for each in decisions] == ["site"] * 40 + [""] * 10
+    for number in range(40):
+        assert dict(world.received.conversions[f"e{number}"].engagement.click.ad.custom_parameters) == LARGE
+
+
 async def test_many_large_conversions_all_get_their_claims(world: World) -> None:  # noqa: F811
     """120 of 257 KB are more than a call may hold: none of them got a claim."""
     network = network_pb2.Network(network_id="x", self_attributing=True)

@@ -164,7 +164,10 @@ async def _moved(
     }
     keys = {engagement_id: own_key(period.app_id, engagement_id) for engagement_id in moved}
     asked = {(keys[engagement_id], time_us, period.app_id) for engagement_id, (time_us, _) in moved.items()}
-    records = await find_records(connection, asked, span_us=CONSIDERED_US) if asked else {}
+    records = dict[bytes, bytes]()
+    while asked:
+        found, asked = await find_records(connection, asked, span_us=CONSIDERED_US)
+        records |= found
     return [
         late._replace(device_id=None, engagement_id=engagement_id, engagement=record)
         for engagement_id, (_, late) in moved.items()

@@ -1,11 +1,12 @@
 """The changes that deciding makes, as a value; and the writing of them, in a fenced transaction."""
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from libs.db import Connection
+from libs.parts import in_parts
 from libs.periods import Periods
 from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
@@ -91,22 +92,33 @@ async def write(connection: Connection, periods: Periods, changes: Changes) -> N
 async def _write_decisions(connection: Connection, periods: Periods, changes: Changes) -> None:
     """Writes decisions, each into a period that is kept as long as it."""
     await periods.ensure({(row.conversion_time_us, row.retention_days) for row in changes.decisions})
-    await insert_decisions(connection, await _with_engagements(connection, changes))
+    async for rows in _with_engagements(connection, changes):
+        for part in in_parts(rows, lambda row: row.size):
+            await insert_decisions(connection, part)
 
 
-async def _with_engagements(connection: Connection, changes: Changes) -> Sequence[DecisionRow]:
-    """Returns the decisions, each with the record of the engagement behind it, and with what that says of the ad.
+async def _with_engagements(connection: Connection, changes: Changes) -> AsyncIterator[list[DecisionRow]]:
+    """Yields the decisions, each with the record of the engagement behind it, and with what that says of the ad.
 
-    One that is no longer stored is left out.
+    One that is no longer stored is left out. Large ones come later than others: a thousand may have half a gigabyte.
     """
-    if not changes.won:
-        return changes.decisions
-    rows = list(changes.decisions)
-    keys = {place: own_key(rows[place].app_id, won.engagement_id) for place, won in changes.won.items()}
-    asked = {(keys[place], won.time_us, rows[place].app_id) for place, won in changes.won.items()}
-    records = await find_records(connection, asked, span_us=CONSIDERED_US)
-    for place, key in keys.items():
-        if (engagement := records.get(key)) is not None:
-            decision = rows[place].decision + ad_details(engagement)
-            rows[place] = rows[place]._replace(engagement=engagement, decision=decision)
-    return rows
+    keys = {place: own_key(changes.decisions[place].app_id, won.engagement_id) for place, won in changes.won.items()}
+    asked = {(keys[place], won.time_us, changes.decisions[place].app_id) for place, won in changes.won.items()}
+    places: Sequence[int] = range(len(changes.decisions))
+    while places:
+        records = dict[bytes, bytes]()
+        if asked:
+            records, asked = await find_records(connection, asked, span_us=CONSIDERED_US)
+        left = {key for key, _, _ in asked}
+        yield [
+            _with_engagement(changes.decisions[place], records.get(keys.get(place, b"")))
+            for place in places
+            if keys.get(place) not in left
+        ]
+        places = [place for place in places if keys.get(place) in left]
+
+
+def _with_engagement(row: DecisionRow, engagement: bytes | None) -> DecisionRow:
+    if engagement is None:
+        return row
+    return row._replace(engagement=engagement, decision=row.decision + ad_details(engagement))

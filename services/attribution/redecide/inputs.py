@@ -18,7 +18,7 @@ from services.attribution.live.candidates import CandidateQuery, Candidates, fin
 from services.attribution.redecide.families import Family
 from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start
 from services.attribution.storage.decisions import find_wins
-from services.attribution.storage.engagements import find_records
+from services.attribution.storage.engagements import find_stored
 from services.attribution.storage.replay import AskedBefore, Period, Stored, find_events_before
 from services.attribution.storage.shared_ids import shared_since
 from services.attribution.wire.records import claims_of, conversion_of
@@ -184,7 +184,7 @@ class InputReader:
         if not missed:
             return set()
         keys = {(key, time_us, self._period.app_id) for _, key, time_us in missed}
-        there = await find_records(connection, keys, span_us=0)
+        there = await find_stored(connection, keys)
         return {conversion_id for conversion_id, key, _ in missed if key not in there}
 
 

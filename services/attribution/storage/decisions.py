@@ -45,6 +45,11 @@ class DecisionRow(NamedTuple):
     address_key: bytes | None = None
     missing_click: str | None = None
 
+    @property
+    def size(self) -> int:
+        """Returns the bytes of its messages."""
+        return len(self.decision) + len(self.record) + len(self.engagement or b"")
+
 
 class OutboxRow(NamedTuple):
     """A decision on its way to postback."""

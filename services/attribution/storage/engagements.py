@@ -1,9 +1,10 @@
 """The tables of engagements: under their match keys, under their networks' click ids, and what to look for."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from libs.db import Connection, Pool, columns
+from libs.parts import PART_BYTES
 from libs.periods import Periods
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
 from services.attribution.storage import late_arrivals
@@ -357,30 +358,61 @@ async def find_repeating(
     return [(row["click_key"], row["engagement_id"]) for row in rows]
 
 
-async def find_records(
-    connection: Connection, asked: Collection[tuple[bytes, int, str]], *, span_us: int
-) -> dict[bytes, bytes]:
-    """Returns the records of engagements (own key, time of what it won, app id) by own key.
+AskedRecord: TypeAlias = tuple[bytes, int, str]
+"""The own key of an engagement, the time of what it won, and the app id."""
 
-    What it won came at most `span_us` after it, or before it by the clocks (B1); 0: the time given is its own.
+
+async def find_records(
+    connection: Connection, asked: Collection[AskedRecord], *, span_us: int
+) -> tuple[dict[bytes, bytes], set[AskedRecord]]:
+    """Returns the records of engagements by own key, and those asked for that are to be asked for again.
+
+    The records have about PART_BYTES together. What an engagement won came at most `span_us` after it, or before it by
+    the clocks (B1).
     """
     rows = await connection.fetch(
         """
-        SELECT asked.match_key, found.record
-        FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS asked (match_key, time_us, app_id)
-        JOIN retentions USING (app_id)
-        CROSS JOIN LATERAL (
-            SELECT record FROM engagements
-            WHERE match_key = asked.match_key AND record IS NOT NULL
-              AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us + $4
-              AND retention_days BETWEEN least_days AND most_days
-            LIMIT 1
-        ) AS found
+        SELECT match_key, CASE WHEN bytes - octet_length(record) < $5 THEN record END AS record
+        FROM (
+            SELECT asked.match_key, found.record,
+                sum(octet_length(found.record)) OVER (ORDER BY asked.match_key, asked.time_us) AS bytes
+            FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS asked (match_key, time_us, app_id)
+            JOIN retentions USING (app_id)
+            CROSS JOIN LATERAL (
+                SELECT record FROM engagements
+                WHERE match_key = asked.match_key AND record IS NOT NULL
+                  AND time_us >= asked.time_us - $4 AND time_us <= asked.time_us + $4
+                  AND retention_days BETWEEN least_days AND most_days
+                LIMIT 1
+            ) AS found
+        ) AS sized
         """,
         *columns(asked, 3),
         span_us,
+        PART_BYTES,
     )
-    return {row["match_key"]: row["record"] for row in rows}
+    records = {row["match_key"]: row["record"] for row in rows if row["record"] is not None}
+    left = {row["match_key"] for row in rows} - records.keys()
+    return records, {each for each in asked if each[0] in left}
+
+
+async def find_stored(connection: Connection, asked: Collection[AskedRecord]) -> set[bytes]:
+    """Returns the own keys of those engagements that are stored; the times given are their own."""
+    rows = await connection.fetch(
+        """
+        SELECT match_key
+        FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS asked (match_key, time_us, app_id)
+        JOIN retentions USING (app_id)
+        WHERE EXISTS (
+            SELECT FROM engagements
+            WHERE match_key = asked.match_key AND record IS NOT NULL AND time_us = asked.time_us
+              AND retention_days BETWEEN least_days AND most_days
+            OFFSET 0 -- each is looked for by itself, in its own month
+        )
+        """,
+        *columns(asked, 3),
+    )
+    return {row["match_key"] for row in rows}
 
 
 def _once_a_conversion(rows: Iterable[Any], asked: Sequence[AskedKey]) -> list[FoundEngagement]:

@@ -9,6 +9,7 @@ import asyncpg
 
 from libs.db import Connection, columns
 from libs.domain.lanes import lane_of
+from libs.parts import PART_BYTES
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.grouping import Sighting
 from services.attribution.storage.decisions import EVENT_OUTCOMES
@@ -118,15 +119,24 @@ async def estimate(connection: Connection, period: Period) -> int:
 async def find_devices(
     connection: Connection, period: Period, after: uuid.UUID, size: int
 ) -> tuple[list[uuid.UUID], bool]:
-    """Returns the next devices, with about `size` conversions in the period together, and whether they are the last."""
+    """Returns the next devices, and whether they are the last.
+
+    Together they have about `size` conversions in the period, or fewer that have about PART_BYTES.
+    """
     rows = await connection.fetch(
         """
-        SELECT device_id, count(*) AS count FROM (
-            SELECT device_id FROM decisions
-            WHERE lane = $1 AND app_id = $2 AND device_id > $3
-              AND conversion_time_us >= $4 AND conversion_time_us < $5
-            ORDER BY device_id LIMIT $6
-        ) AS next
+        SELECT device_id, count(*) AS count, max(total_count) AS total_count
+        FROM (
+            SELECT device_id, size, count(*) OVER () AS total_count,
+                sum(size) OVER (ORDER BY device_id ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM (
+                SELECT device_id, octet_length(decision) + octet_length(record) AS size FROM decisions
+                WHERE lane = $1 AND app_id = $2 AND device_id > $3
+                  AND conversion_time_us >= $4 AND conversion_time_us < $5
+                ORDER BY device_id LIMIT $6
+            ) AS next
+        ) AS sized
+        WHERE bytes - size < $7
         GROUP BY device_id ORDER BY device_id
         """,
         period.lane,
@@ -135,8 +145,10 @@ async def find_devices(
         period.start_us,
         period.end_us,
         size,
+        PART_BYTES,
     )
-    return [row["device_id"] for row in rows], sum(row["count"] for row in rows) < size
+    found_count = sum(row["count"] for row in rows)
+    return [row["device_id"] for row in rows], not rows or found_count == rows[0]["total_count"] < size
 
 
 async def find_merges(connection: Connection, device_ids: Collection[uuid.UUID]) -> list[Merge]:
