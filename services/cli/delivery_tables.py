@@ -41,7 +41,9 @@ def print_deliveries(app_id: str, deliveries: Iterable[delivery_pb2.Delivery]) -
 def print_delivery(delivery: delivery_pb2.Delivery) -> None:
     """Prints one delivery with every attempt."""
     print_deliveries(delivery.app_id, [delivery])
-    for number, attempt in enumerate(delivery.attempts, start=1):
+    if delivery.omitted_attempt_count:
+        tables.console.print(f"\n{delivery.omitted_attempt_count} earlier attempts are not shown.")
+    for number, attempt in enumerate(delivery.attempts, start=delivery.omitted_attempt_count + 1):
         verdict = short_name(delivery_pb2.Attempt.Verdict.DESCRIPTOR, attempt.verdict)
         tables.console.print(
             f"\n[bold]attempt {number}[/]  {time_text(attempt.start_time)}  {describe_duration(attempt.duration)}  "

@@ -19,7 +19,8 @@ class Batches:
     """A collector of records into calls of `send`: at most `max_records` and about `max_bytes` each, `calls` at once.
 
     A call costs as much as a hundred records, so while one is under way the next begins only once `worth_a_call`
-    records wait. At most `max_waiting` records wait for their call; one more raises ResourceExhausted `OVERLOADED`.
+    records wait. At most `max_waiting` records, and about `max_waiting_bytes` of them, wait for their call; one more
+    raises ResourceExhausted `OVERLOADED`.
     """
 
     def __init__(
@@ -31,9 +32,12 @@ class Batches:
         calls: int = 2,
         worth_a_call: int = 100,
         max_waiting: int = 10_000,
+        max_waiting_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._send = send
-        self._max_records, self._max_bytes, self._max_waiting = max_records, max_bytes, max_waiting
+        self._max_records, self._max_bytes = max_records, max_bytes
+        self._max_waiting, self._max_waiting_bytes = max_waiting, max_waiting_bytes
+        self._waiting_bytes = 0
         self._free = self._calls = calls
         self._worth_a_call = worth_a_call
         self._waiting: deque[_Waiting] = deque()
@@ -42,11 +46,12 @@ class Batches:
 
     def add(self, record: bytes, request_id: str) -> asyncio.Future[Outcome]:
         """Queues a record; the future tells what became of it. A call goes under the request id of its first record."""
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._waiting) >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
             raise ResourceExhausted("OVERLOADED", "too many records are waiting to be stored", retry_after_s=1.0)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         self._waiting.append((record, request_id, future))
+        self._waiting_bytes += len(record)
         if not self._start_is_due and self._may_start():
             # Not at once: requests that were read in this turn of the loop come along.
             self._start_is_due = True
@@ -80,6 +85,7 @@ class Batches:
         while self._waiting and len(taken) < self._max_records and size < self._max_bytes:
             taken.append(self._waiting.popleft())
             size += len(taken[-1][0])
+        self._waiting_bytes -= size
         return taken
 
     async def _call(self, batch: list[_Waiting]) -> None:

@@ -76,6 +76,18 @@ async def test_a_full_queue_says_so_and_closing_waits_for_the_rest() -> None:
     assert all(future.done() for future in kept)
 
 
+async def test_a_queue_is_full_by_bytes_too_and_takes_more_after_a_call() -> None:
+    ingest = Ingest()
+    batches = Batches(ingest.send, calls=1, max_bytes=10, max_waiting_bytes=10)
+    kept = [batches.add(b"x" * 6, "r"), batches.add(b"x" * 6, "r")]
+    with pytest.raises(ResourceExhausted):
+        await batches.add(b"x", "r")
+    ingest.go.set()
+    await asyncio.gather(*kept)
+    await batches.add(b"x", "r")
+    assert [len(records) for records, _ in ingest.calls] == [2, 1]
+
+
 async def test_a_request_that_was_given_up_harms_no_other() -> None:
     ingest = Ingest()
     batches = Batches(ingest.send, calls=1)

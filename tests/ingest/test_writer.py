@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from libs.errors import Unavailable
+from libs.errors import ResourceExhausted, Unavailable
+from libs.parts import PART_BYTES
 from libs.worker import keep_running
 from services.ingest.model import Entry, Outcome
 from services.ingest.writer import Writer
@@ -92,3 +93,23 @@ async def test_room_comes_back_after_a_failed_group() -> None:
             await failed
         await writer.room(2)
         assert len(await writer.submit(entries("c", "d"))) == 2
+
+
+async def test_what_waits_is_bounded_by_bytes_too() -> None:
+    groups: list[int] = []
+
+    async def write(written: Sequence[Entry]) -> list[Outcome]:
+        groups.append(len(written))
+        return await store(written)
+
+    large = [entries(name)[0]._replace(record=bytes(PART_BYTES // 2)) for name in "abcd"]
+    writer = Writer(write, lambda: None, max_waiting_bytes=2 * PART_BYTES)
+    waiting = [writer.submit([entry]) for entry in large]
+    with pytest.raises(ResourceExhausted):
+        _ = writer.submit(entries("e"))
+    room = asyncio.create_task(writer.room(1))
+    async with running(writer), asyncio.timeout(10):
+        await asyncio.gather(*waiting)
+        await room
+        await writer.submit(entries("e"))
+    assert groups == [2, 2, 1]

@@ -76,6 +76,21 @@ def ask(channel: grpc.aio.Channel, what: str, **options: Any) -> Any:
     return stub.GetDecision(decision_pb2.GetDecisionRequest(conversion_id=what), **options)
 
 
+@pytest.mark.parametrize(
+    "request_", [b"\x0b", b"\x0a\x01", b"\x0a\x01\xff"], ids=["group without end", "cut off", "no UTF-8"]
+)
+async def test_bytes_that_are_no_request_are_an_invalid_argument(request_: bytes) -> None:
+    async with running() as (servicer, channel, _):
+        raw: Any = channel
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await raw.unary_unary(f"/{NAME}/GetDecision")(request_)
+        assert not servicer.entered.is_set()
+        assert isinstance((await ask(channel, "fine")).decision.conversion_id, str)
+    found = from_rpc_error(caught.value)
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNPARSABLE_REQUEST")
+    assert [violation.reason for violation in found.violations] == ["UNPARSABLE"]
+
+
 async def failure(call: Any) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
