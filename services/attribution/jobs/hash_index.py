@@ -150,14 +150,13 @@ class HashIndexer:
             for start in range(0, count, self._config.max_blocks):
                 try:
                     async with self._step(lanes, lane) as connection:
-                        engagements = await hashed_ids.engagements_in(
+                        engagements = hashed_ids.engagements_in(
                             connection, partition, start, start + self._config.max_blocks, tracker_ids
                         )
-                        records = ((record_pb2.Record.FromString(each.record), each) for each in engagements)
                         rows = {
                             row
-                            for record, each in records
-                            if record.app_id == app_id
+                            async for each in engagements
+                            if (record := record_pb2.Record.FromString(each.record)).app_id == app_id
                             for row in hashed_ids_of(record, lengths, each.time_us, each.retention_days)
                         }
                         await hashed_ids.insert_hashed_ids(connection, rows)

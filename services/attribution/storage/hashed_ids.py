@@ -1,13 +1,16 @@
 """The tables of hashed ids (A3): the kinds that came from each app, and the raw ids behind the hashes."""
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns
 from libs.domain.device_ids import HASHED_KINDS
 from libs.time import DAY_US
 from services.attribution.storage.devices import NO_DEVICE, Identifier, IdKey
+
+_MAX_AT_ONCE = 64
+"""Engagements in memory, each of which may have half a megabyte."""
 
 
 class HashedKind(NamedTuple):
@@ -243,9 +246,9 @@ async def engagement_blocks(pool: Pool, since_month: str) -> list[Blocks]:
 
 async def engagements_in(
     connection: Connection, partition: str, start: int, end: int, tracker_ids: Collection[str]
-) -> list[StoredRecord]:
-    """Returns the engagements on these trackers in some blocks of a partition."""
-    rows = await connection.fetch(
+) -> AsyncIterator[StoredRecord]:
+    """Yields the engagements on these trackers in some blocks of a partition, few at a time: they may be large."""
+    rows = connection.cursor(
         f"""
         SELECT record, time_us, retention_days FROM {partition}
         WHERE ctid >= $1::text::tid AND ctid < $2::text::tid AND record IS NOT NULL AND tracker_id = ANY($3)
@@ -253,5 +256,7 @@ async def engagements_in(
         f"({start},0)",
         f"({end},0)",
         list(tracker_ids),
+        prefetch=_MAX_AT_ONCE,
     )
-    return [StoredRecord(*row) for row in rows]
+    async for row in rows:
+        yield StoredRecord(*row)
