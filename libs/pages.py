@@ -1,6 +1,7 @@
 """Pages of lists: sizes and tokens. A token is the sort key of the last row shown, opaque to callers."""
 
 import base64
+from uuid import UUID
 
 import orjson
 
@@ -27,7 +28,7 @@ def decode_token(
 ) -> tuple[str | int, ...] | None:
     """Returns the sort key in a token, of these types; None for the first page. A token of ours never fails.
 
-    `field`: of the request, the one that holds the token.
+    UUID is the type of a text that is one. `field`: of the request, the one that holds the token.
     """
     if not token:
         return None
@@ -35,13 +36,30 @@ def decode_token(
         key = orjson.loads(base64.b64decode(token, altchars=b"-_", validate=True))
     except ValueError:
         key = None
-    fits = isinstance(key, list) and [type(part) for part in key] == list(kinds)
-    if not fits or not all(map(_is_storable, key)):
+    fits = isinstance(key, list) and len(key) == len(kinds) and all(map(_is_of, key, kinds))
+    if not fits:
         violations.add(field, "INVALID_TOKEN", "must come from an earlier response, unchanged")
         return None
     return tuple(key)
 
 
-def _is_storable(part: str | int) -> bool:
-    """Returns whether a column can hold a part of a key."""
-    return part.bit_length() <= 63 if isinstance(part, int) else "\0" not in part
+def _is_of(part: object, kind: type) -> bool:
+    """Returns whether a part of a key is of this type, and such that a column can hold it."""
+    match part:
+        case bool():
+            return False
+        case int():
+            return kind is int and part.bit_length() <= 63
+        case str() if kind is UUID:
+            return _is_uuid(part)
+        case str():
+            return kind is str and "\0" not in part
+        case _:
+            return False
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

@@ -16,6 +16,12 @@ from services.postback.model import Configuration, Leased, Settled, State
 from services.postback.wire import verdict_of
 
 MAX_KEPT_CHARACTERS = 4096
+"""Of an answer's body; and of its headers, names and all."""
+MAX_HEADER_CHARACTERS = 512
+MAX_REQUEST_CHARACTERS = 16_384
+"""Of a request's URL, and of its body."""
+_TELLING_HEADERS = ("retry-after", "location", "content-type", "www-authenticate")
+_TELLING_PREFIXES = ("x-rate-limit", "x-account-rate-limit", "x-request-id", "x-transaction-id")
 _GIVEN_UP = {retry.Word.INTERRUPTED: State.EXHAUSTED, retry.Word.SUPERSEDED: State.SUPERSEDED}
 """The ends of what is given up; else the endpoint, or what it needs, has refused."""
 
@@ -81,18 +87,35 @@ def _next(
 
 def _record(exchange: Exchange) -> Attempt:
     shown, answer, hide = exchange.shown, exchange.answer, _scrubber(exchange.secrets)
+    headers = _kept({hide(name): hide(value) for name, value in answer.headers.items()})
     return Attempt(
         method=Method.Value(f"METHOD_{shown.method}"),
-        url=shown.url,
+        url=shown.url[:MAX_REQUEST_CHARACTERS],
         request_headers=shown.headers,
-        request_body=shown.body,
+        request_body=shown.body[:MAX_REQUEST_CHARACTERS],
         status_code=answer.status_code,
-        response_headers={hide(name): hide(value) for name, value in answer.headers.items()},
+        response_headers=headers,
+        dropped_response_header_count=len(answer.headers) - len(headers),
         response_body=hide(answer.body)[:MAX_KEPT_CHARACTERS],
         verdict=verdict_of(exchange.verdict.word),
         detail=exchange.detail,
         decision_version=exchange.version,
     )
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    """Returns the headers that are kept: an endpoint may send a megabyte of them with each answer."""
+    kept, left = dict[str, str](), MAX_KEPT_CHARACTERS
+    for name, value in sorted(headers.items(), key=lambda header: not _is_telling(header[0])):
+        shown = value if len(value) <= MAX_HEADER_CHARACTERS else f"{value[:MAX_HEADER_CHARACTERS]}…"
+        if len(name) + len(shown) <= left:
+            kept[name] = shown
+            left -= len(name) + len(shown)
+    return kept
+
+
+def _is_telling(name: str) -> bool:
+    return name in _TELLING_HEADERS or name.startswith(_TELLING_PREFIXES)
 
 
 def _scrubber(secrets: Mapping[str, str]) -> Callable[[str], str]:

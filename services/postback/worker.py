@@ -6,7 +6,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -35,6 +35,8 @@ DRAIN_S = 5.0
 GATHER_S = 0.01
 """The time in which more can come due, or end, before it is leased or settled: batches cost the database less."""
 MAX_SETTLED_AT_ONCE = 500
+
+_UNREADABLE = retry.Verdict(word=retry.Word.BODY_MISMATCH, next=retry.Next.RETRY)
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0)
 _attempts = Counter("postback_attempts_total", "Attempts made, by verdict.", ["verdict"])
@@ -211,42 +213,55 @@ class DeliveryWorker:
         else:
             exchange = await self._exchange(configuration, leased)
         took_us = round((time.monotonic() - began) * SECOND_US)
-        self._finished.append(settlement(configuration, leased, exchange, took_us=took_us, jitter=self._jitter()))
+        self._finished.append(_settled(configuration, leased, exchange, took_us=took_us, jitter=self._jitter()))
         self._something_finished.set()
         _attempts.labels(exchange.verdict.word).inc()
         _took.observe(took_us / SECOND_US)
 
     async def _exchange(self, configuration: Configuration, leased: Leased) -> Exchange:
-        adapter = configuration.adapter
         try:
             conversion = conversion_pb2.Conversion.FromString(leased.conversion)
             secrets = await self._accounts.secrets(configuration, conversion)
-            request, shown = requests(
-                configuration, conversion, leased.delivery_id, secrets=secrets, stamp=self._stamp()
-            )
-            answer = await self._sender.send(
-                request, timeout_s=configuration.timeout_s, sandbox=conversion.names.sandbox
-            )
-            verdict = adapter.judge(answer)
-            network_claim = adapter.claim(answer.body) if verdict.next is retry.Next.DONE else None
-        except NotRenderableError as error:
-            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.GIVE_UP, str(error))
         except CredentialsMissingError as error:
             return _unsent(configuration, retry.Word.NO_CREDENTIALS, retry.Next.GIVE_UP, str(error))
         except CredentialsUnavailableError as error:
             return _unsent(configuration, retry.Word.CREDENTIALS_UNAVAILABLE, retry.Next.RETRY, str(error))
         except Exception as error:  # the worker's edge: one delivery's trouble is not the others'
-            # Its text may quote what was to be sent.
-            _log.error("delivery.failed", delivery_id=str(leased.delivery_id), error=type(error).__name__)
-            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.RETRY)
+            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.RETRY, _unhandled(leased, error))
+        try:
+            request, shown = requests(
+                configuration, conversion, leased.delivery_id, secrets=secrets, stamp=self._stamp()
+            )
+        except NotRenderableError as error:
+            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.GIVE_UP, str(error))
+        except Exception as error:  # the same conversion would never make another request
+            return _unsent(configuration, retry.Word.NOT_RENDERED, retry.Next.GIVE_UP, _unhandled(leased, error))
+        answer, detail = await self._answer(configuration, leased, request, sandbox=conversion.names.sandbox)
+        network_claim = None
+        try:
+            verdict = configuration.adapter.judge(answer)
+            if verdict.next is retry.Next.DONE:
+                network_claim = configuration.adapter.claim(answer.body)
+        except Exception as error:  # whatever it says, the endpoint had the request: the schedule is kept
+            verdict, detail = _UNREADABLE, _unhandled(leased, error)
         return Exchange(
             shown=shown,
             secrets=secrets,
             answer=answer,
             verdict=verdict,
             network_claim=network_claim,
+            detail=detail,
             version=conversion.decision.version,
         )
+
+    async def _answer(
+        self, configuration: Configuration, leased: Leased, request: Request, *, sandbox: bool
+    ) -> tuple[Answer, str]:
+        """Returns the endpoint's answer, and what could not be handled of it."""
+        try:
+            return await self._sender.send(request, timeout_s=configuration.timeout_s, sandbox=sandbox), ""
+        except Exception as error:
+            return Answer(failure=retry.Failure.CONNECTION_FAILED), _unhandled(leased, error)
 
     async def _settle_finished(self) -> None:
         if not self._finished:
@@ -264,6 +279,23 @@ class DeliveryWorker:
         for one in batch:
             if one.network_claim is not None and one.leased.delivery_id in decided:
                 note_late(one.leased.delivery_id, one.leased.configuration_id)
+
+
+def _settled(
+    configuration: Configuration, leased: Leased, exchange: Exchange, *, took_us: int, jitter: float
+) -> Settled:
+    try:
+        return settlement(configuration, leased, exchange, took_us=took_us, jitter=jitter)
+    except Exception as error:  # an answer that cannot be kept does not lose the attempt
+        bare = replace(exchange, answer=Answer(), verdict=_UNREADABLE, detail=_unhandled(leased, error))
+        return settlement(configuration, leased, bare, took_us=took_us, jitter=jitter)
+
+
+def _unhandled(leased: Leased, error: Exception) -> str:
+    """Logs a fault of this service, and returns it for people: its kind, as its text may quote what was to be sent."""
+    kind = type(error).__name__
+    _log.error("delivery.failed", delivery_id=str(leased.delivery_id), error=kind)
+    return f"could not be handled ({kind})"
 
 
 def _unsent(configuration: Configuration, word: retry.Word, following: retry.Next, detail: str = "") -> Exchange:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from typing import ClassVar, Self, TypeAlias
 from urllib.parse import quote, quote_plus
 
@@ -17,6 +18,7 @@ from services.postback.adapters.adapter import (
     Field,
     FieldType,
     FieldValues,
+    NotRenderableError,
     Report,
     Request,
     Stamp,
@@ -26,6 +28,9 @@ from services.postback.macros import MASK, SECRET_PREFIX, Values, is_known
 from services.postback.retry import Answer, Verdict, judge
 
 Escape: TypeAlias = Callable[[str], str]
+
+MAX_FILLED_CHARACTERS = 128 * 1024
+"""Of a URL, a header or a body."""
 
 # Those a delivery sets itself, and those that say where a request ends and whom it is for.
 _REFUSED_HEADERS = frozenset(
@@ -202,7 +207,7 @@ class Template:
         return ""
 
     def requests(self, values: Values, secrets: Mapping[str, str], stamp: Stamp) -> tuple[Request, Request]:  # noqa: ARG002
-        """Returns the filled-in template, and the same with its secrets masked."""
+        """Returns the filled-in template, and the same with its secrets masked. Raises NotRenderableError."""
 
         def plain(name: str) -> str:
             if name.startswith(SECRET_PREFIX):
@@ -225,21 +230,29 @@ class Template:
 
 
 def render(template: Template, value_of: Callable[[str], str]) -> Request:
-    """Returns the request of a template. `value_of` gives a macro's value, empty when there is none."""
+    """Returns the request of a template. `value_of` gives a macro's value, empty when there is none.
+
+    Raises NotRenderableError when the URL, a header or the body becomes too long.
+    """
     unmatched: set[str] = set()
 
+    def part(piece: str | Macro) -> str:
+        if isinstance(piece, str):
+            return piece
+        value = value_of(piece.name)
+        if not value:
+            unmatched.add(piece.name)
+            value = template.default_value
+        return piece.escape(value)
+
     def fill(pieces: Pieces) -> str:
-        parts = []
+        text = StringIO()
         for piece in pieces:
-            if isinstance(piece, str):
-                parts.append(piece)
-                continue
-            value = value_of(piece.name)
-            if not value:
-                unmatched.add(piece.name)
-                value = template.default_value
-            parts.append(piece.escape(value))
-        return "".join(parts)
+            # A long value many times over would be more than there is memory for.
+            text.write(part(piece))
+            if text.tell() > MAX_FILLED_CHARACTERS:
+                raise NotRenderableError(f"filled in it has more than {MAX_FILLED_CHARACTERS:,} characters")
+        return text.getvalue()
 
     return Request(
         method=template.method,

@@ -42,6 +42,9 @@ DEVICE_IDS = {"IOS": "idfa", "ANDROID": "adid"}
 DEFAULT_WINDOW_DAYS = (14, 0)
 """The windows of clicks and views where no tracker is there to say others (B4)."""
 
+MAX_NAME_CHARACTERS = 1024
+"""Of a campaign, in an answer."""
+
 _DAY_S = 86_400
 _CONVERSION_TYPES = (
     "PURCHASE", "SIGN_UP", "INSTALL", "RE_ENGAGE", "UPDATE", "TUTORIAL_COMPLETE", "RESERVATION", "ADD_TO_CART",
@@ -281,13 +284,20 @@ def _read(body: str) -> list[claim_pb2.Claim]:
         raise ValueError("not an answer of X's") from None
 
 
+def _name(text: object) -> str:
+    """Returns a name as it is looked for in: printable, and no longer than names are. Raises TypeError for no text."""
+    if not isinstance(text, str):
+        raise TypeError("no name")
+    return "".join(filter(str.isprintable, text))[:MAX_NAME_CHARACTERS]
+
+
 def _claim(data: Mapping[str, Any], attribution: Mapping[str, Any]) -> claim_pb2.Claim:
     promoted = attribution.get("promoted_properties") or {}
     if attribution["engagement_type"] not in ("CLICK", "VIEW"):
         raise ValueError("neither a click nor a view")
     claim = claim_pb2.Claim(
         is_view=attribution["engagement_type"] == "VIEW",
-        campaign_name=promoted.get("campaign_name") or "",
+        campaign_name=_name(promoted.get("campaign_name") or ""),
         granular_data_forbidden=any(place.get(_GRANULAR) is False for place in (data, attribution, promoted)),
     )
     moment = datetime.fromisoformat(attribution["engagement_time"])

@@ -213,7 +213,7 @@ class Attempt(_message.Message):
         VERDICT_SANDBOX: Attempt._Verdict.ValueType  # 8
         """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
         VERDICT_NOT_RENDERED: Attempt._Verdict.ValueType  # 9
-        """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
+        """Nothing was sent: the conversion lacks what the network needs, or makes no request of it; `detail` says what."""
         VERDICT_INTERRUPTED: Attempt._Verdict.ValueType  # 10
         """The service stopped before it had noted the answer."""
         VERDICT_NO_CREDENTIALS: Attempt._Verdict.ValueType  # 11
@@ -247,7 +247,7 @@ class Attempt(_message.Message):
     VERDICT_SANDBOX: Attempt.Verdict.ValueType  # 8
     """Nothing was sent: the app is a sandbox, and REENGAGE_ALLOWED_HOSTS does not name the host."""
     VERDICT_NOT_RENDERED: Attempt.Verdict.ValueType  # 9
-    """Nothing was sent: the conversion lacks what the network needs; `detail` says what."""
+    """Nothing was sent: the conversion lacks what the network needs, or makes no request of it; `detail` says what."""
     VERDICT_INTERRUPTED: Attempt.Verdict.ValueType  # 10
     """The service stopped before it had noted the answer."""
     VERDICT_NO_CREDENTIALS: Attempt.Verdict.ValueType  # 11
@@ -314,12 +314,13 @@ class Attempt(_message.Message):
     REDELIVERY_COUNT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     DECISION_VERSION_FIELD_NUMBER: _builtins.int
+    DROPPED_RESPONSE_HEADER_COUNT_FIELD_NUMBER: _builtins.int
     method: _method_pb2.Method.ValueType
     """Output only. The method."""
     url: _builtins.str
-    """Output only. The URL, secrets masked."""
+    """Output only. The first 16,384 characters of the URL, secrets masked."""
     request_body: _builtins.str
-    """Output only. The request's body, secrets masked."""
+    """Output only. The first 16,384 characters of the request's body, secrets masked."""
     status_code: _builtins.int
     """Output only. The answer's status; 0 when there was none."""
     response_body: _builtins.str
@@ -331,9 +332,13 @@ class Attempt(_message.Message):
     redelivery_count: _builtins.int
     """Output only. The run it belongs to: 0 is the first, 1 the first redelivery, …"""
     detail: _builtins.str
-    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
+    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE. With
+    BODY_MISMATCH, what of an answer could not be handled, which is tried again.
+    """
     decision_version: _builtins.int
     """Output only. The version of the decision that it told; 0 when the conversion was not decided, or nothing was sent."""
+    dropped_response_header_count: _builtins.int
+    """Output only. The answer's headers that were not kept."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it began."""
@@ -348,7 +353,9 @@ class Attempt(_message.Message):
 
     @_builtins.property
     def response_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Output only. The answer's headers, secrets masked."""
+        """Output only. The answer's headers, secrets masked: 4,096 characters of them, those that say the most first. A value
+        ends in `…` after 512 characters.
+        """
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
@@ -372,10 +379,11 @@ class Attempt(_message.Message):
         redelivery_count: _builtins.int = ...,
         detail: _builtins.str = ...,
         decision_version: _builtins.int = ...,
+        dropped_response_header_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_version", b"decision_version", "detail", b"detail", "duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_version", b"decision_version", "detail", b"detail", "dropped_response_header_count", b"dropped_response_header_count", "duration", b"duration", "method", b"method", "next_attempt_time", b"next_attempt_time", "redelivery_count", b"redelivery_count", "request_body", b"request_body", "request_headers", b"request_headers", "response_body", b"response_body", "response_headers", b"response_headers", "start_time", b"start_time", "status_code", b"status_code", "url", b"url", "verdict", b"verdict", "will_retry", b"will_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,7 +420,7 @@ class GetDeliveryResponse(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delivery(self) -> Global___Delivery:
-        """Output only. The delivery with every attempt."""
+        """Output only. The delivery with its attempts."""
 
     def __init__(
         self,
