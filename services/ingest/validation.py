@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.domain.device_ids import KNOWN_KINDS, RAW_KINDS
 from libs.domain.event_names import INSTALL, RESERVED_EVENT_DATA, is_reserved
 from libs.domain.record_sizes import MAX_RECORD_BYTES
-from libs.errors import Violation
+from libs.errors import Violation, Violations, first_of
 from libs.messages import take_unknown_fields
 from libs.time import MAX_TIME_US, MIN_TIME_US, SECOND_US, timestamp_us
 from reengage.ingest.v1 import record_pb2
@@ -74,7 +74,7 @@ def violations(
         found.add("kind", "REQUIRED", "must be exactly one of the kinds of records")
     else:
         _CHECKS[kind](record, found)
-    return found.violations[:MAX_VIOLATIONS]
+    return list(first_of(found.violations.found, found.violations.count, MAX_VIOLATIONS))
 
 
 class _Found:
@@ -84,7 +84,7 @@ class _Found:
 
     def __init__(self, settings: IngestSettings, content: bytes) -> None:
         self.settings = settings
-        self.violations: list[Violation] = []
+        self.violations = Violations()
         # A record that is short as a whole and holds no zero byte has no text that need be looked at by itself.
         self.is_plain = len(content) <= MAX_TEXT_BYTES and b"\0" not in content
 
@@ -93,7 +93,7 @@ class _Found:
         return self.is_plain and part.ByteSize() <= MAX_ID
 
     def add(self, field: str, reason: str, description: str) -> None:
-        self.violations.append(Violation(field=field, reason=reason, description=description))
+        self.violations.add(field, reason, description)
 
     def check_id(self, field: str, value: str, max_characters: int = MAX_ID) -> None:
         if len(value) > max_characters:

@@ -21,6 +21,8 @@ from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS
 SECRET_PREFIX = "secret."  # noqa: S105  # a prefix of names
 MASK = "_masked_"
 
+_MIN_S, _MAX_S = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999."""
 _AMOUNT_KEYS = frozenset({"sum", "revenue", "price", "currency"})
 _CUSTOM_PARAMETERS = frozenset(f"cp_{n}" for n in range(10))
 _ADVERTISING_IDS = {PLATFORM_IOS: ("idfa", "idfv"), PLATFORM_ANDROID: ("adid", "oaid", "android_id")}
@@ -84,8 +86,8 @@ def is_known(name: str) -> bool:
 
 
 def _time(stamp: Timestamp) -> str:
-    if not stamp.seconds:
-        return ""
+    if not stamp.seconds or not _MIN_S <= stamp.seconds < _MAX_S or not 0 <= stamp.nanos < 1_000_000_000:
+        return ""  # not told, or no time at all
     moment = datetime.fromtimestamp(stamp.seconds, UTC).replace(tzinfo=None)
     return f"{moment.isoformat()}.{stamp.nanos // 1_000_000:03}Z"
 

@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import Counter
 
 from libs.domain.setting_ranges import CHOICES_DAYS
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import first_part, page_of
+from libs.time import is_timestamp
 from libs.vault import Vault
 from reengage.attribution.v1.offer_pb2 import OfferedPostback
 from reengage.postback.v1 import (
@@ -45,9 +47,11 @@ MAX_REDELIVERED = 10_000
 CLAIM_WAIT_S, MAX_CLAIM_WAIT_S = 1.0, 10.0
 _MAX_ID_CHARACTERS = 1024
 """Longer than any id that is stored: what is asked for need only be a text that PostgreSQL can compare."""
+_MAX_STORED_CHARACTERS = 256
 _END_S = 32_503_680_000
 """The year 3000. Every month that a conversion names gets tables of its own."""
 _RETENTIONS = (0, *CHOICES_DAYS["retention"])
+_IDS = ("app_id", "event_name", "conversion_id", "device_id")
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
 
 _created = Counter("postback_deliveries_created_total", "Deliveries made of conversions, or taken up again.")
@@ -437,12 +441,13 @@ def _completed(message: configuration_pb2.Configuration) -> configuration_pb2.Co
 
 def _is_whole(conversion: conversion_pb2.Conversion) -> bool:
     decision = conversion.decision
-    ids = (decision.app_id, decision.event_name, decision.conversion_id)
+    ids = (decision.app_id, decision.event_name, decision.conversion_id, decision.device_id)
     return (
-        all(ids)
-        and not any("\0" in text or len(text) > _MAX_ID_CHARACTERS for text in ids)
+        all(ids[:3])
+        and not any("\0" in text or len(text) > _MAX_STORED_CHARACTERS for text in ids)
         and conversion.HasField("record")
-        and 0 <= decision.conversion_time.seconds < _END_S
+        and _is_storable(decision.conversion_time)
+        and decision.version >= 0
         and conversion.names.retention_days in _RETENTIONS
     )
 
@@ -459,18 +464,28 @@ def _check_batch(conversions: Sequence[conversion_pb2.Conversion]) -> None:
     if not conversions:
         violations.add("conversions", "REQUIRED", f"must be 1 to {MAX_CONVERSIONS:,}")
     for number, conversion in enumerate(conversions):
-        for name in ("app_id", "event_name", "conversion_id"):
-            field = f"conversions[{number}].decision.{name}"
-            _check_id(violations, field, getattr(conversion.decision, name), required=True)
-        if not conversion.HasField("record"):
-            violations.add(f"conversions[{number}].record", "REQUIRED", "must be set")
-        if not 0 <= conversion.decision.conversion_time.seconds < _END_S:
-            field = f"conversions[{number}].decision.conversion_time"
-            violations.add(field, "OUT_OF_RANGE", "must be in the years 1970 to 2999")
-        if conversion.names.retention_days not in _RETENTIONS:
-            field = f"conversions[{number}].names.retention_days"
-            violations.add(field, "OUT_OF_RANGE", f"must be one of {', '.join(map(str, _RETENTIONS))}")
+        _check_conversion(violations, f"conversions[{number}]", conversion)
     violations.check()
+
+
+def _check_conversion(violations: Violations, path: str, conversion: conversion_pb2.Conversion) -> None:
+    decision = conversion.decision
+    for name in _IDS:
+        text, field = getattr(decision, name), f"{path}.decision.{name}"
+        violations.check_text(field, text, max_characters=_MAX_STORED_CHARACTERS, required=name != "device_id")
+    if not _is_storable(decision.conversion_time):
+        violations.add(f"{path}.decision.conversion_time", "OUT_OF_RANGE", "must be in the years 1970 to 2999")
+    if decision.version < 0:
+        violations.add(f"{path}.decision.version", "OUT_OF_RANGE", "must be 0 or more")
+    if not conversion.HasField("record"):
+        violations.add(f"{path}.record", "REQUIRED", "must be set")
+    if conversion.names.retention_days not in _RETENTIONS:
+        choices = ", ".join(map(str, _RETENTIONS))
+        violations.add(f"{path}.names.retention_days", "OUT_OF_RANGE", f"must be one of {choices}")
+
+
+def _is_storable(conversion_time: Timestamp) -> bool:
+    return is_timestamp(conversion_time) and 0 <= conversion_time.seconds < _END_S
 
 
 def _check_id(violations: Violations, field: str, text: str, *, required: bool = False) -> None:

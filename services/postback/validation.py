@@ -196,9 +196,9 @@ def _check_options(message: Configuration, description: Description, violations:
 
 
 def _check_adapter(message: Configuration, adapter: type[Adapter], guard: Guard, violations: Violations) -> None:
-    before = len(violations.found)
+    before = violations.count
     made = configured(message, violations)
-    if len(violations.found) == before:
+    if violations.count == before:
         _check_address(made, guard, violations)
     if not adapter.description.is_claim_capable:  # else an account of the tracker may have them
         for name in sorted(made.secret_names - message.secrets.keys()):

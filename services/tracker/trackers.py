@@ -39,7 +39,6 @@ MAX_TRACKERS = 5000
 """The trackers of one change, so few that watchers need no whole snapshot after it."""
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_RESOLVED_EVENTS = 1000
-_MAX_VIOLATIONS = 100
 _PAGE = 1000
 _MUTABLE = frozenset(field.name for field in Tracker.DESCRIPTOR.fields) - {
     *TRACKER.key, *TRACKER.immutable, *TRACKER.output_only,
@@ -501,7 +500,7 @@ def _two_defaults(edited: Iterable[tuple[str, Tracker]]) -> list[Violation]:
 
 def _check(wrong: list[Violation]) -> None:
     if wrong:
-        raise InvalidArgument(wrong[:_MAX_VIOLATIONS])
+        raise InvalidArgument(wrong)
 
 
 def _fail(path: str, reason: str, description: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -264,31 +264,16 @@ def bomb() -> conversion_pb2.Conversion:
     return conversion
 
 
-def far() -> conversion_pb2.Conversion:
-    conversion = purchase("far")
-    conversion.decision.install_time.seconds = 2**62
-    return conversion
-
-
-@pytest.mark.parametrize(
-    ("made", "detail"),
-    [(bomb, "filled in it has more than 131,072 characters"), (far, "could not be handled")],
-    ids=["a value a thousand times over", "a time of another age"],
-)
-async def test_what_cannot_be_rendered_is_refused_and_listed(
-    database: Database, tmp_path: Path, made: Callable[[], conversion_pb2.Conversion], detail: str
-) -> None:
-    body = "{x}" * 1000 + "{install_time}"
+async def test_what_cannot_be_rendered_is_refused_and_listed(database: Database, tmp_path: Path) -> None:
     async with serving() as endpoint, running(database, tmp_path / "s", allowed=endpoint.host) as service:
-        await service.configure(template={"url": endpoint.url("/"), "method": "POST", "body": body})
-        await service.enqueue(made(), purchase("good"))
+        await service.configure(template={"url": endpoint.url("/"), "method": "POST", "body": "{x}" * 1000})
+        await service.enqueue(bomb(), purchase("good"))
         found = {one.conversion_id: one for one in await until_ended(service, 2)}
-        bad = await service.get(found[made().decision.conversion_id].delivery_id)
+        bad = await service.get(found["bomb"].delivery_id)
     assert found["good"].state == delivery_pb2.Delivery.STATE_DELIVERED
     assert bad.state == delivery_pb2.Delivery.STATE_REFUSED
     (attempt,) = bad.attempts
-    assert word(attempt) == "NOT_RENDERED"
-    assert attempt.detail.startswith(detail)
+    assert (word(attempt), attempt.detail) == ("NOT_RENDERED", "filled in it has more than 131,072 characters")
 
 
 @pytest.mark.parametrize("value", ["[" * 900, "[" * DEEP, '{"a":' * DEEP, "1" * 5000, "-", "1e999999", '"\\ud800"'])

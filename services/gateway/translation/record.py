@@ -28,7 +28,7 @@ def translate(
     this id.
     """
     body = Body(root)
-    body.violations.found.extend(wrong)
+    body.violations.extend(wrong)
     record = record_pb2.Record(
         record_id=body.text("record_id"),
         app_id=body.text("kochava_app_id"),

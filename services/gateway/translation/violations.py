@@ -51,7 +51,7 @@ def add_what_ingest_would_say(body: Body, record: record_pb2.Record, find_app: C
         if not given and body.path(key) not in named:
             body.violations.add(body.path(key), "REQUIRED", description)
     if record.app_id and find_app(record.app_id) is None:
-        body.violations.found.append(unknown_app(body.path("kochava_app_id")))
+        body.violations.extend([unknown_app(body.path("kochava_app_id"))])
     if ip_address and body.path("origination_ip") not in named and not is_ip_address(ip_address):
         body.violations.add(body.path("origination_ip"), "INVALID_IP_ADDRESS", "must be an IPv4 or IPv6 address")
     for name in sorted(RESERVED_EVENT_DATA & event.event_data.keys()):
