@@ -152,7 +152,7 @@ _RULES: tuple[tuple[str, Callable[[Configuration], bool], str, str], ...] = (
     ),
     (
         "delivery_delay",
-        lambda m: m.delivery_delay.ToNanoseconds() in [delay_s * 1_000_000_000 for delay_s in DELAYS_S],
+        lambda m: m.delivery_delay.seconds in DELAYS_S and m.delivery_delay.nanos == 0,
         "NOT_ALLOWED",
         f"must be {', '.join(map(str, DELAYS_S[:-1]))} or {DELAYS_S[-1]} seconds",
     ),
@@ -162,7 +162,7 @@ _RULES: tuple[tuple[str, Callable[[Configuration], bool], str, str], ...] = (
 
 
 def _is_timeout(timeout: Duration) -> bool:
-    return 1_000_000_000 <= timeout.ToNanoseconds() <= 30_000_000_000
+    return 0 <= timeout.nanos < 1_000_000_000 <= timeout.ToNanoseconds() <= 30_000_000_000
 
 
 def _check_secrets(message: Configuration, violations: Violations) -> None:

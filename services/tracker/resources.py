@@ -112,8 +112,8 @@ class ResourceMethods:
         if there is not None:
             there = await self.with_sealed(change, kind, there)
         if there is not None and not kind.gives_way(there):
-            await self.permit(change, kind, there)
-            if _content(kind, there) == _content(kind, resource):
+            # Of what lies outside of the caller's scope nothing is told but that the id is taken.
+            if await self._may_change(change, kind, there) and _content(kind, there) == _content(kind, resource):
                 return shown(_unsealed(kind, there))
             key = kind.key_of(resource)
             raise AlreadyExists(f"{kind.name.upper()}_EXISTS", f"there is {call(kind, key)} with other content")
@@ -219,8 +219,10 @@ class ResourceMethods:
         if kind is SAN_ACCOUNT and "verified" not in paths:
             forget_verification(held, changed)
         obstacles = await check(view, kind, changed, Violations(), before=held)
-        if obstacles and _is_new(held):
-            raise obstacles[0].error
+        for one in obstacles:
+            # What it has belonged to since before may have been archived meanwhile.
+            if _is_new(held) or getattr(changed, one.field) != getattr(held, one.field):
+                raise one.error
         return changed
 
     async def archive(self, kind: Kind[M], *key: str, etag: str = "", validate_only: bool = False) -> M:
@@ -268,6 +270,9 @@ class ResourceMethods:
     async def readable(self, view: View, kind: Kind[M], key: Key) -> M:
         """Returns the resource if the caller sees it. Raises NotFound."""
         resource = await existing(view, kind, key)
+        for parent in kind.parents if kind.always_there else ():
+            if not await _in_scope(view, parent, await existing(view, parent, parent.key_of(resource))):
+                raise not_found(parent, parent.key_of(resource))
         if not access.may_see(access.caller(), kind.name, resource, await _account_of(view, kind, resource)):
             raise not_found(kind, key)
         return resource
@@ -304,7 +309,7 @@ class ResourceMethods:
 
     async def permit(self, view: View, kind: Kind[Any], resource: Message) -> None:
         """Raises NotFound or PermissionDenied unless the caller may write such a resource."""
-        if access.may_change(access.caller(), resource, await _account_of(view, kind, resource)):
+        if await self._may_change(view, kind, resource):
             return
         app_id = "" if kind is APP else getattr(resource, "app_id", "")
         if app_id:
@@ -312,6 +317,9 @@ class ResourceMethods:
         raise PermissionDenied(
             "SCOPE_NOT_ALLOWED", f"{call(kind, kind.key_of(resource))} is outside of what this key may change"
         )
+
+    async def _may_change(self, view: View, kind: Kind[Any], resource: Message) -> bool:
+        return access.may_change(access.caller(), resource, await _account_of(view, kind, resource))
 
 
 def check_key(kind: Kind[Any], key: Key) -> None:

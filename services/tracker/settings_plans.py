@@ -217,7 +217,8 @@ class SettingsPlans:
         if before is not None:
             _check_immutable(one, before, violations)
         if kind is APP and resource.name.isprintable():
-            live = await view.page(APP, [("name = {}", resource.name)], after="", with_archived=False, max_count=2)
+            named = [("name = {}", resource.name), ("coalesce(account_id, '') = {}", resource.account_id)]
+            live = await view.page(APP, named, after="", with_archived=False, max_count=2)
             if any(other.app_id != app_id for other in live):
                 violations.add(f"{one.path}.name", "NAME_TAKEN", f"another live app has the name {resource.name!r}")
 

@@ -1,6 +1,5 @@
 """Errors about hostile requests: printable, cut, few enough, and within what every gRPC client takes."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ MAX_DEPTH = 6
 _CALLS_AT_ONCE = 16
 _UNARY_S, _STREAM_S = 60.0, 0.3
 """A stream may have nothing to say; whatever else has no answer within a minute never has one."""
+_LAST = ("Archive", "Erase", "Forget")
 _FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED)
 
 _INT64, _INT32 = (-(2**63), -1, 2**63 - 1), (-(2**31), -1, 2**31 - 1)
@@ -73,15 +75,19 @@ class Attack:
         return f"{self.method.name} {self.place}"
 
 
-def attacks(method: MethodDescriptor, fill: Filler) -> Iterator[Attack]:
-    """Yields requests with one wrong field each: in an else empty one, and in one that is filled as far as it goes."""
+def attacks(method: MethodDescriptor, fill: Filler, right: Message | None) -> Iterator[Attack]:
+    """Yields requests with one wrong field each: in an else empty one, in one that is filled as far as it goes, and in
+    a right one, if there is one."""
     kind = message_factory.GetMessageClass(method.input_type)
-    for name, base in (("empty", kind()), ("filled", filled(kind(), fill))):
+    bases = {"empty": kind(), "filled": filled(kind(), fill), **({} if right is None else {"right": right})}
+    for name, base in bases.items():
         for path in _paths(method.input_type):
             for value in _values(path[-1]):
-                request = kind()
+                request: Any = kind()
                 request.CopyFrom(base)
                 if _put(request, path, value, fill):
+                    if name == "right" and "update_mask" in kind.DESCRIPTOR.fields_by_name and len(path) > 1:
+                        request.update_mask.paths[:] = [path[1].name]  # it is read only then
                     place = ".".join(field.name for field in path)
                     yield Attack(method=method, request=request, place=f"{name} {place}={ascii(value)[:40]}")
 
@@ -185,9 +191,17 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 async def faults(
-    service: ServiceDescriptor, stub: Any, fill: Filler, *, last: tuple[str, ...], left_out: tuple[str, ...] = ()
+    service: ServiceDescriptor,
+    stub: Any,
+    fill: Filler,
+    *,
+    right: Mapping[str, Message] = MappingProxyType({}),
+    left_out: Collection[str] = (),
 ) -> list[str]:
-    """Attacks every method of a service, those with a prefix in `last` after the others; returns what went wrong."""
+    """Attacks every method of a service, those that remove things after the others; returns what went wrong.
+
+    `right` has requests that are served, by method.
+    """
     found: list[str] = []
     room = asyncio.Semaphore(_CALLS_AT_ONCE)
 
@@ -196,11 +210,11 @@ async def faults(
             if fault := await fault_of(one, stub):
                 found.append(f"{one}: {fault}")
 
-    methods = sorted(service.methods, key=lambda method: method.name.startswith(last))
+    methods = sorted(service.methods, key=lambda method: method.name.startswith(_LAST))
     for method in methods:
         if method.name not in left_out:
             async with asyncio.TaskGroup() as tasks:
-                for one in attacks(method, fill):
+                for one in attacks(method, fill, right.get(method.name)):
                     await room.acquire()
                     room.release()
                     tasks.create_task(attack(one))
@@ -230,8 +244,3 @@ async def fault_of(attack: Attack, stub: Any) -> str:
         if not is_stream:
             raise
     return ""
-
-
-def filler(names: Mapping[str, Any]) -> Filler:
-    """Returns one that knows fields by their names."""
-    return lambda field: names.get(field.name)

@@ -35,7 +35,8 @@ CREATE TABLE apps (
 
 COMMENT ON TABLE apps IS 'Apps, each on one platform.';
 
-CREATE UNIQUE INDEX apps_live_name ON apps (name) WHERE status = 1;
+-- Within an account, so that nobody learns what others call theirs.
+CREATE UNIQUE INDEX apps_live_name ON apps (coalesce(account_id, ''), name) WHERE status = 1;
 
 CREATE TABLE networks (
     network_id text COLLATE "C" PRIMARY KEY CHECK (network_id <> ''),
@@ -47,7 +48,7 @@ CREATE TABLE networks (
 
 COMMENT ON TABLE networks IS 'Networks that somebody created, and those of the catalogue from their first use on.';
 
-CREATE UNIQUE INDEX networks_live_name ON networks (name) WHERE status = 1;
+CREATE UNIQUE INDEX networks_live_name ON networks (coalesce(account_id, ''), name) WHERE status = 1;
 
 CREATE TABLE agencies (
     agency_id text COLLATE "C" PRIMARY KEY CHECK (agency_id <> ''),
@@ -59,7 +60,7 @@ CREATE TABLE agencies (
 
 COMMENT ON TABLE agencies IS 'Agencies, which work on trackers for an account, or for all.';
 
-CREATE UNIQUE INDEX agencies_live_name ON agencies (name) WHERE status = 1;
+CREATE UNIQUE INDEX agencies_live_name ON agencies (coalesce(account_id, ''), name) WHERE status = 1;
 
 CREATE TABLE network_settings (
     app_id text COLLATE "C" NOT NULL REFERENCES apps,
@@ -208,12 +209,13 @@ CREATE INDEX changes_by_app ON changes (app_id, revision);
 
 CREATE TABLE requests (
     kind smallint NOT NULL,
+    actor text NOT NULL,
     request_id text NOT NULL,
     resource_key text [] NOT NULL,
     request_us bigint NOT NULL,
-    PRIMARY KEY (kind, request_id)
+    PRIMARY KEY (kind, actor, request_id)
 );
 
-COMMENT ON TABLE requests IS 'What a create made, by the request id of its caller; kept for a day.';
+COMMENT ON TABLE requests IS 'What a create made, by its caller and his request id; kept for a day.';
 
 CREATE INDEX requests_by_time ON requests (request_us);

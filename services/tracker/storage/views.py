@@ -138,19 +138,6 @@ class View:
         )  # fmt: skip
         return [TRACKER.parse(row["resource"]) for row in rows]
 
-    async def made_by(self, kind: Kind[Any], request_id: str) -> Key | None:
-        """Returns the key of what the create with this request id made within the last day."""
-        key = await self._connection.fetchval(
-            """
-            SELECT resource_key FROM requests
-            WHERE kind = $1 AND request_id = $2
-                -- Younger than a day, in microseconds.
-                AND request_us > now_us() - 86400000000
-            """,
-            kind.number, request_id,
-        )  # fmt: skip
-        return None if key is None else tuple(key)
-
 
 class Remembering(View):
     """A view that reads each resource once: for looking at many that share their parents, while nothing changes."""
@@ -286,15 +273,28 @@ class Change(View):
         )  # fmt: skip
         return bool(kept)
 
+    async def made_by(self, kind: Kind[Any], request_id: str) -> Key | None:
+        """Returns the key of what the create of this caller with this request id made within the last day."""
+        key = await self._connection.fetchval(
+            """
+            SELECT resource_key FROM requests
+            WHERE kind = $1 AND actor = $2 AND request_id = $3
+                -- Younger than a day, in microseconds.
+                AND request_us > now_us() - 86400000000
+            """,
+            kind.number, self._actor, request_id,
+        )  # fmt: skip
+        return None if key is None else tuple(key)
+
     async def remember(self, kind: Kind[Any], request_id: str, key: Key) -> None:
         """Keeps what this request id made, and forgets those of yesterday."""
         await self._connection.execute("DELETE FROM requests WHERE request_us <= now_us() - 86400000000")
         await self._connection.execute(
             """
-            INSERT INTO requests (kind, request_id, resource_key, request_us)
-            VALUES ($1, $2, $3, now_us())
+            INSERT INTO requests (kind, actor, request_id, resource_key, request_us)
+            VALUES ($1, $2, $3, $4, now_us())
             """,
-            kind.number, request_id, list(key),
+            kind.number, self._actor, request_id, list(key),
         )  # fmt: skip
 
     async def _take_revision(self) -> int:
