@@ -162,10 +162,14 @@ def _put(resources: Resources, new: Iterable[snapshot_pb2.Resource]) -> None:
         resources[kind][tuple(getattr(message, name) for name in _KEYS[kind])] = message
 
 
-def follow_tracker(channel: grpc.aio.Channel, build: Callable[[Resources, int], S]) -> Follower[S]:
-    """Returns a follower of the tracker behind a channel."""
+def follow_tracker(
+    channel: grpc.aio.Channel, build: Callable[[Resources, int], S], *, with_secrets: bool = False
+) -> Follower[S]:
+    """Returns a follower of the tracker behind a channel; `with_secrets` for who checks clicks."""
     tracker = service_pb2_grpc.TrackerConfigServiceStub(channel)
-    return Follower(lambda revision: tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(revision=revision)), build)
+    request = snapshot_pb2.WatchSnapshotRequest
+
+    return Follower(lambda at: tracker.WatchSnapshot(request(revision=at, with_secrets=with_secrets)), build)
 
 
 def past_snapshots(

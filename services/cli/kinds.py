@@ -128,7 +128,7 @@ TRACKER = Kind(
     columns=(
         "tracker_id", "name", "type", "network_id", "campaign_id", "segment_id", "agency_id", "events", "status",
     ),
-    output_only=_output_only("campaign_id", "app_id"),
+    output_only=_output_only("campaign_id", "app_id", "has_click_validation_key"),
 )  # fmt: skip
 EVENT_DEFINITION = Kind(
     name="event_definition",

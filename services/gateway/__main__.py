@@ -67,7 +67,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
         AsyncExitStack() as closing,
     ):
-        follower = follow_tracker(to_tracker, GatewaySettings)
+        follower = follow_tracker(to_tracker, GatewaySettings, with_secrets=True)
         ingest = IngestLog(to_ingest)
         engagement_log = EngagementLog(ingest, spool, patience_s=config.click_patience_s)
         records, engagements = Batches(ingest.try_to_store), Batches(engagement_log.keep)

@@ -14,17 +14,23 @@ HEARTBEAT_S = 5.0
 
 
 async def watch(
-    store: Store, revisions: Revisions, revision: int, *, heartbeat_s: float, max_changes: int
+    store: Store,
+    revisions: Revisions,
+    revision: int,
+    *,
+    heartbeat_s: float,
+    max_changes: int,
+    with_secrets: bool = False,
 ) -> AsyncGenerator[WatchSnapshotResponse, None]:
     """Yields all changes after the revision, without end; first a whole snapshot if they do not lead on from it.
 
     None lead on from 0. A response comes at once, and then at least every `heartbeat_s`.
     """
     at = revision
-    changes = await store.changes_after(at, max_count=max_changes) if at else None
+    changes = await store.changes_after(at, max_count=max_changes, with_secrets=with_secrets) if at else None
     while True:
         if changes is None:
-            async with aclosing(whole(store)) as parts:
+            async with aclosing(whole(store, with_secrets=with_secrets)) as parts:
                 async for response in parts:
                     yield response
                     at = response.revision
@@ -36,13 +42,13 @@ async def watch(
             yield WatchSnapshotResponse(revision=at)
         await revisions.beyond(at, within_s=heartbeat_s)
         # Asked even when only time has passed: should the database have gone back to a backup, this finds out.
-        changes = await store.changes_after(at, max_count=max_changes)
+        changes = await store.changes_after(at, max_count=max_changes, with_secrets=with_secrets)
 
 
-async def whole(store: Store) -> AsyncGenerator[WatchSnapshotResponse, None]:
+async def whole(store: Store, *, with_secrets: bool = False) -> AsyncGenerator[WatchSnapshotResponse, None]:
     """Yields a whole snapshot in parts."""
     first = True
-    async with aclosing(store.snapshot()) as parts:
+    async with aclosing(store.snapshot(with_secrets=with_secrets)) as parts:
         async for part in parts:
             yield WatchSnapshotResponse(
                 revision=part.revision, reset=first, partial=part.more, resources=part.resources

@@ -22,7 +22,6 @@ from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
 from reengage.tracker.v1.resource_kind_pb2 import ResourceKind
 from reengage.tracker.v1.san_account_pb2 import SanAccount
 from reengage.tracker.v1.segment_pb2 import Segment
-from reengage.tracker.v1.snapshot_pb2 import Resource
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from services.tracker import catalogue, validation
@@ -72,6 +71,8 @@ class Kind(Generic[M]):
     built_in: Mapping[Key, M] = field(default_factory=dict)
     # The field that is kept encrypted, apart, and never returned.
     sealed: str = ""
+    # A text that is kept encrypted inside of the stored resource.
+    encrypted: str = ""
 
     @property
     def number(self) -> ResourceKind.ValueType:
@@ -103,16 +104,6 @@ class Kind(Generic[M]):
     def gives_way(self, message: Any) -> bool:
         """Returns whether another of the same name may be created in its place."""
         return self.named_by_caller and (self.is_archived(message) or message.registered)
-
-    def parse(self, stored: bytes) -> M:
-        """Returns a stored resource."""
-        return self.message.FromString(stored)
-
-    def parse_any(self, stored: bytes) -> Resource:
-        """Returns a stored resource as one of any kind."""
-        resource = Resource()
-        getattr(resource, self.name).MergeFromString(stored)
-        return resource
 
 
 def _complete_network(network: Network) -> None:
@@ -251,7 +242,9 @@ TRACKER = Kind(
     parents=(SEGMENT, CAMPAIGN, APP, NETWORK, AGENCY),
     optional=(AGENCY,),
     inherited=("campaign_id", "app_id"),
+    derived=("has_click_validation_key",),
     immutable=("segment_id", "network_id", "type"),
+    encrypted="click_validation_key",
     complete=_complete_tracker,
     check=validation.check_tracker,
     check_fit=validation.check_tracker_fits,

@@ -444,7 +444,8 @@ def copied(message: M, without: Iterable[str] = ()) -> M:
 
 def shown(resource: M) -> M:
     """Returns the resource as the caller may see it."""
-    if isinstance(resource, Tracker) and access.caller().is_partner:
+    if isinstance(resource, Tracker):
+        resource.has_click_validation_key = bool(resource.click_validation_key) and not access.caller().is_partner
         resource.click_validation_key = ""
     return resource
 

@@ -546,6 +546,7 @@ class TrackerConfigService(service_pb2_grpc.TrackerConfigServiceServicer):
             request.revision,
             heartbeat_s=self._heartbeat_s,
             max_changes=self._max_changes,
+            with_secrets=request.with_secrets,
         )
         async with aclosing(watched) as responses:
             async for response in responses:

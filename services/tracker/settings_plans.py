@@ -216,7 +216,7 @@ class SettingsPlans:
             violations.add(one.path, "OTHER_APP", f"must belong to {app_id}")
         if before is not None:
             _check_immutable(one, before, violations)
-        if kind is APP and resource.name.isprintable():
+        if kind is APP and resource.name.isprintable() and resource.account_id.isprintable():
             named = [("name = {}", resource.name), ("coalesce(account_id, '') = {}", resource.account_id)]
             live = await view.page(APP, named, after="", with_archived=False, max_count=2)
             if any(other.app_id != app_id for other in live):

@@ -17,7 +17,7 @@ from reengage.tracker.v1.tracker_edit_pb2 import FILE_FORMAT_NDJSON, FileFormat
 from reengage.tracker.v1.tracker_pb2 import Tracker
 from reengage.tracker.v1.windows_pb2 import Window, Windows
 
-_LEFT_OUT = ("create_time", "revision", "etag")
+_LEFT_OUT = ("create_time", "revision", "etag", "click_validation_key", "has_click_validation_key")
 # A spreadsheet would run a name that begins so, and others than its reader give names: a quote before it, one more
 # before those that have some already, keeps it a text.
 _FORMULA = re.compile(r"^(?='*[=+@-])")
@@ -68,9 +68,13 @@ def _read_ndjson(text: str, violations: Violations) -> Iterator[Row]:
         if not row.strip():
             continue
         try:
-            yield Row(line=line, tracker=json_format.Parse(row, Tracker()), paths=_FIELDS)
-        except json_format.ParseError as error:
-            violations.add(f"line {line}", "INVALID_ROW", str(error)[:200])
+            tracker = json_format.Parse(row, Tracker())
+        except (json_format.ParseError, RecursionError) as error:
+            violations.add(f"line {line}", "INVALID_ROW", str(error))
+            continue
+        if tracker.click_validation_key:
+            violations.add(f"line {line}: click_validation_key", "NOT_ALLOWED", "is a secret, which no file holds")
+        yield Row(line=line, tracker=tracker, paths=_FIELDS)
 
 
 def _read_csv(text: str, violations: Violations) -> Iterator[Row]:

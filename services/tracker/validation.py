@@ -411,6 +411,8 @@ def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, 
     except ValueError:
         violations.add(path, "INVALID_URL", "must be a URL")
         return
+    if "@" in parts.netloc:
+        violations.add(path, "INVALID_URL", "must not hold a user or password")
     if parts.scheme not in schemes:
         violations.add(path, "INVALID_SCHEME", f"must begin with {', '.join(f'{scheme}:' for scheme in schemes)}")
     elif parts.scheme in ("https", "http") and not has_host:

@@ -41,9 +41,10 @@ def wire_parts(
 
     A follower that is more than `max_changes` behind gets a whole snapshot.
     """
-    store = Store(pool)
+    vault = Vault(secrets_keys)
+    store = Store(pool, vault)
     revisions = Revisions(store.revision)
-    resources = ResourceMethods(store, revisions, Vault(secrets_keys), new_id=new_id)
+    resources = ResourceMethods(store, revisions, vault, new_id=new_id)
     keys = ApiKeys(
         store,
         resources,

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -45,7 +44,7 @@ from tests.attribution.conftest import (  # noqa: F401  # fixtures
 from tests.conftest import Database
 from tests.postback.conftest import configuration, purchase, running, serving, until_ended
 from tests.support.eventually import eventually
-from tests.support.hostile_fields import Filler, faults
+from tests.support.hostile_fields import Field, Filler, faults
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY, POSTBACK_KEY
 from tests.tracker.conftest import serving as serving_tracker
@@ -56,7 +55,7 @@ NOW_S = 1_767_270_896
 def known(**names: Any) -> Filler:
     """Returns a filler that knows what there is by the names of fields, and times and lengths."""
 
-    def fill(field: FieldDescriptor) -> Any:
+    def fill(field: Field) -> Any:
         match field.containing_type.full_name, field.name:
             case "google.protobuf.Timestamp", "seconds":
                 return NOW_S

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import message_factory
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from libs.channels import open_channel
@@ -34,7 +35,7 @@ from reengage.tracker.v1 import (
 )
 from reengage.tracker.v1.api_key_pb2 import ApiKey
 from tests.conftest import Database
-from tests.support.hostile_fields import filled
+from tests.support.hostile_fields import Field, filled
 from tests.tracker import samples
 from tests.tracker.conftest import ADMIN_KEY, Served, serving
 from tests.tracker.samples import Stub
@@ -75,7 +76,7 @@ async def make_account(admin: Stub, mark: str) -> str:
         tracker_id=f"{mark}-tracker", segment_id=segment.segment_id, network_id=network, agency_id=agency.agency_id
     )
     await samples.create_tracker(admin, tracker)
-    key = ApiKey(api_key_id=f"{mark}-key", name=mark, role=ApiKey.ROLE_ADMIN, **account)
+    key = ApiKey(api_key_id=f"{mark}-key", name=mark, role=ApiKey.ROLE_ADMIN, account_id=mark)
     return (await admin.CreateApiKey(api_key_pb2.CreateApiKeyRequest(api_key=key))).key
 
 
@@ -90,7 +91,7 @@ async def worlds(database: Database) -> AsyncIterator[World]:
             yield World(served=served, mine=service_pb2_grpc.TrackerConfigServiceStub(channel))
 
 
-def own(field: FieldDescriptor) -> Any:
+def own(field: Field) -> Any:
     """Returns the id of what the caller has."""
     ids = {
         "account_id": "mine", "app_id": "mine-app", "network_id": "mine-net", "agency_id": "mine-agency",
@@ -124,7 +125,10 @@ def right_requests() -> dict[str, Message]:
         ),
         "UpdateTracker": update,
         "BulkEditTrackers": tracker_edit_pb2.BulkEditTrackersRequest(
-            app_id="mine-app", tracker_ids=["mine-tracker"], update_mask={"paths": ["agency_id"]}, validate_only=True
+            app_id="mine-app",
+            tracker_ids=["mine-tracker"],
+            update_mask=FieldMask(paths=["agency_id"]),
+            validate_only=True,
         ),
         "PlanSettings": settings_file_pb2.PlanSettingsRequest(wanted=wanted),
         "ApplySettings": settings_file_pb2.ApplySettingsRequest(wanted=wanted, etag="x"),
@@ -155,7 +159,7 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
-def _ids(message: Message, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
+def _ids(message: Message, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Field]]:
     for field in message.DESCRIPTOR.fields:
         if field.message_type is None and field.name in ("account_id", *_SUFFIXES):
             yield place, field
@@ -168,14 +172,14 @@ def _ids(message: Message, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
                 yield from _ids(given, (*place, field.name))
 
 
-def _is_its_own_id(method: MethodDescriptor, place: tuple[str, ...], field: FieldDescriptor) -> bool:
+def _is_its_own_id(method: MethodDescriptor, place: tuple[str, ...], field: Field) -> bool:
     """Returns whether it is the id of what is to be made: ids are one for all, so that one is taken is told."""
     if not method.name.startswith(("Create", "Copy", "Plan", "Apply")) or not place:
         return method.name == "CopyTracker" and field.name == "tracker_id"
-    return field.containing_type.name.lower() == field.name.removesuffix("_id").replace("_", "")
+    return bool(field.containing_type.name.lower() == field.name.removesuffix("_id").replace("_", ""))
 
 
-def _put(message: Any, place: tuple[str, ...], field: FieldDescriptor, value: str) -> None:
+def _put(message: Any, place: tuple[str, ...], field: Field, value: str) -> None:
     for name in place:
         message = message[int(name)] if name.isdigit() else getattr(message, name)
     if field.is_repeated:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf import message_factory
@@ -43,23 +43,23 @@ def token(*key: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
 
 
+_KEYS: tuple[list[Any], ...] = (
+    ["\0"], [""], ["x"], [2**63 - 1], [-(2**63)], [2**63], [10**400], [1.5], [True], [None], [[]],
+    [2**63 - 1, "x"], [-1, "\0"], [1, 2**63 - 1], [2**63 - 1, -(2**63)], ["x", 1],
+    ["00000000-0000-0000-0000-000000000000", 2**63 - 1], [1, "00000000-0000-0000-0000-000000000000"],
+    [1, 1, "x"], [2**63 - 1, 1, "x/y"], [2**63 - 1, "00", "x"], [1, "zz", "x"], [1, "00" * 5000, "x"],
+    [1, "00", "\0"],
+)  # fmt: skip
 _TOKENS = (
     "[" * 3000,
     base64.urlsafe_b64encode(b"[" * 3000).decode(),
     base64.urlsafe_b64encode(b'["\\ud800"]').decode(),
-    *(
-        token(*key)
-        for key in (
-            ["\0"], [""], ["x"], [2**63 - 1], [-(2**63)], [2**63], [10**400], [1.5], [True], [None], [[]],
-            [2**63 - 1, "x"], [-1, "\0"], [1, 2**63 - 1], [2**63 - 1, -(2**63)], ["x", 1],
-            ["00000000-0000-0000-0000-000000000000", 2**63 - 1], [1, "00000000-0000-0000-0000-000000000000"],
-            [1, 1, "x"], [2**63 - 1, 1, "x/y"], [2**63 - 1, "00", "x"], [1, "zz", "x"], [1, "00" * 5000, "x"],
-            [1, "00", "\0"],
-        )
-    ),
-)  # fmt: skip
+    *(token(*key) for key in _KEYS),
+)
 
-Filler = Callable[[FieldDescriptor], Any]
+Field: TypeAlias = Any
+"""A FieldDescriptor: the stubs have two classes of this name."""
+Filler = Callable[[Field], Any]
 """Returns a right value of a field that is no message; None for its type's own."""
 
 
@@ -108,7 +108,7 @@ def filled(message: Message, fill: Filler, depth: int = 0) -> Message:
     return message
 
 
-def _paths(kind: Descriptor, above: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
+def _paths(kind: Descriptor, above: tuple[Field, ...] = ()) -> Iterator[tuple[Field, ...]]:
     for field in kind.fields:
         path = (*above, field)
         if field.message_type is None or _is_map(field):
@@ -119,7 +119,7 @@ def _paths(kind: Descriptor, above: tuple[FieldDescriptor, ...] = ()) -> Iterato
             yield from _paths(field.message_type, path)
 
 
-def _values(field: FieldDescriptor) -> tuple[Any, ...]:
+def _values(field: Field) -> tuple[Any, ...]:
     if _is_map(field):
         return (*({text: text} for text in _TEXTS), {str(number): "x" for number in range(3000)})
     if field.message_type is not None:
@@ -134,7 +134,7 @@ def _values(field: FieldDescriptor) -> tuple[Any, ...]:
     return (*found, "many") if field.is_repeated else found
 
 
-def _put(message: Message, path: tuple[FieldDescriptor, ...], value: Any, fill: Filler) -> bool:
+def _put(message: Message, path: tuple[Field, ...], value: Any, fill: Filler) -> bool:
     """Puts a value at a path; returns whether it can stand there."""
     *above, last = path
     for field in above:
@@ -166,7 +166,7 @@ def _put(message: Message, path: tuple[FieldDescriptor, ...], value: Any, fill: 
     return True
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
+def _set(message: Message, field: Field, value: Any) -> None:
     if field.is_repeated:
         given = getattr(message, field.name)
         del given[:]
@@ -175,7 +175,7 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
         setattr(message, field.name, value)
 
 
-def _right(field: FieldDescriptor, fill: Filler) -> Any:
+def _right(field: Field, fill: Filler) -> Any:
     value = fill(field)
     if value is not None:
         return value
@@ -186,7 +186,7 @@ def _right(field: FieldDescriptor, fill: Filler) -> Any:
     return 0
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Field) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 

@@ -8,7 +8,15 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from libs.errors import ErrorDetails, from_rpc_error
-from reengage.tracker.v1 import app_pb2, campaign_pb2, network_pb2, segment_pb2, service_pb2_grpc, tracker_pb2
+from reengage.tracker.v1 import (
+    app_pb2,
+    campaign_pb2,
+    network_pb2,
+    segment_pb2,
+    service_pb2_grpc,
+    snapshot_pb2,
+    tracker_pb2,
+)
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -124,6 +132,15 @@ async def create_parents(tracker: Stub, *, with_app: bool = True) -> None:
 async def create_tracker(tracker: Stub, wanted: Tracker) -> Tracker:
     made: Tracker = (await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted))).tracker
     return made
+
+
+async def click_key_of(service: Stub, tracker_id: str) -> str:
+    """Returns the key of a tracker's click signatures, as the gateway is told it."""
+    call = service.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(with_secrets=True))
+    response: Any = await call.read()
+    call.cancel()
+    keys = [one.tracker.click_validation_key for one in response.resources if one.tracker.tracker_id == tracker_id]
+    return str(keys[0])
 
 
 async def failure(call: Awaitable[Any]) -> ErrorDetails:

@@ -370,7 +370,7 @@ async def test_what_is_left_out_and_kept_stays(applied: Stub, file: File) -> Non
     account_change, tracker_change = await apply(applied, file)
     assert fields(account_change) == {"name": ('"Main"', '"Renamed"')}
     assert fields(tracker_change) == {"click_validation_key": ('"…"', '"…"')}
-    assert (await tracker_of(applied, "re")).click_validation_key == "fedcba9876543210"
+    assert await samples.click_key_of(applied, "re") == "fedcba9876543210"
     renamed = (await applied.GetSanAccount(san_account_pb2.GetSanAccountRequest(san_account_id="main"))).san_account
     assert (list(renamed.credential_names), renamed.verified) == (["token"], True)
     file.edit("main", credentials={"token": "u"})

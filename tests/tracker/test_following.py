@@ -15,6 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from libs.channels import open_channel
 from libs.db import open_pool
 from libs.domain.snapshots import Follower, Resources
+from libs.vault import Vault
 from reengage.tracker.v1 import (
     app_pb2,
     campaign_pb2,
@@ -34,7 +35,7 @@ from services.tracker.storage.store import MAX_PART_RESOURCES, Store
 from tests.conftest import Database
 from tests.support.processes import running, tracker_process
 from tests.tracker import samples
-from tests.tracker.conftest import ADMIN_KEY
+from tests.tracker.conftest import ADMIN_KEY, SECRETS_KEY
 from tests.tracker.conftest import running as running_tracker
 from tests.tracker.samples import Stub, create_parents, create_tracker, failure, wrong_fields
 
@@ -162,7 +163,7 @@ async def test_a_snapshot_ignores_what_changes_while_it_is_read(database: Databa
     await create_parents(tracker)
     await many_trackers(database, MAX_PART_RESOURCES)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
-        parts = Store(pool).snapshot()
+        parts = Store(pool, Vault(SECRETS_KEY)).snapshot()
         async with aclosing(parts):
             first = await anext(parts)
             await create_tracker(tracker, samples.acquisition())
@@ -239,7 +240,7 @@ async def test_a_watch_over_a_gap_begins_anew(tracker: Stub, database: Database)
 async def test_a_watch_hears_of_a_database_gone_back_to_a_backup(database: Database, tracker: Stub) -> None:
     await create_parents(tracker)
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
-        store = Store(pool)
+        store = Store(pool, Vault(SECRETS_KEY))
         async with aclosing(watch(store, Revisions(store.revision), 5, heartbeat_s=0.05, max_changes=9)) as responses:
             assert await anext(responses) == WatchSnapshotResponse(revision=5)
             await pool.execute("DELETE FROM changes WHERE revision > 4")
@@ -254,7 +255,7 @@ async def test_a_heartbeat_comes_when_nothing_changes(database: Database, tracke
     await create_app(tracker)
     assert HEARTBEAT_S < 10
     async with open_pool(database.dsn("tracker"), schema="tracker", application_name="test") as pool:
-        store = Store(pool)
+        store = Store(pool, Vault(SECRETS_KEY))
         async with aclosing(watch(store, Revisions(store.revision), 1, heartbeat_s=0.05, max_changes=9)) as responses:
             assert [await anext(responses) for _ in range(3)] == [WatchSnapshotResponse(revision=1)] * 3
 

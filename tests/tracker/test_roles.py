@@ -252,8 +252,8 @@ async def test_an_agency_edits_what_it_runs(served: Served) -> None:
         response = await agency.BulkEditTrackers(everything)
         assert [change.tracker_id for change in response.changes] == ["acq1", "xre1"]
     async with calling(served, ADMIN_KEY) as admin:
-        kept = await tracker_of(admin, "acq1")
-        assert kept.click_validation_key == "0123456789abcdef", "what it does not see it does not lose"
+        kept = await samples.click_key_of(admin, "acq1")
+        assert kept == "0123456789abcdef", "what it does not see it does not lose"
         assert (await tracker_of(admin, "acq2")).max_conversions_per_engagement == 0
 
 

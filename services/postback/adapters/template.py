@@ -44,6 +44,10 @@ _NAME = r"([A-Za-z0-9_][A-Za-z0-9_.-]*)"
 _MACRO = re.compile(rf"%\{{{_NAME}\}}|\{{\{{{_NAME}\}}\}}|\{{{_NAME}\}}|\({_NAME}\)|\[{_NAME}\]")
 _URL_START = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
+# Whose values give access: they are kept in clear, unless they come from a secret.
+_CREDENTIAL_HEADER = re.compile(
+    r"(proxy-)?authorization|cookie|(.*[-_])?(api[-_]?key|token|secret|password)", re.IGNORECASE
+)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _JSON_TYPE = re.compile(r"application/(json|[^;]*\+json)\s*(;|$)")
 _XML_TYPE = re.compile(r"(text/xml|application/(xml|[^;]*\+xml))\s*(;|$)")
@@ -104,7 +108,8 @@ tracker's custom parameter.""",
             name="headers",
             type=FieldType.HEADERS,
             label="Headers",
-            help="Those that frame a request, Idempotency-Key and webhook-id are set for you.",
+            help="Those that frame a request, Idempotency-Key and webhook-id are set for you. One that gives access, "
+            "as Authorization or X-Api-Key, must hold a {secret.<name>}.",
             max_characters=4096,
             max_entries=32,
         ),
@@ -283,6 +288,8 @@ def _check_headers(headers: Mapping[str, str], report: Report) -> None:
             report(field, "INVALID_NAME", "must be a header's name, and not one that is set for you")
         elif not value.isprintable():
             report(field, "INVALID_VALUE", "must be printable")
+        elif value and _CREDENTIAL_HEADER.fullmatch(name) and f"{{{SECRET_PREFIX}" not in value:
+            report(field, "SECRET", "must hold {secret.<name>}: a value given here is kept and shown in clear")
 
 
 def _pieces(text: str, escape_after: Callable[[str], Escape]) -> Pieces:

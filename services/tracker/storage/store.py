@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import asyncpg
 
 from libs.db import Isolation, Pool, transactions
+from libs.vault import Vault
 from reengage.tracker.v1.api_key_pb2 import ApiKey
 from reengage.tracker.v1.snapshot_pb2 import Resource
 from services.tracker.kinds import API_KEY, BY_NUMBER, KINDS, Key, Kind
+from services.tracker.storage.codec import Codec
 from services.tracker.storage.views import Change, Condition, View
 
 T = TypeVar("T")
@@ -55,15 +57,16 @@ class NotedChange:
 class Store:
     """The tracker schema."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, vault: Vault) -> None:
+        """Takes the vault that secrets inside of resources are kept in."""
+        self._pool, self._codec = pool, Codec(vault)
         self._snapshots = asyncio.Semaphore(_MAX_SNAPSHOTS)
 
     async def read(self, work: Callable[[View], Awaitable[T]], *, isolation: Isolation = "read_committed") -> T:
         """Returns what `work` returns; it may run more than once."""
         async for attempt in transactions(self._pool, isolation=isolation):
             async with attempt as connection:
-                result = await work(View(connection))
+                result = await work(View(connection, self._codec))
         return result  # type: ignore[possibly-undefined]  # one attempt has committed
 
     async def change(
@@ -75,7 +78,7 @@ class Store:
         """
         async for attempt in transactions(self._pool):
             async with attempt as connection:
-                change = await Change.begin(connection, actor=actor)
+                change = await Change.begin(connection, self._codec, actor=actor)
                 result = await work(change)
                 if validate_only:
                     await change.undo()
@@ -102,7 +105,9 @@ class Store:
         if row is None:
             return None
         return HeldKey(
-            api_key=API_KEY.parse(row["resource"]), account_id=row["account_id"], last_use_us=row["last_use_us"]
+            api_key=self._codec.parse(API_KEY, row["resource"]),
+            account_id=row["account_id"],
+            last_use_us=row["last_use_us"],
         )
 
     async def note_use(self, api_key_id: str, time_us: int) -> None:
@@ -130,7 +135,9 @@ class Store:
                 newest = await connection.fetchval("SELECT revision FROM revision")
         return newest
 
-    async def changes_after(self, revision: int, *, max_count: int) -> list[tuple[int, Resource]] | None:
+    async def changes_after(
+        self, revision: int, *, max_count: int, with_secrets: bool = False
+    ) -> list[tuple[int, Resource]] | None:
         """Returns all changes after the revision, in order, each with its own; None if they do not lead on from it.
 
         That is when there are more than `max_count`, when the revision is ahead of ours, or when those after it are
@@ -151,7 +158,13 @@ class Store:
         leads_on = rows[0]["revision"] == revision + 1 if rows else newest == revision
         if not leads_on or len(rows) > max_count:
             return None
-        return [(row["revision"], BY_NUMBER[row["kind"]].parse_any(row["resource"])) for row in rows]
+        return [
+            (
+                row["revision"],
+                self._codec.parse_any(BY_NUMBER[row["kind"]], row["resource"], with_secrets=with_secrets),
+            )
+            for row in rows
+        ]
 
     async def changes(
         self, conditions: Sequence[Condition], *, before: tuple[int, int, str] | None, max_count: int
@@ -177,7 +190,7 @@ class Store:
                     """,
                     at_revision, at_kind, at_key, max_count, *(value for _, value in conditions),
                 )  # fmt: skip
-        return [_noted(row) for row in rows]
+        return [self._noted(row) for row in rows]
 
     async def past(self, revision: int) -> AsyncGenerator[Part, None]:
         """Yields all settings as they were at a revision that is reached, as `snapshot` does."""
@@ -200,10 +213,10 @@ class Store:
                     if len(resources) == MAX_PART_RESOURCES:
                         yield Part(revision=revision, resources=resources, more=True)
                         resources = []
-                    resources.append(kind.parse_any(row["resource"]))
+                    resources.append(self._codec.parse_any(kind, row["resource"], with_secrets=False))
             yield Part(revision=revision, resources=resources, more=False)
 
-    async def snapshot(self) -> AsyncGenerator[Part, None]:
+    async def snapshot(self, *, with_secrets: bool = False) -> AsyncGenerator[Part, None]:
         """Yields all settings as they are at one revision, in at least one part, parents before their children."""
         async with (
             self._snapshots,
@@ -217,18 +230,17 @@ class Store:
                     if len(resources) == MAX_PART_RESOURCES:
                         yield Part(revision=revision, resources=resources, more=True)
                         resources = []
-                    resources.append(kind.parse_any(row["resource"]))
+                    resources.append(self._codec.parse_any(kind, row["resource"], with_secrets=with_secrets))
             yield Part(revision=revision, resources=resources, more=False)
 
-
-def _noted(row: asyncpg.Record) -> NotedChange:
-    kind = BY_NUMBER[row["kind"]]
-    return NotedChange(
-        revision=row["revision"],
-        time_us=row["change_us"],
-        actor=row["actor"],
-        kind=kind,
-        key=tuple(row["resource_key"]),
-        before=None if row["previous"] is None else kind.parse(row["previous"]),
-        after=kind.parse(row["resource"]),
-    )
+    def _noted(self, row: asyncpg.Record) -> NotedChange:
+        kind = BY_NUMBER[row["kind"]]
+        return NotedChange(
+            revision=row["revision"],
+            time_us=row["change_us"],
+            actor=row["actor"],
+            kind=kind,
+            key=tuple(row["resource_key"]),
+            before=None if row["previous"] is None else self._codec.parse(kind, row["previous"]),
+            after=self._codec.parse(kind, row["resource"]),
+        )

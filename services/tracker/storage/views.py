@@ -24,6 +24,7 @@ from services.tracker.kinds import (
     Key,
     Kind,
 )
+from services.tracker.storage.codec import Codec
 
 M = TypeVar("M", bound=Message)
 
@@ -48,15 +49,15 @@ Condition = tuple[str, Any]
 class View:
     """The settings, read on one connection."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, codec: Codec) -> None:
+        self._connection, self._codec = connection, codec
 
     async def get(self, kind: Kind[M], key: Key) -> M | None:
         """Returns the resource, archived or not; None if there is none."""
         stored = await self._connection.fetchval(
             f"SELECT resource FROM {kind.table} WHERE {_conditions(kind.key)}", *key
         )
-        return None if stored is None else kind.parse(stored)
+        return None if stored is None else self._codec.parse(kind, stored)
 
     async def many(self, kind: Kind[M], ids: Collection[str]) -> dict[str, M]:
         """Returns those of these ids that exist, archived or not; of a kind with one id."""
@@ -66,14 +67,14 @@ class View:
         rows = await self._connection.fetch(
             f"SELECT {key}, resource FROM {kind.table} WHERE {key} = ANY($1) ORDER BY {key}", list(ids)
         )
-        return {row[key]: kind.parse(row["resource"]) for row in rows}
+        return {row[key]: self._codec.parse(kind, row["resource"]) for row in rows}
 
     async def of_app(self, kind: Kind[M], app_id: str) -> list[M]:
         """Returns all resources of a kind that belong to an app, archived or not, by their key."""
         rows = await self._connection.fetch(
             f"SELECT resource FROM {kind.table} WHERE app_id = $1 ORDER BY {', '.join(kind.key)}", app_id
         )
-        return [kind.parse(row["resource"]) for row in rows]
+        return [self._codec.parse(kind, row["resource"]) for row in rows]
 
     async def page(
         self, kind: Kind[M], conditions: Sequence[Condition], *, after: str, with_archived: bool, max_count: int
@@ -89,7 +90,7 @@ class View:
             """,
             *(after, with_archived, max_count, *(value for _, value in conditions)),
         )
-        return [kind.parse(row["resource"]) for row in rows]
+        return [self._codec.parse(kind, row["resource"]) for row in rows]
 
     async def stored(self, kind: Kind[Any], ids: Iterable[str]) -> set[str]:
         """Returns those of these ids that are stored; of a kind with one id."""
@@ -112,7 +113,7 @@ class View:
             """,
             app_id, list(events),
         )  # fmt: skip
-        return {row["event_name"]: EVENT_DEFINITION.parse(row["resource"]) for row in rows}
+        return {row["event_name"]: self._codec.parse(EVENT_DEFINITION, row["resource"]) for row in rows}
 
     async def newest_revision(self) -> int:
         """Returns the newest revision."""
@@ -136,14 +137,14 @@ class View:
             """,
             tracker.app_id, tracker.network_id, tracker.type, tracker.tracker_id, list(tracker.events), STATUS_LIVE,
         )  # fmt: skip
-        return [TRACKER.parse(row["resource"]) for row in rows]
+        return [self._codec.parse(TRACKER, row["resource"]) for row in rows]
 
 
 class Remembering(View):
     """A view that reads each resource once: for looking at many that share their parents, while nothing changes."""
 
     def __init__(self, view: View) -> None:
-        super().__init__(view._connection)  # noqa: SLF001  # of its own class
+        super().__init__(view._connection, view._codec)  # noqa: SLF001  # of its own class
         self._got: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     async def get(self, kind: Kind[M], key: Key) -> M | None:
@@ -193,19 +194,19 @@ class Planned(Remembering):
 class Change(View):
     """A change under way. It holds the lock on the revision, so nothing else changes until it commits."""
 
-    def __init__(self, connection: Connection, revision: int, actor: str) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: Connection, codec: Codec, revision: int, actor: str) -> None:
+        super().__init__(connection, codec)
         self.revision = revision
         self._first_revision = revision
         self._actor = actor
         self._time_us: int | None = None
 
     @classmethod
-    async def begin(cls, connection: Connection, *, actor: str) -> "Change":
+    async def begin(cls, connection: Connection, codec: Codec, *, actor: str) -> "Change":
         """Begins a change in a transaction that has just begun."""
         revision = await connection.fetchval("SELECT revision FROM revision FOR UPDATE")
         await connection.execute("SAVEPOINT unchanged")
-        return cls(connection, revision, actor)
+        return cls(connection, codec, revision, actor)
 
     async def undo(self) -> None:
         """Undoes all that was put, and keeps the lock."""
@@ -224,7 +225,7 @@ class Change(View):
             message.revision, message.etag = self.revision, str(self.revision)
             if "create_time" in message.DESCRIPTOR.fields_by_name and not message.HasField("create_time"):
                 message.create_time.CopyFrom(to_timestamp(time_us))
-        stored = [message.SerializeToString(deterministic=True) for message in messages]
+        stored = [self._codec.stored(kind, message) for message in messages]
         names = (*kind.key, *kind.columns)
         rows = [
             (*(_column(message, name, kind.nullable) for name in names), held)

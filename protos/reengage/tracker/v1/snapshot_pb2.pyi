@@ -172,16 +172,20 @@ class WatchSnapshotRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
+    WITH_SECRETS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Optional. The last revision that was received; 0 asks for a whole snapshot first."""
+    with_secrets: _builtins.bool
+    """Optional. Trackers with their click_validation_key, which the gateway checks clicks with."""
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
+        with_secrets: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "with_secrets", b"with_secrets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

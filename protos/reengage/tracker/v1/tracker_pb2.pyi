@@ -132,6 +132,7 @@ class Tracker(_message.Message):
     TARGET_EVENT_FIELD_NUMBER: _builtins.int
     SAN_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    HAS_CLICK_VALIDATION_KEY_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     segment_id: _builtins.str
@@ -163,7 +164,9 @@ class Tracker(_message.Message):
     max_conversions_per_engagement: _builtins.int
     """Optional. How many conversions one engagement may win (D5). Claims are not limited. 0 = no limit."""
     click_validation_key: _builtins.str
-    """Optional. Key of click signatures; empty = clicks are not checked. 16 to 256 characters."""
+    """Optional. Input only: it is kept encrypted and never returned, but to who follows settings with_secrets. Key of
+    click signatures; empty = clicks are not checked. 16 to 256 characters.
+    """
     status: _status_pb2.Status.ValueType
     """Output only. Live or archived."""
     revision: _builtins.int
@@ -182,6 +185,8 @@ class Tracker(_message.Message):
     """Optional. Self-attributing networks only: the bundle id, package or store id that the network knows the app by,
     with which it is asked likewise. Default: what the postback says. At most 128 characters.
     """
+    has_click_validation_key: _builtins.bool
+    """Output only. Whether there is a click_validation_key; not told to networks and agencies."""
     @_builtins.property
     def custom_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Defaults of custom parameters, in its URLs and in postbacks; a click's query value goes first. At most
@@ -256,10 +261,11 @@ class Tracker(_message.Message):
         target_event: _builtins.str = ...,
         san_account_ids: _abc.Iterable[_builtins.str] | None = ...,
         bundle_id: _builtins.str = ...,
+        has_click_validation_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher", "create_time", b"create_time", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "share_with_publisher", b"share_with_publisher", "traffic_rules", b"traffic_rules", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher", "agency_id", b"agency_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "etag", b"etag", "events", b"events", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "revision", b"revision", "san_account_ids", b"san_account_ids", "segment_id", b"segment_id", "share_with_publisher", b"share_with_publisher", "status", b"status", "target_event", b"target_event", "tracker_id", b"tracker_id", "traffic_rules", b"traffic_rules", "type", b"type", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher", "agency_id", b"agency_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "campaign_id", b"campaign_id", "click_validation_key", b"click_validation_key", "create_time", b"create_time", "custom_parameters", b"custom_parameters", "deep_link", b"deep_link", "default_tracker", b"default_tracker", "destination_type", b"destination_type", "etag", b"etag", "events", b"events", "has_click_validation_key", b"has_click_validation_key", "install_url", b"install_url", "max_conversions_per_engagement", b"max_conversions_per_engagement", "name", b"name", "network_id", b"network_id", "post_engagement_window", b"post_engagement_window", "post_view_window", b"post_view_window", "revision", b"revision", "san_account_ids", b"san_account_ids", "segment_id", b"segment_id", "share_with_publisher", b"share_with_publisher", "status", b"status", "target_event", b"target_event", "tracker_id", b"tracker_id", "traffic_rules", b"traffic_rules", "type", b"type", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__share_with_publisher: _TypeAlias = _typing.Literal["share_with_publisher"]  # noqa: Y015
     _WhichOneofArgType__share_with_publisher: _TypeAlias = _typing.Literal["_share_with_publisher", b"_share_with_publisher"]  # noqa: Y015
