@@ -1,4 +1,4 @@
-"""Whoever has a key of one account learns nothing of the others: what is theirs is answered as what is not there."""
+"""A key of one account tells nothing of the others: what is theirs is answered as what is not there."""
 
 import asyncio
 import re
