@@ -507,3 +507,16 @@ async def test_records_reach_ingest_under_the_senders_names(world: World) -> Non
     assert isinstance(record, record_pb2.Record)
     assert dict(record.device_ids) == {"kochava_device_id": device, "adid": f"{device}-adid"}
     assert record.app_version == "1.2"
+
+
+async def test_ten_thousand_wrong_fields_are_told_in_part(world: World) -> None:
+    data = {f"{number}\x1b": [number] for number in range(10_000)}
+    body = {"action": "event", "kochava_app_id": "shop", "data": {"event_name": "View", "event_data": data}}
+    for response in (await world.track(body), await world.track([body, body])):
+        answers = response.json if isinstance(response.json, list) else [response.json]
+        for answer in answers:
+            error = answer["error"]
+            assert len(error["fields"]) == 50
+            assert error["fields"][-1]["reason"] == "MORE"
+            assert error["message"].endswith(" more")
+            assert error["message"].isprintable()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.repository import ROOT
+from tests.support.processes import ROOT
 
 OURS = {"libs", "services", "deploy", "tests", "reengage"}
 NAMESPACES = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}

@@ -13,7 +13,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from libs.errors import from_rpc_error
+from libs.errors import MAX_VIOLATIONS, from_rpc_error
 
 MAX_DEPTH = 6
 _CALLS_AT_ONCE = 16
@@ -238,8 +238,9 @@ async def fault_of(attack: Attack, stub: Any) -> str:
             return ""
         if details.code in _FAULTS or details.reason == details.code.name != "INVALID_ARGUMENT":
             return f"{details.code.name} {details.reason} {details.message[:200]}"
-        if not details.message.isprintable():
-            return f"not printable: {details.message[:200]!r}"
+        texts = [details.message, *(one.field + one.description for one in details.violations)]
+        if len(details.violations) > MAX_VIOLATIONS or not all(text.isprintable() for text in texts):
+            return f"too many wrong fields, or not printable: {texts[-1][:200]!r}"
     except asyncio.CancelledError:
         if not is_stream:
             raise

@@ -96,7 +96,7 @@ class RecordResult(_message.Message):
     """Output only. The record's id in the log: the sender's, or one made by ingest. Empty if it was refused."""
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """Output only. Every wrong field of a refused record, at most 32."""
+        """Output only. Every wrong field of a refused record; of more than 32 the last is `MORE`, and says how many others."""
 
     def __init__(
         self,
