@@ -35,7 +35,15 @@ class DatabaseUnavailableError(Exception):
     """A database that took no connection in time. Names no DSN, as that holds a password."""
 
 
-DATABASE_AWAY = (*CONNECTION_LOST, *ASKED_TO_RETRY, asyncpg.TooManyConnectionsError, DatabaseUnavailableError)
+DATABASE_AWAY = (
+    *CONNECTION_LOST,
+    *ASKED_TO_RETRY,
+    asyncpg.InsufficientResourcesError,  # no connection left, no memory, no disk
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that is not promoted yet
+    TimeoutError,  # of a connection, or a statement, that takes too long
+    DatabaseUnavailableError,
+)
 """Errors that say nothing against the request: it may well succeed a little later."""
 
 

@@ -24,6 +24,8 @@ from libs.logs import configure_logging
 from libs.parts import MAX_MESSAGE_BYTES
 from libs.worker import keep_running
 
+MAX_STREAMS_PER_CONNECTION = 1000
+
 _log = structlog.get_logger()
 
 
@@ -226,6 +228,8 @@ def build_server(
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # Calls that only begin take no room of `max_calls` yet; those beyond wait at the client.
+            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
             # round_robin clients see new pods only when a connection ends.
             ("grpc.max_connection_age_ms", 10 * 60_000),
             ("grpc.max_connection_age_grace_ms", 60_000),

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +18,16 @@ from reengage.attribution.v1 import decision_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 
 NAME = "reengage.attribution.v1.AttributionService"
+
+
+AWAY = {
+    "away": ConnectionRefusedError,
+    "too slow": TimeoutError,
+    "out of connections": asyncpg.TooManyConnectionsError,
+    "out of disk": asyncpg.DiskFullError,
+    "a standby": asyncpg.ReadOnlySQLTransactionError,
+}
+"""Errors that say that the database cannot, just now."""
 
 
 class Servicer(attribution_grpc.AttributionServiceServicer):
@@ -39,8 +50,8 @@ class Servicer(attribution_grpc.AttributionServiceServicer):
                 raise NotFound("CONVERSION_NOT_FOUND", "no such conversion", conversion_id="missing")
             case "busy":
                 raise ResourceExhausted("OVERLOADED", "later", retry_after_s=1.5)
-            case "away":
-                raise ConnectionRefusedError("host and port")
+            case away if away in AWAY:
+                raise AWAY[away]("host and port")
             case "broken":
                 raise ValueError("secret text")
             case "slow":
@@ -112,9 +123,10 @@ async def test_reasons_and_retry_delays_cross_the_wire() -> None:
     assert (busy.reason, busy.retry_after_s) == ("OVERLOADED", 1.5)
 
 
-async def test_a_database_that_is_away_asks_to_come_back() -> None:
+@pytest.mark.parametrize("away", AWAY)
+async def test_a_database_that_is_away_asks_to_come_back(away: str) -> None:
     async with running() as (_, channel, _):
-        error = await failure(ask(channel, "away"))
+        error = await failure(ask(channel, away))
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
     assert error.retry_after_s is not None
     assert "host" not in error.message

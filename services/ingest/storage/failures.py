@@ -5,18 +5,13 @@ from collections.abc import Iterator
 
 import asyncpg
 
-from libs.db import ASKED_TO_RETRY, CONNECTION_LOST
+from libs.db import DATABASE_AWAY
 from libs.errors import Unavailable
 
 _AWAY = (
-    *CONNECTION_LOST,
-    *ASKED_TO_RETRY,
+    *DATABASE_AWAY,
     OSError,
-    TimeoutError,
     asyncpg.InterfaceError,  # a connection or pool that is closed already
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.ReadOnlySQLTransactionError,  # a standby that is not promoted yet
 )
 
 
