@@ -11,7 +11,7 @@ import grpc
 import typer
 
 from libs.client import connect
-from libs.errors import ServiceError, Unavailable
+from libs.errors import MORE, ServiceError, Unavailable, Violation
 from services.cli.console import INTERRUPTED, fail
 from services.cli.places import ADDRESSES, ADMIN_KEY
 
@@ -99,10 +99,13 @@ def describe(error: ServiceError, service: str, address: str) -> str:
             f"REENGAGE_{service.upper()}_TARGET or --target."
         )
     named = " ".join(dict.fromkeys((code, error.reason)))
-    if error.violations:
-        lines = [named, *(f"  {wrong.field}: {wrong.description} ({wrong.reason})" for wrong in error.violations)]
-    else:
-        lines = [f"{named}: {error.message}"]
+    lines = [named, *map(_line, error.violations)] if error.violations else [f"{named}: {error.message}"]
     if error.retry_after_s is not None:
         lines.append(f"  Try again in {error.retry_after_s:g} s.")
     return "\n".join(lines)
+
+
+def _line(wrong: Violation) -> str:
+    return (
+        f"  {wrong.description}" if wrong.reason == MORE else f"  {wrong.field}: {wrong.description} ({wrong.reason})"
+    )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from google.protobuf.message import Message
 
-from libs.errors import Violation
+from libs.errors import MORE, Violation
 from libs.yaml_lines import Problem, YamlError, is_null, line_of, read_yaml
 from reengage.tracker.v1 import resource_kind_pb2, settings_file_pb2, snapshot_pb2
 from services.cli.field_reader import Fields, pairs_in, text_in
@@ -115,8 +115,11 @@ class SettingsFile:
 
     def located(self, violations: Iterable[Violation]) -> list[Problem] | None:
         """Returns what tracker says of the file, with the lines; None when it speaks of something else."""
-        found = []
+        found: list[Problem] = []
         for violation in violations:
+            if violation.reason == MORE:
+                found.append(Problem(max(line for line, _ in found), violation.description))
+                continue
             match = _INDEX.search(violation.field)
             if match is None or int(match[1]) >= len(self.resources):
                 return None

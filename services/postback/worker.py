@@ -7,11 +7,13 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
+from libs.db import DATABASE_AWAY
 from libs.time import SECOND_US
 from libs.worker import keep_running
 from reengage.postback.v1 import conversion_pb2
@@ -269,7 +271,7 @@ class DeliveryWorker:
             await self._something_finished.wait()
             await asyncio.sleep(GATHER_S)
         batch = self._finished[:MAX_SETTLED_AT_ONCE]
-        decided = await self._queue.settle(batch)
+        decided = await self._settle(batch)
         # Only now: a batch that could not be settled is tried again, until its leases are long over.
         del self._finished[: len(batch)]
         self._endings.note(one.leased.delivery_id for one in batch if one.state is not State.PENDING)
@@ -279,6 +281,22 @@ class DeliveryWorker:
         for one in batch:
             if one.network_claim is not None and one.leased.delivery_id in decided:
                 note_late(one.leased.delivery_id, one.leased.configuration_id)
+
+    async def _settle(self, batch: Sequence[Settled]) -> set[UUID]:
+        """Settles attempts; of those that the database refuses it drops none but the one that is refused.
+
+        That one is sent again when its lease ends, until it is given up as interrupted.
+        """
+        try:
+            return await self._queue.settle(batch)
+        except DATABASE_AWAY:
+            raise
+        except Exception as error:  # the worker's edge, as above
+            if len(batch) == 1:
+                _unhandled(batch[0].leased, error)
+                return set()
+            middle = len(batch) // 2
+            return await self._settle(batch[:middle]) | await self._settle(batch[middle:])
 
 
 def _settled(

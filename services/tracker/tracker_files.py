@@ -133,7 +133,7 @@ def _fill(tracker: Tracker, column: str, cell: str, line: int, violations: Viola
         if field.message_type is not None or field.is_repeated or field.cpp_type != field.CPPTYPE_STRING:
             value = cell if field.enum_type is not None else json.loads(cell)
         json_format.ParseDict({column: value}, tracker)
-    except (ValueError, json_format.ParseError):
+    except (ValueError, RecursionError, json_format.ParseError):
         violations.add(f"line {line}: {column}", "INVALID_VALUE", "cannot be read; export a tracker to see its form")
 
 

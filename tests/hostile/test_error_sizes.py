@@ -27,6 +27,8 @@ from reengage.attribution.v1 import what_if_pb2
 from reengage.ingest.v1 import record_batch_pb2
 from reengage.tracker.v1 import settings_file_pb2, snapshot_pb2, tracker_edit_pb2, tracker_pb2
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
+from services.cli.connections import describe
+from services.cli.settings_file import read_settings_file
 from tests.attribution.conftest import (  # noqa: F401  # fixtures
     StartWorld,
     event,
@@ -142,3 +144,20 @@ async def test_ingest_tells_of_every_record_in_part(database: Database, start_wo
     assert {len(result.violations) for result in results} == {MAX_VIOLATIONS}
     assert {result.violations[-1].reason for result in results} == {MORE}
     assert all(one.field.isprintable() and len(one.field.encode()) <= 160 for one in results[0].violations)
+
+
+def many(field: str) -> tuple[Violation, ...]:
+    return InvalidArgument([Violation(field=field, reason="WRONG", description="is wrong")] * 60).violations
+
+
+def test_the_command_line_says_how_many_are_left_out() -> None:
+    lines = describe(InvalidArgument(many("name")), "tracker", "here").splitlines()
+    assert lines[-2:] == ["  name: is wrong (WRONG)", "  … and 11 more"]
+
+
+def test_a_settings_file_is_told_so_beside_its_lines() -> None:
+    file = read_settings_file("app:\n  app_id: shop\n  name: Shop\n  platform: IOS\n")
+    problems = file.located(many("resources[0].app.name"))
+    assert problems is not None
+    assert len(problems) == 50
+    assert {(line, message) for line, message in problems if "more" in message} == {(3, "… and 11 more")}

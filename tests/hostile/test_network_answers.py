@@ -3,21 +3,25 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from reengage.postback.v1 import conversion_pb2, delivery_pb2
 from services.postback import delivery as delivery_module
 from services.postback import retry
+from services.postback import settlement as settlement_module
 from services.postback.adapters import template as template_module
 from services.postback.adapters.x import X
+from services.postback.model import Settled
 from services.postback.retry import MAX_ASKED_S, Answer, Next, asked_wait
 from services.postback.sender import Sender
 from services.postback.settlement import MAX_KEPT_CHARACTERS
+from services.postback.storage.queue import Queue
 from tests.conftest import Database
 from tests.postback.conftest import purchase, running, serving, until_ended, word
 
@@ -220,6 +224,7 @@ async def raise_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
         "judging": (template_module.Template, "judge", fail),
         "reading the claim": (template_module.Template, "claim", fail),
         "rendering": (delivery_module, "Values", fail),
+        "keeping": (settlement_module, "_kept", lambda headers: fail() if headers else {}),
     }
     monkeypatch.setattr(*patches[place])
 
@@ -231,6 +236,7 @@ async def raise_in(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
         ("judging", "BODY_MISMATCH", "STATE_EXHAUSTED", 3),
         ("reading the claim", "BODY_MISMATCH", "STATE_EXHAUSTED", 3),
         ("rendering", "NOT_RENDERED", "STATE_REFUSED", 1),
+        ("keeping", "BODY_MISMATCH", "STATE_EXHAUSTED", 3),
     ],
 )
 async def test_a_fault_of_ours_is_an_attempt_too(
@@ -256,6 +262,27 @@ async def test_a_fault_of_ours_is_an_attempt_too(
         assert (await service.deliveries.Redeliver(again)).redelivered_count == 1
         await until_ended(service)
         assert word((await service.only()).attempts[-1]) == "DELIVERED"
+
+
+async def test_an_attempt_that_the_database_refuses_holds_up_no_other(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Queue.settle
+
+    async def refuse(self: Queue, batch: Sequence[Settled]) -> set[UUID]:
+        if any(b"poison" in one.attempt for one in batch):
+            raise ValueError("poison")
+        return await settle(self, batch)
+
+    monkeypatch.setattr(Queue, "settle", refuse)
+    async with serving() as endpoint, running(database, tmp_path / "s", allowed=endpoint.host) as service:
+        await service.configure(template={"url": endpoint.url("/{event_name}/{quantity}")})
+        poison = purchase("poison")
+        poison.record.event.event_data["quantity"] = "poison"
+        await service.enqueue(*(purchase(f"c{number}") for number in range(10)), poison)
+        ended = await until_ended(service, 10)
+        assert len(endpoint.received) == 11
+    assert {one.conversion_id for one in ended if one.state == delivery_pb2.Delivery.STATE_PENDING} == {"poison"}
 
 
 def bomb() -> conversion_pb2.Conversion:
