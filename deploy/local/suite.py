@@ -36,8 +36,8 @@ Announce = Callable[[str], None]
 class Ports:
     """The ports of the suite, on 127.0.0.1: port `gateway` is option --gateway-port and REENGAGE_PORT_GATEWAY.
 
-    `network` is that of the local ad network, which receives postbacks; `metrics` the first of four, those of the gRPC
-    services in the order of SERVICES (the gateway serves /metrics beside the rest).
+    `network` is that of the local ad network, which receives postbacks; `metrics` the first of five, those of the
+    services in the order of SERVICES.
     """
 
     tracker: int = 7101
@@ -54,13 +54,13 @@ class Ports:
 
     def metrics_of(self, service: str) -> int:
         """Returns the port that serves a service's /metrics."""
-        return self.gateway if service == "gateway" else self.metrics + SERVICES.index(service)
+        return self.metrics + SERVICES.index(service)
 
     def check(self) -> None:
         """Raises StartError naming every port that is taken, what wants it, and the option that chooses another."""
         uses = [(getattr(self, service), service, service) for service in SERVICES]
         uses.append((self.network, "the local ad network", "network"))
-        uses.extend((self.metrics_of(service), f"/metrics of {service}", "metrics") for service in SERVICES[:-1])
+        uses.extend((self.metrics_of(service), f"/metrics of {service}", "metrics") for service in SERVICES)
         problems = [
             f"Port {port}, wanted for {user}, is taken. End what holds it, or choose another by --{option}-port or "
             f"REENGAGE_PORT_{option.upper()}."
@@ -74,7 +74,7 @@ class Ports:
 def free_ports() -> Ports:
     """Returns ports in a row that nobody uses at this moment."""
     names = [field.name for field in fields(Ports)]
-    wanted = len(names) + len(SERVICES) - 2
+    wanted = len(names) + len(SERVICES) - 1
     while True:
         first = random.randrange(20_000, 32_000)  # below what systems hand out to clients
         if not any(_taken(port) for port in range(first, first + wanted)):
@@ -206,12 +206,11 @@ _CALLERS = {"tracker": ("admin", "service", "postback"), "postback": ("postback"
 def _environment(service: str, directory: Path, ports: Ports, postgres: EmbeddedPostgres) -> dict[str, str]:
     environment = {
         "REENGAGE_LISTEN": ports.address(service),
+        "REENGAGE_METRICS_PORT": str(ports.metrics_of(service)),
         **{f"REENGAGE_{name.upper()}_TARGET": ports.address(name) for name in SERVICES if name != "gateway"},
     }
     if migrations_of(service).is_dir():
         environment["REENGAGE_DSN"] = postgres.dsn(service)
-    if service != "gateway":
-        environment["REENGAGE_METRICS_PORT"] = str(ports.metrics_of(service))
     if service in ("tracker", "postback"):
         environment["REENGAGE_SECRETS_KEYS"] = _key(directory / "secrets.key")
     for caller in _CALLERS.get(service, ("service",)):

@@ -71,7 +71,7 @@ def _what_to_try(ports: Ports) -> str:
     return f"""
 [bold green]Reengage runs.[/] Ctrl-C stops it. Its data is kept in {escape(str(DATA))}, logs in logs/ there.
 
-  gateway      [bold]{gateway}[/]  (HTTP: SDKs, server-to-server, ad links; /metrics){services}
+  gateway      [bold]{gateway}[/]  (HTTP: SDKs, server-to-server, ad links){services}
   postbacks    {network}  (a local ad network: what it received)
 
 [bold]Three things to try, in this order[/]

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from libs.channels import open_channel
@@ -12,9 +12,10 @@ from libs.domain.snapshots import follow_tracker
 from libs.server import Service, run
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from services.gateway.addresses import ClientAddresses
-from services.gateway.app import Gateway
+from services.gateway.app import Gateway, Operators
 from services.gateway.attribution_route import AttributionRoute
 from services.gateway.batches import Batches
+from services.gateway.connections import Limits
 from services.gateway.ingest_log import EngagementLog, IngestLog
 from services.gateway.link_routes import LinkRoutes
 from services.gateway.rates import Rates
@@ -30,6 +31,8 @@ class Config:
 
     listen: str = "127.0.0.1:8080"
     """`host:port` to serve HTTP on."""
+    metrics_port: int = 7205
+    """The port of `/metrics`, `/healthz` and `/readyz`, on the same host, apart from the rest; 0 serves none."""
     log_level: str = "info"
     """The lowest level that is logged: debug, info, warning or error."""
     tracker_target: str = "127.0.0.1:7101"
@@ -49,7 +52,31 @@ class Config:
     sender_patience_s: float = 3.0
     """Seconds that a sender of records, or of `get_attribution`, may wait for a service."""
     trusted_proxies: str = ""
-    """Addresses or networks, comma-separated, whose X-Forwarded-For is believed."""
+    """Addresses or networks, comma-separated, whose X-Forwarded-For is believed, and which may open any number of
+    connections."""
+    max_connections: int = 4_000
+    """The most connections at once; fewer where the process may not open so many files. One more ends the one that has
+    waited longest for its client, an idle one if there is any."""
+    max_connections_per_peer: int = 1_000
+    """The most connections at once from one IPv4 address or one /64 network of IPv6, trusted proxies excepted."""
+    max_request_bytes: int = 32 * 1024 * 1024
+    """The most bytes that all requests without a response may hold at once; then the largest that is not whole ends."""
+    max_head_bytes: int = 64 * 1024
+    """The most bytes of a request before its body."""
+    max_headers: int = 100
+    """The most headers of a request."""
+    first_byte_s: float = 10.0
+    """Seconds until the first byte of a connection's first request."""
+    head_s: float = 10.0
+    """Seconds from the first byte of a request to the end of its headers."""
+    body_s: float = 30.0
+    """Seconds from there to the end of its body."""
+    answer_s: float = 30.0
+    """Seconds until a client has taken a response."""
+    idle_s: float = 75.0
+    """Seconds that a connection may wait for its next request; longer than that of a balancer in front."""
+    linger_s: float = 5.0
+    """Seconds that what a refused client still sends is read and thrown away, so that it can see why."""
     drain_s: float = 0.0
     """Seconds between the first unready `/readyz` and the last new connection, when stopping."""
     grace_s: float = 20.0
@@ -83,11 +110,21 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         )
         record_routes = RecordRoutes(settings=settings, records=records, rates=rates, attribution=attribution)
         link_routes = LinkRoutes(settings=settings, engagements=engagements, addresses=addresses)
+        host = config.listen.rpartition(":")[0]
         gateway = Gateway({**record_routes.routes, **link_routes.routes, **attribution.routes}, settings=settings)
         # Requests leave no cycles behind; looking for some all the time costs a tenth of the throughput.
         gc.set_threshold(100_000, 50, 100)
         yield Service(
-            server=HttpServer(gateway, config.listen, drain_s=config.drain_s, grace_s=config.grace_s),
+            server=HttpServer(
+                gateway,
+                config.listen,
+                Limits(**{limit.name: getattr(config, limit.name) for limit in fields(Limits)}),
+                drain_s=config.drain_s,
+                grace_s=config.grace_s,
+                operators=Operators(gateway),
+                operators_listen=f"{host}:{config.metrics_port}" if config.metrics_port else "",
+                is_exempt=addresses.is_proxy,
+            ),
             loops={"settings": follower.run, "resending": engagement_log.resend},
         )
 

@@ -15,14 +15,15 @@ class ClientAddresses:
 
     def __init__(self, proxies: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(proxy) for proxy in proxies]
-        self._is_proxy = lru_cache(4096)(self._belongs_to_proxy)
+        self.is_proxy = lru_cache(4096)(self._belongs_to_proxy)
+        """Returns whether an address is that of a trusted proxy."""
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """Returns the peer or, behind trusted proxies, the last forwarded address that is none; empty if unknown."""
-        if not self._networks or not forwarded_for or not self._is_proxy(peer):
+        if not self._networks or not forwarded_for or not self.is_proxy(peer):
             return peer
         for address in map(_without_port, reversed(forwarded_for.split(","))):
-            if not self._is_proxy(address):
+            if not self.is_proxy(address):
                 return address if is_ip_address(address) else ""
         return peer
 

@@ -1,4 +1,4 @@
-"""The gateway's HTTP face, an ASGI application: finds the route of a request, and sends the response."""
+"""The gateway's HTTP face: finds the route of a request, and returns the response."""
 
 import itertools
 import os
@@ -9,9 +9,9 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from libs.errors import ServiceError, Unavailable
-from services.gateway.asgi import JSON, Receive, Request, Response, Route, Scope, Send, json_response
 from services.gateway.errors import Refused
 from services.gateway.link_routes import SHORT_CLICK
+from services.gateway.requests import JSON, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 
 MAX_QUERY_BYTES = 16 * 1024
@@ -28,7 +28,6 @@ _WELCOME = {
         "GET /v1/cpi/get_attribution?kochava_app_id=&kochava_device_id=": "what a device is credited to",
         "GET /healthz": "whether this process lives",
         "GET /readyz": "whether it has its settings",
-        "GET /metrics": "its metrics, for Prometheus",
     },
 }
 
@@ -38,7 +37,7 @@ _log = structlog.get_logger()
 
 
 class Gateway:
-    """The ASGI application: `routes` by their path, and those for operators.
+    """What everybody can ask for: `routes` by their path, and health, for balancers that can ask nowhere else.
 
     `settings` returns the newest settings or raises `Unavailable`.
     """
@@ -57,20 +56,20 @@ class Gateway:
         """True: `/readyz` sends balancers elsewhere."""
         _in_flight.set_function(lambda: max_requests - self._room)
         self._request_ids = map(f"{random_bytes(6).hex()}-{{:x}}".format, itertools.count())
+        self.health_routes = {
+            "/healthz": Route(("GET", "HEAD"), self._healthz),
+            "/readyz": Route(("GET", "HEAD"), self._readyz),
+        }
         self._routes = {
             **routes,
             "/": Route(("GET", "HEAD"), self._welcome),
-            "/healthz": Route(("GET", "HEAD"), self._healthz),
-            "/readyz": Route(("GET", "HEAD"), self._readyz),
-            "/metrics": Route(("GET",), self._metrics),
+            **self.health_routes,
         }
         self._counters: dict[tuple[str, int], Counter] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Responds to one request."""
-        if scope["type"] != "http":
-            return
-        request = Request(scope, receive, next(self._request_ids))
+    async def respond(self, request: Request) -> Response:
+        """Returns the response to a request."""
+        request.take_id(next(self._request_ids))
         self._room -= 1
         try:
             path, response = await self._respond(request)
@@ -78,18 +77,7 @@ class Gateway:
             self._room += 1
         status, headers, body = response
         self._count(path, status)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    *headers,
-                    (b"content-length", str(len(body)).encode()),
-                    (b"x-request-id", request.request_id.encode()),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+        return status, [*headers, (b"x-request-id", request.request_id.encode())], body
 
     async def _respond(self, request: Request) -> tuple[str, Response]:
         """Returns the route's path, for the metrics, and the response."""
@@ -101,13 +89,11 @@ class Gateway:
             refused = Refused(404, "NOT_FOUND", "there is nothing here; GET / says what there is")
             return "other", refused.response()
         try:
-            if request.method not in route.methods:
-                return path, _method_not_allowed(route)
             if self._room < 0:
                 raise Refused(503, "OVERLOADED", "too many requests at once", retry_after_s=1)  # noqa: TRY301
             if len(request.query) > MAX_QUERY_BYTES:
                 raise Refused(414, "QUERY_TOO_LONG", f"a query must be at most {MAX_QUERY_BYTES} bytes")  # noqa: TRY301
-            return path, await route.respond(request)
+            return path, await _ask(route, request)
         except Refused as refused:
             response = refused.response()
         except ServiceError as error:
@@ -135,10 +121,30 @@ class Gateway:
             raise Unavailable("STOPPING", "this process is about to stop")
         return json_response({"status": "ready", "settings_revision": self._settings().revision})
 
-    async def _metrics(self, _: Request) -> Response:
-        return 200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest()
+
+class Operators:
+    """What whoever runs the gateway asks for: health and metrics. They are told however many requests are under way."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._routes = {**gateway.health_routes, "/metrics": Route(("GET",), _metrics)}
+
+    async def respond(self, request: Request) -> Response:
+        """Returns the response to a request."""
+        route = self._routes.get(request.path)
+        if route is None:
+            return Refused(404, "NOT_FOUND", f"here are {', '.join(self._routes)}").response()
+        try:
+            return await _ask(route, request)
+        except ServiceError as error:
+            return Refused.by(error).response()
 
 
-def _method_not_allowed(route: Route) -> Response:
+async def _metrics(_: Request) -> Response:
+    return 200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest()
+
+
+async def _ask(route: Route, request: Request) -> Response:
+    if request.method in route.methods:
+        return await route.respond(request)
     status, headers, body = Refused(405, "METHOD_NOT_ALLOWED", f"use {route.methods[0]}").response()
     return status, [*headers, (b"allow", ", ".join(route.methods).encode())], body

@@ -9,10 +9,10 @@ from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import InvalidArgument, Unavailable, Violation, from_rpc_error
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
-from services.gateway.asgi import Request, Response, Route, json_response
 from services.gateway.errors import Refused, unknown_app
 from services.gateway.links import parse_query
 from services.gateway.rates import Rates
+from services.gateway.requests import Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 
 _RETRY_S = 10

@@ -1,42 +1,27 @@
-"""Bodies of requests: read within limits, and parsed."""
+"""Bodies of requests, parsed."""
 
 from typing import Any
 
 import orjson
 
-from services.gateway.asgi import Request
 from services.gateway.errors import Refused
+from services.gateway.requests import Request
 
 MAX_BODY_BYTES = 2 * 1024 * 1024 - 1
 _MAX_DEPTH = 16
 
 
-async def read_body(request: Request) -> bytes:
-    """Returns the whole body. Its time is bounded in server.py.
-
-    Raises Refused: 413 from 2 MB, 415 when it is compressed, 400 when it breaks off.
-    """
+def body_of(request: Request) -> bytes | bytearray:
+    """Returns the body. Raises Refused: 415 when it is compressed, else why there is none (`connections.py`)."""
     encoding = request.header(b"content-encoding")
     if encoding and encoding.lower() != "identity":
         raise Refused(415, "UNSUPPORTED_ENCODING", f"send the body without Content-Encoding {encoding[:32]}")
-    length = request.headers.get(b"content-length", b"0")
-    if len(length) > 9 or (length.isdigit() and int(length) > MAX_BODY_BYTES):
-        raise _too_large()
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "BODY_INCOMPLETE", "the body broke off")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    if request.no_body is not None:
+        raise request.no_body
+    return request.body
 
 
-def parse_json(body: bytes) -> dict[str, Any] | list[Any]:
+def parse_json(body: bytes | bytearray) -> dict[str, Any] | list[Any]:
     """Returns an object or array. Raises Refused `INVALID_JSON`: wrong UTF-8 or JSON, nested too deep."""
     try:
         value = orjson.loads(body)
@@ -57,7 +42,3 @@ def is_too_deep(value: Any, levels: int) -> bool:
     if levels == 0:
         return True
     return any(is_too_deep(inner, levels - 1) for inner in (value.values() if isinstance(value, dict) else value))
-
-
-def _too_large() -> Refused:
-    return Refused(413, "BODY_TOO_LARGE", "a body must be smaller than 2 MB")

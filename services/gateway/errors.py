@@ -8,7 +8,7 @@ import grpc
 import orjson
 
 from libs.errors import InvalidArgument, ServiceError, Violation
-from services.gateway.asgi import JSON, Response
+from services.gateway.requests import JSON, Response
 
 UNKNOWN_APP = "UNKNOWN_APP"
 

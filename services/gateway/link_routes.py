@@ -7,7 +7,6 @@ from collections.abc import Callable
 from libs.errors import ServiceError
 from reengage.ingest.v1 import record_pb2
 from services.gateway.addresses import ClientAddresses
-from services.gateway.asgi import TEXT, Headers, Request, Response, Route
 from services.gateway.batches import Batches
 from services.gateway.links import (
     Visit,
@@ -19,6 +18,7 @@ from services.gateway.links import (
     read_client_hints,
 )
 from services.gateway.redirect import destination, signature_holds
+from services.gateway.requests import TEXT, Headers, Request, Response, Route
 from services.gateway.settings import GatewaySettings
 
 SHORT_CLICK = "/c/"

@@ -6,14 +6,14 @@ from typing import Any
 
 from libs.errors import InvalidArgument, ServiceError, Violation
 from reengage.ingest.v1 import record_batch_pb2
-from services.gateway.asgi import JSON, Request, Response, Route, json_response
 from services.gateway.attribution_route import AttributionRoute
 from services.gateway.batches import Batches, Outcome
-from services.gateway.bodies import parse_json, read_body
+from services.gateway.bodies import body_of, parse_json
 from services.gateway.errors import Refused
 from services.gateway.model import App
 from services.gateway.rates import Rates
 from services.gateway.refusals import RefusalTrace
+from services.gateway.requests import JSON, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 from services.gateway.translation.record import translate
 from services.gateway.translation.violations import in_senders_words, nul_fields
@@ -45,7 +45,7 @@ class RecordRoutes:
         }
 
     async def _track(self, request: Request) -> Response:
-        value, may_hold_nul = await self._read_json(request)
+        value, may_hold_nul = self._read_json(request)
         if isinstance(value, list):
             return await self._track_array(value, request, may_hold_nul=may_hold_nul)
         if value.get("action") == "get_attribution":
@@ -54,17 +54,17 @@ class RecordRoutes:
         return await self._track_one(value, request, may_hold_nul=may_hold_nul)
 
     async def _identity_link(self, request: Request) -> Response:
-        value, may_hold_nul = await self._read_json(request)
+        value, may_hold_nul = self._read_json(request)
         if isinstance(value, list):
             refused = Refused(400, "INVALID_RECORD", "must be a JSON object")
             self._refusals.note(refused, len(value))
             raise refused
         return await self._track_one({**value, "action": "identityLink"}, request, may_hold_nul=may_hold_nul)
 
-    async def _read_json(self, request: Request) -> tuple[dict[str, Any] | list[Any], bool]:
+    def _read_json(self, request: Request) -> tuple[dict[str, Any] | list[Any], bool]:
         """Returns the body, and whether there may be a NUL in its texts."""
         try:
-            body = await read_body(request)
+            body = body_of(request)
             return parse_json(body), rb"\u0000" in body
         except Refused as refused:
             self._refusals.note(refused)

@@ -1,78 +1,85 @@
-"""Serving HTTP: uvicorn inside our process and our loop, with bounds on what a request may take."""
+"""Listening for HTTP: a port, its connections, and the order of a graceful stop."""
 
 import asyncio
 import contextlib
-import math
+import resource
 import socket
-from collections.abc import Iterator
-from http import HTTPStatus
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
+import prometheus_client
 import structlog
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.asgi import Receive, Scope, Send
-from services.gateway.errors import Refused
+from services.gateway.connections import Connections, HttpConnection, Limits
+from services.gateway.requests import Request, Response
 
-MAX_HEAD_BYTES = 64 * 1024
-REQUEST_TIMEOUT_S = 30.0
-"""From its first byte to its last."""
-_MAX_CONNECTIONS = 4_000
-_TOO_SLOW = Refused(408, "REQUEST_TIMEOUT", f"a request must be whole within {REQUEST_TIMEOUT_S:.0f} s")
-_HEAD_TOO_LARGE = Refused(431, "HEAD_TOO_LARGE", f"URL and headers must be at most {MAX_HEAD_BYTES} bytes")
-_URL_TOO_LONG = Refused(414, "URL_TOO_LONG", "a URL must be at most 16 KiB")
-_UNREADABLE = Refused(400, "INVALID_HTTP", "this is no HTTP request; all of a URL but ASCII must be percent-encoded")
-_MAX_URL_BYTES = 65_535  # more httptools cannot parse
+_BACKLOG = 2_048
+_SWEEP_S = 0.5
+_OTHER_FILES = 256
+"""Files that a process opens beside its connections: channels, the spool, logs."""
+
+_open = prometheus_client.Gauge("http_connections", "Open HTTP connections.")
+_request_bytes = prometheus_client.Gauge("http_request_bytes", "Bytes of requests that have no response yet.")
 _log = structlog.get_logger()
 
 
 class Application(Protocol):
-    """An ASGI application that can tell balancers that it is about to stop."""
+    """Routes."""
+
+    async def respond(self, request: Request) -> Response:
+        """Returns the response to one request. Never raises."""
+
+
+class StoppableApplication(Application, Protocol):
+    """Routes that can tell balancers that they are about to stop."""
 
     stopping: bool
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Responds to one request."""
-
 
 class HttpServer:
-    """Listener for HTTP, in front of an application. `listen` is `host:port`.
+    """Listeners for HTTP: for everybody, in front of an application, and for operators.
+
+    `listen` and `operators_listen` are `host:port`; without the second nobody listens there. Operators have connections
+    of their own, so that health can be asked however many others there are. `is_exempt` is of `Connections`.
 
     When it is to stop, it is not ready for `drain_s`. Then it takes no more connections, and gives `grace_s` to what is
-    under way.
+    under way. Operators are responded to until then.
     """
 
-    def __init__(self, app: Application, listen: str, *, drain_s: float, grace_s: float) -> None:
-        self._app, self._listen, self._drain_s = app, listen, drain_s
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=BoundedProtocol,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,  # whom to believe is decided in addresses.py
-                limit_concurrency=_MAX_CONNECTIONS,
-                timeout_graceful_shutdown=math.ceil(grace_s),
-            )
-        )
-        self._serving: asyncio.Task[None] | None = None
+    def __init__(
+        self,
+        app: StoppableApplication,
+        listen: str,
+        limits: Limits,
+        *,
+        drain_s: float,
+        grace_s: float,
+        operators: Application | None = None,
+        operators_listen: str = "",
+        is_exempt: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._app, self._limits, self._is_exempt = app, limits, is_exempt
+        self._drain_s, self._grace_s = drain_s, grace_s
+        self._listen, self._operators, self._operators_listen = listen, operators, operators_listen
+        self._listeners: list[_Listener] = []
+        self._sweeping: asyncio.Task[None] | None = None
         self._port = 0
 
     async def start(self) -> None:
-        """Returns once it listens. Raises OSError when the port cannot be had."""
-        sock = _bind(self._listen)
-        self._port = sock.getsockname()[1]
-        self._serving = asyncio.create_task(self._server.serve(sockets=[sock]))
-        listening = asyncio.create_task(self._server.listening.wait())
-        await asyncio.wait({self._serving, listening}, return_when=asyncio.FIRST_COMPLETED)
-        listening.cancel()
-        if self._serving.done():
-            await self.ended()
+        """Returns once it listens. Raises OSError when a port cannot be had."""
+        limits = replace(self._limits, max_connections=_files_for(self._limits.max_connections))
+        public = Connections(limits, self._app.respond, self._is_exempt)
+        self._listeners.append(_Listener(public, self._listen))
+        if self._operators is not None and self._operators_listen:
+            few = replace(limits, max_connections=_OTHER_FILES // 4)
+            self._listeners.append(_Listener(Connections(few, self._operators.respond), self._operators_listen))
+        for listener in self._listeners:
+            await listener.start()
+        self._port = self._listeners[0].port
+        _open.set_function(lambda: len(public.open))
+        _request_bytes.set_function(lambda: public.request_bytes)
+        self._sweeping = asyncio.create_task(self._sweep())
 
     async def announce(self) -> None:
         """Logs that it serves. The application itself says when it is ready."""
@@ -80,96 +87,64 @@ class HttpServer:
 
     async def ended(self) -> None:
         """Waits until it has been stopped. Raises what ended it before."""
-        assert self._serving is not None, "it was started"
-        await asyncio.shield(self._serving)
-        if not self._server.should_exit:
-            raise RuntimeError("the HTTP server ended without being told to")
+        assert self._sweeping is not None, "it was started"
+        await asyncio.wait({self._sweeping})
+        if not self._sweeping.cancelled():
+            self._sweeping.result()
 
     async def stop(self, *, drain: bool) -> None:
         """Returns once what was under way has ended."""
         _log.info("http.stopping")
         self._app.stopping = True
         await asyncio.sleep(self._drain_s if drain else 0)
-        self._server.should_exit = True
-        if self._serving is not None:
-            await asyncio.wait({self._serving})  # what it raises, `ended` does
+        for listener in self._listeners:
+            await listener.stop(self._grace_s)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for listener in self._listeners:
+                listener.connections.tell_time()
+                listener.connections.end_overdue()
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds: by itself it takes a head of any size, and any time for a request."""
+class _Listener:
+    """One port and its connections."""
 
-    _head_bytes = 0
-    _timer: asyncio.TimerHandle | None = None
+    def __init__(self, connections: Connections, listen: str) -> None:
+        self.connections, self._listen = connections, listen
+        self._server: asyncio.Server | None = None
+        self.port = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the time of the first request: a connection that never sends anything is closed too."""
-        super().connection_made(transport)
-        self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, _TOO_SLOW)
+    async def start(self) -> None:
+        """Begins to listen. Raises OSError when the port cannot be had."""
+        sock = _bind(self._listen)
+        self.port = sock.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: HttpConnection(self.connections), sock=sock, backlog=_BACKLOG)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the timer."""
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Counts what comes before the end of a head, and watches the time of a request that is not whole yet."""
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES + len(data):
-            self._refuse(_HEAD_TOO_LARGE)
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more connections, and returns once what was under way has ended, or `grace_s` later."""
+        if self._server is None:
             return
-        super().data_received(data)
-        if self._head_bytes and self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._refuse, _TOO_SLOW)
-
-    def on_body(self, body: bytes) -> None:
-        """Ends the head; one byte stands for a request that has not ended."""
-        self._head_bytes = 1
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Begins the next head."""
-        self._head_bytes = 0
-        self._stop_timer()
-        super().on_message_complete()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Refuses what uvicorn cannot read, in the form of all errors."""
-        self._refuse(_URL_TOO_LONG if len(self.url) > _MAX_URL_BYTES else _UNREADABLE)
-
-    def _refuse(self, refused: Refused) -> None:
-        if self.transport.is_closing():
-            return
-        status, headers, body = refused.response()
-        headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode()), *map(b": ".join, headers)]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.close()
+        self._server.close()
+        self._server = None
+        if cut := await self.connections.drain(grace_s):
+            _log.warning("http.cut", connections=cut)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers, which would end the process before the spool is closed.
-
-    `listening` is set once it takes connections.
-    """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to `libs.server`."""
-        yield
+def _files_for(connections: int) -> int:
+    """Returns how many of these connections the process has files for, having raised its limit where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < wanted:
+        _log.warning("http.few_files", max_connections=soft - _OTHER_FILES)
+    return min(connections, soft - _OTHER_FILES)
 
 
 def _bind(listen: str) -> socket.socket:

@@ -51,7 +51,7 @@ def violations(
     device_ids: Mapping[str, str],
     has_device: bool,
 ) -> list[Violation]:
-    """Returns every wrong field of a record that came at `now_us`, up to 32; an empty list if it is acceptable.
+    """Returns every wrong field of a record that came at `now_us`, at most 32; an empty list if it is acceptable.
 
     The caller has these at hand, so they are
     not taken from `record` again: `content` is the record serialised as it came, `has_unknown` says whether that had

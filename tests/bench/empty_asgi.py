@@ -1,39 +1,23 @@
-"""An empty ASGI application on the gateway's own server: what HTTP in Python can do at most. Arguments: listen."""
+"""An empty ASGI application on uvicorn, as one serves HTTP in Python. Arguments: listen."""
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
-from libs.server import Service, run
-from services.gateway.asgi import Receive, Scope, Send
-from services.gateway.server import HttpServer
+import uvicorn
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Configuration of nothing that matters."""
-
-    log_level: str = "warning"
+_Message: TypeAlias = dict[str, Any]
 
 
-class Empty:
-    """An application that redirects everyone to the same place."""
-
-    stopping = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Redirects."""
-        headers = [(b"location", b"https://play.google.com/"), (b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 302, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
-
-
-@asynccontextmanager
-async def wire(_: Config) -> AsyncIterator[Service]:
-    """Opens nothing."""
-    yield Service(server=HttpServer(Empty(), sys.argv[1], drain_s=0, grace_s=1))
+async def redirect(
+    _scope: _Message, _receive: Callable[[], Awaitable[_Message]], send: Callable[[_Message], Awaitable[None]]
+) -> None:
+    """Redirects everyone to the same place."""
+    headers = [(b"location", b"https://play.google.com/"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 302, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 if __name__ == "__main__":
-    run("empty", Config, wire)
+    host, _, port = sys.argv[1].rpartition(":")
+    uvicorn.run(redirect, host=host, port=int(port), ws="none", lifespan="off", access_log=False, log_level="warning")

@@ -15,7 +15,7 @@ from tests.support.databases import migrated_postgres
 from tests.support.ports import free_port
 
 WARM_UP = 1_000
-LIMIT = "redirects/s of an empty ASGI application on the same server"
+LIMIT = "redirects/s of an empty ASGI application on uvicorn"
 
 
 async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:

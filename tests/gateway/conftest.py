@@ -62,6 +62,12 @@ class World:
                 body=await response.read(),
             )
 
+    async def metrics(self, at: ServiceProcess | None = None) -> str:
+        """Returns a gateway's metrics, as Prometheus sees them."""
+        async with self.session.get(f"{(at or self.gateway).metrics_url}/metrics") as response:
+            assert response.status == 200
+            return await response.text()
+
     async def track(self, body: Any, **options: Any) -> Response:
         """Posts a value, or bytes as they are, to /track/json."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -399,7 +399,7 @@ async def test_request_ids_come_back(world: World) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 200), ("GET", "/healthz", 200), ("GET", "/readyz", 200), ("GET", "/metrics", 200),
+        ("GET", "/", 200), ("GET", "/healthz", 200), ("GET", "/readyz", 200), ("GET", "/metrics", 404),
         ("GET", "/track/json", 405), ("POST", "/c/plain", 405), ("GET", "/nothing", 404),
         ("GET", "/c/plain?" + "a" * 20_000, 414),
     ],
@@ -468,14 +468,14 @@ async def test_no_body_makes_it_fail(world: World) -> None:
 
 async def test_metrics_count_responses(world: World) -> None:
     await world.ask("GET", "/c/plain")
-    response = await world.ask("GET", "/metrics")
-    assert b'http_responses_total{route="/c/",status="302"}' in response.body
-    assert b"gateway_spool_bytes 0.0" in response.body
+    metrics = await world.metrics()
+    assert 'http_responses_total{route="/c/",status="302"}' in metrics
+    assert "gateway_spool_bytes 0.0" in metrics
 
 
 async def refused_records(world: World) -> dict[tuple[str, str], float]:
     """Returns how many records were refused, by reason and status."""
-    metrics = (await world.ask("GET", "/metrics")).body.decode()
+    metrics = await world.metrics()
     found = re.findall(r'gateway_records_refused_total\{reason="(\w+)",status="(\d+)"\} (\S+)', metrics)
     return {(reason, status): float(count) for reason, status, count in found}
 

@@ -7,8 +7,10 @@ import aiohttp
 import pytest
 
 from libs.server import Service, supervise
-from services.gateway.asgi import Receive, Scope, Send
+from services.gateway.connections import Connections
+from services.gateway.requests import Request, Response
 from services.gateway.server import HttpServer
+from tests.gateway.limits import LIMITS
 from tests.support.eventually import until
 from tests.support.ports import HOST, free_port
 
@@ -20,15 +22,15 @@ class Slow:
         self.stopping = False
         self.called, self.go = asyncio.Event(), asyncio.Event()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def respond(self, request: Request) -> Response:
         self.called.set()
         await self.go.wait()
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        return 204, [], b""
 
 
 async def test_it_stops_after_the_last_request_and_before_the_loops() -> None:
     app, stop, target, loop_ended = Slow(), asyncio.Event(), f"{HOST}:{free_port()}", asyncio.Event()
+    is_ready = asyncio.Event()
 
     async def loop() -> None:
         try:
@@ -36,9 +38,12 @@ async def test_it_stops_after_the_last_request_and_before_the_loops() -> None:
         finally:
             loop_ended.set()
 
-    server = HttpServer(app, target, drain_s=0, grace_s=10)
-    running = asyncio.create_task(supervise(Service(server=server, loops={"one": loop}), stop))
-    await until(lambda: server._server.started)
+    async def ready() -> None:
+        is_ready.set()
+
+    server = HttpServer(app, target, LIMITS, drain_s=0, grace_s=10)
+    running = asyncio.create_task(supervise(Service(server=server, loops={"one": loop}, ready=ready), stop))
+    await is_ready.wait()
     async with aiohttp.ClientSession() as session:
         asking = asyncio.create_task(session.get(f"http://{target}/"))
         await app.called.wait()
@@ -46,15 +51,30 @@ async def test_it_stops_after_the_last_request_and_before_the_loops() -> None:
         await until(lambda: app.stopping)
         assert not loop_ended.is_set()
         app.go.set()
-        assert (await asking).status == 204
+        response = await asking
+        assert (response.status, response.headers["connection"]) == (204, "close")
     await running
     assert loop_ended.is_set()
+
+
+async def test_it_stops_without_a_request_that_takes_too_long() -> None:
+    app, target = Slow(), f"{HOST}:{free_port()}"
+    server = HttpServer(app, target, LIMITS, drain_s=0, grace_s=0)
+    await server.start()
+    async with aiohttp.ClientSession() as session:
+        asking = asyncio.create_task(session.get(f"http://{target}/"))
+        await app.called.wait()
+        await server.stop(drain=False)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await asking
+    await server.ended()
+    app.go.set()
 
 
 async def test_once_started_it_listens() -> None:
     app, target = Slow(), f"{HOST}:{free_port()}"
     app.go.set()
-    server = HttpServer(app, target, drain_s=0, grace_s=1)
+    server = HttpServer(app, target, LIMITS, drain_s=0, grace_s=1)
     await server.start()
     async with aiohttp.ClientSession() as session:
         assert (await session.get(f"http://{target}/")).status == 204
@@ -66,29 +86,17 @@ async def test_a_taken_port_is_said() -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
-        server = HttpServer(Slow(), f"{HOST}:{taken.getsockname()[1]}", drain_s=0, grace_s=1)
+        server = HttpServer(Slow(), f"{HOST}:{taken.getsockname()[1]}", LIMITS, drain_s=0, grace_s=1)
         with pytest.raises(OSError, match="is the port taken"):
             await server.start()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), None], ids=["it fails", "it ends by itself"])
-async def test_a_listener_that_does_not_serve_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, error: Exception | None
-) -> None:
-    is_ready = asyncio.Event()
+async def test_a_listener_that_fails_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_connections: Connections) -> None:
+        raise RuntimeError("broken")
 
-    async def ready() -> None:
-        is_ready.set()
-
-    async def main_loop() -> None:
-        await is_ready.wait()
-        if error is not None:
-            raise error
-
-    server = HttpServer(Slow(), f"{HOST}:0", drain_s=0, grace_s=1)
-    monkeypatch.setattr(server._server, "main_loop", main_loop)
+    server = HttpServer(Slow(), f"{HOST}:0", LIMITS, drain_s=0, grace_s=1)
+    monkeypatch.setattr(Connections, "end_overdue", fail)
     with pytest.raises(ExceptionGroup) as caught:
-        await supervise(Service(server=server, ready=ready), asyncio.Event())
-    assert [str(raised) for raised in caught.value.exceptions] == [
-        "broken" if error is not None else "the HTTP server ended without being told to"
-    ]
+        await supervise(Service(server=server), asyncio.Event())
+    assert [str(raised) for raised in caught.value.exceptions] == ["broken"]

@@ -38,7 +38,7 @@ def free_ports_in_a_row(count: int) -> int:
 def suite_ports() -> Ports:
     """Returns ports for a suite of the test's own, in a row."""
     names = [field.name for field in fields(Ports)]
-    first = free_ports_in_a_row(len(names) + len(SERVICES) - 2)  # `metrics` is the first of one a gRPC service
+    first = free_ports_in_a_row(len(names) + len(SERVICES) - 1)  # `metrics` is the first of one a service
     return Ports(**{name: first + offset for offset, name in enumerate(names)})
 
 

@@ -42,6 +42,11 @@ class ServiceProcess:
         return f"http://{self.target}"
 
     @property
+    def metrics_url(self) -> str:
+        """Returns the address of its metrics, and a gateway's health; it must have been given a port."""
+        return f"http://{HOST}:{self._environment['REENGAGE_METRICS_PORT']}"
+
+    @property
     def pid(self) -> int:
         """Returns the id of the process that was started last."""
         assert self._process is not None
@@ -104,7 +109,7 @@ class ServiceProcess:
 
     async def _is_ready(self) -> bool:
         try:
-            async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as answer:
+            async with aiohttp.ClientSession() as session, session.get(f"{self.metrics_url}/readyz") as answer:
                 return answer.status == 200
         except aiohttp.ClientConnectionError:
             return False
@@ -145,5 +150,9 @@ def postback_process(log: Path, **settings: str) -> ServiceProcess:
 
 def gateway_process(directory: Path, **settings: str) -> ServiceProcess:
     """Returns a gateway, not started yet, with its spool and its log in `directory`; it needs targets."""
-    usual = {"service_key": "service", "spool_directory": str(directory / "spool")}
+    usual = {
+        "service_key": "service",
+        "spool_directory": str(directory / "spool"),
+        "metrics_port": str(free_port()),
+    }
     return ServiceProcess("gateway", log=directory / "gateway.log", **(usual | settings))
