@@ -186,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
         """Of a head that is not whole yet."""
         self._held = b""
         """What came after the request that is responded to."""
-        self._url = b""
+        self._method, self._url, self._version = b"", b"", ""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = False
         self._hosts = 0
@@ -227,7 +227,10 @@ class HttpConnection(asyncio.Protocol):
         self.request_bytes += len(data)
         self._all.request_bytes += len(data)
         if self._all.request_bytes > self._limits.max_request_bytes and not self._all.make_room_for(self):
-            self._refuse(_NO_ROOM)
+            if self._state is _State.WORKING or self._state is _State.TAKING:
+                self._end(_NO_ROOM.code)  # there is a response to come, which no other may precede
+            else:
+                self._refuse(_NO_ROOM)
             return
         self._read(data)
 
@@ -291,8 +294,10 @@ class HttpConnection(asyncio.Protocol):
             self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        """Ends the head."""
+        """Ends the head. Once the request has ended, the parser knows no more of it."""
         self._in_head = False
+        self._method, self._version = self._parser.get_method(), self._parser.get_http_version()
+        self._keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of the body."""
@@ -337,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
         fault = self._feed(head) or self._fault_of_head()
         if fault is not None:
             self._refuse(fault)
-        elif self._is_whole and not self._to_come:
+        elif self._to_come == 0:
             self._respond()
         elif self._to_come is not None and self._to_come > MAX_BODY_BYTES:
             self._respond(_BODY_TOO_LARGE)
@@ -358,9 +363,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _fault_of_head(self) -> Refused | None:
         """Returns what is wrong with a head that could be parsed; sets how much of a body is to come, if nothing is."""
-        headers, version = self._headers, self._parser.get_http_version()
+        headers, version = self._headers, self._version
         if version not in ("1.1", "1.0"):
-            return _UNKNOWN_VERSION
+            return _UNKNOWN_VERSION if version else _UNREADABLE  # empty lines are no head
         if len(self._url) > MAX_URL_BYTES:
             return _URL_TOO_LONG
         if self._hosts != 1 and (self._hosts or version == "1.1"):
@@ -375,7 +380,6 @@ class HttpConnection(asyncio.Protocol):
         else:
             length = headers.get(b"content-length")
             self._to_come = int(length) if length else 0
-        self._keep_alive = self._parser.should_keep_alive() or self._is_upgrade
         return None
 
     def _read_body(self, data: bytes) -> bytes:
@@ -431,8 +435,9 @@ class HttpConnection(asyncio.Protocol):
             with suppress(httptools.HttpParserInvalidURLError):
                 url = httptools.parse_url(target)
                 target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
-        method = self._parser.get_method().decode("ascii")
-        request = Request(method, target, self._headers, peer=self.peer, body=self._body, no_body=no_body)
+        request = Request(
+            self._method.decode(), target, self._headers, peer=self.peer, body=self._body, no_body=no_body
+        )
         task = self._loop.create_task(self._work(request))
         self._all.tasks.add(task)
         task.add_done_callback(self._all.tasks.discard)
@@ -468,6 +473,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._release(len(held))
         self._is_whole = self._is_upgrade = False
+        self._version = ""
         self._body = bytearray()
         self._await(_State.IDLE, self._limits.idle_s)
         if held:

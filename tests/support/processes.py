@@ -34,6 +34,7 @@ class ServiceProcess:
         configured = {"listen": self.target, "metrics_port": "0", "log_level": "warning"} | settings
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("REENGAGE_")}
         self._environment = inherited | {f"REENGAGE_{field.upper()}": value for field, value in configured.items()}
+        self._ready_path = "/readyz"
         self._process: Process | None = None
 
     @property
@@ -52,8 +53,12 @@ class ServiceProcess:
         assert self._process is not None
         return self._process.pid
 
-    async def start(self, *command: str) -> None:
-        """Returns once it serves. `command` goes before python, to look at it."""
+    async def start(self, *command: str, settings_come: bool = True) -> None:
+        """Returns once it serves, a gateway whose tracker is away with `settings_come` false.
+
+        `command` goes before python, to look at it.
+        """
+        self._ready_path = "/readyz" if settings_come else "/healthz"
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(*command, sys.executable, "-m", f"services.{self.name}"),
@@ -109,7 +114,10 @@ class ServiceProcess:
 
     async def _is_ready(self) -> bool:
         try:
-            async with aiohttp.ClientSession() as session, session.get(f"{self.metrics_url}/readyz") as answer:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{self.metrics_url}{self._ready_path}") as answer,
+            ):
                 return answer.status == 200
         except aiohttp.ClientConnectionError:
             return False
