@@ -1,6 +1,7 @@
 """The ways into ingest's log: straight, or for clicks and impressions over the spool when ingest is slow."""
 
 import asyncio
+import errno
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -19,11 +20,17 @@ _RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, record_batch_
 _METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
 _REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
 _LOST_LOG_INTERVAL_S = 5.0
+_LOST_RETRY_S = 5.0
 _RESEND_PATIENCE_S = 10.0
 
 _lost = Counter("gateway_engagements_lost_total", "Clicks and impressions that could be kept nowhere.")
 _refused = Counter("gateway_engagements_refused_total", "Clicks and impressions that ingest refused.")
 _spooled = Counter("gateway_engagements_spooled_total", "Clicks and impressions that went over the spool.")
+_spool_refused = Counter(
+    "gateway_spool_refused_total",
+    "Groups of clicks and impressions that the spool did not take: SpoolFull, or the system's name of the error.",
+    ["because"],
+)
 _spool_bytes = Gauge("gateway_spool_bytes", "Bytes waiting in the spool.")
 _log = structlog.get_logger()
 
@@ -60,30 +67,36 @@ class EngagementLog:
     """The keeper of clicks and impressions: in ingest's log if that takes at most `patience_s`, else in the spool.
 
     After a failure everything goes to the spool at once, until ingest has taken the oldest of it. Whether a record sent
-    in vain was stored all the same does not matter: its record id makes the second time a repeat.
+    in vain was stored all the same does not matter: its record id makes the second time a repeat. While the spool takes
+    nothing, ingest is tried each time: nobody else would find out that it is back.
     """
 
     def __init__(self, ingest: IngestLog, spool: Spool, *, patience_s: float) -> None:
         self._ingest, self._spool, self._patience_s = ingest, spool, patience_s
         self._ingest_is_well = True
+        self._spool_refuses = False
         self._next_log_s = 0.0
         _spool_bytes.set_function(lambda: spool.size_bytes)
 
     async def keep(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
         """Returns one outcome a record: a result once it is durable somewhere, else `Unavailable` `ENGAGEMENT_LOST`."""
-        if self._ingest_is_well:
+        if self._ingest_is_well or self._spool_refuses:
             try:
                 results = await self._ingest.store(records, request_id, self._patience_s)
             except ServiceError as error:
+                if self._ingest_is_well:
+                    _log.warning("ingest.slow", reason=error.reason)
                 self._ingest_is_well = False
-                _log.warning("ingest.slow", reason=error.reason)
             else:
                 _count_refused(results)
+                self._ingest_is_well = self._ingest_is_well or not self._spool.size_bytes
                 return results
         try:
             await self._spool.append(records)
         except (SpoolFullError, OSError) as error:
+            self._spool_refuses = True
             return self._lose(len(records), error)
+        self._spool_refuses = False
         _spooled.inc(len(records))
         return [record_batch_pb2.RecordResult(status=record_batch_pb2.RecordResult.STATUS_ACCEPTED)] * len(records)
 
@@ -105,11 +118,14 @@ class EngagementLog:
 
     def _lose(self, count: int, error: Exception) -> Sequence[Outcome]:
         _lost.inc(count)
+        because = errno.errorcode.get(error.errno or 0, "OSError") if isinstance(error, OSError) else "SpoolFull"
+        _spool_refused.labels(because).inc()
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._next_log_s:
             self._next_log_s = now_s + _LOST_LOG_INTERVAL_S
-            _log.error("engagement.lost", count=count, because=type(error).__name__)
-        return [Unavailable("ENGAGEMENT_LOST", "ingest is away and the spool takes no more")] * count
+            _log.error("engagement.lost", count=count, because=because)
+        lost = Unavailable("ENGAGEMENT_LOST", "ingest is away and the spool takes no more", retry_after_s=_LOST_RETRY_S)
+        return [lost] * count
 
 
 def _count_refused(results: Sequence[record_batch_pb2.RecordResult]) -> None:

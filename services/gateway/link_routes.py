@@ -18,7 +18,7 @@ from services.gateway.links import (
     read_client_hints,
 )
 from services.gateway.redirect import destination, signature_holds
-from services.gateway.requests import TEXT, Headers, Request, Response, Route
+from services.gateway.requests import TEXT, Request, Response, Route
 from services.gateway.settings import GatewaySettings
 
 SHORT_CLICK = "/c/"
@@ -89,7 +89,12 @@ class LinkRoutes:
                 tracker, request.raw_path + b"?" + request.query, parameters.get("expires", ""), visit.time_s
             )
             record = click_record(tracker, parameters, visit, click_id=click_id, invalid=not valid)
-            await self._keep(record, request, headers)
+            try:
+                await self._keep(record, request)
+            except ServiceError:
+                if record.click.is_ping:
+                    raise
+                headers.append((b"x-engagement", b"lost"))  # the person goes on all the same
         return status, headers, body
 
     async def _impression(self, request: Request) -> Response:
@@ -101,18 +106,14 @@ class LinkRoutes:
         if tracker.app.live and request.method == "GET":
             visit = self._visit(request)
             record = impression_record(tracker, parameters, visit, record_id=self._new_id(visit.time_s))
-            headers = list(headers)
-            await self._keep(record, request, headers)
+            await self._keep(record, request)
         return status, headers, body
 
-    async def _keep(self, record: record_pb2.Record, request: Request, headers: Headers) -> None:
-        """Keeps an engagement before its response goes out, and adds a header if it is lost: the visitor goes on."""
-        try:
-            outcome = await self._engagements.add(record.SerializeToString(), request.request_id)
-        except ServiceError as error:
-            outcome = error
+    async def _keep(self, record: record_pb2.Record, request: Request) -> None:
+        """Keeps an engagement before its response goes out. Raises ServiceError when it is lost: servers ask again."""
+        outcome = await self._engagements.add(record.SerializeToString(), request.request_id)
         if isinstance(outcome, ServiceError):
-            headers.append((b"x-engagement", b"lost"))
+            raise outcome
 
     def _visit(self, request: Request) -> Visit:
         return Visit(

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
 from tests.gateway.conftest import World
+from tests.support.disks import small_disk
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess, running
@@ -176,15 +177,44 @@ async def test_while_ingest_is_frozen_senders_soon_know(world: World, tmp_path: 
         assert response.headers["retry-after"] == "1"
 
 
-async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path) -> None:
-    away = f"127.0.0.1:{free_port()}"
-    async with running(world.backend.gateway(tmp_path, ingest_target=away, spool_max_bytes="400")) as gateway:
-        responses = [await world.ask("GET", "/c/plain", at=gateway) for _ in range(20)]
-        metrics = await world.metrics(gateway)
-    assert {response.status for response in responses} == {302}
-    lost = sum(response.headers.get("x-engagement") == "lost" for response in responses)
-    assert 0 < lost < 20
-    assert f"gateway_engagements_lost_total {lost}.0" in metrics
+FULL = {"by its bound": "400", "by its disk": str(1 << 20)}
+
+
+@pytest.mark.parametrize("max_bytes", FULL.values(), ids=FULL.keys())
+async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path, max_bytes: str) -> None:
+    """Persons are led on, and servers told to ask again. When ingest is back, clicks are kept again."""
+    device, ingest = world.new_id(), world.backend.ingest
+    with small_disk(tmp_path / "disk", 4 * 4096) if max_bytes != "400" else nullcontext(tmp_path / "disk") as disk:
+        settings = {"spool_directory": str(disk / "spool"), "spool_max_bytes": max_bytes}
+        async with running(world.backend.gateway(tmp_path, **settings)) as gateway:
+            await ingest.stop(signal.SIGKILL)
+            try:
+                path = f"/c/plain?adid={device}&cp_filler={'x' * 1_000}"
+                clicks = [await world.ask("GET", path, at=gateway) for _ in range(20)]
+                pings = [await world.ask("GET", f"{path}&click_time=1", at=gateway) for _ in range(3)]
+                view = await world.ask("GET", f"/track/impression?campaign_id=plain&{path[9:]}", at=gateway)
+                metrics = await world.metrics(gateway)
+            finally:
+                await ingest.start()
+            assert {response.status for response in clicks} == {302}
+            lost = sum(response.headers.get("x-engagement") == "lost" for response in clicks)
+            assert 0 < lost <= 20
+            refused = [*pings, view]
+            assert {(response.status, response.json["error"]["code"]) for response in refused} == {
+                (503, "ENGAGEMENT_LOST")
+            }
+            assert {response.headers["retry-after"] for response in refused} == {"5"}
+            assert f"gateway_engagements_lost_total {lost + len(refused)}.0" in metrics
+            because = "SpoolFull" if max_bytes == "400" else "ENOSPC"
+            assert f'gateway_spool_refused_total{{because="{because}"}}' in metrics
+            await eventually(lambda: _empty(world, gateway))
+
+            async def is_kept() -> bool:
+                response = await world.ask("GET", path, at=gateway)
+                return response.status == 302 and "x-engagement" not in response.headers
+
+            await eventually(is_kept)
+    assert (tmp_path / "gateway.log").read_text().count(f'"because": "{because}"') >= 1
 
 
 @pytest.mark.parametrize(

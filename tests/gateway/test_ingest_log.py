@@ -17,7 +17,7 @@ async def test_resending_that_waits_for_ingest_says_so_in_a_line(tmp_path: Path)
         open_channel("unix:" + str(tmp_path / "nobody.sock")) as channel,
         Spool(tmp_path / "spool", max_bytes=1 << 20) as spool,
     ):
-        await spool.append([b""])
+        await spool.append([b"x"])
         log = EngagementLog(IngestLog(channel), spool, patience_s=1)
         with capture_logs() as lines:
             resending = asyncio.create_task(keep_running("resending", log.resend))
