@@ -4,7 +4,9 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+from libs.domain.link_targets import LinkError, scheme_of
 
 CLICK_ID_KEY = "ko_click_id"
 URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%-._~"
@@ -34,31 +36,19 @@ class Template:
     text: str
     literals: tuple[str, ...] = field(init=False)
     names: tuple[str, ...] = field(init=False)
-    origin: tuple[str, str] = field(init=False)
-    """Scheme and host that the URL is bound to, lower case; empty where a place stands in them."""
+    scheme: str = field(init=False)
+    """The scheme, in lower case; empty where no click may lead to this URL, as a value would choose what opens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", quote(self.text, safe=URL_CHARACTERS + "{}"))
         pieces = _PLACE.split(self.text)
         object.__setattr__(self, "literals", tuple(pieces[::2]))
         object.__setattr__(self, "names", tuple(pieces[1::2]))
-        object.__setattr__(self, "origin", origin(self.text))
-
-    @property
-    def is_one_place(self) -> bool:
-        """Returns whether a value is to be the whole URL."""
-        return self.literals == ("", "")
-
-
-def origin(url: str) -> tuple[str, str]:
-    """Returns scheme and host (with a port, without user and password) of a URL; empty strings where it has none."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "", ""
-    if "{" in parts.netloc or "{" in parts.scheme:
-        return "", ""
-    return parts.scheme, parts.netloc.lower()
+        try:
+            scheme = scheme_of(self.text)
+        except LinkError:
+            scheme = ""
+        object.__setattr__(self, "scheme", scheme)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The URL that a click leads to. Pure: the tracker, the click's parameters and the device in, a URL out.
 
 A click link is never an open redirect: whatever the click's parameters say, the result has the scheme, the host, the
-path and the query keys that the tracker's owner wrote. Only where a deep link is nothing but one place, the value may
-be any link of a scheme that the app registered.
+path and the query keys that the tracker's owner wrote. `libs.domain.link_targets` says where values may stand; a value
+is encoded, so that it stays where it stands.
 """
 
 import hashlib
@@ -10,9 +10,7 @@ import hmac
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
-from services.gateway.model import CLICK_ID_KEY, URL_CHARACTERS, Destination, Platform, Template, Tracker, origin
-
-_WEB = ("https", "http")
+from services.gateway.model import CLICK_ID_KEY, Destination, Platform, Template, Tracker
 
 
 def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], user_agent: str) -> str | None:
@@ -22,13 +20,12 @@ def destination(tracker: Tracker, click_id: str, parameters: Mapping[str, str], 
     parameters and the click id; unknown ones are left empty. A Play referrer carries the click id and the custom
     parameters. Returns None when the tracker has no URL that a click may lead to.
     """
-    if tracker.deep_link is not None and platform_of(user_agent) is tracker.app.platform:
-        link = _fill(tracker.deep_link, tracker, click_id, parameters)
-        if _allowed(link, tracker.deep_link, tracker):
-            return add_parameter(link, CLICK_ID_KEY, click_id)
-    url = _fill(tracker.install_url, tracker, click_id, parameters)
-    if not url or (tracker.install_url.names and not _allowed(url, tracker.install_url, tracker)):
+    link = tracker.deep_link
+    if link is not None and _opens_app(link, tracker) and platform_of(user_agent) is tracker.app.platform:
+        return add_parameter(_fill(link, tracker, click_id, parameters), CLICK_ID_KEY, click_id)
+    if not tracker.install_url.scheme:
         return None
+    url = _fill(tracker.install_url, tracker, click_id, parameters)
     if tracker.destination is Destination.GOOGLE_REFERRER:
         custom = {**tracker.custom_parameters, **{k: v for k, v in parameters.items() if k.startswith("cp_")}}
         return add_parameter(url, "referrer", urlencode({CLICK_ID_KEY: click_id, **custom}))
@@ -72,6 +69,10 @@ def signature_holds(tracker: Tracker, path_and_query: bytes, expires: str, now_s
     return hmac.compare_digest(wanted, signature.lower())
 
 
+def _opens_app(link: Template, tracker: Tracker) -> bool:
+    return link.scheme == "https" or link.scheme in tracker.app.url_schemes
+
+
 def _find_referrer(body: str) -> int:
     for start in ("?referrer=", "&referrer="):
         found = body.find(start)
@@ -84,8 +85,6 @@ def _fill(template: Template, tracker: Tracker, click_id: str, parameters: Mappi
     if not template.names:
         return template.text
     values = [_value(name, tracker, click_id, parameters) for name in template.names]
-    if template.is_one_place:
-        return quote(values[0], safe=URL_CHARACTERS)
     filled = written = template.literals[0]
     for value, literal in zip(values, template.literals[1:], strict=True):
         filled += _encode(value, written) + literal
@@ -115,16 +114,3 @@ def _value(name: str, tracker: Tracker, click_id: str, parameters: Mapping[str, 
             return tracker.network_id
         case _:
             return parameters.get(name) or tracker.custom_parameters.get(name, "")
-
-
-def _allowed(url: str, template: Template, tracker: Tracker) -> bool:
-    found = origin(url)
-    if found[0] in _WEB:
-        return bool(found[1]) and found == template.origin
-    # Of `shop:/{a}/{b}` an empty value would make `shop://b`.
-    is_of_one_shape = template.is_one_place or _has_authority(url) == _has_authority(template.text)
-    return found[0] in tracker.app.url_schemes and is_of_one_shape
-
-
-def _has_authority(url: str) -> bool:
-    return url.partition(":")[2].startswith("//")

@@ -226,6 +226,7 @@ GOOD |= {
 REQUIRED, TOO_LONG, NOT_ALLOWED, DUPLICATE = "REQUIRED", "TOO_LONG", "NOT_ALLOWED", "DUPLICATE"
 OUT_OF_RANGE, UNKNOWN_VALUE, INVALID_ID, INVALID_URL = "OUT_OF_RANGE", "UNKNOWN_VALUE", "INVALID_ID", "INVALID_URL"
 INVALID_SCHEME, INVALID_TEXT, TOO_MANY = "INVALID_SCHEME", "INVALID_TEXT", "TOO_MANY"
+MACRO_IN_TARGET = "MACRO_IN_TARGET"
 MISMATCH = "PLATFORM_MISMATCH"
 
 WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
@@ -438,6 +439,14 @@ WRONG |= {
         "https://a:99999/": INVALID_URL,
         "https://a.example/a b": INVALID_URL,
         "https://a.example/\r\nSet-Cookie: x": INVALID_URL,
+        "https://a.example\\b": INVALID_URL,
+        "{url}": MACRO_IN_TARGET,
+        "{scheme}://a.example/": MACRO_IN_TARGET,
+        "https://{host}/": MACRO_IN_TARGET,
+        "https://{shop}.example/": MACRO_IN_TARGET,
+        "https://a.example:{port}/": MACRO_IN_TARGET,
+        "https://{user}@a.example/": MACRO_IN_TARGET,
+        "https://a.example{path}": MACRO_IN_TARGET,
     }.items()
 }
 WRONG |= {
@@ -448,6 +457,9 @@ WRONG |= {
         "javascript:alert(1)": INVALID_SCHEME,
         "item/1": INVALID_SCHEME,
         "https:x": INVALID_URL,
+        "{link}": MACRO_IN_TARGET,
+        "demo://{page}/x": MACRO_IN_TARGET,
+        "demo:/{a}/{b}": MACRO_IN_TARGET,
     }.items()
 }
 # Fields of the seeds: traffic rules, accounts, target event, agency, networks

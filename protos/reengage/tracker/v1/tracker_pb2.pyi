@@ -151,11 +151,14 @@ class Tracker(_message.Message):
     """Optional. What install_url is. Default: DESTINATION_TYPE_CUSTOM."""
     install_url: _builtins.str
     """Required for link-based networks that do not lead their users by themselves (Network.handles_redirects). The http
-    or https URL that a click leads to.
+    or https URL that a click leads to. `{key}` is replaced as in deep_link; it must not stand in scheme, user, host or
+    port (MACRO_IN_TARGET).
     """
     deep_link: _builtins.str
     """Optional. The URL that a click leads to on a device of the app's platform: https, or of a scheme that the app
-    registered. `{key}` is replaced by the custom parameter `key`.
+    registered. `{key}` is replaced by the custom parameter `key`, percent-encoded. It must not stand where it would
+    choose what opens (MACRO_IN_TARGET): in scheme, user, host or port; in an intent: URL, of all that follows on
+    `#Intent;` only in values of extras, and not in S.browser_fallback_url.
     """
     default_tracker: _builtins.bool
     """Optional. Claims that name no tracker go here (E3); self-attributing networks only. At most one on per app,
