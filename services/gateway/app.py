@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 
 class Gateway:
-    """What everybody can ask for: `routes` by their path, and health, for balancers that can ask nowhere else.
+    """Routes for everybody: `routes` by their path, and health, for balancers that can ask nowhere else.
 
     `settings` returns the newest settings or raises `Unavailable`.
     """
@@ -123,7 +123,7 @@ class Gateway:
 
 
 class Operators:
-    """What whoever runs the gateway asks for: health and metrics. They are told however many requests are under way."""
+    """Routes for whoever runs the gateway: health and metrics, told however many requests are under way."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._routes = {**gateway.health_routes, "/metrics": Route(("GET",), _metrics)}
