@@ -347,7 +347,8 @@ class HttpConnection(asyncio.Protocol):
         elif self._to_come is not None and self._to_come > MAX_BODY_BYTES:
             self._respond(_BODY_TOO_LARGE)
         else:
-            if self._headers.get(b"expect", b"").lower() == b"100-continue" and end - before == len(data):
+            expects = self._version == "1.1" and self._headers.get(b"expect", b"").lower() == b"100-continue"
+            if expects and end - before == len(data):  # else it has not waited
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._await(_State.BODY, self._limits.body_s)
         return data[end - before :]
@@ -443,9 +444,15 @@ class HttpConnection(asyncio.Protocol):
         task.add_done_callback(self._all.tasks.discard)
 
     async def _work(self, request: Request) -> None:
-        response = await self._all.respond(request)
+        try:
+            response = await self._all.respond(request)
+        except BaseException:
+            self._end("FAILED")  # nobody else will respond
+            raise
+        finally:
+            if self._state is _State.ENDED:
+                self._release()
         if self._state is _State.ENDED:
-            self._release()
             return
         if self._is_last:
             self._keep_alive = False
@@ -467,6 +474,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Ends, or reads the next request, once the client has taken the response."""
+        if self._transport.is_closing():
+            self._end()
+            return
         held, self._held = self._held, b""
         if not self._keep_alive:
             self._linger()
@@ -490,7 +500,7 @@ class HttpConnection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        if self._has_ended:
+        if self._has_ended or self._transport.is_closing():
             self._end()
             return
         self._release()

@@ -1,8 +1,9 @@
 """Connections: what HTTP promises, and who gives way to whom."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,8 @@ class Echo:
         self.asked.append(request)
         if request.path == "/wait":
             await self.go.wait()
+        if request.path == "/fail":
+            raise RuntimeError("broken")
         if request.path == "/none":
             return 204, [], b""
         if request.no_body is not None:
@@ -270,6 +273,29 @@ async def test_the_largest_request_that_is_not_whole_gives_way() -> None:
         async with connected(at.target) as alone:
             await alone.send(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 110_000)
             assert (await alone.response()).status == 503
+
+
+async def test_an_application_that_fails_keeps_no_connection() -> None:
+    """It says that it never does; whoever breaks that must not leave clients waiting."""
+    raised: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: raised.append(context))
+    async with listening() as at:
+        async with connected(at.target) as client:
+            await client.send(b"GET /fail HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert await client.ended() == b""
+        await until(lambda: gc.collect() >= 0 and raised)
+    assert [str(context["exception"]) for context in raised] == ["broken"]
+
+
+async def test_who_pipelines_while_there_is_no_room_is_cut() -> None:
+    """An error before the response that is owed would pass for it."""
+    async with listening(replace(LIMITS, max_request_bytes=1_000)) as at, connected(at.target) as client:
+        await client.send(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: at.app.asked)
+        await client.send(GET * 100)
+        with suppress(ConnectionError):
+            assert await client.ended() == b""
+        await until(lambda: not at.connections.open)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import json
 import re
+import signal
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +16,8 @@ import pytest
 
 from reengage.ingest.v1 import record_pb2
 from tests.gateway.conftest import ANDROID, KEY, World
+from tests.support.eventually import eventually
+from tests.support.processes import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -464,6 +468,30 @@ async def test_no_body_makes_it_fail(world: World) -> None:
         assert response.status == 200
         codes = {result["error"]["code"] for result in response.json if not result["success"]}
         assert codes <= {"INVALID_ARGUMENT", "UNKNOWN_APP"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/healthz", 200), ("HEAD", "/readyz", 200), ("GET", "/metrics", 200), ("GET", "/", 404),
+     ("GET", "/c/plain", 404), ("POST", "/metrics", 405)],
+)  # fmt: skip
+async def test_what_operators_can_ask(world: World, method: str, path: str, status: int) -> None:
+    async with world.session.request(method, world.gateway.metrics_url + path) as response:
+        assert response.status == status
+
+
+async def test_operators_are_told_that_a_gateway_is_about_to_stop(world: World, tmp_path: Path) -> None:
+    gateway = world.backend.gateway(tmp_path, drain_s="60")
+    async with running(gateway):
+        gateway.send(signal.SIGTERM)
+
+        async def is_unready() -> bool:
+            async with world.session.get(f"{gateway.metrics_url}/readyz") as response:
+                return response.status == 503
+
+        await eventually(is_unready)
+        assert (await world.ask("GET", "/c/plain", at=gateway)).status == 302, "it takes clicks until it has drained"
+        await gateway.stop(signal.SIGKILL)
 
 
 async def test_metrics_count_responses(world: World) -> None:

@@ -1,12 +1,14 @@
 """The HTTP listener: it starts, ends and fails as `libs.server` expects it to."""
 
 import asyncio
+import resource
 import socket
 
 import aiohttp
 import pytest
 
 from libs.server import Service, supervise
+from services.gateway import server as server_module
 from services.gateway.connections import Connections
 from services.gateway.requests import Request, Response
 from services.gateway.server import HttpServer
@@ -89,6 +91,26 @@ async def test_a_taken_port_is_said() -> None:
         server = HttpServer(Slow(), f"{HOST}:{taken.getsockname()[1]}", LIMITS, drain_s=0, grace_s=1)
         with pytest.raises(OSError, match="is the port taken"):
             await server.start()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "left"),
+    [
+        (5_000, 5_000, 4_000, 5_000),
+        (1_024, 8_192, 4_000, 4_256),
+        (1_024, 4_096, 3_840, 4_096),
+        (1_024, -1, 4_000, 4_256),
+    ],
+    ids=["enough", "raised", "as many as there are", "no end of them"],
+)
+def test_there_are_no_more_connections_than_files(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, left: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert server_module._files_for(4_000) == wanted
+    assert limits[-1] == (left, hard)
 
 
 async def test_a_listener_that_fails_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
