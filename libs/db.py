@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import asyncpg
 import orjson
@@ -16,6 +16,11 @@ import orjson
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "serializable"]
+
+T = TypeVar("T")
+
+MAX_ROWS = 2_000
+"""The rows or keys of one statement, where their number is the senders' choice."""
 
 CONNECTION_LOST = (
     ConnectionError,
@@ -178,6 +183,13 @@ def rows_affected(tag: str) -> int:
 def columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
     """Returns rows as their columns, each an array for `unnest`; `count` empty ones where there are no rows."""
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
+
+
+def parts(rows: Iterable[T], size: int = MAX_ROWS) -> Iterator[list[T]]:
+    """Yields rows in parts, each for one statement: so none grows with what senders send."""
+    left = iter(rows)
+    while part := list(itertools.islice(left, size)):
+        yield part
 
 
 async def _when_reachable(connect: Callable[[], Awaitable[Pool]], *, schema: str, wait_s: float) -> Pool:

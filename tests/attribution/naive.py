@@ -4,6 +4,7 @@ the list of what was decided. Slow and plain on purpose; it shares a scenario's 
 """
 
 import hashlib
+import itertools
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -114,9 +115,10 @@ class Considered:
 
 @dataclass(kw_only=True, eq=False)
 class Device:
-    """The conversions that were decided for a device, and the ids that lead to it."""
+    """The conversions that were decided for a device, and the ids that lead to it; `named` in the order of naming."""
 
     ids: set[tuple[str, str]]
+    named: list[tuple[str, str]]
     decided: list[Decided]
 
 
@@ -589,10 +591,22 @@ class Naive:
     def shares_an_id(self, engagement: EngagementRecord, conversion: ConversionRecord) -> bool:
         """A3. OURS: an engagement's id is compared whatever its kind."""
         return any(
-            self.is_carried(engaged, known)
-            for engaged in usable_ids(engagement)
-            for known in self.device(conversion).ids
+            self.is_carried(engaged, known) for engaged in usable_ids(engagement) for known in self.sought(conversion)
         )
+
+    def sought(self, conversion: ConversionRecord) -> set[tuple[str, str]]:
+        """G2, OURS: its own ids, and of those of its device the latest of each kind, then the ones before, up to 30.
+
+        Of a kind no more than the latest 20.
+        """
+        device = self.device(conversion)
+        sought = usable_ids(conversion) & device.ids
+        kinds = {kind for kind, _ in device.named}
+        latest = {kind: [one for one in reversed(device.named) if one[0] == kind][:20] for kind in kinds}
+        for age, kind in itertools.product(range(20), sorted(kinds)):
+            if len(sought) < 30:
+                sought.update(latest[kind][age : age + 1])
+        return sought
 
     def is_carried(self, engaged: tuple[str, str], known: tuple[str, str]) -> bool:
         """Returns whether an engagement's id may stand for one that a device is known by."""
@@ -652,11 +666,15 @@ class Naive:
         for each in [*sorted(self.decided, key=lambda other: other.order if by_time else (other.place,)), own]:
             ids = {one for one in usable_ids(each.conversion) if bare(one) not in each.nobodys}
             joined = [device for device in devices if one_device(device.ids, ids)]
-            made = Device(ids=ids.union(*(device.ids for device in joined)), decided=[each])
+            made = Device(ids=ids.union(*(device.ids for device in joined)), named=[], decided=[each])
+            for one in (*(one for device in joined for one in device.named), *sorted(ids)):
+                if bare(one) not in map(bare, made.named):
+                    made.named.append(one)
             made.decided = [*(earlier for device in joined for earlier in device.decided), each]
             devices = [device for device in devices if device not in joined] + [made]
         known = {one for one in devices[-1].ids if bare(one) not in own.nobodys}
-        return Device(ids=known, decided=devices[-1].decided[:-1])
+        named = [one for one in devices[-1].named if one in known]
+        return Device(ids=known, named=named, decided=devices[-1].decided[:-1])
 
     def shared_ids(self, decided: Decided) -> dict[str, int]:
         """A8: the nobody's ids of a record, with how many advertising ids they have met. OURS: in order of receipt."""

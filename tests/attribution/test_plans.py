@@ -29,8 +29,8 @@ from services.attribution.storage.late_arrivals import (
     AskedEngagement,
     AskedPing,
     devices_by_engagement,
-    find_later,
     find_later_decisions,
+    find_latest,
 )
 from services.attribution.storage.replay import (
     FIRST_DEVICE,
@@ -165,7 +165,7 @@ async def test_plans_of_late_records(world: World) -> None:
     await Periods(world.pool).ensure([(0, 400)])
     explaining = _Explaining(world.pool)
     connection = cast("Connection", explaining)
-    await find_later(connection, [AskedDevice(0, 0, "many", uuid.uuid4(), 500)])
+    await find_latest(connection, [AskedDevice(0, "many", uuid.uuid4())], after_us=500)
     assert all("lane_app_id_device_id" in index for index in explaining.used("decisions"))
     late = AskedEngagement(0, 0, "many", "700", [b"address"], 500)
     await devices_by_engagement(connection, [late], slack_us=1, span_us=100, limit=50)

@@ -9,14 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from libs.domain.device_ids import normalise
 from services.attribution.decision.history import Attribution, DeviceHistory, merge
-from services.attribution.decision.matching import hashed_as, hashes_of, is_hash
-
-Id: TypeAlias = tuple[str, str]
-"""The kind of a device id, and its value."""
+from services.attribution.decision.matching import Id, hashed_as, hashes_of, is_hash
 
 MAX_IDS = 20
 """OURS: a device keeps its latest ids of each kind; older ones still lead to it, but find no engagements any more.

@@ -25,6 +25,11 @@ from services.attribution.decision.model import (
 KEPT_US = 33 * DAY_US
 """A record is at most 31 days late and 1 ahead (ingest), and D4 looks back 1 day more."""
 
+MAX_ATTRIBUTIONS = 1_000
+"""OURS: so many of its latest attributions a device remembers beside its installs; nearly all have one or two.
+
+Each decision looks at all of them: else one more costs as much as there are."""
+
 SESSION_GAP_US = 30 * MINUTE_US
 """A session that starts within this time of its device's latest activity goes on (D4)."""
 MAX_SESSIONS = 20
@@ -175,9 +180,12 @@ class DeviceHistory:
     def compacted(self, now_us: int) -> "DeviceHistory":
         """Drops what no rule can ask for any more, while records older than 31 days are refused.
 
-        Kept are the first and the latest install, all of the last 33 days, and the attribution in force before them.
+        Kept are the first and the latest install, of the last 33 days the latest 1,000, and the attribution in force
+        before them.
         """
         horizon = now_us - KEPT_US
+        if len(self.attributions) > MAX_ATTRIBUTIONS:
+            horizon = max(horizon, self.attributions[-MAX_ATTRIBUTIONS].time_us - 1)
         kept = {self.first_install, self.latest_install, self.source_at(horizon)}
         return replace(self, attributions=tuple(a for a in self.attributions if a.time_us > horizon or a in kept))
 

@@ -5,20 +5,29 @@ keys up; what is found that way is only fetched, `match_kind` says whether it ma
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b, md5, sha1, sha256
 from ipaddress import ip_network
+from itertools import zip_longest
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import TypeAlias
 
 from libs.domain.device_ids import HASH_METHODS, HASHED_KINDS, normalise
 from services.attribution.decision.model import DAY_US, Conversion, Engagement, EngagementKind, MatchKind, Visitor
 from services.attribution.decision.rules import App, ModeledLevel
 from services.attribution.decision.user_agents import are_alike
 
+Id: TypeAlias = tuple[str, str]
+"""The kind of a device id, and its value."""
+
 HASH_LENGTHS = frozenset(HASH_METHODS.values())
 """Hex digits of an MD5, a SHA-1 and a SHA-256."""
 DUPLICATE_CLICK_US = 7 * DAY_US
+MAX_SOUGHT_IDS = 30
+"""OURS: by so many ids of its device a conversion looks for engagements, its own among them; its own are all sought.
+
+Else a device that was given twenty ids of each kind is sought under 22,000 keys with each of its events."""
 
 _IPV4_IN_IPV6, _BROADCAST = bytes(10) + b"\xff\xff", b"\xff" * 4
 _UNSPECIFIED_AND_LOOPBACK = (bytes(16), bytes(15) + b"\x01")
@@ -105,6 +114,25 @@ def conversion_keys(app: App, conversion: Conversion) -> list[bytes]:
     """Returns the keys under which a conversion finds every engagement that may match it."""
     click_keys = [own_key(app.app_id, conversion.click_id)] if conversion.click_id else []
     return [*click_keys, *conversion.device_keys, *_ip_keys(app, conversion.ip)]
+
+
+def sought_ids(own: Sequence[Id], known: Sequence[Id]) -> tuple[Id, ...]:
+    """Returns the ids by which a conversion looks for engagements: its own, and the latest of what its device has.
+
+    In `known` the latest of a kind comes last. Of each kind the latest is taken first, then of each the one before it.
+    """
+    if len(own) + len(known) <= MAX_SOUGHT_IDS:
+        return tuple(dict.fromkeys((*own, *known)))
+    by_kind: dict[str, list[Id]] = {}
+    for each in reversed(known):
+        by_kind.setdefault(each[0], []).append(each)
+    in_turn = (each for of_an_age in zip_longest(*(by_kind[kind] for kind in sorted(by_kind))) for each in of_an_age)
+    sought = dict.fromkeys(own)
+    for each in filter(None, in_turn):
+        if len(sought) >= MAX_SOUGHT_IDS:
+            break
+        sought[each] = None
+    return tuple(sought)
 
 
 def raw_id_keys(app_id: str, raw_id: str, hash_lengths: Collection[int] = HASH_LENGTHS) -> frozenset[bytes]:

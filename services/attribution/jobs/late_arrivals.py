@@ -9,7 +9,6 @@ import asyncio
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from prometheus_client import Counter, Gauge
 
@@ -47,7 +46,11 @@ class LateArrivalsConfig:
     """The limits and intervals of the job."""
 
     max_arrivals: int = 50
-    """Late records of one transaction: live work waits for it."""
+    """Late records of one transaction: live work waits for it. More, as long as they concern no more devices."""
+    max_arrivals_of_few: int = 2_000
+    """Late records of one transaction that concern few devices: each device is decided again once for all of them."""
+    max_bytes: int = 8 << 20
+    """The bytes of engagements that are held at once."""
     look_interval_s: float = 0.25
     """The time between two looks at the table, while there is nothing to do."""
 
@@ -67,6 +70,7 @@ class LateArrivals:
     ) -> None:
         self._pool, self._settings, self._past_rules = pool, settings, past_rules
         self._pace, self._config, self._now_us = pace, config, now_us
+        self._limits: dict[str, int] = {}
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Decides again for as long as the lanes are owned. Raises LanesLostError."""
@@ -75,15 +79,32 @@ class LateArrivals:
                 await asyncio.sleep(self._config.look_interval_s)
 
     async def work(self, lanes: OwnedLanes) -> bool:
-        """Deals with the oldest late arrivals; returns whether there were any. Raises LanesLostError."""
-        placed = await late_arrivals.oldest(self._pool, lanes.lanes, self._config.max_arrivals)
-        age_us = self._now_us() - placed[0].arrival.receive_time_us if placed else 0
-        _age.set(max(0.0, age_us / 1e6))
-        for _, some in groupby(sorted(placed, key=_app_and_receipt), key=lambda each: each.arrival.app_id):
-            await self._decide_again(lanes, list(some))
-        return bool(placed)
+        """Deals with the oldest late arrivals of each app; returns whether there were any. Raises LanesLostError."""
+        apps = await late_arrivals.find_apps(self._pool, lanes.lanes)
+        ages_us = (self._now_us() - each.receive_time_us for each in apps)
+        _age.set(max(0.0, max(ages_us, default=0) / 1e6))
+        for lane, app_id, _ in apps:
+            await self._work_on_app(lanes, lane, app_id)
+        self._limits = {each.app_id: self._limits[each.app_id] for each in apps if each.app_id in self._limits}
+        return bool(apps)
 
-    async def _decide_again(self, lanes: OwnedLanes, placed: Sequence[Placed]) -> None:
+    async def _work_on_app(self, lanes: OwnedLanes, lane: int, app_id: str) -> None:
+        """Deals with the oldest late arrivals of an app: with more of them at once while they concern few devices."""
+        config = self._config
+        limit = self._limits.get(app_id, config.max_arrivals)
+        placed = await late_arrivals.oldest(self._pool, lane, app_id, limit, config.max_bytes)
+        async with self._pool.acquire() as connection:
+            concerned = await concerned_devices(connection, [each.arrival for each in placed])
+        are_few = 2 * len(concerned) <= len(placed)
+        if not are_few:
+            placed = placed[: config.max_arrivals]
+        self._limits[app_id] = min(2 * limit, config.max_arrivals_of_few) if are_few else config.max_arrivals
+        if placed:
+            await self._decide_again(lanes, placed, concerned)
+
+    async def _decide_again(
+        self, lanes: OwnedLanes, placed: Sequence[Placed], may_be_concerned: Collection[uuid.UUID]
+    ) -> None:
         """Deals with late arrivals of one app, given in order of receipt."""
         app_id, lane = placed[0].arrival.app_id, placed[0].arrival.lane
         rules = self._settings.current.apps[app_id]
@@ -95,8 +116,7 @@ class LateArrivals:
         )
         arrivals = [each.arrival for each in placed]
         async with self._pool.acquire() as connection:
-            concerned = await concerned_devices(connection, arrivals)
-            revisions = await find_settings_revisions(connection, period, concerned)
+            revisions = await find_settings_revisions(connection, period, may_be_concerned)
         await self._past_rules.learn(app_id, revisions)
         with self._pace.live():
             async with lanes.fenced() as connection:
@@ -173,10 +193,6 @@ async def _moved(
         for engagement_id, (_, late) in moved.items()
         if (record := records.get(keys[engagement_id])) is not None
     ]
-
-
-def _app_and_receipt(placed: Placed) -> tuple[str, int, int]:
-    return placed.arrival.app_id, placed.arrival.receive_time_us, placed.number
 
 
 def _first(concerned: Mapping[uuid.UUID, LateArrival], device_ids: Collection[uuid.UUID]) -> LateArrival | None:

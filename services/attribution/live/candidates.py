@@ -4,15 +4,24 @@ Live deciding and replays ask here alike, each conversion by itself: what is fou
 is asked at the same time.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
-from libs.db import Connection
+from libs.db import MAX_ROWS, Connection, parts
 from libs.domain.device_ids import HASHED_KINDS
 from services.attribution.decision.decide import CONSIDERED_US, judge, trackers_that_may_win
 from services.attribution.decision.history import DeviceHistory
-from services.attribution.decision.matching import DUPLICATE_CLICK_US, conversion_keys, device_key, is_hash, raw_id_keys
+from services.attribution.decision.matching import (
+    DUPLICATE_CLICK_US,
+    Id,
+    conversion_keys,
+    device_key,
+    is_hash,
+    raw_id_keys,
+)
 from services.attribution.decision.model import Conversion, Engagement, EngagementKind, Verdict, WindowKind
 from services.attribution.decision.rules import AppRules
 from services.attribution.storage.engagements import (
@@ -22,6 +31,7 @@ from services.attribution.storage.engagements import (
     find_further,
     find_pings,
     find_repeats,
+    find_used_keys,
 )
 from services.attribution.storage.hashed_ids import find_hash_lengths, find_raw_keys
 from services.attribution.wire.records import network_click_key
@@ -32,9 +42,22 @@ MAX_CONSIDERED = 40
 Behind one address of a mobile carrier there may be 100,000 clicks a month: each would be read, judged and stored with
 every conversion from there."""
 
+MAX_CANDIDATES = 200
+"""OURS: under all keys of a conversion together, the nearest so many engagements before it, and after it."""
+
+MAX_FORMS = 100
+"""OURS: a conversion considers engagements under so many forms of its device's ids (A3), the ids themselves first.
+
+Nobody's device is engaged under as many: but someone can make clicks with every form of every id that a device has."""
+
 MAX_LOOKED_THROUGH = 1_000
 """When the nearest hold no click that settles it, so many are looked through for those that may win: a flood of clicks
 that cannot win hides none that can."""
+MAX_KEYS_LOOKED_THROUGH = 20
+"""OURS: of one conversion. Those of its addresses and of its ids themselves come first."""
+
+_FEW_KEYS = 100
+"""So many keys of a conversion are asked for at once; of more, most are of forms that nobody ever sent (A3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +70,7 @@ class CandidateQuery:
 
     rules: AppRules
     conversion: Conversion
-    ids: Sequence[tuple[str, str]]
+    ids: Sequence[Id]
     history: DeviceHistory
     until_us: int
 
@@ -69,22 +92,21 @@ async def find_candidates(connection: Connection, queries: Sequence[CandidateQue
         for number, (query, (conversion, _)) in enumerate(zip(queries, found, strict=True))
         for key in conversion_keys(query.rules.app, conversion)
     ]
-    if not asked:
-        return found
-    nearest = await find_engagements(connection, asked, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
-    await _add(connection, queries, found, nearest.engagements)
-    full = ((asked[place], reached_us) for place, reached_us in nearest.reached_us.items())
-    unsettled = [
-        key
-        for key, reached_us in full
-        if not _is_settled(queries[key.conversion], found[key.conversion], key, reached_us)
-    ]
-    if unsettled:
+    used = await _without_empty(connection, queries, asked)
+    unsettled: list[AskedKey] = []
+    for some in _in_parts(used):
+        nearest = await find_engagements(connection, some, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
+        await _add(connection, queries, found, nearest.engagements)
+        reached = {some[place]: reached_us for place, reached_us in nearest.reached_us.items()}
+        for number, keys in _by_conversion(some):
+            reached |= _reduce(found[number], keys)
+        unsettled += _unsettled(queries, found, reached)
+    for some in parts(unsettled):
         further = await find_further(
             connection,
-            unsettled,
-            [_user_agent_begins(found[key.conversion].conversion) for key in unsettled],
-            _trackers([queries[key.conversion] for key in unsettled]),
+            some,
+            [_user_agent_begins(found[key.conversion].conversion) for key in some],
+            _trackers([queries[key.conversion] for key in some]),
             span_us=CONSIDERED_US,
             limit=MAX_CONSIDERED,
             through=MAX_LOOKED_THROUGH,
@@ -93,13 +115,102 @@ async def find_candidates(connection: Connection, queries: Sequence[CandidateQue
     return found
 
 
+async def _without_empty(
+    connection: Connection, queries: Sequence[CandidateQuery], asked: Sequence[AskedKey]
+) -> Sequence[AskedKey]:
+    """Returns the keys asked for without those that hold nothing, where a conversion has many, and no more than count.
+
+    Conversions of one device have the same keys: these are looked at once.
+    """
+    many = {number for number, keys in _by_conversion(asked) if len(keys) > _FEW_KEYS}
+    if not many:
+        return asked
+    used = await find_used_keys(connection, [key for key in asked if key.conversion in many], span_us=CONSIDERED_US)
+    kept: list[AskedKey] = []
+    for number, keys in _by_conversion(asked):
+        if number not in many:
+            kept += keys
+            continue
+        of_it = [key for key in keys if key.match_key in used]
+        if len(of_it) > MAX_FORMS:  # those that hold something for it alone: whatever else is asked
+            its_own = await find_used_keys(connection, of_it, span_us=CONSIDERED_US)
+            of_it = _first(queries[number], [key for key in of_it if key.match_key in its_own], MAX_FORMS)
+        kept += of_it
+    return kept
+
+
+def _in_parts(asked: Sequence[AskedKey]) -> Iterator[list[AskedKey]]:
+    """Yields keys in parts, each for one statement; those of one conversion stay together."""
+    some: list[AskedKey] = []
+    for _, keys in _by_conversion(asked):
+        if some and len(some) + len(keys) > MAX_ROWS:
+            yield some
+            some = []
+        some += keys
+    if some:
+        yield some
+
+
+def _by_conversion(asked: Iterable[AskedKey]) -> Iterator[tuple[int, list[AskedKey]]]:
+    for number, keys in groupby(asked, key=attrgetter("conversion")):
+        yield number, list(keys)
+
+
+def _first(query: CandidateQuery, keys: Sequence[AskedKey], limit: int) -> list[AskedKey]:
+    """Returns the first of a conversion's keys: of its click and addresses, of its ids themselves, of their hashes."""
+    if len(keys) <= limit:
+        return list(keys)
+    app, conversion = query.rules.app, query.conversion._replace(device_keys=frozenset())
+    plain = [device_key(app.app_id, value) for _, value in query.ids]
+    order = {key: place for place, key in enumerate((*conversion_keys(app, conversion), *plain))}
+    return sorted(keys, key=lambda key: (order.get(key.match_key, len(order)), key.match_key))[:limit]
+
+
+def _reduce(found: Candidates, keys: Sequence[AskedKey]) -> dict[AskedKey, int]:
+    """Leaves a conversion the nearest of too many candidates, and the click that it gives back.
+
+    Returns how far its keys reach then, as `Found` does.
+    """
+    conversion, engagements = found
+    if len(engagements) <= MAX_CANDIDATES:
+        return {}
+    time_us = conversion.time_us
+    in_order = sorted(engagements.values(), key=lambda each: (abs(each.time_us - time_us), each.engagement_id))
+    earlier = [each for each in in_order if each.time_us < time_us]
+    later = [each for each in in_order if each.time_us >= time_us]
+    kept = {each.engagement_id for each in (*earlier[:MAX_CANDIDATES], *later[:MAX_CANDIDATES])}
+    for engagement_id in engagements.keys() - kept - {conversion.click_id}:
+        del engagements[engagement_id]
+    if len(earlier) <= MAX_CANDIDATES:
+        return {}
+    return dict.fromkeys(keys, earlier[MAX_CANDIDATES - 1].time_us)
+
+
+def _unsettled(
+    queries: Sequence[CandidateQuery], found: Sequence[Candidates], reached: Mapping[AskedKey, int]
+) -> Iterator[AskedKey]:
+    """Yields the keys beyond whose reach something may lie that can win."""
+    unsettled = [
+        key
+        for key, reached_us in reached.items()
+        if not _is_settled(queries[key.conversion], found[key.conversion], key, reached_us)
+    ]
+    for number, keys in _by_conversion(sorted(unsettled, key=attrgetter("conversion"))):
+        yield from _first(queries[number], keys, MAX_KEYS_LOOKED_THROUGH)
+
+
 async def find_late_pings(connection: Connection, query: CandidateQuery) -> Candidates:
     """Returns the server pings that are dated before a conversion and were received after it (D12)."""
     [conversion] = await _with_keys(connection, [query])
+    app_id = query.rules.app.app_id
+    asked = [
+        AskedKey(key, conversion.time_us, app_id, 0, query.until_us)
+        for key in conversion_keys(query.rules.app, conversion)
+    ]
     pings = await find_pings(
         connection,
-        conversion_keys(query.rules.app, conversion),
-        query.rules.app.app_id,
+        [key.match_key for key in await _without_empty(connection, [query], asked)],
+        app_id,
         time_us=conversion.latest_us,
         receive_time_us=conversion.receive_time_us,
         until_us=query.until_us,
@@ -115,7 +226,15 @@ async def _with_keys(connection: Connection, queries: Sequence[CandidateQuery]) 
     app_ids = {query.rules.app.app_id for query in queries}
     lengths = await find_hash_lengths(connection, app_ids, is_on_conversions=False)
     raw_keys = await _raw_keys(connection, queries)
-    return [_with_device_keys(query, lengths, raw_keys) for query in queries]
+    known: dict[tuple[str, tuple[Id, ...]], frozenset[bytes]] = {}
+    conversions = []
+    for query in queries:
+        app_id, ids = query.rules.app.app_id, tuple(query.ids)
+        keys = known.get((app_id, ids))
+        if keys is None:  # the conversions of a device have the same, as a rule
+            keys = known[app_id, ids] = _keys_of(app_id, ids, lengths.get(app_id, frozenset()), raw_keys)
+        conversions.append(query.conversion._replace(device_keys=keys))
+    return conversions
 
 
 async def _raw_keys(connection: Connection, queries: Sequence[CandidateQuery]) -> Mapping[bytes, Set[bytes]]:
@@ -134,14 +253,10 @@ async def _raw_keys(connection: Connection, queries: Sequence[CandidateQuery]) -
     )
 
 
-def _with_device_keys(
-    query: CandidateQuery, lengths: Mapping[str, frozenset[int]], raw_keys: Mapping[bytes, Set[bytes]]
-) -> Conversion:
-    app_id = query.rules.app.app_id
-    device_keys = frozenset[bytes]().union(
-        *(_device_keys(app_id, kind, value, lengths.get(app_id, frozenset()), raw_keys) for kind, value in query.ids)
-    )
-    return query.conversion._replace(device_keys=device_keys)
+def _keys_of(
+    app_id: str, ids: Iterable[Id], lengths: frozenset[int], raw_keys: Mapping[bytes, Set[bytes]]
+) -> frozenset[bytes]:
+    return frozenset[bytes]().union(*(_device_keys(app_id, kind, value, lengths, raw_keys) for kind, value in ids))
 
 
 async def _add(

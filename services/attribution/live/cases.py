@@ -26,7 +26,7 @@ from services.attribution.storage.decisions import (
     find_wins,
 )
 from services.attribution.storage.devices import Device, find_members
-from services.attribution.storage.late_arrivals import AskedDevice, find_later
+from services.attribution.storage.late_arrivals import AskedDevice, find_latest
 from services.attribution.storage.pending import Key, PendingRow
 from services.attribution.wire.records import Logged, claims_of, conversion_of, event_name_of
 
@@ -225,14 +225,26 @@ async def _with_lateness(
 ) -> list[Case]:
     """Returns the cases, those with the mark whose devices have decided conversions that happened later (D12)."""
     new = {case.device.device_id for case in cases if case.device is not None and case.device.is_new}
-    asked = [
-        AskedDevice(place, case.entry.app_lane, case.record.app_id, device_id, case.conversion.time_us)
+    asked: dict[uuid.UUID, AskedDevice] = {}  # each once: many may have become one
+    may_be_late = {place for place, case in enumerate(cases) if case.is_conversion and case.rules.app.late_window_us}
+    for place in may_be_late:
+        case = cases[place]
+        for device_id in known_as[place] - new:
+            asked[device_id] = AskedDevice(case.entry.app_lane, case.record.app_id, device_id)
+    if not asked:
+        return list(cases)
+    latest = await find_latest(
+        connection, asked.values(), after_us=min(cases[place].conversion.time_us for place in may_be_late)
+    )
+    if not latest:
+        return list(cases)
+    return [
+        replace(case, is_late=True)
+        if place in may_be_late
+        and any(latest.get(device_id, 0) > case.conversion.time_us for device_id in known_as[place])
+        else case
         for place, case in enumerate(cases)
-        if case.is_conversion and case.rules.app.late_window_us
-        for device_id in known_as[place] - new
     ]
-    late = await find_later(connection, asked) if asked else set()
-    return [replace(case, is_late=True) if place in late else case for place, case in enumerate(cases)]
 
 
 async def _candidates(connection: Connection, cases: Sequence[Case]) -> dict[int, Candidates]:

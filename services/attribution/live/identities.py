@@ -9,7 +9,7 @@ from libs.db import Connection
 from libs.domain.device_ids import ADVERTISING_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
 from reengage.ingest.v1 import log_pb2, record_pb2
 from services.attribution.decision.grouping import MAX_IDS, Sighting, with_sighting
-from services.attribution.decision.matching import device_key, hash_keys, hashed_as
+from services.attribution.decision.matching import device_key, hash_keys, hashed_as, sought_ids
 from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 from services.attribution.storage.devices import Device, Identifier, IdKey, find_devices, find_identifiers
 from services.attribution.storage.shared_ids import SharedIdRow
@@ -54,6 +54,7 @@ class Identities:
     ) -> None:
         self.devices = list(devices)
         self.shared: list[SharedIdRow] = []
+        self._became: dict[uuid.UUID, Device] = {}
         self._ids, self._new_id, self._hashed = ids, new_id, hashed
         self._changed: dict[IdKey, _Id] = {}
 
@@ -70,7 +71,7 @@ class Identities:
             ids = {key: each for key, each in ids.items() if not each.is_shared}
         hashes = self._hashes_of_new(record.app_id, values, ids)
         leading = (*ids.values(), *hashes.values())
-        found = {device.device_id: device for each in leading if (device := each.device) is not None}
+        found = {device.device_id: device for each in leading if (device := self._led_to(each)) is not None}
         known = sorted(found.values(), key=lambda device: (device.create_time_us, device.device_id))
         if not known:
             if not may_create:
@@ -80,13 +81,13 @@ class Identities:
         for other in others:
             self._merge(other, into=device)
         for key, each in ids.items():
-            if each.device is not device:
+            if self._led_to(each) is not device:
                 each.device = device
                 self._ids[key] = self._changed[key] = each
                 _learn(device, key.kind, [values[key]])
                 device.changed = True
         for key, each in hashes.items():
-            if each.device is not device:
+            if self._led_to(each) is not device:
                 each.device = device
                 self._ids[key] = self._changed[key] = each
         own = {key.kind: values[key] for key in ids}
@@ -97,7 +98,7 @@ class Identities:
     def identifiers(self) -> dict[IdKey, Identifier]:
         """Returns the ids that lead to another device now or to one at all, and those that have met another id."""
         return {
-            key: Identifier(None if each.device is None else each.device.device_id, each.met)
+            key: Identifier(None if (device := self._led_to(each)) is None else device.device_id, each.met)
             for key, each in self._changed.items()
         }
 
@@ -121,7 +122,7 @@ class Identities:
             if key in self._ids:  # else it has met too few, and is written with its device, if it gets one
                 self._changed[key] = each
             if is_shared(met) and not each.is_shared:
-                _share(each, key.kind, values[key])
+                _share(each, self._led_to(each), key.kind, values[key])
                 self.shared.append(SharedIdRow(app_id, entry.receive_time_us, key.kind, values[key], key.key))
             if each.is_shared:
                 self._share_hashes(app_id, key.kind, values[key], met, ids)
@@ -130,7 +131,7 @@ class Identities:
         """Has the hashes of a shared id, of a record with these ids, be shared with it."""
         for hash_key, hash_value in _hashes(app_id, kind, value, self._hashed):
             each = self._ids.get(hash_key) or ids.get(hash_key) or _Id()
-            _share(each, hash_key.kind, hash_value)
+            _share(each, self._led_to(each), hash_key.kind, hash_value)
             each.met = joined(each.met, met)
             self._ids[hash_key] = self._changed[hash_key] = each
 
@@ -148,10 +149,19 @@ class Identities:
         self.devices.append(device)
         return device
 
+    def _led_to(self, each: _Id) -> Device | None:
+        """Returns the device that an id leads to, after the merges so far."""
+        passed = []
+        while each.device is not None and each.device.device_id in self._became:
+            passed.append(each.device.device_id)
+            each.device = self._became[each.device.device_id]
+        for device_id in passed[:-1]:  # so that nobody goes the whole way again
+            assert each.device is not None
+            self._became[device_id] = each.device
+        return each.device
+
     def _merge(self, other: Device, *, into: Device) -> None:
-        for each in self._ids.values():
-            if each.device is other:
-                each.device = into
+        self._became[other.device_id] = into
         for kind, values in other.ids.items():
             _learn(into, kind, values)
             for value in values:
@@ -214,16 +224,17 @@ def _hashes(app_id: str, kind: str, value: str, hashed: Mapping[str, Collection[
 
 
 def _ids_of(device: Device, own: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    known = ((kind, value) for kind, values in device.ids.items() for value in values)
-    return tuple(dict.fromkeys((*own.items(), *known)))
+    known = [(kind, value) for kind, values in device.ids.items() for value in values]
+    return sought_ids(list(own.items()), known)
 
 
 def _learn(device: Device, kind: str, values: Sequence[str]) -> None:
     device.ids[kind] = [*device.ids.get(kind, ()), *values][-MAX_IDS:]
 
 
-def _share(each: _Id, kind: str, value: str) -> None:
-    if (device := each.device) is not None:
+def _share(each: _Id, device: Device | None, kind: str, value: str) -> None:
+    """Has an id, which leads to this device so far, be nobody's."""
+    if device is not None:
         device.ids[kind] = [known for known in device.ids.get(kind, ()) if normalise(known) != normalise(value)]
         device.changed = True
     each.device, each.is_shared = None, True

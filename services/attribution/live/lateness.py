@@ -18,7 +18,7 @@ from services.attribution.storage.late_arrivals import (
     AskedEngagement,
     LateArrival,
     devices_by_engagement,
-    find_later,
+    find_latest,
 )
 from services.attribution.wire.records import engagement_of, network_click_key
 
@@ -105,8 +105,12 @@ async def _by_ids(
         for key in keys[place]
         for device_id in devices.get(key, ())
     ]
-    later = await find_later(connection, [AskedDevice(number, *each[1:]) for number, each in enumerate(asked)])
-    return {(asked[number][0], asked[number][3]) for number in later}
+    if not asked:
+        return set()
+    latest = await find_latest(
+        connection, {AskedDevice(*each[1:4]) for each in asked}, after_us=min(each[4] for each in asked)
+    )
+    return {(place, device_id) for place, *_, device_id, time_us in asked if latest.get(device_id, time_us) > time_us}
 
 
 def _keys(arrival: LateArrival, engagement: Engagement, hash_lengths: Collection[int]) -> frozenset[bytes]:

@@ -264,7 +264,7 @@ CREATE TABLE late_arrivals (
 COMMENT ON TABLE late_arrivals IS
 'A record that arrived after later ones were decided: what it changes is decided again (D12), and then it is gone.';
 
-CREATE INDEX late_arrivals_in_order ON late_arrivals (lane, receive_time_us);
+CREATE INDEX late_arrivals_in_order ON late_arrivals (lane, app_id, receive_time_us);
 
 -- Jobs.
 

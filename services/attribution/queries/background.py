@@ -22,9 +22,8 @@ from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import second_of
-from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import DeviceHistory
-from services.attribution.decision.matching import device_key
+from services.attribution.decision.matching import Id, device_key
 from services.attribution.decision.model import Conversion
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, find_late_pings

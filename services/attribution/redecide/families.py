@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from libs.db import Connection
-from services.attribution.decision.grouping import Id, Sighting, Step, Timeline
+from services.attribution.decision.grouping import Sighting, Step, Timeline
 from services.attribution.decision.history import Attribution, DeviceHistory
+from services.attribution.decision.matching import Id
 from services.attribution.redecide.stored_conversions import attribution_as_stored, ids_of, is_event
 from services.attribution.storage.replay import (
     Period,

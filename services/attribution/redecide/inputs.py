@@ -9,14 +9,22 @@ from libs.domain.event_names import INSTALL
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from services.attribution.decision.decide import asked_activity_us
-from services.attribution.decision.grouping import Id, hashed_kinds_of
+from services.attribution.decision.grouping import hashed_kinds_of
 from services.attribution.decision.history import SESSION_GAP_US, DeviceHistory
-from services.attribution.decision.matching import device_key, hash_keys, hashed_as, own_key
+from services.attribution.decision.matching import (
+    MAX_SOUGHT_IDS,
+    Id,
+    device_key,
+    hash_keys,
+    hashed_as,
+    own_key,
+    sought_ids,
+)
 from services.attribution.decision.model import ConversionKind, Win
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.candidates import CandidateQuery, Candidates, find_candidates
 from services.attribution.redecide.families import Family
-from services.attribution.redecide.stored_conversions import attribution_as_stored, is_session_start
+from services.attribution.redecide.stored_conversions import attribution_as_stored, ids_of, is_session_start
 from services.attribution.storage.decisions import find_wins
 from services.attribution.storage.engagements import find_stored
 from services.attribution.storage.replay import AskedBefore, Period, Stored, find_events_before
@@ -74,7 +82,7 @@ class InputReader:
         shared = await self._shared_since(connection, hashed_kinds_of(each for _, ids, _ in asked for each in ids))
         queries = {
             stored.conversion_id: self._query(
-                stored, [each for each in ids if not self._is_shared(each, stored, shared)], installed
+                stored, _sought([each for each in ids if not self._is_shared(each, stored, shared)], stored), installed
             )
             for stored, ids, installed in asked
         }
@@ -186,6 +194,14 @@ class InputReader:
         keys = {(key, time_us, self._period.app_id) for _, key, time_us in missed}
         there = await find_stored(connection, keys)
         return {conversion_id for conversion_id, key, _ in missed if key not in there}
+
+
+def _sought(ids: Sequence[Id], stored: Stored) -> Sequence[Id]:
+    """Returns those of the ids, its own and of its device, by which a conversion looks for engagements."""
+    if len(ids) <= MAX_SOUGHT_IDS:
+        return ids
+    own = [each for each in ids_of(stored) if each in ids]
+    return sought_ids(own, ids)
 
 
 def _without_inputs(

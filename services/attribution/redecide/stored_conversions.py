@@ -2,8 +2,8 @@
 
 from libs.domain.event_names import INSTALL, SESSION_BEGIN
 from reengage.ingest.v1 import record_pb2
-from services.attribution.decision.grouping import Id
 from services.attribution.decision.history import Attribution
+from services.attribution.decision.matching import Id
 from services.attribution.decision.model import Conversion, ConversionKind
 from services.attribution.storage.replay import Stored
 from services.attribution.wire.decisions import ATTRIBUTING_OUTCOMES, attribution_of

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 
 from libs.domain.device_ids import ADVERTISING_KINDS, HASHED_KINDS, KINDS_OF_ADVERTISING_IDS, normalise
-from services.attribution.decision.grouping import Id
-from services.attribution.decision.matching import device_key, hash_keys
+from services.attribution.decision.matching import Id, device_key, hash_keys
 from services.attribution.decision.shared_ids import count_of, is_shared, joined, meeting
 
 _APP = ""

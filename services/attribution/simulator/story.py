@@ -12,9 +12,10 @@ from typing import NamedTuple
 from libs.domain.device_ids import HASHED_KINDS, usable_ids
 from libs.domain.visitors import find_bot
 from services.attribution.decision.decide import decide, is_same
-from services.attribution.decision.grouping import Group, Groups, Id, Step, Timeline
+from services.attribution.decision.grouping import Group, Groups, Step, Timeline
 from services.attribution.decision.history import Attribution, DeviceHistory
 from services.attribution.decision.matching import (
+    Id,
     conversion_keys,
     device_key,
     duplicates,
@@ -24,6 +25,7 @@ from services.attribution.decision.matching import (
     match_kind,
     own_key,
     raw_id_keys,
+    sought_ids,
 )
 from services.attribution.decision.model import (
     SECOND_US,
@@ -280,12 +282,12 @@ class Story:
 
     def _device_keys(self, group: Group, told: Told) -> frozenset[bytes]:
         """Returns the keys of a device's ids, without those that were shared when a conversion was received (A8)."""
-        known = (
+        known = [
             each
             for known_as, each in group.ids.items()
             if not self._shared_ids.is_shared_at(known_as, told.order.place)
-        )
-        return frozenset[bytes]().union(*(self._keys_of(kind, value) for kind, value in (*told.ids, *known)))
+        ]
+        return frozenset[bytes]().union(*(self._keys_of(kind, value) for kind, value in sought_ids(told.ids, known)))
 
     def _keys_of(self, kind: str, value: str) -> Set[bytes]:
         """Returns the keys under which an engagement may carry an id: of a hash itself, and its raw id (A3)."""

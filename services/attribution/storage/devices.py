@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns
+from libs.db import Connection, Pool, columns, parts
 from services.attribution.decision.grouping import Sighting
 from services.attribution.decision.history import DeviceHistory
 
@@ -61,10 +61,13 @@ class Device:
 
 async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[IdKey, Identifier]:
     """Returns what is known of ids with these match keys, of every kind."""
-    rows = await connection.fetch(
-        "SELECT id_key, kind, device_id, met FROM identifiers WHERE id_key = ANY($1)", list(id_keys)
-    )
-    return {IdKey(row[0], row[1]): Identifier(row[2], row[3] or b"") for row in rows}
+    found: dict[IdKey, Identifier] = {}
+    for some in parts(id_keys):
+        rows = await connection.fetch(
+            "SELECT id_key, kind, device_id, met FROM identifiers WHERE id_key = ANY($1)", some
+        )
+        found |= {IdKey(row[0], row[1]): Identifier(row[2], row[3] or b"") for row in rows}
+    return found
 
 
 def is_nobodys(id_key: bytes, identifiers: Mapping[IdKey, Identifier]) -> bool:
@@ -185,15 +188,16 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
 
 async def upsert_identifiers(connection: Connection, identifiers: Mapping[IdKey, Identifier]) -> None:
     """Stores which devices ids lead to, and what they have met, of those that have met something."""
-    await connection.execute(
-        """
-        INSERT INTO identifiers AS known (id_key, kind, device_id, met)
-        SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::bytea[])
-        ON CONFLICT (id_key, kind) DO UPDATE SET
-            device_id = excluded.device_id, met = COALESCE(excluded.met, known.met)
-        """,
-        *columns(((*key, each.device_id, each.met or None) for key, each in identifiers.items()), 4),
-    )
+    for some in parts((*key, each.device_id, each.met or None) for key, each in identifiers.items()):
+        await connection.execute(
+            """
+            INSERT INTO identifiers AS known (id_key, kind, device_id, met)
+            SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::bytea[])
+            ON CONFLICT (id_key, kind) DO UPDATE SET
+                device_id = excluded.device_id, met = COALESCE(excluded.met, known.met)
+            """,
+            *columns(some, 4),
+        )
 
 
 async def device_of(pool: Pool, id_key: bytes, device_id: uuid.UUID | None) -> Device | None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from libs.db import Connection, Pool, columns
+from libs.db import Connection, Pool, columns, parts
 from libs.parts import PART_BYTES
 from libs.periods import Periods
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
@@ -124,23 +124,23 @@ async def note_retentions(pool: Pool, retentions: Collection[tuple[str, int]]) -
 
 async def insert_engagements(connection: Connection, rows: Collection[EngagementRow]) -> None:
     """Stores engagements under their match keys; there must be partitions for them."""
-    if not rows:
-        return
-    await connection.execute(
-        """
-        INSERT INTO engagements (
-            match_key, time_us, engagement_id, lane, position, receive_time_us, is_click, is_ping, tracker_id,
-            device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, country, record, retention_days
+    for some in parts(rows):
+        await connection.execute(
+            """
+            INSERT INTO engagements (
+                match_key, time_us, engagement_id, lane, position, receive_time_us, is_click, is_ping, tracker_id,
+                device_keys, ip, user_agent, click_id, completed_view, is_valid, visitor, country, record,
+                retention_days
+            )
+            SELECT * FROM unnest(
+                $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::boolean[],
+                $8::boolean[], $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::boolean[],
+                $15::boolean[], $16::smallint[], $17::text[], $18::bytea[], $19::smallint[]
+            )
+            ON CONFLICT DO NOTHING
+            """,
+            *columns(some, len(EngagementRow._fields)),
         )
-        SELECT * FROM unnest(
-            $1::bytea[], $2::bigint[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::boolean[],
-            $8::boolean[], $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::boolean[],
-            $15::boolean[], $16::smallint[], $17::text[], $18::bytea[], $19::smallint[]
-        )
-        ON CONFLICT DO NOTHING
-        """,
-        *columns(rows, len(EngagementRow._fields)),
-    )
 
 
 async def insert_network_clicks(connection: Connection, rows: Collection[NetworkClick]) -> None:
@@ -207,6 +207,35 @@ async def find_engagements(connection: Connection, asked: Sequence[AskedKey], *,
         _once_a_conversion(rows, asked),
         {place: min(times) for place, times in earlier.items() if len(times) == limit},
     )
+
+
+async def find_used_keys(connection: Connection, asked: Iterable[AskedKey], *, span_us: int) -> set[bytes]:
+    """Returns those of the keys asked that hold an engagement at all, no further than `span_us` from what asks."""
+    spans: dict[tuple[bytes, str], tuple[int, int]] = {}
+    for key in asked:
+        first_us, last_us = spans.get(each := (key.match_key, key.app_id), (key.time_us, key.time_us))
+        spans[each] = min(first_us, key.time_us), max(last_us, key.time_us)
+    used: set[bytes] = set()
+    for some in parts((*each, *span) for each, span in spans.items()):
+        rows = await connection.fetch(
+            """
+            SELECT asked.match_key
+            FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::bigint[])
+                AS asked (match_key, app_id, first_us, last_us)
+            JOIN retentions USING (app_id)
+            CROSS JOIN LATERAL (
+                SELECT FROM engagements
+                WHERE match_key = asked.match_key
+                  AND time_us >= asked.first_us - $5 AND time_us <= asked.last_us + $5
+                  AND retention_days BETWEEN least_days AND most_days
+                LIMIT 1
+            ) AS found
+            """,
+            *columns(some, 4),
+            span_us,
+        )
+        used.update(row["match_key"] for row in rows)
+    return used
 
 
 async def find_further(

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns
+from libs.db import Connection, Pool, columns, parts
 from libs.domain.device_ids import HASHED_KINDS
 from libs.time import DAY_US
 from services.attribution.storage.devices import NO_DEVICE, Identifier, IdKey
@@ -133,34 +133,34 @@ async def find_hash_lengths(
 
 async def insert_hashed_ids(connection: Connection, rows: Collection[HashedId]) -> None:
     """Stores the raw ids of engagements under their hashes; there must be partitions for them."""
-    if not rows:
-        return
-    await connection.execute(
-        """
-        INSERT INTO hashed_ids (hash_key, raw_key, time_us, retention_days)
-        SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::smallint[])
-        ON CONFLICT DO NOTHING
-        """,
-        *columns(sorted(rows), len(HashedId._fields)),
-    )
+    for some in parts(sorted(rows)):
+        await connection.execute(
+            """
+            INSERT INTO hashed_ids (hash_key, raw_key, time_us, retention_days)
+            SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::smallint[])
+            ON CONFLICT DO NOTHING
+            """,
+            *columns(some, len(HashedId._fields)),
+        )
 
 
 async def find_raw_keys(
     connection: Connection, hash_keys: Collection[bytes], *, start_us: int, end_us: int
 ) -> dict[bytes, set[bytes]]:
     """Returns for hashes the match keys of the raw ids that engagements of this time carry."""
-    rows = await connection.fetch(
-        """
-        SELECT DISTINCT hash_key, raw_key FROM hashed_ids
-        WHERE hash_key = ANY($1) AND time_us > $2 AND time_us <= $3
-        """,
-        list(hash_keys),
-        start_us - DAY_US,
-        end_us,
-    )
     found: dict[bytes, set[bytes]] = {}
-    for hash_key, raw_key in rows:
-        found.setdefault(hash_key, set()).add(raw_key)
+    for some in parts(hash_keys):
+        rows = await connection.fetch(
+            """
+            SELECT DISTINCT hash_key, raw_key FROM hashed_ids
+            WHERE hash_key = ANY($1) AND time_us > $2 AND time_us <= $3
+            """,
+            some,
+            start_us - DAY_US,
+            end_us,
+        )
+        for hash_key, raw_key in rows:
+            found.setdefault(hash_key, set()).add(raw_key)
     return found
 
 
@@ -205,14 +205,15 @@ async def all_shared_ids(connection: Connection, app_id: str) -> list[KnownIds]:
 
 async def insert_new_identifiers(connection: Connection, identifiers: Mapping[IdKey, Identifier]) -> None:
     """Stores where ids lead that lead nowhere yet."""
-    await connection.execute(
-        """
-        INSERT INTO identifiers (id_key, kind, device_id, met)
-        SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::bytea[])
-        ON CONFLICT DO NOTHING
-        """,
-        *columns(sorted((*key, each.device_id, each.met or None) for key, each in identifiers.items()), 4),
-    )
+    for some in parts(sorted((*key, each.device_id, each.met or None) for key, each in identifiers.items())):
+        await connection.execute(
+            """
+            INSERT INTO identifiers (id_key, kind, device_id, met)
+            SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::bytea[])
+            ON CONFLICT DO NOTHING
+            """,
+            *columns(some, 4),
+        )
 
 
 class Blocks(NamedTuple):

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns
+from libs.db import Connection, Pool, columns, parts
 
 
 class LateArrival(NamedTuple):
@@ -30,14 +30,20 @@ class Placed(NamedTuple):
     arrival: LateArrival
 
 
-class AskedDevice(NamedTuple):
-    """A device that may have conversions later than a time; `place` is a number that the caller gives it."""
+class AppWaiting(NamedTuple):
+    """An app with late arrivals, and when the first of them was received."""
 
-    place: int
+    lane: int
+    app_id: str
+    receive_time_us: int
+
+
+class AskedDevice(NamedTuple):
+    """A device whose latest conversion is asked for."""
+
     lane: int
     app_id: str
     device_id: uuid.UUID
-    time_us: int
 
 
 class AskedEngagement(NamedTuple):
@@ -90,21 +96,42 @@ async def insert(connection: Connection, arrivals: Collection[LateArrival]) -> N
     )
 
 
-async def oldest(pool: Pool, lanes: Collection[int], limit: int) -> list[Placed]:
-    """Returns the late arrivals of these home lanes that were received first.
+async def find_apps(pool: Pool, lanes: Collection[int]) -> list[AppWaiting]:
+    """Returns the apps of these home lanes that have late arrivals.
 
-    Those of an app wait while its hashed ids are indexed (A3): else what they concern would not be found.
+    An app waits while its hashed ids are indexed (A3): else what its late arrivals concern would not be found.
     """
     rows = await pool.fetch(
         """
-        SELECT number, lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
+        SELECT lane, app_id, min(receive_time_us)
         FROM late_arrivals
         WHERE lane = ANY($1)
           AND NOT EXISTS (SELECT FROM hashed_kinds WHERE app_id = late_arrivals.app_id AND NOT is_indexed)
-        ORDER BY receive_time_us LIMIT $2
+        GROUP BY lane, app_id ORDER BY lane, app_id
         """,
         list(lanes),
+    )
+    return [AppWaiting(*row) for row in rows]
+
+
+async def oldest(pool: Pool, lane: int, app_id: str, limit: int, max_bytes: int) -> list[Placed]:
+    """Returns the late arrivals of an app that were received first: at least one, and no more bytes of engagements."""
+    rows = await pool.fetch(
+        """
+        SELECT number, lane, app_id, record_id, receive_time_us, because, device_id, engagement_id, engagement
+        FROM (
+            SELECT *, sum(octet_length(engagement)) OVER (ORDER BY receive_time_us, number) AS byte_count
+            FROM late_arrivals
+            WHERE lane = $1 AND app_id = $2
+            ORDER BY receive_time_us, number LIMIT $3
+        ) AS next
+        WHERE COALESCE(byte_count, 0) <= $4 OR byte_count = octet_length(engagement)
+        ORDER BY receive_time_us, number
+        """,
+        lane,
+        app_id,
         limit,
+        max_bytes,
     )
     return [Placed(row[0], LateArrival(*row[1:])) for row in rows]
 
@@ -120,23 +147,26 @@ async def delete(connection: Connection, placed: Collection[Placed]) -> None:
     )
 
 
-async def find_later(connection: Connection, asked: Collection[AskedDevice]) -> set[int]:
-    """Returns the places of the devices with a decided conversion that is later than the time asked."""
-    rows = await connection.fetch(
-        """
-        SELECT asked.place
-        FROM unnest($1::integer[], $2::smallint[], $3::text[], $4::uuid[], $5::bigint[])
-            AS asked (place, lane, app_id, device_id, time_us)
-        CROSS JOIN LATERAL (
-            SELECT FROM decisions
-            WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
-              AND conversion_time_us > asked.time_us
-            LIMIT 1
-        ) AS found
-        """,
-        *columns(asked, 5),
-    )
-    return {row["place"] for row in rows}
+async def find_latest(connection: Connection, asked: Collection[AskedDevice], *, after_us: int) -> dict[uuid.UUID, int]:
+    """Returns the time of the latest decided conversion of each device asked, if that is later than a time."""
+    latest: dict[uuid.UUID, int] = {}
+    for some in parts(asked):
+        rows = await connection.fetch(
+            """
+            SELECT asked.device_id, found.conversion_time_us
+            FROM unnest($1::smallint[], $2::text[], $3::uuid[]) AS asked (lane, app_id, device_id)
+            CROSS JOIN LATERAL (
+                SELECT conversion_time_us FROM decisions
+                WHERE lane = asked.lane AND app_id = asked.app_id AND device_id = asked.device_id
+                  AND conversion_time_us > $4
+                ORDER BY conversion_time_us DESC, sequence DESC LIMIT 1 -- as the device's index has them
+            ) AS found
+            """,
+            *columns(some, 3),
+            after_us,
+        )
+        latest.update((row["device_id"], row["conversion_time_us"]) for row in rows)
+    return latest
 
 
 async def devices_by_engagement(
