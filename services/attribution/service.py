@@ -1,18 +1,21 @@
 """The gRPC face of attribution: what was decided, and why."""
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
+import structlog
 from google.protobuf import timestamp_pb2
 
 from libs.db import Pool
 from libs.domain.device_ids import is_usable
-from libs.domain.lanes import lane_of
+from libs.domain.lanes import LANES, lane_of
 from libs.domain.snapshots import Follower
 from libs.errors import NotFound, Violations
+from libs.messages import short_name
 from libs.pages import decode_token, encode_token, page_size
 from libs.time import is_timestamp, timestamp_us
 from reengage.attribution.v1 import (
@@ -21,6 +24,7 @@ from reengage.attribution.v1 import (
     erasure_pb2,
     explanation_pb2,
     offer_pb2,
+    quarantine_pb2,
     reattribution_pb2,
     shared_id_pb2,
     what_if_pb2,
@@ -34,16 +38,19 @@ from services.attribution.queries.explanations import Explanations
 from services.attribution.queries.following import Filters, Following, read_token
 from services.attribution.queries.offers import Offers
 from services.attribution.redecide.what_if import WhatIfs
-from services.attribution.storage import erasures, shared_ids
+from services.attribution.storage import erasures, quarantine, shared_ids
 from services.attribution.storage.decisions import list_decisions, newest_decision
 from services.attribution.storage.devices import Device, device_of, find_identifiers, is_nobodys
 from services.attribution.storage.reattributions import Reattribution
 from services.attribution.storage.replay import Period
 from services.attribution.wire.decisions import source_message
 from services.attribution.wire.erasures import erasure_message
+from services.attribution.wire.quarantine import check_enums, item_message, read_filter
 from services.attribution.wire.reattributions import reattribution_message
 from services.attribution.wire.rulebook import Rulebook
 from services.attribution.wire.shared_ids import shared_id_message
+
+_log = structlog.get_logger()
 
 _MAX_ID_CHARACTERS = 256
 _MAX_OVERRIDES = 10_000
@@ -306,6 +313,48 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
     ) -> offer_pb2.SendOfferedPostbacksResponse:
         job = await self._reattribution(request)
         return offer_pb2.SendOfferedPostbacksResponse(created_count=await self._offers.send(job))
+
+    async def ListQuarantined(
+        self, request: quarantine_pb2.ListQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.ListQuarantinedResponse:
+        violations = Violations()
+        violations.check_text("app_id", request.app_id, max_characters=_MAX_ID_CHARACTERS)
+        check_enums(request.work, 0, violations)
+        size = page_size(request.page_size, violations)
+        token = decode_token(request.page_token, (int, int), violations)
+        violations.check()
+        after = (int(token[0]), int(token[1])) if token else None
+        if after and not 0 <= after[0] < LANES:
+            violations.add("page_token", "INVALID_TOKEN", "must come from an earlier response, unchanged")
+            violations.check()
+        found = await quarantine.list_page(self._pool, request.app_id, request.work, after, size + 1)
+        last = found[:size][-1] if len(found) > size else None
+        return quarantine_pb2.ListQuarantinedResponse(
+            items=map(item_message, found[:size]),
+            next_page_token=encode_token(last.what.lane, last.number) if last else "",
+        )
+
+    async def RetryQuarantined(
+        self, request: quarantine_pb2.RetryQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.RetryQuarantinedResponse:
+        violations = Violations()
+        wanted = read_filter(request.filter, violations)
+        violations.check()
+        count = await quarantine.ask_retry(self._pool, wanted)
+        return quarantine_pb2.RetryQuarantinedResponse(found_count=count)
+
+    async def DropQuarantined(
+        self, request: quarantine_pb2.DropQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.DropQuarantinedResponse:
+        violations = Violations()
+        wanted = read_filter(request.filter, violations)
+        violations.check_text("reason", request.reason, max_characters=_MAX_ID_CHARACTERS, required=True)
+        violations.check()
+        dropped = await quarantine.drop(self._pool, wanted)
+        for (work, app_id), count in sorted(Counter(dropped).items()):
+            name = short_name(quarantine_pb2.QuarantineWork.DESCRIPTOR, work)
+            _log.warning("quarantine.dropped", work=name, app_id=app_id, count=count, reason=request.reason)
+        return quarantine_pb2.DropQuarantinedResponse(dropped_count=len(dropped))
 
     async def _reattribution(self, request: Any, violations: Violations | None = None) -> Reattribution:
         """Returns the re-attribution that a request names."""

@@ -17,6 +17,7 @@ from services.attribution.jobs.claims import Claims, ClaimsConfig
 from services.attribution.jobs.erasure import Eraser
 from services.attribution.jobs.hash_index import HashIndexer
 from services.attribution.jobs.late_arrivals import LateArrivals, LateArrivalsConfig
+from services.attribution.jobs.quarantine import QuarantineRetrier
 from services.attribution.jobs.reattribution import Reattributions, Reattributor
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.decider import FLUSH_INTERVAL_S
@@ -53,8 +54,11 @@ class Ground:
 def slow_jobs(ground: Ground) -> dict[str, Loop]:
     """Returns the jobs that people ask for: erasures and re-attributions."""
     eraser = Eraser(pool=ground.pool, ingest=ground.ingest, postback=ground.postback, now_us=ground.now_us)
-    reattributor = Reattributor(ground.pool, ground.rulebooks, ground.pace, ground.now_us)
-    return {"eraser": eraser.run, "reattributor": reattributor.run}
+    return {"eraser": eraser.run, "reattributor": _reattributor(ground).run}
+
+
+def _reattributor(ground: Ground) -> Reattributor:
+    return Reattributor(ground.pool, ground.rulebooks, ground.pace, ground.now_us)
 
 
 def wire_worker(
@@ -103,11 +107,21 @@ def wire_worker(
         flush_interval_s=flush_interval_s,
         now_us=ground.now_us,
     )
+    retrier = QuarantineRetrier(
+        pool=ground.pool,
+        settings=ground.rulebooks,
+        triggers=triggers,
+        postback=ground.postback,
+        late_arrivals=late_arrivals,
+        reattributor=_reattributor(ground),
+        now_us=ground.now_us,
+    )
     loops = {
         **live,
         "claims": claims.run,
         "hash_indexer": hash_indexer.run,
         "late_arrivals": late_arrivals.run,
+        "quarantine": retrier.run,
         **jobs,
     }
     return Worker(config, ground.pool, loops, ready=lambda: asyncio.gather(ground.rulebooks.ready(), triggers.ready()))

@@ -16,7 +16,10 @@ PANELS = {
         "accounts", "apps", "events", "networks", "network-settings", "san-accounts", "agencies", "campaigns",
         "segments", "trackers", "traffic-rules", "keys", "apply",
     ),
-    "Decisions": ("explain", "watch", "what-if", "reattribute", "reattributions", "shared-ids", "forget", "erasures"),
+    "Decisions": (
+        "explain", "watch", "what-if", "reattribute", "reattributions", "shared-ids", "forget", "erasures",
+        "quarantine",
+    ),
     "Postbacks": ("postbacks", "deliveries"),
     "Services": ("call", "serve", "migrate", "simulate"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -106,6 +106,8 @@ class Received(postback_grpc.PostbackServiceServicer):
         self.calls = 0
         self.failing = False
         self.hanging = False
+        self.refused: dict[str, grpc.StatusCode] = {}
+        """Conversions that every call which names them is refused for, with the code."""
         self.erased: list[str] = []
         self.stripped: set[str] = set()
         self.asked: Counter[str] = Counter()
@@ -146,6 +148,7 @@ class Received(postback_grpc.PostbackServiceServicer):
     ) -> claim_pb2.RequestClaimsResponse:
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        await self._refuse(request.conversions, context)
         if self.hanging:
             await asyncio.Event().wait()
         decisions = [conversion.decision for conversion in request.conversions]
@@ -185,6 +188,7 @@ class Received(postback_grpc.PostbackServiceServicer):
         self.calls += 1
         if self.failing:
             await context.abort(grpc.StatusCode.INTERNAL, "told to fail")
+        await self._refuse(request.conversions, context)
         if request.validate_only:
             return conversion_pb2.EnqueueConversionsResponse(offered=map(self._offered, request.conversions))
         before = len(self.conversions)
@@ -192,6 +196,11 @@ class Received(postback_grpc.PostbackServiceServicer):
             self.conversions.setdefault(conversion.decision.conversion_id, conversion)
             self.latest[conversion.decision.conversion_id] = conversion
         return conversion_pb2.EnqueueConversionsResponse(created_count=len(self.conversions) - before)
+
+    async def _refuse(self, conversions: Iterable[conversion_pb2.Conversion], context: Any) -> None:
+        for each in conversions:
+            if (code := self.refused.get(each.decision.conversion_id)) is not None:
+                await context.abort(code, "told to refuse this")
 
     def _offered(self, conversion: conversion_pb2.Conversion) -> offer_pb2.OfferedPostback:
         effects = offer_pb2.OfferedPostback

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2, shared_id_pb2
+from reengage.attribution.v1 import decision_pb2, erasure_pb2, explanation_pb2, offer_pb2, quarantine_pb2, shared_id_pb2
 from reengage.attribution.v1 import service_pb2_grpc as attribution_grpc
 from services.cli.app import app
 
@@ -43,6 +43,7 @@ class Scripted(attribution_grpc.AttributionServiceServicer):
         self.answer = answer
         self.explained: list[explanation_pb2.ExplainDecisionRequest] = []
         self.watched: list[decision_pb2.WatchDecisionsRequest] = []
+        self.quarantine: list[Any] = []
 
     async def ExplainDecision(
         self, request: explanation_pb2.ExplainDecisionRequest, context: Any
@@ -65,6 +66,34 @@ class Scripted(attribution_grpc.AttributionServiceServicer):
             shared = response.shared_ids.add(kind=kind, value=value, advertising_id_count=count)
             shared.share_time.FromJsonString("2026-03-01T12:00:00Z")
         return response
+
+    async def ListQuarantined(
+        self, request: quarantine_pb2.ListQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.ListQuarantinedResponse:
+        response = quarantine_pb2.ListQuarantinedResponse()
+        if request.app_id == "shop":
+            response.items.add(
+                item_id="5.17",
+                app_id="shop",
+                work=quarantine_pb2.QUARANTINE_WORK_LATE_ARRIVAL,
+                reason=quarantine_pb2.QUARANTINE_REASON_TIMED_OUT,
+                record_id="k[1]",
+                error="TimeoutError: ",
+                try_count=3,
+            )
+        return response
+
+    async def RetryQuarantined(
+        self, request: quarantine_pb2.RetryQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.RetryQuarantinedResponse:
+        self.quarantine.append(request)
+        return quarantine_pb2.RetryQuarantinedResponse(found_count=2)
+
+    async def DropQuarantined(
+        self, request: quarantine_pb2.DropQuarantinedRequest, context: Any
+    ) -> quarantine_pb2.DropQuarantinedResponse:
+        self.quarantine.append(request)
+        return quarantine_pb2.DropQuarantinedResponse(dropped_count=1)
 
     async def SendOfferedPostbacks(
         self, request: offer_pb2.SendOfferedPostbacksRequest, context: Any
@@ -127,6 +156,34 @@ async def test_shared_ids_are_listed_for_people_and_programs() -> None:
     assert [each["advertising_id_count"] for each in json.loads(output)["shared_ids"]] == [31]
     code, output = await run(Scripted(), "shared-ids", "quiet")  # type: ignore[abstract]
     assert (code, output.strip()) == (0, "Shared ids of quiet: none")
+
+
+async def test_what_was_set_aside_is_listed_tried_again_and_dropped() -> None:
+    scripted = Scripted()  # type: ignore[abstract]
+    code, output = await run(scripted, "quarantine", "list", "--app", "shop", "--work", "late-arrival")
+    assert code == 0
+    assert all(word in output for word in ("5.17", "late-arrival", "timed-out", "k[1]", "TimeoutError", "3"))
+    code, output = await run(scripted, "quarantine", "list")
+    assert (code, output.strip()) == (0, "Set aside: nothing")
+    code, output = await run(scripted, "quarantine", "retry", "5.17", "5.18", "--because", "timed-out")
+    assert (code, output.strip()) == (0, "2 to be tried again")
+    code, output = await run(scripted, "quarantine", "drop", "--app", "shop", "--reason", "a test's")
+    assert (code, output.strip()) == (0, "1 dropped")
+    tried, dropped = scripted.quarantine
+    assert tried.filter == quarantine_pb2.QuarantineFilter(
+        item_ids=["5.17", "5.18"], reason=quarantine_pb2.QUARANTINE_REASON_TIMED_OUT
+    )
+    assert (dropped.filter, dropped.reason) == (quarantine_pb2.QuarantineFilter(app_id="shop"), "a test's")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("retry",), ("drop", "--reason", "x"), ("drop", "--app", "shop"), ("list", "--work", "nothing")],
+    ids=["retry nothing", "drop nothing", "drop for no reason", "no such work"],
+)
+async def test_what_is_meant_of_the_quarantine_must_be_said(arguments: tuple[str, ...]) -> None:
+    code, _ = await run(Scripted(), "quarantine", *arguments)  # type: ignore[abstract]
+    assert code == 2
 
 
 @pytest.mark.parametrize("text", ["2026-03-01", "2026-03-01T00:00", "2026-03-01 02:00+02:00", "2026-03-01T00:00:00Z"])

@@ -11,8 +11,9 @@ import grpc
 import psutil
 import pytest
 
-from libs.channels import MAX_MESSAGE_BYTES, open_channel
+from libs.channels import open_channel
 from libs.errors import from_rpc_error
+from libs.parts import MAX_MESSAGE_BYTES
 from reengage.tracker.v1 import app_pb2
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from tests.conftest import Database

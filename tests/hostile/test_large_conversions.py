@@ -36,8 +36,11 @@ LARGE = {f"k{number:02}": "x" * 4_080 for number in range(63)}
 """257 KB of event data: the most that it may have, nearly."""
 
 
-def set_aside(what: str, reason: str) -> float:
-    return REGISTRY.get_sample_value("attribution_set_aside_total", {"what": what, "reason": reason}) or 0
+def set_aside(reason: str, *works: str) -> float:
+    return sum(
+        REGISTRY.get_sample_value("attribution_quarantined_total", {"work": work, "reason": reason}) or 0
+        for work in works
+    )
 
 
 async def told(world: World, *conversion_ids: str) -> None:  # noqa: F811
@@ -113,7 +116,7 @@ async def test_an_entry_of_an_older_version_is_set_aside(
 ) -> None:
     """In every lane, an engagement and a conversion of everybody: what comes behind them is indexed and decided."""
     await world.send(event(0, device(1), record_id="e0"))
-    before = set_aside("entry", reason)
+    before = set_aside(reason, "INDEX", "DECIDE")
     connection = await asyncpg.connect(database.admin_dsn)
     await connection.execute(
         f"""
@@ -135,7 +138,7 @@ async def test_an_entry_of_an_older_version_is_set_aside(
         await world.send(*(event(2 * HOUR, device(number), record_id=f"e{number}") for number in range(2, 40)))
         decisions = await world.decided("e0", *(f"e{number}" for number in range(2, 40)))
     assert all(each.tracker_id for each in decisions[1:])
-    assert set_aside("entry", reason) - before == 8  # four lanes, each for the indexer and for the decider
+    assert set_aside(reason, "INDEX", "DECIDE") - before == 8  # four lanes, each for the indexer and for the decider
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ async def test_a_decision_that_cannot_be_handed_over_is_set_aside(
     planted: str,
     reason: str,
 ) -> None:
-    before = set_aside("decision", reason)
+    before = set_aside(reason, "RELAY")
     world.received.failing = True
     async with world.worker():
         await world.send(click(0, device(1), record_id="k1"), event(HOUR, device(1), record_id="stuck"))
@@ -163,7 +166,7 @@ async def test_a_decision_that_cannot_be_handed_over_is_set_aside(
         await world.send(event(2 * HOUR, device(2), record_id="after"))
         await told(world, "after")
     assert "stuck" not in world.received.conversions
-    assert set_aside("decision", reason) - before == 1
+    assert set_aside(reason, "RELAY") - before == 1
 
 
 async def test_the_outbox_is_read_by_bytes_and_loses_none(world: World) -> None:  # noqa: F811

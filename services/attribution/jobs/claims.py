@@ -7,8 +7,9 @@ pending conversions holds them, so that the next owner of their lanes goes on.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -28,9 +29,12 @@ from services.attribution.decision.decide import needed_type
 from services.attribution.decision.model import ConversionKind
 from services.attribution.jobs.claim_requests import ClaimRequest, ClaimRequests
 from services.attribution.live.batch import decide_batch
+from services.attribution.live.changes import Changes
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.pending import in_turn, logged_of
+from services.attribution.live.pending_aside import set_pending_aside
+from services.attribution.live.quarantine import REFUSING, in_halves, is_circumstance
 from services.attribution.pace import Pace
 from services.attribution.storage import pending
 from services.attribution.storage.pending import Key, PendingRow
@@ -146,9 +150,17 @@ class Claims:
     async def _call(self, some: Sequence[ClaimRequest], requests: ClaimRequests) -> None:
         """Makes one call; requests that it does not answer are sent again."""
         found = await pending.to_ask(self._pool, [request.place for request in some])
-        sent = [request for request in some if request.key in found]
+        told: dict[Key, conversion_pb2.Conversion] = {}
+        for request in some:
+            try:
+                if request.key in found:
+                    told[request.key] = self._conversion(request, found[request.key])
+            except Exception as error:  # nobody can be asked about it; deciding it shows what is wrong
+                _log.warning("claims.untellable", error=type(error).__name__)
+                request.answered = request.claims()
+        sent = [request for request in some if request.key in told]
         if sent:
-            answers = await self._ask([self._conversion(each, found[each.key]) for each in sent], self._wait_s(sent))
+            answers = await self._ask(list(told.values()), self._wait_s(sent))
             for request in sent:
                 request.answered = answers.get(request.key, request.answered)
         requests.end_call(some, found.keys())
@@ -162,15 +174,38 @@ class Claims:
     async def _ask(
         self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
     ) -> dict[Key, claim_pb2.ConversionClaims]:
-        """Returns what networks have answered; nothing while postback is away."""
+        """Returns what networks have answered; nothing while postback is away, nor of one that it refuses."""
+        try:
+            return await self._request(conversions, wait_s)
+        except grpc.aio.AioRpcError as error:
+            answers = await self._ask_in_halves(conversions, wait_s) if error.code() in REFUSING else {}
+            if not answers:
+                _log.warning("claims.failed", code=error.code().name, conversions=len(conversions))
+                await asyncio.sleep(wait_s)
+            return answers
+
+    async def _ask_in_halves(
+        self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
+    ) -> dict[Key, claim_pb2.ConversionClaims]:
+        """Returns the answers about all but one that has the others refused; nothing if that is not it."""
+        half = len(conversions) // 2
+        answers: dict[Key, claim_pb2.ConversionClaims] = {}
+        refused: list[Sequence[conversion_pb2.Conversion]] = []
+        for some in (conversions[:half], conversions[half:]) if half else ():
+            try:
+                answers |= await self._request(some, wait_s)
+            except grpc.aio.AioRpcError:
+                refused.append(some)
+        if answers and refused:
+            answers |= await self._ask_in_halves(refused[0], wait_s)
+        return answers
+
+    async def _request(
+        self, conversions: Sequence[conversion_pb2.Conversion], wait_s: float
+    ) -> dict[Key, claim_pb2.ConversionClaims]:
         wait = to_duration(round(wait_s * 1000) * 1000)
         request = claim_pb2.RequestClaimsRequest(conversions=conversions, wait=wait)
-        try:
-            response = await self._postback.RequestClaims(request, timeout=wait_s + self._config.call_grace_s)
-        except grpc.aio.AioRpcError as error:
-            _log.warning("claims.failed", code=error.code().name, conversions=len(conversions))
-            await asyncio.sleep(wait_s)
-            return {}
+        response = await self._postback.RequestClaims(request, timeout=wait_s + self._config.call_grace_s)
         return {(claims.app_id, claims.conversion_id): claims for claims in response.conversions}
 
     def _conversion(self, request: ClaimRequest, asked: pending.Asked) -> conversion_pb2.Conversion:
@@ -197,46 +232,67 @@ class Claims:
     # Deciding.
 
     async def _settle(self, lanes: OwnedLanes, requests: ClaimRequests) -> None:
-        """Stores answers, and decides what has all of its own and is in turn, in one transaction."""
+        """Stores answers, and decides what has all of its own and is in turn; what cannot be decided is set aside."""
         some = requests.take_finished(self._config.max_per_call)
-        claims = {request.place: request.claims() for request in some}
+        try:
+            await self._store_and_decide(lanes, some)
+        except Exception as error:
+            if is_circumstance(error):
+                raise
+            for request in some:
+                await self._decide_apart(lanes, request)
+        requests.remove(some)
+        for request in some:
+            for answer in request.claims().answers:
+                _answers.labels(_STATES[answer.state], short_name(_REASON, answer.reason)).inc()
+
+    async def _store_and_decide(self, lanes: OwnedLanes, some: Sequence[ClaimRequest]) -> None:
+        """Stores answers, and decides what is in turn, in one transaction."""
         with self._pace.live():
             async with lanes.fenced() as connection:
-                due = await _take_due(connection, claims)
-                now_us = self._now_us()
-                changes = await decide_batch(
-                    connection,
-                    [logged_of(row) for row in due],
-                    apps=self._settings.current.apps,
-                    next_sequences=lanes.next_sequences,
-                    new_id=self._new_id,
-                    now_us=now_us,
-                    asking=self._triggers.asking(lanes.pending.app_ids, now_us),
-                    hashed=lanes.hashed.by_app,
-                    resumed={row.key: row for row in due},
-                )
+                due = await pending.take(connection, await _find_due(connection, some))
+                changes = await self._decide(connection, lanes, due)
                 await lanes.append(connection, changes, lanes={request.lane for request in some})
-        requests.remove(some)
-        self._measure(due, {row.key for row in changes.pending}, claims.values())
+        self._measure(due, {row.key for row in changes.pending})
 
-    def _measure(
-        self, due: Sequence[PendingRow], still_pending: set[Key], claims: Iterable[claim_pb2.ConversionClaims]
-    ) -> None:
+    async def _decide_apart(self, lanes: OwnedLanes, request: ClaimRequest) -> None:
+        """Stores one answer, and decides what is in turn then, each by itself if need be."""
+        async with lanes.fenced() as connection:
+            due = await _find_due(connection, [request])
+            await lanes.append(connection, lanes=[request.lane])
+
+        async def decide(part: range) -> None:
+            async with lanes.fenced() as connection:
+                taken = await pending.take(connection, due[part.start : part.stop])
+                changes = await self._decide(connection, lanes, taken)
+                await lanes.append(connection, changes, lanes=[request.lane])
+            self._measure(taken, {row.key for row in changes.pending})
+
+        await in_halves(len(due), decide, partial(set_pending_aside, lanes, due))
+
+    async def _decide(self, connection: Connection, lanes: OwnedLanes, due: Sequence[PendingRow]) -> Changes:
+        now_us = self._now_us()
+        return await decide_batch(
+            connection,
+            [logged_of(row) for row in due],
+            apps=self._settings.current.apps,
+            next_sequences=lanes.next_sequences,
+            new_id=self._new_id,
+            now_us=now_us,
+            asking=self._triggers.asking(lanes.pending.app_ids, now_us),
+            hashed=lanes.hashed.by_app,
+            resumed={row.key: row for row in due},
+        )
+
+    def _measure(self, due: Sequence[PendingRow], still_pending: set[Key]) -> None:
         now_us = self._now_us()
         for row in due:
             if row.key not in still_pending:
                 _lag.observe((now_us - row.receive_time_us) / 1e6)
-        for each in claims:
-            for answer in each.answers:
-                _answers.labels(_STATES[answer.state], short_name(_REASON, answer.reason)).inc()
 
 
-async def _take_due(
-    connection: Connection, claims: Mapping[tuple[int, str, str], claim_pb2.ConversionClaims]
-) -> list[PendingRow]:
-    """Stores answers, and takes from the table the conversions that are in turn now, in order of receipt."""
-    devices = await pending.answer(connection, {at: said.SerializeToString() for at, said in claims.items()})
-    due = in_turn(await pending.of_devices(connection, devices))
-    due.sort(key=lambda row: (row.receive_time_us, row.log_lane, row.position))
-    await pending.delete(connection, due)
-    return due
+async def _find_due(connection: Connection, some: Sequence[ClaimRequest]) -> list[PendingRow]:
+    """Stores answers, and returns the conversions that are in turn now, in order of receipt."""
+    answers = {request.place: request.claims().SerializeToString() for request in some}
+    due = in_turn(await pending.of_devices(connection, await pending.answer(connection, answers)))
+    return sorted(due, key=lambda row: row.place)

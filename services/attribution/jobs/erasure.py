@@ -7,28 +7,34 @@ the rest is stored after each.
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
 from libs.db import Connection, Pool
 from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES
 from libs.time import now_us
+from reengage.attribution.v1 import quarantine_pb2
 from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.decision.matching import device_key, id_forms
-from services.attribution.jobs.device_traces import find_traces
+from services.attribution.jobs.device_traces import DeviceTraces, find_traces
+from services.attribution.live.changes import Changes
 from services.attribution.live.log_reader import log_heads
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage import erasures
+from services.attribution.live.quarantine import is_circumstance, reason_of
+from services.attribution.storage import erasures, quarantine
 from services.attribution.storage.erasures import Erasure, StoredEngagement, Work
 from services.attribution.storage.lanes import read_indexed
 from services.attribution.storage.pending import count_early
+from services.attribution.storage.quarantine import SetAside
 
 _log = structlog.get_logger()
 _done = Counter("attribution_erasures_total", "Devices forgotten.")
@@ -50,6 +56,8 @@ class EraserConfig:
     """Conversions of one call to postback, and devices."""
     max_device_ids: int = 500
     """Device ids of one search of the log: each has up to 190 forms, and ingest takes 100,000."""
+    max_tries: int = 3
+    """So often an erasure is tried before it is set aside."""
     max_record_ids: int = 100_000
     """Record ids of one search of the log."""
 
@@ -68,6 +76,7 @@ class Eraser:
     ) -> None:
         self._pool, self._ingest, self._postback = pool, ingest, postback
         self._config, self._now_us = config, now_us
+        self._failures: dict[uuid.UUID, int] = {}
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Erases for as long as the lanes are owned. Raises LanesLostError."""
@@ -75,10 +84,34 @@ class Eraser:
             under_way = await erasures.under_way(self._pool, lanes.lanes)
             for erasure in under_way:
                 _age.set((self._now_us() - erasure.request_time_us) / 1e6)
-                await self._erase(lanes, erasure)
+                await self._try(lanes, erasure)
             if not under_way:
                 _age.set(0)
                 await asyncio.sleep(self._config.look_interval_s)
+
+    async def _try(self, lanes: OwnedLanes, erasure: Erasure) -> None:
+        """Erases; what fails again and again is set aside, and the others go on."""
+        try:
+            await self._erase(lanes, erasure)
+        except Exception as error:
+            if is_circumstance(error):
+                raise
+            tries = self._failures[erasure.erasure_id] = self._failures.get(erasure.erasure_id, 0) + 1
+            _log.warning("erasure.failed", erasure_id=str(erasure.erasure_id), exc_info=error)
+            if tries < self._config.max_tries:
+                return
+            row = SetAside(
+                lane=erasure.lane,
+                work=quarantine_pb2.QUARANTINE_WORK_ERASE,
+                app_id=erasure.app_id,
+                place=str(erasure.erasure_id),
+                record_id=str(erasure.erasure_id),
+                reason=reason_of(error),
+                error=type(error).__name__,  # its text may name the device
+            )
+            async with lanes.fenced() as connection:
+                await lanes.append(connection, Changes(set_aside=[row]), lanes=[erasure.lane])
+        self._failures.pop(erasure.erasure_id, None)
 
     async def _erase(self, lanes: OwnedLanes, erasure: Erasure) -> None:
         assert erasure.work is not None
@@ -89,7 +122,10 @@ class Eraser:
         await self._erase_conversions(lanes, erasure, erasure.work)
         await self._erase_records(lanes, erasure, erasure.work)
         erasure.work = None
-        await self._save(lanes, erasure)
+        async with self._saving(lanes, erasure) as connection:
+            await quarantine.forget(
+                connection, erasure.lane, quarantine_pb2.QUARANTINE_WORK_ERASE, erasure.app_id, str(erasure.erasure_id)
+            )
         _done.inc()
         _log.info("erasure.done", erasure_id=str(erasure.erasure_id), app_id=erasure.app_id, **erasure.erased_counts)
 
@@ -114,6 +150,7 @@ class Eraser:
             # A call that hands over offers may have read these conversions before the cut.
             may_be_called = await erasures.decided_again(connection, erasure.app_id, found.conversion_ids)
             rows = await erasures.erase_devices(connection, erasure.app_id, found.devices)
+            rows["quarantined"] = await _erase_quarantined(connection, erasure, found)
             erasure.count("attribution", rows)
             stripped = await _erase_engagements(connection, erasure, found.engagements)
             ids = [device_key(erasure.app_id, each) for each in found.ids]
@@ -221,6 +258,23 @@ async def _erase_engagements(
     stripped = await _strip(connection, erasure, {each.engagement_id for each in engagements})
     erasure.count("attribution", await erasures.erase_engagements(connection, erasure.app_id, engagements))
     return stripped
+
+
+async def _erase_quarantined(connection: Connection, erasure: Erasure, found: DeviceTraces) -> int:
+    """Erases what was set aside of the device, or of a record that cannot be read and names it."""
+    forms = {form for each in found.ids for form in id_forms(each)}
+    raw = [each.encode() for each in found.ids]
+
+    def is_of_it(what: SetAside) -> bool:
+        if what.device_id in found.devices or what.record_id in found.conversion_ids:
+            return True
+        try:
+            return not forms.isdisjoint(_normalised_ids(what.record or b""))
+        except DecodeError:
+            return any(each in (what.record or b"") for each in raw)
+
+    rows = [each for each in await quarantine.of_app(connection, erasure.app_id) if is_of_it(each.what)]
+    return await quarantine.erase(connection, rows) if rows else 0
 
 
 async def _strip(connection: Connection, erasure: Erasure, engagement_ids: Collection[str]) -> list[str]:

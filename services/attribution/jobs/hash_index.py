@@ -10,8 +10,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
 
 import asyncpg
@@ -27,16 +28,19 @@ from reengage.ingest.v1 import record_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.attribution.decision.matching import hash_keys
 from services.attribution.live.batch import decide_batch
+from services.attribution.live.changes import Changes
 from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.log_reader import log_heads
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.pending import logged_of
+from services.attribution.live.pending_aside import set_pending_aside
+from services.attribution.live.quarantine import in_halves
 from services.attribution.pace import Guest, Pace
 from services.attribution.storage import hashed_ids, pending
 from services.attribution.storage.devices import NO_DEVICE, Identifier, IdKey
 from services.attribution.storage.hashed_ids import HashedKind, KnownIds, ToIndex
 from services.attribution.storage.lanes import read_indexed
-from services.attribution.storage.pending import FIRST_PLACE, Mark
+from services.attribution.storage.pending import FIRST_PLACE, Mark, PendingRow
 from services.attribution.wire.records import hashed_ids_of
 from services.attribution.wire.rulebook import Rulebook
 
@@ -175,19 +179,32 @@ class HashIndexer:
         """Decides the conversions that waited; those that come after the last of them wait no more."""
         while not mark.is_reached(lanes.heads, self._settings.current.revision):
             await within(lanes.indexed.moved.next(), self._config.wait_interval_s)
-        after, is_last = FIRST_PLACE, False
-        while not is_last:
-            known = lanes.hashed.by_app
+        after, is_finished = FIRST_PLACE, False
+        while not is_finished:
+            rows = await pending.find_early(self._pool, lane, app_id, after, self._config.max_decided)
+            if rows:
+                after = rows[-1].place
+                await self._decide_rows(lanes, app_id, rows, kinds)
+                continue
+            async with lanes.fenced() as connection:  # here none begins to wait meanwhile
+                is_finished = not await pending.find_early(self._pool, lane, app_id, after, 1)
+                changes = Changes(finished_kinds=kinds if is_finished else ())
+                await lanes.append(connection, changes, lanes=[lane])
+
+    async def _decide_rows(
+        self, lanes: OwnedLanes, app_id: str, rows: Sequence[PendingRow], kinds: Sequence[HashedKind]
+    ) -> None:
+        """Decides conversions for which these kinds are ready; what cannot be decided is set aside."""
+
+        async def decide(some: range) -> None:
+            known, now_us = lanes.hashed.by_app, self._now_us()
             ready = {each.kind: True for each in kinds}
-            now_us = self._now_us()
             with self._pace.live():
                 async with lanes.fenced() as connection:
-                    rows = await pending.take_early(connection, lane, app_id, after, self._config.max_decided)
-                    is_last = len(rows) < self._config.max_decided
-                    after = rows[-1].place if rows else after
+                    taken = await pending.take(connection, rows[some.start : some.stop])
                     changes = await decide_batch(
                         connection,
-                        [logged_of(row) for row in rows],
+                        [logged_of(row) for row in taken],
                         apps=self._settings.current.apps,
                         next_sequences=lanes.next_sequences,
                         new_id=self._new_id,
@@ -195,8 +212,9 @@ class HashIndexer:
                         asking=self._triggers.asking(lanes.pending.app_ids, now_us),
                         hashed={**known, app_id: {**known[app_id], **ready}},
                     )
-                    changes = replace(changes, finished_kinds=kinds if is_last else ())
-                    await lanes.append(connection, changes, lanes=[lane])
+                    await lanes.append(connection, changes, lanes=[rows[0].lane])
+
+        await in_halves(len(rows), decide, partial(set_pending_aside, lanes, rows))
 
     @asynccontextmanager
     async def _step(self, lanes: OwnedLanes, lane: int) -> AsyncIterator[Connection]:

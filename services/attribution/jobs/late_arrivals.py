@@ -7,7 +7,7 @@ later sees the late record by itself.
 
 import asyncio
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
@@ -15,12 +15,14 @@ from prometheus_client import Counter, Gauge
 from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.time import now_us
+from reengage.attribution.v1 import quarantine_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
 from services.attribution.decision.rules import AppRules
 from services.attribution.live.changes import Changes
 from services.attribution.live.lateness import Concerned, concerned_devices
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.live.quarantine import in_halves, is_circumstance, reason_of, text_of
 from services.attribution.pace import Pace
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Replayed
@@ -28,6 +30,7 @@ from services.attribution.redecide.rewriting import changed_devices, new_version
 from services.attribution.storage import late_arrivals
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.late_arrivals import LateArrival, Placed
+from services.attribution.storage.quarantine import SetAside
 from services.attribution.storage.replay import Period, Stored, find_settings_revisions
 from services.attribution.wire.past_rules import PastRules
 from services.attribution.wire.rulebook import Rulebook
@@ -89,44 +92,101 @@ class LateArrivals:
         return bool(apps)
 
     async def _work_on_app(self, lanes: OwnedLanes, lane: int, app_id: str) -> None:
-        """Deals with the oldest late arrivals of an app: with more of them at once while they concern few devices."""
+        """Deals with the oldest late arrivals of an app: with more of them at once while they concern few devices.
+
+        One that cannot be dealt with is set aside.
+        """
         config = self._config
         limit = self._limits.get(app_id, config.max_arrivals)
         placed = await late_arrivals.oldest(self._pool, lane, app_id, limit, config.max_bytes)
-        async with self._pool.acquire() as connection:
-            concerned = await concerned_devices(connection, [each.arrival for each in placed])
-        are_few = 2 * len(concerned) <= len(placed)
-        if not are_few:
+        if len(placed) > config.max_arrivals and not await self._are_of_few(placed):
             placed = placed[: config.max_arrivals]
-        self._limits[app_id] = min(2 * limit, config.max_arrivals_of_few) if are_few else config.max_arrivals
-        if placed:
-            await self._decide_again(lanes, placed, concerned)
+        self._limits[app_id] = max(config.max_arrivals, min(2 * len(placed), config.max_arrivals_of_few))
 
-    async def _decide_again(
-        self, lanes: OwnedLanes, placed: Sequence[Placed], may_be_concerned: Collection[uuid.UUID]
+        async def decide_again(some: range) -> None:
+            part = placed[some.start : some.stop]
+            await self.decide_again(
+                lanes,
+                [each.arrival for each in part],
+                also=lambda connection: late_arrivals.delete(connection, part),
+            )
+
+        async def set_aside(at: int, error: Exception) -> None:
+            rows = await self._decide_apart(lanes, placed[at].arrival, error)
+            async with lanes.fenced() as connection:
+                await late_arrivals.delete(connection, [placed[at]])
+                await lanes.append(connection, Changes(set_aside=rows), lanes=[lane])
+
+        await in_halves(len(placed), decide_again, set_aside)
+
+    async def _decide_apart(self, lanes: OwnedLanes, arrival: LateArrival, error: Exception) -> list[SetAside]:
+        """Deals with a late arrival device by device; returns what is set aside, for that device alone if it can be."""
+        try:
+            async with self._pool.acquire() as connection:
+                device_ids = sorted(await concerned_devices(connection, [arrival]))
+        except Exception as why:
+            if is_circumstance(why):
+                raise
+            device_ids = []
+        if len(device_ids) < 2:
+            return [_set_aside(arrival, error)]
+        rows: list[SetAside] = []
+
+        async def decide_again(some: range) -> None:
+            await self.decide_again(lanes, [arrival], only=device_ids[some.start : some.stop])
+
+        async def set_aside(at: int, error: Exception) -> None:
+            of_device = arrival._replace(device_id=device_ids[at], engagement_id=None, engagement=None)
+            rows.append(_set_aside(of_device, error))
+
+        await in_halves(len(device_ids), decide_again, set_aside)
+        return rows
+
+    async def _are_of_few(self, placed: Sequence[Placed]) -> bool:
+        """Returns whether late arrivals concern few devices."""
+        try:
+            async with self._pool.acquire() as connection:
+                concerned = await concerned_devices(connection, [each.arrival for each in placed])
+        except Exception as error:
+            if is_circumstance(error):
+                raise
+            return False  # one of them cannot be dealt with
+        return 2 * len(concerned) <= len(placed)
+
+    async def decide_again(
+        self,
+        lanes: OwnedLanes,
+        arrivals: Sequence[LateArrival],
+        *,
+        only: Collection[uuid.UUID] | None = None,
+        also: Callable[[Connection], Awaitable[object]] | None = None,
     ) -> None:
-        """Deals with late arrivals of one app, given in order of receipt."""
-        app_id, lane = placed[0].arrival.app_id, placed[0].arrival.lane
+        """Deals with late arrivals of one app, given in order of receipt: with all devices, or with some of them only.
+
+        `also` is done in the same transaction.
+        """
+        app_id, lane = arrivals[0].app_id, arrivals[0].lane
         rules = self._settings.current.apps[app_id]
         period = Period(
             app_id=app_id,
             start_us=0,
             end_us=_END_OF_TIME_US,
-            received_since_us=placed[0].arrival.receive_time_us - rules.app.late_window_us,
+            received_since_us=arrivals[0].receive_time_us - rules.app.late_window_us,
         )
-        arrivals = [each.arrival for each in placed]
         async with self._pool.acquire() as connection:
-            revisions = await find_settings_revisions(connection, period, may_be_concerned)
+            concerned = await _concerned(connection, arrivals, only)
+            revisions = await find_settings_revisions(connection, period, concerned)
         await self._past_rules.learn(app_id, revisions)
         with self._pace.live():
             async with lanes.fenced() as connection:
                 # Once more: only here nobody else decides for these devices.
-                concerned = await concerned_devices(connection, arrivals)
+                concerned = await _concerned(connection, arrivals, only)
                 replayed = await self._replay(connection, period, concerned)
                 changes = await self._changes(connection, period, concerned, replayed, lanes.next_sequences[lane])
-                await late_arrivals.delete(connection, placed)
+                if also is not None:
+                    await also(connection)
                 await lanes.append(connection, changes, lanes=[lane])
-        _arrivals.inc(len(placed))
+        _arrivals.inc(len(arrivals))
         _changed.inc(len(changes.decisions))
 
     async def _replay(
@@ -193,6 +253,29 @@ async def _moved(
         for engagement_id, (_, late) in moved.items()
         if (record := records.get(keys[engagement_id])) is not None
     ]
+
+
+async def _concerned(
+    connection: Connection, arrivals: Sequence[LateArrival], only: Collection[uuid.UUID] | None
+) -> Concerned:
+    concerned = await concerned_devices(connection, arrivals)
+    return {each: late for each, late in concerned.items() if only is None or each in only}
+
+
+def _set_aside(arrival: LateArrival, error: Exception) -> SetAside:
+    return SetAside(
+        lane=arrival.lane,
+        work=quarantine_pb2.QUARANTINE_WORK_LATE_ARRIVAL,
+        app_id=arrival.app_id,
+        place=f"{arrival.record_id}:{arrival.device_id or ''}",
+        record_id=arrival.record_id,
+        reason=reason_of(error),
+        error=text_of(error),
+        receive_time_us=arrival.receive_time_us,
+        record=arrival.engagement,
+        because=arrival.because,
+        device_id=arrival.device_id,
+    )
 
 
 def _first(concerned: Mapping[uuid.UUID, LateArrival], device_ids: Collection[uuid.UUID]) -> LateArrival | None:

@@ -7,7 +7,7 @@ of the job, so that a crash loses nothing and does nothing twice.
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -15,16 +15,19 @@ import structlog
 from libs.db import Connection, Pool
 from libs.domain.snapshots import Follower
 from libs.errors import AlreadyExists, FailedPrecondition, NotFound
+from reengage.attribution.v1 import quarantine_pb2
 from services.attribution.live.changes import Changes
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.live.quarantine import is_circumstance, reason_of, text_of
 from services.attribution.pace import Guest, Pace
 from services.attribution.redecide.replay import Replay
 from services.attribution.redecide.replayed import Replayed
 from services.attribution.redecide.rewriting import changed_devices, new_versions, winners
 from services.attribution.redecide.totals import Totals
 from services.attribution.storage import reattributions
+from services.attribution.storage.quarantine import SetAside
 from services.attribution.storage.reattributions import Reattribution, State
-from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate
+from services.attribution.storage.replay import FIRST_DEVICE, Period, estimate, find_devices
 from services.attribution.wire.rulebook import Rulebook
 
 _log = structlog.get_logger()
@@ -94,6 +97,7 @@ class Reattributor:
     ) -> None:
         self._pool, self._settings, self._pace, self._now_us = pool, settings, pace, now_us
         self._config = config
+        self._sizes: dict[str, int] = {}
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Works on the oldest re-attribution, a page at a time, until cancelled."""
@@ -104,15 +108,50 @@ class Reattributor:
                 continue
             with self._pace.guest() as guest:
                 try:
-                    await self._work(lanes, job, guest)
+                    await self._try(lanes, job, guest)
                 except _MovedOnError:  # it was cancelled, or somebody else has gone on with it
                     continue
 
-    async def _work(self, lanes: OwnedLanes, job: Reattribution, guest: Guest) -> None:
+    async def _try(self, lanes: OwnedLanes, job: Reattribution, guest: Guest) -> None:
+        """Works on one page of a re-attribution; on smaller ones where that fails, until one device is set aside."""
+        size = self._sizes.get(job.reattribution_id, self._config.page_size)
+        try:
+            await self._work(lanes, job, guest, size)
+        except Exception as error:
+            if isinstance(error, _MovedOnError) or is_circumstance(error):
+                raise
+            self._sizes[job.reattribution_id] = size // 4
+            if size > 0:
+                return
+            await self._set_aside(lanes, job, error)
+        larger = max(1, 2 * size)
+        self._sizes.pop(job.reattribution_id, None)
+        if larger < self._config.page_size:
+            self._sizes[job.reattribution_id] = larger
+
+    async def _set_aside(self, lanes: OwnedLanes, job: Reattribution, error: Exception) -> None:
+        """Sets the next device aside, and moves past it."""
+        async with lanes.fenced() as connection:
+            # It may have been written by a re-attribution that began later, or be gone: then the next page shows it.
+            (device_id, *_), _ = await find_devices(connection, job.period, job.after_device or FIRST_DEVICE, 1)
+            await _advance(connection, job, replace(job, after_device=device_id))
+            row = SetAside(
+                lane=job.period.lane,
+                work=quarantine_pb2.QUARANTINE_WORK_REATTRIBUTE,
+                app_id=job.app_id,
+                place=f"{job.reattribution_id}:{device_id}",
+                record_id=job.reattribution_id,
+                reason=reason_of(error),
+                error=text_of(error),
+                device_id=device_id,
+            )
+            await lanes.append(connection, Changes(set_aside=[row]), lanes=[job.period.lane])
+
+    async def _work(self, lanes: OwnedLanes, job: Reattribution, guest: Guest, size: int) -> None:
         """Works on one page of a re-attribution."""
         rules = self._settings.current.apps[job.app_id]
         replay = Replay(self._pool, job.period, rules, guest.turn, until_us=job.create_time_us)
-        page = await replay.page(job.after_device or FIRST_DEVICE, self._config.page_size)
+        page = await replay.page(job.after_device or FIRST_DEVICE, max(1, size))
         for some in _in_steps(page.replayed, self._config.max_written):
             job = await self._step(lanes, job, some)
             await guest.turn()
@@ -136,29 +175,30 @@ class Reattributor:
             await _advance(self._pool, job, done)
             return done
         device_ids = {each.device_id for each in some if each.changed}
-        rules = self._settings.current.apps[job.app_id]
         async with lanes.fenced() as connection:
-            # Once more: only here nobody else decides for these devices.
-            replay = Replay(self._pool, job.period, rules, _at_once, until_us=job.create_time_us)
-            replayed = await replay.devices(connection, device_ids)
-            changed = [changed for each in replayed for changed in each.changed]
+            replayed, changes = await self.decide_devices(connection, lanes, job, device_ids)
             done = _done(job, [*unchanged, *replayed], some[-1].last_device_id)
             await _advance(connection, job, done)
-            versions = new_versions(
-                changed,
-                job.period,
-                sequence=lanes.next_sequences[job.period.lane],
-                now_us=self._now_us(),
-                reattribution_id=job.reattribution_id,
-                is_relayed=job.send_postbacks,
-            )
-            changes = Changes(
-                decisions=versions,
-                won=winners(versions),
-                devices=await changed_devices(connection, replayed, self._now_us()),
-            )
             await lanes.append(connection, changes, lanes=[job.period.lane])
         return done
+
+    async def decide_devices(
+        self, connection: Connection, lanes: OwnedLanes, job: Reattribution, device_ids: Collection[uuid.UUID]
+    ) -> tuple[list[Replayed], Changes]:
+        """Decides devices again in a fenced transaction: only there nobody else decides for them."""
+        rules = self._settings.current.apps[job.app_id]
+        replay = Replay(self._pool, job.period, rules, _at_once, until_us=job.create_time_us)
+        replayed = await replay.devices(connection, device_ids)
+        versions = new_versions(
+            [changed for each in replayed for changed in each.changed],
+            job.period,
+            sequence=lanes.next_sequences[job.period.lane],
+            now_us=self._now_us(),
+            reattribution_id=job.reattribution_id,
+            is_relayed=job.send_postbacks,
+        )
+        devices = await changed_devices(connection, replayed, self._now_us())
+        return replayed, Changes(decisions=versions, won=winners(versions), devices=devices)
 
 
 async def _advance(connection: "Connection | Pool", now: Reattribution, then: Reattribution) -> None:

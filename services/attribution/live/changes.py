@@ -12,13 +12,14 @@ from libs.time import timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from services.attribution.decision.decide import CONSIDERED_US
 from services.attribution.decision.matching import own_key
-from services.attribution.storage import hashed_ids, late_arrivals, pending, shared_ids
+from services.attribution.storage import hashed_ids, late_arrivals, pending, quarantine, shared_ids
 from services.attribution.storage.decisions import DecisionRow, insert_decisions
 from services.attribution.storage.devices import Device, Identifier, IdKey, upsert_devices, upsert_identifiers
 from services.attribution.storage.engagements import find_records
 from services.attribution.storage.hashed_ids import HashedKind
 from services.attribution.storage.late_arrivals import LateArrival
 from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.quarantine import SetAside
 from services.attribution.storage.shared_ids import SharedIdRow
 from services.attribution.wire.decisions import ad_details
 
@@ -48,7 +49,8 @@ class Changes:
     `decisions` are in the order of their sequences. `won` has for each decision, by its place, the engagement to store
     beside it. `pending` are conversions that begin to wait (E1). `merged` has for each device (lane, device id) that
     may have pending ones the one it became. `late` are records after which others are to be decided again (D12).
-    `reported_late` are the networks of pings that conversions met, and that came too late for them.
+    `reported_late` are the networks of pings that conversions met, and that came too late for them. `set_aside` is what
+    could not be processed.
     """
 
     decisions: Sequence[DecisionRow] = ()
@@ -62,6 +64,7 @@ class Changes:
     merged: Mapping[tuple[int, uuid.UUID], uuid.UUID] = field(default_factory=dict)
     late: Sequence[LateArrival] = ()
     reported_late: Sequence[str] = ()
+    set_aside: Sequence[SetAside] = ()
 
 
 NO_CHANGES = Changes()
@@ -85,8 +88,15 @@ async def write(connection: Connection, periods: Periods, changes: Changes) -> N
         await pending.insert(connection, changes.pending)
     if changes.merged:
         await pending.move(connection, changes.merged)
+    await _write_for_later(connection, changes)
+
+
+async def _write_for_later(connection: Connection, changes: Changes) -> None:
+    """Writes what others are to look at: the job that decides again, and people."""
     if changes.late:
         await late_arrivals.insert(connection, changes.late)
+    if changes.set_aside:
+        await quarantine.insert(connection, changes.set_aside)
 
 
 async def _write_decisions(connection: Connection, periods: Periods, changes: Changes) -> None:

@@ -16,11 +16,14 @@ from libs.db import Pool
 from libs.domain.lanes import LANES
 from libs.domain.snapshots import Follower
 from libs.time import now_us
+from reengage.attribution.v1 import quarantine_pb2
 from reengage.ingest.v1 import log_pb2
 from services.attribution.live.batch import decide_batch
+from services.attribution.live.changes import Changes
 from services.attribution.live.claim_triggers import ClaimTriggers
-from services.attribution.live.log_reader import LogReader, moved, rulebook_for
+from services.attribution.live.log_reader import LogReader, moved, positions_after, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
+from services.attribution.live.quarantine import entry_set_aside, in_halves
 from services.attribution.pace import Pace
 from services.attribution.storage.lanes import read_indexed, read_owned_lanes
 from services.attribution.wire.records import Logged, parse
@@ -70,6 +73,7 @@ class Decider:
             dict(enumerate(position)), log_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(lanes.lanes)
         )
         async for response in log:
+            before = list(position)
             entries = [e for e in response.entries if e.position >= begun[e.app_lane][e.lane]]
             for lane, moved_to in moved(dict(enumerate(position)), response).items():
                 position[lane] = moved_to
@@ -78,11 +82,40 @@ class Decider:
                 # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
                 homes, flushed = set(lanes.lanes), time.monotonic()
             if homes:
-                vectors = {lane: [max(pair) for pair in zip(begun[lane], position, strict=True)] for lane in homes}
+                vectors = {lane: _later(begun[lane], position) for lane in homes}
                 await self._barrier(response.heads, lanes)
                 lanes.heads = list(response.heads)
-                await self._decide(lanes, parse(entries), vectors)
+                await self._decide_page(lanes, entries, vectors, {lane: _later(begun[lane], before) for lane in homes})
             lanes.positions = list(position)
+
+    async def _decide_page(
+        self,
+        lanes: OwnedLanes,
+        entries: Sequence[log_pb2.LogEntry],
+        vectors: Mapping[int, list[int]],
+        before: Mapping[int, list[int]],
+    ) -> None:
+        """Decides a page of the log, which moves home lanes on from `before`; what cannot be decided is set aside."""
+
+        def decided_by(stop: int) -> Mapping[int, list[int]]:
+            if stop == len(entries):
+                return vectors
+            after = positions_after(entries[:stop])
+            homes = {entry.app_lane for entry in entries[:stop]}
+            return {home: [max(at, after.get(lane, 0)) for lane, at in enumerate(before[home])] for home in homes}
+
+        async def decide(some: range) -> None:
+            await self._decide(lanes, parse(entries[some.start : some.stop]), decided_by(some.stop))
+
+        async def set_aside(place: int, error: Exception) -> None:
+            row = entry_set_aside(entries[place], quarantine_pb2.QUARANTINE_WORK_DECIDE, error)
+            async with lanes.fenced() as connection:
+                await lanes.append(connection, Changes(set_aside=[row]), decided=decided_by(place + 1))
+
+        if entries:
+            await in_halves(len(entries), decide, set_aside)
+        else:
+            await self._decide(lanes, [], vectors)
 
     async def _decide(self, lanes: OwnedLanes, logged: Sequence[Logged], vectors: Mapping[int, list[int]]) -> None:
         """Decides records, and writes all that this changes with the read position, in one transaction."""
@@ -122,3 +155,8 @@ class Decider:
                 alarmed = time.monotonic()
                 _log.warning("barrier.waiting", seconds=round(alarmed - began, 1), lanes=behind)
         _barrier_wait.set(0)
+
+
+def _later(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Returns the later position of each lane of the log."""
+    return [max(pair) for pair in zip(one, other, strict=True)]

@@ -1,9 +1,10 @@
 """Reads lanes of the record log, and the rulebook that records were accepted under."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from libs.domain.snapshots import Follower
+from libs.errors import Unavailable
 from reengage.ingest.v1 import log_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.attribution.wire.records import Logged
@@ -72,16 +73,24 @@ def moved(positions: Mapping[int, int], response: log_pb2.ReadLogResponse) -> di
     if response.caught_up:
         ends = {lane: response.heads[lane] for lane in positions}
     else:
-        ends = {entry.lane: entry.position + 1 for entry in response.entries}  # in the order of their positions
+        ends = positions_after(response.entries)
     return {lane: end for lane, end in ends.items() if end > positions[lane]}
+
+
+def positions_after(entries: Iterable[log_pb2.LogEntry]) -> dict[int, int]:
+    """Returns the lanes that entries, in the order of their positions, move on, each with its new position."""
+    return {entry.lane: entry.position + 1 for entry in entries}
 
 
 async def rulebook_for(rulebooks: Follower[Rulebook], logged: Sequence[Logged]) -> Rulebook:
     """Returns a rulebook at least as new as the one the records were accepted under: it knows all that they name.
 
-    Raises TimeoutError when tracker does not send it in time.
+    Raises Unavailable when tracker does not send it in time.
     """
     if logged:
-        async with asyncio.timeout(_RULEBOOK_WAIT_S):
-            await rulebooks.reached(max(record.settings_revision for _, record in logged))
+        try:
+            async with asyncio.timeout(_RULEBOOK_WAIT_S):
+                await rulebooks.reached(max(record.settings_revision for _, record in logged))
+        except TimeoutError:
+            raise Unavailable("SETTINGS_UNAVAILABLE", "tracker does not send the settings of these records") from None
     return rulebooks.current

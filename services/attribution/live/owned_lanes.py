@@ -15,6 +15,7 @@ from services.attribution.live import late_pings
 from services.attribution.live.changes import NO_CHANGES, Changes, write
 from services.attribution.live.hashed_kinds import HashedKinds
 from services.attribution.live.pending import Pending
+from services.attribution.live.quarantine import count_set_aside
 from services.attribution.storage.hashed_ids import Indexed
 from services.attribution.storage.lanes import OwnedLane, advance_decided
 
@@ -109,6 +110,7 @@ class OwnedLanes:
         for shared in self._appended.shared_ids:
             _shared.labels(shared.kind).inc()
         late_pings.count(self._appended.reported_late)
+        count_set_aside(self._appended.set_aside)
         for row in decisions:
             if row.version == 1:
                 _decided.labels(_OUTCOMES[row.outcome]).inc()

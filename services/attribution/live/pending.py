@@ -101,13 +101,17 @@ def row_of(
     )
 
 
-def logged_of(row: PendingRow) -> Logged:
-    """Returns the record of a row as the log served it."""
-    entry = log_pb2.LogEntry(
+def entry_of(row: PendingRow) -> log_pb2.LogEntry:
+    """Returns the entry of a row as the log served it."""
+    return log_pb2.LogEntry(
         lane=row.log_lane,
         position=row.position,
         app_lane=row.lane,
         receive_time_us=row.receive_time_us,
         record=row.record,
     )
-    return Logged(entry, record_pb2.Record.FromString(row.record))
+
+
+def logged_of(row: PendingRow) -> Logged:
+    """Returns the record of a row as the log served it."""
+    return Logged(entry_of(row), record_pb2.Record.FromString(row.record))

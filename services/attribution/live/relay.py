@@ -1,15 +1,29 @@
 """The loop that hands decisions over to postback, in their sequence."""
 
+from collections.abc import Sequence
+
+import grpc
 from prometheus_client import Counter
 
-from libs.db import Pool
+from libs.db import Pool, transaction
 from libs.domain.snapshots import Follower
 from libs.parts import in_parts
+from reengage.attribution.v1 import quarantine_pb2
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.live.owned_lanes import OwnedLanes
-from services.attribution.storage.decisions import read_outbox
+from services.attribution.live.quarantine import (
+    REFUSING,
+    count_set_aside,
+    in_halves,
+    is_circumstance,
+    reason_of,
+    text_of,
+)
+from services.attribution.storage import quarantine
+from services.attribution.storage.decisions import OutboxRow, read_outbox
 from services.attribution.storage.lanes import advance_relayed, read_owned_lanes
+from services.attribution.storage.quarantine import SetAside
 from services.attribution.wire.conversions import conversions_for_postback
 from services.attribution.wire.rulebook import Rulebook
 
@@ -32,10 +46,56 @@ class Relay:
             wanted = await lanes.beyond(positions)
             limit = -(-_BATCH // len(wanted))
             rows, moved = await read_outbox(self._pool, wanted, limit)
-            relayed = (row for row in rows if row.is_relayed)
-            conversions = conversions_for_postback(relayed, self._rulebooks.current)
-            for some in in_parts(conversions, conversion_pb2.Conversion.ByteSize):
-                await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest(conversions=some))
-            await advance_relayed(self._pool, lanes.worker_id, moved)
+            refused = await self._hand_over([row for row in rows if row.is_relayed])
+            async with transaction(self._pool) as connection:
+                if refused:
+                    await quarantine.insert(connection, refused)
+                await advance_relayed(connection, lanes.worker_id, moved)
+            count_set_aside(refused)
             positions.update(moved)
-            _relayed.inc(len(conversions))
+
+    async def _hand_over(self, rows: Sequence[OutboxRow]) -> list[SetAside]:
+        """Hands decisions over; returns those that are set aside, because postback refuses each alone."""
+        refused: list[SetAside] = []
+
+        async def hand_over(some: range) -> None:
+            await hand_to_postback(self._postback, rows[some.start : some.stop], self._rulebooks.current)
+
+        async def set_aside(place: int, error: Exception) -> None:
+            if isinstance(error, grpc.RpcError):
+                # Who takes nothing at all says nothing against one decision: this raises then.
+                await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest())
+            refused.append(_set_aside(rows[place], error))
+
+        await in_halves(len(rows), hand_over, set_aside, is_circumstance_of_relaying)
+        return refused
+
+
+async def hand_to_postback(
+    postback: postback_grpc.PostbackServiceStub, rows: Sequence[OutboxRow], rulebook: Rulebook
+) -> None:
+    """Hands decisions over to postback, which makes each delivery once."""
+    conversions = conversions_for_postback(rows, rulebook)
+    for some in in_parts(conversions, conversion_pb2.Conversion.ByteSize):
+        await postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest(conversions=some))
+    _relayed.inc(len(conversions))
+
+
+def is_circumstance_of_relaying(error: Exception) -> bool:
+    """Returns whether decisions could not be handed over for another reason than what they are."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() not in REFUSING
+    return is_circumstance(error)
+
+
+def _set_aside(row: OutboxRow, error: Exception) -> SetAside:
+    return SetAside(
+        lane=row.lane,
+        work=quarantine_pb2.QUARANTINE_WORK_RELAY,
+        app_id=row.app_id,
+        place=str(row.sequence),
+        record_id=row.conversion_id,
+        reason=reason_of(error),
+        error=text_of(error),
+        position=row.sequence,
+    )

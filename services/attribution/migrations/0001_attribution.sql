@@ -266,6 +266,40 @@ COMMENT ON TABLE late_arrivals IS
 
 CREATE INDEX late_arrivals_in_order ON late_arrivals (lane, app_id, receive_time_us);
 
+-- What could not be processed.
+
+CREATE TABLE quarantined (
+    lane smallint NOT NULL, -- home lane of the app
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    work smallint NOT NULL CHECK (work BETWEEN 1 AND 6), -- reengage.attribution.v1.QuarantineWork
+    app_id text NOT NULL, -- empty: the record could not be read
+    place text NOT NULL, -- within the work: of the log, of a lane's decisions, of a device, of an erasure
+    record_id text NOT NULL,
+    reason smallint NOT NULL CHECK (reason BETWEEN 1 AND 5), -- reengage.attribution.v1.QuarantineReason
+    error text NOT NULL CHECK (length(error) <= 500),
+    create_time_us bigint NOT NULL DEFAULT now_us(),
+    try_time_us bigint NOT NULL DEFAULT now_us(),
+    try_count integer NOT NULL DEFAULT 1,
+    is_retry_asked boolean NOT NULL DEFAULT false,
+    -- By these it is tried again.
+    log_lane smallint,
+    position bigint, -- in the log; of a decision its sequence
+    receive_time_us bigint,
+    record bytea, -- reengage.ingest.v1.Record, unless it is too large
+    claims bytea, -- reengage.postback.v1.ConversionClaims, of a conversion that had waited for them
+    because smallint, -- of a late arrival
+    device_id uuid, -- of a late arrival that concerns one, and of a re-attribution
+    PRIMARY KEY (lane, number),
+    UNIQUE (lane, work, app_id, place)
+);
+COMMENT ON TABLE quarantined IS
+'A record, decision, device or erasure that could not be processed: it was set aside in the transaction that moved past
+it, and waits for a person who has it tried again, or drops it.';
+
+CREATE INDEX quarantined_by_app ON quarantined (app_id, lane, number);
+
+CREATE INDEX quarantined_to_retry ON quarantined (lane, number) WHERE is_retry_asked;
+
 -- Jobs.
 
 CREATE TABLE reattributions (

@@ -1,9 +1,11 @@
 """The postbacks that a re-attribution offers: what its versions would change, and handing them over when asked to."""
 
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from libs.call_context import remaining_s
 from libs.db import Pool
@@ -16,6 +18,7 @@ from reengage.postback.v1 import service_pb2_grpc as postback_grpc
 from services.attribution.storage.decisions import OutboxRow
 from services.attribution.storage.reattributions import Reattribution, State, versions_of
 from services.attribution.wire.conversions import conversions_for_postback
+from services.attribution.wire.records import RecordTooLargeError
 from services.attribution.wire.rulebook import Rulebook
 
 _BATCH = 500
@@ -63,12 +66,18 @@ class Offers:
         self, rows: list[OutboxRow], *, validate_only: bool
     ) -> AsyncIterator[conversion_pb2.EnqueueConversionsResponse]:
         until = time.monotonic() + self._hand_over_s
-        for some in in_parts(
-            conversions_for_postback(rows, self._settings.current), conversion_pb2.Conversion.ByteSize
-        ):
+        conversions = _conversions(rows, self._settings.current)
+        for some in in_parts(conversions, conversion_pb2.Conversion.ByteSize):
             request = conversion_pb2.EnqueueConversionsRequest(conversions=some, validate_only=validate_only)
             left_s = max(0.0, until - time.monotonic())
             try:
                 yield await self._postback.EnqueueConversions(request, timeout=remaining_s(left_s))
             except grpc.aio.AioRpcError as error:
                 raise Unavailable("POSTBACK_UNAVAILABLE", "postback does not answer", retry_after_s=1.0) from error
+
+
+def _conversions(rows: Iterable[OutboxRow], rulebook: Rulebook) -> Iterator[conversion_pb2.Conversion]:
+    """Yields what can be handed over; what cannot, the relay has set aside."""
+    for row in rows:
+        with contextlib.suppress(DecodeError, RecordTooLargeError):
+            yield from conversions_for_postback([row], rulebook)

@@ -56,6 +56,8 @@ class OutboxRow(NamedTuple):
 
     lane: int
     sequence: int
+    app_id: str
+    conversion_id: str
     decision: bytes
     record: bytes
     engagement: bytes | None
@@ -172,12 +174,12 @@ async def read_outbox(
     """
     found = await pool.fetch(
         """
-        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
+        SELECT lane, sequence, app_id, conversion_id, decision, record, engagement, is_relayed, retention_days
         FROM (
             SELECT d.*, sum(d.size) OVER (ORDER BY d.sequence - wanted.start, d.lane) AS bytes
             FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (lane, start, stop)
             CROSS JOIN LATERAL (
-                SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days,
+                SELECT lane, sequence, app_id, conversion_id, decision, record, engagement, is_relayed, retention_days,
                     octet_length(decision) + octet_length(record) + COALESCE(octet_length(engagement), 0) AS size
                 FROM decisions
                 WHERE decisions.lane = wanted.lane AND sequence >= wanted.start AND sequence < wanted.stop

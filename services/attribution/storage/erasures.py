@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from libs.db import Connection, Pool, columns, rows_affected
 from libs.domain.lanes import LANES, lane_of
+from reengage.attribution.v1 import quarantine_pb2
 from services.attribution.decision.matching import possible_keys
 from services.attribution.decision.shared_ids import forgetting
 from services.attribution.storage.devices import NO_DEVICE, find_identifiers
@@ -153,13 +154,20 @@ async def list_page(pool: Pool, app_id: str, before: tuple[int, uuid.UUID] | Non
 
 
 async def under_way(pool: Pool, lanes: Collection[int]) -> list[Erasure]:
-    """Returns at most 100 erasures of these home lanes that are not done, the oldest first."""
+    """Returns at most 100 erasures of these home lanes that are not done, the oldest first; none that is set aside."""
     rows = await pool.fetch(
         """
         SELECT app_id, erasure_id, request_time_us, finish_time_us, erased_counts, work FROM erasures
-        WHERE lane = ANY($1) AND work IS NOT NULL ORDER BY request_time_us LIMIT 100
+        WHERE lane = ANY($1) AND work IS NOT NULL
+          AND NOT EXISTS (
+              SELECT FROM quarantined
+              WHERE lane = erasures.lane AND work = $2 AND app_id = erasures.app_id
+                AND place = erasures.erasure_id::text AND NOT is_retry_asked
+          )
+        ORDER BY request_time_us LIMIT 100
         """,
         list(lanes),
+        quarantine_pb2.QUARANTINE_WORK_ERASE,
     )
     return [_erasure(row) for row in rows]
 

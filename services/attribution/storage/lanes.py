@@ -163,9 +163,9 @@ async def advance_decided(
     _check_fence(tag, len(decided))
 
 
-async def advance_relayed(pool: Pool, worker_id: str, positions: Mapping[int, int]) -> None:
+async def advance_relayed(connection: "Connection | Pool", worker_id: str, positions: Mapping[int, int]) -> None:
     """Moves the outbox positions of lanes. Raises LanesLostError if the worker does not own them all."""
-    tag = await pool.execute(
+    tag = await connection.execute(
         """
         UPDATE lanes SET relayed = moved.sequence
         FROM unnest($2::smallint[], $3::bigint[]) AS moved (lane, sequence)

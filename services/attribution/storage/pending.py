@@ -120,16 +120,19 @@ async def insert(connection: Connection, rows: Collection[PendingRow]) -> None:
     )
 
 
-async def delete(connection: Connection, rows: Collection[PendingRow]) -> None:
-    """Has these wait no longer."""
-    await connection.execute(
+async def take(connection: Connection, rows: Collection[PendingRow]) -> list[PendingRow]:
+    """Has these wait no longer; returns those that still did, in the order given."""
+    taken = await connection.fetch(
         """
         DELETE FROM pending_conversions AS pending
         USING unnest($1::smallint[], $2::text[], $3::text[]) AS row (lane, app_id, conversion_id)
         WHERE pending.lane = row.lane AND pending.conversion_id = row.conversion_id AND pending.app_id = row.app_id
+        RETURNING pending.app_id, pending.conversion_id
         """,
         *columns(((row.lane, row.app_id, row.conversion_id) for row in rows), 3),
     )
+    keys = {(row["app_id"], row["conversion_id"]) for row in taken}
+    return [row for row in rows if row.key in keys]
 
 
 async def move(connection: Connection, merged: Mapping[tuple[int, uuid.UUID], uuid.UUID]) -> None:
@@ -250,22 +253,19 @@ async def mark(pool: Pool, lanes: Collection[int]) -> Mark:
     )
 
 
-async def take_early(connection: Connection, lane: int, app_id: str, after: Place, limit: int) -> list[PendingRow]:
-    """Takes conversions of an app from the table that wait for the hashes of ids (A3), in order of receipt.
+async def find_early(pool: Pool, lane: int, app_id: str, after: Place, limit: int) -> list[PendingRow]:
+    """Returns conversions of an app that wait for the hashes of ids (A3), in order of receipt.
 
     Those after a place in that order, up to `limit`.
     """
-    rows = await connection.fetch(
+    rows = await pool.fetch(
         """
-        DELETE FROM pending_conversions
-        WHERE lane = $1 AND app_id = $2 AND conversion_id IN (
-            SELECT conversion_id FROM pending_conversions
-            WHERE lane = $1 AND app_id = $2 AND device_id = $3
-              AND (receive_time_us, log_lane, position) > ($4, $5, $6)
-            ORDER BY receive_time_us, log_lane, position LIMIT $7
-        )
-        RETURNING lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
+        SELECT lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
             settings_revision, record, network_ids, deadline_us, claims
+        FROM pending_conversions
+        WHERE lane = $1 AND app_id = $2 AND device_id = $3
+          AND (receive_time_us, log_lane, position) > ($4, $5, $6)
+        ORDER BY receive_time_us, log_lane, position LIMIT $7
         """,
         lane,
         app_id,
@@ -273,7 +273,7 @@ async def take_early(connection: Connection, lane: int, app_id: str, after: Plac
         *after,
         limit,
     )
-    return sorted((PendingRow(*row) for row in rows), key=lambda row: row.place)
+    return [PendingRow(*row) for row in rows]
 
 
 async def count_early(pool: Pool, lanes: Collection[int], app_id: str | None = None) -> int:

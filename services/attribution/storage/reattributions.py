@@ -168,11 +168,11 @@ async def versions_of(pool: Pool, job: Reattribution, after: int, size: int) -> 
     """
     rows = await pool.fetch(
         """
-        SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days
+        SELECT lane, sequence, app_id, conversion_id, decision, record, engagement, is_relayed, retention_days
         FROM (
             SELECT *, sum(size) OVER (ORDER BY sequence) AS bytes
             FROM (
-                SELECT lane, sequence, decision, record, engagement, is_relayed, retention_days,
+                SELECT lane, sequence, app_id, conversion_id, decision, record, engagement, is_relayed, retention_days,
                     octet_length(decision) + octet_length(record) + COALESCE(octet_length(engagement), 0) AS size
                 FROM newest_decisions
                 WHERE lane = $1 AND app_id = $2 AND reattribution_id = $3 AND sequence > $4

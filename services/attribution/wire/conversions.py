@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 
-from google.protobuf.message import DecodeError
-
 from libs.domain.event_names import INSTALL
 from libs.parts import MAX_MESSAGE_BYTES
 from libs.time import to_duration
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
 from reengage.postback.v1 import conversion_pb2
-from services.attribution.aside import set_aside
 from services.attribution.decision.model import TrackerType, WindowKind
 from services.attribution.storage.decisions import OutboxRow
+from services.attribution.wire.records import RecordTooLargeError
 from services.attribution.wire.rulebook import Rulebook
 
 _MAX_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
@@ -27,25 +25,23 @@ def conversions_for_postback(rows: Iterable[OutboxRow], rulebook: Rulebook) -> l
 
     A newer version is told of whatever it says: what an older one made may not have been sent yet (D12).
 
-    A delivery is kept as long as its decision: were it gone before, a later version would have it made again. What does
-    not fit into a message, or cannot be parsed, is set aside.
+    A delivery is kept as long as its decision: were it gone before, a later version would have it made again.
+    Raises RecordTooLargeError for one that does not fit into a message, and DecodeError for bytes that are none.
     """
     conversions = []
     for row in rows:
         if row.size > _MAX_BYTES:
-            set_aside("decision", "TOO_LARGE", lane=row.lane, place=row.sequence)
-            continue
-        try:
-            decision = decision_pb2.Decision.FromString(row.decision)
-            record = record_pb2.Record.FromString(row.record)
-            engagement = None if row.engagement is None else record_pb2.Record.FromString(row.engagement)
-        except DecodeError:
-            set_aside("decision", "UNPARSABLE", lane=row.lane, place=row.sequence)
-            continue
+            raise RecordTooLargeError(f"with its records it has {row.size:,} bytes")
+        decision = decision_pb2.Decision.FromString(row.decision)
         if decision.outcome in _NOT_FOR_POSTBACK and decision.version == 1:
             continue
         names = rulebook.tracker_names.get(decision.tracker_id) or rulebook.app_names.get(decision.app_id)
-        conversion = conversion_pb2.Conversion(decision=decision, record=record, engagement=engagement, names=names)
+        conversion = conversion_pb2.Conversion(
+            decision=decision,
+            record=record_pb2.Record.FromString(row.record),
+            engagement=None if row.engagement is None else record_pb2.Record.FromString(row.engagement),
+            names=names,
+        )
         conversion.names.retention_days = row.retention_days
         is_first_install = decision.event_name == INSTALL and not decision.reprocess_for
         needed = TrackerType.ACQUISITION if is_first_install else TrackerType.REENGAGEMENT

@@ -4,15 +4,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASHED_KINDS
 from libs.domain.event_names import DEEP_LINK, IDENTITY_LINK, INSTALL, SESSION_BEGIN
 from libs.time import SECOND_US, timestamp_us
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
-from services.attribution.aside import set_aside
 from services.attribution.decision.matching import (
     device_key,
     engagement_keys,
@@ -48,27 +45,33 @@ class Logged(NamedTuple):
     record: record_pb2.Record
 
 
+class RecordTooLargeError(Exception):
+    """An entry that the log gives without its record, because it is too large."""
+
+
 def parse(entries: Iterable[log_pb2.LogEntry]) -> list[Logged]:
-    """Returns the entries with their records. One that is too large, or cannot be parsed, is set aside."""
-    logged = []
-    for entry in entries:
-        if entry.too_large_bytes:
-            set_aside("entry", "TOO_LARGE", lane=entry.lane, place=entry.position)
-            continue
-        try:
-            logged.append(Logged(entry, record_pb2.Record.FromString(entry.record)))
-        except DecodeError:
-            set_aside("entry", "UNPARSABLE", lane=entry.lane, place=entry.position)
-    return logged
+    """Returns the entries with their records. Raises RecordTooLargeError, or DecodeError for bytes that are none."""
+    return [Logged(entry, _record_of(entry)) for entry in entries]
+
+
+def _record_of(entry: log_pb2.LogEntry) -> record_pb2.Record:
+    if entry.too_large_bytes:
+        raise RecordTooLargeError(f"it has {entry.too_large_bytes:,} bytes")
+    return record_pb2.Record.FromString(entry.record)
 
 
 def index_rows(
-    logged: Iterable[Logged], apps: Mapping[str, AppRules], hash_lengths: Mapping[str, Collection[int]]
+    logged: Iterable[Logged],
+    apps: Mapping[str, AppRules],
+    hash_lengths: Mapping[str, Collection[int]],
+    *,
+    are_late: bool = False,
 ) -> IndexRows:
     """Returns the rows of a batch's engagements; records of other kinds are passed over.
 
     Every app named must be in `apps`. `hash_lengths` are, by app, those of the hashes that conversions carry (A3). Rows
-    come sorted by key: two workers that insert at once lock in the same order.
+    come sorted by key: two workers that insert at once lock in the same order. `are_late`: what was received after them
+    has been decided already, whatever they say of their time.
     """
     rows: list[EngagementRow] = []
     clicks: list[NetworkClick] = []
@@ -82,7 +85,7 @@ def index_rows(
             continue
         rules = apps[record.app_id]
         app = rules.app
-        if _may_be_late(engagement, rules):
+        if _may_change(engagement, rules) and (are_late or engagement.receive_time_us - engagement.time_us > LATE_US):
             late.append(_late_arrival(entry, record))
         hashed_kinds.update(HashedKind(app.app_id, kind, entry.app_lane) for kind in _hashed_kinds(record))
         if lengths := hash_lengths.get(app.app_id):
@@ -159,14 +162,12 @@ def _hashed_kinds(record: record_pb2.Record) -> Iterator[str]:
             yield f"{raw_kind}_{HASH_METHOD_OF_LENGTH[length]}"
 
 
-def _may_be_late(engagement: Engagement, rules: AppRules) -> bool:
-    """Returns whether an engagement may change what was decided before it arrived (D12).
+def _may_change(engagement: Engagement, rules: AppRules) -> bool:
+    """Returns whether an engagement that arrives late may change what was decided before (D12).
 
     A ping does so only if its network is trusted with the past.
     """
-    if engagement.receive_time_us - engagement.time_us <= LATE_US or not rules.app.late_window_us:
-        return False
-    return not engagement.is_ping or is_trusted(engagement, rules)
+    return bool(rules.app.late_window_us) and (not engagement.is_ping or is_trusted(engagement, rules))
 
 
 def is_trusted(engagement: Engagement, rules: AppRules) -> bool:

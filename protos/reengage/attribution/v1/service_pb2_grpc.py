@@ -8,6 +8,7 @@ from reengage.attribution.v1 import device_pb2 as reengage_dot_attribution_dot_v
 from reengage.attribution.v1 import erasure_pb2 as reengage_dot_attribution_dot_v1_dot_erasure__pb2
 from reengage.attribution.v1 import explanation_pb2 as reengage_dot_attribution_dot_v1_dot_explanation__pb2
 from reengage.attribution.v1 import offer_pb2 as reengage_dot_attribution_dot_v1_dot_offer__pb2
+from reengage.attribution.v1 import quarantine_pb2 as reengage_dot_attribution_dot_v1_dot_quarantine__pb2
 from reengage.attribution.v1 import reattribution_pb2 as reengage_dot_attribution_dot_v1_dot_reattribution__pb2
 from reengage.attribution.v1 import shared_id_pb2 as reengage_dot_attribution_dot_v1_dot_shared__id__pb2
 from reengage.attribution.v1 import what_if_pb2 as reengage_dot_attribution_dot_v1_dot_what__if__pb2
@@ -123,6 +124,21 @@ class AttributionServiceStub:
                 '/reengage.attribution.v1.AttributionService/ListErasures',
                 request_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.SerializeToString,
                 response_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.FromString,
+                _registered_method=True)
+        self.ListQuarantined = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/ListQuarantined',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedResponse.FromString,
+                _registered_method=True)
+        self.RetryQuarantined = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/RetryQuarantined',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedResponse.FromString,
+                _registered_method=True)
+        self.DropQuarantined = channel.unary_unary(
+                '/reengage.attribution.v1.AttributionService/DropQuarantined',
+                request_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedRequest.SerializeToString,
+                response_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedResponse.FromString,
                 _registered_method=True)
 
 
@@ -282,6 +298,30 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantined(self, request, context):
+        """ListQuarantined lists what could not be processed and was set aside, so that the rest went on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryQuarantined(self, request, context):
+        """RetryQuarantined has what was set aside be tried again, as it would have been processed in its turn: a conversion
+        is decided, and what it changes of later ones is decided again (D12). What succeeds is gone from the list within
+        seconds; what fails again stays, with one try more. Safe to repeat: nothing is decided or told twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropQuarantined(self, request, context):
+        """DropQuarantined gives up what was set aside: it will never be processed. The log names who is dropped and why.
+        Safe to repeat. An erasure is never dropped: it is passed over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -364,6 +404,21 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.ListErasures,
                     request_deserializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.FromString,
                     response_serializer=reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.SerializeToString,
+            ),
+            'ListQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantined,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedResponse.SerializeToString,
+            ),
+            'RetryQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryQuarantined,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedResponse.SerializeToString,
+            ),
+            'DropQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropQuarantined,
+                    request_deserializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedRequest.FromString,
+                    response_serializer=reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -801,6 +856,87 @@ class AttributionService:
             '/reengage.attribution.v1.AttributionService/ListErasures',
             reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresRequest.SerializeToString,
             reengage_dot_attribution_dot_v1_dot_erasure__pb2.ListErasuresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/ListQuarantined',
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.ListQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/RetryQuarantined',
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.RetryQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.attribution.v1.AttributionService/DropQuarantined',
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedRequest.SerializeToString,
+            reengage_dot_attribution_dot_v1_dot_quarantine__pb2.DropQuarantinedResponse.FromString,
             options,
             channel_credentials,
             insecure,

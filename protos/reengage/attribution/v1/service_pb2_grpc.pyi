@@ -10,6 +10,7 @@ from reengage.attribution.v1 import device_pb2 as _device_pb2
 from reengage.attribution.v1 import erasure_pb2 as _erasure_pb2
 from reengage.attribution.v1 import explanation_pb2 as _explanation_pb2
 from reengage.attribution.v1 import offer_pb2 as _offer_pb2
+from reengage.attribution.v1 import quarantine_pb2 as _quarantine_pb2
 from reengage.attribution.v1 import reattribution_pb2 as _reattribution_pb2
 from reengage.attribution.v1 import shared_id_pb2 as _shared_id_pb2
 from reengage.attribution.v1 import what_if_pb2 as _what_if_pb2
@@ -109,6 +110,17 @@ class AttributionServiceStub:
     """
     ListErasures: _aio.UnaryUnaryMultiCallable[_erasure_pb2.ListErasuresRequest, _erasure_pb2.ListErasuresResponse]
     """ListErasures lists the erasures of an app, newest first: those under way, and the proofs."""
+    ListQuarantined: _aio.UnaryUnaryMultiCallable[_quarantine_pb2.ListQuarantinedRequest, _quarantine_pb2.ListQuarantinedResponse]
+    """ListQuarantined lists what could not be processed and was set aside, so that the rest went on."""
+    RetryQuarantined: _aio.UnaryUnaryMultiCallable[_quarantine_pb2.RetryQuarantinedRequest, _quarantine_pb2.RetryQuarantinedResponse]
+    """RetryQuarantined has what was set aside be tried again, as it would have been processed in its turn: a conversion
+    is decided, and what it changes of later ones is decided again (D12). What succeeds is gone from the list within
+    seconds; what fails again stays, with one try more. Safe to repeat: nothing is decided or told twice.
+    """
+    DropQuarantined: _aio.UnaryUnaryMultiCallable[_quarantine_pb2.DropQuarantinedRequest, _quarantine_pb2.DropQuarantinedResponse]
+    """DropQuarantined gives up what was set aside: it will never be processed. The log names who is dropped and why.
+    Safe to repeat. An erasure is never dropped: it is passed over.
+    """
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """AttributionService tells what was decided and why, and what other settings would decide. It also decides again and
@@ -294,5 +306,34 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_erasure_pb2.ListErasuresRequest, _abc.Awaitable[_erasure_pb2.ListErasuresResponse]],
     ) -> _abc.Awaitable[_erasure_pb2.ListErasuresResponse]:
         """ListErasures lists the erasures of an app, newest first: those under way, and the proofs."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantined(
+        self,
+        request: _quarantine_pb2.ListQuarantinedRequest,
+        context: _aio.ServicerContext[_quarantine_pb2.ListQuarantinedRequest, _abc.Awaitable[_quarantine_pb2.ListQuarantinedResponse]],
+    ) -> _abc.Awaitable[_quarantine_pb2.ListQuarantinedResponse]:
+        """ListQuarantined lists what could not be processed and was set aside, so that the rest went on."""
+
+    @_abc_1.abstractmethod
+    def RetryQuarantined(
+        self,
+        request: _quarantine_pb2.RetryQuarantinedRequest,
+        context: _aio.ServicerContext[_quarantine_pb2.RetryQuarantinedRequest, _abc.Awaitable[_quarantine_pb2.RetryQuarantinedResponse]],
+    ) -> _abc.Awaitable[_quarantine_pb2.RetryQuarantinedResponse]:
+        """RetryQuarantined has what was set aside be tried again, as it would have been processed in its turn: a conversion
+        is decided, and what it changes of later ones is decided again (D12). What succeeds is gone from the list within
+        seconds; what fails again stays, with one try more. Safe to repeat: nothing is decided or told twice.
+        """
+
+    @_abc_1.abstractmethod
+    def DropQuarantined(
+        self,
+        request: _quarantine_pb2.DropQuarantinedRequest,
+        context: _aio.ServicerContext[_quarantine_pb2.DropQuarantinedRequest, _abc.Awaitable[_quarantine_pb2.DropQuarantinedResponse]],
+    ) -> _abc.Awaitable[_quarantine_pb2.DropQuarantinedResponse]:
+        """DropQuarantined gives up what was set aside: it will never be processed. The log names who is dropped and why.
+        Safe to repeat. An erasure is never dropped: it is passed over.
+        """
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _aio.Server) -> None: ...
