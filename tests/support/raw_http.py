@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -60,9 +60,11 @@ class RawClient:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.close()
 
-    def close(self) -> None:
-        """Hangs up."""
-        self._writer.close()
+    async def close(self) -> None:
+        """Hangs up, whatever was not sent yet."""
+        self._writer.transport.abort()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
 
 
 @asynccontextmanager
@@ -72,7 +74,7 @@ async def connected(target: str) -> AsyncIterator[RawClient]:
     try:
         yield client
     finally:
-        client.close()
+        await client.close()
 
 
 async def ask(target: str, request: bytes) -> RawResponse:
