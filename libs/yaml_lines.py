@@ -50,6 +50,8 @@ def read_yaml(text: str, *, format_name: str = "YAML", typed: bool = True) -> Do
         root = yaml.compose(text, Loader=_LOADER if typed else _TYPELESS_LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
+        if "nesting depth" in (error.problem or ""):  # a limit of the parser's own, which it meets as it looks ahead
+            raise _too_deep(line) from error
         raise YamlError(Problem(line, f"not {format_name}: {error.problem or error.context}")) from error
     except yaml.YAMLError as error:
         raise YamlError(Problem(1, f"not {format_name}: {error}")) from error
