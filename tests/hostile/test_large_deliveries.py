@@ -1,4 +1,4 @@
-"""What postback and the gateway keep, in any size: it is listed, shown and sent on."""
+"""Deliveries, configurations and spooled records of any size: they are listed, shown and sent on."""
 
 import asyncio
 from collections.abc import Sequence

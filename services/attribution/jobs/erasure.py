@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from libs.db import Connection, Pool
 from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES
+from libs.parts import first_part
 from libs.time import now_us
 from reengage.attribution.v1 import quarantine_pb2
 from reengage.ingest.v1 import log_pb2, record_erasure_pb2, record_pb2
@@ -213,11 +214,12 @@ class Eraser:
             forms = {
                 form for device_id in work.device_ids[: self._config.max_device_ids] for form in id_forms(device_id)
             }
+            record_ids = first_part(work.record_ids[: self._config.max_record_ids], lambda each: len(each.encode()))
             call = self._ingest.EraseRecords(
                 record_erasure_pb2.EraseRecordsRequest(
                     app_id=erasure.app_id,
                     device_ids=sorted(forms),
-                    record_ids=work.record_ids[: self._config.max_record_ids],
+                    record_ids=record_ids,
                     below=[log_pb2.LanePosition(lane=lane, position=work.below[lane]) for lane in work.lanes],
                 )
             )
@@ -228,7 +230,7 @@ class Eraser:
                     if not work.lanes:  # begin anew with what a request had no room for
                         del (
                             work.device_ids[: self._config.max_device_ids],
-                            work.record_ids[: self._config.max_record_ids],
+                            work.record_ids[: len(record_ids)],
                         )
                         work.lanes = list(range(LANES))
                     await self._save(lanes, erasure)
