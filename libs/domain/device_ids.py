@@ -31,7 +31,7 @@ _MACRO = re.compile(
         (
             rf"\{{{_NAME}\}}", rf"\{{\{{{_NAME}\}}\}}", rf"\[{_NAME}\]", rf"\({_NAME}\)", rf"<{_NAME}>",
             rf"%{_NAME}%", rf"%%{_NAME}%%", rf"%\{{{_NAME}\}}", rf"\$\{{{_NAME}\}}", rf"\${_NAME}\$",
-            rf"#\{{{_NAME}\}}", r"__[A-Za-z0-9][\w.:-]*?__", rf"##{_NAME}##",
+            rf"#\{{{_NAME}\}}", rf"__{_NAME}__", rf"##{_NAME}##",
         )
     ),
     re.ASCII,

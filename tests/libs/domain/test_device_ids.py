@@ -5,7 +5,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from libs.domain.device_ids import (
@@ -160,6 +160,7 @@ def test_kernel_and_naive_reading_agree(value: str) -> None:
     assert is_usable(value) is naively_usable(value)
 
 
+@example("_____")
 @given(st.lists(st.sampled_from([*"{}[]()<>%$#_-: 0fF1x", "name", "null", "idfa", "  "]), max_size=8).map("".join))
 def test_kernel_and_naive_reading_agree_on_what_looks_like_a_macro(value: str) -> None:
     assert is_usable(value) is naively_usable(value)
@@ -170,7 +171,7 @@ def test_normalising_twice_is_normalising_once(value: str) -> None:
     assert normalise(normalise(value)) == normalise(value)
 
 
-@pytest.mark.parametrize("text", ["{campaign}", "__CLICK_ID__", "[aff.sub]", "%%PATTERN:url%%", "${GDPR_CONSENT_755}"])
+@pytest.mark.parametrize("text", ["{campaign}", "__CLICK_ID__", "[aff.sub]", "%%PATTERN:url%%", "${GDPR_CONSENT_755}", "_____"])
 def test_macros_of_links_are_absent(text: str) -> None:
     assert is_macro(text)
     assert parse_query(f"site_id={quote(text)}".encode()) == {}
