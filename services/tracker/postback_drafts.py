@@ -36,7 +36,7 @@ def postback_drafts(
             trigger=trigger,
             delivery_delay=Duration(),
             retry_attempts=_RETRY_ATTEMPTS,
-            delivery_method="DELIVERY_METHOD_ALL",
+            delivery_method=PostbackDraft.DELIVERY_METHOD_ALL,
             is_revenue=trigger in definitions and definitions[trigger].revenue,
             attempt_timeout=Duration(seconds=_ATTEMPT_TIMEOUT_S),
             known=known,

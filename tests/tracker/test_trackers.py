@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from reengage.postback.v1.configuration_pb2 import Configuration
 from reengage.tracker.v1 import (
     agency_pb2,
     app_pb2,
@@ -28,6 +29,7 @@ from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.change_pb2 import Change
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_settings_pb2 import NetworkSettings
+from reengage.tracker.v1.postback_draft_pb2 import PostbackDraft
 from reengage.tracker.v1.resolve_pb2 import ResolvedSetting
 from reengage.tracker.v1.segment_pb2 import Segment
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
@@ -135,7 +137,9 @@ async def test_save_and_create_postback_returns_the_configurations_to_fill(track
     response = await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=wanted, draft_postbacks=True))
     [draft] = response.postback_drafts
     assert (draft.app_id, draft.network_id, draft.trigger) == ("kodemo1", "x-ios", "Purchase")
-    assert (draft.retry_attempts, draft.delivery_method, draft.delivery_delay.seconds) == (3, "DELIVERY_METHOD_ALL", 0)
+    assert (draft.retry_attempts, draft.delivery_delay.seconds) == (3, 0)
+    assert draft.delivery_method == PostbackDraft.DELIVERY_METHOD_ALL
+    assert dict(PostbackDraft.DeliveryMethod.items()) == dict[str, int](Configuration.DeliveryMethod.items())
     assert draft.is_revenue
     assert dict(draft.known) == {
         "app_name": "Demo",

@@ -171,7 +171,9 @@ def test_normalising_twice_is_normalising_once(value: str) -> None:
     assert normalise(normalise(value)) == normalise(value)
 
 
-@pytest.mark.parametrize("text", ["{campaign}", "__CLICK_ID__", "[aff.sub]", "%%PATTERN:url%%", "${GDPR_CONSENT_755}", "_____"])
+@pytest.mark.parametrize(
+    "text", ["{campaign}", "__CLICK_ID__", "[aff.sub]", "%%PATTERN:url%%", "${GDPR_CONSENT_755}", "_____"]
+)
 def test_macros_of_links_are_absent(text: str) -> None:
     assert is_macro(text)
     assert parse_query(f"site_id={quote(text)}".encode()) == {}

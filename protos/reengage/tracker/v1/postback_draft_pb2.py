@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from reengage.tracker.v1 import network_pb2 as reengage_dot_tracker_dot_v1_dot_network__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/tracker/v1/postback_draft.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!reengage/tracker/v1/network.proto\"+\n\x15\x44raftPostbacksRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\"U\n\x16\x44raftPostbacksResponse\x12;\n\x0fpostback_drafts\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.PostbackDraft\"\x8e\x03\n\rPostbackDraft\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12\x31\n\x0e\x64\x65livery_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eretry_attempts\x18\x05 \x01(\x05\x12\x17\n\x0f\x64\x65livery_method\x18\x06 \x01(\t\x12\x12\n\nis_revenue\x18\x07 \x01(\x08\x12\x32\n\x0f\x61ttempt_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x05known\x18\t \x03(\x0b\x32-.reengage.tracker.v1.PostbackDraft.KnownEntry\x12\x30\n\x05needs\x18\n \x03(\x0b\x32!.reengage.tracker.v1.PostbackNeed\x1a,\n\nKnownEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(reengage/tracker/v1/postback_draft.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!reengage/tracker/v1/network.proto\"+\n\x15\x44raftPostbacksRequest\x12\x12\n\ntracker_id\x18\x01 \x01(\t\"U\n\x16\x44raftPostbacksResponse\x12;\n\x0fpostback_drafts\x18\x01 \x03(\x0b\x32\".reengage.tracker.v1.PostbackDraft\"\xaf\x04\n\rPostbackDraft\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12\x31\n\x0e\x64\x65livery_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eretry_attempts\x18\x05 \x01(\x05\x12J\n\x0f\x64\x65livery_method\x18\x06 \x01(\x0e\x32\x31.reengage.tracker.v1.PostbackDraft.DeliveryMethod\x12\x12\n\nis_revenue\x18\x07 \x01(\x08\x12\x32\n\x0f\x61ttempt_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x05known\x18\t \x03(\x0b\x32-.reengage.tracker.v1.PostbackDraft.KnownEntry\x12\x30\n\x05needs\x18\n \x03(\x0b\x32!.reengage.tracker.v1.PostbackNeed\x1a,\n\nKnownEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x0e\x44\x65liveryMethod\x12\x1f\n\x1b\x44\x45LIVERY_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45LIVERY_METHOD_ALL\x10\x01\x12 \n\x1c\x44\x45LIVERY_METHOD_NETWORK_ONLY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTPOSTBACKSRESPONSE']._serialized_start=177
   _globals['_DRAFTPOSTBACKSRESPONSE']._serialized_end=262
   _globals['_POSTBACKDRAFT']._serialized_start=265
-  _globals['_POSTBACKDRAFT']._serialized_end=663
-  _globals['_POSTBACKDRAFT_KNOWNENTRY']._serialized_start=619
-  _globals['_POSTBACKDRAFT_KNOWNENTRY']._serialized_end=663
+  _globals['_POSTBACKDRAFT']._serialized_end=824
+  _globals['_POSTBACKDRAFT_KNOWNENTRY']._serialized_start=670
+  _globals['_POSTBACKDRAFT_KNOWNENTRY']._serialized_end=714
+  _globals['_POSTBACKDRAFT_DELIVERYMETHOD']._serialized_start=716
+  _globals['_POSTBACKDRAFT_DELIVERYMETHOD']._serialized_end=824
 # @@protoc_insertion_point(module_scope)

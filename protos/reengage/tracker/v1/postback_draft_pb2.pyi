@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from reengage.tracker.v1 import network_pb2 as _network_pb2
 import builtins as _builtins
 import sys
@@ -72,6 +73,29 @@ class PostbackDraft(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _DeliveryMethod:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DeliveryMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PostbackDraft._DeliveryMethod.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DELIVERY_METHOD_UNSPECIFIED: PostbackDraft._DeliveryMethod.ValueType  # 0
+        """Never used."""
+        DELIVERY_METHOD_ALL: PostbackDraft._DeliveryMethod.ValueType  # 1
+        """Every conversion of the app that the trigger names."""
+        DELIVERY_METHOD_NETWORK_ONLY: PostbackDraft._DeliveryMethod.ValueType  # 2
+        """Those credited to the network."""
+
+    class DeliveryMethod(_DeliveryMethod, metaclass=_DeliveryMethodEnumTypeWrapper):
+        """DeliveryMethod has the names and numbers of that of postback's Configuration."""
+
+    DELIVERY_METHOD_UNSPECIFIED: PostbackDraft.DeliveryMethod.ValueType  # 0
+    """Never used."""
+    DELIVERY_METHOD_ALL: PostbackDraft.DeliveryMethod.ValueType  # 1
+    """Every conversion of the app that the trigger names."""
+    DELIVERY_METHOD_NETWORK_ONLY: PostbackDraft.DeliveryMethod.ValueType  # 2
+    """Those credited to the network."""
+
     @_typing.final
     class KnownEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -110,8 +134,8 @@ class PostbackDraft(_message.Message):
     """Output only. `_install`, or the event's name."""
     retry_attempts: _builtins.int
     """Output only. 3."""
-    delivery_method: _builtins.str
-    """Output only. `DELIVERY_METHOD_ALL`, a name of the contract of postback."""
+    delivery_method: Global___PostbackDraft.DeliveryMethod.ValueType
+    """Output only. DELIVERY_METHOD_ALL."""
     is_revenue: _builtins.bool
     """Output only. True if the event carries revenue."""
     @_builtins.property
@@ -140,7 +164,7 @@ class PostbackDraft(_message.Message):
         trigger: _builtins.str = ...,
         delivery_delay: _duration_pb2.Duration | None = ...,
         retry_attempts: _builtins.int = ...,
-        delivery_method: _builtins.str = ...,
+        delivery_method: Global___PostbackDraft.DeliveryMethod.ValueType = ...,
         is_revenue: _builtins.bool = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
         known: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
