@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -67,12 +68,26 @@ def memory_of(process: ServiceProcess) -> int:
     return int(psutil.Process(process.pid).memory_info().rss)
 
 
-def manifest_limit() -> int:
-    """Returns the bytes that Kubernetes gives a gateway before it kills it."""
+def manifest() -> dict[str, Any]:
+    """Returns the container of the gateway in the manifests."""
     documents = yaml.safe_load_all((ROOT / "deploy/base/gateway/resources.yaml").read_text())
     [stateful] = [document for document in documents if document["kind"] == "StatefulSet"]
-    limit = stateful["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
-    return int(limit.removesuffix("Mi")) * 1024**2
+    container: dict[str, Any] = stateful["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def manifest_limit() -> int:
+    """Returns the bytes that Kubernetes gives a gateway before it kills it."""
+    return int(manifest()["resources"]["limits"]["memory"].removesuffix("Mi")) * 1024**2
+
+
+def test_kubernetes_asks_for_health_where_no_crowd_comes() -> None:
+    container = manifest()
+    probes = [container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "readiness", "liveness")]
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert set(probes) == {"metrics"}
+    assert ports["metrics"] == environment["REENGAGE_METRICS_PORT"] != ports["http"]
 
 
 async def test_a_megabyte_of_pipelined_requests_costs_little_and_stops_nobody(tmp_path: Path) -> None:
