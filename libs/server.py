@@ -3,26 +3,30 @@
 import asyncio
 import gc
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import grpc
+import orjson
 import structlog
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 
 from libs.auth import Admission, Admit
 from libs.config import load
 from libs.interceptors import ServerInterceptor
 from libs.logs import configure_logging
 from libs.parts import MAX_MESSAGE_BYTES
-from libs.worker import keep_running
+from libs.worker import keep_running, stuck_workers
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_STREAMS_PER_CONNECTION = 1000
 
@@ -188,7 +192,9 @@ class GrpcServer:
             await self._checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._config.metrics_port:
             host = self._config.listen.rpartition(":")[0].strip("[]")
-            start_http_server(self._config.metrics_port, addr=host)  # where the service itself is heard, no wider
+            # Where the service itself is heard, no wider.
+            httpd, _ = start_http_server(self._config.metrics_port, addr=host)
+            httpd.set_app(_with_healthz(make_wsgi_app()))
         self._port = self._server.add_insecure_port(self._config.listen)
         if self._port == 0:
             raise OSError(f"cannot listen on {self._config.listen}: is the port taken?")
@@ -213,6 +219,21 @@ class GrpcServer:
     async def ended(self) -> None:
         """Waits until it has been stopped: gRPC serves until then."""
         await self._stopped.wait()
+
+
+def _with_healthz(metrics: "WSGIApplication") -> "WSGIApplication":
+    """Returns the application of the metrics with `/healthz` beside them: alive, with the loops that are stuck (200).
+
+    It says no less than alive, whatever is stuck: a restart does not help.
+    """
+
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != "/healthz":
+            return metrics(environ, start_response)
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [orjson.dumps({"status": "alive", "stuck_workers": stuck_workers()})]
+
+    return app
 
 
 def build_server(

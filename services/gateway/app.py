@@ -9,6 +9,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from libs.errors import ServiceError, Unavailable
+from libs.worker import stuck_workers
 from services.gateway.errors import Refused
 from services.gateway.link_routes import SHORT_CLICK
 from services.gateway.requests import JSON, Request, Response, Route, json_response
@@ -26,7 +27,7 @@ _WELCOME = {
     },
     "ask": {
         "GET /v1/cpi/get_attribution?kochava_app_id=&kochava_device_id=": "what a device is credited to",
-        "GET /healthz": "whether this process lives",
+        "GET /healthz": "whether this process lives, and which of its loops are stuck",
         "GET /readyz": "whether it has its settings",
     },
 }
@@ -114,7 +115,7 @@ class Gateway:
         return 200, JSON, orjson.dumps(_WELCOME, option=orjson.OPT_INDENT_2)
 
     async def _healthz(self, _: Request) -> Response:
-        return json_response({"status": "alive"})
+        return json_response({"status": "alive", "stuck_workers": stuck_workers()})
 
     async def _readyz(self, _: Request) -> Response:
         if self.stopping:
