@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import grpc
 import orjson
@@ -24,9 +25,6 @@ from libs.interceptors import ServerInterceptor
 from libs.logs import configure_logging
 from libs.parts import MAX_MESSAGE_BYTES
 from libs.worker import keep_running, stuck_workers
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_STREAMS_PER_CONNECTION = 1000
 
@@ -221,13 +219,13 @@ class GrpcServer:
         await self._stopped.wait()
 
 
-def _with_healthz(metrics: "WSGIApplication") -> "WSGIApplication":
+def _with_healthz(metrics: WSGIApplication) -> WSGIApplication:
     """Returns the application of the metrics with `/healthz` beside them: alive, with the loops that are stuck (200).
 
     It says no less than alive, whatever is stuck: a restart does not help.
     """
 
-    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ.get("PATH_INFO") != "/healthz":
             return metrics(environ, start_response)
         start_response("200 OK", [("Content-Type", "application/json")])
