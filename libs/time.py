@@ -20,6 +20,7 @@ MIN_TIME_US = -62_135_596_800 * SECOND_US
 """The year 1, from which a Timestamp may be."""
 MAX_TIME_US = 253_402_300_800 * SECOND_US - 1
 """The end of the year 9999, up to which a Timestamp may be."""
+_YEAR_3000_S = 32_503_680_000
 
 _UNITS_US = {"d": DAY_US, "h": HOUR_US, "m": MINUTE_US, "s": SECOND_US}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
@@ -44,6 +45,11 @@ def to_timestamp(time_us: int) -> Timestamp:
 def is_timestamp(timestamp: Timestamp) -> bool:
     """Returns whether a message is a time: in the years 1 to 9999, with at most 999,999,999 ns."""
     return MIN_TIME_US <= timestamp.seconds * SECOND_US <= MAX_TIME_US and 0 <= timestamp.nanos < 1000 * SECOND_US
+
+
+def is_plausible(timestamp: Timestamp) -> bool:
+    """Returns whether a message is a time at which anything happened, or will: in the years 1970 to 2999."""
+    return is_timestamp(timestamp) and 0 <= timestamp.seconds < _YEAR_3000_S
 
 
 def duration_us(duration: Duration) -> int:

@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import Counter
 
 from libs.broadcast import within
+from libs.time import is_plausible
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from reengage.postback.v1.delivery_pb2 import Attempt
 from services.postback.adapters.adapter import best_claim
@@ -23,6 +24,8 @@ from services.postback.storage.claims import ClaimStore
 POLL_INTERVAL_S = 0.25
 """Another process may be the one that hears the answer."""
 RECHECK_INTERVAL_S = 5.0
+
+IMPOSSIBLE_TIME = "its claim names a time at which nobody engaged"
 
 ClaimAnswer = claim_pb2.ClaimAnswer
 
@@ -189,8 +192,13 @@ def _answer(
         return answer
     answer.delivery_id = str(known.delivery_id)
     if known.network_claim is not None:
-        answer.state = ClaimAnswer.STATE_CLAIMED
         answer.claim.MergeFromString(known.network_claim)
+        if is_plausible(answer.claim.engagement_time):
+            answer.state = ClaimAnswer.STATE_CLAIMED
+        else:  # of a release that took it
+            answer.ClearField("claim")
+            answer.state, answer.reason = ClaimAnswer.STATE_UNAVAILABLE, ClaimAnswer.REASON_BODY_MISMATCH
+            answer.detail = IMPOSSIBLE_TIME
         return answer
     match known.state:
         case State.DELIVERED:

@@ -6,14 +6,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import Counter
 
 from libs.domain.setting_ranges import CHOICES_DAYS
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import first_part, page_of
-from libs.time import is_timestamp
+from libs.time import is_plausible
 from libs.vault import Vault
 from reengage.attribution.v1.offer_pb2 import OfferedPostback
 from reengage.postback.v1 import (
@@ -48,8 +47,6 @@ CLAIM_WAIT_S, MAX_CLAIM_WAIT_S = 1.0, 10.0
 _MAX_ID_CHARACTERS = 1024
 """Longer than any id that is stored: what is asked for need only be a text that PostgreSQL can compare."""
 _MAX_STORED_CHARACTERS = 256
-_END_S = 32_503_680_000
-"""The year 3000. Every month that a conversion names gets tables of its own."""
 _RETENTIONS = (0, *CHOICES_DAYS["retention"])
 _IDS = ("app_id", "event_name", "conversion_id", "device_id")
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
@@ -446,7 +443,7 @@ def _is_whole(conversion: conversion_pb2.Conversion) -> bool:
         all(ids[:3])
         and not any("\0" in text or len(text) > _MAX_STORED_CHARACTERS for text in ids)
         and conversion.HasField("record")
-        and _is_storable(decision.conversion_time)
+        and is_plausible(decision.conversion_time)
         and decision.version >= 0
         and conversion.names.retention_days in _RETENTIONS
     )
@@ -473,7 +470,7 @@ def _check_conversion(violations: Violations, path: str, conversion: conversion_
     for name in _IDS:
         text, field = getattr(decision, name), f"{path}.decision.{name}"
         violations.check_text(field, text, max_characters=_MAX_STORED_CHARACTERS, required=name != "device_id")
-    if not _is_storable(decision.conversion_time):
+    if not is_plausible(decision.conversion_time):  # each month that is named gets tables of its own
         violations.add(f"{path}.decision.conversion_time", "OUT_OF_RANGE", "must be in the years 1970 to 2999")
     if decision.version < 0:
         violations.add(f"{path}.decision.version", "OUT_OF_RANGE", "must be 0 or more")
@@ -482,10 +479,6 @@ def _check_conversion(violations: Violations, path: str, conversion: conversion_
     if conversion.names.retention_days not in _RETENTIONS:
         choices = ", ".join(map(str, _RETENTIONS))
         violations.add(f"{path}.names.retention_days", "OUT_OF_RANGE", f"must be one of {choices}")
-
-
-def _is_storable(conversion_time: Timestamp) -> bool:
-    return is_timestamp(conversion_time) and 0 <= conversion_time.seconds < _END_S
 
 
 def _check_id(violations: Violations, field: str, text: str, *, required: bool = False) -> None:

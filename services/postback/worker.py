@@ -14,13 +14,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
 from libs.db import DATABASE_AWAY
-from libs.time import SECOND_US
+from libs.time import SECOND_US, is_plausible
 from libs.worker import keep_running
 from reengage.postback.v1 import conversion_pb2
 from reengage.postback.v1.delivery_pb2 import Attempt
 from services.postback import retry
 from services.postback.adapters.adapter import NotRenderableError, Request, Stamp
-from services.postback.claims import Endings, note_late
+from services.postback.claims import IMPOSSIBLE_TIME, Endings, note_late
 from services.postback.configurations import Configurations
 from services.postback.delivery import requests
 from services.postback.model import Configuration, Leased, LeaseRequest, Settled, State
@@ -38,6 +38,7 @@ GATHER_S = 0.01
 """The time in which more can come due, or end, before it is leased or settled: batches cost the database less."""
 MAX_SETTLED_AT_ONCE = 500
 
+_UNUSABLE = retry.Verdict(word=retry.Word.BODY_MISMATCH, next=retry.Next.GIVE_UP)
 _UNREADABLE = retry.Verdict(word=retry.Word.BODY_MISMATCH, next=retry.Next.RETRY)
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0)
@@ -244,6 +245,8 @@ class DeliveryWorker:
             verdict = configuration.adapter.judge(answer)
             if verdict.next is retry.Next.DONE:
                 network_claim = configuration.adapter.claim(answer.body)
+                if network_claim is not None and not is_plausible(network_claim.engagement_time):
+                    network_claim, verdict, detail = None, _UNUSABLE, IMPOSSIBLE_TIME
         except Exception as error:  # whatever it says, the endpoint had the request: the schedule is kept
             verdict, detail = _UNREADABLE, _unhandled(leased, error)
         return Exchange(

@@ -10,8 +10,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from reengage.postback.v1 import conversion_pb2, delivery_pb2
+from reengage.postback.v1 import claim_pb2, conversion_pb2, delivery_pb2
 from services.postback import delivery as delivery_module
 from services.postback import retry
 from services.postback import settlement as settlement_module
@@ -184,6 +185,9 @@ CLAIMS = {
     "no time": claim(engagement_time=None),
     "a time before all": claim(engagement_time="0001-01-01T00:00:00+23:59"),
     "a time after all": claim(engagement_time="9999-12-31T23:59:59-23:59"),
+    "the year 9999": claim(engagement_time="9999-12-31T23:59:59Z"),
+    "the year 1": claim(engagement_time="0001-01-01T00:00:00Z"),
+    "the year 1969": claim(engagement_time="1969-12-31T23:59:59Z"),
     "a time of another age": claim(engagement_time="99999-01-01T00:00:00Z"),
     "a type that is an object": claim(engagement_type={"CLICK": 1}),
     "a name that is an object": claim(promoted_properties={"campaign_name": {"a": 1}}),
@@ -262,6 +266,26 @@ async def test_a_fault_of_ours_is_an_attempt_too(
         assert (await service.deliveries.Redeliver(again)).redelivered_count == 1
         await until_ended(service)
         assert word((await service.only()).attempts[-1]) == "DELIVERED"
+
+
+@pytest.mark.parametrize(
+    "time",
+    [Timestamp(seconds=2**62), Timestamp(seconds=-(2**62)), Timestamp(nanos=-1), Timestamp(seconds=253_402_300_799)],
+    ids=["2^62 s", "-2^62 s", "negative nanos", "the year 9999"],
+)
+async def test_a_claim_of_an_impossible_time_is_refused_whatever_adapter_reads_it(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: Timestamp
+) -> None:
+    monkeypatch.setattr(template_module.Template, "claim", lambda *_: claim_pb2.Claim(engagement_time=time))
+    async with serving() as endpoint, running(database, tmp_path / "s", allowed=endpoint.host) as service:
+        await service.configure(template={"url": endpoint.url("/")}, retry_attempts=2)
+        await service.enqueue(purchase())
+        await until_ended(service)
+        delivery = await service.only()
+        claims = await service.pool.fetchval("SELECT count(network_claim) FROM deliveries")
+    (attempt,) = delivery.attempts
+    assert (delivery.state, word(attempt), claims) == (delivery_pb2.Delivery.STATE_REFUSED, "BODY_MISMATCH", 0)
+    assert attempt.detail == "its claim names a time at which nobody engaged"
 
 
 async def test_an_attempt_that_the_database_refuses_holds_up_no_other(

@@ -12,6 +12,7 @@ from libs.time import (
     MIN_TIME_US,
     duration_us,
     format_duration,
+    is_plausible,
     is_timestamp,
     parse_duration,
     timestamp_us,
@@ -72,3 +73,19 @@ def test_other_texts_are_no_durations(text: str) -> None:
 )
 def test_is_timestamp(timestamp: Timestamp, is_one: bool) -> None:
     assert is_timestamp(timestamp) is is_one
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "is_one"),
+    [
+        pytest.param(Timestamp(), True, id="1970"),
+        pytest.param(Timestamp(seconds=32_503_679_999, nanos=999_999_999), True, id="the end of 2999"),
+        pytest.param(Timestamp(seconds=32_503_680_000), False, id="the year 3000"),
+        pytest.param(Timestamp(seconds=-1, nanos=999_999_999), False, id="before 1970"),
+        pytest.param(Timestamp(nanos=-1), False, id="negative nanos"),
+        pytest.param(Timestamp(seconds=2**62), False, id="2^62 s"),
+        pytest.param(Timestamp(seconds=-(2**62)), False, id="-2^62 s"),
+    ],
+)
+def test_is_plausible(timestamp: Timestamp, is_one: bool) -> None:
+    assert is_plausible(timestamp) is is_one

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from deploy.local.x_network import PATH, SECRETS, Conduct, LocalX
 from reengage.ingest.v1 import record_pb2
@@ -85,6 +86,17 @@ async def test_it_was_asked(service: Running, endpoint: Endpoint, status: int, b
     endpoint.answers[PATH] = answering_with(status, text=body)
     await service.configure(**fields(endpoint, retry_attempts=0))
     assert await reason(service, undecided()) == expected
+
+
+async def test_it_claimed_a_time_that_an_older_release_took(service: Running, endpoint: Endpoint) -> None:
+    endpoint.answers[PATH] = answering_with(200, text='{"data": {}}')
+    await service.configure(**fields(endpoint))
+    conversion = undecided()
+    await ask(service, conversion)
+    claim = claim_pb2.Claim(engagement_time=Timestamp(seconds=2**62))
+    await service.pool.execute("UPDATE deliveries SET network_claim = $1", claim.SerializeToString())
+    detail = "its claim names a time at which nobody engaged"
+    assert await reason(service, conversion) == ("UNAVAILABLE", "BODY_MISMATCH", 0, detail)
 
 
 async def test_it_was_asked_and_will_be_again(database: Database, endpoint: Endpoint, tmp_path: Path) -> None:

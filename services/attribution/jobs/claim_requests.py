@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from libs.parts import PART_BYTES, first_part
+from libs.time import is_plausible
 from reengage.postback.v1 import claim_pb2
 from services.attribution.storage.pending import Key, PendingRow, Unanswered
 
@@ -58,12 +59,18 @@ class ClaimRequest:
 
 
 def _final(answer: claim_pb2.ClaimAnswer) -> claim_pb2.ClaimAnswer:
-    """Returns an answer as it is once nobody waits any more: PENDING is UNAVAILABLE, for the reason it has so far."""
-    if answer.state != _ANSWER.STATE_PENDING:
-        return answer
+    """Returns an answer as it is once nobody waits any more.
+
+    PENDING is UNAVAILABLE, for the reason it has so far; and so is a claim of a time at which nobody engaged (E4).
+    """
     final = _ANSWER()
     final.CopyFrom(answer)
-    final.state = _ANSWER.STATE_UNAVAILABLE
+    if answer.state == _ANSWER.STATE_PENDING:
+        final.state = _ANSWER.STATE_UNAVAILABLE
+    elif answer.state == _ANSWER.STATE_CLAIMED and not is_plausible(answer.claim.engagement_time):
+        final.ClearField("claim")
+        final.state, final.reason = _ANSWER.STATE_UNAVAILABLE, _ANSWER.REASON_BODY_MISMATCH
+        final.detail = "its claim names a time at which nobody engaged"
     return final
 
 

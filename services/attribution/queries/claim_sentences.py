@@ -10,7 +10,7 @@ Answer = claim_pb2.ClaimAnswer
 _WHY: Mapping[int, tuple[str, str]] = {
     Answer.REASON_HTTP_STATUS: ("was asked, and refused with status {status_code}", ""),
     Answer.REASON_REDIRECT: ("was asked, and redirected the request, which is never followed", "Correct its address."),
-    Answer.REASON_BODY_MISMATCH: ("was asked, and its answer could not be read", ""),
+    Answer.REASON_BODY_MISMATCH: ("was asked, and its answer could not be used{detail}", ""),
     Answer.REASON_TIMEOUT: ("was asked, and did not answer within the attempt_timeout of its configuration", ""),
     Answer.REASON_INTERRUPTED: ("was asked, and postback was stopped before it had heard the answer", ""),
     Answer.REASON_UNDER_WAY: ("was asked, and had not answered when the time was up (REENGAGE_CLAIM_WAIT_S)", ""),

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import orjson
 from oauthlib.oauth1 import Client
 
+from libs.time import is_plausible
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapters.adapter import (
     Address,
@@ -302,4 +303,6 @@ def _claim(data: Mapping[str, Any], attribution: Mapping[str, Any]) -> claim_pb2
     )
     moment = datetime.fromisoformat(attribution["engagement_time"])
     claim.engagement_time.FromDatetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    if not is_plausible(claim.engagement_time):
+        raise ValueError("a time at which nobody engaged")
     return claim

@@ -166,7 +166,7 @@ class ClaimAnswer(_message.Message):
         REASON_REDIRECT: ClaimAnswer._Reason.ValueType  # 2
         """It redirected the request; none is followed."""
         REASON_BODY_MISMATCH: ClaimAnswer._Reason.ValueType  # 3
-        """Its answer cannot be read."""
+        """Its answer cannot be read, or claims a time that is not of the years 1970 to 2999."""
         REASON_TIMEOUT: ClaimAnswer._Reason.ValueType  # 4
         """It did not answer within the time that the configuration gives it."""
         REASON_CONNECTION_FAILED: ClaimAnswer._Reason.ValueType  # 5
@@ -212,7 +212,7 @@ class ClaimAnswer(_message.Message):
     REASON_REDIRECT: ClaimAnswer.Reason.ValueType  # 2
     """It redirected the request; none is followed."""
     REASON_BODY_MISMATCH: ClaimAnswer.Reason.ValueType  # 3
-    """Its answer cannot be read."""
+    """Its answer cannot be read, or claims a time that is not of the years 1970 to 2999."""
     REASON_TIMEOUT: ClaimAnswer.Reason.ValueType  # 4
     """It did not answer within the time that the configuration gives it."""
     REASON_CONNECTION_FAILED: ClaimAnswer.Reason.ValueType  # 5
@@ -262,7 +262,9 @@ class ClaimAnswer(_message.Message):
     status_code: _builtins.int
     """Output only. The status of its last answer; 0 when there was none."""
     detail: _builtins.str
-    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE."""
+    """Output only. What was missing, for people; with NOT_RENDERED, NO_CREDENTIALS and CREDENTIALS_UNAVAILABLE. With
+    BODY_MISMATCH what is wrong with its claim, where that is known.
+    """
     delivery_id: _builtins.str
     """Output only. The delivery that asks it, for GetDelivery; empty when NOT_ASKED."""
     @_builtins.property
@@ -306,7 +308,7 @@ class Claim(_message.Message):
     """Output only. The user asked not to share what is granular (E2)."""
     @_builtins.property
     def engagement_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the user engaged."""
+        """Output only. When the user engaged: in the years 1970 to 2999."""
 
     def __init__(
         self,
