@@ -2,18 +2,23 @@
 
 A conversion is decided only when *every* lane of the log, whoever owns it, is indexed up to the end the log had when
 the conversion was read: any engagement accepted before it is then considered, however slow another worker is.
+
+All home lanes are read together, each with a share of a page. One that has more is read apart, in turns, until it has
+caught up: see `turns.py`.
 """
 
+import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 
 import structlog
 from prometheus_client import Gauge, Histogram
 
 from libs.broadcast import within
 from libs.db import Pool
-from libs.domain.lanes import LANES
+from libs.domain.lanes import lane_of
 from libs.domain.snapshots import Follower
 from libs.time import now_us
 from reengage.attribution.v1 import quarantine_pb2
@@ -24,6 +29,7 @@ from services.attribution.live.claim_triggers import ClaimTriggers
 from services.attribution.live.log_reader import LogReader, moved, positions_after, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.quarantine import entry_set_aside, in_halves
+from services.attribution.live.turns import MAX_SHARE, Turns, first_failure_of_group
 from services.attribution.pace import Pace
 from services.attribution.storage.lanes import read_indexed, read_owned_lanes
 from services.attribution.wire.records import Logged, parse
@@ -39,6 +45,10 @@ _lag = Histogram(
 _barrier_wait = Gauge("attribution_barrier_wait_seconds", "How long deciding has been waiting for lanes to be indexed.")
 
 FLUSH_INTERVAL_S = 5.0
+MAX_TURN = 500
+"""Records of a home lane that is read apart are decided in one turn, at most; fewer where they are slow."""
+_TURN_S = 0.2
+"""Such a turn takes about so long at most: the others wait for it."""
 _BARRIER_LOOK_INTERVAL_S = 0.02
 _BARRIER_ALARM_S = 10.0
 
@@ -65,28 +75,68 @@ class Decider:
     async def run(self, lanes: OwnedLanes) -> None:
         """Decides until cancelled. Raises LanesLostError."""
         stored = await read_owned_lanes(self._pool, lanes.worker_id, lanes.lanes)
-        begun = {lane: each.decided for lane, each in stored.items()}
-        # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
-        position = [min(vector[lane] for vector in begun.values()) for lane in range(LANES)]
+        turns = Turns({lane: each.decided for lane, each in stored.items()})
+        async with first_failure_of_group() as group:
+            for lane in turns.apart:
+                group.create_task(self._catch_up(lanes, turns, lane))
+            await self._follow(lanes, turns, group)
+
+    async def _follow(self, lanes: OwnedLanes, turns: Turns, group: asyncio.TaskGroup) -> None:
+        """Decides what comes of all home lanes but those that are read apart."""
         flushed = -self._flush_interval_s  # at once: whoever decides beside this loop needs heads
-        log = self._log.read(
-            dict(enumerate(position)), log_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(lanes.lanes)
-        )
-        async for response in log:
-            before = list(position)
-            entries = [e for e in response.entries if e.position >= begun[e.app_lane][e.lane]]
-            for lane, moved_to in moved(dict(enumerate(position)), response).items():
-                position[lane] = moved_to
-            homes = {entry.app_lane for entry in entries}
+        async for response in self._read(turns.together, lanes.lanes):
+            shares = turns.shares(response.entries, self._shares_with_others(lanes))
+            before = turns.before()
+            turns.move(moved(dict(enumerate(turns.together)), response))
+            homes = {entry.app_lane for entry in shares.entries}
             if time.monotonic() - flushed > self._flush_interval_s:
                 # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
-                homes, flushed = set(lanes.lanes), time.monotonic()
+                homes, flushed = set(lanes.lanes - turns.apart.keys()), time.monotonic()
             if homes:
-                vectors = {lane: _later(begun[lane], position) for lane in homes}
                 await self._barrier(response.heads, lanes)
                 lanes.heads = list(response.heads)
-                await self._decide_page(lanes, entries, vectors, {lane: _later(begun[lane], before) for lane in homes})
-            lanes.positions = list(position)
+                vectors = {home: shares.beyond.get(home) or turns.decided(home) for home in homes}
+                await self._decide_page(lanes, shares.entries, vectors, {home: before[home] for home in homes})
+            for home, decided in shares.beyond.items():
+                turns.apart[home] = decided
+                group.create_task(self._catch_up(lanes, turns, home))
+            lanes.positions = turns.least()
+
+    async def _catch_up(self, lanes: OwnedLanes, turns: Turns, home: int) -> None:
+        """Decides what lies of one home lane, a little in each turn, until it has caught up with the others.
+
+        So whoever sends more than is decided, or what is slow to decide, waits for himself: the others wait for a turn.
+        """
+        _log.info("lane.apart", lane=home)
+        size = MAX_SHARE
+        async with aclosing(self._read(turns.apart[home], [home])) as log:
+            async for response in log:
+                entries = [e for e in response.entries if e.position >= turns.apart[home][e.lane]]
+                ends = moved(dict(enumerate(turns.apart[home])), response)
+                if entries:
+                    await self._barrier(response.heads, lanes)
+                while entries:
+                    some, entries = entries[:size], entries[size:]
+                    before, began = turns.apart[home], time.monotonic()
+                    after = positions_after(some) if entries else ends
+                    turns.apart[home] = [max(at, after.get(lane, 0)) for lane, at in enumerate(before)]
+                    await self._decide_page(lanes, some, {home: turns.apart[home]}, {home: before})
+                    size = _size_of_turn(size, time.monotonic() - began)
+                    await asyncio.sleep(0)
+                turns.apart[home] = [max(at, ends.get(lane, 0)) for lane, at in enumerate(turns.apart[home])]
+                if turns.rejoin(home):
+                    break
+        _log.info("lane.together", lane=home)
+
+    def _read(self, positions: Sequence[int], homes: Collection[int]) -> AsyncGenerator[log_pb2.ReadLogResponse, None]:
+        return self._log.read(
+            dict(enumerate(positions)), log_pb2.ReadLogRequest.SELECTION_CONVERSIONS, app_lanes=sorted(homes)
+        )
+
+    def _shares_with_others(self, lanes: OwnedLanes) -> bool:
+        """Returns whether apps of several of these home lanes wait for each other."""
+        homes = {lane_of(app_id) for app_id in self._rulebooks.current.apps}
+        return len(homes & lanes.lanes) > 1
 
     async def _decide_page(
         self,
@@ -100,9 +150,14 @@ class Decider:
         def decided_by(stop: int) -> Mapping[int, list[int]]:
             if stop == len(entries):
                 return vectors
-            after = positions_after(entries[:stop])
-            homes = {entry.app_lane for entry in entries[:stop]}
-            return {home: [max(at, after.get(lane, 0)) for lane, at in enumerate(before[home])] for home in homes}
+            done: dict[int, list[log_pb2.LogEntry]] = {}
+            for entry in entries[:stop]:
+                done.setdefault(entry.app_lane, []).append(entry)
+            after = {home: positions_after(its) for home, its in done.items()}
+            return {
+                home: [max(at, ends.get(lane, 0)) for lane, at in enumerate(before[home])]
+                for home, ends in after.items()
+            }
 
         async def decide(some: range) -> None:
             await self._decide(lanes, parse(entries[some.start : some.stop]), decided_by(some.stop))
@@ -157,6 +212,8 @@ class Decider:
         _barrier_wait.set(0)
 
 
-def _later(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """Returns the later position of each lane of the log."""
-    return [max(pair) for pair in zip(one, other, strict=True)]
+def _size_of_turn(size: int, took_s: float) -> int:
+    """Returns how many records of a lane that is read apart are decided in its next turn, after one of this size."""
+    if took_s > _TURN_S:
+        return max(1, size // 2)
+    return min(MAX_TURN, 2 * size) if took_s < _TURN_S / 4 else size

@@ -1,7 +1,7 @@
 """Reads lanes of the record log, and the rulebook that records were accepted under."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
 from libs.domain.snapshots import Follower
 from libs.errors import Unavailable
@@ -30,7 +30,7 @@ class LogReader:
         positions: Mapping[int, int],
         selection: log_pb2.ReadLogRequest.Selection.ValueType,
         app_lanes: Sequence[int] = (),
-    ) -> AsyncIterator[log_pb2.ReadLogResponse]:
+    ) -> AsyncGenerator[log_pb2.ReadLogResponse, None]:
         """Yields what the lanes hold from these positions on, and what they come to hold, until cancelled.
 
         With `app_lanes` only records of apps that are homed there.
