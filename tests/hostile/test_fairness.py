@@ -17,7 +17,7 @@ from tests.support.eventually import eventually
 
 HOSTILE = "hostile"
 QUIET = [f"quiet-{n}" for n in range(200) if lane_of(f"quiet-{n}") != lane_of(HOSTILE)][:9]
-FLOOD, EACH = 4_000, 3
+FLOOD, EACH = 3_000, 3
 
 
 async def _with_apps(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_nine_apps_wait_for_turns_and_not_for_the_flood_of_the_tenth(
     world: World, is_poison: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def may_fail(conversion, *args, **options):  # type: ignore[no-untyped-def]
-        if is_poison and conversion.conversion_id.startswith("flood") and conversion.conversion_id.endswith("7"):
+        if is_poison and conversion.conversion_id.startswith("flood") and conversion.conversion_id.endswith("77"):
             raise ValueError("poison")
         return decide(conversion, *args, **options)
 
@@ -84,7 +84,7 @@ async def test_nine_apps_wait_for_turns_and_not_for_the_flood_of_the_tenth(
         await eventually(lambda: _is_decided(world, 1))
     assert before_quiet <= FLOOD / 2, "a few turns of the hostile app, not all of it"
     rows = await world.pool.fetchval("SELECT count(*) FROM quarantined")
-    assert rows == (FLOOD // 10 if is_poison else 0)
+    assert rows == (FLOOD // 100 if is_poison else 0)
 
 
 async def _is_decided(world: World, more: int = 0) -> bool:
@@ -108,7 +108,6 @@ def test_a_lane_gets_its_share_of_a_page_and_goes_on_behind_it() -> None:
     turns.apart[5] = shares.beyond[5]
     turns.move({0: 103, 1: 103})
     assert not turns.rejoin(5)
-    assert turns.least()[:2] == [MAX_SHARE // 2, MAX_SHARE // 2]
     assert turns.shares(_entries(5, 5), are_others=True).entries == [], "it is read apart"
     turns.apart[5] = [103, 104, *[0] * (LANES - 2)]
     assert turns.rejoin(5)
@@ -126,4 +125,4 @@ def test_a_lane_that_is_far_behind_begins_apart() -> None:
     """Else all others are read again from where it is."""
     turns = Turns({5: [10] * LANES, 6: [9_000] * LANES, 7: [8_999] * LANES})
     assert turns.apart == {5: [10] * LANES}
-    assert (turns.together[0], turns.decided(6)[0], turns.least()[0]) == (8_999, 9_000, 10)
+    assert (turns.together[0], turns.decided(6)[0]) == (8_999, 9_000)

@@ -135,7 +135,7 @@ class Eraser:
         heads = await log_heads(self._ingest)
         while True:
             indexed = await read_indexed(self._pool)
-            is_taken = all(head <= min(at) for head, *at in zip(heads, indexed, lanes.positions, strict=True))
+            is_taken = all(head <= min(at) for head, *at in zip(heads, indexed, lanes.taken(erasure.lane), strict=True))
             if is_taken and not await count_early(self._pool, [erasure.lane], erasure.app_id):
                 return
             await asyncio.sleep(self._config.wait_interval_s)
@@ -146,7 +146,7 @@ class Eraser:
         """Erases attribution's rows of the device, and notes what the others are to erase."""
         assert erasure.work is not None
         async with self._saving(lanes, erasure) as connection:
-            below = await erasures.known_below(connection, erasure.lane, lanes.positions)
+            below = await erasures.known_below(connection, erasure.lane, lanes.taken(erasure.lane))
             found = await find_traces(connection, erasure.app_id, erasure.work.device_ids, below)
             # A call that hands over offers may have read these conversions before the cut.
             may_be_called = await erasures.decided_again(connection, erasure.app_id, found.conversion_ids)

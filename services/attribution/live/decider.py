@@ -100,7 +100,7 @@ class Decider:
             for home, decided in shares.beyond.items():
                 turns.apart[home] = decided
                 group.create_task(self._catch_up(lanes, turns, home))
-            lanes.positions = turns.least()
+            lanes.positions, lanes.apart = list(turns.together), turns.apart
 
     async def _catch_up(self, lanes: OwnedLanes, turns: Turns, home: int) -> None:
         """Decides what lies of one home lane, a little in each turn, until it has caught up with the others.

@@ -50,7 +50,8 @@ class OwnedLanes:
 
     `indexed`: how far all lanes of the log are indexed.
     `heads`: per lane of the log, the position below which all engagements were indexed at the last decisions.
-    `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken.
+    `positions`: per lane of the log, the position below which every conversion homed in these lanes was taken; of home
+    lanes that are read apart in `apart`.
     `pending`: the conversions that wait for claims (E1).
     `hashed`: the kinds of hashed ids that came from the apps of these lanes (A3).
     """
@@ -71,6 +72,7 @@ class OwnedLanes:
         self.hashed = HashedKinds(hashed)
         self.heads: list[int] = [0] * LANES
         self.positions: list[int] = [min(lane.decided[at] for lane in lanes.values()) for at in range(LANES)]
+        self.apart: Mapping[int, Sequence[int]] = {}
         self._pool, self._periods = pool, Periods(pool)
         self._next_sequences = {number: lane.next_sequence for number, lane in lanes.items()}
         self._writing, self._grown = asyncio.Lock(), Broadcast()
@@ -80,6 +82,10 @@ class OwnedLanes:
     def next_sequences(self) -> Mapping[int, int]:
         """Returns for each lane the sequence of its next decision; it holds still inside of `fenced`."""
         return self._next_sequences
+
+    def taken(self, home: int) -> Sequence[int]:
+        """Returns per lane of the log the position below which every conversion homed in one lane was taken."""
+        return self.apart.get(home, self.positions)
 
     @contextlib.asynccontextmanager
     async def fenced(self) -> AsyncIterator[Connection]:

@@ -84,10 +84,6 @@ class Turns:
         self._begun[home] = self.apart.pop(home)
         return True
 
-    def least(self) -> list[int]:
-        """Returns the positions below which everything was taken, of whichever home lane."""
-        return [min(column) for column in zip(self.together, *self.apart.values(), strict=True)]
-
 
 @contextlib.asynccontextmanager
 async def first_failure_of_group() -> AsyncIterator[asyncio.TaskGroup]:
