@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from libs.db import Pool
+from libs.domain.record_sizes import MAX_STORED_RECORD_BYTES
 from reengage.attribution.v1 import decision_pb2, erasure_pb2, quarantine_pb2, reattribution_pb2
 from services.attribution.decision.decide import decide
 from services.attribution.live import indexer
@@ -177,7 +178,7 @@ async def test_an_engagement_that_cannot_be_indexed_wins_once_it_can(
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(b"\xff\xff\xff", Q.QUARANTINE_REASON_UNPARSABLE), (b"", Q.QUARANTINE_REASON_TOO_LARGE)],
+    [(b"\xff\xff\xff", Q.QUARANTINE_REASON_UNPARSABLE), (bytes(MAX_STORED_RECORD_BYTES + 1), Q.QUARANTINE_REASON_TOO_LARGE)],
     ids=["no record", "too large a record"],
 )
 async def test_an_entry_without_a_record_is_set_aside(
