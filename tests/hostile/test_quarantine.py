@@ -178,7 +178,10 @@ async def test_an_engagement_that_cannot_be_indexed_wins_once_it_can(
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(b"\xff\xff\xff", Q.QUARANTINE_REASON_UNPARSABLE), (bytes(MAX_STORED_RECORD_BYTES + 1), Q.QUARANTINE_REASON_TOO_LARGE)],
+    [
+        (b"\xff\xff\xff", Q.QUARANTINE_REASON_UNPARSABLE),
+        (bytes(MAX_STORED_RECORD_BYTES + 1), Q.QUARANTINE_REASON_TOO_LARGE),
+    ],
     ids=["no record", "too large a record"],
 )
 async def test_an_entry_without_a_record_is_set_aside(
