@@ -12,7 +12,7 @@ PARALLEL = --numprocesses=$(WORKERS) --dist=worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-fast check bench protos protos-image docs lock clean
+.PHONY: help setup run demo test test-fast fuzz check bench protos protos-image docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ test: $(READY) ## run the tests; ARGS="tests/libs -k pool" for some
 
 test-fast: $(READY) ## run the tests that take no process of a service, no kill and no seconds
 	@$(BIN)/pytest $(PARALLEL) -m "not e2e and not crash and not process and not slow" $(ARGS)
+
+fuzz: $(READY) ## send 200,000 records, many of them hostile, through a suite of its own; ARGS="5000 --seed 7"
+	@$(BIN)/python -m tests.hostile.fuzz $(ARGS)
 
 check: $(READY) ## formatting, lint, types, import contracts, protos, migrations, manifests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" deploy/local/checks.sh
