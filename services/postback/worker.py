@@ -95,6 +95,7 @@ class DeliveryWorker:
         self._in_flight, self._in_flight_each = in_flight, in_flight_each
         self._under_way: set[asyncio.Task[None]] = set()
         self._under_way_of: Tally[str] = Tally()
+        self._leases: Tally[UUID] = Tally()
         self._buckets: dict[str, _Bucket] = {}
         self._scarce = False
         self._retries_at = 0.0
@@ -140,7 +141,9 @@ class DeliveryWorker:
     async def _lease(self, *, retries: bool) -> None:
         wanted = self._lease_requests()
         if wanted:
-            leasing = asyncio.ensure_future(self._queue.lease(wanted, limit=self._free, retries=retries))
+            leasing = asyncio.ensure_future(
+                self._queue.lease(wanted, limit=self._free, retries=retries, under_way=self._leases.keys())
+            )
             try:
                 leased = await asyncio.shield(leasing)
             except asyncio.CancelledError:
@@ -197,6 +200,7 @@ class DeliveryWorker:
         task = asyncio.create_task(self._attempt(configuration, leased))
         self._under_way.add(task)
         self._under_way_of[leased.configuration_id] += 1
+        self._leases[leased.lease_id] += 1
         _under_way.inc()
         task.add_done_callback(lambda done: self._end(done, leased.configuration_id))
 
@@ -277,6 +281,7 @@ class DeliveryWorker:
         decided = await self._settle(batch)
         # Only now: a batch that could not be settled is tried again, until its leases are long over.
         del self._finished[: len(batch)]
+        self._leases -= Tally(one.leased.lease_id for one in batch)
         self._endings.note(one.leased.delivery_id for one in batch if one.state is not State.PENDING)
         if any(one.pauses_configuration for one in batch):
             await self._configurations.refresh()

@@ -436,8 +436,8 @@ async def test_a_rate_limit_may_come_while_deliveries_are_leased(
     configuration = await service.configure(template=template(endpoint))
     lease = service.queue.lease
 
-    async def lease_while_it_changes(wanted: list[LeaseRequest], *, limit: int, retries: bool) -> list[Leased]:
-        leased = await lease(wanted, limit=limit, retries=retries)
+    async def lease_while_it_changes(wanted: list[LeaseRequest], **options: Any) -> list[Leased]:
+        leased = await lease(wanted, **options)
         if leased:
             configuration.deliveries_per_second = 20
             await service.configs.UpdateConfiguration(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from libs.parts import PART_BYTES, first_part
-from libs.time import is_plausible
+from libs.time import SECOND_US, is_plausible
 from reengage.postback.v1 import claim_pb2
 from services.attribution.storage.pending import Key, PendingRow, Unanswered
 
@@ -23,7 +23,8 @@ class ClaimRequest:
     app_id: str
     conversion_id: str
     network_ids: tuple[str, ...]
-    deadline_us: int
+    deadline_s: float
+    """By a clock that is never set."""
     record_bytes: int
     was_sent: bool = False
     answered: claim_pb2.ConversionClaims | None = None
@@ -99,10 +100,11 @@ class ClaimRequests:
 
     A call has at most `max_per_call` conversions, and PART_BYTES of their records. A line has at most `max_calls` calls
     under way for new requests, and as many for repeated ones. No more than `max_held` requests are in memory; the
-    others stay in the table.
+    others stay in the table. A wait takes at most `max_wait_s`, whatever a clock that was set says of its deadline.
     """
 
-    def __init__(self, *, max_per_call: int, max_calls: int, max_held: int) -> None:
+    def __init__(self, *, max_per_call: int, max_calls: int, max_held: int, max_wait_s: float) -> None:
+        self._max_wait_s = max_wait_s
         self._max_per_call, self._max_calls, self._max_held = max_per_call, max_calls, max_held
         self._held: dict[Key, ClaimRequest] = {}
         self._lines: dict[tuple[str, ...], _Line] = {}
@@ -116,8 +118,8 @@ class ClaimRequests:
         """Returns whether there are finished requests."""
         return bool(self._finished)
 
-    def add(self, rows: Iterable[PendingRow | Unanswered]) -> None:
-        """Adds those that are not held yet, while there is room."""
+    def add(self, rows: Iterable[PendingRow | Unanswered], *, now_us: int, now_s: float) -> None:
+        """Adds those that are not held yet, while there is room; `now_s` is by the clock that is never set."""
         for row in rows:
             key = row.app_id, row.conversion_id
             if not row.network_ids or key in self._held or len(self._held) >= self._max_held:
@@ -127,29 +129,29 @@ class ClaimRequests:
                 app_id=row.app_id,
                 conversion_id=row.conversion_id,
                 network_ids=tuple(row.network_ids),
-                deadline_us=row.deadline_us,
+                deadline_s=now_s + min(max(0.0, (row.deadline_us - now_us) / SECOND_US), self._max_wait_s),
                 record_bytes=row.record_bytes,
             )
             self._held[key] = request
             self._lines.setdefault(request.network_ids, _Line()).new.requests.append(request)
 
-    def begin_calls(self, now_us: int) -> list[list[ClaimRequest]]:
+    def begin_calls(self, now_s: float) -> list[list[ClaimRequest]]:
         """Returns the requests of each call to make now. One sent in vain until its deadline is finished (E4)."""
         calls = []
         for line in self._lines.values():
             for queue in (line.new, line.again):
                 while queue.requests and queue.calls < self._max_calls:
-                    if some := self._next_call(queue, now_us):
+                    if some := self._next_call(queue, now_s):
                         queue.calls += 1
                         calls.append(some)
         return calls
 
-    def _next_call(self, queue: _Queue, now_us: int) -> list[ClaimRequest]:
+    def _next_call(self, queue: _Queue, now_s: float) -> list[ClaimRequest]:
         some: list[ClaimRequest] = []
         size = 0
         while queue.requests and len(some) < self._max_per_call:
             request = queue.requests[0]
-            if request.was_sent and request.deadline_us <= now_us:
+            if request.was_sent and request.deadline_s <= now_s:
                 self._finished.append(request)
             elif some and size + request.record_bytes > PART_BYTES:
                 break

@@ -7,7 +7,7 @@ pending conversions holds them, so that the next owner of their lanes goes on.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,7 +37,7 @@ from services.attribution.live.pending_aside import set_pending_aside
 from services.attribution.live.quarantine import REFUSING, in_halves, is_circumstance
 from services.attribution.pace import Pace
 from services.attribution.storage import pending
-from services.attribution.storage.pending import Key, PendingRow
+from services.attribution.storage.pending import Key, PendingRow, Unanswered
 from services.attribution.wire.conversions import claim_trackers
 from services.attribution.wire.records import event_name_of
 from services.attribution.wire.rulebook import Rulebook
@@ -95,10 +95,12 @@ class Claims:
         pace: Pace,
         config: ClaimsConfig = ClaimsConfig(),
         now_us: Callable[[], int] = now_us,
+        clock_s: Callable[[], float] = time.monotonic,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._pool, self._settings, self._triggers, self._postback = pool, settings, triggers, postback
         self._pace, self._config, self._now_us, self._new_id = pace, config, now_us, new_id
+        self._clock_s = clock_s
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Asks and decides for as long as the lanes are owned. Raises LanesLostError."""
@@ -108,11 +110,11 @@ class Claims:
         try:
             while True:
                 lanes.pending.changed.clear()
-                requests.add(lanes.pending.take())
+                self._add(requests, lanes.pending.take())
                 if time.monotonic() - looked >= self._config.look_interval_s:
                     looked = time.monotonic()
                     await self._look(lanes, requests)
-                for some in requests.begin_calls(self._now_us()):
+                for some in requests.begin_calls(self._clock_s()):
                     call = asyncio.ensure_future(self._call(some, requests))
                     call.add_done_callback(lambda _: lanes.pending.changed.set())
                     calls.add(call)
@@ -132,7 +134,15 @@ class Claims:
 
     def _no_requests(self) -> ClaimRequests:
         config = self._config
-        return ClaimRequests(max_per_call=config.max_per_call, max_calls=config.max_calls, max_held=config.max_held)
+        return ClaimRequests(
+            max_per_call=config.max_per_call,
+            max_calls=config.max_calls,
+            max_held=config.max_held,
+            max_wait_s=self._triggers.wait_s,
+        )
+
+    def _add(self, requests: ClaimRequests, rows: Iterable[PendingRow | Unanswered]) -> None:
+        requests.add(rows, now_us=self._now_us(), now_s=self._clock_s())
 
     async def _look(self, lanes: OwnedLanes, requests: ClaimRequests) -> None:
         """Measures what is pending, and adds requests: at the start all, later those that there was no room for."""
@@ -143,7 +153,7 @@ class Claims:
         if overdue_s > _OVERDUE_ALARM_S:
             _log.warning("claims.overdue", seconds=round(overdue_s, 1), count=count)
         if unanswered > len(requests):
-            requests.add(await pending.unanswered(self._pool, lanes.lanes, self._config.max_held))
+            self._add(requests, await pending.unanswered(self._pool, lanes.lanes, self._config.max_held))
 
     # Asking.
 
@@ -167,7 +177,7 @@ class Claims:
 
     def _wait_s(self, sent: Sequence[ClaimRequest]) -> float:
         """Returns how long a call waits for answers: no longer than until the first deadline."""
-        left_s = (min(request.deadline_us for request in sent) - self._now_us()) / 1e6
+        left_s = min(request.deadline_s for request in sent) - self._clock_s()
         max_wait_s = self._config.call_wait_s if sent[0].was_sent else self._config.first_call_wait_s
         return min(max(left_s, 0.0), max_wait_s)
 

@@ -22,7 +22,7 @@ class ClaimTriggers:
     """
 
     def __init__(self, pool: Pool, postback: postback_grpc.PostbackServiceStub, *, wait_s: float) -> None:
-        self._pool, self._postback, self._wait_us = pool, postback, round(wait_s * 1e6)
+        self._pool, self._postback, self.wait_s = pool, postback, wait_s
         self._networks: Mapping[tuple[str, str], tuple[str, ...]] = {}
         self._app_ids: frozenset[str] = frozenset()
         self._loaded, self._heard = asyncio.Event(), asyncio.Event()
@@ -30,7 +30,9 @@ class ClaimTriggers:
     def asking(self, pending_app_ids: frozenset[str], now_us: int) -> Asking:
         """Returns who is asked about what is taken up now."""
         return Asking(
-            networks=self._networks, app_ids=self._app_ids | pending_app_ids, deadline_us=now_us + self._wait_us
+            networks=self._networks,
+            app_ids=self._app_ids | pending_app_ids,
+            deadline_us=now_us + round(self.wait_s * 1e6),
         )
 
     async def ready(self) -> None:

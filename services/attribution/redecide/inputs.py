@@ -121,7 +121,7 @@ class InputReader:
         """Adds to families their events before a moment, given as time and receipt, of a conversion's inputs."""
         asked: dict[AskedBefore, Family] = {}
         for family, stored, time_us, receive_time_us, within_us in before:
-            until_us = min(stored.receive_time_us + self._late_window_us, self._until_us)
+            until_us = self._known_until_us(stored)
             for device_id in family.device_ids:
                 asked[AskedBefore(device_id, time_us, receive_time_us, within_us, until_us)] = family
         if not asked:
@@ -168,8 +168,12 @@ class InputReader:
             conversion=conversion_of(record, stored.decision.event_name, stored.receive_time_us),
             ids=ids,
             history=installed,
-            until_us=min(stored.receive_time_us + self._late_window_us, self._until_us),
+            until_us=self._known_until_us(stored),
         )
+
+    def _known_until_us(self, stored: Stored) -> int:
+        """Returns up to which receipt a conversion knows of others (D12): its own at least, were clocks set back."""
+        return max(stored.receive_time_us, min(stored.receive_time_us + self._late_window_us, self._until_us))
 
     async def _incomplete(
         self, connection: Connection, wanted: Iterable[Stored], found: Mapping[str, Candidates]

@@ -33,7 +33,10 @@ async def see_worker(connection: Connection, worker_id: str, lease_s: float) -> 
         """,
         worker_id,
     )
-    await connection.execute("DELETE FROM workers WHERE seen_time_us < now_us() - $1::bigint", round(lease_s * 1e6))
+    # One that was seen in the future was seen before the clock was set back; it comes again if it is alive.
+    await connection.execute(
+        "DELETE FROM workers WHERE abs(now_us() - seen_time_us) > $1::bigint", round(lease_s * 1e6)
+    )
     return int(await connection.fetchval("SELECT count(*) FROM workers"))
 
 
@@ -65,12 +68,16 @@ async def renew_lanes(connection: Connection, worker_id: str, lease_s: float) ->
 
 
 async def take_lanes(connection: Connection, worker_id: str, count: int, lease_s: float) -> set[int]:
-    """Takes up to `count` lanes that nobody owns, or whose owner's lease has ended, and returns which."""
+    """Takes up to `count` lanes that nobody owns, or whose owner's lease has ended, and returns which.
+
+    A lease that ends much later than any lease does is of before the clock was set back, and has ended too.
+    """
     rows = await connection.fetch(
         """
         UPDATE lanes SET owner = $1, lease_until_us = now_us() + $3::bigint
         WHERE lane IN (
-            SELECT lane FROM lanes WHERE owner IS NULL OR lease_until_us < now_us()
+            SELECT lane FROM lanes
+            WHERE owner IS NULL OR lease_until_us < now_us() OR lease_until_us > now_us() + 10 * $3::bigint
             ORDER BY lane LIMIT $2
             FOR UPDATE SKIP LOCKED -- several workers take at once
         )

@@ -1,6 +1,6 @@
 """The queue of deliveries: those that are due are leased, and settled when their attempts have ended."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID, uuid4
 
 from libs.db import Connection, Pool, columns, transactions
@@ -19,6 +19,8 @@ _LEASE_FIRST_TRIES = """
             -- As the partial index says; one configuration's backlog is not read for another.
             WHERE configuration_id = wanted.configuration_id AND state = 1 AND attempt_count = 0 -- PENDING
                 AND due_us <= now_us()
+                -- A lease ends before its attempt only where the clock was set: it is not told twice for that.
+                AND (lease_id IS NULL OR lease_id <> ALL ($6::uuid []))
             ORDER BY due_us
             LIMIT wanted.room
             FOR UPDATE SKIP LOCKED
@@ -59,9 +61,12 @@ class Queue:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def lease(self, wanted: Sequence[LeaseRequest], *, limit: int, retries: bool) -> list[Leased]:
+    async def lease(
+        self, wanted: Sequence[LeaseRequest], *, limit: int, retries: bool, under_way: Collection[UUID] = ()
+    ) -> list[Leased]:
         """Leases up to `limit` deliveries that are due, first tries or retries, oldest first in a configuration.
 
+        `under_way` are the leases that the caller has attempts under: what has one of them is not due.
         An attempt whose lease ended without a word is noted as INTERRUPTED.
         """
         lease_id = uuid4()
@@ -72,6 +77,7 @@ class Queue:
             [one.length_us for one in wanted],
             limit,
             lease_id,
+            list(under_way),
         )
         return [
             Leased(
