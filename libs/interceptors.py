@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import time
+from collections import Counter as Counts
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -24,12 +25,19 @@ from libs.call_context import request_id as current_request_id
 from libs.db import DATABASE_AWAY
 from libs.errors import InvalidArgument, ResourceExhausted, ServiceError, Unavailable, Violation, to_status
 from libs.logs import REQUEST_ID_KEY
+from libs.messages import is_bomb
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _MAX_REQUEST_ID = 64
+_SMALL_BYTES = 64 * 1024
+"""Up to so many a request is not counted: all that are served at once take little."""
+MAX_HELD_BYTES = 24 * 1024 * 1024
+"""Of larger requests that are being served, of each kind of call; parsed they take about five times as much."""
 _UNPARSABLE = object()
 """Stands for a request that cannot be parsed, until it can be refused as any other that is wrong."""
+_BOMB, _NO_ROOM = object(), object()
+"""Stand for one that holds too many messages, and for one that there is no memory for now."""
 
 _calls = Counter("rpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
 _seconds = Histogram("rpc_seconds", "Time to serve a unary call.", ["method"])
@@ -56,11 +64,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     """Interceptor that wraps every method of a server.
 
     `max_calls` unary and, apart from them, `max_streams` streaming calls are served at once; one more ends with
-    RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo (grpc.aio does not honour maximum_concurrent_rpcs).
+    RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo (grpc.aio does not honour maximum_concurrent_rpcs). So does one whose
+    request is large, while the requests being served fill the memory that they may. A request that holds so many tiny
+    messages that parsing it would fill the memory ends as INVALID_ARGUMENT `UNPARSABLE_REQUEST`.
     """
 
     def __init__(self, *, max_calls: int = 256, max_streams: int = 256) -> None:
         self._room = {"unary": max_calls, "stream": max_streams}
+        self._held_bytes: Counts[str] = Counts()
         self._steps: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -86,32 +97,33 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         arity = "_".join("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
         wrap = {"unary_stream": self._watch, "stream_stream": self._stream}.get(arity, self._unary)
         serve = getattr(handler, arity)
+        held = _Held(self._held_bytes, arity)
         wrapped: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{arity}_rpc_method_handler")(
-            wrap(method, request_id, serve),
-            request_deserializer=_parse_or_mark(handler.request_deserializer, getattr(serve, "salvage", None)),
+            wrap(method, request_id, serve, held),
+            request_deserializer=_parse_or_mark(handler.request_deserializer, getattr(serve, "salvage", None), held),
             response_serializer=handler.response_serializer,
         )
         return wrapped
 
-    def _unary(self, method: str, request_id: str, serve: Any) -> Any:
+    def _unary(self, method: str, request_id: str, serve: Any, held: _Held) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async with _Served(self._room, "unary", method, request_id, context):
+            async with _Served(self._room, "unary", method, request_id, context, held):
                 return await serve(_parsed(request), context)
 
         return call
 
-    def _stream(self, method: str, request_id: str, serve: Any) -> Any:
+    def _stream(self, method: str, request_id: str, serve: Any, held: _Held) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with _Served(self._room, "stream", method, request_id, context):
+            async with _Served(self._room, "stream", method, request_id, context, held):
                 async for response in serve(_each_parsed(request), context):
                     yield response
 
         return call
 
-    def _watch(self, method: str, request_id: str, serve: Any) -> Any:
+    def _watch(self, method: str, request_id: str, serve: Any, held: _Held) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with (
-                _Served(self._room, "stream", method, request_id, context),
+                _Served(self._room, "stream", method, request_id, context, held),
                 contextlib.aclosing(serve(_parsed(request), context)) as responses,
             ):
                 while True:
@@ -122,7 +134,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                     yield response
 
         async def write(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            async with _Served(self._room, "stream", method, request_id, context):
+            async with _Served(self._room, "stream", method, request_id, context, held):
                 await self._step(serve(_parsed(request), context))
 
         # Health.Watch writes to the context; all others are generators.
@@ -143,9 +155,39 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             raise
 
 
-def _parse_or_mark(parse: Any, salvage: Callable[[bytes], Message] | None) -> Callable[[bytes], Any]:
+class _Held:
+    """The bytes of the large request that a call is at, beside those of all others of its kind in `held_bytes`."""
+
+    def __init__(self, held_bytes: Counts[str], kind: str) -> None:
+        self._held_bytes, self._kind = held_bytes, kind
+        self._size = 0
+
+    def take(self, size: int) -> bool:
+        """Notes a request in place of the call's last one; returns whether there is room for it."""
+        self.release()
+        if size <= _SMALL_BYTES:
+            return True
+        if self._held_bytes[self._kind] + size > MAX_HELD_BYTES:
+            return False
+        self._size = size
+        self._held_bytes[self._kind] += size
+        return True
+
+    def release(self) -> None:
+        """Notes that the call is done with its last request."""
+        self._held_bytes[self._kind] -= self._size
+        self._size = 0
+
+
+def _parse_or_mark(parse: Any, salvage: Callable[[bytes], Message] | None, held: _Held) -> Callable[[bytes], Any]:
     # What a deserializer raises ends the call as INTERNAL, outside of the interceptor.
+    kind = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+
     def deserialize(content: bytes) -> Any:
+        if not held.take(len(content)):
+            return _NO_ROOM
+        if len(content) > _SMALL_BYTES and kind is not None and is_bomb(content, kind):
+            return _BOMB
         try:
             return parse(content)
         except DecodeError:
@@ -158,7 +200,12 @@ def _parse_or_mark(parse: Any, salvage: Callable[[bytes], Message] | None) -> Ca
 
 
 def _parsed(request: Any) -> Any:
-    """Returns a request. Raises InvalidArgument `UNPARSABLE_REQUEST` in place of one that could not be parsed."""
+    """Returns a request. Raises what ends the call in place of one that could not, or cannot now, be parsed."""
+    if request is _NO_ROOM:
+        raise ResourceExhausted("OVERLOADED", "too many large requests at once", retry_after_s=0.5)
+    if request is _BOMB:
+        wrong = Violation(field="", reason="TOO_MANY", description="must hold fewer messages that say nothing")
+        raise InvalidArgument([wrong], reason="UNPARSABLE_REQUEST")
     if request is _UNPARSABLE:
         wrong = Violation(
             field="", reason="UNPARSABLE", description="must be a serialised request, with texts in UTF-8"
@@ -182,8 +229,10 @@ class _Served:
         method: str,
         request_id: str,
         context: grpc.aio.ServicerContext[Any, Any],
+        held: _Held,
     ) -> None:
         self._room, self._kind, self._method, self._request_id, self._context = room, kind, method, request_id, context
+        self._held = held
         self._has_room = False
         self._started = 0.0
 
@@ -195,6 +244,7 @@ class _Served:
         # A stream's deadline is its caller's business; only unary calls pass on what is left.
         deadline_s.set(self._started + remaining if remaining is not None and self._kind == "unary" else None)
         if self._room[self._kind] <= 0:
+            self._held.release()
             error = ResourceExhausted("OVERLOADED", "too many calls at once", retry_after_s=0.5)
             await self._end(grpc.StatusCode.RESOURCE_EXHAUSTED, error)
         self._room[self._kind] -= 1
@@ -202,6 +252,7 @@ class _Served:
         _in_flight.labels(self._kind).inc()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._held.release()
         if self._has_room:
             self._room[self._kind] += 1
             _in_flight.labels(self._kind).dec()
