@@ -108,7 +108,9 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         attribution = AttributionRoute(
             settings=settings, attribution=AttributionServiceStub(to_attribution), rates=rates
         )
-        record_routes = RecordRoutes(settings=settings, records=records, rates=rates, attribution=attribution)
+        record_routes = RecordRoutes(
+            settings=settings, records=records, rates=rates, attribution=attribution, addresses=addresses
+        )
         link_routes = LinkRoutes(settings=settings, engagements=engagements, addresses=addresses)
         host = config.listen.rpartition(":")[0]
         gateway = Gateway({**record_routes.routes, **link_routes.routes, **attribution.routes}, settings=settings)

@@ -1,11 +1,12 @@
 """The routes that take records: `/track/json` and `/v1/cpi/identityLink.php`."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from libs.errors import InvalidArgument, ServiceError, Violation
+from libs.errors import ServiceError, Violation
 from reengage.ingest.v1 import record_batch_pb2
+from services.gateway.addresses import ClientAddresses
 from services.gateway.attribution_route import AttributionRoute
 from services.gateway.batches import Batches, Outcome
 from services.gateway.bodies import body_of, parse_json
@@ -15,11 +16,13 @@ from services.gateway.rates import Rates
 from services.gateway.refusals import RefusalTrace
 from services.gateway.requests import JSON, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
-from services.gateway.translation.record import translate
-from services.gateway.translation.violations import in_senders_words, nul_fields
+from services.gateway.translation.device import Peer
+from services.gateway.translation.record import Translated, translate
+from services.gateway.translation.violations import in_senders_words
 
 MAX_RECORDS = 1_000
-_REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
+_REJECTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_REJECTED, record_batch_pb2.RecordResult.STATUS_REPEATED
+_STORED = {"success": 1}
 _SUCCESS: Response = (200, JSON, b'{"success":1}')
 
 
@@ -36,8 +39,10 @@ class RecordRoutes:
         records: Batches,
         rates: Rates,
         attribution: AttributionRoute,
+        addresses: ClientAddresses,
     ) -> None:
-        self._settings, self._records, self._rates, self._attribution = settings, records, rates, attribution
+        self._settings, self._records, self._rates = settings, records, rates
+        self._attribution, self._addresses = attribution, addresses
         self._refusals = RefusalTrace()
         self.routes = {
             "/track/json": Route(("POST",), self._track),
@@ -45,74 +50,85 @@ class RecordRoutes:
         }
 
     async def _track(self, request: Request) -> Response:
-        value, may_hold_nul = self._read_json(request)
+        value, is_odd = self._read_json(request)
         if isinstance(value, list):
-            return await self._track_array(value, request, may_hold_nul=may_hold_nul)
+            return await self._track_array(value, request, is_odd=is_odd)
         if value.get("action") == "get_attribution":
             device_id = value.get("kochava_device_id") or _data_of(value).get("kochava_device_id")
             return await self._attribution.respond_for(value.get("kochava_app_id"), device_id, request)
-        return await self._track_one(value, request, may_hold_nul=may_hold_nul)
+        return await self._track_one(value, request, is_odd=is_odd)
 
     async def _identity_link(self, request: Request) -> Response:
-        value, may_hold_nul = self._read_json(request)
+        value, is_odd = self._read_json(request)
         if isinstance(value, list):
             refused = Refused(400, "INVALID_RECORD", "must be a JSON object")
             self._refusals.note(refused, len(value))
             raise refused
-        return await self._track_one({**value, "action": "identityLink"}, request, may_hold_nul=may_hold_nul)
+        return await self._track_one({**value, "action": "identityLink"}, request, is_odd=is_odd)
 
     def _read_json(self, request: Request) -> tuple[dict[str, Any] | list[Any], bool]:
-        """Returns the body, and whether there may be a NUL in its texts."""
+        """Returns the body, and whether some of it may be unreadable."""
         try:
-            body = body_of(request)
-            return parse_json(body), rb"\u0000" in body
+            return parse_json(body_of(request))
         except Refused as refused:
             self._refusals.note(refused)
             raise
 
-    async def _track_one(self, value: Mapping[str, Any], request: Request, *, may_hold_nul: bool) -> Response:
+    def _translated(self, value: Any, settings: GatewaySettings, request: Request, *, is_odd: bool) -> Translated:
+        if not isinstance(value, dict):
+            raise Refused(400, "INVALID_RECORD", "must be an object")
+
+        def find_peer() -> Peer:
+            address = self._addresses.client(request.peer, request.header(b"x-forwarded-for"))
+            return Peer(address, request.header(b"user-agent"))
+
+        return translate(value, settings.app, find_peer, is_odd=is_odd)
+
+    async def _track_one(self, value: Mapping[str, Any], request: Request, *, is_odd: bool) -> Response:
         try:
             settings = self._settings()
             app = _app_of(value, settings)
             if app is not None:
                 self._rates.take(app)
-            record = _translated(value, settings, may_hold_nul=may_hold_nul)
-            result = _result(await self._records.add(record, request.request_id))
+            translated = self._translated(value, settings, request, is_odd=is_odd)
+            result = _result(await self._records.add(translated.record.SerializeToString(), request.request_id))
         except (Refused, ServiceError) as error:
             self._refusals.note(error)
             raise
-        refused = _refusal(value, result)
-        if refused is not None:
-            raise refused
-        return _SUCCESS
+        answer = _answer(value, translated.warnings, result)
+        if isinstance(answer, Refused):
+            raise answer
+        return _SUCCESS if answer is _STORED else json_response(answer)
 
-    async def _track_array(self, values: list[Any], request: Request, *, may_hold_nul: bool) -> Response:
+    async def _track_array(self, values: list[Any], request: Request, *, is_odd: bool) -> Response:
         """Returns 200 with a result an element once each has one; an error for all when they could not be stored.
 
         Then the whole array is to be sent again: what was stored of it is known as a repeat.
         """
         try:
-            results = await self._results(values, request, may_hold_nul=may_hold_nul)
+            answers = await self._answers(values, request, is_odd=is_odd)
         except (Refused, ServiceError) as error:
             self._refusals.note(error, len(values))
             raise
-        return json_response([{"success": 1} if refused is None else refused.as_json() for refused in results])
+        results = [answer.as_json() if isinstance(answer, Refused) else answer for answer in answers]
+        return json_response({"success": int(all(result["success"] for result in results)), "results": results})
 
-    async def _results(self, values: list[Any], request: Request, *, may_hold_nul: bool) -> list[Refused | None]:
+    async def _answers(self, values: list[Any], request: Request, *, is_odd: bool) -> list[Mapping[str, Any] | Refused]:
         if len(values) > MAX_RECORDS:
             raise Refused(400, "BATCH_TOO_LARGE", f"at most {MAX_RECORDS} records at once")
         settings = self._settings()
         self._take_rates(values, settings)
-        outcomes: list[asyncio.Future[Outcome] | Refused] = []
+        outcomes: list[tuple[asyncio.Future[Outcome], Sequence[Violation]] | Refused] = []
         for value in values:
             try:
-                record = _translated(value, settings, may_hold_nul=may_hold_nul)
-                outcomes.append(self._records.add(record, request.request_id))
+                translated = self._translated(value, settings, request, is_odd=is_odd)
+                outcome = self._records.add(translated.record.SerializeToString(), request.request_id)
+                outcomes.append((outcome, translated.warnings))
             except Refused as wrong:
                 self._refusals.note(wrong)
                 outcomes.append(wrong)
         return [
-            outcome if isinstance(outcome, Refused) else _refusal(value, _result(await outcome))
+            outcome if isinstance(outcome, Refused) else _answer(value, outcome[1], _result(await outcome[0]))
             for value, outcome in zip(values, outcomes, strict=True)
         ]
 
@@ -137,29 +153,31 @@ def _app_of(value: Any, settings: GatewaySettings) -> App | None:
     return settings.app(app_id) if isinstance(app_id, str) else None
 
 
-def _translated(value: Any, settings: GatewaySettings, *, may_hold_nul: bool) -> bytes:
-    """Returns the record, serialised. Raises Refused with every wrong field that can be known here."""
-    if not isinstance(value, dict):
-        raise Refused(400, "INVALID_RECORD", "must be an object")
-    paths = nul_fields(value) if may_hold_nul else ()
-    wrong = [Violation(field=path, reason="INVALID_TEXT", description="must not contain NUL") for path in paths]
-    try:
-        return translate(value, settings.app, wrong).SerializeToString()
-    except InvalidArgument as error:
-        raise Refused.by(error) from None
-
-
 def _result(outcome: Outcome) -> record_batch_pb2.RecordResult:
     if isinstance(outcome, ServiceError):
         raise outcome
     return outcome
 
 
-def _refusal(value: Mapping[str, Any], result: record_batch_pb2.RecordResult) -> Refused | None:
-    """Returns what ingest refused a record with, in its sender's words; None for one that is stored."""
-    if result.status != _REJECTED:
-        return None
-    found = in_senders_words(
-        value, (Violation(field=v.field, reason=v.reason, description=v.description) for v in result.violations)
-    )
-    return Refused.for_fields(found)
+def _answer(
+    value: Mapping[str, Any], warnings: Sequence[Violation], result: record_batch_pb2.RecordResult
+) -> Mapping[str, Any] | Refused:
+    """Returns the answer to a record, in its sender's words: `warnings` are those that the gateway has found."""
+    if result.status == _REJECTED:
+        found = (Violation(field=v.field, reason=v.reason, description=v.description) for v in result.violations)
+        return Refused.for_fields(_united(value, warnings, found))
+    if not warnings and not result.warnings and result.status != _REPEATED:
+        return _STORED
+    answer: dict[str, Any] = {"success": 1}
+    if result.status == _REPEATED:
+        answer["repeated"] = 1
+    own = (Violation(field=w.field, reason=w.code, description=w.message) for w in result.warnings)
+    if named := _united(value, warnings, own):
+        answer["warnings"] = [{"field": w.field, "code": w.reason, "message": w.description} for w in named]
+    return answer
+
+
+def _united(value: Mapping[str, Any], warnings: Sequence[Violation], found: Iterable[Violation]) -> list[Violation]:
+    """Returns what the gateway and then ingest found wrong: of one field, whoever knows better."""
+    named = {each.field for each in warnings}
+    return [*warnings, *(each for each in in_senders_words(value, found) if each.field not in named)]

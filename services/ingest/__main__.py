@@ -58,7 +58,9 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [parts.face]),
             loops={
                 **parts.loops,
-                "retention": lambda: keep_purged(parts.log, parts.rejected, log_days=config.log_retention_days),
+                "retention": lambda: keep_purged(
+                    parts.log, parts.rejected, parts.warned, log_days=config.log_retention_days
+                ),
                 "countries": countries.follow,
             },
             ready=settings.ready,

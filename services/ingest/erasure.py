@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from libs.domain.device_ids import normalise
 from libs.domain.lanes import LANES, lane_of
+from libs.domain.record_sizes import MAX_ID
 from libs.errors import Violations
 from reengage.ingest.v1 import record_erasure_pb2, record_pb2
 from services.ingest.model import MADE_ID_KEY_BYTES, LogRow, given_key, made_time_us
@@ -16,7 +17,7 @@ from services.ingest.parsing import parse_record, parse_refusal
 from services.ingest.refusals import MAX_DELAY_S
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
-from services.ingest.validation import MAX_ID
+from services.ingest.storage.warned import WarnedStore
 
 MAX_IDS = 100_000
 """Device ids, and record ids, of one request."""
@@ -34,12 +35,14 @@ _FIRST_PAGE = (2**63 - 1, 0)
 class Eraser:
     """The eraser of records. Its calls take turns, step by step: together they cost the database what one does.
 
-    Refusals are written with a delay. So it waits `settle_s` from the beginning of a call before it erases those of
-    before the call.
+    Refusals and warnings are written with a delay. So it waits `settle_s` from the beginning of a call before it erases
+    those of before the call.
     """
 
-    def __init__(self, log: LogStore, rejected: RejectedStore, *, settle_s: float = SETTLE_S) -> None:
-        self._log, self._rejected, self._settle_s = log, rejected, settle_s
+    def __init__(
+        self, log: LogStore, rejected: RejectedStore, warned: WarnedStore, *, settle_s: float = SETTLE_S
+    ) -> None:
+        self._log, self._rejected, self._warned, self._settle_s = log, rejected, warned, settle_s
         self._turn = asyncio.Lock()
 
     async def erase(
@@ -55,6 +58,7 @@ class Eraser:
             if place == len(below):
                 await asyncio.sleep(settled - time.monotonic())
                 erased += await self._erase_refusals(wanted)
+                erased += await self._erase_warned(wanted, wanted.warned_ids)
             yield record_erasure_pb2.EraseRecordsResponse(lanes_done=[lane], erased_counts=erased)
 
     async def _erase_lane(self, wanted: "_Wanted", lane: int, positions: range) -> Counter[str]:
@@ -62,7 +66,12 @@ class Eraser:
         while positions:
             async with self._step():
                 rows, go_on_at = await self._log.read_lane(lane, positions[:_STEP], app_lane=wanted.app_lane)
-                erased += await self._erase_entries(lane, [found for row in rows if (found := wanted.entry(row))])
+                found = [each for row in rows if (each := wanted.entry(row))]
+                # Before the entries: once these are gone, nobody knows whose the warnings are.
+                warned_ids = [record.record_id for _, record in found if record.warnings]
+                wanted.warned_ids.update(warned_ids)
+                erased += await self._erase_warned(wanted, warned_ids)
+                erased += await self._erase_entries(lane, found)
             positions = range(go_on_at, positions.stop)
         return erased
 
@@ -87,6 +96,9 @@ class Eraser:
                 before = (refusals[-1].reject_time_us, refusals[-1].rejected_id)
         return +erased
 
+    async def _erase_warned(self, wanted: "_Wanted", record_ids: Collection[str]) -> Counter[str]:
+        return +Counter(warned=await self._warned.erase(wanted.app_id, record_ids)) if record_ids else Counter()
+
     @asynccontextmanager
     async def _step(self) -> AsyncIterator[None]:
         """Waits for a turn, and ends it with a rest."""
@@ -104,6 +116,8 @@ class _Wanted:
     app_lane: int
     device_ids: frozenset[str]
     record_ids: frozenset[str]
+    warned_ids: set[str]
+    """The erased records that had warnings, of which some may have been on their way to their table."""
 
     @classmethod
     def of(cls, request: record_erasure_pb2.EraseRecordsRequest) -> "_Wanted":
@@ -112,6 +126,7 @@ class _Wanted:
             app_lane=lane_of(request.app_id),
             device_ids=frozenset(map(normalise, request.device_ids)),
             record_ids=frozenset(request.record_ids),
+            warned_ids=set(),
         )
 
     def entry(self, row: LogRow) -> tuple[LogRow, record_pb2.Record] | None:

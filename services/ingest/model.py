@@ -1,16 +1,22 @@
 """The words of the record log. A time (`…_us`) is an integer: microseconds since 1970."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
+
+from reengage.ingest.v1 import record_pb2
 
 _SECOND_US = 1_000_000
 _MADE_ID = re.compile("[0-9a-f]{24}-([0-9a-f]{8})")
 
 REPEAT_WINDOW_US = 7 * 86_400 * _SECOND_US
 """For so long a record is remembered to tell its repeats."""
+SHORT_REPEAT_WINDOW_US = 5 * 60 * _SECOND_US
+"""For so long one that came with neither an id nor a time: the next like it may well be another."""
+HAS_TIME, HAS_NO_TIME = 0, None
+"""The meaning (`Entry.meaning`) of keys that are made of the content."""
 MADE_ID_KEY_BYTES = 12
 """The bytes of a dedupe key, of its 16, that stand in an id made from it."""
 
@@ -38,6 +44,15 @@ class IngestSettings:
     """A serialised Record that has nothing but the settings_revision."""
 
 
+class Warned(NamedTuple):
+    """The wrong fields of a record that was kept, as `given` by its sender and as `found` here."""
+
+    app_id: str
+    kind: str
+    given: Sequence[record_pb2.FieldWarning]
+    found: Sequence[record_pb2.FieldWarning]
+
+
 class Entry(NamedTuple):
     """A record ready to be stored. A tuple, because the hot path makes one for every record."""
 
@@ -48,12 +63,16 @@ class Entry(NamedTuple):
     has_given_id: bool
     """True: record_id is the sender's."""
     accept_time_us: int
+    meaning: int | None
+    """Of a key made of the sender's id: a number for what the record is. Of any other HAS_TIME or HAS_NO_TIME."""
     lane: int
     app_lane: int
     is_engagement: bool | None
     """None: both an engagement and a conversion, as a deep-link open that stands for its own click."""
     record: bytes
     """The serialised Record with record_id and event_time in place."""
+    warned: Warned | None = None
+    """None: nothing was wrong with it."""
 
     def first_record_id(self, first_time_us: int) -> str:
         """Returns the id that the log holds for it, given when it was accepted first."""
@@ -65,6 +84,8 @@ class Outcome(NamedTuple):
 
     repeated: bool
     record_id: str
+    reused: bool = False
+    """True: its id is that of a record of another meaning, so it was not stored."""
 
 
 class Refusal(NamedTuple):
@@ -78,6 +99,18 @@ class Refusal(NamedTuple):
     """The sender's, where it gave one."""
     refusal: bytes
     """A serialised RejectedRecord."""
+
+
+class WarnedRow(NamedTuple):
+    """A record with warnings as it is listed."""
+
+    app_id: str
+    warn_time_us: int
+    warned_id: int
+    """Tells records of one microsecond apart."""
+    record_id: str
+    warned: bytes
+    """A serialised WarnedRecord."""
 
 
 class LogRow(NamedTuple):

@@ -8,10 +8,10 @@ from itertools import islice
 
 from prometheus_client import Counter
 
+from libs.domain.record_sizes import MAX_ID
 from libs.time import to_timestamp
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import Refusal
-from services.ingest.validation import MAX_ID
 
 MAX_DELAY_S = 0.2
 """The time that a refusal waits to be written, as long as few come."""

@@ -9,6 +9,7 @@ from prometheus_client import Counter
 
 from libs.broadcast import Broadcast
 from libs.domain.lanes import LANES
+from libs.domain.record_sizes import MAX_ID
 from libs.domain.snapshots import Follower
 from libs.errors import InvalidArgument, NotFound, Violation, Violations
 from libs.interceptors import salvaged_by
@@ -22,6 +23,7 @@ from reengage.ingest.v1 import (
     record_lookup_pb2,
     record_pb2,
     rejected_record_pb2,
+    warned_record_pb2,
 )
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
 from services.ingest.countries import CountryOf
@@ -35,7 +37,8 @@ from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
-from services.ingest.validation import MAX_ID
+from services.ingest.storage.warned import WarnedStore
+from services.ingest.warned import WarnedRecords
 from services.ingest.writer import Outcomes, Writer
 
 MAX_RECORDS = 1_000
@@ -48,6 +51,12 @@ _MAX_REQUESTS = 16
 
 _records = Counter("ingest_records_total", "Records, by what became of them.", ["status"])
 _accepted, _repeated, _rejected = (_records.labels(status) for status in ("accepted", "repeated", "rejected"))
+_ACCEPTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
+_REUSED = Violation(
+    field="record_id",
+    reason="RECORD_ID_REUSED",
+    description="must not be that of a record of another kind or event name, accepted in the last 7 days",
+)
 _SELECTIONS = {
     log_pb2.ReadLogRequest.SELECTION_UNSPECIFIED: None,
     log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS: True,
@@ -55,8 +64,8 @@ _SELECTIONS = {
 }
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-Checked: TypeAlias = list[record_batch_pb2.RecordResult | None]
-"""One item a record of a request: the result of a refused one, None for one that was handed to the writer."""
+Checked: TypeAlias = list[record_batch_pb2.RecordResult | Entry]
+"""One item a record of a request: the result of a refused one, the entry of one that was handed to the writer."""
 UnderWay: TypeAlias = "asyncio.Queue[tuple[Checked, Outcomes | None] | None]"
 """Requests of a stream that wait for their outcomes, in order; None ends it."""
 
@@ -70,16 +79,20 @@ class IngestService(IngestServiceServicer):
         settings: Follower[IngestSettings],
         writer: Writer,
         refusals: Refusals,
+        warned: WarnedRecords,
         registrations: Registrations,
         log: LogStore,
         rejected: RejectedStore,
+        warned_store: WarnedStore,
         eraser: Eraser,
         grown: Broadcast,
         country_of: CountryOf,
         now_us: Callable[[], int] = clock_us,
     ) -> None:
-        self._settings, self._writer, self._refusals, self._registrations = settings, writer, refusals, registrations
-        self._log, self._rejected, self._eraser, self._grown = log, rejected, eraser, grown
+        self._settings, self._writer, self._registrations = settings, writer, registrations
+        self._refusals, self._warned = refusals, warned
+        self._log, self._rejected, self._warned_store = log, rejected, warned_store
+        self._eraser, self._grown = eraser, grown
         self._country_of, self._now_us = country_of, now_us
 
     @salvaged_by(salvage_batch)
@@ -88,7 +101,7 @@ class IngestService(IngestServiceServicer):
     ) -> record_batch_pb2.RecordBatchResponse:
         results, entries = self._check(request.records)
         outcomes = await self._writer.submit(entries) if entries else []
-        return record_batch_pb2.RecordBatchResponse(results=_merge(results, outcomes))
+        return record_batch_pb2.RecordBatchResponse(results=self._merge(results, outcomes))
 
     @salvaged_by(salvage_message)
     async def RecordStream(
@@ -100,7 +113,7 @@ class IngestService(IngestServiceServicer):
             while (item := await _next_of(under_way, receiving)) is not None:
                 results, outcomes = item
                 stored = await outcomes if outcomes is not None else []
-                yield record_batch_pb2.RecordStreamResponse(results=_merge(results, stored))
+                yield record_batch_pb2.RecordStreamResponse(results=self._merge(results, stored))
         finally:
             receiving.cancel()
 
@@ -124,16 +137,21 @@ class IngestService(IngestServiceServicer):
     async def ListRejected(
         self, request: rejected_record_pb2.ListRejectedRequest, context: Context
     ) -> rejected_record_pb2.ListRejectedResponse:
-        found = Violations()
-        found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
-        size = page_size(request.page_size, found)
-        token = decode_token(request.page_token, (int, int), found)
-        found.check()
-        before = (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0)
+        before, size = _parse_list(request)
         rows, is_more = await self._rejected.read_page(request.app_id, before=before, size=size)
         return rejected_record_pb2.ListRejectedResponse(
             rejected=[refusal for row in rows if (refusal := parse_refusal(row))],
             next_page_token=encode_token(rows[-1].reject_time_us, rows[-1].rejected_id) if is_more else "",
+        )
+
+    async def ListWarnings(
+        self, request: warned_record_pb2.ListWarningsRequest, context: Context
+    ) -> warned_record_pb2.ListWarningsResponse:
+        before, size = _parse_list(request)
+        rows, is_more = await self._warned_store.read_page(request.app_id, before=before, size=size)
+        return warned_record_pb2.ListWarningsResponse(
+            warned=[warned_record_pb2.WarnedRecord.FromString(row.warned) for row in rows],
+            next_page_token=encode_token(rows[-1].warn_time_us, rows[-1].warned_id) if is_more else "",
         )
 
     async def LookUpRecord(
@@ -164,7 +182,7 @@ class IngestService(IngestServiceServicer):
         await under_way.put(None)
 
     def _check(self, records: Sequence[record_pb2.Record]) -> tuple[Checked, list[Entry]]:
-        """Returns the results of refused records, None for the others, and the entries of those. Never waits."""
+        """Returns results of refused records among the entries of the others, and the entries alone. Never waits."""
         if not records:
             raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="must hold a record")])
         if len(records) > MAX_RECORDS:
@@ -177,7 +195,7 @@ class IngestService(IngestServiceServicer):
             admitted = admit(record, settings, now_us, self._country_of)
             if isinstance(admitted, Entry):
                 entries.append(admitted)
-                results.append(None)
+                results.append(admitted)
                 if not admitted.is_engagement and (event_name := record.event.event_name):
                     app_id = record.app_id
                     self._registrations.add(app_id, event_name, settings.apps[app_id].event_names)
@@ -187,6 +205,41 @@ class IngestService(IngestServiceServicer):
                 results.append(result)
         _rejected.inc(len(records) - len(entries))
         return results, entries
+
+    def _merge(self, checked: Checked, outcomes: Sequence[Outcome]) -> list[record_batch_pb2.RecordResult]:
+        """Returns the results of a request whose entries have these outcomes."""
+        stored, repeats, reused = iter(outcomes), 0, 0
+        merged = []
+        for each in checked:
+            if not isinstance(each, Entry):
+                merged.append(each)
+                continue
+            outcome = next(stored)
+            if outcome.reused:
+                merged.append(self._refuse_reused(each))
+                reused += 1
+                continue
+            status, warned = _REPEATED if outcome.repeated else _ACCEPTED, each.warned
+            repeats += outcome.repeated
+            merged.append(
+                record_batch_pb2.RecordResult(status=status, record_id=outcome.record_id)
+                if warned is None
+                else record_batch_pb2.RecordResult(status=status, record_id=outcome.record_id, warnings=warned.found)
+            )
+            if warned is not None and not outcome.repeated:
+                self._warned.add(outcome.record_id, warned, each.accept_time_us)
+        _rejected.inc(reused)
+        _repeated.inc(repeats)
+        _accepted.inc(len(outcomes) - repeats - reused)
+        return merged
+
+    def _refuse_reused(self, entry: Entry) -> record_batch_pb2.RecordResult:
+        result = _refused([_REUSED])
+        record = record_pb2.Record.FromString(entry.record)
+        record.ClearField("settings_revision")
+        record.ClearField("country")
+        self._refusals.add(record, result.violations, entry.accept_time_us)
+        return result
 
 
 async def _next_of(under_way: UnderWay, receiving: "asyncio.Task[None]") -> tuple[Checked, Outcomes | None] | None:
@@ -208,21 +261,16 @@ def _refused(found: Sequence[Violation]) -> record_batch_pb2.RecordResult:
     )
 
 
-def _merge(results: Checked, outcomes: Sequence[Outcome]) -> list[record_batch_pb2.RecordResult]:
-    accepted, repeated = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
-    stored = iter(outcomes)
-    merged = []
-    for result in results:
-        if result is None:
-            is_repeat, record_id = next(stored)
-            status = repeated if is_repeat else accepted
-            merged.append(record_batch_pb2.RecordResult(status=status, record_id=record_id))
-        else:
-            merged.append(result)
-    repeats = sum(outcome.repeated for outcome in outcomes)
-    _repeated.inc(repeats)
-    _accepted.inc(len(outcomes) - repeats)
-    return merged
+def _parse_list(
+    request: rejected_record_pb2.ListRejectedRequest | warned_record_pb2.ListWarningsRequest,
+) -> tuple[tuple[int, int], int]:
+    """Returns the time and the id before which a page begins, and its size. Raises InvalidArgument."""
+    found = Violations()
+    found.check_text("app_id", request.app_id, max_characters=MAX_ID, required=True)
+    size = page_size(request.page_size, found)
+    token = decode_token(request.page_token, (int, int), found)
+    found.check()
+    return (int(token[0]), int(token[1])) if token is not None else (2**63 - 1, 0), size
 
 
 def _parse_read_log(request: log_pb2.ReadLogRequest) -> dict[int, int]:

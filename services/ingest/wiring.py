@@ -16,6 +16,8 @@ from services.ingest.registrations import Registrations
 from services.ingest.service import IngestService
 from services.ingest.storage.log import PAGE_BYTES, LogStore
 from services.ingest.storage.rejected import RejectedStore
+from services.ingest.storage.warned import WarnedStore
+from services.ingest.warned import WarnedRecords
 from services.ingest.writer import MAX_WAITING, Writer
 
 
@@ -27,6 +29,7 @@ class Parts:
     loops: Mapping[str, Callable[[], Awaitable[None]]]
     log: LogStore
     rejected: RejectedStore
+    warned: WarnedStore
     registrations: Registrations
 
 
@@ -43,19 +46,23 @@ def wire_parts(
     """Returns the parts. `register` tells tracker the names of new events of an app, `country_of` that of an address.
 
     `page_bytes` bounds a page of the log, `max_waiting` the records that wait to be written, and `settle_s` is the time
-    after which no refusal is on its way any more.
+    after which no refusal or warning is on its way any more.
     """
-    log, rejected, grown = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), Broadcast()
-    writer, refusals = Writer(log.append, grown.notify, max_waiting=max_waiting), Refusals(rejected.keep)
+    log, rejected, warned_store = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), WarnedStore(pool)
+    grown = Broadcast()
+    writer = Writer(log.append, grown.notify, max_waiting=max_waiting)
+    refusals, warned = Refusals(rejected.keep), WarnedRecords(warned_store.keep)
     registrations = Registrations(register)
     service = IngestService(
         settings=settings,
         writer=writer,
         refusals=refusals,
+        warned=warned,
         registrations=registrations,
         log=log,
         rejected=rejected,
-        eraser=Eraser(log, rejected, settle_s=settle_s),
+        warned_store=warned_store,
+        eraser=Eraser(log, rejected, warned_store, settle_s=settle_s),
         grown=grown,
         country_of=country_of,
     )
@@ -66,9 +73,11 @@ def wire_parts(
             "settings": settings.run,
             "writer": writer.run,
             "refusals": refusals.run,
+            "warned": warned.run,
             "registrations": registrations.run,
         },
         log=log,
         rejected=rejected,
+        warned=warned_store,
         registrations=registrations,
     )

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from libs.domain.record_sizes import MAX_RECORD_BYTES, MAX_STORED_RECORD_BYTES
+from libs.domain.record_sizes import MAX_RECORD_BYTES, MAX_STORED_RECORD_BYTES, MAX_WARNINGS
 from libs.parts import MAX_MESSAGE_BYTES, PART_BYTES
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_erasure_pb2, record_pb2, rejected_record_pb2
-from services.ingest.validation import MAX_VIOLATIONS
 from tests.conftest import Database
 from tests.ingest.conftest import (  # noqa: F401, its fixtures
     APP,
@@ -130,7 +129,7 @@ async def test_the_violations_of_a_batch_fit_into_a_response(ingest: Ingest) -> 
     sent = record(event=record_pb2.Event(event_name="e", event_data=wrong))
     batch = [sent] * min(1_000, MAX_MESSAGE_BYTES // (sent.ByteSize() + 8))
     results = await ingest.send(*batch)
-    assert [len(result.violations) for result in results] == [MAX_VIOLATIONS] * len(batch)
+    assert [len(result.violations) for result in results] == [MAX_WARNINGS] * len(batch)
 
 
 async def test_device_ids_without_number_cost_one_violation(ingest: Ingest) -> None:  # noqa: F811

@@ -25,6 +25,7 @@ from services.ingest.registrations import Registrations
 from services.ingest.settings import build_settings
 from services.ingest.storage.log import PAGE_BYTES, LogStore
 from services.ingest.storage.rejected import RejectedStore
+from services.ingest.storage.warned import WarnedStore
 from services.ingest.wiring import wire_parts
 from services.ingest.writer import MAX_WAITING
 from tests.conftest import Database
@@ -82,6 +83,7 @@ class Ingest:
     pool: Pool
     log_store: LogStore
     rejected: RejectedStore
+    warned: WarnedStore
     registrations: Registrations
 
     async def send(self, *records: record_pb2.Record) -> list[record_batch_pb2.RecordResult]:
@@ -155,7 +157,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             server.add_insecure_port(address)
             await server.start()
             stack.push_async_callback(server.stop, 0)
-            names = ["settings", "refusals", *(["writer"] if write else [])]
+            names = ["settings", "refusals", "warned", *(["writer"] if write else [])]
             tasks = [asyncio.ensure_future(parts.loops[name]()) for name in names]
             stack.push_async_callback(_cancel, tasks)
             await settings.ready()
@@ -166,6 +168,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
                 pool=pool,
                 log_store=parts.log,
                 rejected=parts.rejected,
+                warned=parts.warned,
                 registrations=parts.registrations,
             )
 
@@ -208,4 +211,5 @@ async def age_all(database: Database, length_us: int) -> None:
     await connection.execute("UPDATE dedupe SET first_time_us = first_time_us - $1::bigint", length_us)
     await connection.execute("UPDATE log SET receive_time_us = receive_time_us - $1::bigint", length_us)
     await connection.execute("UPDATE rejected SET reject_time_us = reject_time_us - $1::bigint", length_us)
+    await connection.execute("UPDATE warned SET warn_time_us = warn_time_us - $1::bigint", length_us)
     await connection.close()

@@ -79,7 +79,7 @@ async def test_what_the_log_holds_no_more_is_known_for_a_week(ingest: Ingest, da
     assert 0 <= received_us - response.accept_time.ToMicroseconds() <= AFTER_US
     assert (await failure(look_up(ingest, made.record_id)))[1] == "RECORD_NOT_FOUND"
     await age_all(database, 7 * DAY_US + MINUTE_US)
-    await purge(ingest.log_store, ingest.rejected, log_days=35)
+    await purge(ingest.log_store, ingest.rejected, ingest.warned, log_days=35)
     assert (await failure(look_up(ingest, given.record_id)))[1] == "RECORD_NOT_FOUND"
 
 

@@ -322,7 +322,7 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
             await asyncio.sleep(0.01)
     await age_all(database, 36 * DAY_US)
     await ingest.send(event(record_id="new"))
-    await purge(ingest.log_store, ingest.rejected, log_days=35)
+    await purge(ingest.log_store, ingest.rejected, ingest.warned, log_days=35)
     entries = await ingest.log()
     assert [(entry.position, record_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
     assert await ingest.pool.fetchval("SELECT count(*) FROM dedupe") == 1

@@ -14,7 +14,7 @@ from services.ingest.writer import Writer
 
 
 def entries(*names: str) -> list[Entry]:
-    return [Entry(name.encode(), name, True, 0, 0, 0, False, b"") for name in names]
+    return [Entry(name.encode(), name, True, 0, 0, 0, 0, False, b"") for name in names]
 
 
 async def store(written: Sequence[Entry]) -> list[Outcome]:

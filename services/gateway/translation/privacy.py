@@ -27,14 +27,14 @@ def take_consent(body: Body, record: record_pb2.Record, given: Any) -> None:
     path, into = body.path("gdpr_privacy_consent"), record.privacy_consent
     if not isinstance(given, dict):
         if given not in ABSENT:
-            body.violations.add(path, "INVALID_TYPE", "must be an object")
+            body.warnings.add(path, "INVALID_TYPE", "left out: must be an object")
         return
     into.gdpr_applies = body.as_flag(f"{path}.gdpr_applies", given.get("gdpr_applies"))
     tc_string = given.get("tc_string")
     if isinstance(tc_string, str):
         into.tc_string = tc_string
     elif tc_string is not None:
-        body.violations.add(f"{path}.tc_string", "INVALID_TYPE", "must be text")
+        body.warnings.add(f"{path}.tc_string", "INVALID_TYPE", "left out: must be text")
     for name in ("ad_user_data", "ad_personalization"):
         if given.get(name) not in ABSENT:
             setattr(into, name, body.as_flag(f"{path}.{name}", given[name]))
@@ -45,7 +45,7 @@ def take_transparency(body: Body, record: record_pb2.Record, given: Any) -> None
     path, into = body.path("app_tracking_transparency"), record.tracking_transparency
     if not isinstance(given, dict):
         if given not in ABSENT:
-            body.violations.add(path, "INVALID_TYPE", "must be an object")
+            body.warnings.add(path, "INVALID_TYPE", "left out: must be an object")
         return
     if not given:
         return
@@ -55,6 +55,6 @@ def take_transparency(body: Body, record: record_pb2.Record, given: Any) -> None
         into.detail = _ATT_DETAILS[detail]
     elif detail:
         allowed = ", ".join(_ATT_DETAILS)
-        body.violations.add(f"{path}.att_detail", "INVALID_VALUE", f"must be one of {allowed}")
+        body.warnings.add(f"{path}.att_detail", "INVALID_VALUE", f"left out: must be one of {allowed}")
     if given.get("att_time") not in ABSENT:
         take_time(body, into.answer_time, f"{path}.att_time", given["att_time"])

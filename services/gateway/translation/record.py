@@ -1,41 +1,52 @@
 """Server-to-server JSON into records, tolerant of all that real senders do. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from libs.errors import Violation
+from libs.domain.record_sizes import MAX_RECORD_BYTES, MAX_WARNINGS
+from libs.errors import Violation, Violations, first_of
 from reengage.ingest.v1 import record_pb2
 from services.gateway.model import App
 from services.gateway.translation.actions import ACTIONS
-from services.gateway.translation.body import ABSENT, Body, take_time
-from services.gateway.translation.device import device_ids, drop_untracked_idfa, user_agent
+from services.gateway.translation.body import ABSENT, Body, readable_json, take_time
+from services.gateway.translation.device import FindPeer, device_ids, drop_untracked_idfa, nobody, take_place
 from services.gateway.translation.privacy import (
     take_consent,
     take_data_controlled,
     take_limit_tracking,
     take_transparency,
 )
-from services.gateway.translation.violations import add_what_ingest_would_say
+from services.gateway.translation.sizes import shorten
+
+
+class Translated(NamedTuple):
+    """A record, and what was left out of the JSON that it was read from, or changed."""
+
+    record: record_pb2.Record
+    warnings: Sequence[Violation]
 
 
 def translate(
-    root: Mapping[str, Any], find_app: Callable[[str], App | None], wrong: Iterable[Violation] = ()
-) -> record_pb2.Record:
-    """Returns the record in one JSON object. What is missing or out of bounds, ingest says.
+    root: Mapping[str, Any],
+    find_app: Callable[[str], App | None],
+    find_peer: FindPeer = nobody,
+    *,
+    is_odd: bool = False,
+) -> Translated:
+    """Returns the record in one JSON object. What refuses it, ingest says: an unknown action leaves it without a kind.
 
-    Raises `InvalidArgument` when something cannot be said in a record or `wrong` names what is found already; then it
-    names all that, and what can be known here of what ingest would name. `find_app` returns None when no live app has
-    this id.
+    `find_app` returns None when no live app has this id. `is_odd`: some of its texts or numbers may be none.
     """
-    body = Body(root)
-    body.violations.extend(wrong)
+    warnings = Violations()
+    if is_odd:
+        root = readable_json(root, warnings)
+    body = Body(root, warnings)
     record = record_pb2.Record(
         record_id=body.text("record_id"),
         app_id=body.text("kochava_app_id"),
-        ip_address=body.text("origination_ip"),
-        user_agent=user_agent(body),
         app_version=body.text("app_version", "app_ver"),
     )
+    take_place(body, record, find_peer)
     if (app := find_app(record.app_id)) is not None:
         body.currency_code = app.currency_code
     for name, value in device_ids(body):
@@ -43,23 +54,28 @@ def translate(
     for key, take in _OPTIONAL:
         if (given := body.get(key)) is not None:
             take(body, record, given)
-    drop_untracked_idfa(record)
+    drop_untracked_idfa(body, record)
     action = root.get("action")
     take_action = ACTIONS.get(action) if isinstance(action, str) else None
     if take_action is not None:
         take_action(body, record)
     else:
         reason = "REQUIRED" if action in ABSENT else "UNKNOWN_ACTION"
-        body.violations.add("action", reason, f"must be one of {_ACTION_NAMES}")
-    if body.violations.found:
-        add_what_ingest_would_say(body, record, find_app)
-        body.violations.check()
-    return record
+        warnings.add("action", reason, f"must be one of {_ACTION_NAMES}")
+    if record.ByteSize() > MAX_RECORD_BYTES:
+        shorten(record, warnings)
+    if not warnings.found:
+        return Translated(record, ())
+    told = first_of(warnings.found, warnings.count, MAX_WARNINGS)
+    for each in told:
+        record.warnings.add(field=each.field, code=each.reason, message=each.description)
+    return Translated(record, told)
 
 
 def _take_usertime(body: Body, record: record_pb2.Record, given: Any) -> None:
-    if given != "":
-        take_time(body, record.event_time, body.path("usertime"), given)
+    if given == "":
+        return
+    take_time(body, record.event_time, body.path("usertime"), given)
 
 
 _OPTIONAL: tuple[tuple[str, Callable[[Body, record_pb2.Record, Any], None]], ...] = (

@@ -27,7 +27,8 @@ COMMENT ON TABLE log IS 'Every accepted record, in ordered lanes. Distribution c
 
 CREATE TABLE dedupe (
     key bytea PRIMARY KEY CHECK (octet_length(key) = 16),
-    first_time_us bigint NOT NULL -- when the record was accepted first; its second is a part of the id made for it
+    first_time_us bigint NOT NULL, -- when the record was accepted first; its second is a part of the id made for it
+    meaning integer -- a number for kind and event name, if the sender gave an id; else 0, NULL if he gave no time either
 );
 
 COMMENT ON TABLE dedupe IS
@@ -52,3 +53,18 @@ CREATE INDEX rejected_reject_time_us ON rejected (reject_time_us);
 
 -- LookUpRecord finds the refusals of one record, however many its app has.
 CREATE INDEX rejected_by_record ON rejected (app_id, record_id, reject_time_us) WHERE record_id IS NOT NULL;
+
+CREATE TABLE warned (
+    app_id text NOT NULL,
+    warn_time_us bigint NOT NULL,
+    warned_id bigint NOT NULL, -- random; tells records of one microsecond apart
+    record_id text NOT NULL,
+    warned bytea NOT NULL, -- a serialised reengage.ingest.v1.WarnedRecord
+    PRIMARY KEY (app_id, warn_time_us, warned_id)
+);
+
+COMMENT ON TABLE warned IS
+'The newest records of each app that something was left out of. Distribution column for Citus: app_id.';
+
+-- EraseRecords finds those of erased records.
+CREATE INDEX warned_by_record ON warned (app_id, record_id);

@@ -1,50 +1,62 @@
 """The table `dedupe`: the keys that repeats are known by."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from libs.db import Connection, Pool, columns, rows_affected
 from libs.time import DAY_US
-from services.ingest.model import REPEAT_WINDOW_US, Entry
+from services.ingest.model import REPEAT_WINDOW_US, SHORT_REPEAT_WINDOW_US, Entry
 
 
-async def take_keys(connection: Connection, entries: Mapping[bytes, Entry]) -> dict[bytes, int]:
-    """Takes the keys of entries that are new, and returns, by key, when the others were accepted first.
+class Known(NamedTuple):
+    """The first record that a key is known of."""
+
+    first_time_us: int
+    meaning: int | None
+
+
+async def take_keys(connection: Connection, entries: Mapping[bytes, Entry]) -> dict[bytes, Known]:
+    """Takes the keys of entries that are new, and returns, by key, what the others were when they were accepted first.
 
     Until the transaction ends, a writer of the same key waits.
     """
     keys = sorted(entries)  # in one order everywhere, or writers would deadlock
-    taken = await _insert_keys(connection, keys, [entries[key].accept_time_us for key in keys])
+    taken = await _insert_keys(connection, [entries[key] for key in keys])
     if len(taken) == len(keys):
         return {}
     # A statement of its own: it must see what was committed while the insert waited.
-    return await _first_times(connection, [key for key in keys if key not in taken])
+    return await _find_known(connection, [key for key in keys if key not in taken])
 
 
-async def _insert_keys(connection: Connection, keys: Sequence[bytes], times_us: Sequence[int]) -> set[bytes]:
+async def _insert_keys(connection: Connection, entries: Sequence[Entry]) -> set[bytes]:
     # An array each way, so that the statement costs the same to send whatever the number of rows.
     rows = await connection.fetch(
         """
-        INSERT INTO dedupe AS known (key, first_time_us)
-        SELECT key, time_us FROM unnest($1::bytea[], $2::bigint[]) AS new (key, time_us)
-        ON CONFLICT (key) DO UPDATE SET first_time_us = EXCLUDED.first_time_us
-            WHERE known.first_time_us <= EXCLUDED.first_time_us - $3::bigint -- no longer a repeat
+        INSERT INTO dedupe AS known (key, first_time_us, meaning)
+        SELECT key, time_us, meaning
+        FROM unnest($1::bytea[], $2::bigint[], $3::integer[]) AS new (key, time_us, meaning)
+        ON CONFLICT (key) DO UPDATE SET first_time_us = EXCLUDED.first_time_us, meaning = EXCLUDED.meaning
+            WHERE known.first_time_us <= EXCLUDED.first_time_us -- no longer a repeat
+                - CASE WHEN EXCLUDED.meaning IS NULL THEN $5::bigint ELSE $4::bigint END
         RETURNING key
         """,
-        keys,
-        times_us,
+        [entry.key for entry in entries],
+        [entry.accept_time_us for entry in entries],
+        [entry.meaning for entry in entries],
         REPEAT_WINDOW_US,
+        SHORT_REPEAT_WINDOW_US,
     )
     return {row[0] for row in rows}
 
 
-async def _first_times(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, int]:
+async def _find_known(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Known]:
     rows = await connection.fetch(
         """
-        SELECT key, first_time_us FROM dedupe WHERE key = ANY($1::bytea[])
+        SELECT key, first_time_us, meaning FROM dedupe WHERE key = ANY($1::bytea[])
         """,
         keys,
     )
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: Known(row[1], row[2]) for row in rows}
 
 
 async def accept_time_us(pool: Pool, key: bytes) -> int | None:

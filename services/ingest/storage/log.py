@@ -284,9 +284,9 @@ async def _append(connection: Connection, entries: Sequence[Entry]) -> list[Outc
     outcomes = []
     for entry in entries:
         original = first[entry.key]
-        first_time_us = known.get(entry.key, original.accept_time_us)
+        first_time_us, meaning = known.get(entry.key, (original.accept_time_us, original.meaning))
         is_repeat = entry.key in known or original is not entry
-        outcomes.append(Outcome(is_repeat, entry.first_record_id(first_time_us)))
+        outcomes.append(Outcome(is_repeat, entry.first_record_id(first_time_us), reused=meaning != entry.meaning))
     return outcomes
 
 

@@ -164,7 +164,7 @@ class LogEntry(_message.Message):
     them: one that cannot be parsed, should there ever be one, costs its reader this entry alone.
     """
     too_large_bytes: _builtins.int
-    """Output only. The bytes of a record over 516 KB, which an older version took: it is not sent, `record` is empty.
+    """Output only. The bytes of a record over 528 KB, which an older version took: it is not sent, `record` is empty.
     Note the place, and go on: the entry is the only one that this costs. 0 of all others.
     """
     def __init__(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from reengage.ingest.v1 import record_pb2 as reengage_dot_ingest_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/ingest/v1/record_batch.proto\x12\x12reengage.ingest.v1\x1a\x1freengage/ingest/v1/record.proto\"D\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xf3\x01\n\x0cRecordResult\x12\x37\n\x06status\x18\x01 \x01(\x0e\x32\'.reengage.ingest.v1.RecordResult.Status\x12\x11\n\trecord_id\x18\x02 \x01(\t\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\"_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ACCEPTED\x10\x01\x12\x13\n\x0fSTATUS_REPEATED\x10\x02\x12\x13\n\x0fSTATUS_REJECTED\x10\x03\"A\n\x12RecordBatchRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"H\n\x13RecordBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResult\"B\n\x13RecordStreamRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"$\n\x11SerialisedRecords\x12\x0f\n\x07records\x18\x01 \x03(\x0c\"I\n\x14RecordStreamResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/ingest/v1/record_batch.proto\x12\x12reengage.ingest.v1\x1a\x1freengage/ingest/v1/record.proto\"D\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xa7\x02\n\x0cRecordResult\x12\x37\n\x06status\x18\x01 \x01(\x0e\x32\'.reengage.ingest.v1.RecordResult.Status\x12\x11\n\trecord_id\x18\x02 \x01(\t\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\x12\x32\n\x08warnings\x18\x04 \x03(\x0b\x32 .reengage.ingest.v1.FieldWarning\"_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ACCEPTED\x10\x01\x12\x13\n\x0fSTATUS_REPEATED\x10\x02\x12\x13\n\x0fSTATUS_REJECTED\x10\x03\"A\n\x12RecordBatchRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"H\n\x13RecordBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResult\"B\n\x13RecordStreamRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"$\n\x11SerialisedRecords\x12\x0f\n\x07records\x18\x01 \x03(\x0c\"I\n\x14RecordStreamResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FIELDVIOLATION']._serialized_start=94
   _globals['_FIELDVIOLATION']._serialized_end=162
   _globals['_RECORDRESULT']._serialized_start=165
-  _globals['_RECORDRESULT']._serialized_end=408
-  _globals['_RECORDRESULT_STATUS']._serialized_start=313
-  _globals['_RECORDRESULT_STATUS']._serialized_end=408
-  _globals['_RECORDBATCHREQUEST']._serialized_start=410
-  _globals['_RECORDBATCHREQUEST']._serialized_end=475
-  _globals['_RECORDBATCHRESPONSE']._serialized_start=477
-  _globals['_RECORDBATCHRESPONSE']._serialized_end=549
-  _globals['_RECORDSTREAMREQUEST']._serialized_start=551
-  _globals['_RECORDSTREAMREQUEST']._serialized_end=617
-  _globals['_SERIALISEDRECORDS']._serialized_start=619
-  _globals['_SERIALISEDRECORDS']._serialized_end=655
-  _globals['_RECORDSTREAMRESPONSE']._serialized_start=657
-  _globals['_RECORDSTREAMRESPONSE']._serialized_end=730
+  _globals['_RECORDRESULT']._serialized_end=460
+  _globals['_RECORDRESULT_STATUS']._serialized_start=365
+  _globals['_RECORDRESULT_STATUS']._serialized_end=460
+  _globals['_RECORDBATCHREQUEST']._serialized_start=462
+  _globals['_RECORDBATCHREQUEST']._serialized_end=527
+  _globals['_RECORDBATCHRESPONSE']._serialized_start=529
+  _globals['_RECORDBATCHRESPONSE']._serialized_end=601
+  _globals['_RECORDSTREAMREQUEST']._serialized_start=603
+  _globals['_RECORDSTREAMREQUEST']._serialized_end=669
+  _globals['_SERIALISEDRECORDS']._serialized_start=671
+  _globals['_SERIALISEDRECORDS']._serialized_end=707
+  _globals['_RECORDSTREAMRESPONSE']._serialized_start=709
+  _globals['_RECORDSTREAMRESPONSE']._serialized_end=782
 # @@protoc_insertion_point(module_scope)

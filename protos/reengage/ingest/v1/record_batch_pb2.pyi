@@ -32,10 +32,11 @@ class FieldViolation(_message.Message):
     field: _builtins.str
     """Output only. The path of the field, for example `event.event_name`; `record` stands for the record as a whole."""
     reason: _builtins.str
-    """Output only. A stable reason in capitals; more may be added. Today: REQUIRED, TOO_LONG, TOO_MANY, INVALID_TEXT,
-    INVALID_TIME, INVALID_VALUE, INVALID_IP_ADDRESS, INVALID_CURRENCY_CODE, RESERVED_NAME, UNKNOWN_APP,
-    UNKNOWN_TRACKER, UNKNOWN_DEVICE_ID, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD, and of messages: TOO_LARGE (nothing
-    else is said of that record), UNKNOWN_FIELD (the path is that of the message which has it), UNPARSABLE.
+    """Output only. A stable reason in capitals; more may be added. Today: REQUIRED, INVALID_TIME, UNKNOWN_APP,
+    UNKNOWN_TRACKER, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD, RECORD_ID_REUSED (the record_id is that of a record of
+    another kind or event name), and of messages: TOO_LARGE (nothing else is said of that record), UNKNOWN_FIELD (the
+    path is that of the message which has it), UNPARSABLE. And the codes of FieldWarning: a record that is refused has
+    all that is wrong with it named, also what alone would not have refused it.
     """
     description: _builtins.str
     """Output only. What to change, for people."""
@@ -90,6 +91,7 @@ class RecordResult(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     RECORD_ID_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     status: Global___RecordResult.Status.ValueType
     """Output only. What ingest did with the record."""
     record_id: _builtins.str
@@ -98,16 +100,23 @@ class RecordResult(_message.Message):
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
         """Output only. Every wrong field of a refused record; of more than 32 the last is `MORE`, and says how many others."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.FieldWarning]:
+        """Output only. What ingest left out of an accepted or repeated record, or changed: at most 32. What Record.warnings
+        says is not said again.
+        """
+
     def __init__(
         self,
         *,
         status: Global___RecordResult.Status.ValueType = ...,
         record_id: _builtins.str = ...,
         violations: _abc.Iterable[Global___FieldViolation] | None = ...,
+        warnings: _abc.Iterable[_record_pb2.FieldWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record_id", b"record_id", "status", b"status", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record_id", b"record_id", "status", b"status", "violations", b"violations", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,7 +97,9 @@ class EraseRecordsResponse(_message.Message):
 
     @_builtins.property
     def erased_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Output only. The rows that were erased since the response before, by table: `log`, `dedupe`, `rejected`."""
+        """Output only. The rows that were erased since the response before, by table: `log`, `dedupe`,
+        `rejected`, `warned`.
+        """
 
     def __init__(
         self,

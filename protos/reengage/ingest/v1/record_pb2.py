@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freengage/ingest/v1/record.proto\x12\x12reengage.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x07\n\x06Record\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\ndevice_ids\x18\x04 \x03(\x0b\x32).reengage.ingest.v1.Record.DeviceIdsEntry\x12\x12\n\nip_address\x18\x05 \x01(\t\x12\x12\n\nuser_agent\x18\x06 \x01(\t\x12\x19\n\x11limit_ad_tracking\x18\x07 \x01(\x08\x12G\n\x15tracking_transparency\x18\x08 \x01(\x0b\x32(.reengage.ingest.v1.TrackingTransparency\x12\x13\n\x0b\x61pp_version\x18\t \x01(\t\x12;\n\x0fprivacy_consent\x18\n \x01(\x0b\x32\".reengage.ingest.v1.PrivacyConsent\x12\x17\n\x0f\x64\x61ta_controlled\x18\x0b \x01(\x08\x12\x19\n\x11settings_revision\x18\x0c \x01(\x03\x12\x0f\n\x07\x63ountry\x18\r \x01(\t\x12\x35\n\x0c\x63lient_hints\x18\x0e \x01(\x0b\x32\x1f.reengage.ingest.v1.ClientHints\x12*\n\x05\x63lick\x18\x14 \x01(\x0b\x32\x19.reengage.ingest.v1.ClickH\x00\x12\x34\n\nimpression\x18\x15 \x01(\x0b\x32\x1e.reengage.ingest.v1.ImpressionH\x00\x12.\n\x07install\x18\x16 \x01(\x0b\x32\x1b.reengage.ingest.v1.InstallH\x00\x12*\n\x05\x65vent\x18\x17 \x01(\x0b\x32\x19.reengage.ingest.v1.EventH\x00\x12.\n\x07session\x18\x18 \x01(\x0b\x32\x1b.reengage.ingest.v1.SessionH\x00\x12:\n\x0e\x64\x65\x65p_link_open\x18\x19 \x01(\x0b\x32 .reengage.ingest.v1.DeepLinkOpenH\x00\x12\x39\n\ridentity_link\x18\x1a \x01(\x0b\x32 .reengage.ingest.v1.IdentityLinkH\x00\x1a\x30\n\x0e\x44\x65viceIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04kind\"H\n\x0b\x43lientHints\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x18\n\x10platform_version\x18\x03 \x01(\t\"\x9a\x02\n\x14TrackingTransparency\x12\x12\n\nauthorized\x18\x01 \x01(\x08\x12?\n\x06\x64\x65tail\x18\x02 \x01(\x0e\x32/.reengage.ingest.v1.TrackingTransparency.Detail\x12/\n\x0b\x61nswer_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45TAIL_AUTHORIZED\x10\x01\x12\x11\n\rDETAIL_DENIED\x10\x02\x12\x19\n\x15\x44\x45TAIL_NOT_DETERMINED\x10\x03\x12\x15\n\x11\x44\x45TAIL_RESTRICTED\x10\x04\"\x9d\x01\n\x0ePrivacyConsent\x12\x14\n\x0cgdpr_applies\x18\x01 \x01(\x08\x12\x11\n\ttc_string\x18\x02 \x01(\t\x12\x19\n\x0c\x61\x64_user_data\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x1f\n\x12\x61\x64_personalization\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x0f\n\r_ad_user_dataB\x15\n\x13_ad_personalization\"\x8b\x02\n\tAdDetails\x12\x0f\n\x07site_id\x18\x01 \x01(\t\x12\x13\n\x0bsub_site_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63reative_id\x18\x03 \x01(\t\x12\x1b\n\x13partner_campaign_id\x18\x04 \x01(\t\x12\x1d\n\x15partner_campaign_name\x18\x05 \x01(\t\x12N\n\x11\x63ustom_parameters\x18\x06 \x03(\x0b\x32\x33.reengage.ingest.v1.AdDetails.CustomParametersEntry\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x05\x43lick\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x10\n\x08\x63lick_id\x18\x02 \x01(\t\x12)\n\x02\x61\x64\x18\x03 \x01(\x0b\x32\x1d.reengage.ingest.v1.AdDetails\x12\x0f\n\x07invalid\x18\x04 \x01(\x08\x12,\n\x07visitor\x18\x05 \x01(\x0e\x32\x1b.reengage.ingest.v1.Visitor\x12\x0f\n\x07is_ping\x18\x06 \x01(\x08\"\xb9\x01\n\nImpression\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12)\n\x02\x61\x64\x18\x03 \x01(\x0b\x32\x1d.reengage.ingest.v1.AdDetails\x12\x16\n\x0e\x63ompleted_view\x18\x04 \x01(\x08\x12,\n\x07visitor\x18\x05 \x01(\x0e\x32\x1b.reengage.ingest.v1.Visitor\x12\x0f\n\x07is_ping\x18\x06 \x01(\x08\"4\n\x07Install\x12\x17\n\x0f\x63lick_record_id\x18\x01 \x01(\t\x12\x10\n\x08referrer\x18\x02 \x01(\t\"\xd0\x01\n\x05\x45vent\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12<\n\nevent_data\x18\x02 \x03(\x0b\x32(.reengage.ingest.v1.Event.EventDataEntry\x12*\n\x07revenue\x18\x03 \x01(\x0b\x32\x19.reengage.ingest.v1.Money\x12\x17\n\x0f\x63lick_record_id\x18\x04 \x01(\t\x1a\x30\n\x0e\x45ventDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x05Money\x12\x15\n\ramount_micros\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\"\x95\x01\n\x07Session\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.reengage.ingest.v1.Session.State\x12\x17\n\x0f\x63lick_record_id\x18\x02 \x01(\t\"?\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_START\x10\x01\x12\x0e\n\nSTATE_STOP\x10\x02\"H\n\x0c\x44\x65\x65pLinkOpen\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x17\n\x0f\x63lick_record_id\x18\x02 \x01(\t\x12\x12\n\ntracker_id\x18\x03 \x01(\t\"\x87\x01\n\x0cIdentityLink\x12\x44\n\nidentities\x18\x01 \x03(\x0b\x32\x30.reengage.ingest.v1.IdentityLink.IdentitiesEntry\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*I\n\x07Visitor\x12\x17\n\x13VISITOR_UNSPECIFIED\x10\x00\x12\x0f\n\x0bVISITOR_BOT\x10\x01\x12\x14\n\x10VISITOR_PREFETCH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freengage/ingest/v1/record.proto\x12\x12reengage.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x07\n\x06Record\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\ndevice_ids\x18\x04 \x03(\x0b\x32).reengage.ingest.v1.Record.DeviceIdsEntry\x12\x12\n\nip_address\x18\x05 \x01(\t\x12\x12\n\nuser_agent\x18\x06 \x01(\t\x12\x19\n\x11limit_ad_tracking\x18\x07 \x01(\x08\x12G\n\x15tracking_transparency\x18\x08 \x01(\x0b\x32(.reengage.ingest.v1.TrackingTransparency\x12\x13\n\x0b\x61pp_version\x18\t \x01(\t\x12;\n\x0fprivacy_consent\x18\n \x01(\x0b\x32\".reengage.ingest.v1.PrivacyConsent\x12\x17\n\x0f\x64\x61ta_controlled\x18\x0b \x01(\x08\x12\x19\n\x11settings_revision\x18\x0c \x01(\x03\x12\x0f\n\x07\x63ountry\x18\r \x01(\t\x12\x35\n\x0c\x63lient_hints\x18\x0e \x01(\x0b\x32\x1f.reengage.ingest.v1.ClientHints\x12\x32\n\x08warnings\x18\x0f \x03(\x0b\x32 .reengage.ingest.v1.FieldWarning\x12*\n\x05\x63lick\x18\x14 \x01(\x0b\x32\x19.reengage.ingest.v1.ClickH\x00\x12\x34\n\nimpression\x18\x15 \x01(\x0b\x32\x1e.reengage.ingest.v1.ImpressionH\x00\x12.\n\x07install\x18\x16 \x01(\x0b\x32\x1b.reengage.ingest.v1.InstallH\x00\x12*\n\x05\x65vent\x18\x17 \x01(\x0b\x32\x19.reengage.ingest.v1.EventH\x00\x12.\n\x07session\x18\x18 \x01(\x0b\x32\x1b.reengage.ingest.v1.SessionH\x00\x12:\n\x0e\x64\x65\x65p_link_open\x18\x19 \x01(\x0b\x32 .reengage.ingest.v1.DeepLinkOpenH\x00\x12\x39\n\ridentity_link\x18\x1a \x01(\x0b\x32 .reengage.ingest.v1.IdentityLinkH\x00\x1a\x30\n\x0e\x44\x65viceIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04kind\"<\n\x0c\x46ieldWarning\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"H\n\x0b\x43lientHints\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08platform\x18\x02 \x01(\t\x12\x18\n\x10platform_version\x18\x03 \x01(\t\"\x9a\x02\n\x14TrackingTransparency\x12\x12\n\nauthorized\x18\x01 \x01(\x08\x12?\n\x06\x64\x65tail\x18\x02 \x01(\x0e\x32/.reengage.ingest.v1.TrackingTransparency.Detail\x12/\n\x0b\x61nswer_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45TAIL_AUTHORIZED\x10\x01\x12\x11\n\rDETAIL_DENIED\x10\x02\x12\x19\n\x15\x44\x45TAIL_NOT_DETERMINED\x10\x03\x12\x15\n\x11\x44\x45TAIL_RESTRICTED\x10\x04\"\x9d\x01\n\x0ePrivacyConsent\x12\x14\n\x0cgdpr_applies\x18\x01 \x01(\x08\x12\x11\n\ttc_string\x18\x02 \x01(\t\x12\x19\n\x0c\x61\x64_user_data\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x1f\n\x12\x61\x64_personalization\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x0f\n\r_ad_user_dataB\x15\n\x13_ad_personalization\"\x8b\x02\n\tAdDetails\x12\x0f\n\x07site_id\x18\x01 \x01(\t\x12\x13\n\x0bsub_site_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63reative_id\x18\x03 \x01(\t\x12\x1b\n\x13partner_campaign_id\x18\x04 \x01(\t\x12\x1d\n\x15partner_campaign_name\x18\x05 \x01(\t\x12N\n\x11\x63ustom_parameters\x18\x06 \x03(\x0b\x32\x33.reengage.ingest.v1.AdDetails.CustomParametersEntry\x1a\x37\n\x15\x43ustomParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x05\x43lick\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x10\n\x08\x63lick_id\x18\x02 \x01(\t\x12)\n\x02\x61\x64\x18\x03 \x01(\x0b\x32\x1d.reengage.ingest.v1.AdDetails\x12\x0f\n\x07invalid\x18\x04 \x01(\x08\x12,\n\x07visitor\x18\x05 \x01(\x0e\x32\x1b.reengage.ingest.v1.Visitor\x12\x0f\n\x07is_ping\x18\x06 \x01(\x08\"\xb9\x01\n\nImpression\x12\x12\n\ntracker_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12)\n\x02\x61\x64\x18\x03 \x01(\x0b\x32\x1d.reengage.ingest.v1.AdDetails\x12\x16\n\x0e\x63ompleted_view\x18\x04 \x01(\x08\x12,\n\x07visitor\x18\x05 \x01(\x0e\x32\x1b.reengage.ingest.v1.Visitor\x12\x0f\n\x07is_ping\x18\x06 \x01(\x08\"4\n\x07Install\x12\x17\n\x0f\x63lick_record_id\x18\x01 \x01(\t\x12\x10\n\x08referrer\x18\x02 \x01(\t\"\xd0\x01\n\x05\x45vent\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12<\n\nevent_data\x18\x02 \x03(\x0b\x32(.reengage.ingest.v1.Event.EventDataEntry\x12*\n\x07revenue\x18\x03 \x01(\x0b\x32\x19.reengage.ingest.v1.Money\x12\x17\n\x0f\x63lick_record_id\x18\x04 \x01(\t\x1a\x30\n\x0e\x45ventDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x05Money\x12\x15\n\ramount_micros\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\"\x95\x01\n\x07Session\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.reengage.ingest.v1.Session.State\x12\x17\n\x0f\x63lick_record_id\x18\x02 \x01(\t\"?\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_START\x10\x01\x12\x0e\n\nSTATE_STOP\x10\x02\"H\n\x0c\x44\x65\x65pLinkOpen\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x17\n\x0f\x63lick_record_id\x18\x02 \x01(\t\x12\x12\n\ntracker_id\x18\x03 \x01(\t\"\x87\x01\n\x0cIdentityLink\x12\x44\n\nidentities\x18\x01 \x03(\x0b\x32\x30.reengage.ingest.v1.IdentityLink.IdentitiesEntry\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*I\n\x07Visitor\x12\x17\n\x13VISITOR_UNSPECIFIED\x10\x00\x12\x0f\n\x0bVISITOR_BOT\x10\x01\x12\x14\n\x10VISITOR_PREFETCH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,44 +40,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT_EVENTDATAENTRY']._serialized_options = b'8\001'
   _globals['_IDENTITYLINK_IDENTITIESENTRY']._loaded_options = None
   _globals['_IDENTITYLINK_IDENTITIESENTRY']._serialized_options = b'8\001'
-  _globals['_VISITOR']._serialized_start=2838
-  _globals['_VISITOR']._serialized_end=2911
+  _globals['_VISITOR']._serialized_start=2952
+  _globals['_VISITOR']._serialized_end=3025
   _globals['_RECORD']._serialized_start=89
-  _globals['_RECORD']._serialized_end=1004
-  _globals['_RECORD_DEVICEIDSENTRY']._serialized_start=948
-  _globals['_RECORD_DEVICEIDSENTRY']._serialized_end=996
-  _globals['_CLIENTHINTS']._serialized_start=1006
-  _globals['_CLIENTHINTS']._serialized_end=1078
-  _globals['_TRACKINGTRANSPARENCY']._serialized_start=1081
-  _globals['_TRACKINGTRANSPARENCY']._serialized_end=1363
-  _globals['_TRACKINGTRANSPARENCY_DETAIL']._serialized_start=1239
-  _globals['_TRACKINGTRANSPARENCY_DETAIL']._serialized_end=1363
-  _globals['_PRIVACYCONSENT']._serialized_start=1366
-  _globals['_PRIVACYCONSENT']._serialized_end=1523
-  _globals['_ADDETAILS']._serialized_start=1526
-  _globals['_ADDETAILS']._serialized_end=1793
-  _globals['_ADDETAILS_CUSTOMPARAMETERSENTRY']._serialized_start=1738
-  _globals['_ADDETAILS_CUSTOMPARAMETERSENTRY']._serialized_end=1793
-  _globals['_CLICK']._serialized_start=1796
-  _globals['_CLICK']._serialized_end=1964
-  _globals['_IMPRESSION']._serialized_start=1967
-  _globals['_IMPRESSION']._serialized_end=2152
-  _globals['_INSTALL']._serialized_start=2154
-  _globals['_INSTALL']._serialized_end=2206
-  _globals['_EVENT']._serialized_start=2209
-  _globals['_EVENT']._serialized_end=2417
-  _globals['_EVENT_EVENTDATAENTRY']._serialized_start=2369
-  _globals['_EVENT_EVENTDATAENTRY']._serialized_end=2417
-  _globals['_MONEY']._serialized_start=2419
-  _globals['_MONEY']._serialized_end=2472
-  _globals['_SESSION']._serialized_start=2475
-  _globals['_SESSION']._serialized_end=2624
-  _globals['_SESSION_STATE']._serialized_start=2561
-  _globals['_SESSION_STATE']._serialized_end=2624
-  _globals['_DEEPLINKOPEN']._serialized_start=2626
-  _globals['_DEEPLINKOPEN']._serialized_end=2698
-  _globals['_IDENTITYLINK']._serialized_start=2701
-  _globals['_IDENTITYLINK']._serialized_end=2836
-  _globals['_IDENTITYLINK_IDENTITIESENTRY']._serialized_start=2787
-  _globals['_IDENTITYLINK_IDENTITIESENTRY']._serialized_end=2836
+  _globals['_RECORD']._serialized_end=1056
+  _globals['_RECORD_DEVICEIDSENTRY']._serialized_start=1000
+  _globals['_RECORD_DEVICEIDSENTRY']._serialized_end=1048
+  _globals['_FIELDWARNING']._serialized_start=1058
+  _globals['_FIELDWARNING']._serialized_end=1118
+  _globals['_CLIENTHINTS']._serialized_start=1120
+  _globals['_CLIENTHINTS']._serialized_end=1192
+  _globals['_TRACKINGTRANSPARENCY']._serialized_start=1195
+  _globals['_TRACKINGTRANSPARENCY']._serialized_end=1477
+  _globals['_TRACKINGTRANSPARENCY_DETAIL']._serialized_start=1353
+  _globals['_TRACKINGTRANSPARENCY_DETAIL']._serialized_end=1477
+  _globals['_PRIVACYCONSENT']._serialized_start=1480
+  _globals['_PRIVACYCONSENT']._serialized_end=1637
+  _globals['_ADDETAILS']._serialized_start=1640
+  _globals['_ADDETAILS']._serialized_end=1907
+  _globals['_ADDETAILS_CUSTOMPARAMETERSENTRY']._serialized_start=1852
+  _globals['_ADDETAILS_CUSTOMPARAMETERSENTRY']._serialized_end=1907
+  _globals['_CLICK']._serialized_start=1910
+  _globals['_CLICK']._serialized_end=2078
+  _globals['_IMPRESSION']._serialized_start=2081
+  _globals['_IMPRESSION']._serialized_end=2266
+  _globals['_INSTALL']._serialized_start=2268
+  _globals['_INSTALL']._serialized_end=2320
+  _globals['_EVENT']._serialized_start=2323
+  _globals['_EVENT']._serialized_end=2531
+  _globals['_EVENT_EVENTDATAENTRY']._serialized_start=2483
+  _globals['_EVENT_EVENTDATAENTRY']._serialized_end=2531
+  _globals['_MONEY']._serialized_start=2533
+  _globals['_MONEY']._serialized_end=2586
+  _globals['_SESSION']._serialized_start=2589
+  _globals['_SESSION']._serialized_end=2738
+  _globals['_SESSION_STATE']._serialized_start=2675
+  _globals['_SESSION_STATE']._serialized_end=2738
+  _globals['_DEEPLINKOPEN']._serialized_start=2740
+  _globals['_DEEPLINKOPEN']._serialized_end=2812
+  _globals['_IDENTITYLINK']._serialized_start=2815
+  _globals['_IDENTITYLINK']._serialized_end=2950
+  _globals['_IDENTITYLINK_IDENTITIESENTRY']._serialized_start=2901
+  _globals['_IDENTITYLINK_IDENTITIESENTRY']._serialized_end=2950
 # @@protoc_insertion_point(module_scope)

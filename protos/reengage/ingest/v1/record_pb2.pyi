@@ -48,8 +48,13 @@ Global___Visitor: _TypeAlias = Visitor  # noqa: Y015
 class Record(_message.Message):
     """Record is one thing that happened to an app: someone clicked or saw an ad, or a device did something.
     Texts are valid UTF-8 without NUL. Ids have at most 256 characters, every other text at most 4 KB.
-    A serialised record has at most 512 KB (524,288 bytes), else `TOO_LARGE`. A field that is not of this contract, here
-    or in any message below, is refused: `UNKNOWN_FIELD`. So a sender may use new fields once ingest has been updated.
+
+    A record is kept if there is anything to work with. What refuses one: an app_id that is missing or unknown, no kind,
+    an event without a name, no usable device id and no address either (of a click or an impression: no tracker of the
+    app), an identity link without a usable id or without names, an event_time that is out of range, over 512 KB (524,288
+    bytes) as a message (`TOO_LARGE`), and a field that is not of this contract, here or in any message below
+    (`UNKNOWN_FIELD`: a sender may use new fields once ingest has been updated). Anything else that is wrong costs that
+    one field: it is left out, cut or changed, and RecordResult.warnings says so.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -88,6 +93,7 @@ class Record(_message.Message):
     SETTINGS_REVISION_FIELD_NUMBER: _builtins.int
     COUNTRY_FIELD_NUMBER: _builtins.int
     CLIENT_HINTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     CLICK_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
@@ -97,15 +103,20 @@ class Record(_message.Message):
     IDENTITY_LINK_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     """Optional. The sender's own id of this record, unique within the app, whatever its kind. A record with an id is a
-    repeat if a record with the same id was accepted in the last 7 days, for this device or another. A record without
-    an id is a repeat if one with the same content, event_time included, was. The log holds the given id, or one made
-    by ingest. The id of a click is the click id that a deep link brings back; that of an install or event is its
-    conversion id.
+    repeat if a record with the same id was accepted in the last 7 days, for this device or another; of another kind or
+    event name it is refused: `RECORD_ID_REUSED`. A record without an id is a repeat if one of the same app, device
+    ids, kind and content of that kind (event name and data, say) was accepted: with the same event_time in the last 7
+    days, without one in the last 5 minutes. Address, user agent and all else around may differ, and so may the letter
+    case of ids, and zeros at the end of decimals (`9.99`, `9.990`). Without ids, address and user agent stand for the
+    device. The log holds the given id, or one made by ingest (of one over 256 characters, too). The id of a click is
+    the click id that a deep link brings back; that of an install or event is its conversion id.
     """
     app_id: _builtins.str
     """Required. The app that the record belongs to."""
     ip_address: _builtins.str
-    """Required for installs, events and sessions, optional for the rest. The IPv4 or IPv6 address of the device."""
+    """Optional, see device_ids. The IPv4 or IPv6 address of the device. Of a chain the first is taken; ports, brackets
+    and zones are taken away.
+    """
     user_agent: _builtins.str
     """Optional. The device's user agent, decoded."""
     limit_ad_tracking: _builtins.bool
@@ -130,8 +141,8 @@ class Record(_message.Message):
     def device_ids(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Device ids by name: idfa idfv adid android_id oaid rida faid imei udid mac odin custom kochava_device_id, each
         also with _md5, _sha1 or _sha256 for a hash. Ingest leaves out the ids of nobody: empty, all zero, unreplaced
-        macros (A2). Required, with one usable id, for installs, events, sessions, deep-link opens and identity links.
-        Optional for clicks and impressions.
+        macros (A2). Required, with one usable id, for identity links. Installs, events, sessions and deep-link opens need
+        one, or else an ip_address (`NO_DEVICE_ID` warns of that). Optional for clicks and impressions.
         """
 
     @_builtins.property
@@ -145,6 +156,12 @@ class Record(_message.Message):
     @_builtins.property
     def client_hints(self) -> Global___ClientHints:
         """Optional. What the device's browser said of it beside its user agent (A5)."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldWarning]:
+        """Optional. What the sender itself left out of the record or changed, in the names of what he read it from: the
+        gateway says it of JSON. At most 32. The log holds it together with what ingest left out.
+        """
 
     @_builtins.property
     def click(self) -> Global___Click:
@@ -191,6 +208,7 @@ class Record(_message.Message):
         settings_revision: _builtins.int = ...,
         country: _builtins.str = ...,
         client_hints: Global___ClientHints | None = ...,
+        warnings: _abc.Iterable[Global___FieldWarning] | None = ...,
         click: Global___Click | None = ...,
         impression: Global___Impression | None = ...,
         install: Global___Install | None = ...,
@@ -201,13 +219,62 @@ class Record(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "client_hints", b"client_hints", "deep_link_open", b"deep_link_open", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "kind", b"kind", "privacy_consent", b"privacy_consent", "session", b"session", "tracking_transparency", b"tracking_transparency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "client_hints", b"client_hints", "country", b"country", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "app_version", b"app_version", "click", b"click", "client_hints", b"client_hints", "country", b"country", "data_controlled", b"data_controlled", "deep_link_open", b"deep_link_open", "device_ids", b"device_ids", "event", b"event", "event_time", b"event_time", "identity_link", b"identity_link", "impression", b"impression", "install", b"install", "ip_address", b"ip_address", "kind", b"kind", "limit_ad_tracking", b"limit_ad_tracking", "privacy_consent", b"privacy_consent", "record_id", b"record_id", "session", b"session", "settings_revision", b"settings_revision", "tracking_transparency", b"tracking_transparency", "user_agent", b"user_agent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["click", "impression", "install", "event", "session", "deep_link_open", "identity_link"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Record: _TypeAlias = Record  # noqa: Y015
+
+@_typing.final
+class FieldWarning(_message.Message):
+    """FieldWarning names one field that was wrong: the record was kept without it, or with less of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Required. The path of the field, for example `event.event_data.sku`."""
+    code: _builtins.str
+    """Required. A stable word in capitals; more may be added. Today:
+    TOO_LONG: a text was cut at its limit; a device id was left out, and a record_id replaced by one made from it.
+    TOO_MANY: a name beyond the 64 that a map may have was left out.
+    INVALID_TEXT: NUL, or what is no UTF-8, was replaced by U+FFFD; an id with it was left out.
+    INVALID_TYPE: a value of the wrong type of JSON was left out.
+    INVALID_VALUE: a value that is none of the named ones was left out. A visitor that is none is taken for a bot.
+    INVALID_BOOLEAN: neither true nor false, left out.
+    INVALID_NUMBER: NaN or an infinity, left out.
+    INVALID_TIME: no time, left out; without an event_time the time of receipt stands.
+    INVALID_AMOUNT, INVALID_CURRENCY: an amount or its currency cannot be read: the event has no revenue. Its data keep
+    both as they came.
+    INVALID_IP_ADDRESS: no address, left out.
+    NOT_FLAT: an array or object among flat values is kept as JSON text.
+    RESERVED_NAME: a reserved name is kept as `data_<name>`.
+    UNKNOWN_DEVICE_ID: no kind of device id, left out.
+    NO_DEVICE_ID: there is no usable device id: by address and user agent alone the record is matched.
+    TRACKING_NOT_AUTHORIZED: an IDFA from iOS 14 on without the user's permission to track, left out.
+    REQUIRED: it is missing, and the record says less than it should.
+    MORE: stands for all other warnings of a record that has more than 32.
+    """
+    message: _builtins.str
+    """Optional. What became of it, for people."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldWarning: _TypeAlias = FieldWarning  # noqa: Y015
 
 @_typing.final
 class ClientHints(_message.Message):
@@ -286,7 +353,7 @@ class TrackingTransparency(_message.Message):
     authorized: _builtins.bool
     """Optional. Tracking is authorised."""
     detail: Global___TrackingTransparency.Detail.ValueType
-    """Optional. How the user answered. Any other number than those of Detail is refused: `INVALID_VALUE`."""
+    """Optional. How the user answered. Any other number than those of Detail is left out: `INVALID_VALUE`."""
     @_builtins.property
     def answer_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When the user answered."""
@@ -431,8 +498,8 @@ class Click(_message.Message):
     """Optional. The click failed its signature check, or came too late. It is kept and is never a candidate."""
     visitor: Global___Visitor.ValueType
     """Optional. Who or what clicked, if it was no person: the click is kept, and is neither a candidate nor counted.
-    Ingest says VISITOR_BOT where the user agent is a bot's. Any other number than those of Visitor is refused:
-    `INVALID_VALUE`.
+    Ingest says VISITOR_BOT where the user agent is a bot's, and for any other number than those of Visitor, with the
+    warning `INVALID_VALUE`: who says so means no person.
     """
     is_ping: _builtins.bool
     """Optional. A server reported the click: its time, or that it happened at all, is the word of whoever told of it. A
@@ -566,14 +633,14 @@ class Event(_message.Message):
     REVENUE_FIELD_NUMBER: _builtins.int
     CLICK_RECORD_ID_FIELD_NUMBER: _builtins.int
     event_name: _builtins.str
-    """Required. At most 128 characters. Names that begin with `_install` are reserved."""
+    """Required. At most 128 characters. Names that begin with `_install` are reserved: kept as `data_<name>`."""
     click_record_id: _builtins.str
     """Optional. Our click id coming back. It matches by CLICK_ID."""
     @_builtins.property
     def event_data(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Flat data: at most 64 keys, 4 KB a value. A value that is no text is written as JSON. Reserved keys:
-        network source fb_campaign campaign site creative attribution_type integration_type integration_version cracked
-        jailbroken.
+        """Optional. Flat data: at most 64 keys, 4 KB a value. A value that is no text is written as JSON. Reserved keys, kept
+        as `data_<key>`: network source fb_campaign campaign site creative attribution_type integration_type
+        integration_version cracked jailbroken.
         """
 
     @_builtins.property
@@ -607,7 +674,7 @@ class Money(_message.Message):
     amount_micros: _builtins.int
     """Required. Millionths of the currency unit; negative for a refund."""
     currency_code: _builtins.str
-    """Required. ISO 4217, upper case."""
+    """Required. ISO 4217, upper case. Money without it is left out of the record: `INVALID_CURRENCY`."""
     def __init__(
         self,
         *,
@@ -635,7 +702,7 @@ class Session(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Session._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Session._State.ValueType  # 0
-        """Not set: refused."""
+        """Not known: the session is kept, and begins nothing. Warned of."""
         STATE_START: Session._State.ValueType  # 1
         """The session began."""
         STATE_STOP: Session._State.ValueType  # 2
@@ -645,7 +712,7 @@ class Session(_message.Message):
         """State is which end of the session it is."""
 
     STATE_UNSPECIFIED: Session.State.ValueType  # 0
-    """Not set: refused."""
+    """Not known: the session is kept, and begins nothing. Warned of."""
     STATE_START: Session.State.ValueType  # 1
     """The session began."""
     STATE_STOP: Session.State.ValueType  # 2
@@ -681,7 +748,7 @@ class DeepLinkOpen(_message.Message):
     CLICK_RECORD_ID_FIELD_NUMBER: _builtins.int
     TRACKER_ID_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """Required. The link that opened the app."""
+    """Required. The link that opened the app; an open without it is kept, and warned of."""
     click_record_id: _builtins.str
     """Optional. Our click id in the link. It matches by CLICK_ID."""
     tracker_id: _builtins.str

@@ -28,9 +28,10 @@ from reengage.ingest.v1 import record_batch_pb2 as reengage_dot_ingest_dot_v1_do
 from reengage.ingest.v1 import record_erasure_pb2 as reengage_dot_ingest_dot_v1_dot_record__erasure__pb2
 from reengage.ingest.v1 import record_lookup_pb2 as reengage_dot_ingest_dot_v1_dot_record__lookup__pb2
 from reengage.ingest.v1 import rejected_record_pb2 as reengage_dot_ingest_dot_v1_dot_rejected__record__pb2
+from reengage.ingest.v1 import warned_record_pb2 as reengage_dot_ingest_dot_v1_dot_warned__record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/ingest/v1/service.proto\x12\x12reengage.ingest.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1creengage/ingest/v1/log.proto\x1a%reengage/ingest/v1/record_batch.proto\x1a\'reengage/ingest/v1/record_erasure.proto\x1a&reengage/ingest/v1/record_lookup.proto\x1a(reengage/ingest/v1/rejected_record.proto2\xca\x05\n\rIngestService\x12|\n\x0bRecordBatch\x12&.reengage.ingest.v1.RecordBatchRequest\x1a\'.reengage.ingest.v1.RecordBatchResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/records:batch:\x01*\x12\x65\n\x0cRecordStream\x12\'.reengage.ingest.v1.RecordStreamRequest\x1a(.reengage.ingest.v1.RecordStreamResponse(\x01\x30\x01\x12T\n\x07ReadLog\x12\".reengage.ingest.v1.ReadLogRequest\x1a#.reengage.ingest.v1.ReadLogResponse0\x01\x12\x85\x01\n\x0cListRejected\x12\'.reengage.ingest.v1.ListRejectedRequest\x1a(.reengage.ingest.v1.ListRejectedResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/apps/{app_id}/rejected\x12\x90\x01\n\x0cLookUpRecord\x12\'.reengage.ingest.v1.LookUpRecordRequest\x1a(.reengage.ingest.v1.LookUpRecordResponse\"-\x82\xd3\xe4\x93\x02\'\x12%/v1/apps/{app_id}/records/{record_id}\x12\x63\n\x0c\x45raseRecords\x12\'.reengage.ingest.v1.EraseRecordsRequest\x1a(.reengage.ingest.v1.EraseRecordsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n reengage/ingest/v1/service.proto\x12\x12reengage.ingest.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1creengage/ingest/v1/log.proto\x1a%reengage/ingest/v1/record_batch.proto\x1a\'reengage/ingest/v1/record_erasure.proto\x1a&reengage/ingest/v1/record_lookup.proto\x1a(reengage/ingest/v1/rejected_record.proto\x1a&reengage/ingest/v1/warned_record.proto2\xd2\x06\n\rIngestService\x12|\n\x0bRecordBatch\x12&.reengage.ingest.v1.RecordBatchRequest\x1a\'.reengage.ingest.v1.RecordBatchResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/records:batch:\x01*\x12\x65\n\x0cRecordStream\x12\'.reengage.ingest.v1.RecordStreamRequest\x1a(.reengage.ingest.v1.RecordStreamResponse(\x01\x30\x01\x12T\n\x07ReadLog\x12\".reengage.ingest.v1.ReadLogRequest\x1a#.reengage.ingest.v1.ReadLogResponse0\x01\x12\x85\x01\n\x0cListRejected\x12\'.reengage.ingest.v1.ListRejectedRequest\x1a(.reengage.ingest.v1.ListRejectedResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/apps/{app_id}/rejected\x12\x85\x01\n\x0cListWarnings\x12\'.reengage.ingest.v1.ListWarningsRequest\x1a(.reengage.ingest.v1.ListWarningsResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/apps/{app_id}/warnings\x12\x90\x01\n\x0cLookUpRecord\x12\'.reengage.ingest.v1.LookUpRecordRequest\x1a(.reengage.ingest.v1.LookUpRecordResponse\"-\x82\xd3\xe4\x93\x02\'\x12%/v1/apps/{app_id}/records/{record_id}\x12\x63\n\x0c\x45raseRecords\x12\'.reengage.ingest.v1.EraseRecordsRequest\x1a(.reengage.ingest.v1.EraseRecordsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INGESTSERVICE'].methods_by_name['RecordBatch']._serialized_options = b'\202\323\344\223\002\026\"\021/v1/records:batch:\001*'
   _globals['_INGESTSERVICE'].methods_by_name['ListRejected']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['ListRejected']._serialized_options = b'\202\323\344\223\002\034\022\032/v1/apps/{app_id}/rejected'
+  _globals['_INGESTSERVICE'].methods_by_name['ListWarnings']._loaded_options = None
+  _globals['_INGESTSERVICE'].methods_by_name['ListWarnings']._serialized_options = b'\202\323\344\223\002\034\022\032/v1/apps/{app_id}/warnings'
   _globals['_INGESTSERVICE'].methods_by_name['LookUpRecord']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['LookUpRecord']._serialized_options = b'\202\323\344\223\002\'\022%/v1/apps/{app_id}/records/{record_id}'
-  _globals['_INGESTSERVICE']._serialized_start=279
-  _globals['_INGESTSERVICE']._serialized_end=993
+  _globals['_INGESTSERVICE']._serialized_start=319
+  _globals['_INGESTSERVICE']._serialized_end=1169
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from reengage.ingest.v1 import record_batch_pb2 as reengage_dot_ingest_dot_v1_do
 from reengage.ingest.v1 import record_erasure_pb2 as reengage_dot_ingest_dot_v1_dot_record__erasure__pb2
 from reengage.ingest.v1 import record_lookup_pb2 as reengage_dot_ingest_dot_v1_dot_record__lookup__pb2
 from reengage.ingest.v1 import rejected_record_pb2 as reengage_dot_ingest_dot_v1_dot_rejected__record__pb2
+from reengage.ingest.v1 import warned_record_pb2 as reengage_dot_ingest_dot_v1_dot_warned__record__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -63,6 +64,11 @@ class IngestServiceStub:
                 request_serializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.SerializeToString,
                 response_deserializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.FromString,
                 _registered_method=True)
+        self.ListWarnings = channel.unary_unary(
+                '/reengage.ingest.v1.IngestService/ListWarnings',
+                request_serializer=reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsRequest.SerializeToString,
+                response_deserializer=reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsResponse.FromString,
+                _registered_method=True)
         self.LookUpRecord = channel.unary_unary(
                 '/reengage.ingest.v1.IngestService/LookUpRecord',
                 request_serializer=reengage_dot_ingest_dot_v1_dot_record__lookup__pb2.LookUpRecordRequest.SerializeToString,
@@ -85,8 +91,9 @@ class IngestServiceServicer:
 
     def RecordBatch(self, request, context):
         """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
-        result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
-        That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
+        result a record, in the order of the request. A record that leaves nothing to work with is refused alone; the
+        others of its batch are kept. That holds for one that cannot be parsed, too (a text that is no UTF-8, say):
+        `UNPARSABLE`. A wrong field costs that field: the record is kept, and RecordResult.warnings names it.
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -126,6 +133,16 @@ class IngestServiceServicer:
     def ListRejected(self, request, context):
         """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
         appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+        Repeat-safe: listing changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWarnings(self, request, context):
+        """ListWarnings lists accepted records of an app that something was left out of, newest first: the newest 1,000 of the
+        last 7 days, and of each second at most 100 a process of ingest. They appear a moment after they were accepted; a
+        repeat is not listed. All are counted (`ingest_warnings_total`), and LookUpRecord shows the warnings of any record.
         Repeat-safe: listing changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,6 +196,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListRejected,
                     request_deserializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.FromString,
                     response_serializer=reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.SerializeToString,
+            ),
+            'ListWarnings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWarnings,
+                    request_deserializer=reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsRequest.FromString,
+                    response_serializer=reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsResponse.SerializeToString,
             ),
             'LookUpRecord': grpc.unary_unary_rpc_method_handler(
                     servicer.LookUpRecord,
@@ -304,6 +326,33 @@ class IngestService:
             '/reengage.ingest.v1.IngestService/ListRejected',
             reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedRequest.SerializeToString,
             reengage_dot_ingest_dot_v1_dot_rejected__record__pb2.ListRejectedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWarnings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reengage.ingest.v1.IngestService/ListWarnings',
+            reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsRequest.SerializeToString,
+            reengage_dot_ingest_dot_v1_dot_warned__record__pb2.ListWarningsResponse.FromString,
             options,
             channel_credentials,
             insecure,

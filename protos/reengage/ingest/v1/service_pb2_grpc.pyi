@@ -10,6 +10,7 @@ from reengage.ingest.v1 import record_batch_pb2 as _record_batch_pb2
 from reengage.ingest.v1 import record_erasure_pb2 as _record_erasure_pb2
 from reengage.ingest.v1 import record_lookup_pb2 as _record_lookup_pb2
 from reengage.ingest.v1 import rejected_record_pb2 as _rejected_record_pb2
+from reengage.ingest.v1 import warned_record_pb2 as _warned_record_pb2
 import abc as _abc_1
 
 
@@ -27,8 +28,9 @@ class IngestServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordBatch: _aio.UnaryUnaryMultiCallable[_record_batch_pb2.RecordBatchRequest, _record_batch_pb2.RecordBatchResponse]
     """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
-    result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
-    That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
+    result a record, in the order of the request. A record that leaves nothing to work with is refused alone; the
+    others of its batch are kept. That holds for one that cannot be parsed, too (a text that is no UTF-8, say):
+    `UNPARSABLE`. A wrong field costs that field: the record is kept, and RecordResult.warnings names it.
     Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
     nothing.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -56,6 +58,12 @@ class IngestServiceStub:
     ListRejected: _aio.UnaryUnaryMultiCallable[_rejected_record_pb2.ListRejectedRequest, _rejected_record_pb2.ListRejectedResponse]
     """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
     appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+    Repeat-safe: listing changes nothing.
+    """
+    ListWarnings: _aio.UnaryUnaryMultiCallable[_warned_record_pb2.ListWarningsRequest, _warned_record_pb2.ListWarningsResponse]
+    """ListWarnings lists accepted records of an app that something was left out of, newest first: the newest 1,000 of the
+    last 7 days, and of each second at most 100 a process of ingest. They appear a moment after they were accepted; a
+    repeat is not listed. All are counted (`ingest_warnings_total`), and LookUpRecord shows the warnings of any record.
     Repeat-safe: listing changes nothing.
     """
     LookUpRecord: _aio.UnaryUnaryMultiCallable[_record_lookup_pb2.LookUpRecordRequest, _record_lookup_pb2.LookUpRecordResponse]
@@ -91,8 +99,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_record_batch_pb2.RecordBatchRequest, _abc.Awaitable[_record_batch_pb2.RecordBatchResponse]],
     ) -> _abc.Awaitable[_record_batch_pb2.RecordBatchResponse]:
         """RecordBatch checks and stores up to 1,000 records. It returns once every accepted record is durable, with one
-        result a record, in the order of the request. A wrong record is refused alone; the others of its batch are kept.
-        That holds for one that cannot be parsed, too (a text that is no UTF-8, say): `UNPARSABLE`.
+        result a record, in the order of the request. A record that leaves nothing to work with is refused alone; the
+        others of its batch are kept. That holds for one that cannot be parsed, too (a text that is no UTF-8, say):
+        `UNPARSABLE`. A wrong field costs that field: the record is kept, and RecordResult.warnings names it.
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
@@ -138,6 +147,18 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_rejected_record_pb2.ListRejectedResponse]:
         """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
         appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+        Repeat-safe: listing changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWarnings(
+        self,
+        request: _warned_record_pb2.ListWarningsRequest,
+        context: _aio.ServicerContext[_warned_record_pb2.ListWarningsRequest, _abc.Awaitable[_warned_record_pb2.ListWarningsResponse]],
+    ) -> _abc.Awaitable[_warned_record_pb2.ListWarningsResponse]:
+        """ListWarnings lists accepted records of an app that something was left out of, newest first: the newest 1,000 of the
+        last 7 days, and of each second at most 100 a process of ingest. They appear a moment after they were accepted; a
+        repeat is not listed. All are counted (`ingest_warnings_total`), and LookUpRecord shows the warnings of any record.
         Repeat-safe: listing changes nothing.
         """
 
