@@ -47,7 +47,7 @@ def admit(
     usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Parsing keeps unknown fields, and nothing bounds them.
     record.DiscardUnknownFields()
-    refusals, warnings = check(
+    refusals, warnings, is_changed = check(
         record,
         settings,
         now_us,
@@ -62,7 +62,7 @@ def admit(
         record.DiscardUnknownFields()
         return list(refusals)
     warned = _note(record, kind, warnings) if warnings or record.warnings else None
-    if warned or len(usable) < len(device_ids):
+    if is_changed or warned or len(usable) < len(device_ids):
         for name in device_ids.keys() - usable.keys():
             del record.device_ids[name]
         content = record.SerializeToString()

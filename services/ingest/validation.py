@@ -4,7 +4,7 @@ A wrong field is put right where it is found, so a record that is as it should b
 """
 
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import Message
@@ -53,9 +53,11 @@ class Findings(NamedTuple):
     refusals: tuple[Violation, ...]
     """All that is wrong with it: what refuses it, and what alone would have cost a field."""
     warnings: tuple[Violation, ...]
+    is_changed: bool
+    """The record is not as it came."""
 
 
-_NOTHING = Findings((), ())
+_NOTHING = Findings((), (), is_changed=False)
 
 
 def check(
@@ -78,7 +80,7 @@ def check(
     found = _Found(settings, content)
     if has_unknown:
         if content == UNPARSABLE:
-            return Findings((_UNPARSABLE,), ())
+            return Findings((_UNPARSABLE,), (), is_changed=False)
         for path in take_unknown_fields(record_pb2.Record.FromString(content)):
             found.refuse(path or "record", "UNKNOWN_FIELD", "must have no fields but those of the contract")
     _check_app_and_time(record, found, now_us)
@@ -98,12 +100,14 @@ class _Found:
     """What was found so far. Of its methods those that begin with `fit` put a field right: that of a message (`part`)
     at the path `field`."""
 
-    __slots__ = ("_refusals", "_warnings", "is_plain", "settings")
+    __slots__ = ("_refusals", "_warnings", "is_changed", "is_plain", "settings")
 
     def __init__(self, settings: IngestSettings, content: bytes) -> None:
         self.settings = settings
         self._refusals: Violations | None = None
         self._warnings: Violations | None = None
+        self.is_changed = False
+        """Something was put right that nobody needs to hear of; each warning is a change, too."""
         # A record that is short as a whole and holds no zero byte has no text that need be looked at by itself.
         self.is_plain = len(content) <= MAX_TEXT_BYTES and b"\0" not in content
 
@@ -124,11 +128,13 @@ class _Found:
     def findings(self) -> Findings:
         refusals, warnings = self._refusals, self._warnings
         if refusals is None:
-            return _NOTHING if warnings is None else Findings((), _first(warnings))
+            if warnings is None:
+                return Findings((), (), is_changed=True) if self.is_changed else _NOTHING
+            return Findings((), _first(warnings.found, warnings.count), is_changed=True)
+        found, count = refusals.found, refusals.count
         if warnings is not None:
-            count = refusals.count + warnings.count
-            return Findings(first_of(refusals.found + warnings.found, count, MAX_WARNINGS), ())
-        return Findings(_first(refusals), ())
+            found, count = found + warnings.found, count + warnings.count
+        return Findings(_first(found, count), (), is_changed=True)
 
     def fit_id(self, field: str, part: Message, name: str, max_characters: int = MAX_ID) -> None:
         value = getattr(part, name)
@@ -201,8 +207,8 @@ class _Found:
         self.fit_pairs(f"{field}.custom_parameters", ad.custom_parameters)
 
 
-def _first(found: Violations) -> tuple[Violation, ...]:
-    return first_of(found.found, found.count, MAX_WARNINGS)
+def _first(found: Sequence[Violation], count: int) -> tuple[Violation, ...]:
+    return first_of(found, count, MAX_WARNINGS)
 
 
 def _is_time(time: Timestamp) -> bool:
@@ -261,6 +267,7 @@ def _check_surroundings(record: record_pb2.Record, found: _Found) -> None:
     ip_address = record.ip_address
     if ip_address and not is_ip_address(ip_address):
         record.ip_address = read_ip_address(ip_address)
+        found.is_changed = True
         if not record.ip_address:
             found.warn("ip_address", "INVALID_IP_ADDRESS", "left out: must be an IPv4 or IPv6 address")
     if not found.is_plain:
@@ -329,7 +336,7 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
         found.refuse("event.event_name", "REQUIRED", "must be set")
     elif is_reserved(event_name):
         found.warn("event.event_name", "RESERVED_NAME", f"kept as data_…: names that begin with {INSTALL} are reserved")
-        event.event_name = f"data_{event_name}"
+        event.event_name = event_name = f"data_{event_name}"
     for name in event.event_data:
         if name in RESERVED_EVENT_DATA:
             _rename_reserved(event, found)

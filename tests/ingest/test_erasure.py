@@ -23,7 +23,7 @@ from tests.support.plans import query_log
 MINE = "AAAAAAAA-1111-4111-8111-AAAAAAAAAAAA"
 MINE_MD5 = "0123456789ABCDEF0123456789abcdef"
 ACCEPTED, REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
-TABLES = ("log", "dedupe", "rejected")
+TABLES = ("log", "dedupe", "rejected", "warned")
 
 
 async def request(ingest: Ingest, *device_ids: str, **fields: object) -> record_erasure_pb2.EraseRecordsRequest:
@@ -59,7 +59,7 @@ async def refused(ingest: Ingest, count: int) -> None:
 async def test_all_of_a_device_goes_and_nothing_of_others(ingest: Ingest) -> None:
     for number in range(300):
         await ingest.send(event(f"View {number}", device_ids={"idfa": f"other-{number}"}))
-    await ingest.send(event("_install", device_ids={"idfa": "other"}))
+    await ingest.send(event("", device_ids={"idfa": "other"}))
     await refused(ingest, 1)
     before = await rows(ingest)
     await ingest.send(
@@ -67,8 +67,8 @@ async def test_all_of_a_device_goes_and_nothing_of_others(ingest: Ingest) -> Non
         event(device_ids={"adid": "else", "custom": MINE.lower().replace("-", "")}),
         click(device_ids={"idfa_md5": MINE_MD5.lower()}),
         click(device_ids={"kochava_device_id": "a-better-id", "idfa": f" {MINE.lower()} "}, record_id="k-1"),
-        event("_install", device_ids={"idfa": MINE}),
-        event("_install", device_ids={"no such name": MINE_MD5}),
+        event("", device_ids={"idfa": MINE}),
+        event("", device_ids={"no such name": MINE_MD5}, ip_address=""),
     )
     await refused(ingest, 3)
     # The same id in another app is another person's, as far as anyone knows.
@@ -119,8 +119,21 @@ async def test_what_a_later_record_is_recognised_by_stays(ingest: Ingest) -> Non
 @pytest.mark.slow
 async def test_a_refusal_that_is_yet_to_be_written_goes_too(start_ingest: StartIngest, database: Database) -> None:
     async with start_ingest(database, settle_s=2.0) as ingest:
-        await ingest.send(event("_install", device_ids={"idfa": MINE}))
+        await ingest.send(event("", device_ids={"idfa": MINE}))
         assert await erase(ingest, await request(ingest, MINE)) == {"rejected": 1}
+
+
+async def test_the_warnings_of_a_device_go_too(start_ingest: StartIngest, database: Database) -> None:
+    """Also those that are yet to be written."""
+    async with start_ingest(database, settle_s=2.0) as ingest:
+        await ingest.send(event(device_ids={"idfa": MINE}, record_id="mine", ip_address="x"))
+        await ingest.send(event(device_ids={"idfa": "other"}, record_id="other", ip_address="x"))
+        assert await erase(ingest, await request(ingest, MINE)) == {"log": 1, "dedupe": 1, "warned": 1}
+        await ingest.send(event(device_ids={"idfa": MINE}, record_id="again", ip_address="x"))
+        while await ingest.pool.fetchval("SELECT count(*) FROM warned") < 2:
+            await asyncio.sleep(0.01)
+        assert await erase(ingest, await request(ingest, MINE)) == {"log": 1, "dedupe": 1, "warned": 1}
+        assert [row["record_id"] for row in (await rows(ingest))["warned"]] == ["other"]
 
 
 async def test_a_call_broken_off_goes_on_with_the_lanes_left(ingest: Ingest) -> None:

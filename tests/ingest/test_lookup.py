@@ -55,18 +55,18 @@ async def test_an_accepted_record_is_found_with_its_place(ingest: Ingest, given:
 
 
 async def test_refusals_are_found_newest_first_beside_other_records(ingest: Ingest) -> None:
-    await ingest.send(*(event("_install", record_id=f"r-{n}") for n in range(50)))
+    await ingest.send(*(event("", record_id=f"r-{n}") for n in range(50)))
     for number in range(MAX_REFUSALS + 2):
-        await ingest.send(event(f"_install{number}", record_id="r"))
+        await ingest.send(event("", app_version=f"{number}", record_id="r"))
     async with asyncio.timeout(10):  # they are written by and by
         while await ingest.pool.fetchval("SELECT count(*) FROM rejected WHERE record_id = 'r'") < MAX_REFUSALS + 2:
             await asyncio.sleep(0.01)
     response = await look_up(ingest, "r")
     assert not response.HasField("accept_time")
-    assert [refusal.record.event.event_name for refusal in response.rejected] == [
-        f"_install{number}" for number in range(MAX_REFUSALS + 1, 1, -1)
+    assert [refusal.record.app_version for refusal in response.rejected] == [
+        f"{number}" for number in range(MAX_REFUSALS + 1, 1, -1)
     ]
-    assert [violation.reason for violation in response.rejected[0].violations] == ["RESERVED_NAME"]
+    assert [violation.reason for violation in response.rejected[0].violations] == ["REQUIRED"]
 
 
 async def test_what_the_log_holds_no_more_is_known_for_a_week(ingest: Ingest, database: Database) -> None:

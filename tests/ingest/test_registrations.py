@@ -53,7 +53,7 @@ async def test_first_sight_of_an_accepted_event_registers_it_once(
         await ingest.send(
             click(), event("Level 1"), event("Level 1"), event("Level 2"), event("Level 2", app_id=STRICT_APP)
         )
-        await ingest.send(event("Refused", ip_address=""), event("Refused", app_id="unknown"))
+        await ingest.send(event("Refused", ip_address="", device_ids={}), event("Refused", app_id="unknown"))
         await ingest.registrations.hand_over()
         assert tracker.told == [(APP, {"Level 1", "Level 2"}), (STRICT_APP, {"Level 2"})]
         await ingest.send(event("Level 1"), event("Level 3"))

@@ -9,11 +9,12 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import REGISTRY
 
 from libs.domain.lanes import LANES
 from libs.errors import from_rpc_error
 from libs.time import DAY_US, MINUTE_US
-from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, rejected_record_pb2
+from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2, rejected_record_pb2, warned_record_pb2
 from services.ingest.retention import purge
 from services.ingest.storage.log import LogStore
 from tests.conftest import Database
@@ -29,6 +30,7 @@ from tests.ingest.conftest import (
     read_until_caught_up,
     record,
 )
+from tests.support.eventually import eventually
 from tests.support.plans import query_log
 
 ACCEPTED = record_batch_pb2.RecordResult.STATUS_ACCEPTED
@@ -52,11 +54,14 @@ async def kept_ids(ingest: Ingest) -> list[str]:
 
 
 async def test_each_item_has_its_result_and_good_ones_are_kept(ingest: Ingest) -> None:
-    results = await ingest.send(click(record_id="c"), event("_install"), event(record_id="e"), event(ip_address=""))
-    assert statuses(results) == [ACCEPTED, REJECTED, ACCEPTED, REJECTED]
-    assert [result.record_id for result in results] == ["c", "", "e", ""]
-    assert [violation.reason for violation in results[1].violations] == ["RESERVED_NAME"]
-    assert await kept_ids(ingest) == ["c", "e"]
+    results = await ingest.send(
+        click(record_id="c"), event(""), event(record_id="e"), event(record_id="w", ip_address="x")
+    )
+    assert statuses(results) == [ACCEPTED, REJECTED, ACCEPTED, ACCEPTED]
+    assert [result.record_id for result in results] == ["c", "", "e", "w"]
+    assert [violation.reason for violation in results[1].violations] == ["REQUIRED"]
+    assert [[warning.code for warning in result.warnings] for result in results] == [[], [], [], ["INVALID_IP_ADDRESS"]]
+    assert await kept_ids(ingest) == ["c", "e", "w"]
 
 
 async def test_a_ping_is_what_its_sender_calls_one(ingest: Ingest) -> None:
@@ -99,10 +104,42 @@ async def test_an_engagement_of_a_bot_is_marked_whoever_sent_it(ingest: Ingest) 
 
 async def test_repeats_with_an_id(ingest: Ingest) -> None:
     first = await ingest.send(event(record_id="r"), event(record_id="r"))
-    again = await ingest.send(event("Other", record_id="r", device_ids={"adid": "other"}))
+    again = await ingest.send(event(record_id="r", device_ids={"adid": "other"}))
     assert statuses(first + again) == [ACCEPTED, REPEATED, REPEATED]
     assert {result.record_id for result in first + again} == {"r"}
     assert await kept_ids(ingest) == ["r"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [event("Other", record_id="r"), click(record_id="r"), record(session=record_pb2.Session(state=1), record_id="r")],  # type: ignore[arg-type]
+    ids=["event", "kind", "session"],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["in one call", "in two"])
+async def test_an_id_is_not_used_twice(ingest: Ingest, other: record_pb2.Record, *, together: bool) -> None:
+    if together:
+        results = await ingest.send(event(record_id="r"), other, event(record_id="r"))
+    else:
+        results = [(await ingest.send(each))[0] for each in (event(record_id="r"), other, event(record_id="r"))]
+    assert statuses(results) == [ACCEPTED, REJECTED, REPEATED]
+    assert [(v.field, v.reason) for v in results[1].violations] == [("record_id", "RECORD_ID_REUSED")]
+    assert await kept_ids(ingest) == ["r"]
+
+    async def is_listed() -> bool:
+        listed = await ingest.stub.ListRejected(rejected_record_pb2.ListRejectedRequest(app_id=APP))
+        return [refusal.record.WhichOneof("kind") for refusal in listed.rejected] == [other.WhichOneof("kind")]
+
+    await eventually(is_listed)
+
+
+async def test_without_id_and_time_a_repeat_is_one_for_five_minutes(ingest: Ingest, database: Database) -> None:
+    [first] = await ingest.send(event())
+    await age_all(database, 5 * MINUTE_US - 10_000_000)
+    [again] = await ingest.send(event(user_agent="another", ip_address="192.0.2.99"))
+    await age_all(database, 10_000_000)
+    [second] = await ingest.send(event())
+    assert statuses([first, again, second]) == [ACCEPTED, REPEATED, ACCEPTED]
+    assert await kept_ids(ingest) == [first.record_id, second.record_id]
 
 
 async def test_repeats_without_an_id_get_the_id_of_the_first(ingest: Ingest) -> None:
@@ -130,14 +167,17 @@ async def test_concurrent_repeats_in_two_processes_are_stored_once(
         assert sorted(await kept_ids(one)) == sorted(record.record_id for record in records)
 
 
-async def test_after_a_week_it_is_a_new_record(ingest: Ingest, database: Database) -> None:
-    first = await ingest.send(event())
+@pytest.mark.parametrize("same", [{"record_id": "r"}, {"event_time": Timestamp()}], ids=["id", "time"])
+async def test_after_a_week_it_is_a_new_record(ingest: Ingest, database: Database, same: dict[str, Any]) -> None:
+    if "event_time" in same:
+        same["event_time"].FromSeconds(int(time.time()))
+    first = await ingest.send(event(**same))
     await age_all(database, 7 * DAY_US - MINUTE_US)
-    assert statuses(await ingest.send(event())) == [REPEATED]
+    assert statuses(await ingest.send(event(**same))) == [REPEATED]
     await age_all(database, MINUTE_US)
-    second = await ingest.send(event())
+    second = await ingest.send(event(**same))
     assert statuses(second) == [ACCEPTED]
-    assert statuses(await ingest.send(event())) == [REPEATED]
+    assert statuses(await ingest.send(event(**same))) == [REPEATED]
     assert await kept_ids(ingest) == [first[0].record_id, second[0].record_id]
 
 
@@ -167,7 +207,7 @@ async def test_a_stream_waits_for_room_and_responds_in_order(start_ingest: Start
 
         async def requests() -> AsyncIterator[record_batch_pb2.RecordStreamRequest]:
             for number in range(40):
-                records = [event(record_id=f"{number}-{part}") for part in range(7)] + [event("_install")]
+                records = [event(record_id=f"{number}-{part}") for part in range(7)] + [event("")]
                 yield record_batch_pb2.RecordStreamRequest(records=records)
 
         responses = [response async for response in ingest.stub.RecordStream(requests())]
@@ -192,10 +232,10 @@ async def test_a_stream_ends_with_the_error_of_a_bad_request(ingest: Ingest) -> 
 
 
 async def test_refused_records_are_listed_newest_first(ingest: Ingest) -> None:
-    sent = [event("_install", record_id=f"r-{number}") for number in range(5)]
+    sent = [event("", record_id=f"r-{number}", ip_address="x") for number in range(5)]
     for wrong in sent:
         await ingest.send(wrong)
-    await ingest.send(event("_install", app_id="other\0"), event("_install", user_agent="x" * 70_000))
+    await ingest.send(event("", app_id="other\0"), event("", user_agent="x" * 70_000))
     listed: list[rejected_record_pb2.RejectedRecord] = []
     while len(listed) < 6:  # they are written by and by
         listed, token = [], ""
@@ -207,18 +247,78 @@ async def test_refused_records_are_listed_newest_first(ingest: Ingest) -> None:
             if not page.rejected:
                 break
     assert [refusal.record for refusal in listed[1:]] == sent[::-1]
-    assert {violation.reason for refusal in listed[1:] for violation in refusal.violations} == {"RESERVED_NAME"}
+    assert {violation.reason for refusal in listed[1:] for violation in refusal.violations} == {
+        "REQUIRED",
+        "INVALID_IP_ADDRESS",
+    }
     # Too large to be kept whole.
     assert listed[0].record == record_pb2.Record(app_id=APP)
-    assert [violation.reason for violation in listed[0].violations] == ["TOO_LONG", "RESERVED_NAME"]
+    assert [violation.reason for violation in listed[0].violations] == ["REQUIRED", "TOO_LONG"]
     other = await ingest.stub.ListRejected(rejected_record_pb2.ListRejectedRequest(app_id="other"))
     assert [refusal.record.app_id for refusal in other.rejected] == ["other\0"]
 
 
-async def test_bad_pages_of_refused_records(ingest: Ingest) -> None:
-    call = ingest.stub.ListRejected(rejected_record_pb2.ListRejectedRequest(page_size=-1, page_token="x"))
+def counted(app_id: str, field: str, code: str) -> float:
+    labels = {"app_id": app_id, "field": field, "code": code}
+    return REGISTRY.get_sample_value("ingest_warnings_total", labels) or 0.0
+
+
+async def test_warnings_are_counted_and_listed_newest_first(ingest: Ingest) -> None:
+    before = counted(APP, "ip_address", "INVALID_IP_ADDRESS"), counted(APP, "other", "other")
+    given = record_pb2.FieldWarning(field="theirs.x", code="THEIRS", message="m")
+    for number in range(5):
+        await ingest.send(event(record_id=f"w-{number}", ip_address="x", warnings=[given]))
+    await ingest.send(event(record_id="w-0", ip_address="x"), event(record_id="fine"))
+
+    async def listed() -> list[warned_record_pb2.WarnedRecord] | None:
+        found, token = [], ""
+        while token or not found:
+            request = warned_record_pb2.ListWarningsRequest(app_id=APP, page_size=2, page_token=token)
+            page = await ingest.stub.ListWarnings(request)
+            found.extend(page.warned)
+            token = page.next_page_token
+            if not page.warned:
+                break
+        return found if len(found) == 5 else None
+
+    warned = await eventually(listed)
+    assert [each.record_id for each in warned] == [f"w-{number}" for number in range(4, -1, -1)]
+    assert {(each.kind, *((w.field, w.code) for w in each.warnings)) for each in warned} == {
+        ("event", ("theirs.x", "THEIRS"), ("ip_address", "INVALID_IP_ADDRESS"))
+    }
+    after = counted(APP, "ip_address", "INVALID_IP_ADDRESS"), counted(APP, "other", "other")
+    assert (after[0] - before[0], after[1] - before[1]) == (5, 5)
+    other = await ingest.stub.ListWarnings(warned_record_pb2.ListWarningsRequest(app_id="other"))
+    assert not other.warned
+
+
+async def test_of_many_records_with_warnings_the_newest_are_kept(ingest: Ingest) -> None:
+    await ingest.send(*(event(record_id=f"w-{number}", ip_address="x") for number in range(200)))
+
+    async def listed() -> list[str]:
+        page = await ingest.stub.ListWarnings(warned_record_pb2.ListWarningsRequest(app_id=APP))
+        return [each.record_id for each in page.warned]
+
+    assert sorted(await eventually(listed)) == sorted(f"w-{number}" for number in range(180, 200))
+    await ingest.pool.execute(
+        """
+        INSERT INTO warned (app_id, warn_time_us, warned_id, record_id, warned)
+        SELECT app, 1, number, '', '' FROM generate_series(1, 1500) AS number, unnest(ARRAY['shop', 'few']) AS app
+        WHERE app = 'shop' OR number <= 3
+        """
+    )
+    await ingest.pool.execute("UPDATE warned SET warn_time_us = (SELECT max(warn_time_us) FROM warned) - 1")
+    await purge(ingest.log_store, ingest.rejected, ingest.warned, log_days=35)
+    kept = await ingest.pool.fetch("SELECT app_id, count(*) FROM warned GROUP BY app_id ORDER BY app_id")
+    assert [tuple(row) for row in kept] == [("few", 3), (APP, 1_000)]
+
+
+@pytest.mark.parametrize("method", ["ListRejected", "ListWarnings"])
+async def test_bad_pages(ingest: Ingest, method: str) -> None:
+    of_warnings = method == "ListWarnings"
+    kind = warned_record_pb2.ListWarningsRequest if of_warnings else rejected_record_pb2.ListRejectedRequest
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
+        await getattr(ingest.stub, method)(kind(page_size=-1, page_token="x"))
     found = from_rpc_error(raised.value).violations
     assert {(violation.field, violation.reason) for violation in found} == {
         ("app_id", "REQUIRED"),
@@ -316,9 +416,9 @@ async def test_a_reader_hears_of_silence_and_of_new_records(ingest: Ingest) -> N
 
 @pytest.mark.slow
 async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, database: Database) -> None:
-    await ingest.send(event(record_id="old"), event("_install"))
+    await ingest.send(event(record_id="old", ip_address="x"), event(""))
     async with asyncio.timeout(10):
-        while await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0:
+        while await ingest.pool.fetchval("SELECT (SELECT count(*) FROM rejected) * (SELECT count(*) FROM warned)") == 0:
             await asyncio.sleep(0.01)
     await age_all(database, 36 * DAY_US)
     await ingest.send(event(record_id="new"))
@@ -327,6 +427,7 @@ async def test_what_is_old_is_purged_and_readers_go_past_it(ingest: Ingest, data
     assert [(entry.position, record_pb2.Record.FromString(entry.record).record_id) for entry in entries] == [(1, "new")]
     assert await ingest.pool.fetchval("SELECT count(*) FROM dedupe") == 1
     assert await ingest.pool.fetchval("SELECT count(*) FROM rejected") == 0
+    assert await ingest.pool.fetchval("SELECT count(*) FROM warned") == 0
 
 
 async def test_a_page_is_read_by_the_primary_key(ingest: Ingest, database: Database) -> None:
