@@ -79,7 +79,7 @@ PURCHASE = Conversion(
     device_keys=frozenset({KEY}),
     ip="1.1.1.1",
 )
-INSTALL = PURCHASE._replace(conversion_id="i1", kind=ConversionKind.INSTALL, event_name="")
+INSTALL = replace(PURCHASE, conversion_id="i1", kind=ConversionKind.INSTALL, event_name="")
 CLICK = Engagement(
     engagement_id="k1",
     kind=EngagementKind.CLICK,
@@ -116,7 +116,7 @@ def reengaged(age_us: int, event_name: str = "Purchase", **more: object) -> Devi
 
 def test_g1_a_won_decision_says_all_of_it() -> None:
     rules = rules_of(replace(RE, windows={WindowKind.CLICK_DEVICE: 2 * DAY_US}))
-    older = CLICK._replace(engagement_id="k0", time_us=NOW - DAY_US)
+    older = replace(CLICK, engagement_id="k0", time_us=NOW - DAY_US)
     decision = decide(PURCHASE, NEW, rules, candidates=[CLICK, older], wins={})
     won, lost = sorted(decision.candidates, key=lambda c: c.lookback_us)
     assert decision == Decision(
@@ -149,7 +149,8 @@ def test_g1_a_won_decision_says_all_of_it() -> None:
     )
 
 
-HOPELESS = CLICK._replace(
+HOPELESS = replace(
+    CLICK,
     kind=EngagementKind.IMPRESSION,
     device_keys=(b"other",),
     ip="1.1.1.1",
@@ -159,7 +160,7 @@ HOPELESS = CLICK._replace(
     time_us=NOW,
 )
 """An impression on an archived tracker of the wrong type, and so on: every refusal of G2 but those of claims holds."""
-UNIQUE = HOPELESS._replace(device_keys=(), duplicate=False)
+UNIQUE = replace(HOPELESS, device_keys=(), duplicate=False)
 WORST = replace(
     UA,
     live=False,
@@ -182,13 +183,13 @@ FREE = replace(OPEN, traffic_rules=None)
         (RE_WORST, MUTE, HOPELESS, Verdict.EVENT_NOT_SELECTED),
         (SELECTED, MUTE, HOPELESS, Verdict.IMPRESSIONS_NOT_ALLOWED),
         (SELECTED, ACME, HOPELESS, Verdict.MATCH_KIND_NOT_ALLOWED),
-        (SELECTED, ACME, HOPELESS._replace(device_keys=()), Verdict.DUPLICATE_CLICK),
+        (SELECTED, ACME, replace(HOPELESS, device_keys=()), Verdict.DUPLICATE_CLICK),
         (SELECTED, ACME, UNIQUE, Verdict.BOT),
-        (SELECTED, ACME, UNIQUE._replace(visitor=Visitor.PREFETCH), Verdict.PREFETCH),
-        (SELECTED, ACME, UNIQUE._replace(visitor=Visitor.PERSON), Verdict.BLOCKLISTED),
-        (SELECTED, ACME, UNIQUE._replace(visitor=Visitor.PERSON, valid=True), Verdict.WINDOW_DISABLED),
-        (OPEN, ACME, UNIQUE._replace(visitor=Visitor.PERSON, valid=True), Verdict.AFTER_CONVERSION),
-        (OPEN, ACME, CLICK._replace(time_us=NOW - 30 * DAY_US), Verdict.OUTSIDE_WINDOW),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PREFETCH), Verdict.PREFETCH),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PERSON), Verdict.BLOCKLISTED),
+        (SELECTED, ACME, replace(UNIQUE, visitor=Visitor.PERSON, valid=True), Verdict.WINDOW_DISABLED),
+        (OPEN, ACME, replace(UNIQUE, visitor=Visitor.PERSON, valid=True), Verdict.AFTER_CONVERSION),
+        (OPEN, ACME, replace(CLICK, time_us=NOW - 30 * DAY_US), Verdict.OUTSIDE_WINDOW),
         (OPEN, ACME, CLICK, Verdict.TRAFFIC_RULE),
         (FREE, ACME, CLICK, Verdict.ENGAGEMENT_SPENT),
         (replace(FREE, max_conversions_per_engagement=2), ACME, CLICK, Verdict.WON),
@@ -200,7 +201,7 @@ def test_g2_of_several_verdicts_the_first_is_stored(
 ) -> None:
     rules = rules_of(RE, tracker, networks=(network,))
     decision = decide(
-        PURCHASE, NEW, rules, candidates=[engagement._replace(tracker_id="ua")], wins={engagement.engagement_id: 1}
+        PURCHASE, NEW, rules, candidates=[replace(engagement, tracker_id="ua")], wins={engagement.engagement_id: 1}
     )
     assert [candidate.verdict for candidate in decision.candidates] == [expected]
     assert decision.reason is (None if expected is Verdict.WON else Reason.NO_WINNER)
@@ -210,20 +211,20 @@ def test_g2_of_several_verdicts_the_first_is_stored(
     ("late", "verdicts", "reason"),
     [
         pytest.param(CLICK, [Verdict.WON], None, id="it wins"),
-        pytest.param(CLICK._replace(tracker_id="ua"), [Verdict.WRONG_TRACKER_TYPE], Reason.NO_CANDIDATE, id="refused"),
-        pytest.param(CLICK._replace(is_ping=True), [Verdict.REPORTED_LATE], Reason.NO_CANDIDATE, id="reported late"),
-        pytest.param(CLICK._replace(time_us=NOW), [], Reason.NO_CANDIDATE, id="the same instant"),
-        pytest.param(CLICK._replace(time_us=NOW + 1), [], Reason.NO_CANDIDATE, id="after it"),
+        pytest.param(replace(CLICK, tracker_id="ua"), [Verdict.WRONG_TRACKER_TYPE], Reason.NO_CANDIDATE, id="refused"),
+        pytest.param(replace(CLICK, is_ping=True), [Verdict.REPORTED_LATE], Reason.NO_CANDIDATE, id="reported late"),
+        pytest.param(replace(CLICK, time_us=NOW), [], Reason.NO_CANDIDATE, id="the same instant"),
+        pytest.param(replace(CLICK, time_us=NOW + 1), [], Reason.NO_CANDIDATE, id="after it"),
     ],
 )
 def test_d12_what_is_received_later_gives_no_reason(
     late: Engagement, verdicts: list[Verdict], reason: Reason | None
 ) -> None:
     """Else the reason would say how soon the conversion was decided. What happened after it is no candidate either."""
-    late = late._replace(receive_time_us=NOW + 1)
+    late = replace(late, receive_time_us=NOW + 1)
     decision = decide(PURCHASE, NEW, RULES, candidates=[late], wins={})
     assert ([each.verdict for each in decision.candidates], decision.reason) == (verdicts, reason)
-    in_time = CLICK._replace(engagement_id="k0", tracker_id="ua")
+    in_time = replace(CLICK, engagement_id="k0", tracker_id="ua")
     both = decide(PURCHASE, NEW, RULES, candidates=[late, in_time], wins={})
     assert ([each.verdict for each in both.candidates], both.reason) == (
         [Verdict.WRONG_TRACKER_TYPE, *verdicts],
@@ -275,7 +276,7 @@ def test_e2_a_redacted_claim_is_credited_and_its_campaign_withheld_for_good() ->
     )
     assert (decision.tracker_id, decision.network_id) == ("xre", "x")
     assert (decision.campaign, decision.segment, decision.redacted) == (None, None, True)
-    view = PURCHASE._replace(event_name="View", time_us=NOW + 1)
+    view = replace(PURCHASE, event_name="View", time_us=NOW + 1)
     credited = decide(view, NEW.after(PURCHASE, decision), rules, candidates=[], wins={})
     assert (credited.outcome, credited.tracker_id) == (Outcome.CREDITED, "xre")
     assert (credited.campaign, credited.segment, credited.redacted) == (None, None, True)
@@ -304,12 +305,12 @@ def test_e4_a_claim_that_never_came_is_listed_and_the_rest_decided() -> None:
             PURCHASE, installed(0), Reason.EVENT_BEFORE_INSTALL, id="D10 the same instant, and before the MTR"
         ),
         pytest.param(
-            PURCHASE._replace(event_name="View"),
+            replace(PURCHASE, event_name="View"),
             installed(-1, receive_time_us=FOR_GOOD_US),
             Reason.EVENT_BEFORE_INSTALL,
             id="D10 before D1",
         ),
-        pytest.param(PURCHASE._replace(event_name="View"), installed(1), Reason.EVENT_NOT_SELECTED, id="D1 before D3"),
+        pytest.param(replace(PURCHASE, event_name="View"), installed(1), Reason.EVENT_NOT_SELECTED, id="D1 before D3"),
         pytest.param(PURCHASE, installed(DAY_US - 1), Reason.MTR_NOT_MET, id="D3"),
         pytest.param(PURCHASE, installed(DAY_US), None, id="D3 equal"),
         pytest.param(PURCHASE, reengaged(DAY_US - 1), Reason.MTR_NOT_MET, id="D3 after a reengagement"),
@@ -323,7 +324,7 @@ def test_e4_a_claim_that_never_came_is_listed_and_the_rest_decided() -> None:
         pytest.param(PURCHASE, installed(-1), None, id="D12 before a later install"),
         pytest.param(PURCHASE, NEW, None, id="D9"),
         pytest.param(
-            PURCHASE._replace(event_name="SessionBegin"),
+            replace(PURCHASE, event_name="SessionBegin"),
             reengaged(DAY_US - 1, "SessionBegin"),
             Reason.MTR_NOT_MET,
             id="D3 before D4",
@@ -350,7 +351,7 @@ def test_eligibility(conversion: Conversion, history: DeviceHistory, expected: R
 )
 def test_d4_is_rolling_on_both_sides(age_us: int, event_name: str, expected: Reason | None) -> None:
     rules = rules_of(RE, events=(EventDefinition(event_name="SessionBegin", mtr_us=0),))
-    session = PURCHASE._replace(event_name="SessionBegin")
+    session = replace(PURCHASE, event_name="SessionBegin")
     assert eligibility(session, reengaged(age_us, event_name, receive_time_us=FOR_GOOD_US), rules) is expected
 
 
@@ -362,13 +363,13 @@ def test_d1_a_tracker_that_is_archived_or_of_the_other_type_selects_nothing() ->
 def test_f2_a_reprocessed_install_names_the_original() -> None:
     rules = rules_of(UA, replace(RE, events=frozenset()), app=replace(APP, install_reprocessing_window_us=30 * DAY_US))
     history = installed(30 * DAY_US)
-    lost = decide(INSTALL, history, rules, candidates=[CLICK._replace(tracker_id="ua")], wins={})
+    lost = decide(INSTALL, history, rules, candidates=[replace(CLICK, tracker_id="ua")], wins={})
     assert (lost.outcome, lost.reprocess_for) == (Outcome.REPROCESSED_ORGANIC, "i0")
     won = decide(INSTALL, history, rules, candidates=[CLICK], wins={})
     assert (won.outcome, won.reprocess_for) == (Outcome.REPROCESSED, "i0")
-    again = INSTALL._replace(conversion_id="i2", time_us=NOW + 30 * DAY_US)
+    again = replace(INSTALL, conversion_id="i2", time_us=NOW + 30 * DAY_US)
     assert decide(again, history.after(INSTALL, won), rules, candidates=[], wins={}).reprocess_for == "i0"
-    just_before = again._replace(time_us=again.time_us - 1)
+    just_before = replace(again, time_us=again.time_us - 1)
     assert eligibility(just_before, history.after(INSTALL, won), rules) is Reason.DUPLICATE_INSTALL
 
 
@@ -378,13 +379,13 @@ def test_d8_a_source_whose_tracker_the_settings_no_longer_hold_stays_the_source(
 
 
 def test_an_engagement_of_a_tracker_the_settings_do_not_hold_cannot_win() -> None:
-    decision = decide(PURCHASE, NEW, RULES, candidates=[CLICK._replace(tracker_id="gone")], wins={})
+    decision = decide(PURCHASE, NEW, RULES, candidates=[replace(CLICK, tracker_id="gone")], wins={})
     assert [candidate.verdict for candidate in decision.candidates] == [Verdict.TRACKER_ARCHIVED]
 
 
 def test_c1_the_order_of_levels_is_data() -> None:
-    by_id = CLICK._replace(time_us=NOW - 2 * HOUR_US)
-    by_ip = CLICK._replace(engagement_id="k2", device_keys=(), ip="1.1.1.1")
+    by_id = replace(CLICK, time_us=NOW - 2 * HOUR_US)
+    by_ip = replace(CLICK, engagement_id="k2", device_keys=(), ip="1.1.1.1")
     assert decide(PURCHASE, NEW, RULES, candidates=[by_id, by_ip], wins={}).engagement_id == "k1"
     ip_first = rules_of(RE, app=replace(APP, waterfall=(WATERFALL[2], *WATERFALL[:2], *WATERFALL[3:])))
     assert decide(PURCHASE, NEW, ip_first, candidates=[by_id, by_ip], wins={}).engagement_id == "k2"
@@ -393,11 +394,11 @@ def test_c1_the_order_of_levels_is_data() -> None:
 
 
 def test_c2_completed_views_come_first_only_when_asked_and_only_within_a_level() -> None:
-    completed = CLICK._replace(
-        kind=EngagementKind.IMPRESSION, engagement_id="m1", completed_view=True, time_us=NOW - 3 * HOUR_US
+    completed = replace(
+        CLICK, kind=EngagementKind.IMPRESSION, engagement_id="m1", completed_view=True, time_us=NOW - 3 * HOUR_US
     )
-    newer = completed._replace(engagement_id="m2", completed_view=False, time_us=NOW - 2 * HOUR_US)
-    older = newer._replace(engagement_id="m3", time_us=NOW - 4 * HOUR_US)
+    newer = replace(completed, engagement_id="m2", completed_view=False, time_us=NOW - 2 * HOUR_US)
+    older = replace(newer, engagement_id="m3", time_us=NOW - 4 * HOUR_US)
     candidates = [completed, newer, older]
     assert decide(PURCHASE, NEW, RULES, candidates=candidates, wins={}).engagement_id == "m2"
     completed_first = rules_of(RE, app=replace(APP, prioritize_completed_view=True))
@@ -409,13 +410,13 @@ def test_c2_completed_views_come_first_only_when_asked_and_only_within_a_level()
 
 def test_every_way_to_match_has_a_window_on_a_level() -> None:
     pixel = UserAgent(model="Pixel 8", os="Android", os_major="14", os_minor="0")
-    back = PURCHASE._replace(click_id="k1", user_agent=pixel)
-    by_ip = CLICK._replace(device_keys=(), ip="1.1.1.1")
+    back = replace(PURCHASE, click_id="k1", user_agent=pixel)
+    by_ip = replace(CLICK, device_keys=(), ip="1.1.1.1")
     matched = set()
     for kind, conversion, engagement in product(
-        EngagementKind, (PURCHASE, back), (CLICK, by_ip, by_ip._replace(engagement_id="k2", user_agent=pixel))
+        EngagementKind, (PURCHASE, back), (CLICK, by_ip, replace(by_ip, engagement_id="k2", user_agent=pixel))
     ):
-        decision = decide(conversion, NEW, RULES, candidates=[engagement._replace(kind=kind)], wins={})
+        decision = decide(conversion, NEW, RULES, candidates=[replace(engagement, kind=kind)], wins={})
         (candidate,) = decision.candidates
         assert candidate.window is not None
         assert candidate.window in WATERFALL[candidate.level - 1]
@@ -439,7 +440,7 @@ def test_b3_each_window_on_its_own_and_no_override_for_a_san() -> None:
 
 
 def test_history_grows_only_by_what_attributes() -> None:
-    click = CLICK._replace(tracker_id="ua")
+    click = replace(CLICK, tracker_id="ua")
     attributed = decide(INSTALL, NEW, RULES, candidates=[click], wins={})
     history = NEW.after(INSTALL, attributed)
     assert history.latest == Attribution(
@@ -454,18 +455,18 @@ def test_history_grows_only_by_what_attributes() -> None:
         "k1",
         MatchKind.DEVICE_ID,
     )
-    second = INSTALL._replace(conversion_id="i2", time_us=NOW + 1)
+    second = replace(INSTALL, conversion_id="i2", time_us=NOW + 1)
     duplicate = decide(second, history, RULES, candidates=[click], wins={})
     assert history.after(second, duplicate) is history
-    view = PURCHASE._replace(event_name="View", time_us=NOW + 1)
+    view = replace(PURCHASE, event_name="View", time_us=NOW + 1)
     credited = decide(view, history, RULES, candidates=[], wins={})
     assert credited.outcome is Outcome.CREDITED
     assert history.after(view, credited) is history
 
 
 def test_a_late_install_finds_its_place() -> None:
-    organic = decide(INSTALL._replace(time_us=NOW - DAY_US), reengaged(0), RULES, candidates=[], wins={})
-    history = reengaged(0).after(INSTALL._replace(time_us=NOW - DAY_US), organic)
+    organic = decide(replace(INSTALL, time_us=NOW - DAY_US), reengaged(0), RULES, candidates=[], wins={})
+    history = reengaged(0).after(replace(INSTALL, time_us=NOW - DAY_US), organic)
     assert [attribution.conversion_id for attribution in history.attributions] == ["i1", "e0"]
     assert history.first_install is not None
 

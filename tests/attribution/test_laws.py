@@ -194,7 +194,7 @@ conversions = st.builds(
     click_id=st.sampled_from(("", "k01", "k02")),
     ip=st.sampled_from(IPS),
     user_agent=st.just(UserAgent("m", "o", "1", "0")),
-).map(lambda c: c._replace(event_name="") if c.kind is ConversionKind.INSTALL else c)
+).map(lambda c: replace(c, event_name="") if c.kind is ConversionKind.INSTALL else c)
 rules_of_apps = st.builds(
     lambda app, networks, trackers, events: compile_rules(app=app, networks=networks, trackers=trackers, events=events),
     apps,

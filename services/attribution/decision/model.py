@@ -183,7 +183,8 @@ class ClientHints(NamedTuple):
 NO_HINTS = ClientHints()
 
 
-class Engagement(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engagement:
     """A click or an impression on a tracker of the app that is being decided for.
 
     `device_keys` are the match keys of its usable device ids (A2), empty when it carried none. `click_id` is the
@@ -229,7 +230,8 @@ class Claim:
         return f"claim:{self.network_id}"
 
 
-class Conversion(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
     """An install, or a post-install event of name `event_name` ("" for an install).
 
     `device_keys` are the keys of the ids of the record and of those its device is known by (A3). `click_id` is our own

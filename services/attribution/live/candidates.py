@@ -5,7 +5,7 @@ is asked at the same time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -160,7 +160,7 @@ def _first(query: CandidateQuery, keys: Sequence[AskedKey], limit: int) -> list[
     """Returns the first of a conversion's keys: of its click and addresses, of its ids themselves, of their hashes."""
     if len(keys) <= limit:
         return list(keys)
-    app, conversion = query.rules.app, query.conversion._replace(device_keys=frozenset())
+    app, conversion = query.rules.app, replace(query.conversion, device_keys=frozenset())
     plain = [device_key(app.app_id, value) for _, value in query.ids]
     order = {key: place for place, key in enumerate((*conversion_keys(app, conversion), *plain))}
     return sorted(keys, key=lambda key: (order.get(key.match_key, len(order)), key.match_key))[:limit]
@@ -233,7 +233,7 @@ async def _with_keys(connection: Connection, queries: Sequence[CandidateQuery]) 
         keys = known.get((app_id, ids))
         if keys is None:  # the conversions of a device have the same, as a rule
             keys = known[app_id, ids] = _keys_of(app_id, ids, lengths.get(app_id, frozenset()), raw_keys)
-        conversions.append(query.conversion._replace(device_keys=keys))
+        conversions.append(replace(query.conversion, device_keys=keys))
     return conversions
 
 
@@ -282,7 +282,7 @@ async def _add(
         repeats = await find_repeats(connection, clicks, within_us=DUPLICATE_CLICK_US)
     for number, engagement in engagements:
         is_repeat = bool(repeats) and (engagement.engagement_id, queries[number].until_us) in repeats
-        candidate = engagement._replace(duplicate=True) if is_repeat else engagement
+        candidate = replace(engagement, duplicate=True) if is_repeat else engagement
         found[number].engagements[engagement.engagement_id] = candidate
 
 

@@ -5,6 +5,7 @@ conversion wins none, and a metric shows it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from prometheus_client import Counter
 
@@ -127,7 +128,7 @@ def _judged(found: LaterDecision, ping: Engagement, rules: AppRules) -> Collecti
     decision = decision_pb2.Decision.FromString(found.decision)
     record = record_pb2.Record.FromString(found.record)
     conversion = conversion_of(record, decision.event_name, found.receive_time_us)
-    return reported_late(decision, conversion._replace(device_keys=frozenset(ping.device_keys)), [ping], rules)
+    return reported_late(decision, replace(conversion, device_keys=frozenset(ping.device_keys)), [ping], rules)
 
 
 def _history(decision: decision_pb2.Decision, conversion: Conversion) -> DeviceHistory:

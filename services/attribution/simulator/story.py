@@ -6,7 +6,7 @@ It stands for the database of the live path, and decides nothing itself.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from libs.domain.device_ids import HASHED_KINDS, usable_ids
@@ -189,7 +189,7 @@ class Story:
         conversion = told.conversion
         if conversion.is_session_start and group.history.goes_on(conversion.time_us, group.active_us):
             return self._settle(told, None)
-        conversion = conversion._replace(device_keys=self._device_keys(group, told))
+        conversion = replace(conversion, device_keys=self._device_keys(group, told))
         app = self._rules.app
         found = {each for key in conversion_keys(app, conversion) for each in self._ids_by_key.get(key, ())}
         candidates = [self._engagements[engagement_id] for engagement_id in found]
@@ -277,7 +277,7 @@ class Story:
         return found
 
     def _matches(self, engagement: Engagement, told: Told) -> bool:
-        conversion = told.conversion._replace(device_keys=self._device_keys(told.group, told))
+        conversion = replace(told.conversion, device_keys=self._device_keys(told.group, told))
         return match_kind(engagement, conversion, self._rules.app) is not None
 
     def _device_keys(self, group: Group, told: Told) -> frozenset[bytes]:
@@ -317,7 +317,7 @@ class Story:
         for member in group:
             is_duplicate = member.engagement_id in repeated
             if is_duplicate != member.duplicate:
-                marked = self._engagements[member.engagement_id] = member._replace(duplicate=is_duplicate)
+                marked = self._engagements[member.engagement_id] = replace(member, duplicate=is_duplicate)
                 if member is not engagement:
                     changed.append(marked)
         return changed
