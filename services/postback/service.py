@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import structlog
@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from libs.domain.setting_ranges import CHOICES_DAYS
 from libs.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation, Violations
 from libs.pages import decode_token, encode_token, page_size
-from libs.parts import first_part, page_of
+from libs.parts import first_part, in_parts, page_of
 from libs.time import is_plausible
 from libs.vault import Vault
 from reengage.attribution.v1.offer_pb2 import OfferedPostback
@@ -50,6 +50,9 @@ _MAX_STORED_CHARACTERS = 256
 _RETENTIONS = (0, *CHOICES_DAYS["retention"])
 _IDS = ("app_id", "event_name", "conversion_id", "device_id")
 _UNSENT = Stamp(nonce="preview", time_s=0)  # what it goes into is masked
+
+Triggered: TypeAlias = tuple[conversion_pb2.Conversion, Configuration]
+"""A conversion, and a configuration of its app and event."""
 
 _created = Counter("postback_deliveries_created_total", "Deliveries made of conversions, or taken up again.")
 _superseded = Counter("postback_deliveries_superseded_total", "Deliveries whose network lost, by reason.", ["reason"])
@@ -230,16 +233,15 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         _check_batch(request.conversions)
         if request.validate_only:
             return conversion_pb2.EnqueueConversionsResponse(offered=await self._offered(request.conversions))
-        triggered = [(one, it, wants(it, one)) for one, it in self._triggered(request.conversions)]
+        triggered = list(self._triggered(request.conversions))
         # Before newer versions, which find them decided: whoever was asked is asked about the first.
-        await self._decide([(one, it) for one, it, _ in triggered if it.is_claim_capable and one.decision.version < 2])
-        count = await self._enqueue(
-            [
-                handed_over(one, it, is_wanted=is_wanted)
-                for one, it, is_wanted in triggered
-                if is_wanted or one.decision.version > 1
-            ]
-        )
+        for some in _parts(pair for pair in triggered if pair[1].is_claim_capable and pair[0].decision.version < 2):
+            await self._decide(some)
+        handed = [pair for pair in triggered if wants(pair[1], pair[0]) or pair[0].decision.version > 1]
+        count = 0
+        # Version by version, as within a part.
+        for some in _parts(sorted(handed, key=lambda pair: pair[0].decision.version)):
+            count += await self._enqueue([handed_over(one, it, is_wanted=wants(it, one)) for one, it in some])
         _handed_over.inc(len(request.conversions))
         return conversion_pb2.EnqueueConversionsResponse(created_count=count)
 
@@ -255,7 +257,9 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             # Whoever asks may have heard of a configuration from another process, before this one has.
             await self._configurations.refresh()
             wanted = self._claims_wanted(request.conversions)
-        await self._enqueue(wanted)
+        for some in _parts(wanted):
+            made = [new_delivery(one, it, awaits_decision=True) for one, it in some]
+            await self._enqueue([Handed(delivery=new, is_wanted=True, superseded=None) for new in made])
         answers = await self._claims.answers(request.conversions, wait_s)
         return claim_pb2.RequestClaimsResponse(conversions=answers)
 
@@ -362,20 +366,14 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
         self._wake()
         return delivery_pb2.RedeliverResponse(redelivered_count=count)
 
-    def _triggered(
-        self, conversions: Iterable[conversion_pb2.Conversion]
-    ) -> Iterator[tuple[conversion_pb2.Conversion, Configuration]]:
+    def _triggered(self, conversions: Iterable[conversion_pb2.Conversion]) -> Iterator[Triggered]:
         """Yields each conversion with each configuration of its app and event."""
         for one in conversions:
             for configuration in self._configurations.triggered(one.decision.app_id, one.decision.event_name):
                 yield one, configuration
 
-    def _claims_wanted(self, conversions: Iterable[conversion_pb2.Conversion]) -> list[Handed]:
-        return [
-            Handed(delivery=new_delivery(one, it, awaits_decision=True), is_wanted=True, superseded=None)
-            for one, it in self._triggered(conversions)
-            if wants_claim(it, one)
-        ]
+    def _claims_wanted(self, conversions: Iterable[conversion_pb2.Conversion]) -> list[Triggered]:
+        return [(one, it) for one, it in self._triggered(conversions) if wants_claim(it, one)]
 
     async def _enqueue(self, handed: Sequence[Handed]) -> int:
         count, lost = await self._deliveries.enqueue(handed)
@@ -393,7 +391,7 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
             )
         return count
 
-    async def _decide(self, asked: Sequence[tuple[conversion_pb2.Conversion, Configuration]]) -> None:
+    async def _decide(self, asked: Sequence[Triggered]) -> None:
         """Gives claim requests, which were made of undecided conversions, the decided ones."""
         deliveries = [new_delivery(one, it) for one, it in asked]
         with_claim = await self._claim_store.decide(deliveries)
@@ -426,6 +424,11 @@ class PostbackService(service_pb2_grpc.PostbackServiceServicer):
                 )
             )
         return offered
+
+
+def _parts(triggered: Iterable[Triggered]) -> Iterator[list[Triggered]]:
+    """Yields them in parts by bytes: a call that is large is larger by as many times as it has configurations."""
+    return in_parts(triggered, lambda pair: pair[0].ByteSize())
 
 
 def _completed(message: configuration_pb2.Configuration) -> configuration_pb2.Configuration:

@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from libs.broadcast import within
 from libs.db import DATABASE_AWAY
+from libs.parts import PART_BYTES
 from libs.time import SECOND_US, is_plausible
 from libs.worker import keep_running
 from reengage.postback.v1 import conversion_pb2
@@ -68,6 +69,8 @@ class _Bucket:
 class DeliveryWorker:
     """The loop that sends due deliveries, at most `in_flight` at a time, of one configuration at most `in_flight_each`.
 
+    No more are begun while the conversions of those under way, and not settled yet, have `in_flight_bytes`.
+
     Several processes may do so at once. A rate limit holds for each process by itself.
     """
 
@@ -83,6 +86,7 @@ class DeliveryWorker:
         stamp: Callable[[], Stamp],
         in_flight: int = 1024,
         in_flight_each: int = 64,
+        in_flight_bytes: int = 32 * 1024 * 1024,
         drain_s: float = DRAIN_S,
     ) -> None:
         """Takes `jitter`, which draws evenly from [0, 1), and `stamp`, each another one; `endings` hears what ended.
@@ -92,7 +96,8 @@ class DeliveryWorker:
         self._queue, self._configurations, self._sender, self._endings = queue, configurations, sender, endings
         self._accounts = accounts
         self._jitter, self._stamp, self._drain_s = jitter, stamp, drain_s
-        self._in_flight, self._in_flight_each = in_flight, in_flight_each
+        self._in_flight, self._in_flight_each, self._in_flight_bytes = in_flight, in_flight_each, in_flight_bytes
+        self._bytes = 0
         self._under_way: set[asyncio.Task[None]] = set()
         self._under_way_of: Tally[str] = Tally()
         self._leases: Tally[UUID] = Tally()
@@ -139,10 +144,16 @@ class DeliveryWorker:
             await asyncio.sleep(GATHER_S)
 
     async def _lease(self, *, retries: bool) -> None:
-        wanted = self._lease_requests()
+        wanted = self._lease_requests() if self._bytes < self._in_flight_bytes else []
         if wanted:
             leasing = asyncio.ensure_future(
-                self._queue.lease(wanted, limit=self._free, retries=retries, under_way=self._leases.keys())
+                self._queue.lease(
+                    wanted,
+                    limit=self._free,
+                    retries=retries,
+                    max_bytes=min(PART_BYTES, self._in_flight_bytes - self._bytes),
+                    under_way=self._leases.keys(),
+                )
             )
             try:
                 leased = await asyncio.shield(leasing)
@@ -201,12 +212,13 @@ class DeliveryWorker:
         self._under_way.add(task)
         self._under_way_of[leased.configuration_id] += 1
         self._leases[leased.lease_id] += 1
+        self._bytes += len(leased.conversion)
         _under_way.inc()
-        task.add_done_callback(lambda done: self._end(done, leased.configuration_id))
+        task.add_done_callback(lambda done: self._end(done, leased))
 
-    def _end(self, task: "asyncio.Task[None]", configuration_id: str) -> None:
+    def _end(self, task: "asyncio.Task[None]", leased: Leased) -> None:
         self._under_way.discard(task)
-        self._under_way_of[configuration_id] -= 1
+        self._under_way_of[leased.configuration_id] -= 1
         _under_way.dec()
         if self._scarce:
             self._something_due.set()
@@ -282,6 +294,7 @@ class DeliveryWorker:
         # Only now: a batch that could not be settled is tried again, until its leases are long over.
         del self._finished[: len(batch)]
         self._leases -= Tally(one.leased.lease_id for one in batch)
+        self._bytes -= sum(len(one.leased.conversion) for one in batch)
         self._endings.note(one.leased.delivery_id for one in batch if one.state is not State.PENDING)
         if any(one.pauses_configuration for one in batch):
             await self._configurations.refresh()

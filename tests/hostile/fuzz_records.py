@@ -101,7 +101,9 @@ class Records:
         if chance(0.1):
             record.device_ids[pick(KINDS)] = pick((*IDS_OF_NOBODY, *ODD))[:256]
         if chance(0.1):
-            record.device_ids["kochava_device_id"] = f"kd-{self._random.randrange(self._devices)}"
+            # Devices meet, but not all of an app: what one giant device costs is another test's.
+            other = self._random.randrange(self._devices) if chance(0.02) else number
+            record.device_ids["kochava_device_id"] = f"kd-{other}"
         if chance(0.03):
             del record.device_ids[main]
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from libs.domain.record_sizes import MAX_RECORD_BYTES
 from libs.parts import MAX_MESSAGE_BYTES, PART_BYTES
 from reengage.ingest.v1 import record_batch_pb2
-from reengage.postback.v1 import configuration_pb2, delivery_pb2
+from reengage.postback.v1 import configuration_pb2, conversion_pb2, delivery_pb2
 from services.gateway.ingest_log import EngagementLog
 from services.gateway.spool import Spool
+from services.postback.model import Handed, Leased, LeaseRequest
+from services.postback.storage.deliveries import DeliveryStore
+from services.postback.storage.queue import Queue
 from tests.conftest import Database
 from tests.postback.conftest import Endpoint, Running, endpoint, purchase, service, template, until_ended  # noqa: F401
 from tests.support.eventually import until
@@ -89,3 +93,56 @@ async def test_the_spool_resends_by_bytes_and_passes_over_what_fits_nowhere(tmp_
         resending.cancel()
     assert ingest.records == [*large, b"after"]
     assert max(ingest.sizes) <= PART_BYTES
+
+
+def large(conversion_id: str) -> conversion_pb2.Conversion:
+    conversion = purchase(conversion_id)
+    conversion.record.user_agent = "x" * 500_000
+    return conversion
+
+
+async def test_a_call_is_stored_in_parts_whatever_the_number_of_its_configurations(
+    service: Running,  # noqa: F811
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call of 8 MB for 20 configurations would be 160 MB."""
+    sizes = []
+    enqueue = DeliveryStore.enqueue
+
+    async def measured(self: DeliveryStore, handed: Sequence[Handed]) -> Any:
+        sizes.append(sum(len(one.delivery.conversion) for one in handed))
+        return await enqueue(self, handed)
+
+    monkeypatch.setattr(DeliveryStore, "enqueue", measured)
+    for number in range(20):
+        await service.configure(template=template(endpoint), configuration_id=f"c{number:02}")
+    assert await service.enqueue(*(large(f"c{number}") for number in range(16))) == 320
+    assert max(sizes) <= PART_BYTES
+    assert sum(sizes) > 19 * PART_BYTES
+    assert len(await until_ended(service, 320)) == 320
+
+
+async def test_deliveries_are_leased_by_bytes(
+    service: Running,  # noqa: F811
+    endpoint: Endpoint,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand at once of a megabyte each would fill the memory; all are sent all the same."""
+    under_way: list[int] = []
+    lease = Queue.lease
+
+    async def measured(self: Queue, wanted: Sequence[LeaseRequest], **options: Any) -> list[Leased]:
+        leased = await lease(self, wanted, **options)
+        under_way.append(sum(len(one.conversion) for one in leased))
+        assert under_way[-1] <= options["max_bytes"] + 600_000
+        assert options["max_bytes"] <= PART_BYTES
+        return leased
+
+    monkeypatch.setattr(Queue, "lease", measured)
+    await service.configure(template=template(endpoint))
+    await service.enqueue(*(large(f"a{number}") for number in range(30)))
+    await service.enqueue(*(large(f"b{number}") for number in range(30)))
+    ended = await until_ended(service, 60)
+    assert {one.state for one in ended} == {delivery_pb2.Delivery.STATE_DELIVERED}
+    assert len(endpoint.received) == 60

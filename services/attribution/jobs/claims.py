@@ -20,6 +20,7 @@ from libs.db import Connection, Pool
 from libs.domain.event_names import INSTALL
 from libs.domain.snapshots import Follower
 from libs.messages import short_name
+from libs.parts import first_part, in_parts
 from libs.time import now_us, to_duration, to_timestamp
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import record_pb2
@@ -37,7 +38,7 @@ from services.attribution.live.pending_aside import set_pending_aside
 from services.attribution.live.quarantine import REFUSING, in_halves, is_circumstance
 from services.attribution.pace import Pace
 from services.attribution.storage import pending
-from services.attribution.storage.pending import Key, PendingRow, Unanswered
+from services.attribution.storage.pending import Key, PendingRow, Unanswered, Waiting
 from services.attribution.wire.conversions import claim_trackers
 from services.attribution.wire.records import event_name_of
 from services.attribution.wire.rulebook import Rulebook
@@ -106,6 +107,7 @@ class Claims:
         """Asks and decides for as long as the lanes are owned. Raises LanesLostError."""
         mark = await pending.mark(self._pool, lanes.lanes)
         requests, calls = self._no_requests(), set[asyncio.Task[None]]()
+        is_new = True
         looked = -self._config.look_interval_s
         try:
             while True:
@@ -122,6 +124,9 @@ class Claims:
                     calls.remove(call)
                     call.result()
                 may_decide = mark.is_reached(lanes.heads, self._settings.current.revision)
+                if may_decide and is_new:
+                    await self._decide_left(lanes)
+                    is_new = False
                 if may_decide and requests.are_finished:
                     await self._settle(lanes, requests)
                     continue
@@ -257,28 +262,43 @@ class Claims:
                 _answers.labels(_STATES[answer.state], short_name(_REASON, answer.reason)).inc()
 
     async def _store_and_decide(self, lanes: OwnedLanes, some: Sequence[ClaimRequest]) -> None:
-        """Stores answers, and decides what is in turn, in one transaction."""
+        """Stores answers, and decides what is in turn, in one transaction; of very much the rest in others."""
         with self._pace.live():
             async with lanes.fenced() as connection:
-                due = await pending.take(connection, await _find_due(connection, some))
-                changes = await self._decide(connection, lanes, due)
+                due = await _find_due(connection, some)
+                first = first_part(due[: self._config.max_per_call], lambda row: row.size)
+                taken = await pending.take(connection, first)
+                changes = await self._decide(connection, lanes, taken)
                 await lanes.append(connection, changes, lanes={request.lane for request in some})
-        self._measure(due, {row.key for row in changes.pending})
+        self._measure(taken, {row.key for row in changes.pending})
+        await self._decide_parts(lanes, due[len(first) :])
 
     async def _decide_apart(self, lanes: OwnedLanes, request: ClaimRequest) -> None:
         """Stores one answer, and decides what is in turn then, each by itself if need be."""
         async with lanes.fenced() as connection:
             due = await _find_due(connection, [request])
             await lanes.append(connection, lanes=[request.lane])
+        await self._decide_parts(lanes, due)
 
-        async def decide(part: range) -> None:
+    async def _decide_left(self, lanes: OwnedLanes) -> None:
+        """Decides what is in turn already: a worker that stored the answers has died before it came to that."""
+        left = await pending.devices(self._pool, lanes.lanes)
+        async with self._pool.acquire() as connection:
+            due = in_turn(await pending.of_devices(connection, left))
+        await self._decide_parts(lanes, sorted(due, key=lambda row: row.place))
+
+    async def _decide_parts(self, lanes: OwnedLanes, due: Sequence[Waiting]) -> None:
+        """Decides conversions in their order, so many at a time that they fit; what cannot be decided is set aside."""
+        for part in in_parts(due, lambda row: row.size, max_items=self._config.max_per_call):
+            await in_halves(len(part), partial(self._decide_some, lanes, part), partial(set_pending_aside, lanes, part))
+
+    async def _decide_some(self, lanes: OwnedLanes, rows: Sequence[Waiting], some: range) -> None:
+        with self._pace.live():
             async with lanes.fenced() as connection:
-                taken = await pending.take(connection, due[part.start : part.stop])
+                taken = await pending.take(connection, rows[some.start : some.stop])
                 changes = await self._decide(connection, lanes, taken)
-                await lanes.append(connection, changes, lanes=[request.lane])
-            self._measure(taken, {row.key for row in changes.pending})
-
-        await in_halves(len(due), decide, partial(set_pending_aside, lanes, due))
+                await lanes.append(connection, changes, lanes={row.lane for row in rows})
+        self._measure(taken, {row.key for row in changes.pending})
 
     async def _decide(self, connection: Connection, lanes: OwnedLanes, due: Sequence[PendingRow]) -> Changes:
         now_us = self._now_us()
@@ -301,7 +321,7 @@ class Claims:
                 _lag.observe((now_us - row.receive_time_us) / 1e6)
 
 
-async def _find_due(connection: Connection, some: Sequence[ClaimRequest]) -> list[PendingRow]:
+async def _find_due(connection: Connection, some: Sequence[ClaimRequest]) -> list[Waiting]:
     """Stores answers, and returns the conversions that are in turn now, in order of receipt."""
     answers = {request.place: request.claims().SerializeToString() for request in some}
     due = in_turn(await pending.of_devices(connection, await pending.answer(connection, answers)))

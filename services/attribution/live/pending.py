@@ -9,10 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import TypeVar
 
 from reengage.ingest.v1 import log_pb2, record_pb2
-from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.pending import PendingRow, Waiting
 from services.attribution.wire.records import Logged
+
+Row = TypeVar("Row", PendingRow, Waiting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Pending:
         return begun
 
 
-def in_turn(rows: Iterable[PendingRow]) -> list[PendingRow]:
+def in_turn(rows: Iterable[Row]) -> list[Row]:
     """Returns those of the rows, given in order of device and receipt, that can be decided now.
 
     An install that cannot holds back all that its device sent later: they would be decided without it (source, MTR
@@ -66,7 +69,7 @@ def in_turn(rows: Iterable[PendingRow]) -> list[PendingRow]:
     for _, of_device in groupby(rows, key=attrgetter("device_id")):
         is_event_ahead = False
         for row in of_device:
-            if not row.network_ids or (row.claims is not None and not is_event_ahead):
+            if not row.is_asked_about or (row.is_answered and not is_event_ahead):
                 found.append(row)
             elif row.is_install:
                 break

@@ -8,13 +8,16 @@ from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.pending import entry_of
 from services.attribution.live.quarantine import entry_set_aside
 from services.attribution.storage import pending
-from services.attribution.storage.pending import PendingRow
+from services.attribution.storage.pending import PendingRow, Waiting
 
 
-async def set_pending_aside(lanes: OwnedLanes, rows: Sequence[PendingRow], place: int, error: Exception) -> None:
+async def set_pending_aside(
+    lanes: OwnedLanes, rows: Sequence[PendingRow | Waiting], place: int, error: Exception
+) -> None:
     """Has a conversion wait no longer, because it cannot be decided; what networks have said of it is kept."""
-    row = rows[place]
-    aside = entry_set_aside(entry_of(row), quarantine_pb2.QUARANTINE_WORK_DECIDE, error)._replace(claims=row.claims)
     async with lanes.fenced() as connection:
-        taken = await pending.take(connection, [row])
-        await lanes.append(connection, Changes(set_aside=[aside] if taken else ()), lanes=[row.lane])
+        aside = [
+            entry_set_aside(entry_of(row), quarantine_pb2.QUARANTINE_WORK_DECIDE, error)._replace(claims=row.claims)
+            for row in await pending.take(connection, [rows[place]])
+        ]
+        await lanes.append(connection, Changes(set_aside=aside), lanes=[rows[place].lane])

@@ -51,7 +51,37 @@ class PendingRow(NamedTuple):
         return len(self.record)
 
     @property
+    def is_asked_about(self) -> bool:
+        return bool(self.network_ids)
+
+    @property
+    def is_answered(self) -> bool:
+        return self.claims is not None
+
+    @property
     def place(self) -> Place:
+        return self.receive_time_us, self.log_lane, self.position
+
+
+class Waiting(NamedTuple):
+    """A conversion that waits, without its record: a device may have very many."""
+
+    lane: int
+    app_id: str
+    conversion_id: str
+    device_id: uuid.UUID
+    is_install: bool
+    log_lane: int
+    position: int
+    receive_time_us: int
+    size: int
+    """The bytes of its record, and of the claims."""
+    is_asked_about: bool
+    is_answered: bool
+
+    @property
+    def place(self) -> Place:
+        """Returns its place in the order of receipt."""
         return self.receive_time_us, self.log_lane, self.position
 
 
@@ -120,19 +150,20 @@ async def insert(connection: Connection, rows: Collection[PendingRow]) -> None:
     )
 
 
-async def take(connection: Connection, rows: Collection[PendingRow]) -> list[PendingRow]:
+async def take(connection: Connection, rows: Collection[PendingRow | Waiting]) -> list[PendingRow]:
     """Has these wait no longer; returns those that still did, in the order given."""
     taken = await connection.fetch(
         """
         DELETE FROM pending_conversions AS pending
         USING unnest($1::smallint[], $2::text[], $3::text[]) AS row (lane, app_id, conversion_id)
         WHERE pending.lane = row.lane AND pending.conversion_id = row.conversion_id AND pending.app_id = row.app_id
-        RETURNING pending.app_id, pending.conversion_id
+        RETURNING pending.lane, pending.app_id, pending.conversion_id, device_id, is_install, log_lane, position,
+            receive_time_us, settings_revision, record, network_ids, deadline_us, claims
         """,
         *columns(((row.lane, row.app_id, row.conversion_id) for row in rows), 3),
     )
-    keys = {(row["app_id"], row["conversion_id"]) for row in taken}
-    return [row for row in rows if row.key in keys]
+    found = {row.key: row for row in (PendingRow(*row) for row in taken)}
+    return [found[key] for row in rows if (key := (row.app_id, row.conversion_id)) in found]
 
 
 async def move(connection: Connection, merged: Mapping[tuple[int, uuid.UUID], uuid.UUID]) -> None:
@@ -188,21 +219,34 @@ async def answer(connection: Connection, answers: Mapping[tuple[int, str, str], 
     return {(row["lane"], row["device_id"]) for row in rows}
 
 
-async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[PendingRow]:
-    """Returns all that waits of the devices (lane, device id), in order of device and receipt."""
+async def of_devices(connection: Connection, devices: Collection[tuple[int, uuid.UUID]]) -> list[Waiting]:
+    """Returns all that waits of the devices (lane, device id), in order of device and receipt, without the records."""
     if not devices:
         return []
     rows = await connection.fetch(
         """
         SELECT lane, app_id, conversion_id, device_id, is_install, log_lane, position, receive_time_us,
-            settings_revision, record, network_ids, deadline_us, claims
+            octet_length(record) + coalesce(octet_length(claims), 0) AS size,
+            cardinality(network_ids) > 0 AS is_asked_about, claims IS NOT NULL AS is_answered
         FROM unnest($1::smallint[], $2::uuid[]) AS asked (lane, device_id)
         JOIN pending_conversions USING (lane, device_id)
         ORDER BY device_id, receive_time_us, log_lane, position
         """,
         *columns(devices, 2),
     )
-    return [PendingRow(*row) for row in rows]
+    return [Waiting(*row) for row in rows]
+
+
+async def devices(pool: Pool, lanes: Collection[int]) -> list[tuple[int, uuid.UUID]]:
+    """Returns the devices (lane, device id) of which something waits; without those that are not known yet (A3)."""
+    rows = await pool.fetch(
+        """
+        SELECT DISTINCT lane, device_id FROM pending_conversions WHERE lane = ANY($1) AND device_id <> $2
+        """,
+        list(lanes),
+        NO_DEVICE,
+    )
+    return [(row["lane"], row["device_id"]) for row in rows]
 
 
 async def unanswered(pool: Pool, lanes: Collection[int], limit: int) -> list[Unanswered]:

@@ -4,17 +4,18 @@ from collections.abc import Collection, Sequence
 from uuid import UUID, uuid4
 
 from libs.db import Connection, Pool, columns, transactions
+from libs.parts import PART_BYTES
 from services.postback.model import Leased, LeaseRequest, Settled
 from services.postback.storage.configurations import next_revision
 
 _LEASE_FIRST_TRIES = """
-    WITH picked AS (
+    WITH found AS (
         SELECT due.*
         FROM unnest($1::text[], $2::int[], $3::bigint[]) AS wanted (configuration_id, room, length_us)
         CROSS JOIN LATERAL (
             SELECT
                 delivery_id, configuration_id, conversion_us, retention_days, redelivery_count, attempt_count, lease_id,
-                leased_us, due_us, wanted.length_us
+                leased_us, due_us, wanted.length_us, octet_length(conversion) AS bytes
             FROM deliveries
             -- As the partial index says; one configuration's backlog is not read for another.
             WHERE configuration_id = wanted.configuration_id AND state = 1 AND attempt_count = 0 -- PENDING
@@ -26,6 +27,10 @@ _LEASE_FIRST_TRIES = """
             FOR UPDATE SKIP LOCKED
         ) AS due
         LIMIT $4
+    ), picked AS (
+        SELECT *
+        FROM (SELECT *, sum(bytes) OVER (ORDER BY due_us, delivery_id) - bytes AS bytes_before FROM found) AS summed
+        WHERE bytes_before < $7
     ), interrupted AS (
         -- A lease that ended without a word.
         INSERT INTO attempts (
@@ -62,10 +67,17 @@ class Queue:
         self._pool = pool
 
     async def lease(
-        self, wanted: Sequence[LeaseRequest], *, limit: int, retries: bool, under_way: Collection[UUID] = ()
+        self,
+        wanted: Sequence[LeaseRequest],
+        *,
+        limit: int,
+        retries: bool,
+        max_bytes: int = PART_BYTES,
+        under_way: Collection[UUID] = (),
     ) -> list[Leased]:
         """Leases up to `limit` deliveries that are due, first tries or retries, oldest first in a configuration.
 
+        No more once their conversions have `max_bytes`.
         `under_way` are the leases that the caller has attempts under: what has one of them is not due.
         An attempt whose lease ended without a word is noted as INTERRUPTED.
         """
@@ -78,6 +90,7 @@ class Queue:
             limit,
             lease_id,
             list(under_way),
+            max_bytes,
         )
         return [
             Leased(
