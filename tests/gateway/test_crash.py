@@ -217,6 +217,47 @@ async def test_a_full_spool_is_never_silent(world: World, tmp_path: Path, max_by
     assert (tmp_path / "gateway.log").read_text().count(f'"because": "{because}"') >= 1
 
 
+async def test_a_gateway_killed_with_a_full_spool_loses_and_doubles_nothing(world: World, tmp_path: Path) -> None:
+    """Ingest is frozen: so the gateway is killed in the middle of resending, and ingest takes that batch afterwards."""
+    device, ingest = world.new_id(), world.backend.ingest
+    settings = {"spool_max_bytes": "60000", "click_patience_s": "0.05"}
+    gateway, kept = world.backend.gateway(tmp_path, **settings), list[str]()
+    path = f"/c/plain?adid={device}&cp_filler={'x' * 1_000}"
+
+    async def is_kept() -> bool:
+        response = await world.ask("GET", path, at=gateway)
+        assert response.status == 302
+        if response.headers.get("x-engagement") == "lost":
+            return False
+        kept.append(response.headers["location"].rpartition("ko_click_id=")[2])
+        return True
+
+    await gateway.start()
+    ingest.send(signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            while await is_kept():
+                assert len(kept) < 200
+            more = [asyncio.ensure_future(is_kept()) for _ in range(20)]
+            await asyncio.wait(more, return_when=asyncio.FIRST_COMPLETED)
+            assert await gateway.stop(signal.SIGKILL) == -signal.SIGKILL
+            await asyncio.gather(*more, return_exceptions=True)
+            await gateway.start()
+        assert await spooled_bytes(world, gateway) > 50_000
+        ingest.send(signal.SIGCONT)
+        await gateway.stop(signal.SIGKILL)  # in the middle of resending, this time with an ingest that answers
+    finally:
+        ingest.send(signal.SIGCONT)
+    async with running(gateway):
+        await eventually(lambda: _empty(world, gateway))
+        assert await eventually(is_kept), "it keeps clicks again"
+        await eventually(lambda: _empty(world, gateway))
+    counts = Counter(record.record_id for record in await world.log_of(device))
+    assert len(kept) > 30
+    assert set(kept) <= counts.keys()
+    assert set(counts.values()) == {1}
+
+
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [

@@ -110,7 +110,7 @@ class IngestServiceServicer:
         A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
         on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-        Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
+        Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class IngestServiceStub:
     A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
     on.
     Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-    Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
+    Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_log_pb2.ReadLogRequest, _log_pb2.ReadLogResponse]
     """ReadLog streams the log from given positions, and follows it until the caller goes away. Within a lane, entries
@@ -120,7 +120,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
         on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-        Errors: as RecordBatch, except `OVERLOADED`. An error ends the stream.
+        Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
         """
 
     @_abc_1.abstractmethod
