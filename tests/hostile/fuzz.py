@@ -60,7 +60,7 @@ TOLD = frozenset(
 
 @dataclass(slots=True, kw_only=True)
 class Found:
-    """What a fuzz found; without problems it passes."""
+    """The findings of a fuzz; without problems it passes."""
 
     seed: int
     records: int = 0
