@@ -143,6 +143,8 @@ class Endpoint:
                 return web.Response(status=chosen.choice((400, 404, 500)))
             case 1:
                 await asyncio.sleep(3)
+            case _:
+                pass
         body = chosen.choice(ANSWERS_OF_X)
         return web.Response(text=body, content_type="application/json")
 

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import orjson
 from oauthlib.oauth1 import Client
 
-from libs.time import is_plausible
 from reengage.postback.v1 import claim_pb2, conversion_pb2
 from services.postback.adapters.adapter import (
     Address,
@@ -302,7 +301,8 @@ def _claim(data: Mapping[str, Any], attribution: Mapping[str, Any]) -> claim_pb2
         granular_data_forbidden=any(place.get(_GRANULAR) is False for place in (data, attribution, promoted)),
     )
     moment = datetime.fromisoformat(attribution["engagement_time"])
-    claim.engagement_time.FromDatetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    if not is_plausible(claim.engagement_time):
+    moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if not 1970 <= moment.year < 3000:
         raise ValueError("a time at which nobody engaged")
+    claim.engagement_time.FromDatetime(moment)
     return claim
