@@ -41,12 +41,11 @@ def _content(record: record_pb2.Record, kind: str) -> bytes:
     # Maps have no order of their own: without one, repeats would differ in their digests.
     content: bytes = happened.SerializeToString(deterministic=True)
     if kind == "event" and _MAY_END_IN_ZEROS.search(content) is not None:
-        data = record.event.event_data
-        same = record_pb2.Event(event_data={name: _without_zeros(data[name]) for name in data})
-        rest = record_pb2.Event()
-        rest.CopyFrom(record.event)
-        rest.ClearField("event_data")
-        content = rest.SerializeToString() + same.SerializeToString(deterministic=True)
+        same = record_pb2.Event()
+        same.CopyFrom(record.event)
+        for name, value in record.event.event_data.items():
+            same.event_data[name] = _without_zeros(value)
+        content = same.SerializeToString(deterministic=True)
     return content
 
 

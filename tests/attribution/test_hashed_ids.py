@@ -75,7 +75,7 @@ async def test_an_identity_link_says_how_its_id_is_hashed(world: World) -> None:
         "device_hash_method": {"adid": "SHA-256"},
         "data": {"email": "a@example.com"},
     }
-    linked = translate(body, {APP: App(app_id=APP, platform=Platform.ANDROID)}.get)
+    linked = translate(body, {APP: App(app_id=APP, platform=Platform.ANDROID)}.get).record
     linked.record_id = "l1"
     async with world.worker():
         await world.send(install(0, device(1), record_id="i1"))

@@ -270,8 +270,9 @@ async def test_warnings_are_counted_and_listed_newest_first(ingest: Ingest) -> N
         await ingest.send(event(record_id=f"w-{number}", ip_address="x", warnings=[given]))
     await ingest.send(event(record_id="w-0", ip_address="x"), event(record_id="fine"))
 
-    async def listed() -> list[warned_record_pb2.WarnedRecord] | None:
-        found, token = [], ""
+    async def listed() -> list[warned_record_pb2.WarnedRecord]:
+        found: list[warned_record_pb2.WarnedRecord] = []
+        token = ""
         while token or not found:
             request = warned_record_pb2.ListWarningsRequest(app_id=APP, page_size=2, page_token=token)
             page = await ingest.stub.ListWarnings(request)
@@ -279,7 +280,7 @@ async def test_warnings_are_counted_and_listed_newest_first(ingest: Ingest) -> N
             token = page.next_page_token
             if not page.warned:
                 break
-        return found if len(found) == 5 else None
+        return found if len(found) == 5 else []
 
     warned = await eventually(listed)
     assert [each.record_id for each in warned] == [f"w-{number}" for number in range(4, -1, -1)]

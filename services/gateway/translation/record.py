@@ -17,6 +17,7 @@ from services.gateway.translation.privacy import (
     take_transparency,
 )
 from services.gateway.translation.sizes import shorten
+from services.gateway.translation.violations import in_senders_words
 
 
 class Translated(NamedTuple):
@@ -63,7 +64,9 @@ def translate(
         reason = "REQUIRED" if action in ABSENT else "UNKNOWN_ACTION"
         warnings.add("action", reason, f"must be one of {_ACTION_NAMES}")
     if record.ByteSize() > MAX_RECORD_BYTES:
-        shorten(record, warnings)
+        cut = Violations()
+        shorten(record, cut)
+        warnings.extend(in_senders_words(root, cut.found))
     if not warnings.found:
         return Translated(record, ())
     told = first_of(warnings.found, warnings.count, MAX_WARNINGS)

@@ -47,6 +47,8 @@ def _senders_path(body: Body, field: str) -> str:
     if keys is None:
         return field
     key = next((key for key in keys if body.get(key) is not None), keys[0])
+    if key == "action":
+        return key
     if key == "data":
         return f"data.{rest.partition('.')[2]}".rstrip(".")
     if known == "device_ids" and inside == "kochava_device_id":

@@ -121,7 +121,7 @@ def sent_by_link(value: str) -> record_pb2.Record:
 
 def sent_by_json(value: str) -> record_pb2.Record:
     data = {"event_name": "Purchase", "device_ids": {"custom": "me", "adid": value}, "origination_ip": "203.0.113.7"}
-    return translate({"action": "event", "kochava_app_id": "shop", "data": data}, lambda _: None)
+    return translate({"action": "event", "kochava_app_id": "shop", "data": data}, lambda _: None).record
 
 
 def sent_by_grpc(value: str) -> record_pb2.Record:
