@@ -127,8 +127,8 @@ class Player:
         body = line["text"] if "text" in line else json.dumps(line["body"])
         async with self._session.post(self._gateway_url + line["post"], data=body.encode()) as answer:
             answered = await answer.json()
-        results = answered if isinstance(answered, list) else [answered]
-        self.answers.spoken["HTTP array" if isinstance(answered, list) else "HTTP JSON"] += len(results)
+        results = answered.get("results", [answered])
+        self.answers.spoken["HTTP array" if "results" in answered else "HTTP JSON"] += len(results)
         for result in results:
             if result["success"]:
                 self.answers.taken += 1

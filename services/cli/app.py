@@ -16,6 +16,7 @@ PANELS = {
         "accounts", "apps", "events", "networks", "network-settings", "san-accounts", "agencies", "campaigns",
         "segments", "trackers", "traffic-rules", "keys", "apply",
     ),
+    "Records": ("records",),
     "Decisions": (
         "explain", "watch", "what-if", "reattribute", "reattributions", "shared-ids", "forget", "erasures",
         "quarantine",

@@ -62,6 +62,17 @@ def with_attribution(target: str, work: Callable[[Any], Awaitable[T]]) -> T:
     return run(main())
 
 
+def with_ingest(target: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Returns what `work` makes of ingest's stub; a call that fails ends the command."""
+    from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
+
+    async def main() -> T:
+        async with connected("ingest", target) as channel:
+            return await work(IngestServiceStub(channel))
+
+    return run(main())
+
+
 def address_of(service: str) -> str:
     """Returns where a service is: REENGAGE_<SERVICE>_TARGET, else as `make run` has it here, else its default port."""
     if given := os.environ.get(f"REENGAGE_{service.upper()}_TARGET"):

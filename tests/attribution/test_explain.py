@@ -424,7 +424,7 @@ async def test_what_is_not_decided_tells_what_it_is(world: World) -> None:
 
 
 async def test_a_refused_record_tells_every_violation(world: World) -> None:
-    wrong = event(0, device(1), "_install", record_id="r1", ip_address="")
+    wrong = event(0, {}, "_install", record_id="r1", ip_address="")
     for _ in range(3):
         await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[wrong]))
     async with asyncio.timeout(10):  # they are written by and by
@@ -434,8 +434,9 @@ async def test_a_refused_record_tells_every_violation(world: World) -> None:
     assert answer.state == Explanation.STATE_REFUSED
     assert [violation.reason for violation in answer.violations] == ["REQUIRED", "RESERVED_NAME"]
     assert timeless(answer.summary) == (
-        "It was refused at T and not stored: ip_address: must be the device's IP address; event.event_name: names "
-        "beginning with _install are reserved. It had been refused 2 times before."
+        "It was refused at T and not stored: device_ids: must hold a usable device id, or there must be an address; "
+        "event.event_name: kept as data_…: names that begin with _install are reserved. It had been refused 2 times "
+        "before."
     )
     assert len(answer.sentences) == 2
     async with world.worker():

@@ -114,7 +114,7 @@ async def others_come(world: World) -> None:
     # What comes by a hash (A3), so that hashes are indexed before the person comes.
     by_hash = {"adid_md5": hashlib.md5(b"other", usedforsecurity=False).hexdigest(), "custom_sha256": "c" * 64}
     await world.send(event(5 * HOUR, by_hash, record_id="o-h"))
-    await refuse(world, event(0, device(101), "_install", record_id="o-refused"))
+    await refuse(world, event(0, device(101), "", record_id="o-refused"))
     await world.decided("o-e-101", "o-e-102", "o-l-101", "o-l-102", "o-h")
     while await world.pool.fetchval("SELECT count(DISTINCT engagement_id) FROM engagements") < 8:
         await asyncio.sleep(0.01)
@@ -151,7 +151,7 @@ async def the_person_comes(world: World) -> list[str]:
     await world.send(event(2 * HOUR, ADID, record_id="p-e1"))
     opened = record_pb2.DeepLinkOpen(uri="https://shop.example/sale", tracker_id=RE_TRACKER)
     await world.send(record(3 * HOUR, ADID, deep_link_open=opened, record_id="p-o1"))
-    await refuse(world, event(0, ADID, "_install", record_id="p-refused"))
+    await refuse(world, event(0, ADID, "", record_id="p-refused"))
     decided = ["p-l0", "p-i1", "p-s1", "p-l1", "p-v1", "p-v2", "p-v3", "p-v4", "p-e1", "p-o1"]
     await world.decided(*decided)
     await world.received.trigger(("Order", "acme"))

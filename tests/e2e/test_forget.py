@@ -67,7 +67,7 @@ class Person:
             self.record("m", impression=record_pb2.Impression(tracker_id=CLICKED)),
             self.record("i", install=record_pb2.Install()),
             self.record("l", identity_link=record_pb2.IdentityLink(identities={"email": f"{self.name}@example.com"})),
-            self.record("bad", event=record_pb2.Event(event_name="_install")),
+            self.record("bad", event=record_pb2.Event(event_name="")),
         )
         await self.click_link()
         await self.send(self.purchase("e1"))

@@ -532,7 +532,8 @@ async def test_what_the_gateway_refuses_is_counted(world: World) -> None:
     after = await refused_records(world)
     counted = {key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)}
     assert counted == {
-        ("INVALID_RECORD", "400"): 1, ("INVALID_JSON", "400"): 1, ("BATCH_TOO_LARGE", "400"): 1_001, ("RATE_LIMITED", "429"): 50,
+        ("INVALID_RECORD", "400"): 1, ("INVALID_JSON", "400"): 1,
+        ("BATCH_TOO_LARGE", "400"): 1_001, ("RATE_LIMITED", "429"): 50,
     }  # fmt: skip
 
 

@@ -464,7 +464,7 @@ def priced(price: str, sum_: str) -> record_pb2.Event:
         {},
         {"ip_address": "192.0.2.8", "user_agent": "other", "app_version": "2"},
         {"device_ids": {name: value.upper() for name, value in reversed(IDS.items())}},
-        {"device_ids": {**IDS, "rida": "{rida}"}},
+        {"device_ids": {**IDS, "faid": "{faid}"}},
         {"settings_revision": 6},
         {"event": priced("9.990", "10.00")},
         {"event": priced("9.9900", "10.")},
