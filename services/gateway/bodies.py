@@ -1,16 +1,21 @@
 """Bodies of requests: unpacked and parsed."""
 
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import brotli
 import msgspec
-from backports import zstd
 
 from services.gateway.errors import Refused
 from services.gateway.requests import Request
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MAX_BODY_BYTES = 2 * 1024 * 1024 - 1
 _MAX_DEPTH = 16

@@ -48,7 +48,7 @@ _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
 
 
 class Findings(NamedTuple):
-    """What is wrong with a record, each at most 32: `refusals`, if it cannot be kept, else `warnings`."""
+    """The wrong fields of a record, at most 32 each: `refusals`, if it cannot be kept, else `warnings`."""
 
     refusals: tuple[Violation, ...]
     """All that is wrong with it: what refuses it, and what alone would have cost a field."""
@@ -97,8 +97,7 @@ def check(
 
 
 class _Found:
-    """What was found so far. Of its methods those that begin with `fit` put a field right: that of a message (`part`)
-    at the path `field`."""
+    """The findings so far. Methods that begin with `fit` put a field right: that of a message (`part`) at a path."""
 
     __slots__ = ("_refusals", "_warnings", "is_changed", "is_plain", "settings")
 
@@ -335,7 +334,7 @@ def _check_event(record: record_pb2.Record, found: _Found) -> None:
     if not event_name:
         found.refuse("event.event_name", "REQUIRED", "must be set")
     elif is_reserved(event_name):
-        found.warn("event.event_name", "RESERVED_NAME", f"kept as data_…: names that begin with {INSTALL} are reserved")
+        found.warn("event.event_name", "RESERVED_NAME", f"kept as data_…: names beginning with {INSTALL} are reserved")
         event.event_name = event_name = f"data_{event_name}"
     for name in event.event_data:
         if name in RESERVED_EVENT_DATA:

@@ -435,7 +435,7 @@ async def test_a_refused_record_tells_every_violation(world: World) -> None:
     assert [violation.reason for violation in answer.violations] == ["REQUIRED", "RESERVED_NAME"]
     assert timeless(answer.summary) == (
         "It was refused at T and not stored: device_ids: must hold a usable device id, or there must be an address; "
-        "event.event_name: kept as data_…: names that begin with _install are reserved. It had been refused 2 times "
+        "event.event_name: kept as data_…: names beginning with _install are reserved. It had been refused 2 times "
         "before."
     )
     assert len(answer.sentences) == 2

@@ -5,6 +5,7 @@ Each goes through the real gateway and the real ingest.
 
 import gzip
 import json
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from typing import Any
 
 import brotli
 import pytest
-from backports import zstd
 from google.protobuf import json_format
 
 from tests.gateway.conftest import World
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -112,8 +112,12 @@ async def test_repeats_with_an_id(ingest: Ingest) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [event("Other", record_id="r"), click(record_id="r"), record(session=record_pb2.Session(state=1), record_id="r")],  # type: ignore[arg-type]
-    ids=["event", "kind", "session"],
+    [
+        event("Other", record_id="r"),
+        click(record_id="r"),
+        record(session=record_pb2.Session(state=record_pb2.Session.STATE_START), record_id="r"),
+    ],
+    ids=["event", "click", "session"],
 )
 @pytest.mark.parametrize("together", [True, False], ids=["in one call", "in two"])
 async def test_an_id_is_not_used_twice(ingest: Ingest, other: record_pb2.Record, *, together: bool) -> None:

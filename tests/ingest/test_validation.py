@@ -174,7 +174,8 @@ BAD: dict[str, tuple[record_pb2.Record, set[tuple[str, str]]]] = {
 
 
 def with_ad(**fields: object) -> record_pb2.Record:
-    return record(click=record_pb2.Click(tracker_id=TRACKER, ad=record_pb2.AdDetails(**fields)))  # type: ignore[arg-type]
+    ad = record_pb2.AdDetails(**fields)  # type: ignore[arg-type]
+    return record(click=record_pb2.Click(tracker_id=TRACKER, ad=ad))
 
 
 def with_pairs(pairs: dict[str, str], **fields: object) -> record_pb2.Record:

@@ -441,8 +441,8 @@ def broken_records(story: Story) -> None:
     story.refused_record({"event": {"event_name": ""}}, "REQUIRED")
     story.refused_record({"install": {}}, "EVENT_TIME_TOO_OLD", ago=40 * DAY)
     story.refused_record({"session": {}}, "REQUIRED", "UNKNOWN_APP", app_id="no-such-app")
-    nobody = {"device_ids": {"adid": "{adid}", "serial": "C02"}, "ip_address": ""}
-    story.refused_record({"install": {}}, "UNKNOWN_DEVICE_ID", "REQUIRED", **nobody)
+    nobody = {"adid": "{adid}", "serial": "C02"}
+    story.refused_record({"install": {}}, "UNKNOWN_DEVICE_ID", "REQUIRED", device_ids=nobody, ip_address="")
 
 
 def _broken() -> Iterator[tuple[str, Callable[[Json], object], tuple[str, ...]]]:

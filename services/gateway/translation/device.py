@@ -19,7 +19,7 @@ _SDK_KEYS = ("sdk_version", "sdk_protocol", "nt_id")
 
 
 class Peer(NamedTuple):
-    """Whoever sent a request: its address, and the user agent that it names."""
+    """The other end of a request: its address, and the user agent that it names."""
 
     ip_address: str
     user_agent: str

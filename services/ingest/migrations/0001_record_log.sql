@@ -28,7 +28,7 @@ COMMENT ON TABLE log IS 'Every accepted record, in ordered lanes. Distribution c
 CREATE TABLE dedupe (
     key bytea PRIMARY KEY CHECK (octet_length(key) = 16),
     first_time_us bigint NOT NULL, -- when the record was accepted first; its second is a part of the id made for it
-    meaning integer -- a number for kind and event name, if the sender gave an id; else 0, NULL if he gave no time either
+    meaning integer -- for kind and event name, if the sender gave an id; else 0, NULL if he gave no time either
 );
 
 COMMENT ON TABLE dedupe IS
