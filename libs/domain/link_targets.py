@@ -10,9 +10,13 @@ import re
 from urllib.parse import unquote, urlsplit
 
 WEB = ("https", "http")
+INTENT, MARKET = "intent", "market"
+MARKET_ON_THE_WEB = "https://play.google.com/store/apps/"
+"""The address of the Play Store on the web: `market://details?id=…` goes on behind it."""
 SCRIPTS = frozenset({"javascript", "vbscript", "data", "blob", "file", "about"})
 """Schemes of URLs that lead nowhere, but run or show what stands in them."""
 
+_PLAY_STORE = re.compile(r"(?:https?://play\.google\.com/store/apps/|market://)details\?", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _MACRO = re.compile(r"\{[^{}]*\}")
 _EXTRA_WITH_MACRO = re.compile(r"[SBbcdfils]\.([^={]+)=.*", re.DOTALL)
@@ -51,6 +55,24 @@ def scheme_of(url: str) -> str:
         raise _chooses("package, scheme or host")  # android-app://package/scheme/host/path
     _check_intent(url.partition("#")[2])
     return scheme
+
+
+def opened_scheme(url: str) -> str:
+    """Returns the scheme that an app registered to be opened by this URL, in lower case.
+
+    That is its own, or what an `intent:` URL tells. Raises LinkError as `scheme_of`.
+    """
+    scheme = scheme_of(url)
+    if scheme != INTENT:
+        return scheme
+    parts = url.partition("#")[2].split(";")
+    told = next((part[len("scheme=") :] for part in parts if part.startswith("scheme=")), "")
+    return told.lower() if parts[0] == "Intent" and _SCHEME.fullmatch(told) else scheme
+
+
+def is_play_store(url: str) -> bool:
+    """Returns whether a URL is of an app in the Play Store, which takes a `referrer`."""
+    return _PLAY_STORE.match(url) is not None
 
 
 def _check_authority(url: str, written: str) -> None:

@@ -11,8 +11,10 @@ from libs.channels import open_channel
 from libs.domain.snapshots import follow_tracker
 from libs.server import Service, run
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.gateway.addresses import ClientAddresses
 from services.gateway.app import Gateway, Operators
+from services.gateway.association import AssociationRoutes
 from services.gateway.attribution_route import AttributionRoute
 from services.gateway.batches import Batches
 from services.gateway.connections import Limits
@@ -106,14 +108,21 @@ async def wire(config: Config) -> AsyncIterator[Service]:
 
         rates = Rates(time.monotonic)
         attribution = AttributionRoute(
-            settings=settings, attribution=AttributionServiceStub(to_attribution), rates=rates
+            settings=settings,
+            attribution=AttributionServiceStub(to_attribution),
+            ingest=IngestServiceStub(to_ingest),
+            rates=rates,
         )
         record_routes = RecordRoutes(
             settings=settings, records=records, rates=rates, attribution=attribution, addresses=addresses
         )
         link_routes = LinkRoutes(settings=settings, engagements=engagements, addresses=addresses)
         host = config.listen.rpartition(":")[0]
-        gateway = Gateway({**record_routes.routes, **link_routes.routes, **attribution.routes}, settings=settings)
+        associations = AssociationRoutes(settings)
+        gateway = Gateway(
+            {**record_routes.routes, **link_routes.routes, **attribution.routes, **associations.routes},
+            settings=settings,
+        )
         # Requests leave no cycles behind; looking for some all the time costs a tenth of the throughput.
         gc.set_threshold(100_000, 50, 100)
         yield Service(

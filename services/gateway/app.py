@@ -11,11 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_late
 from libs.errors import ServiceError, Unavailable
 from libs.worker import stuck_workers
 from services.gateway.errors import Refused
-from services.gateway.link_routes import SHORT_CLICK
-from services.gateway.requests import JSON, Request, Response, Route, json_response
+from services.gateway.link_routes import SHORT_CLICK, as_link
+from services.gateway.requests import JSON, MAX_QUERY_BYTES, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 
-MAX_QUERY_BYTES = 16 * 1024
 _WELCOME = {
     "service": "reengage gateway",
     "send": {
@@ -86,13 +85,15 @@ class Gateway:
         route = self._routes.get(path)
         if route is None and path.startswith(SHORT_CLICK):
             path, route = SHORT_CLICK, self._routes.get(SHORT_CLICK)
+        elif route is None and (link := as_link(request)) is not None:
+            path, route = link, self._routes.get(link)
         if route is None:
             refused = Refused(404, "NOT_FOUND", "there is nothing here; GET / says what there is")
             return "other", refused.response()
         try:
             if self._room < 0:
                 raise Refused(503, "OVERLOADED", "too many requests at once", retry_after_s=1)  # noqa: TRY301
-            if len(request.query) > MAX_QUERY_BYTES:
+            if len(request.query) > MAX_QUERY_BYTES and not route.is_link:
                 raise Refused(414, "QUERY_TOO_LONG", f"a query must be at most {MAX_QUERY_BYTES} bytes")  # noqa: TRY301
             return path, await _ask(route, request)
         except Refused as refused:

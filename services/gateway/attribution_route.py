@@ -9,9 +9,12 @@ from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import InvalidArgument, Unavailable, Violation, from_rpc_error
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
+from reengage.ingest.v1 import record_lookup_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.gateway.errors import Refused, unknown_app
 from services.gateway.links import parse_query
 from services.gateway.rates import Rates
+from services.gateway.redirect import deferred_deep_link
 from services.gateway.requests import Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 
@@ -28,9 +31,14 @@ class AttributionRoute:
     """The route that asks about one device. `settings` returns the newest settings or raises `Unavailable`."""
 
     def __init__(
-        self, *, settings: Callable[[], GatewaySettings], attribution: AttributionServiceStub, rates: Rates
+        self,
+        *,
+        settings: Callable[[], GatewaySettings],
+        attribution: AttributionServiceStub,
+        ingest: IngestServiceStub,
+        rates: Rates,
     ) -> None:
-        self._settings, self._attribution, self._rates = settings, attribution, rates
+        self._settings, self._attribution, self._ingest, self._rates = settings, attribution, ingest, rates
         self.routes = {"/v1/cpi/get_attribution": Route(("GET",), self._get_attribution)}
 
     async def _get_attribution(self, request: Request) -> Response:
@@ -53,7 +61,8 @@ class AttributionRoute:
             raise Refused.for_fields([unknown_app("kochava_app_id")])
         self._rates.take(app)
         found = await self._find(app_id, device_id, request.request_id)
-        return json_response(_describe(device_id, found, settings.names_of))
+        deep_link = await self._find_deep_link(app_id, found.install, settings, request) if found is not None else ""
+        return json_response(_describe(device_id, found, deep_link, settings.names_of))
 
     async def _find(
         self, app_id: str, device_id: str, request_id: str
@@ -71,16 +80,36 @@ class AttributionRoute:
                 "ATTRIBUTION_UNAVAILABLE", "attribution cannot be reached just now", retry_after_s=1.0
             ) from None
 
+    async def _find_deep_link(
+        self, app_id: str, install: device_pb2.Source, settings: GatewaySettings, request: Request
+    ) -> str:
+        """Returns the deep link of the click that won an install; "" if it has none, or no click won."""
+        tracker = settings.tracker(install.tracker_id) if install.engagement_id else None
+        if tracker is None or tracker.deep_link is None:
+            return ""
+        try:
+            found = await self._ingest.LookUpRecord(
+                record_lookup_pb2.LookUpRecordRequest(app_id=app_id, record_id=install.engagement_id),
+                metadata=((REQUEST_ID_HEADER, request.request_id),),
+            )
+        except grpc.aio.AioRpcError as error:
+            if from_rpc_error(error).code is grpc.StatusCode.NOT_FOUND:
+                return ""
+            raise Unavailable("INGEST_UNAVAILABLE", "ingest cannot be reached just now", retry_after_s=1.0) from None
+        return deferred_deep_link(tracker, found.record)
+
 
 def _describe(
     device_id: str,
     found: device_pb2.GetDeviceAttributionResponse | None,
+    deep_link: str,
     names_of: Callable[[str], Mapping[str, str]],
 ) -> dict[str, Any]:
     """Returns the JSON for a device. While `found` is None, it asks the SDK to come again.
 
     `attribution` is false for an organic device. Else it holds the current source, and the install source under the
-    same keys with `install_`. Networks, campaigns and trackers go by their names.
+    same keys with `install_`; its click has the deep link that the device could not open before. Networks, campaigns
+    and trackers go by their names.
     """
     retry_s = _RETRY_S if found is None else _RETRY_NEVER
     attribution: dict[str, Any] | bool = False
@@ -88,7 +117,11 @@ def _describe(
         current = found.current if found.HasField("current") else found.install
         if current.tracker_id or found.install.tracker_id:
             install = _source(found.install, names_of)
+            if deep_link:
+                install["click"]["deep_link"] = deep_link
             attribution = {**_source(current, names_of), **{f"install_{key}": value for key, value in install.items()}}
+            if current.engagement_id == found.install.engagement_id:
+                attribution["click"] = install["click"]
     return {
         "success": 1,
         "action": "get_attribution",

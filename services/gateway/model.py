@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from libs.domain.link_targets import LinkError, scheme_of
+from libs.domain.link_targets import LinkError, opened_scheme, scheme_of
 
 CLICK_ID_KEY = "ko_click_id"
 URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%-._~"
@@ -38,6 +38,8 @@ class Template:
     names: tuple[str, ...] = field(init=False)
     scheme: str = field(init=False)
     """The scheme, in lower case; empty where no click may lead to this URL, as a value would choose what opens."""
+    opens: str = field(init=False)
+    """The scheme by which it opens an app: that which an `intent:` tells, or its own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", quote(self.text, safe=URL_CHARACTERS + "{}"))
@@ -45,18 +47,24 @@ class Template:
         object.__setattr__(self, "literals", tuple(pieces[::2]))
         object.__setattr__(self, "names", tuple(pieces[1::2]))
         try:
-            scheme = scheme_of(self.text)
+            scheme, opens = scheme_of(self.text), opened_scheme(self.text)
         except LinkError:
-            scheme = ""
+            scheme = opens = ""
         object.__setattr__(self, "scheme", scheme)
+        object.__setattr__(self, "opens", opens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """An app, as requests name it."""
+    """An app, as requests name it. `bundle_id` is one as its platform has them, or ""."""
 
     app_id: str
     platform: Platform
+    bundle_id: str = ""
+    fallback_url: str = ""
+    link_domains: frozenset[str] = frozenset()
+    apple_team_id: str = ""
+    certificate_fingerprints: tuple[str, ...] = ()
     url_schemes: frozenset[str] = frozenset()
     records_per_second: int = 0
     currency_code: str = "USD"
@@ -65,7 +73,7 @@ class App:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracker:
-    """A tracker, as a link needs it. Archived ones too: their links lead on."""
+    """A tracker, as a link needs it. Archived ones too: their clicks are kept, and led to the app's fallback URL."""
 
     tracker_id: str
     app: App
@@ -75,3 +83,4 @@ class Tracker:
     deep_link: Template | None = None
     custom_parameters: Mapping[str, str] = field(default_factory=dict)
     validation_key: bytes = field(default=b"", repr=False)
+    live: bool = True

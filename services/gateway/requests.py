@@ -13,15 +13,18 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 Response: TypeAlias = tuple[int, Headers, bytes]
 """Status, headers beside those of the connection (content-length, date), body."""
 
+MAX_QUERY_BYTES = 16 * 1024
+"""The most bytes that are read of a query."""
 JSON: Headers = [(b"content-type", b"application/json")]
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 
 
 class Route(NamedTuple):
-    """The methods that a path takes, and the function that responds."""
+    """The methods that a path takes, and the function that responds. `is_link`: a query of any length is taken."""
 
     methods: tuple[str, ...]
     respond: "Callable[[Request], Awaitable[Response]]"
+    is_link: bool = False
 
 
 class Request:
@@ -55,6 +58,11 @@ class Request:
         if given is not None and len(given) <= 64 and given.isascii() and (text := given.decode()).isprintable():
             ours = text or ours
         self.request_id = ours
+
+    @property
+    def host(self) -> str:
+        """Returns the name of the host that was asked, in lower case, without its port."""
+        return self.header(b"host").lower().partition(":")[0].rstrip(".")
 
     def header(self, name: bytes) -> str:
         """Returns a header's value; empty when it is absent."""

@@ -1,10 +1,18 @@
 """The settings that the gateway needs, each built from tracker's message when it is first asked for."""
 
+import re
+from urllib.parse import quote
+
 from google.protobuf.message import Message
 
 from libs.domain.snapshots import Resources
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
-from services.gateway.model import App, Destination, Platform, Template, Tracker
+from services.gateway.model import URL_CHARACTERS, App, Destination, Platform, Template, Tracker
+
+_BUNDLE_IDS = {
+    Platform.ANDROID: re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)+", re.ASCII),
+    Platform.IOS: re.compile(r"[A-Za-z0-9.-]+"),
+}
 
 
 class GatewaySettings:
@@ -18,6 +26,8 @@ class GatewaySettings:
         }
         self._apps: dict[str, App | None] = {}
         self._trackers: dict[str, Tracker | None] = {}
+        self._by_folded_id: dict[str, str] | None = None
+        self._by_domain: dict[str, list[App]] | None = None
 
     def app(self, app_id: str) -> App | None:
         """Returns the live app of this id."""
@@ -46,6 +56,28 @@ class GatewaySettings:
         self._trackers[tracker_id] = tracker
         return tracker
 
+    def find_tracker(self, name: str) -> Tracker | None:
+        """Returns the tracker that a link names, in whatever letter case; None if that could be two."""
+        if not name:
+            return None
+        if self._by_folded_id is None:  # links that were changed on their way are few: others need none of it
+            self._by_folded_id = {}
+            for (tracker_id,) in self._messages["tracker"]:
+                folded = tracker_id.lower()
+                self._by_folded_id[folded] = "" if folded in self._by_folded_id else tracker_id
+        return self.tracker(name) or self.tracker(self._by_folded_id.get(name.lower(), ""))
+
+    def apps_on(self, domain: str) -> list[App]:
+        """Returns the live apps whose links are on a host, in the order of their ids."""
+        if self._by_domain is None:
+            self._by_domain = {}
+            for (app_id,), message in sorted(self._messages["app"].items()):
+                assert isinstance(message, app_pb2.App)
+                if message.link_domains and (app := self.app(app_id)) is not None:
+                    for each in app.link_domains:
+                        self._by_domain.setdefault(each, []).append(app)
+        return self._by_domain.get(domain, [])
+
     def names_of(self, tracker_id: str) -> dict[str, str]:
         """Returns the names of the tracker, its network and its campaign; ids where a name is not known."""
         tracker = self._messages["tracker"].get((tracker_id,))
@@ -63,9 +95,15 @@ class GatewaySettings:
 
 
 def _app(message: app_pb2.App) -> App:
+    platform = Platform.IOS if message.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID
     return App(
         app_id=message.app_id,
-        platform=Platform.IOS if message.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID,
+        platform=platform,
+        bundle_id=message.bundle_id if _BUNDLE_IDS[platform].fullmatch(message.bundle_id) else "",
+        fallback_url=quote(message.fallback_url, safe=URL_CHARACTERS),
+        link_domains=frozenset(message.link_domains),
+        apple_team_id=message.apple_team_id,
+        certificate_fingerprints=tuple(message.certificate_fingerprints),
         url_schemes=frozenset(scheme.lower() for scheme in message.url_schemes),
         records_per_second=message.settings.records_per_second,
         currency_code=message.currency_code or "USD",
@@ -84,4 +122,5 @@ def _tracker(message: tracker_pb2.Tracker, app: app_pb2.App) -> Tracker:
         deep_link=Template(message.deep_link) if message.deep_link else None,
         custom_parameters=dict(message.custom_parameters),
         validation_key=message.click_validation_key.encode(),
+        live=message.status != status_pb2.STATUS_ARCHIVED,
     )

@@ -37,13 +37,12 @@ def admit(
     for unknown fields.
     """
     app_id, given_id = record.app_id, record.record_id
-    if record.settings_revision or record.country:  # ours to say
-        record.ClearField("settings_revision")
-        record.ClearField("country")
+    kind = record.WhichOneof("kind")
+    _clear_ours(record, kind)
     content = record.SerializeToString()
     if len(content) > MAX_RECORD_BYTES:
         return [TOO_LARGE]  # there may be millions of device ids: nothing else is looked at
-    kind, device_ids = record.WhichOneof("kind"), _device_ids(record)
+    device_ids = _device_ids(record)
     usable = {name: value for name, value in device_ids.items() if is_usable(value)}
     # Parsing keeps unknown fields, and nothing bounds them.
     record.DiscardUnknownFields()
@@ -77,8 +76,8 @@ def admit(
         content += _country_stamp(country)
     if not kept_id:
         content += record_pb2.Record(record_id=record_id).SerializeToString()
-    if kind in _BY_BOT and find_bot(record.user_agent) is not None:
-        content += _BY_BOT[kind]
+    if kind in _BY_BOT:
+        content += _marks(kind, record, usable, settings)
     if not has_time:
         content += record_pb2.Record(event_time=to_timestamp(now_us)).SerializeToString()
     # An engagement without an id stays with its address; without an address, it goes anywhere.
@@ -111,6 +110,22 @@ def _note(record: record_pb2.Record, kind: str, found: Sequence[Violation]) -> W
 
 def _to_warning(violation: Violation) -> record_pb2.FieldWarning:
     return record_pb2.FieldWarning(field=violation.field, code=violation.reason, message=violation.description)
+
+
+def _clear_ours(record: record_pb2.Record, kind: str | None) -> None:
+    """Removes from a record what only we say."""
+    if record.settings_revision or record.country:
+        record.ClearField("settings_revision")
+        record.ClearField("country")
+    if kind in _ENGAGEMENTS:
+        (record.click if kind == "click" else record.impression).ClearField("block_reason")
+
+
+def _marks(kind: str, record: record_pb2.Record, usable: dict[str, str], settings: IngestSettings) -> bytes:
+    """Returns what says that a click or an impression is a bot's (A9), or blocked."""
+    by_bot = _BY_BOT[kind] if find_bot(record.user_agent) is not None else b""
+    blocklist = settings.apps[record.app_id].blocklist
+    return by_bot if blocklist is None else by_bot + blocklist.mark(kind, record, usable)
 
 
 @cache

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from reengage.ingest.v1 import record_pb2
+from services.ingest.blocklist import Blocklist
 
 _SECOND_US = 1_000_000
 _MADE_ID = re.compile("[0-9a-f]{24}-([0-9a-f]{8})")
@@ -32,6 +33,8 @@ class App:
     app_lane: int
     event_names: frozenset[str]
     """Events that have a definition, archived ones too."""
+    blocklist: Blocklist | None = None
+    """None of an app without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

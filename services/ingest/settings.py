@@ -8,6 +8,7 @@ from libs.domain.snapshots import Resources
 from libs.time import DAY_US, duration_us
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
+from services.ingest.blocklist import Blocklist
 from services.ingest.model import App, IngestSettings
 
 _DEFAULT_AGE_US = 31 * DAY_US
@@ -42,4 +43,5 @@ def _app(app: app_pb2.App, event_names: Iterable[str]) -> App:
         max_lead_us=duration_us(limits.max_record_lead) if has_lead else _DEFAULT_LEAD_US,
         app_lane=lane_of(app.app_id),
         event_names=frozenset(event_names),
+        blocklist=Blocklist(limits.blocklist) if limits.blocklist else None,
     )

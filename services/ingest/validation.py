@@ -42,6 +42,7 @@ _MAX_SHOWN_NAME = 64
 
 _TRANSPARENCY_DETAILS = frozenset(record_pb2.TrackingTransparency.Detail.values())
 _VISITORS = frozenset(record_pb2.Visitor.values())
+_INVALIDITIES = frozenset(record_pb2.Invalidity.values())
 _STATES = frozenset(record_pb2.Session.State.values()) - {record_pb2.Session.STATE_UNSPECIFIED}
 _NEED_DEVICE = frozenset({"install", "event", "session", "deep_link_open"})
 _CURRENCY_CODE = re.compile(r"[A-Z]{3}")
@@ -197,6 +198,12 @@ class _Found:
             part.visitor = record_pb2.VISITOR_BOT
             self.warn(field, "INVALID_VALUE", "taken for a bot: must be one of the named visitors")
 
+    def fit_invalidity(self, field: str, part: record_pb2.Click | record_pb2.Impression) -> None:
+        if part.invalidity not in _INVALIDITIES:
+            # Whoever says so means no valid one, and what he means must not win.
+            part.invalidity = record_pb2.INVALIDITY_BAD_SIGNATURE
+            self.warn(field, "INVALID_VALUE", "taken for a wrong signature: must be one of the named invalidities")
+
     def fit_ad(self, field: str, ad: record_pb2.AdDetails) -> None:
         self.fit_id(f"{field}.site_id", ad, "site_id")
         self.fit_id(f"{field}.sub_site_id", ad, "sub_site_id")
@@ -307,6 +314,7 @@ def _check_click(record: record_pb2.Record, found: _Found) -> None:
     click = record.click
     found.check_tracker("click.tracker_id", click.tracker_id, record.app_id)
     found.fit_visitor("click.visitor", click)
+    found.fit_invalidity("click.invalidity", click)
     if not found.is_short(click):
         found.fit_id("click.click_id", click, "click_id")
         found.fit_ad("click.ad", click.ad)
@@ -316,6 +324,7 @@ def _check_impression(record: record_pb2.Record, found: _Found) -> None:
     impression = record.impression
     found.check_tracker("impression.tracker_id", impression.tracker_id, record.app_id)
     found.fit_visitor("impression.visitor", impression)
+    found.fit_invalidity("impression.invalidity", impression)
     if not found.is_short(impression):
         found.fit_id("impression.impression_id", impression, "impression_id")
         found.fit_ad("impression.ad", impression.ad)

@@ -5,6 +5,7 @@ does not exist is left unchecked, since that is reported in its place.
 """
 
 import functools
+import ipaddress
 import re
 import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.domain.link_targets import SCRIPTS, WEB, LinkError, scheme_of
+from libs.domain.link_targets import INTENT, MARKET, SCRIPTS, WEB, LinkError, is_play_store, opened_scheme
 from libs.domain.setting_ranges import (
     DAY_S,
     DEFAULT_POST_ENGAGEMENT_DAYS,
@@ -33,7 +34,7 @@ from libs.time import MAX_TIME_US, MIN_TIME_US, timestamp_us
 from reengage.tracker.v1.account_pb2 import Account
 from reengage.tracker.v1.agency_pb2 import Agency
 from reengage.tracker.v1.api_key_pb2 import ApiKey
-from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, App
+from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, PLATFORM_IOS, App, BlocklistEntry
 from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -50,6 +51,9 @@ MAX_REQUEST_ID = 64
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_HOST = re.compile(r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
+_TEAM = re.compile(r"[A-Z0-9]{10}")
+_FINGERPRINT = re.compile(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = SCRIPTS.union(WEB)
@@ -143,6 +147,63 @@ def check_app(app: App, violations: Violations) -> None:
             violations.add(path, "NOT_ALLOWED", f"{scheme} is not an app's own scheme")
         elif scheme in app.url_schemes[:index]:
             violations.add(path, "DUPLICATE", f"{scheme} is named twice")
+    if app.fallback_url:
+        _check_url("app.fallback_url", app.fallback_url, violations)
+        if "{" in app.fallback_url:
+            violations.add("app.fallback_url", "NOT_ALLOWED", "must hold no macros")
+    _check_texts(
+        "app.link_domains", app.link_domains, 16, _HOST, "a host in lower case, as go.shop.example", violations
+    )
+    _check_associations(app, violations)
+    _check_blocklist(app.settings.blocklist, violations)
+
+
+def _check_associations(app: App, violations: Violations) -> None:
+    if app.apple_team_id and app.platform != PLATFORM_IOS:
+        violations.add("app.apple_team_id", "NOT_ALLOWED", "is for iOS apps only")
+    elif app.apple_team_id and not _TEAM.fullmatch(app.apple_team_id):
+        violations.add("app.apple_team_id", "INVALID_ID", "must be ten of A-Z 0-9")
+    path = "app.certificate_fingerprints"
+    if app.certificate_fingerprints and app.platform != PLATFORM_ANDROID:
+        violations.add(path, "NOT_ALLOWED", "are for Android apps only")
+    else:
+        _check_texts(
+            path, app.certificate_fingerprints, 8, _FINGERPRINT, "32 bytes in upper case, as AB:CD:…", violations
+        )
+
+
+def _check_texts(
+    path: str, texts: Sequence[str], at_most: int, form: re.Pattern[str], words: str, violations: Violations
+) -> None:
+    if len(texts) > at_most:
+        violations.add(path, "TOO_MANY", f"must be at most {at_most}")
+    for index, text in enumerate(texts):
+        if not form.fullmatch(text):
+            violations.add(f"{path}[{index}]", "INVALID_TEXT", f"must be {words}")
+        elif text in texts[:index]:
+            violations.add(f"{path}[{index}]", "DUPLICATE", f"{text} is named twice")
+
+
+def _check_blocklist(blocklist: Sequence[BlocklistEntry], violations: Violations) -> None:
+    if len(blocklist) > 200:
+        violations.add("app.settings.blocklist", "TOO_MANY", "must be at most 200")
+    for index, entry in enumerate(blocklist):
+        path = f"app.settings.blocklist[{index}]"
+        check_name(f"{path}.reason", entry.reason, violations)
+        blocked = entry.WhichOneof("blocked")
+        if blocked is None or not getattr(entry, blocked):
+            violations.add(path, "REQUIRED", "must name a site, an address or a device")
+        elif blocked == "ip_range":
+            _check_ip_range(f"{path}.ip_range", entry.ip_range, violations)
+        else:
+            check_text(f"{path}.{blocked}", getattr(entry, blocked), 256, violations)
+
+
+def _check_ip_range(path: str, text: str, violations: Violations) -> None:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        violations.add(path, "INVALID_IP_ADDRESS", "must be an address or a network, as 203.0.113.0/24")
 
 
 def check_network(network: Network, violations: Violations) -> None:
@@ -270,7 +331,7 @@ def check_tracker(tracker: Tracker, violations: Violations) -> None:
     check_name("tracker.name", tracker.name, violations)
     _check_events(tracker, violations)
     if tracker.install_url:
-        _check_url("tracker.install_url", tracker.install_url, violations)
+        _check_install_url(tracker, violations)
     if len(tracker.custom_parameters) > 64:
         violations.add("tracker.custom_parameters", "TOO_MANY", "must be at most 64")
     if "" in tracker.custom_parameters:
@@ -314,11 +375,24 @@ def _check_events(tracker: Tracker, violations: Violations) -> None:
             violations.add(f"tracker.events[{index}]", "DUPLICATE", f"{event!r} is named twice")
 
 
+def _check_install_url(tracker: Tracker, violations: Violations) -> None:
+    path, url = "tracker.install_url", tracker.install_url
+    if tracker.destination_type != Tracker.DESTINATION_TYPE_GOOGLE_REFERRER:
+        _check_url(path, url, violations)
+        return
+    _check_url(path, url, violations, schemes=(*WEB, MARKET))
+    if not is_play_store(url) and all(violation.field != path for violation in violations.found):
+        text = "must begin with https://play.google.com/store/apps/details? or market://details?, for GOOGLE_REFERRER"
+        violations.add(path, "NOT_ALLOWED", text)
+
+
 def _check_destination(tracker: Tracker, app: App, violations: Violations) -> None:
     if tracker.destination_type == Tracker.DESTINATION_TYPE_GOOGLE_REFERRER and app.platform != PLATFORM_ANDROID:
         violations.add("tracker.destination_type", "NOT_ALLOWED", "GOOGLE_REFERRER is for Android apps only")
     if tracker.deep_link:
         _check_url("tracker.deep_link", tracker.deep_link, violations, schemes=("https", *app.url_schemes))
+        if tracker.deep_link[:7].lower() == f"{INTENT}:" and app.platform != PLATFORM_ANDROID:
+            violations.add("tracker.deep_link", "NOT_ALLOWED", "intent: is for Android apps only")
 
 
 def _check_traffic(path: str, rules: TrafficRules, violations: Violations) -> None:
@@ -404,7 +478,7 @@ def _check_timestamp(path: str, time: Timestamp, violations: Violations) -> None
 
 def _check_url(path: str, url: str, violations: Violations, schemes: tuple[str, ...] = WEB) -> None:
     try:
-        scheme = scheme_of(url)
+        scheme = opened_scheme(url)
     except LinkError as error:
         violations.add(path, error.reason, error.message)
         return

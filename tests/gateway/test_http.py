@@ -265,11 +265,12 @@ async def test_click_ids_sort_by_time(world: World) -> None:
 
 async def test_the_deep_link_on_its_platform(world: World) -> None:
     phone = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": ANDROID})
-    assert phone.headers["location"].startswith("shop://p/a%2F1?ko_click_id=")
+    assert phone.headers["location"].startswith("intent://p/a%2F1?ko_click_id=")
+    assert "#Intent;scheme=shop;S.browser_fallback_url=https%3A%2F%2Fplay.google.com%2F" in phone.headers["location"]
     desktop = await world.ask("GET", "/c/deep?sku=a/1", headers={"User-Agent": "Firefox"})
     assert desktop.headers["location"].startswith("https://play.google.com/")
     pinged = await world.ask("GET", f"/c/deep?sku=1&ip_address=198.51.100.1&device_ua={ANDROID.replace(' ', '%20')}")
-    assert pinged.headers["location"].startswith("shop://")
+    assert pinged.headers["location"].startswith("intent://")
 
 
 async def test_the_address_is_what_the_trusted_proxy_says(world: World) -> None:
@@ -293,9 +294,16 @@ async def test_a_click_that_leads_nowhere_is_kept(world: World) -> None:
     assert [record.click.tracker_id for record in await world.log_of(device)] == ["nowhere"]
 
 
-async def test_links_of_the_archived_lead_on(world: World) -> None:
-    assert (await world.ask("GET", "/c/old")).status == 302
-    assert (await world.ask("GET", "/c/gone-1")).status == 302
+async def test_links_of_an_archived_app_lead_on(world: World) -> None:
+    response = await world.ask("GET", "/c/gone-1")
+    assert (response.status, response.headers["x-engagement"]) == (302, "refused UNKNOWN_APP")
+
+
+async def test_a_click_on_an_archived_tracker_is_kept(world: World) -> None:
+    device = world.new_id()
+    response = await world.ask("GET", f"/c/old?adid={device}")
+    assert (response.status, response.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+    assert [record.click.tracker_id for record in await world.log_of(device)] == ["old"]
 
 
 async def test_a_link_checker_is_no_click(world: World) -> None:
@@ -334,9 +342,11 @@ async def test_browsers_are_asked_for_client_hints_which_are_in_the_log(world: W
 
 async def test_a_late_ping(world: World) -> None:
     device, clicked = world.new_id(), int(time.time()) - 3 * 3600
-    await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1&click_time={clicked}")
+    await world.ask(
+        "GET", f"/c/plain?adid={device}&ip_address=198.51.100.1&click_time={clicked}", headers={"User-Agent": ANDROID}
+    )
     [record] = await world.log_of(device)
-    assert (record.event_time.seconds, record.ip_address, record.user_agent) == (clicked, "198.51.100.1", "")
+    assert (record.event_time.seconds, record.ip_address, record.user_agent) == (clicked, "198.51.100.1", ANDROID)
     assert record.click.is_ping
 
 
@@ -386,7 +396,7 @@ async def test_the_user_agent_of_a_server_that_pings_says_nothing_of_the_person(
     device = world.new_id()
     await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1", headers={"User-Agent": "Pingdom/1.4"})
     [record] = await world.log_of(device)
-    assert record.click.visitor == record_pb2.VISITOR_UNSPECIFIED
+    assert (record.click.visitor, record.user_agent) == (record_pb2.VISITOR_UNSPECIFIED, "")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +425,8 @@ async def test_request_ids_come_back(world: World) -> None:
     [
         ("GET", "/", 200), ("GET", "/healthz", 200), ("GET", "/readyz", 200), ("GET", "/metrics", 404),
         ("GET", "/track/json", 405), ("POST", "/c/plain", 405), ("GET", "/nothing", 404),
-        ("GET", "/c/plain?" + "a" * 20_000, 414),
+        ("GET", "/c/plain?" + "a" * 20_000, 302),
+        ("GET", "/v1/cpi/get_attribution?" + "a" * 20_000, 414),
     ],
 )  # fmt: skip
 async def test_the_rest(world: World, method: str, path: str, status: int) -> None:

@@ -19,7 +19,7 @@ def make_tracker(platform: Platform = Platform.ANDROID) -> Tracker:
 
 def click(query: str, platform: Platform = Platform.ANDROID) -> record_pb2.Record:
     visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
-    return click_record(make_tracker(platform), parse_query(query.encode()), visit, click_id="ID", invalid=False)
+    return click_record(make_tracker(platform), parse_query(query.encode()), visit, click_id="ID", is_signed=True)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_parse_query(query: str, wanted: dict[str, str]) -> None:
 def test_law_any_query_is_read(raw: bytes) -> None:
     parameters = parse_query(raw)
     visit = Visit(ip_address="", user_agent="", time_s=NOW_S)
-    record = click_record(make_tracker(), parameters, visit, click_id="ID", invalid=False)
+    record = click_record(make_tracker(), parameters, visit, click_id="ID", is_signed=True)
     assert "\0" not in str(record)
     assert len(record.click.ad.custom_parameters) <= 64
 
@@ -115,24 +115,70 @@ def test_a_server_ping_speaks_for_its_device() -> None:
     told = click("ip_address=198.51.100.1&device_ua=Phone")
     assert (told.ip_address, told.user_agent) == ("198.51.100.1", "Phone")
     without_agent = click("ip_address=2001:db8::1")
-    assert (without_agent.ip_address, without_agent.user_agent) == ("2001:db8::1", "")
-    assert click("ip_address=nonsense").ip_address == ""
+    assert (without_agent.ip_address, without_agent.user_agent) == ("2001:db8::1", "Browser")
+    assert click("ip_address=nonsense").ip_address == "203.0.113.7"
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds", "invalid"),
+    ("given", "seconds", "invalidity"),
     [
-        ("1763999000", 1_763_999_000, False),
-        ("1763999000000", 1_763_999_000, False),
-        (str(1_764_000_000 - 12 * 3600), 1_764_000_000 - 12 * 3600, True),
-        ("1764000001", 1_764_000_000, False),
-        ("soon", 1_764_000_000, False),
+        ("1763999000", 1_763_999_000, ""),
+        ("1763999000000", 1_763_999_000, ""),
+        ("1763999000000000", 1_763_999_000, ""),
+        ("1763999000000000000", 1_763_999_000, ""),
+        ("1763999000.75", 1_763_999_000, ""),
+        ("2025-11-24T15:43:20Z", 1_763_999_000, ""),
+        ("2025-11-24T15:43:20.123456789Z", 1_763_999_000, ""),
+        ("2025-11-24T17:43:20%2B02:00", 1_763_999_000, ""),
+        ("2025-11-24T17:43:20+02:00", 1_763_999_000, ""),
+        ("20251124T154320Z", 1_763_999_000, ""),
+        ("2025-11-24%2015:43:20", 1_763_999_000, ""),
+        ("2025-11-24+15:43:20", 1_763_999_000, ""),
+        (str(1_764_000_000 - 12 * 3600), 1_764_000_000 - 12 * 3600, "TOO_LATE"),
+        ("0", 1_764_000_000 - 12 * 3600, "TOO_LATE"),
+        ("1764000001", 1_764_000_000, ""),
+        ("2025-11-25T10:00:00", 1_764_000_000, ""),
+        ("1764090000", 1_764_000_000, "TIME_NOT_READABLE"),
+        ("soon", 1_764_000_000, "TIME_NOT_READABLE"),
+        ("-5", 1_764_000_000, "TIME_NOT_READABLE"),
+        ("1e99", 1_764_000_000, "TIME_NOT_READABLE"),
+        ("2025-13-45", 1_764_000_000, "TIME_NOT_READABLE"),
+        ("{click_time}", 1_764_000_000, ""),
     ],
-    ids=["seconds", "milliseconds", "over 12 hours late", "in the future", "no time"],
-)
-def test_click_time(given: str, seconds: int, *, invalid: bool) -> None:
+    ids=[
+        "seconds", "ms", "us", "ns", "with a fraction", "ISO 8601", "ISO with nanoseconds", "ISO with a zone",
+        "ISO with a zone that is not encoded", "ISO without marks", "with a space", "with a space as plus",
+        "over 12 hours late", "years late", "in the future", "of another time zone", "a day ahead", "no time",
+        "negative", "huge", "no date", "macro",
+    ],
+)  # fmt: skip
+def test_click_time(given: str, seconds: int, invalidity: str) -> None:
     record = click(f"click_time={given}")
-    assert (record.event_time.seconds, record.click.invalid) == (seconds, invalid)
+    wanted = record_pb2.Invalidity.Value(f"INVALIDITY_{invalidity or 'UNSPECIFIED'}")
+    assert (record.event_time.seconds, record.click.invalidity) == (seconds, wanted)
+    assert record.click.invalid is bool(invalidity)
+    visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S)
+    seen = impression_record(make_tracker(), parse_query(f"click_time={given}".encode()), visit, record_id="ID")
+    assert (seen.event_time.seconds, seen.impression.invalidity) == (seconds, wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("198.51.100.1", "198.51.100.1"),
+        ("198.51.100.1:4711", "198.51.100.1"),
+        ("198.51.100.1,%2010.0.0.1", "198.51.100.1"),
+        ("[2001:db8::1]:4711", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("2001:db8::1%25eth0", "2001:db8::1"),
+        ("198.51.100", "203.0.113.7"),
+        ("null", "203.0.113.7"),
+        ("unknown,198.51.100.1", "203.0.113.7"),
+    ],
+)
+def test_addresses_of_pings(given: str, wanted: str) -> None:
+    """One that is none keeps that of the visitor."""
+    assert click(f"ip_address={given}&x=1").ip_address == wanted
 
 
 @pytest.mark.parametrize(
@@ -225,7 +271,7 @@ def test_the_client_hints_of_a_server_that_pings_are_not_the_devices(reported: s
     hints = record_pb2.ClientHints(model="Pixel 8", platform="Android")
     visit = Visit(ip_address="203.0.113.7", user_agent="Browser", time_s=NOW_S, client_hints=hints)
     parameters = parse_query(reported.encode())
-    clicked = click_record(make_tracker(), parameters, visit, click_id="ID", invalid=False)
+    clicked = click_record(make_tracker(), parameters, visit, click_id="ID", is_signed=True)
     seen = impression_record(make_tracker(), parameters, visit, record_id="ID")
     for record in (clicked, seen):
         assert record.HasField("client_hints") is not bool(reported)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.model import App, Destination, Platform, Template, Tracker
-from services.gateway.redirect import destination, signature_holds
+from services.gateway.redirect import lead, signature_holds
 
 ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15"
@@ -35,6 +35,12 @@ def make_tracker(
         custom_parameters=custom,
         validation_key=key,
     )
+
+
+def destination(tracker: Tracker, click_id: str, parameters: dict[str, str], agent: str) -> str | None:
+    """Returns the URL that a click leads to."""
+    found = lead(tracker, click_id, parameters, agent)
+    return None if found is None else found.url
 
 
 @pytest.mark.parametrize(
@@ -221,24 +227,38 @@ def _signed(path: str, key: bytes = b"k" * 16) -> bytes:
     return f"{path}&signature={hmac.new(key, path.encode(), hashlib.sha256).hexdigest()}".encode()
 
 
+_EXPIRED = "/c/tr?expires=99"
+
+
 @pytest.mark.parametrize(
-    ("signed", "expires", "holds"),
+    ("link", "holds"),
     [
-        pytest.param(_signed("/c/tr?expires=200"), "200", True, id="good"),
-        pytest.param(_signed("/c/tr?expires=200").upper().replace(b"/C/TR?EXPIRES", b"/c/tr?expires")
-                     .replace(b"SIGNATURE", b"signature"), "200", True, id="upper case"),
-        pytest.param(_signed("/c/tr?expires=99"), "99", False, id="expired"),
-        pytest.param(_signed("/c/tr?expires=200", b"other"), "200", False, id="other key"),
-        pytest.param(_signed("/c/tr?expires=200").replace(b"/tr", b"/tx"), "200", False, id="other path"),
-        pytest.param(_signed("/c/tr?expires=200") + b"&adid=x", "200", False, id="unsigned parameter"),
-        pytest.param(_signed("/c/tr?a=b"), "", False, id="no expiry"),
-        pytest.param(b"/c/tr?expires=200", "200", False, id="no signature"),
-        pytest.param(_signed("/c/tr?expires=1e9"), "1e9", False, id="no number"),
+        pytest.param(_signed("/c/tr?expires=200"), True, id="good"),
+        pytest.param(_signed("/c/tr?expires=200").upper().replace(b"/C/TR?EXPIRES", b"/c/tr?expires"), True,
+                     id="upper case"),
+        pytest.param(_signed("/c/tr?expires=200") + b"&adid=x&signature=y", True, id="parameters behind it"),
+        pytest.param(_signed("/c/tr?expires=200") + b").", True, id="the end of a sentence"),
+        pytest.param(_signed("/c/tr?expires=200").replace(b"/c/tr", b"/C/Tr/"), True, id="path as mail programs write"),
+        pytest.param(_signed("/c/tr?a=b&expires=200").replace(b"&", b"&amp;"), True, id="&amp;"),
+        pytest.param(_signed("/c/tr?expires=200").replace(b"?", b"&"), True, id="& for ?"),
+        pytest.param(_signed(_EXPIRED), False, id="expired"),
+        pytest.param(_signed(_EXPIRED) + b"&expires=200", False, id="expired, and not so behind the signature"),
+        pytest.param(_signed("/c/tr?expires=200", b"other"), False, id="other key"),
+        pytest.param(_signed("/c/tr?expires=200").replace(b"200", b"201"), False, id="other parameter"),
+        pytest.param(_signed("/c/tr?expires=200").replace(b"&", b"&adid=x&"), False, id="one more parameter"),
+        pytest.param(_signed("/c/tx?expires=200").replace(b"/c/tx", b"/c/tr"), False, id="of another tracker"),
+        pytest.param(_signed("/c/tr?a=b"), False, id="no expiry"),
+        pytest.param(b"/c/tr?expires=200", False, id="no signature"),
+        pytest.param(b"/c/tr?expires=200&signature=", False, id="an empty one"),
+        pytest.param(_signed("/c/tr?expires=1e9"), False, id="no number"),
     ],
 )  # fmt: skip
-def test_signature(signed: bytes, expires: str, *, holds: bool) -> None:
-    assert signature_holds(make_tracker(key=b"k" * 16), signed, expires, now_s=100.0) is holds
+def test_signature(link: bytes, *, holds: bool) -> None:
+    path, _, query = link.partition(b"?")
+    if not query:
+        path, _, query = link.partition(b"&")
+    assert signature_holds(make_tracker(key=b"k" * 16), path, b"/c/tr", query, now_s=100.0) is holds
 
 
 def test_without_a_key_nothing_is_asked() -> None:
-    assert signature_holds(make_tracker(), b"/c/tr?", "", now_s=100.0)
+    assert signature_holds(make_tracker(), b"/c/tr", b"/c/tr", b"", now_s=100.0)

@@ -9,7 +9,7 @@ from reengage.tracker.v1.campaign_pb2 import Campaign
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED
 from reengage.tracker.v1.tracker_pb2 import Tracker
-from services.gateway.redirect import destination, signature_holds
+from services.gateway.redirect import lead, signature_holds
 from services.gateway.settings import GatewaySettings
 
 ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
@@ -62,14 +62,16 @@ def settings_of(app: dict[str, Any] | None = None, tracker: dict[str, Any] | Non
 def test_where_a_click_leads(app: dict[str, Any], tracker: dict[str, Any], wanted: str) -> None:
     found = settings_of(app, tracker).tracker("t")
     assert found is not None
-    assert destination(found, "ID", {}, ANDROID) == wanted
+    led = lead(found, "ID", {}, ANDROID)
+    assert led is not None
+    assert led.url == wanted
 
 
 @pytest.mark.parametrize("key", ["", "k" * 16])
 def test_clicks_are_checked_where_the_tracker_has_a_key(key: str) -> None:
     found = settings_of(tracker={"click_validation_key": key}).tracker("t")
     assert found is not None
-    assert signature_holds(found, b"/c/t", "", now_s=0.0) is not bool(key)
+    assert signature_holds(found, b"/c/t", b"/c/t", b"", now_s=0.0) is not bool(key)
 
 
 def test_limits_and_currency_are_those_of_the_app() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from libs.domain.link_targets import LinkError, scheme_of
 from services.gateway.links import parse_query
 from services.gateway.model import App, Platform, Template, Tracker
-from services.gateway.redirect import destination
+from services.gateway.redirect import lead
 
 ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
 STORE = "https://play.example/shop"
@@ -30,6 +30,12 @@ def target(url: str) -> tuple[str, ...]:
         intent.append(key if is_extra else f"{key}={unquote(value)}")
     of_app = path.split("/")[1:3] if scheme.lower() == "android-app" else []
     return scheme.lower(), authority.lower(), *of_app, *intent
+
+
+def destination(tracker: Tracker, click_id: str, parameters: dict[str, str], agent: str) -> str | None:
+    """Returns the URL of where a click leads."""
+    found = lead(tracker, click_id, parameters, agent)
+    return None if found is None else found.url
 
 
 def tracker_of(*, install_url: str = STORE, deep_link: str | None = None) -> Tracker:

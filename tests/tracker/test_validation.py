@@ -382,7 +382,9 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
         },
     ),
     "referrer on iOS": (
-        acquisition(destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER),
+        acquisition(
+            destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER, install_url="market://details?id=com.example"
+        ),
         {("tracker.destination_type", NOT_ALLOWED)},
     ),
     "tracker enums of a later version": (

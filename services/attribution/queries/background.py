@@ -44,7 +44,12 @@ SETTINGS_TIMEOUT_S = 10.0
 _MAX_LATE_WINDOW_US = DURATIONS["late_window"].max_s * SECOND_US
 
 _TOLD_BY_RECORD = frozenset(
-    {decision_pb2.VERDICT_BOT, decision_pb2.VERDICT_TRAFFIC_RULE, decision_pb2.VERDICT_REPORTED_LATE}
+    {
+        decision_pb2.VERDICT_BOT,
+        decision_pb2.VERDICT_BLOCKLISTED,
+        decision_pb2.VERDICT_TRAFFIC_RULE,
+        decision_pb2.VERDICT_REPORTED_LATE,
+    }
 )
 _TOLD_BY_RULES = frozenset({decision_pb2.VERDICT_REPORTED_LATE, decision_pb2.VERDICT_DEVICE_ACTIVE})
 
@@ -109,8 +114,7 @@ class Background:
             for engagement_id, stored in (await stored_engagements(self._pool, decision.app_id, some)).items():
                 record = record_pb2.Record.FromString(stored.record)
                 known[engagement_id] = Known(
-                    # What is told of: the rest may be large.
-                    record=record_pb2.Record(user_agent=record.user_agent, country=record.country),
+                    record=_told(record),
                     reported_us=stored.receive_time_us - conversion.receive_time_us,
                 )
         if _TOLD_BY_RULES.isdisjoint(verdicts.values()):
@@ -172,3 +176,12 @@ class Background:
                 "SETTINGS_UNAVAILABLE", "tracker does not answer; try again", retry_after_s=1.0
             ) from error
         return self._past_rules.at(decision.app_id, decision.settings_revision)
+
+
+def _told(record: record_pb2.Record) -> record_pb2.Record:
+    """Returns what is told of an engagement: the rest may be large."""
+    told = record_pb2.Record(user_agent=record.user_agent, country=record.country)
+    kind = "impression" if record.WhichOneof("kind") == "impression" else "click"
+    said, into = getattr(record, kind), getattr(told, kind)
+    into.invalidity, into.block_reason = said.invalidity, said.block_reason
+    return told

@@ -42,11 +42,20 @@ _REFUSALS = {
     ),
     decision_pb2.VERDICT_DUPLICATE_CLICK: "it repeats an earlier click with the same click id",
     decision_pb2.VERDICT_PREFETCH: "a browser fetched it beforehand, no person made it",
-    decision_pb2.VERDICT_BLOCKLISTED: "it failed its signature check, or came too late",
+    decision_pb2.VERDICT_BLOCKLISTED: "it was marked as invalid",
     decision_pb2.VERDICT_GRANULAR_DATA_NOT_ALLOWED: "the user does not share granular data",
     decision_pb2.VERDICT_VIEW_WINDOW_ZERO: "the tracker accepts no view claims",
     decision_pb2.VERDICT_DEVICE_ACTIVE: "the device had been active within the app's inactivity window before it",
     decision_pb2.VERDICT_ENGAGEMENT_SPENT: "it has won as many conversions as its tracker allows",
+}
+
+_INVALIDITIES = {
+    record_pb2.INVALIDITY_BAD_SIGNATURE: "its signature was wrong, or its link had expired",
+    record_pb2.INVALIDITY_TOO_LATE: "a server reported it more than 12 hours late",
+    record_pb2.INVALIDITY_TIME_NOT_READABLE: "a server gave a time for it that cannot be read",
+    record_pb2.INVALIDITY_BLOCKED_SITE: "the app's blocklist names its site",
+    record_pb2.INVALIDITY_BLOCKED_IP_ADDRESS: "the app's blocklist names its address",
+    record_pb2.INVALIDITY_BLOCKED_DEVICE_ID: "the app's blocklist names its device",
 }
 
 _TRAFFIC = {
@@ -225,6 +234,8 @@ def engagement_summary(record: record_pb2.Record, won_count: int) -> str:
     if visitor:
         by = _bot(record) if visitor == record_pb2.VISITOR_BOT else "a browser that fetched it beforehand"
         return f"{made} by {by}. No person made it, so it wins nothing."
+    if why := _invalidity(record):
+        return f"{made}. {why[0].upper()}{why[1:]}, so it wins nothing."
     won = (
         f"It has won {won_count} conversion{'s' if won_count > 1 else ''}" if won_count else "It has won no conversion"
     )
@@ -377,6 +388,8 @@ def _refusal(candidate: decision_pb2.Candidate, known: Known) -> str:
             allowed = _length(known.late_pings_us) if known.late_pings_us else "0"
             reported = f"reported {_length(known.reported_us)} after the conversion"
             return f"{reported}; late_pings of {candidate.network_id} is {allowed}"
+        case decision_pb2.VERDICT_BLOCKLISTED:
+            return _invalidity(known.record) or _REFUSALS[candidate.verdict]
         case decision_pb2.VERDICT_DEVICE_ACTIVE if known.active_us is not None:
             active = f"the device was last active {_length(known.idle_us)} before, at {_at_us(known.active_us)}"
             return f"{active}; inactivity_window of the app is {_length(known.inactivity_window_us)}"
@@ -399,6 +412,18 @@ def _lost(candidate: decision_pb2.Candidate, winner: decision_pb2.Candidate) -> 
             return f"{lost} was as recent and has the lower id"
         case _:
             return f"{lost} was more recent: {describe_duration(winner.lookback)} before the conversion"
+
+
+def _invalidity(record: record_pb2.Record | None) -> str:
+    """Returns words for why an engagement is invalid, with the reason as programs know it; "" if nobody said why."""
+    if record is None:
+        return ""
+    said = record.impression if record.WhichOneof("kind") == "impression" else record.click
+    words = _INVALIDITIES.get(said.invalidity)
+    if words is None:
+        return ""
+    reason = f": {said.block_reason}" if said.block_reason else ""
+    return f"{words}{reason} ({record_pb2.Invalidity.Name(said.invalidity).removeprefix('INVALIDITY_')})"
 
 
 def _bot(record: record_pb2.Record | None) -> str:

@@ -199,12 +199,14 @@ def engagement_of(record: record_pb2.Record, receive_time_us: int) -> Engagement
         case "click":
             click = record.click
             tracker_id, click_id, kind = click.tracker_id, click.click_id, EngagementKind.CLICK
-            completed_view, valid, visitor = False, not click.invalid, Visitor(click.visitor)
+            completed_view, visitor = False, Visitor(click.visitor)
+            valid = not click.invalid and not click.invalidity
             is_ping = click.is_ping
         case "impression":
             view = record.impression
             tracker_id, click_id, kind = view.tracker_id, "", EngagementKind.IMPRESSION
-            completed_view, valid, visitor, is_ping = view.completed_view, True, Visitor(view.visitor), view.is_ping
+            completed_view, visitor, is_ping = view.completed_view, Visitor(view.visitor), view.is_ping
+            valid = not view.invalidity
         case "deep_link_open":
             opened = record.deep_link_open
             if not opened.tracker_id or opened.click_record_id:

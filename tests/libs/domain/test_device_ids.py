@@ -116,7 +116,7 @@ SETTINGS = IngestSettings(
 
 def sent_by_link(value: str) -> record_pb2.Record:
     parameters = parse_query(f"campaign_id=t1&custom=me&adid={quote(value)}".encode())
-    return click_record(TRACKER, parameters, VISIT, click_id="c1", invalid=False)
+    return click_record(TRACKER, parameters, VISIT, click_id="c1", is_signed=True)
 
 
 def sent_by_json(value: str) -> record_pb2.Record:

@@ -294,7 +294,9 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_PREFETCH: _Verdict.ValueType  # 21
     """No person made it, but a browser that fetched what a person might come to want (A9)."""
     VERDICT_BLOCKLISTED: _Verdict.ValueType  # 9
-    """It failed its signature check."""
+    """It was marked as invalid: its signature is wrong, a server reported it too late or with a time that cannot be read,
+    or the app's blocklist names it (Click.invalidity).
+    """
     VERDICT_GRANULAR_DATA_NOT_ALLOWED: _Verdict.ValueType  # 10
     """The user does not share granular data with the network (E2)."""
     VERDICT_VIEW_WINDOW_ZERO: _Verdict.ValueType  # 11
@@ -346,7 +348,9 @@ VERDICT_BOT: Verdict.ValueType  # 20
 VERDICT_PREFETCH: Verdict.ValueType  # 21
 """No person made it, but a browser that fetched what a person might come to want (A9)."""
 VERDICT_BLOCKLISTED: Verdict.ValueType  # 9
-"""It failed its signature check."""
+"""It was marked as invalid: its signature is wrong, a server reported it too late or with a time that cannot be read,
+or the app's blocklist names it (Click.invalidity).
+"""
 VERDICT_GRANULAR_DATA_NOT_ALLOWED: Verdict.ValueType  # 10
 """The user does not share granular data with the network (E2)."""
 VERDICT_VIEW_WINDOW_ZERO: Verdict.ValueType  # 11

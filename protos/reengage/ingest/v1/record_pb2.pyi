@@ -44,6 +44,46 @@ VISITOR_PREFETCH: Visitor.ValueType  # 2
 """A browser that fetches what a person may come to want."""
 Global___Visitor: _TypeAlias = Visitor  # noqa: Y015
 
+class _Invalidity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InvalidityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Invalidity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INVALIDITY_UNSPECIFIED: _Invalidity.ValueType  # 0
+    """Nothing is wrong with it, or nobody said what."""
+    INVALIDITY_BAD_SIGNATURE: _Invalidity.ValueType  # 1
+    """Its signature is wrong, or its link had expired."""
+    INVALIDITY_TOO_LATE: _Invalidity.ValueType  # 2
+    """A server reported it more than 12 hours late; its event_time is 12 hours before its receipt."""
+    INVALIDITY_TIME_NOT_READABLE: _Invalidity.ValueType  # 3
+    """A server gave a time that cannot be read; its event_time is that of its receipt."""
+    INVALIDITY_BLOCKED_SITE: _Invalidity.ValueType  # 4
+    """The app's blocklist names its site."""
+    INVALIDITY_BLOCKED_IP_ADDRESS: _Invalidity.ValueType  # 5
+    """The app's blocklist names its address."""
+    INVALIDITY_BLOCKED_DEVICE_ID: _Invalidity.ValueType  # 6
+    """The app's blocklist names its device."""
+
+class Invalidity(_Invalidity, metaclass=_InvalidityEnumTypeWrapper):
+    """Invalidity says why a click or an impression that a person made is no candidate all the same."""
+
+INVALIDITY_UNSPECIFIED: Invalidity.ValueType  # 0
+"""Nothing is wrong with it, or nobody said what."""
+INVALIDITY_BAD_SIGNATURE: Invalidity.ValueType  # 1
+"""Its signature is wrong, or its link had expired."""
+INVALIDITY_TOO_LATE: Invalidity.ValueType  # 2
+"""A server reported it more than 12 hours late; its event_time is 12 hours before its receipt."""
+INVALIDITY_TIME_NOT_READABLE: Invalidity.ValueType  # 3
+"""A server gave a time that cannot be read; its event_time is that of its receipt."""
+INVALIDITY_BLOCKED_SITE: Invalidity.ValueType  # 4
+"""The app's blocklist names its site."""
+INVALIDITY_BLOCKED_IP_ADDRESS: Invalidity.ValueType  # 5
+"""The app's blocklist names its address."""
+INVALIDITY_BLOCKED_DEVICE_ID: Invalidity.ValueType  # 6
+"""The app's blocklist names its device."""
+Global___Invalidity: _TypeAlias = Invalidity  # noqa: Y015
+
 @_typing.final
 class Record(_message.Message):
     """Record is one thing that happened to an app: someone clicked or saw an ad, or a device did something.
@@ -490,12 +530,14 @@ class Click(_message.Message):
     INVALID_FIELD_NUMBER: _builtins.int
     VISITOR_FIELD_NUMBER: _builtins.int
     IS_PING_FIELD_NUMBER: _builtins.int
+    INVALIDITY_FIELD_NUMBER: _builtins.int
+    BLOCK_REASON_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose link was clicked, of the record's app; else `UNKNOWN_TRACKER`."""
     click_id: _builtins.str
     """Optional. The network's own id of the click. The same id on the same tracker within 7 days is a duplicate (A6)."""
     invalid: _builtins.bool
-    """Optional. The click failed its signature check, or came too late. It is kept and is never a candidate."""
+    """Optional. It is kept and is never a candidate; `invalidity` may say why."""
     visitor: Global___Visitor.ValueType
     """Optional. Who or what clicked, if it was no person: the click is kept, and is neither a candidate nor counted.
     Ingest says VISITOR_BOT where the user agent is a bot's, and for any other number than those of Visitor, with the
@@ -510,6 +552,12 @@ class Click(_message.Message):
     name a time just before one that they have heard of, and win it. Nothing here checks it: over gRPC only the sender
     knows. The gateway says true where a link gives `click_time`, `ip_address`, `device_ua` or `user_agent`.
     """
+    invalidity: Global___Invalidity.ValueType
+    """Optional. Why it is invalid: one that says so is, whatever `invalid` says. Ingest says it of what the app's
+    blocklist names. Any other number than those of Invalidity is refused: `INVALID_VALUE`.
+    """
+    block_reason: _builtins.str
+    """Output only. The reason of the entry of the blocklist that names it."""
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
@@ -523,10 +571,12 @@ class Click(_message.Message):
         invalid: _builtins.bool = ...,
         visitor: Global___Visitor.ValueType = ...,
         is_ping: _builtins.bool = ...,
+        invalidity: Global___Invalidity.ValueType = ...,
+        block_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "click_id", b"click_id", "invalid", b"invalid", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "block_reason", b"block_reason", "click_id", b"click_id", "invalid", b"invalid", "invalidity", b"invalidity", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,6 +594,8 @@ class Impression(_message.Message):
     COMPLETED_VIEW_FIELD_NUMBER: _builtins.int
     VISITOR_FIELD_NUMBER: _builtins.int
     IS_PING_FIELD_NUMBER: _builtins.int
+    INVALIDITY_FIELD_NUMBER: _builtins.int
+    BLOCK_REASON_FIELD_NUMBER: _builtins.int
     tracker_id: _builtins.str
     """Required. The tracker whose ad was seen, of the record's app; else `UNKNOWN_TRACKER`."""
     impression_id: _builtins.str
@@ -554,6 +606,10 @@ class Impression(_message.Message):
     """Optional. Who or what asked for the ad, if it was no person. As of a click."""
     is_ping: _builtins.bool
     """Optional. A server reported the impression. As of a click; default: false."""
+    invalidity: Global___Invalidity.ValueType
+    """Optional. As of a click."""
+    block_reason: _builtins.str
+    """Output only. As of a click."""
     @_builtins.property
     def ad(self) -> Global___AdDetails:
         """Optional. What the link says about the ad."""
@@ -567,10 +623,12 @@ class Impression(_message.Message):
         completed_view: _builtins.bool = ...,
         visitor: Global___Visitor.ValueType = ...,
         is_ping: _builtins.bool = ...,
+        invalidity: Global___Invalidity.ValueType = ...,
+        block_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "completed_view", b"completed_view", "impression_id", b"impression_id", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ad", b"ad", "block_reason", b"block_reason", "completed_view", b"completed_view", "impression_id", b"impression_id", "invalidity", b"invalidity", "is_ping", b"is_ping", "tracker_id", b"tracker_id", "visitor", b"visitor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,10 @@ class App(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    FALLBACK_URL_FIELD_NUMBER: _builtins.int
+    LINK_DOMAINS_FIELD_NUMBER: _builtins.int
+    APPLE_TEAM_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FINGERPRINTS_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
@@ -95,6 +99,14 @@ class App(_message.Message):
     """Output only; an update reads it. Changes with every change of the resource."""
     account_id: _builtins.str
     """Optional. The account that owns it; an installation with one owner needs none. Immutable."""
+    fallback_url: _builtins.str
+    """Optional. Where a click leads that would lead nowhere else: on a tracker that is archived, or that has no install
+    URL, or on a link of one of link_domains that names no tracker. http or https, without macros.
+    """
+    apple_team_id: _builtins.str
+    """Optional, iOS only. The ten characters of the team that signs the app: with bundle_id they name it in
+    `apple-app-site-association`.
+    """
     @_builtins.property
     def url_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. URL schemes that deep links may have besides https: the app's own, in lower case."""
@@ -106,6 +118,19 @@ class App(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was created."""
+
+    @_builtins.property
+    def link_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. The hosts that its links are on, in lower case, as `go.shop.example`, at most 16. For each the gateway
+        serves the association file of the app's platform: `assetlinks.json` if there are certificate_fingerprints, or
+        `apple-app-site-association` if there is an apple_team_id. Other apps may name them, too.
+        """
+
+    @_builtins.property
+    def certificate_fingerprints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional, Android only. The SHA-256 fingerprints of the certificates that sign the app, as `AB:CD:…`: 32 bytes,
+        upper case. At most 8.
+        """
 
     def __init__(
         self,
@@ -125,10 +150,14 @@ class App(_message.Message):
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
         account_id: _builtins.str = ...,
+        fallback_url: _builtins.str = ...,
+        link_domains: _abc.Iterable[_builtins.str] | None = ...,
+        apple_team_id: _builtins.str = ...,
+        certificate_fingerprints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "app_id", b"app_id", "bundle_id", b"bundle_id", "create_time", b"create_time", "currency_code", b"currency_code", "etag", b"etag", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "app_id", b"app_id", "apple_team_id", b"apple_team_id", "bundle_id", b"bundle_id", "certificate_fingerprints", b"certificate_fingerprints", "create_time", b"create_time", "currency_code", b"currency_code", "etag", b"etag", "fallback_url", b"fallback_url", "link_domains", b"link_domains", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +233,7 @@ class AppSettings(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     LATE_WINDOW_FIELD_NUMBER: _builtins.int
     INACTIVITY_WINDOW_FIELD_NUMBER: _builtins.int
+    BLOCKLIST_FIELD_NUMBER: _builtins.int
     device_attribution: Global___AppSettings.DeviceAttribution.ValueType
     """Optional. How engagements with a device id match (A4). Default: DEVICE_ATTRIBUTION_STANDARD."""
     modeled_level: Global___AppSettings.ModeledLevel.ValueType
@@ -254,6 +284,10 @@ class AppSettings(_message.Message):
         (D13): 0 (off) to 90 days. Default: 0.
         """
 
+    @_builtins.property
+    def blocklist(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlocklistEntry]:
+        """Optional. Clicks and impressions that it names are kept, and win nothing. At most 200."""
+
     def __init__(
         self,
         *,
@@ -271,16 +305,55 @@ class AppSettings(_message.Message):
         retention: _duration_pb2.Duration | None = ...,
         late_window: _duration_pb2.Duration | None = ...,
         inactivity_window: _duration_pb2.Duration | None = ...,
+        blocklist: _abc.Iterable[Global___BlocklistEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "blocklist", b"blocklist", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["allow_reengagement_impressions"]  # noqa: Y015
     _WhichOneofArgType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_reengagement_impressions) -> _WhichOneofReturnType__allow_reengagement_impressions | None: ...
 
 Global___AppSettings: _TypeAlias = AppSettings  # noqa: Y015
+
+@_typing.final
+class BlocklistEntry(_message.Message):
+    """BlocklistEntry names clicks and impressions that are no candidates, from their receipt on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    IP_RANGE_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    """Those of a site: the site_id of their links. At most 256 characters."""
+    ip_range: _builtins.str
+    """Those of an address, or of a network, as `203.0.113.7`, `203.0.113.0/24` or `2001:db8::/48`."""
+    device_id: _builtins.str
+    """Those of a device: one of their ids, raw or hashed as they carry it, in any spelling (A3). At most 256
+    characters.
+    """
+    reason: _builtins.str
+    """Required. Why, for people: whoever asks why such a click won nothing is told. 1 to 128 characters."""
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        ip_range: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "device_id", b"device_id", "ip_range", b"ip_range", "site_id", b"site_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "device_id", b"device_id", "ip_range", b"ip_range", "reason", b"reason", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_blocked: _TypeAlias = _typing.Literal["site_id", "ip_range", "device_id"]  # noqa: Y015
+    _WhichOneofArgType_blocked: _TypeAlias = _typing.Literal["blocked", b"blocked"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_blocked) -> _WhichOneofReturnType_blocked | None: ...
+
+Global___BlocklistEntry: _TypeAlias = BlocklistEntry  # noqa: Y015
 
 @_typing.final
 class CreateAppRequest(_message.Message):

@@ -68,7 +68,9 @@ class Tracker(_message.Message):
         DESTINATION_TYPE_CUSTOM: Tracker._DestinationType.ValueType  # 1
         """The install URL."""
         DESTINATION_TYPE_GOOGLE_REFERRER: Tracker._DestinationType.ValueType  # 2
-        """The Play Store URL with our click id in its `referrer`. Android only."""
+        """A URL of the Play Store, `https://play.google.com/store/apps/details?…` or `market://details?…`, with our click
+        id in its `referrer`. Android only.
+        """
         DESTINATION_TYPE_LANDING_PAGE: Tracker._DestinationType.ValueType  # 3
         """A page of the owner's; a click leads there as with DESTINATION_TYPE_CUSTOM."""
 
@@ -80,7 +82,9 @@ class Tracker(_message.Message):
     DESTINATION_TYPE_CUSTOM: Tracker.DestinationType.ValueType  # 1
     """The install URL."""
     DESTINATION_TYPE_GOOGLE_REFERRER: Tracker.DestinationType.ValueType  # 2
-    """The Play Store URL with our click id in its `referrer`. Android only."""
+    """A URL of the Play Store, `https://play.google.com/store/apps/details?…` or `market://details?…`, with our click
+    id in its `referrer`. Android only.
+    """
     DESTINATION_TYPE_LANDING_PAGE: Tracker.DestinationType.ValueType  # 3
     """A page of the owner's; a click leads there as with DESTINATION_TYPE_CUSTOM."""
 
