@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
+from libs.domain.short_codes import short_code
 from libs.domain.snapshots import Resources
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.gateway.model import URL_CHARACTERS, App, Destination, Platform, Template, Tracker
@@ -26,7 +27,7 @@ class GatewaySettings:
         }
         self._apps: dict[str, App | None] = {}
         self._trackers: dict[str, Tracker | None] = {}
-        self._by_folded_id: dict[str, str] | None = None
+        self._by_name: dict[str, str] | None = None
         self._by_domain: dict[str, list[App]] | None = None
 
     def app(self, app_id: str) -> App | None:
@@ -57,15 +58,18 @@ class GatewaySettings:
         return tracker
 
     def find_tracker(self, name: str) -> Tracker | None:
-        """Returns the tracker that a link names, in whatever letter case; None if that could be two."""
+        """Returns the tracker that a link names by its id or its short code, in whatever letter case.
+
+        None if that could be two.
+        """
         if not name:
             return None
-        if self._by_folded_id is None:  # links that were changed on their way are few: others need none of it
-            self._by_folded_id = {}
+        if self._by_name is None:  # links that were changed on their way are few: others need none of it
+            self._by_name = {}
             for (tracker_id,) in self._messages["tracker"]:
-                folded = tracker_id.lower()
-                self._by_folded_id[folded] = "" if folded in self._by_folded_id else tracker_id
-        return self.tracker(name) or self.tracker(self._by_folded_id.get(name.lower(), ""))
+                for folded in (tracker_id.lower(), short_code(tracker_id).lower()):
+                    self._by_name[folded] = "" if folded in self._by_name else tracker_id
+        return self.tracker(name) or self.tracker(self._by_name.get(name.lower(), ""))
 
     def apps_on(self, domain: str) -> list[App]:
         """Returns the live apps whose links are on a host, in the order of their ids."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from urllib.parse import quote
 
+from libs.domain.short_codes import short_code
 from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID
 from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.tracker_pb2 import Tracker, TrackerLinks
@@ -33,6 +34,7 @@ def tracker_links(tracker: Tracker, network: Network) -> TrackerLinks:
     impression = _query(network, ("impression_id", *common, *extra))
     return TrackerLinks(
         click=f"/c/{tracker.tracker_id}?{click}",
+        short=f"/C/{short_code(tracker.tracker_id)}",
         impression=f"/track/impression?event=view&campaign_id={tracker.tracker_id}&{impression}",
     )
 

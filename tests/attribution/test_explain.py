@@ -1,6 +1,7 @@
 """ExplainDecision: what became of a record and why, in words that hold."""
 
 import asyncio
+import itertools
 import re
 import uuid
 from collections.abc import Awaitable
@@ -14,7 +15,7 @@ from libs.errors import Unavailable, from_rpc_error
 from libs.messages import short_name
 from libs.periods import Periods
 from reengage.attribution.v1 import decision_pb2, explanation_pb2
-from reengage.ingest.v1 import record_batch_pb2, record_pb2
+from reengage.ingest.v1 import record_batch_pb2, record_lookup_pb2, record_pb2
 from reengage.postback.v1 import claim_pb2
 from reengage.tracker.v1 import app_pb2, event_definition_pb2, snapshot_pb2, status_pb2
 from services.attribution.queries import sentences
@@ -660,3 +661,60 @@ def test_every_reason_has_words(name: str) -> None:
         outcome=decision_pb2.OUTCOME_UNATTRIBUTED, reason=decision_pb2.Reason.Value(name), install_known=True
     )
     assert name.removeprefix("REASON_") not in sentences.summary(decision)
+
+
+@pytest.mark.parametrize(
+    ("invalidity", "words"),
+    [
+        ("BAD_SIGNATURE", "its signature was wrong, or its link had expired (BAD_SIGNATURE)"),
+        ("TOO_LATE", "a server reported it more than 12 hours late (TOO_LATE)"),
+        ("TIME_NOT_READABLE", "a server gave a time for it that cannot be read (TIME_NOT_READABLE)"),
+        ("UNSPECIFIED", "it was marked as invalid"),
+    ],
+)
+async def test_what_is_invalid_tells_why(world: World, invalidity: str, words: str) -> None:
+    a, number = device(1), record_pb2.Invalidity.Value(f"INVALIDITY_{invalidity}")
+    said = {"invalid": not number, "invalidity": number}
+    async with world.worker():
+        await world.send(install(0, a, record_id="i1"), click(23 * HOUR, a, record_id="k1", click=said))
+        await world.send(event(27 * HOUR, a, record_id="e1"))
+        (e1,) = await world.decided("e1")
+        answer, of_click = await explain(world, "e1"), await explain(world, "k1")
+    assert e1.reason == decision_pb2.REASON_NO_WINNER
+    assert [each.verdict for each in e1.candidates] == [decision_pb2.VERDICT_BLOCKLISTED]
+    assert answer.sentences[0].endswith(f"was refused: {words}.")
+    if number:
+        assert of_click.summary.endswith(f"{words[0].upper()}{words[1:]}, so it wins nothing.")
+
+
+@pytest.mark.parametrize("kind", ["click", "impression"])
+async def test_what_is_blocked_tells_why(world: World, kind: str) -> None:
+    app = app_pb2.App(app_id=APP, name="Shop", platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
+    app.settings.blocklist.add(device_id=device(1), reason="a farm of phones")
+    await in_use_by_ingest(world, await world.feed.publish(snapshot_pb2.Resource(app=app)))
+    a = device(1)
+    seen = record(26 * HOUR, a, record_id="k1", impression=record_pb2.Impression(tracker_id=RE_TRACKER))
+    async with world.worker():
+        engaged = click(26 * HOUR, a, record_id="k1") if kind == "click" else seen
+        await world.send(install(0, a, record_id="i1"), engaged)
+        await world.send(event(27 * HOUR, a, record_id="e1"))
+        (e1,) = await world.decided("e1")
+        answer, of_it = await explain(world, "e1"), await explain(world, "k1")
+    assert [each.verdict for each in e1.candidates] == [decision_pb2.VERDICT_BLOCKLISTED]
+    words = "he app's blocklist names its device: a farm of phones (BLOCKED_DEVICE_ID)"
+    assert answer.sentences[0].endswith(f"was refused: t{words}.")
+    assert of_it.summary.endswith(f"T{words}, so it wins nothing.")
+
+
+async def in_use_by_ingest(world: World, revision: int) -> None:
+    """Waits until ingest goes by the settings of a revision."""
+
+    async def is_used(number: int) -> bool:
+        await world.send(click(0, "", record_id=f"asks-{number}", ip_address="198.51.100.200"))
+        request = record_lookup_pb2.LookUpRecordRequest(app_id=APP, record_id=f"asks-{number}")
+        return (await world.ingest.LookUpRecord(request)).record.settings_revision >= revision
+
+    numbers = itertools.count()
+    async with asyncio.timeout(10):
+        while not await is_used(next(numbers)):
+            await asyncio.sleep(0.02)

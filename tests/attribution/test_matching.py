@@ -446,6 +446,16 @@ def test_a6_duplicates(engagements: list[tuple[str, int, str, str]], expected: s
     assert duplicates(clicks) == duplicates(reversed(clicks)) == expected
 
 
+def test_a6_what_is_invalid_is_repeated_by_nothing() -> None:
+    """Anybody can make up a click with the click id of another one."""
+    clicks = [
+        click(engagement_id="forged", time_us=0, tracker_id="t", click_id="n", valid=False),
+        click(engagement_id="person", time_us=1, tracker_id="t", click_id="n"),
+        click(engagement_id="forged again", time_us=2, tracker_id="t", click_id="n", valid=False),
+    ]
+    assert duplicates(clicks) == {"forged again"}
+
+
 def test_a9_what_no_person_clicked_is_repeated_by_nothing_and_may_be_a_repeat() -> None:
     clicks = [
         click(engagement_id="preview", time_us=0, tracker_id="t", click_id="n", visitor=Visitor.BOT),

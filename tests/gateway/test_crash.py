@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
 
 import grpc
 import pytest
@@ -294,7 +295,7 @@ async def test_a_taken_port_is_said(world: World, tmp_path: Path) -> None:
 
 
 class Attribution(attribution_grpc.AttributionServiceServicer):
-    """An attribution that knows two devices."""
+    """An attribution that knows two devices, and one for each click on `deep` whose id it is asked with."""
 
     async def GetDeviceAttribution(
         self, request: device_pb2.GetDeviceAttributionRequest, context: Any
@@ -315,6 +316,13 @@ class Attribution(attribution_grpc.AttributionServiceServicer):
                     conversion_id="e", tracker_id="unknown", engagement_id="c1",
                     attribution_type=decision_pb2.ATTRIBUTION_TYPE_REENGAGEMENT,
                     matched_by=decision_pb2.MATCH_KIND_CLICK_ID,
+                )
+            )  # fmt: skip
+        elif request.device_id.startswith("installed-by-"):
+            response.install.CopyFrom(
+                device_pb2.Source(
+                    conversion_id="i", tracker_id="deep", engagement_id=request.device_id.removeprefix("installed-by-"),
+                    attribution_type=decision_pb2.ATTRIBUTION_TYPE_INSTALL,
                 )
             )  # fmt: skip
         else:
@@ -354,6 +362,13 @@ async def test_get_attribution(world: World, tmp_path: Path) -> None:
                 "install_site": "", "install_creative": "", "install_attribution_action": "install",
                 "install_matched_by": "device_id", "install_click": {"ko_click_id": "c0"},
             }  # fmt: skip
+            clicked = await world.ask("GET", "/c/deep?sku=4%2F2", at=gateway)
+            [click_id] = parse_qs(urlsplit(clicked.headers["location"]).query)["ko_click_id"]
+            installed = (await ask(f"installed-by-{click_id}")).json["data"]["attribution"]
+            deferred = {"ko_click_id": click_id, "deep_link": f"shop://p/4%2F2?ko_click_id={click_id}"}
+            assert (installed["click"], installed["install_click"]) == (deferred, deferred)
+            claimed = (await ask("installed-by-nothing-known")).json["data"]["attribution"]
+            assert claimed["install_click"] == {"ko_click_id": "nothing-known"}
         nothing = await world.ask("GET", "/v1/cpi/get_attribution?kochava_app_id=shop", at=gateway)
         assert [wrong["field"] for wrong in nothing.json["error"]["fields"]] == ["kochava_device_id"]
         unknown = await world.ask("GET", path.replace("shop", "nobody"), at=gateway)

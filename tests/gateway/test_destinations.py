@@ -54,7 +54,7 @@ def opened(answer: Answer) -> tuple[str, str]:
 
 
 ID = f"ko_click_id={int(NOW_S * 1000):012x}{bytes(10).hex()}"
-CUSTOM = {"deep_link": "shop://p/{sku}"}
+CUSTOM: dict[str, Any] = {"deep_link": "shop://p/{sku}"}
 
 
 @pytest.mark.parametrize("agent", [ANDROID, *ON_ANDROID.values()])
@@ -168,7 +168,7 @@ def test_where_there_is_no_app(
 
 
 def two_apps(**android: Any) -> GatewaySettings:
-    on = {"link_domains": ["go.shop.example"]}
+    on: dict[str, Any] = {"link_domains": ["go.shop.example"]}
     return settings_of(
         App(
             app_id="a",

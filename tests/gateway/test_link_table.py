@@ -2,7 +2,8 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -11,7 +12,9 @@ import pytest
 
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, App
+from reengage.tracker.v1.network_pb2 import Network
 from reengage.tracker.v1.tracker_pb2 import Tracker
+from services.tracker.links import tracker_links
 from tests.gateway.in_memory import ANDROID, NOW_S, PEER, ask, settings_of
 
 A = "cdda802e-fb9c-47ad-9866-0794d394c912"
@@ -220,6 +223,17 @@ def test_ids_that_differ_in_case_are_two(name: str) -> None:
     record = ask(SETTINGS, f"/c/{name}").record
     assert record is not None
     assert record.click.tracker_id == name
+
+
+@pytest.mark.parametrize("tracker_id", ["R", "ko-shop-android-1a2b", "twin", "Twin"])
+@pytest.mark.parametrize("as_read", [str, str.lower, "{}.".format, "{}?adid=x".format, "{}&adid=x".format])
+def test_short_links(tracker_id: str, as_read: Callable[[str], str]) -> None:
+    tracker = Tracker(tracker_id=tracker_id)
+    short = tracker_links(tracker, Network(network_id="acme")).short
+    assert re.fullmatch("/C/[0-9A-Z]{10}", short), "what a QR code holds in half the room"
+    record = ask(SETTINGS, as_read(short)).record
+    assert record is not None
+    assert record.click.tracker_id == tracker_id
 
 
 @pytest.mark.parametrize("path", ["/v1/cpi/clicks", "/track/impressions", "/cc/R", "/", "/track/jsonx", "/c"])

@@ -4,6 +4,7 @@ from hashlib import md5, sha256
 
 import pytest
 
+from libs.domain.snapshots import Resources
 from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1.app_pb2 import PLATFORM_ANDROID, App, BlocklistEntry
 from reengage.tracker.v1.status_pb2 import STATUS_LIVE
@@ -21,7 +22,7 @@ def admitted(record: record_pb2.Record, *entries: BlocklistEntry) -> record_pb2.
     app = App(app_id="shop", platform=PLATFORM_ANDROID, status=STATUS_LIVE)
     app.settings.blocklist.extend(entries)
     tracker = Tracker(tracker_id="t", app_id="shop")
-    resources = {"app": {("shop",): app}, "tracker": {("t",): tracker}, "event_definition": {}}
+    resources: Resources = {"app": {("shop",): app}, "tracker": {("t",): tracker}, "event_definition": {}}
     entry = admit(record, build_settings(resources, 1), NOW_US, Countries("").of)
     assert isinstance(entry, Entry)
     return record_pb2.Record.FromString(entry.record)

@@ -47,7 +47,9 @@ TRACKER = Tracker(tracker_id="acq1")
     ids=["no macros", "own macros", "further parameters", "self-attributing"],
 )
 def test_links(network: Network, click: str, impression: str) -> None:
-    assert tracker_links(TRACKER, network) == TrackerLinks(click=click, impression=impression)
+    assert tracker_links(TRACKER, network) == TrackerLinks(
+        click=click, impression=impression, short="/C/CWC0ENYBJD" if click else ""
+    )
 
 
 @pytest.mark.parametrize("key", catalogue.NETWORKS, ids=lambda key: str(key[0]))

@@ -200,6 +200,29 @@ GOOD: dict[str, Message] = {
     "event name with spaces": event(event_name="Level 3 – fertig"),
     "http install URL with port": acquisition(install_url="http://apps.example:8080/x?y={z}#f"),
     "deep link of the app": acquisition(deep_link="demo://item/{id}?q=1"),
+    "places to lead to, and what says who may open links": app(
+        app_id="kodemo9",
+        name="Demo 9",
+        bundle_id="com.demo",
+        fallback_url="https://demo.example/app?x=1",
+        link_domains=["go.demo.example", "demo-1.example"],
+        apple_team_id="ABCDE12345",
+    ),
+    "fingerprints": android_app(
+        app_id="kodemo9", name="Demo 9", certificate_fingerprints=[":".join(["0A"] * 32), ":".join(["FF"] * 32)]
+    ),
+    "blocklist": app(
+        app_id="kodemo9",
+        name="Demo 9",
+        settings=app_pb2.AppSettings(
+            blocklist=[
+                app_pb2.BlocklistEntry(site_id="s", reason="a farm"),
+                app_pb2.BlocklistEntry(ip_range="203.0.113.7", reason="a farm"),
+                app_pb2.BlocklistEntry(ip_range="2001:db8::/48", reason="a farm"),
+                app_pb2.BlocklistEntry(device_id="d", reason="a farm"),
+            ]
+        ),
+    ),
     "https deep link": acquisition(deep_link="https://apps.example/item"),
     "landing page": acquisition(destination_type=Tracker.DESTINATION_TYPE_LANDING_PAGE),
     "64 custom parameters": acquisition(custom_parameters={f"k{number}": "v" for number in range(64)}),
@@ -230,6 +253,73 @@ MACRO_IN_TARGET = "MACRO_IN_TARGET"
 MISMATCH = "PLATFORM_MISMATCH"
 
 WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
+    "places to lead to": (
+        app(
+            fallback_url="https://demo.example/{x}",
+            link_domains=[
+                "Go.demo.example",
+                "demo",
+                "a.example",
+                "a.example",
+                "a.example/b",
+                "-a.example",
+                "a.example:80",
+            ],
+            apple_team_id="abcde12345",
+            certificate_fingerprints=[":".join(["0A"] * 32)],
+        ),
+        {
+            ("app.fallback_url", NOT_ALLOWED),
+            *((f"app.link_domains[{index}]", INVALID_TEXT) for index in (0, 1, 4, 5, 6)),
+            ("app.link_domains[3]", DUPLICATE),
+            ("app.apple_team_id", INVALID_ID),
+            ("app.certificate_fingerprints", NOT_ALLOWED),
+        },
+    ),
+    "places to lead to on Android": (
+        android_app(
+            fallback_url="demo://x",
+            link_domains=[f"a{number}.example" for number in range(17)],
+            apple_team_id="ABCDE12345",
+            certificate_fingerprints=["0A", ":".join(["0a"] * 32)],
+        ),
+        {
+            ("app.fallback_url", INVALID_SCHEME),
+            ("app.link_domains", TOO_MANY),
+            ("app.apple_team_id", NOT_ALLOWED),
+            ("app.certificate_fingerprints[0]", INVALID_TEXT),
+            ("app.certificate_fingerprints[1]", INVALID_TEXT),
+        },
+    ),
+    "blocklist": (
+        app(
+            settings=app_pb2.AppSettings(
+                blocklist=[
+                    app_pb2.BlocklistEntry(reason="nothing"),
+                    app_pb2.BlocklistEntry(site_id="", reason="nothing"),
+                    app_pb2.BlocklistEntry(site_id="s"),
+                    app_pb2.BlocklistEntry(ip_range="here", reason="x" * 129),
+                    app_pb2.BlocklistEntry(device_id="x" * 257, reason="x"),
+                ]
+            )
+        ),
+        {
+            ("app.settings.blocklist[0]", REQUIRED),
+            ("app.settings.blocklist[1]", REQUIRED),
+            ("app.settings.blocklist[2].reason", REQUIRED),
+            ("app.settings.blocklist[3].reason", TOO_LONG),
+            ("app.settings.blocklist[3].ip_range", "INVALID_IP_ADDRESS"),
+            ("app.settings.blocklist[4].device_id", TOO_LONG),
+        },
+    ),
+    "a long blocklist": (
+        app(settings=app_pb2.AppSettings(blocklist=[app_pb2.BlocklistEntry(site_id="s", reason="x")] * 201)),
+        {("app.settings.blocklist", TOO_MANY)},
+    ),
+    "intent on iOS": (
+        acquisition(deep_link="intent://p#Intent;scheme=demo;end"),
+        {("tracker.deep_link", NOT_ALLOWED)},
+    ),
     "empty app": (app_pb2.App(), {("app.name", REQUIRED), ("app.platform", REQUIRED)}),
     "everything at once": (
         app_pb2.App(
@@ -590,17 +680,52 @@ async def test_wrong(shared: Stub, resource: Message, wrong: set[tuple[str, str]
     assert await wrong_fields(create(shared, resource)) == wrong
 
 
-async def test_referrer_on_android(tracker: Stub) -> None:
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"install_url": "https://play.google.com/store/apps/details?id=com.example"}, None),
+        ({"install_url": "market://details?id=com.example"}, None),
+        ({"install_url": "https://shop.example/details?id=com.example"}, NOT_ALLOWED),
+        ({"install_url": "https://play.google.com.evil.example/store/apps/details?id=x"}, NOT_ALLOWED),
+        ({"install_url": "market://search?q=x"}, NOT_ALLOWED),
+        ({"install_url": "demo://x"}, INVALID_SCHEME),
+        ({"destination_type": 0, "install_url": "market://details?id=com.example"}, INVALID_SCHEME),
+    ],
+)
+async def test_referrer_on_android(tracker: Stub, fields: dict[str, Any], wrong: str | None) -> None:
+    await create_android(tracker)
+    referrer = {"destination_type": Tracker.DESTINATION_TYPE_GOOGLE_REFERRER, **fields}
+    made = acquisition(segment_id="s2", network_id="acme-android", **referrer)
+    if wrong is None:
+        assert (await create(tracker, made)).tracker.app_id == "kodemo2"
+    else:
+        assert await wrong_fields(create(tracker, made)) == {("tracker.install_url", wrong)}
+
+
+@pytest.mark.parametrize(
+    ("deep_link", "wrong"),
+    [
+        ("intent://p/{id}?q={q}#Intent;scheme=demo;package=com.demo;S.k={k};end", None),
+        ("intent://p#Intent;scheme=https;end", None),
+        ("intent://p#Intent;scheme=other;end", INVALID_SCHEME),
+        ("intent://p#Intent;package=com.demo;end", INVALID_SCHEME),
+        ("intent://p#Intent;scheme={s};end", MACRO_IN_TARGET),
+    ],
+)
+async def test_intents_of_schemes_that_the_app_registered(tracker: Stub, deep_link: str, wrong: str | None) -> None:
+    await create_android(tracker)
+    made = acquisition(segment_id="s2", network_id="acme-android", deep_link=deep_link)
+    if wrong is None:
+        assert (await create(tracker, made)).tracker.deep_link == deep_link
+    else:
+        assert await wrong_fields(create(tracker, made)) == {("tracker.deep_link", wrong)}
+
+
+async def create_android(tracker: Stub) -> None:
+    """Makes what trackers of an Android app hang on."""
     await create_all_parents(tracker)
     await create(tracker, campaign(campaign_id="c2", app_id="kodemo2"))
     await create(tracker, segment(segment_id="s2", campaign_id="c2"))
-    referrer = acquisition(
-        segment_id="s2",
-        network_id="acme-android",
-        install_url="https://play.google.com/store/apps/details?id=com.example",
-        destination_type=Tracker.DESTINATION_TYPE_GOOGLE_REFERRER,
-    )
-    assert (await create(tracker, referrer)).tracker.app_id == "kodemo2"
 
 
 async def test_defaults_of_texts_and_enums_are_filled_in(tracker: Stub) -> None:

@@ -212,7 +212,7 @@ def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
 
     Of two with the same non-empty click id on the same tracker less than 7 days apart, the later is the duplicate.
     OURS: at equal times the higher id is, and a duplicate's own repeat is one too. What no person clicked is repeated
-    by nothing (A9): a link preview comes before the click.
+    by nothing (A9): a link preview comes before the click. Nor is what is invalid: anybody can make up such a click.
     """
     found: set[str] = set()
     latest_us: dict[tuple[str, str], int] = {}
@@ -223,7 +223,7 @@ def duplicates(engagements: Iterable[Engagement]) -> frozenset[str]:
         before_us = latest_us.get(link)
         if before_us is not None and engagement.counted_us - before_us < DUPLICATE_CLICK_US:
             found.add(engagement.engagement_id)
-        if engagement.visitor is Visitor.PERSON:
+        if engagement.visitor is Visitor.PERSON and engagement.valid:
             latest_us[link] = engagement.counted_us
     return frozenset(found)
 

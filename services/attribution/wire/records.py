@@ -119,7 +119,7 @@ def index_rows(
             )
             for key in dict.fromkeys((own, *engagement_keys(app, engagement)))
         )
-        if engagement.click_id and engagement.visitor is Visitor.PERSON:
+        if engagement.click_id and engagement.visitor is Visitor.PERSON and engagement.valid:
             click_key = network_click_key(engagement.tracker_id, engagement.click_id)
             clicks.append(
                 NetworkClick(

@@ -304,7 +304,7 @@ def _print_links(links: "tracker_pb2.TrackerLinks") -> None:
     """Prints the links to hand to the network, whole."""
     from services.cli.connections import gateway_url
 
-    for name, link in (("click", links.click), ("impression", links.impression)):
+    for name, link in (("click", links.click), ("impression", links.impression), ("short", links.short)):
         if link:
             typer.echo(f"{name} link: {gateway_url()}{link}")
 

@@ -390,19 +390,25 @@ class TrackerLinks(_message.Message):
 
     CLICK_FIELD_NUMBER: _builtins.int
     IMPRESSION_FIELD_NUMBER: _builtins.int
+    SHORT_FIELD_NUMBER: _builtins.int
     click: _builtins.str
     """Output only. For clicks, as `/c/spring?click_id={click_id}&site_id={site_id}`."""
     impression: _builtins.str
     """Output only. For impressions, as `/track/impression?event=view&campaign_id=spring`."""
+    short: _builtins.str
+    """Output only. For paper and QR codes: a path of digits and upper-case letters, as `/C/7K3M0QZ2XV`, which counts as
+    `/c/spring` does. It is made of the tracker_id and never changes. Parameters may follow it.
+    """
     def __init__(
         self,
         *,
         click: _builtins.str = ...,
         impression: _builtins.str = ...,
+        short: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "impression", b"impression"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["click", b"click", "impression", b"impression", "short", b"short"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
