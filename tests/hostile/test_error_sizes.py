@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.channels import open_channel
+from libs.domain.record_sizes import MAX_WARNINGS
 from libs.errors import (
     MAX_STATUS_BYTES,
     MAX_VIOLATIONS,
@@ -29,7 +30,6 @@ from reengage.tracker.v1 import settings_file_pb2, snapshot_pb2, tracker_edit_pb
 from reengage.tracker.v1.service_pb2_grpc import TrackerConfigServiceStub
 from services.cli.connections import describe
 from services.cli.settings_file import read_settings_file
-from services.ingest import validation
 from tests.attribution.conftest import (  # noqa: F401  # fixtures
     StartWorld,
     event,
@@ -142,7 +142,7 @@ async def test_ingest_tells_of_every_record_in_part(database: Database, start_wo
     wrong = event(0, {"adid": "\0"}, event={"event_data": data})
     async with start_world(database) as world:
         results = (await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[wrong] * 200))).results
-    assert {len(result.violations) for result in results} == {validation.MAX_WARNINGS}
+    assert {len(result.violations) for result in results} == {MAX_WARNINGS}
     assert {result.violations[-1].reason for result in results} == {MORE}
     assert all(one.field.isprintable() and len(one.field.encode()) <= 160 for one in results[0].violations)
 
