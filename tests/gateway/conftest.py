@@ -94,7 +94,7 @@ class World:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[World]:
-    """Yields apps `shop` (Android), `limited` (5 records a second) and `gone` (archived), and trackers of each."""
+    """Yields apps `shop` (Android), `limited` (5 records a second, 1 hour old) and `gone` (archived), with trackers."""
     await postgres.create_database("gateway", template=TEMPLATE)
     dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
     async with backend(dsns, process_logs) as behind, aiohttp.ClientSession() as session:
@@ -110,6 +110,7 @@ async def _configure(behind: Backend) -> None:
     shop = app_pb2.App(app_id="shop", name="Shop", platform=android, url_schemes=["shop"])
     limited = app_pb2.App(app_id="limited", name="Limited", platform=android)
     limited.settings.records_per_second = 5
+    limited.settings.max_record_age.FromSeconds(3600)
     gone = app_pb2.App(app_id="gone", name="Gone", platform=android)
     play, settings = "https://play.google.com/store/apps/details?id=com.shop", behind.settings
     await create_tracker(settings, shop, tracker_id="plain", name="Plain", install_url=play)

@@ -13,7 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from reengage.ingest.v1 import record_pb2
+from libs.channels import open_channel
+from reengage.ingest.v1 import record_pb2, rejected_record_pb2
+from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from tests.gateway.conftest import ANDROID, KEY, World
 from tests.support.eventually import eventually
 from tests.support.processes import running
@@ -338,6 +340,30 @@ async def test_browsers_are_asked_for_client_hints_which_are_in_the_log(world: W
     await world.ask("GET", f"/c/plain?adid={device}&ip_address=198.51.100.1", headers=hints)
     told = sorted((record.ip_address, record.client_hints.model) for record in await world.log_of(device))
     assert told == [("127.0.0.1", "Pixel 8"), ("127.0.0.1", "Pixel 8"), ("198.51.100.1", "")]
+
+
+async def refused_engagements(world: World) -> float:
+    """Returns how many clicks and impressions of this gateway ingest has refused."""
+    found = re.search(r"^gateway_engagements_refused_total (\S+)$", await world.metrics(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+async def test_a_click_that_ingest_refuses_leads_on_and_is_listed(world: World) -> None:
+    """No click is lost behind a redirect without a sign."""
+    clicked, before = int(time.time()) - 3 * 3600, await refused_engagements(world)
+    response = await world.ask("GET", f"/c/limited-1?adid={world.new_id()}&click_time={clicked}")
+    assert (response.status, response.headers["x-engagement"]) == (302, "refused EVENT_TIME_TOO_OLD")
+    [click_id] = parse_qs(urlsplit(response.headers["location"]).query)["ko_click_id"]
+    assert await refused_engagements(world) == before + 1
+    async with open_channel(world.backend.ingest.target) as channel:
+        request = rejected_record_pb2.ListRejectedRequest(app_id="limited")
+
+        async def is_listed() -> bool:
+            listed = (await IngestServiceStub(channel).ListRejected(request)).rejected
+            return click_id in [rejected.record.record_id for rejected in listed]
+
+        await eventually(is_listed)
 
 
 async def test_a_late_ping(world: World) -> None:
