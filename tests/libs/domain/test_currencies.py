@@ -43,7 +43,7 @@ def test_what_cannot_be_one(value: object) -> None:
 @pytest.mark.slow
 def test_law_an_amount_is_read_in_every_style(number: Decimal) -> None:
     point = f"{number:,.2f}"
-    comma = point.translate(str.maketrans({",": ".", ".": ","}))
+    comma = point.translate(str.maketrans(",.", ".,"))
     for written in (point, comma, point.replace(",", " "), point.replace(",", "'"), f"{point} USD", f"$ {point}"):
         amount = read_amount(written)
         assert amount is not None
