@@ -55,7 +55,7 @@ def body_of(request: Request) -> bytes | bytearray:
             known = ", ".join(_UNPACK)
             raise Refused(415, "UNSUPPORTED_ENCODING", f"Content-Encoding {encoding[:32]} is none of {known}")
     if request.no_body is not None:
-        raise request.no_body
+        raise request.no_body.with_traceback(None)  # else one that all share keeps the frames of all
     body = request.body
     if unpack is not None:
         body = _unpacked(bytes(body), unpack, encoding)
