@@ -114,13 +114,15 @@ class Player:
         url = URL(self._gateway_url + line["get"], encoded=True)
         async with self._session.get(url, headers=headers, allow_redirects=False) as answer:
             self.answers.spoken["HTTP link"] += 1
-            if answer.status in (302, 204):
+            if answer.status in (200, 204, 302):
                 self.answers.taken += 1
             elif answer.status == 404:
                 self.answers.refuse(["UNKNOWN_LINK"])
             else:
                 self.answers.failed[f"HTTP {answer.status}"] += 1
-            if "keep" in line and (found := _CLICK_ID.search(answer.headers.get("Location", ""))):
+            # Where an iPhone may have the app or not, a page leads on instead of a redirect.
+            led_to = answer.headers.get("Location") or await answer.text()
+            if "keep" in line and (found := _CLICK_ID.search(led_to)):
                 self._clicks[line["keep"]] = found[1]
 
     async def _post(self, line: Json) -> None:

@@ -299,7 +299,7 @@ def faults_logged(directory: Path) -> Iterator[str]:
     for log in sorted(directory.glob("*.log")):
         faults: dict[str, str] = {}
         counts = Counter[str]()
-        for line in log.open(errors="replace"):
+        for line in log.read_text(errors="replace").splitlines():
             if match := FAULTS.search(line):
                 counts[match[0]] += 1
                 faults.setdefault(match[0], line.strip()[:400])

@@ -142,9 +142,9 @@ async def test_ingest_tells_of_every_record_in_part(database: Database, start_wo
     wrong = event(0, {"adid": "\0"}, event={"event_data": data})
     async with start_world(database) as world:
         results = (await world.ingest.RecordBatch(record_batch_pb2.RecordBatchRequest(records=[wrong] * 200))).results
-    assert {len(result.violations) for result in results} == {MAX_WARNINGS}
-    assert {result.violations[-1].reason for result in results} == {MORE}
-    assert all(one.field.isprintable() and len(one.field.encode()) <= 160 for one in results[0].violations)
+    assert {len(result.warnings) for result in results} == {MAX_WARNINGS}
+    assert {result.warnings[-1].code for result in results} == {MORE}
+    assert all(one.field.isprintable() and len(one.field.encode()) <= 160 for one in results[0].warnings)
 
 
 def many(field: str) -> tuple[Violation, ...]:

@@ -62,6 +62,7 @@ APPS = (
         time_zone="Europe/Berlin",
         currency_code="EUR",
         url_schemes=["sampleshop"],
+        fallback_url="https://shop.example/",
         # The app's layer: a mere IP says little after a day.
         settings=AppSettings(windows=Windows(click_ip=_window(DAY))),
     ),
@@ -73,6 +74,7 @@ APPS = (
         store_app_id="com.example.shop",
         currency_code="USD",
         url_schemes=["sampleshop"],
+        fallback_url="https://shop.example/",
         settings=AppSettings(install_reprocessing_window=Duration(seconds=20 * DAY), prioritize_completed_view=True),
     ),
 )

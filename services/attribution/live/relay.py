@@ -63,12 +63,27 @@ class Relay:
 
         async def set_aside(place: int, error: Exception) -> None:
             if isinstance(error, grpc.RpcError):
-                # Who takes nothing at all says nothing against one decision: this raises then.
-                await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest())
+                await self._check_it_works()
+                try:  # it may work since just now: then it takes the decision, too
+                    await hand_over(range(place, place + 1))
+                except grpc.aio.AioRpcError as again:
+                    if is_circumstance_of_relaying(again):
+                        raise
+                    error = again
+                else:
+                    return
             refused.append(_set_aside(rows[place], error))
 
         await in_halves(len(rows), hand_over, set_aside, is_circumstance_of_relaying)
         return refused
+
+    async def _check_it_works(self) -> None:
+        """Asks postback with nothing, which it finds wrong. Whoever fails at that says nothing against a decision."""
+        try:
+            await self._postback.EnqueueConversions(conversion_pb2.EnqueueConversionsRequest())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
 
 
 async def hand_to_postback(
