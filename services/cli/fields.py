@@ -21,7 +21,7 @@ from libs.messages import short_name
 from libs.time import duration_us, format_duration
 from reengage.tracker.v1.windows_pb2 import Window
 
-SECRET = frozenset({"click_validation_key", "credentials", "secrets"})
+SECRET = frozenset({"auth_keys", "click_validation_key", "credentials", "secrets"})
 """Fields whose values are not shown."""
 _STRUCT_VALUE = Struct.FieldsEntry.DESCRIPTOR.fields_by_name["value"]
 _LEAVES = (Duration.DESCRIPTOR, Timestamp.DESCRIPTOR, Window.DESCRIPTOR)

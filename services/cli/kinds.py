@@ -80,6 +80,7 @@ APP = Kind(
     columns=(
         "app_id", "name", "platform", "account_id", "bundle_id", "time_zone", "currency_code", "sandbox", "status",
     ),
+    output_only=_output_only("auth_key_names"),
 )  # fmt: skip
 NETWORK = Kind(
     name="network",

@@ -54,13 +54,14 @@ _WITHIN = {
     SEGMENT.name: Section("trackers", TRACKER, "tracker_id"),
 }
 _UNSAID: Mapping[str, frozenset[str]] = {
-    APP.name: frozenset({"account_id"}),
+    APP.name: frozenset({"account_id", "auth_keys"}),
     SAN_ACCOUNT.name: frozenset({"credentials", "verified"}),
     TRACKER.name: frozenset({"click_validation_key"}),
     CONFIGURATION.name: frozenset({"secrets"}),
 }
 """Fields that an export leaves out: they stay as they are when a file is applied that does not say them."""
 _NOT_IN_FILES = {
+    "auth_keys": "do not belong in a file: set them by `reengage apps edit ID auth_keys=@FILE`",
     "credentials": "do not belong in a file: set them by `reengage san-accounts edit ID credentials=@FILE`",
     "secrets": "do not belong in a file: set them by `reengage postbacks edit ID secrets=@FILE`",
     "verified": "is not for a file: it says that the network has taken the credentials",

@@ -53,6 +53,9 @@ class Config:
     """Seconds that a click may wait for ingest before it goes to the spool."""
     sender_patience_s: float = 3.0
     """Seconds that a sender of records, or of `get_attribution`, may wait for a service."""
+    public_url: str = ""
+    """The URL that the world knows the gateway by, as `https://track.shop.example`. SDKs that ask how to start are told
+    to send everything there; without it they go on as they were set up."""
     trusted_proxies: str = ""
     """Addresses or networks, comma-separated, whose X-Forwarded-For is believed, and which may open any number of
     connections."""
@@ -114,7 +117,12 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             rates=rates,
         )
         record_routes = RecordRoutes(
-            settings=settings, records=records, rates=rates, attribution=attribution, addresses=addresses
+            settings=settings,
+            records=records,
+            rates=rates,
+            attribution=attribution,
+            addresses=addresses,
+            public_url=config.public_url,
         )
         link_routes = LinkRoutes(settings=settings, engagements=engagements, addresses=addresses)
         host = config.listen.rpartition(":")[0]

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 import structlog
@@ -12,7 +12,8 @@ from libs.errors import ServiceError, Unavailable
 from libs.worker import stuck_workers
 from services.gateway.errors import Refused
 from services.gateway.link_routes import SHORT_CLICK, as_link
-from services.gateway.requests import JSON, MAX_QUERY_BYTES, Request, Response, Route, json_response
+from services.gateway.model import App
+from services.gateway.requests import JSON, MAX_QUERY_BYTES, Headers, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 
 _WELCOME = {
@@ -20,6 +21,7 @@ _WELCOME = {
     "send": {
         "POST /track/json": "an install, event, session, update or identity link, or an array of up to 1,000",
         "POST /v1/cpi/identityLink.php": "an identity link",
+        "POST /track/kvinit": "how an SDK is to start",
         "GET /c/<tracker_id>": "a click; the response is a redirect",
         "GET /v1/cpi/click?campaign_id=<tracker_id>": "the same, as older links say it",
         "GET /track/impression?event=view&campaign_id=<tracker_id>": "a view",
@@ -30,6 +32,13 @@ _WELCOME = {
         "GET /readyz": "whether it has its settings",
     },
 }
+
+_ALLOW_HEADERS = (
+    b"access-control-allow-headers",
+    b"content-type, content-encoding, kochava-api-key, kochava-auth-token, x-request-id",
+)
+_EXPOSE_HEADERS = (b"access-control-expose-headers", b"retry-after, x-request-id")
+_MAX_AGE = (b"access-control-max-age", b"600")
 
 _responses = Counter("http_responses_total", "HTTP responses, by route and status.", ["route", "status"])
 _in_flight = Gauge("http_in_flight", "HTTP requests under way.")
@@ -77,16 +86,48 @@ class Gateway:
             self._room += 1
         status, headers, body = response
         self._count(path, status)
-        return status, [*headers, (b"x-request-id", request.request_id.encode())], body
+        headers = [*headers, (b"x-request-id", request.request_id.encode())]
+        route = self._routes.get(path)
+        if route is not None and route.for_pages:
+            headers += self._for_pages(request, route)
+        return status, headers, body
 
-    async def _respond(self, request: Request) -> tuple[str, Response]:
-        """Returns the route's path, for the metrics, and the response."""
+    def _for_pages(self, request: Request, route: Route) -> Headers:
+        """Returns the headers that let a page's script read the response (CORS), never with its credentials."""
+        vary = (b"vary", b"origin")
+        origin = request.headers.get(b"origin")
+        if origin is None or not self._allows(origin, request.apps):
+            return [vary]
+        allowed: Headers = [vary, (b"access-control-allow-origin", origin)]
+        if request.method == "OPTIONS":
+            methods = ", ".join(route.methods).encode()
+            return [*allowed, (b"access-control-allow-methods", methods), _ALLOW_HEADERS, _MAX_AGE]
+        return [*allowed, _EXPOSE_HEADERS]
+
+    def _allows(self, origin: bytes, apps: Sequence[App]) -> bool:
+        try:
+            return self._settings().allows_origin(origin.decode("latin-1"), apps)
+        except Unavailable:
+            return False
+
+    def _find(self, request: Request) -> tuple[str, Route | None]:
+        """Returns the path of the route that a request means, and the route; None if it means none."""
         path = request.path
         route = self._routes.get(path)
+        if route is None and path.endswith("/") and not path.startswith(SHORT_CLICK):
+            path = path.rstrip("/")
+            route = self._routes.get(path)
         if route is None and path.startswith(SHORT_CLICK):
             path, route = SHORT_CLICK, self._routes.get(SHORT_CLICK)
         elif route is None and (link := as_link(request)) is not None:
             path, route = link, self._routes.get(link)
+        return path, route
+
+    async def _respond(self, request: Request) -> tuple[str, Response]:
+        """Returns the route's path, for the metrics, and the response."""
+        if request.path == "*" and request.method == "OPTIONS":
+            return "*", (204, [(b"allow", b"GET, HEAD, POST, OPTIONS")], b"")
+        path, route = self._find(request)
         if route is None:
             refused = Refused(404, "NOT_FOUND", "there is nothing here; GET / says what there is")
             return "other", refused.response()
@@ -128,7 +169,7 @@ class Operators:
     """Routes for whoever runs the gateway: health and metrics, told however many requests are under way."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._routes = {**gateway.health_routes, "/metrics": Route(("GET",), _metrics)}
+        self._routes = {**gateway.health_routes, "/metrics": Route(("GET", "HEAD"), _metrics)}
 
     async def respond(self, request: Request) -> Response:
         """Returns the response to a request."""
@@ -148,5 +189,8 @@ async def _metrics(_: Request) -> Response:
 async def _ask(route: Route, request: Request) -> Response:
     if request.method in route.methods:
         return await route.respond(request)
+    allow = (b"allow", ", ".join((*route.methods, "OPTIONS")).encode())
+    if request.method == "OPTIONS":
+        return 204, [allow], b""
     status, headers, body = Refused(405, "METHOD_NOT_ALLOWED", f"use {route.methods[0]}").response()
-    return status, [*headers, (b"allow", ", ".join(route.methods).encode())], body
+    return status, [*headers, allow], body

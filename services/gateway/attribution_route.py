@@ -11,6 +11,7 @@ from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from reengage.ingest.v1 import record_lookup_pb2
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
+from services.gateway.authentication import check
 from services.gateway.errors import Refused, unknown_app
 from services.gateway.links import parse_query
 from services.gateway.rates import Rates
@@ -39,7 +40,7 @@ class AttributionRoute:
         rates: Rates,
     ) -> None:
         self._settings, self._attribution, self._ingest, self._rates = settings, attribution, ingest, rates
-        self.routes = {"/v1/cpi/get_attribution": Route(("GET",), self._get_attribution)}
+        self.routes = {"/v1/cpi/get_attribution": Route(("GET", "HEAD"), self._get_attribution, for_pages=True)}
 
     async def _get_attribution(self, request: Request) -> Response:
         parameters = parse_query(request.query)
@@ -59,6 +60,8 @@ class AttributionRoute:
         app = settings.app(app_id)
         if app is None:
             raise Refused.for_fields([unknown_app("kochava_app_id")])
+        request.apps = [app]
+        check(app, request)
         self._rates.take(app)
         found = await self._find(app_id, device_id, request.request_id)
         deep_link = await self._find_deep_link(app_id, found.install, settings, request) if found is not None else ""

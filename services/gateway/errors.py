@@ -58,6 +58,8 @@ class Refused(Exception):  # noqa: N818 - named as the errors of libs are
     def response(self) -> Response:
         """Returns the response, with `Retry-After` in whole seconds where repeating may help."""
         headers = list(JSON)
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Kochava-Auth-Token"))
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
         return self.status, headers, orjson.dumps(self.as_json())

@@ -69,6 +69,13 @@ class App:
     records_per_second: int = 0
     currency_code: str = "USD"
     live: bool = True
+    is_strict: bool = False
+    """True: takes what is signed with one of `auth_keys` alone."""
+    auth_keys: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
+    """API keys and their secrets."""
+    allowed_origins: frozenset[str] = frozenset()
+    """Origins of web pages; `*` is every one."""
+    keeps_push_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,16 @@
-"""The routes that take records: `/track/json` and `/v1/cpi/identityLink.php`."""
+"""The routes that take records: `/track/json`, `/v1/cpi/identityLink.php` and those of SDKs."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from libs.errors import ServiceError, Violation
 from reengage.ingest.v1 import record_batch_pb2
+from services.gateway import sdk
 from services.gateway.addresses import ClientAddresses
 from services.gateway.attribution_route import AttributionRoute
+from services.gateway.authentication import check
 from services.gateway.batches import Batches, Outcome
 from services.gateway.bodies import body_of, parse_json
 from services.gateway.errors import Refused
@@ -17,10 +20,12 @@ from services.gateway.refusals import RefusalTrace
 from services.gateway.requests import JSON, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
 from services.gateway.translation.device import Peer
-from services.gateway.translation.record import Translated, translate
+from services.gateway.translation.record import Translated, app_id_of, translate
 from services.gateway.translation.violations import in_senders_words
 
 MAX_RECORDS = 1_000
+_TRACK_PATHS = ("/track/json", "/track/kvTracker", "/token/add", "/token/remove", "/v1/links-sdk")
+"""The paths of records, as SDKs write them; what an object is, its action says."""
 _REJECTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_REJECTED, record_batch_pb2.RecordResult.STATUS_REPEATED
 _STORED = {"success": 1}
 _SUCCESS: Response = (200, JSON, b'{"success":1}')
@@ -40,31 +45,77 @@ class RecordRoutes:
         rates: Rates,
         attribution: AttributionRoute,
         addresses: ClientAddresses,
+        public_url: str = "",
     ) -> None:
+        self._public_url = public_url.rstrip("/")
         self._settings, self._records, self._rates = settings, records, rates
         self._attribution, self._addresses = attribution, addresses
         self._refusals = RefusalTrace()
         self.routes = {
-            "/track/json": Route(("POST",), self._track),
-            "/v1/cpi/identityLink.php": Route(("POST",), self._identity_link),
+            "/v1/cpi/identityLink.php": self._route("identityLink"),
+            "/track/kvinit": self._route(sdk.INIT),
+            "/track/kvquery": self._route("get_attribution"),
+            **{path: self._route() for path in _TRACK_PATHS},
         }
 
-    async def _track(self, request: Request) -> Response:
-        value, is_odd = self._read_json(request)
+    def _route(self, action: str = "") -> Route:
+        """Returns a route of records; where it has an action, it takes one object at a time, which is of that."""
+
+        async def respond(request: Request) -> Response:
+            value, is_odd = self._read_json(request)
+            if action and isinstance(value, dict):
+                value = {**value, "action": action}
+            elif action:
+                refused = Refused(400, "INVALID_RECORD", "must be a JSON object")
+                self._refusals.note(refused, len(value))
+                raise refused
+            status, headers, body = await self._track(value, request, is_odd=is_odd)
+            return status, headers, sdk.with_text(body) if sdk.wants_text(value) else body
+
+        return Route(("POST",), respond, for_pages=True)
+
+    async def _track(self, value: dict[str, Any] | list[Any], request: Request, *, is_odd: bool) -> Response:
+        value = self._admitted(value, request, is_odd=is_odd)
+        if isinstance(value, sdk.Answered):
+            return json_response(value)
         if isinstance(value, list):
             return await self._track_array(value, request, is_odd=is_odd)
         if value.get("action") == "get_attribution":
             device_id = value.get("kochava_device_id") or _data_of(value).get("kochava_device_id")
             return await self._attribution.respond_for(value.get("kochava_app_id"), device_id, request)
-        return await self._track_one(value, request, is_odd=is_odd)
+        response = await self._track_one(value, request, is_odd=is_odd)
+        if (link := sdk.identity_link_in(value, is_odd=is_odd)) is not None:
+            with suppress(Refused):  # the install is stored, and it is the answer
+                await self._track_one(link, request, is_odd=is_odd)
+        return response
 
-    async def _identity_link(self, request: Request) -> Response:
-        value, is_odd = self._read_json(request)
-        if isinstance(value, list):
-            refused = Refused(400, "INVALID_RECORD", "must be a JSON object")
-            self._refusals.note(refused, len(value))
-            raise refused
-        return await self._track_one({**value, "action": "identityLink"}, request, is_odd=is_odd)
+    def _admitted(self, value: Any, request: Request, *, is_odd: bool) -> Any:
+        """Returns the value, with what is answered already in place of what makes no record.
+
+        In an array that is also why an element was refused. Raises Refused: 401 for a single one, 400 for too many.
+        """
+        values = value if isinstance(value, list) else [value]
+        try:
+            if len(values) > MAX_RECORDS:
+                raise Refused(400, "BATCH_TOO_LARGE", f"at most {MAX_RECORDS} records at once")  # noqa: TRY301
+            settings = self._settings()
+        except (Refused, ServiceError) as error:
+            self._refusals.note(error, len(values))
+            raise
+        apps = [_app_of(each, settings, is_odd=is_odd) for each in values]
+        by_id = {app.app_id: app for app in apps if app is not None}
+        request.apps = list(by_id.values())
+        refused = _refusals_of(by_id, request)  # once an app: a body may be large
+        found: list[Any] = []
+        for each, app in zip(values, apps, strict=True):
+            if app is not None and app.app_id in refused:
+                self._refusals.note(refused[app.app_id])
+                if each is value:
+                    raise refused[app.app_id]
+                found.append(refused[app.app_id])
+            else:
+                found.append((sdk.answer(each, app, self._public_url) if isinstance(each, dict) else None) or each)
+        return found if isinstance(value, list) else found[0]
 
     def _read_json(self, request: Request) -> tuple[dict[str, Any] | list[Any], bool]:
         """Returns the body, and whether some of it may be unreadable."""
@@ -87,7 +138,7 @@ class RecordRoutes:
     async def _track_one(self, value: Mapping[str, Any], request: Request, *, is_odd: bool) -> Response:
         try:
             settings = self._settings()
-            app = _app_of(value, settings)
+            app = _app_of(value, settings, is_odd=is_odd)
             if app is not None:
                 self._rates.take(app)
             translated = self._translated(value, settings, request, is_odd=is_odd)
@@ -114,12 +165,15 @@ class RecordRoutes:
         return json_response({"success": int(all(result["success"] for result in results)), "results": results})
 
     async def _answers(self, values: list[Any], request: Request, *, is_odd: bool) -> list[Mapping[str, Any] | Refused]:
-        if len(values) > MAX_RECORDS:
-            raise Refused(400, "BATCH_TOO_LARGE", f"at most {MAX_RECORDS} records at once")
+        """Returns what became of each value; identity links in installs come after them, and have no answer."""
         settings = self._settings()
-        self._take_rates(values, settings)
-        outcomes: list[tuple[asyncio.Future[Outcome], Sequence[Violation]] | Refused] = []
-        for value in values:
+        self._take_rates(values, settings, is_odd=is_odd)
+        links = [link for value in values if (link := sdk.identity_link_in(value, is_odd=is_odd)) is not None]
+        outcomes: list[tuple[asyncio.Future[Outcome], Sequence[Violation]] | Refused | sdk.Answered] = []
+        for value in (*values, *links):
+            if isinstance(value, Refused | sdk.Answered):
+                outcomes.append(value)
+                continue
             try:
                 translated = self._translated(value, settings, request, is_odd=is_odd)
                 outcome = self._records.add(translated.record.SerializeToString(), request.request_id)
@@ -128,14 +182,14 @@ class RecordRoutes:
                 self._refusals.note(wrong)
                 outcomes.append(wrong)
         return [
-            outcome if isinstance(outcome, Refused) else _answer(value, outcome[1], _result(await outcome[0]))
-            for value, outcome in zip(values, outcomes, strict=True)
-        ]
+            _answer(value, outcome[1], _result(await outcome[0])) if isinstance(outcome, tuple) else outcome
+            for value, outcome in zip((*values, *links), outcomes, strict=True)
+        ][: len(values)]
 
-    def _take_rates(self, values: list[Any], settings: GatewaySettings) -> None:
+    def _take_rates(self, values: list[Any], settings: GatewaySettings, *, is_odd: bool) -> None:
         by_app: dict[str, tuple[App, int]] = {}
         for value in values:
-            if (app := _app_of(value, settings)) is not None:
+            if (app := _app_of(value, settings, is_odd=is_odd)) is not None:
                 by_app[app.app_id] = app, by_app.get(app.app_id, (app, 0))[1] + 1
         for app, count in by_app.values():
             self._rates.take(app, count)
@@ -146,11 +200,20 @@ def _data_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _app_of(value: Any, settings: GatewaySettings) -> App | None:
-    app_id = value.get("kochava_app_id") if isinstance(value, dict) else None
-    if app_id is None and isinstance(value, dict):
-        app_id = _data_of(value).get("kochava_app_id")
-    return settings.app(app_id) if isinstance(app_id, str) else None
+def _app_of(value: Any, settings: GatewaySettings, *, is_odd: bool) -> App | None:
+    """Returns the app that the record in a value is of: whose key it needs, and whose rate it takes of."""
+    return settings.app(app_id_of(value, is_odd=is_odd)) if isinstance(value, dict) else None
+
+
+def _refusals_of(apps: Mapping[str, App], request: Request) -> dict[str, Refused]:
+    """Returns by app why it takes nothing of this request."""
+    found = {}
+    for app_id, app in apps.items():
+        try:
+            check(app, request)
+        except Refused as refused:
+            found[app_id] = refused
+    return found
 
 
 def _result(outcome: Outcome) -> record_batch_pb2.RecordResult:

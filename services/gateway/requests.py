@@ -1,6 +1,6 @@
 """Requests and responses, as the routes take and give them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
@@ -8,6 +8,7 @@ import orjson
 
 if TYPE_CHECKING:
     from services.gateway.errors import Refused
+    from services.gateway.model import App
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Response: TypeAlias = tuple[int, Headers, bytes]
@@ -25,16 +26,18 @@ class Route(NamedTuple):
     methods: tuple[str, ...]
     respond: "Callable[[Request], Awaitable[Response]]"
     is_link: bool = False
+    for_pages: bool = False
+    """True: scripts of web pages may ask and read the answer, where an app allows their origin."""
 
 
 class Request:
     """One request, whole: `headers` by their names in lower case, of equal ones the last.
 
     (Of X-Forwarded-For that is the one the nearest proxy wrote.) `no_body` is why there is no `body`, where the sender
-    did not get it through.
+    did not get it through. `apps` are those that it names, once that is known.
     """
 
-    __slots__ = ("body", "headers", "method", "no_body", "path", "peer", "query", "raw_path", "request_id")
+    __slots__ = ("apps", "body", "headers", "method", "no_body", "path", "peer", "query", "raw_path", "request_id")
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Request:
         path = self.raw_path.decode("latin-1")
         self.path = unquote(path) if "%" in path else path
         self.request_id = ""
+        self.apps: Sequence[App] = ()
 
     def take_id(self, ours: str) -> None:
         """Sets `request_id`: the caller's `X-Request-Id` if that can be one, or ours."""

@@ -1,6 +1,8 @@
 """The settings that the gateway needs, each built from tracker's message when it is first asked for."""
 
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from urllib.parse import quote
 
 from google.protobuf.message import Message
@@ -41,6 +43,18 @@ class GatewaySettings:
             assert isinstance(message, app_pb2.App)
             app = self._apps[app_id] = _app(message)
         return app if app is not None and app.live else None
+
+    def allows_origin(self, origin: str, apps: Sequence[App]) -> bool:
+        """Returns whether pages of this origin may read what these apps are answered; with none, any app may say so."""
+        allowed = [app.allowed_origins for app in apps] or [self._origins]
+        return all(origin in origins or "*" in origins for origins in allowed)
+
+    @cached_property
+    def _origins(self) -> frozenset[str]:
+        """Returns the origins that any live app allows."""
+        apps = [message for message in self._messages["app"].values() if isinstance(message, app_pb2.App)]
+        live = (app for app in apps if app.status != status_pb2.STATUS_ARCHIVED)
+        return frozenset(origin for app in live for origin in app.settings.allowed_origins)
 
     def tracker(self, tracker_id: str) -> Tracker | None:
         """Returns the tracker of this id, archived ones too, if links can lead anywhere by it."""
@@ -112,6 +126,10 @@ def _app(message: app_pb2.App) -> App:
         records_per_second=message.settings.records_per_second,
         currency_code=message.currency_code or "USD",
         live=message.status != status_pb2.STATUS_ARCHIVED,
+        is_strict=message.settings.strict_authentication,
+        auth_keys=tuple((key.encode(), secret.encode()) for key, secret in message.auth_keys.items()),
+        allowed_origins=frozenset(message.settings.allowed_origins),
+        keeps_push_tokens=message.settings.keep_push_tokens,
     )
 
 

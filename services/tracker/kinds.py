@@ -71,7 +71,7 @@ class Kind(Generic[M]):
     built_in: Mapping[Key, M] = field(default_factory=dict)
     # The field that is kept encrypted, apart, and never returned.
     sealed: str = ""
-    # A text that is kept encrypted inside of the stored resource.
+    # A text, or a map of texts, that is kept encrypted inside of the stored resource.
     encrypted: str = ""
 
     @property
@@ -128,6 +128,7 @@ def _complete_event_definition(event: EventDefinition) -> None:
 
 
 def _complete_app(app: App) -> None:
+    app.auth_key_names[:] = sorted(app.auth_keys)
     app.time_zone = app.time_zone or "UTC"
     app.currency_code = app.currency_code or "USD"
 
@@ -156,7 +157,9 @@ APP = Kind(
     columns=("account_id", "name", "status"),
     parents=(ACCOUNT,),
     optional=(ACCOUNT,),
+    derived=("auth_key_names",),
     immutable=("platform", "account_id"),
+    encrypted="auth_keys",
     complete=_complete_app,
     check=validation.check_app,
 )

@@ -12,6 +12,7 @@ from libs.messages import take_unknown_fields
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import page_of
 from libs.vault import Vault
+from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
 from reengage.tracker.v1.tracker_pb2 import Tracker
@@ -218,6 +219,8 @@ class ResourceMethods:
         changed = masks.apply(held, given, paths)
         if kind is SAN_ACCOUNT and "verified" not in paths:
             forget_verification(held, changed)
+        if kind is APP:
+            keep_secrets(held, changed)
         obstacles = await check(view, kind, changed, Violations(), before=held)
         for one in obstacles:
             # What it has belonged to since before may have been archived meanwhile.
@@ -447,6 +450,8 @@ def shown(resource: M) -> M:
     if isinstance(resource, Tracker):
         resource.has_click_validation_key = bool(resource.click_validation_key) and not access.caller().is_partner
         resource.click_validation_key = ""
+    if isinstance(resource, App):
+        resource.ClearField("auth_keys")
     return resource
 
 
@@ -464,6 +469,13 @@ def forget_verification(held: Any, changed: Any) -> None:
     """Makes an account unverified when it gets other credentials."""
     if changed.credentials != held.credentials:
         changed.verified = False
+
+
+def keep_secrets(held: Any, changed: Any) -> None:
+    """Gives the keys of an app that are named without a secret the one that they have."""
+    for name, secret in held.auth_keys.items():
+        if changed.auth_keys.get(name) == "":
+            changed.auth_keys[name] = secret
 
 
 def set_status(resource: Any, status: int) -> None:

@@ -45,7 +45,7 @@ _ORDER: tuple[Kind[Any], ...] = (
     APP, NETWORK_SETTINGS, SAN_ACCOUNT, EVENT_DEFINITION, CAMPAIGN, SEGMENT, TRACKER,
 )  # fmt: skip
 _KEPT: Mapping[str, tuple[str, ...]] = {
-    APP.name: ("account_id",),
+    APP.name: ("account_id", "auth_keys"),
     SAN_ACCOUNT.name: ("credentials", "verified"),
     TRACKER.name: ("click_validation_key",),
 }

@@ -55,6 +55,9 @@ _HOST = re.compile(r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-
 _TEAM = re.compile(r"[A-Z0-9]{10}")
 _FINGERPRINT = re.compile(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+_AUTH_KEY = re.compile("[!-~]{1,128}")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
+_USUAL_PORTS = {"https": ":443", "http": ":80"}
 _NEED = re.compile(r"[a-z0-9_.]{1,64}")
 _NOT_FOR_DEEP_LINKS = SCRIPTS.union(WEB)
 _DEFAULT_DAYS = {
@@ -156,6 +159,8 @@ def check_app(app: App, violations: Violations) -> None:
     )
     _check_associations(app, violations)
     _check_blocklist(app.settings.blocklist, violations)
+    _check_auth_keys(app, violations)
+    _check_origins(app.settings.allowed_origins, violations)
 
 
 def _check_associations(app: App, violations: Violations) -> None:
@@ -204,6 +209,33 @@ def _check_ip_range(path: str, text: str, violations: Violations) -> None:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         violations.add(path, "INVALID_IP_ADDRESS", "must be an address or a network, as 203.0.113.0/24")
+
+
+def _check_auth_keys(app: App, violations: Violations) -> None:
+    if len(app.auth_keys) > 2:
+        violations.add("app.auth_keys", "TOO_MANY", "must be at most 2")
+    for name, secret in app.auth_keys.items():
+        if not _AUTH_KEY.fullmatch(name):
+            violations.add("app.auth_keys", "INVALID_ID", "an API key must be 1 to 128 of ASCII, without spaces")
+        elif not 8 <= len(secret) <= 256:
+            violations.add(f"app.auth_keys[{name}]", "OUT_OF_RANGE", "a secret must be 8 to 256 characters")
+    if app.settings.strict_authentication and not app.auth_keys:
+        violations.add("app.settings.strict_authentication", "NOT_ALLOWED", "needs one of auth_keys first")
+
+
+def _check_origins(origins: Sequence[str], violations: Violations) -> None:
+    path = "app.settings.allowed_origins"
+    if len(origins) > 64:
+        violations.add(path, "TOO_MANY", "must be at most 64")
+    for index, origin in enumerate(origins):
+        if origin == "*" and len(origins) > 1:
+            violations.add(f"{path}[{index}]", "NOT_ALLOWED", "* allows every origin, and stands alone")
+        elif origin != "*" and not (_ORIGIN.fullmatch(origin) and len(origin) <= 256):
+            violations.add(f"{path}[{index}]", "INVALID_ORIGIN", "must be as https://shop.example, or *")
+        elif origin.endswith(_USUAL_PORTS.get(origin.partition(":")[0], " ")):
+            violations.add(f"{path}[{index}]", "INVALID_ORIGIN", "browsers leave the usual port out")
+        elif origin in origins[:index]:
+            violations.add(f"{path}[{index}]", "DUPLICATE", f"{origin} is named twice")
 
 
 def check_network(network: Network, violations: Violations) -> None:

@@ -23,6 +23,7 @@ from tests.support.processes import ServiceProcess
 
 ANDROID = "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36"
 KEY = "k" * 16
+AUTH_KEYS = {"APIKEY123": "SECRET456", "NEXTKEY": "next-secret"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +95,16 @@ class World:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(postgres: EmbeddedPostgres, process_logs: Path) -> AsyncIterator[World]:
-    """Yields apps `shop` (Android), `limited` (5 records a second, 1 hour old) and `gone` (archived), with trackers."""
+    """Yields apps `shop` (Android), `limited` (5 records a second, 1 hour old) and `gone` (archived), with trackers.
+
+    `kodemo1` is strict, with the keys `APIKEY123` and `NEXTKEY`; `pages` is open to `https://shop.example` and keeps
+    push tokens.
+    """
     await postgres.create_database("gateway", template=TEMPLATE)
     dsns = {service: postgres.dsn(service, "gateway") for service in ("tracker", "ingest")}
     async with backend(dsns, process_logs) as behind, aiohttp.ClientSession() as session:
         await _configure(behind)
-        gateway = behind.gateway(process_logs, trusted_proxies="127.0.0.1")
+        gateway = behind.gateway(process_logs, trusted_proxies="127.0.0.1", public_url="https://track.example/")
         await gateway.start()
         yield World(backend=behind, gateway=gateway, session=session)
         assert await gateway.stop() == 0
@@ -125,3 +130,10 @@ async def _configure(behind: Backend) -> None:
     await create_tracker(settings, limited, tracker_id="limited-1", install_url=play)
     await create_tracker(settings, gone, tracker_id="gone-1", install_url=play)
     await settings.ArchiveApp(app_pb2.ArchiveAppRequest(app_id="gone"))
+    strict = app_pb2.App(app_id="kodemo1", name="Strict", platform=android, auth_keys=AUTH_KEYS)
+    strict.settings.strict_authentication = True
+    pages = app_pb2.App(app_id="pages", name="Pages", platform=android)
+    pages.settings.allowed_origins.append("https://shop.example")
+    pages.settings.keep_push_tokens = True
+    for app in (strict, pages):
+        await settings.CreateApp(app_pb2.CreateAppRequest(app=app))

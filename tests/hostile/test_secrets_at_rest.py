@@ -40,6 +40,7 @@ KEY, NEW_KEY, CREDENTIAL, TOKEN = (f"planted-{name}-0123456789" for name in ("ke
 PLANTED = "planted-"
 
 SECRET_FIELDS = {
+    "reengage.tracker.v1.App.auth_keys",
     "reengage.tracker.v1.Tracker.click_validation_key",
     "reengage.tracker.v1.SanAccount.credentials",
     "reengage.tracker.v1.GetSanAccountCredentialsResponse.credentials",
@@ -105,13 +106,18 @@ async def plant_in_tracker(tracker: Stub) -> list[object]:
     wanted = settings_file_pb2.WantedSettings(
         app_id="kodemo1",
         resources=[
-            snapshot_pb2.Resource(app=samples.app()),
+            snapshot_pb2.Resource(app=samples.app(auth_keys={"K": KEY})),
             snapshot_pb2.Resource(tracker=samples.acquisition(click_validation_key=KEY)),
             snapshot_pb2.Resource(san_account=samples.san_account(credentials={"a": f"{CREDENTIAL}-2"})),
         ],
     )
     account = samples.san_account(credentials={"access_token": CREDENTIAL})
+    app = app_pb2.UpdateAppRequest(
+        app=samples.app(auth_keys={"K": KEY, "L": NEW_KEY}), update_mask=FieldMask(paths=["auth_keys"])
+    )
     answers: list[object] = [
+        await tracker.UpdateApp(app),
+        await tracker.CreateApp(app_pb2.CreateAppRequest(app=samples.android_app(auth_keys={"K": KEY}))),
         await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracked)),
         await tracker.CreateTracker(tracker_pb2.CreateTrackerRequest(tracker=tracked)),
         await tracker.UpdateTracker(update),
@@ -141,6 +147,7 @@ async def shown_by_tracker(tracker: Stub) -> list[object]:
         await tracker.ListChanges(change_pb2.ListChangesRequest(page_size=1000)),
         await tracker.ResolveSettings(resolve_pb2.ResolveSettingsRequest(tracker_id="acq1")),
         await tracker.ListApps(app_pb2.ListAppsRequest()),
+        await tracker.GetApp(app_pb2.GetAppRequest(app_id="kodemo1")),
         await tracker.ListNetworks(network_pb2.ListNetworksRequest()),
         await snapshots.read(),
         [one async for one in tracker.GetSnapshot(snapshot_pb2.GetSnapshotRequest())],

@@ -171,6 +171,13 @@ GOOD: dict[str, Message] = {
         url_schemes=["demo", "com.example+demo.1-x"],
         sandbox=True,
     ),
+    "auth keys": app(app_id="new", name="New", auth_keys={"!~" * 64: "s" * 8, "k": "s" * 256}),
+    "strict": app(app_id="new", name="New", auth_keys={"k": "s" * 8}, settings={"strict_authentication": True}),
+    "origins": app_settings(
+        allowed_origins=["https://shop.example", "http://localhost:8000", "https://[::1]:1", "https://a"]
+    ),
+    "every origin": app_settings(allowed_origins=["*"]),
+    "64 origins": app_settings(allowed_origins=[f"https://{number}.example" for number in range(64)]),
     "shortest settings": app_settings(
         install_reprocessing_window=seconds(DAY),
         late_window=seconds(0),
@@ -319,6 +326,49 @@ WRONG: dict[str, tuple[Message, set[tuple[str, str]]]] = {
     "intent on iOS": (
         acquisition(deep_link="intent://p#Intent;scheme=demo;end"),
         {("tracker.deep_link", NOT_ALLOWED)},
+    ),
+    "auth keys": (
+        app(app_id="new", name="New", auth_keys={"": "s" * 8, "a b": "s" * 8, "k": "s" * 7}),
+        {("app.auth_keys", TOO_MANY), ("app.auth_keys", INVALID_ID), ("app.auth_keys[k]", OUT_OF_RANGE)},
+    ),
+    "auth keys beyond": (
+        app(app_id="new", name="New", auth_keys={"k" * 129: "s" * 8, "k": "s" * 257}),
+        {("app.auth_keys", INVALID_ID), ("app.auth_keys[k]", OUT_OF_RANGE)},
+    ),
+    "strict without a key": (
+        app_settings(strict_authentication=True),
+        {("app.settings.strict_authentication", NOT_ALLOWED)},
+    ),
+    "origins": (
+        app_settings(
+            allowed_origins=[
+                "shop.example",
+                "https://shop.example/",
+                "https://Shop.example",
+                "https://a.example:443",
+                "http://a.example:80",
+                "ftp://a.example",
+                "https://a.example",
+                "https://a.example",
+                "*",
+                "null",
+                "",
+                "https://u@a.example",
+                "https://a.example?q",
+            ]
+        ),
+        {
+            *(
+                (f"app.settings.allowed_origins[{index}]", "INVALID_ORIGIN")
+                for index in (0, 1, 2, 3, 4, 5, 9, 10, 11, 12)
+            ),
+            ("app.settings.allowed_origins[7]", DUPLICATE),
+            ("app.settings.allowed_origins[8]", NOT_ALLOWED),
+        },
+    ),
+    "65 origins": (
+        app_settings(allowed_origins=[f"https://{number}.example" for number in range(65)]),
+        {("app.settings.allowed_origins", TOO_MANY)},
     ),
     "empty app": (app_pb2.App(), {("app.name", REQUIRED), ("app.platform", REQUIRED)}),
     "everything at once": (

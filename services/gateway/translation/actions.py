@@ -15,6 +15,9 @@ from services.gateway.model import CLICK_ID_KEY
 from services.gateway.translation.body import ID_NAMES, Body
 from services.gateway.translation.revenue import take_revenue
 
+_PUSH = "push_token"
+"""The name of a push token among the identities of its device; it is empty once it was removed."""
+
 # Keys that the wire gives a meaning; in the data of an identity link every other one is a name of a person.
 _WIRE_KEYS = ID_NAMES | {
     "app_version", "app_ver", "device_ids", "device_id", "origination_ip", "device_ua", "device_ver", "usertime",
@@ -129,6 +132,17 @@ def _take_pairs(body: Body, path: str, given: Mapping[str, Any], into: MutableMa
                 body.warnings.add(f"{path}.{key}", "NOT_FLAT", "kept as JSON text: must be a single value")
 
 
+def _take_new_push_token(body: Body, record: record_pb2.Record) -> None:
+    if token := body.text("token"):
+        record.identity_link.identities[_PUSH] = token
+    else:
+        record.identity_link.SetInParent()
+
+
+def _take_removed_push_token(_: Body, record: record_pb2.Record) -> None:
+    record.identity_link.identities[_PUSH] = ""  # whichever it was
+
+
 def _parameter(link: str, key: str) -> str:
     """Returns a query parameter of a link or a referrer, which may be encoded once more than needed."""
     if key not in link:
@@ -156,5 +170,8 @@ ACTIONS: dict[str, Callable[[Body, record_pb2.Record], None]] = {
     "session": _take_session,
     "update": _take_update,
     "identityLink": _take_identity_link,
+    "initial": _take_install,
+    "push_token_add": _take_new_push_token,
+    "push_token_remove": _take_removed_push_token,
 }
 """By action, the function that reads the rest of a body into a record."""

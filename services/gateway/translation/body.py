@@ -94,6 +94,11 @@ class Body:
         return {}
 
 
+def read_body(root: Mapping[str, Any], warnings: Violations, *, is_odd: bool) -> Body:
+    """Returns the body of one JSON object. `is_odd`: some of its texts or numbers may be none."""
+    return Body(readable_json(root, warnings) if is_odd else root, warnings)
+
+
 def take_time(body: Body, into: Timestamp, path: str, value: Any) -> None:
     """Reads the seconds since 1970, or milli-, micro- or nanoseconds by their magnitude, into a time.
 

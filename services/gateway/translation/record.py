@@ -8,7 +8,7 @@ from libs.errors import Violation, Violations, first_of
 from reengage.ingest.v1 import record_pb2
 from services.gateway.model import App
 from services.gateway.translation.actions import ACTIONS
-from services.gateway.translation.body import ABSENT, Body, readable_json, take_time
+from services.gateway.translation.body import ABSENT, Body, read_body, take_time
 from services.gateway.translation.device import FindPeer, device_ids, drop_untracked_idfa, nobody, take_place
 from services.gateway.translation.privacy import (
     take_consent,
@@ -18,6 +18,8 @@ from services.gateway.translation.privacy import (
 )
 from services.gateway.translation.sizes import shorten
 from services.gateway.translation.violations import in_senders_words
+
+_APP_ID = "kochava_app_id"
 
 
 class Translated(NamedTuple):
@@ -39,12 +41,11 @@ def translate(
     `find_app` returns None when no live app has this id. `is_odd`: some of its texts or numbers may be none.
     """
     warnings = Violations()
-    if is_odd:
-        root = readable_json(root, warnings)
-    body = Body(root, warnings)
+    body = read_body(root, warnings, is_odd=is_odd)
+    root = body.root
     record = record_pb2.Record(
         record_id=body.text("record_id"),
-        app_id=body.text("kochava_app_id"),
+        app_id=body.text(_APP_ID),
         app_version=body.text("app_version", "app_ver"),
     )
     take_place(body, record, find_peer)
@@ -73,6 +74,11 @@ def translate(
     for each in told:
         record.warnings.add(field=each.field, code=each.reason, message=each.description)
     return Translated(record, told)
+
+
+def app_id_of(root: Mapping[str, Any], *, is_odd: bool) -> str:
+    """Returns the id of the app that `translate` would make a record of; "" if it names none."""
+    return read_body(root, Violations(), is_odd=is_odd).text(_APP_ID)
 
 
 def _take_usertime(body: Body, record: record_pb2.Record, given: Any) -> None:

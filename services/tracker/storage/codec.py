@@ -1,5 +1,6 @@
 """Resources as they are stored: whole, serialised, with the texts that are secrets encrypted."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -20,10 +21,10 @@ class Codec:
     def stored(self, kind: Kind[M], resource: M) -> bytes:
         """Returns a resource as it is stored."""
         name = kind.encrypted
-        if name and (secret := getattr(resource, name)):
+        if name and getattr(resource, name):
             copy = type(resource)()
             copy.CopyFrom(resource)
-            setattr(copy, name, self._vault.seal({name: secret}).decode())
+            _change_texts(copy, name, lambda secret: self._vault.seal({name: secret}).decode())
             resource = copy
         return resource.SerializeToString(deterministic=True)
 
@@ -46,5 +47,15 @@ class Codec:
 
     def _open(self, kind: Kind[Any], resource: Message) -> None:
         name = kind.encrypted
-        if name and (sealed := getattr(resource, name)):
-            setattr(resource, name, self._vault.open(sealed.encode())[name])
+        if name and getattr(resource, name):
+            _change_texts(resource, name, lambda sealed: self._vault.open(sealed.encode())[name])
+
+
+def _change_texts(resource: Message, name: str, change: Callable[[str], str]) -> None:
+    """Changes a text of a resource, or each text of a map."""
+    held = getattr(resource, name)
+    if isinstance(held, str):
+        setattr(resource, name, change(held))
+        return
+    for key in list(held):
+        held[key] = change(held[key])

@@ -54,6 +54,26 @@ class App(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AuthKeysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     APP_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PLATFORM_FIELD_NUMBER: _builtins.int
@@ -73,6 +93,8 @@ class App(_message.Message):
     LINK_DOMAINS_FIELD_NUMBER: _builtins.int
     APPLE_TEAM_ID_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FINGERPRINTS_FIELD_NUMBER: _builtins.int
+    AUTH_KEYS_FIELD_NUMBER: _builtins.int
+    AUTH_KEY_NAMES_FIELD_NUMBER: _builtins.int
     app_id: _builtins.str
     """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
@@ -132,6 +154,17 @@ class App(_message.Message):
         upper case. At most 8.
         """
 
+    @_builtins.property
+    def auth_keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional, never returned. The keys of strict authentication, at most 2, so that one can follow on another: by API
+        key, 1 to 128 printable ASCII characters without spaces, its secret, 8 to 256 characters. An update names all that
+        shall be valid; one that is given with an empty secret keeps the secret that it has.
+        """
+
+    @_builtins.property
+    def auth_key_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The API keys of auth_keys."""
+
     def __init__(
         self,
         *,
@@ -154,10 +187,12 @@ class App(_message.Message):
         link_domains: _abc.Iterable[_builtins.str] | None = ...,
         apple_team_id: _builtins.str = ...,
         certificate_fingerprints: _abc.Iterable[_builtins.str] | None = ...,
+        auth_keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        auth_key_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "app_id", b"app_id", "apple_team_id", b"apple_team_id", "bundle_id", b"bundle_id", "certificate_fingerprints", b"certificate_fingerprints", "create_time", b"create_time", "currency_code", b"currency_code", "etag", b"etag", "fallback_url", b"fallback_url", "link_domains", b"link_domains", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "app_id", b"app_id", "apple_team_id", b"apple_team_id", "auth_key_names", b"auth_key_names", "auth_keys", b"auth_keys", "bundle_id", b"bundle_id", "certificate_fingerprints", b"certificate_fingerprints", "create_time", b"create_time", "currency_code", b"currency_code", "etag", b"etag", "fallback_url", b"fallback_url", "link_domains", b"link_domains", "name", b"name", "platform", b"platform", "revision", b"revision", "sandbox", b"sandbox", "settings", b"settings", "status", b"status", "store_app_id", b"store_app_id", "time_zone", b"time_zone", "url_schemes", b"url_schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +269,9 @@ class AppSettings(_message.Message):
     LATE_WINDOW_FIELD_NUMBER: _builtins.int
     INACTIVITY_WINDOW_FIELD_NUMBER: _builtins.int
     BLOCKLIST_FIELD_NUMBER: _builtins.int
+    STRICT_AUTHENTICATION_FIELD_NUMBER: _builtins.int
+    ALLOWED_ORIGINS_FIELD_NUMBER: _builtins.int
+    KEEP_PUSH_TOKENS_FIELD_NUMBER: _builtins.int
     device_attribution: Global___AppSettings.DeviceAttribution.ValueType
     """Optional. How engagements with a device id match (A4). Default: DEVICE_ATTRIBUTION_STANDARD."""
     modeled_level: Global___AppSettings.ModeledLevel.ValueType
@@ -250,6 +288,12 @@ class AppSettings(_message.Message):
     """Optional. Records and questions of `get_attribution` a second that each gateway process takes from the senders of
     this app: beyond that they are told to wait (429). Clicks and impressions are always taken. 0 = no limit.
     """
+    strict_authentication: _builtins.bool
+    """Optional. Records and questions of `get_attribution` are taken over HTTP only with one of the app's auth_keys and
+    the token that it makes of the body (`Kochava-Api-Key`, `Kochava-Auth-Token`). There must be one, then.
+    """
+    keep_push_tokens: _builtins.bool
+    """Optional. The push tokens that SDKs send are kept among the identities of their devices."""
     @_builtins.property
     def windows(self) -> _windows_pb2.Windows:
         """Optional. The app's layer of windows."""
@@ -288,6 +332,12 @@ class AppSettings(_message.Message):
     def blocklist(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlocklistEntry]:
         """Optional. Clicks and impressions that it names are kept, and win nothing. At most 200."""
 
+    @_builtins.property
+    def allowed_origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. The origins of the web pages that may read what the gateway answers them, at most 64: `https://` or
+        `http://` and a host in lower case, with its port where it is not the usual one; or `*` alone, for every page.
+        """
+
     def __init__(
         self,
         *,
@@ -306,10 +356,13 @@ class AppSettings(_message.Message):
         late_window: _duration_pb2.Duration | None = ...,
         inactivity_window: _duration_pb2.Duration | None = ...,
         blocklist: _abc.Iterable[Global___BlocklistEntry] | None = ...,
+        strict_authentication: _builtins.bool = ...,
+        allowed_origins: _abc.Iterable[_builtins.str] | None = ...,
+        keep_push_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "blocklist", b"blocklist", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "allowed_origins", b"allowed_origins", "blocklist", b"blocklist", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "keep_push_tokens", b"keep_push_tokens", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "strict_authentication", b"strict_authentication", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["allow_reengagement_impressions"]  # noqa: Y015
     _WhichOneofArgType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions"]  # noqa: Y015
