@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # grpcio's own classes are generic to mypy only
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ _SCHEME = "Bearer "
 Admit = Callable[[str, str], Awaitable[None]]
 """`admit(method, key)` of one gRPC service: raises a ServiceError to refuse a call. `method` is the bare name, `key` is
 empty when none came. Context variables that it sets hold while the call is served."""
+
+
+def hash_of(key: str) -> bytes:
+    """Returns the hash that a key is kept as. Keys are random, so none is found by trying."""
+    return hashlib.sha256(key.encode()).digest()
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:

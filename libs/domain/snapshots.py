@@ -40,6 +40,7 @@ _KEYS = {
     "account": ("account_id",),
     "agency": ("agency_id",),
     "san_account": ("san_account_id",),
+    "api_key": ("api_key_id",),
 }
 
 

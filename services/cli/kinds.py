@@ -149,7 +149,7 @@ API_KEY = Kind(
         "api_key_id", "name", "role", "account_id", "app_id", "network_id", "agency_id", "expire_time",
         "last_use_time", "status",
     ),
-    output_only=_output_only("last_use_time"),
+    output_only=_output_only("last_use_time", "key_hash"),
 )  # fmt: skip
 CONFIGURATION = Kind(
     name="configuration",

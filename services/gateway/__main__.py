@@ -40,7 +40,7 @@ class Config:
     tracker_target: str = "127.0.0.1:7101"
     """`host:port` of tracker, or `dns:///name:port`."""
     service_key: str = field(default="", repr=False)
-    """The API key that tracker knows the other services by."""
+    """The API key that tracker and ingest know the other services by."""
     ingest_target: str = "127.0.0.1:7102"
     """`host:port` of ingest, or `dns:///name:port`."""
     attribution_target: str = "127.0.0.1:7103"
@@ -94,7 +94,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
     addresses = ClientAddresses(filter(None, (proxy.strip() for proxy in config.trusted_proxies.split(","))))
     async with (
         open_channel(config.tracker_target, key=config.service_key) as to_tracker,
-        open_channel(config.ingest_target, timeout_s=config.sender_patience_s) as to_ingest,
+        open_channel(config.ingest_target, timeout_s=config.sender_patience_s, key=config.service_key) as to_ingest,
         open_channel(config.attribution_target, timeout_s=config.sender_patience_s) as to_attribution,
         Spool(Path(config.spool_directory), max_bytes=config.spool_max_bytes) as spool,
         AsyncExitStack() as closing,

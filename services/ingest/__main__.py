@@ -31,7 +31,7 @@ class Config:
     tracker_target: str = "127.0.0.1:7101"
     """`host:port` of tracker, or `dns:///name:port`."""
     service_key: str = field(default="", repr=False)
-    """The API key that tracker knows the other services by."""
+    """The API key that tracker knows the other services by, and by which ingest knows the gateway."""
     log_retention_days: int = 35
     """Days for which the log keeps a record."""
     geoip_database: str = ""
@@ -53,7 +53,7 @@ async def wire(config: Config) -> AsyncIterator[Service]:
 
         countries = Countries(config.geoip_database)
         countries.read()
-        parts = wire_parts(pool, settings, register=register, country_of=countries.of)
+        parts = wire_parts(pool, settings, register=register, country_of=countries.of, service_key=config.service_key)
         yield Service(
             server=GrpcServer(ServerConfig(listen=config.listen, metrics_port=config.metrics_port), [parts.face]),
             loops={

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,6 +35,18 @@ class App:
     """Events that have a definition, archived ones too."""
     blocklist: Blocklist | None = None
     """None of an app without one."""
+    is_strict: bool = False
+    """True: its records come from senders with a key, or from a service of the suite."""
+    account_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """The holder of a sender's key: of one app, of an account, or, with neither, of all. It ends at `end_us`."""
+
+    app_id: str
+    account_id: str
+    end_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +55,8 @@ class IngestSettings:
 
     apps: Mapping[str, App]
     app_of_tracker: Mapping[str, str]
+    senders: Mapping[bytes, Sender] = field(default_factory=dict)
+    """By the hashes of their keys."""
     stamp: bytes
     """A serialised Record that has nothing but the settings_revision."""
 

@@ -35,6 +35,7 @@ from services.ingest.parsing import parse_refusal, salvage_batch, salvage_messag
 from services.ingest.reader import follow
 from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
+from services.ingest.senders import UNAUTHENTICATED, may_send
 from services.ingest.storage.log import LogStore
 from services.ingest.storage.rejected import RejectedStore
 from services.ingest.storage.warned import WarnedStore
@@ -192,6 +193,9 @@ class IngestService(IngestServiceServicer):
         results: Checked = []
         entries = []
         for record in records:
+            if not may_send(record.app_id, settings.apps.get(record.app_id), settings.senders, now_us):
+                results.append(_refused([UNAUTHENTICATED]))  # what nobody vouches for is not kept
+                continue
             admitted = admit(record, settings, now_us, self._country_of)
             if isinstance(admitted, Entry):
                 entries.append(admitted)

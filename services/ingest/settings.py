@@ -10,6 +10,7 @@ from reengage.ingest.v1 import record_pb2
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
 from services.ingest.blocklist import Blocklist
 from services.ingest.model import App, IngestSettings
+from services.ingest.senders import senders_in
 
 _DEFAULT_AGE_US = 31 * DAY_US
 _DEFAULT_LEAD_US = DAY_US
@@ -31,6 +32,7 @@ def build_settings(resources: Resources, revision: int) -> IngestSettings:
             for tracker in resources["tracker"].values()
             if isinstance(tracker, tracker_pb2.Tracker)
         },
+        senders=senders_in(resources),
         stamp=record_pb2.Record(settings_revision=revision).SerializeToString(),
     )
 
@@ -44,4 +46,6 @@ def _app(app: app_pb2.App, event_names: Iterable[str]) -> App:
         app_lane=lane_of(app.app_id),
         event_names=frozenset(event_names),
         blocklist=Blocklist(limits.blocklist) if limits.blocklist else None,
+        is_strict=limits.strict_authentication,
+        account_id=app.account_id,
     )

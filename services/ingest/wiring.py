@@ -13,6 +13,7 @@ from services.ingest.erasure import SETTLE_S, Eraser
 from services.ingest.model import IngestSettings
 from services.ingest.refusals import Refusals
 from services.ingest.registrations import Registrations
+from services.ingest.senders import admission
 from services.ingest.service import IngestService
 from services.ingest.storage.log import PAGE_BYTES, LogStore
 from services.ingest.storage.rejected import RejectedStore
@@ -39,14 +40,16 @@ def wire_parts(
     *,
     register: Callable[[str, Collection[str]], Awaitable[object]],
     country_of: Callable[[str], str],
+    service_key: str = "",
     page_bytes: int = PAGE_BYTES,
     max_waiting: int = MAX_WAITING,
     settle_s: float = SETTLE_S,
 ) -> Parts:
     """Returns the parts. `register` tells tracker the names of new events of an app, `country_of` that of an address.
 
-    `page_bytes` bounds a page of the log, `max_waiting` the records that wait to be written, and `settle_s` is the time
-    after which no refusal or warning is on its way any more.
+    `service_key` is that of the suite's services, which may send for every app. `page_bytes` bounds a page of the log,
+    `max_waiting` the records that wait to be written, and `settle_s` is the time after which no refusal or warning is
+    on its way any more.
     """
     log, rejected, warned_store = LogStore(pool, page_bytes=page_bytes), RejectedStore(pool), WarnedStore(pool)
     grown = Broadcast()
@@ -68,7 +71,7 @@ def wire_parts(
     )
     descriptor = service_pb2.DESCRIPTOR.services_by_name["IngestService"]
     return Parts(
-        face=Face.of(descriptor, add_IngestServiceServicer_to_server, service),
+        face=Face.of(descriptor, add_IngestServiceServicer_to_server, service, admit=admission(service_key)),
         loops={
             "settings": settings.run,
             "writer": writer.run,

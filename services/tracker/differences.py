@@ -10,7 +10,7 @@ from reengage.tracker.v1.change_pb2 import FieldChange
 from services.tracker.kinds import SET_BY_SERVICE
 
 _LEAVES = ("google.protobuf.Duration", "google.protobuf.Timestamp", "reengage.tracker.v1.Window")
-_HIDDEN = ("auth_keys", "click_validation_key", "credentials")
+_HIDDEN = ("auth_keys", "click_validation_key", "credentials", "key_hash")
 
 
 def field_changes(before: Message | None, after: Message) -> list[FieldChange]:

@@ -1,11 +1,11 @@
 """API keys: made, shown once, replaced, and recognized."""
 
-import hashlib
 import hmac
 from collections.abc import Callable, Iterable
 
 from google.protobuf.duration_pb2 import Duration
 
+from libs.auth import hash_of
 from libs.errors import FailedPrecondition, Unauthenticated, Violations
 from libs.time import MINUTE_US, SECOND_US, now_us, timestamp_us, to_timestamp
 from reengage.tracker.v1.api_key_pb2 import ApiKey
@@ -105,8 +105,10 @@ class ApiKeys:
         return found
 
     async def _create(self, change: Change, wanted: ApiKey, key: str, request_id: str) -> tuple[ApiKey, str]:
+        if wanted.role == ApiKey.ROLE_SENDER:
+            wanted.key_hash = hash_of(key)
         made = await self._resources.create_in(change, API_KEY, wanted, request_id)
-        is_new = await change.keep_key_hash(made.api_key_id, _hash(key))
+        is_new = await change.keep_key_hash(made.api_key_id, hash_of(key))
         return made, key if is_new else ""
 
     def _holder_of_own(self, key: str) -> Caller | None:
@@ -117,7 +119,7 @@ class ApiKeys:
         return found
 
     async def _holder(self, key: str) -> Caller | None:
-        held = await self._store.key_by_hash(_hash(key))
+        held = await self._store.key_by_hash(hash_of(key))
         if held is None or API_KEY.is_archived(held.api_key) or self._is_over(held.api_key):
             return None
         time_us = self._now_us()
@@ -134,7 +136,3 @@ class ApiKeys:
 
     def _is_over(self, key: ApiKey) -> bool:
         return key.HasField("expire_time") and timestamp_us(key.expire_time) <= self._now_us()
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -12,6 +12,7 @@ from libs.messages import take_unknown_fields
 from libs.pages import decode_token, encode_token, page_size
 from libs.parts import page_of
 from libs.vault import Vault
+from reengage.tracker.v1.api_key_pb2 import ApiKey
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.status_pb2 import STATUS_ARCHIVED, STATUS_LIVE
@@ -452,6 +453,8 @@ def shown(resource: M) -> M:
         resource.click_validation_key = ""
     if isinstance(resource, App):
         resource.ClearField("auth_keys")
+    if isinstance(resource, ApiKey):
+        resource.ClearField("key_hash")
     return resource
 
 

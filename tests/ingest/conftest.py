@@ -136,6 +136,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
         watch: Callable[[int], AsyncIterable[snapshot_pb2.WatchSnapshotResponse]] = watch,
         register: Callable[[str, Collection[str]], Awaitable[object]] = register_nothing,
         geoip_database: str = "",
+        service_key: str = "",
     ) -> AsyncIterator[Ingest]:
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(
@@ -148,6 +149,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
                 settings,
                 register=register,
                 country_of=countries.of,
+                service_key=service_key,
                 page_bytes=page_bytes,
                 max_waiting=max_waiting,
                 settle_s=settle_s,

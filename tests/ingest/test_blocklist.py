@@ -22,7 +22,12 @@ def admitted(record: record_pb2.Record, *entries: BlocklistEntry) -> record_pb2.
     app = App(app_id="shop", platform=PLATFORM_ANDROID, status=STATUS_LIVE)
     app.settings.blocklist.extend(entries)
     tracker = Tracker(tracker_id="t", app_id="shop")
-    resources: Resources = {"app": {("shop",): app}, "tracker": {("t",): tracker}, "event_definition": {}}
+    resources: Resources = {
+        "app": {("shop",): app},
+        "tracker": {("t",): tracker},
+        "event_definition": {},
+        "api_key": {},
+    }
     entry = admit(record, build_settings(resources, 1), NOW_US, Countries("").of)
     assert isinstance(entry, Entry)
     return record_pb2.Record.FromString(entry.record)

@@ -549,7 +549,8 @@ def test_the_short_cut_for_short_records_changes_nothing(
 def test_settings_of_the_test_are_those_that_tracker_sends() -> None:
     from services.ingest.settings import build_settings
 
-    resources: dict[str, dict[tuple[str, ...], object]] = {"app": {}, "tracker": {}, "event_definition": {}}
+    kinds = ("app", "tracker", "event_definition", "api_key")
+    resources: dict[str, dict[tuple[str, ...], object]] = {kind: {} for kind in kinds}
     for resource in settings_response().resources:
         kind = resource.WhichOneof("resource")
         assert kind is not None

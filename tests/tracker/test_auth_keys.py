@@ -19,10 +19,9 @@ async def update(tracker: samples.Stub, keys: Mapping[str, str]) -> app_pb2.App:
 async def told(tracker: samples.Stub, *, with_secrets: bool) -> dict[str, str]:
     """Returns the keys as followers of tracker see them."""
     watch = tracker.WatchSnapshot(snapshot_pb2.WatchSnapshotRequest(with_secrets=with_secrets))
-    resources = (await anext(aiter(watch))).resources
-    found = [dict(each.app.auth_keys) for each in resources if each.app.app_id == "kodemo1"]
+    first = await anext(aiter(watch))
     watch.cancel()
-    return found[-1]
+    return next(dict(each.app.auth_keys) for each in first.resources if each.app.app_id == "kodemo1")
 
 
 @pytest.mark.parametrize(

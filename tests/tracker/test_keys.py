@@ -1,5 +1,6 @@
 """API keys: shown once, kept as hashes, ended and replaced."""
 
+import hashlib
 from typing import Any
 
 import asyncpg
@@ -127,3 +128,19 @@ async def test_rotation_overlaps(database: Database) -> None:
 )
 async def test_wrong_keys(tracker: Stub, fields: dict[str, Any], wrong: set[tuple[str, str]]) -> None:
     assert await wrong_fields(create_key(tracker, **fields)) == wrong
+
+
+async def test_the_hash_of_a_senders_key_is_told_in_snapshots_alone(database: Database) -> None:
+    async with serving(database) as served, calling(served, ADMIN_KEY) as admin:
+        made, key = await create_key(admin, role=ApiKey.ROLE_SENDER)
+        other, _ = await create_key(admin, api_key_id="other", role=ApiKey.ROLE_VIEWER)
+        listed = await admin.ListApiKeys(api_key_pb2.ListApiKeysRequest())
+        assert {one.key_hash for one in (made, other, *listed.api_keys)} == {b""}
+        rotated = await admin.RotateApiKey(api_key_pb2.RotateApiKeyRequest(api_key_id=made.api_key_id))
+        parts = [part async for part in admin.GetSnapshot(snapshot_pb2.GetSnapshotRequest())]
+        keys = [each.api_key for part in parts for each in part.resources if each.HasField("api_key")]
+        assert {one.api_key_id: one.key_hash for one in keys} == {
+            made.api_key_id: hashlib.sha256(key.encode()).digest(),
+            rotated.api_key.api_key_id: hashlib.sha256(rotated.key.encode()).digest(),
+            "other": b"",
+        }

@@ -109,6 +109,7 @@ ROLES: dict[str, dict[str, Any]] = {
     "N": {"role": ApiKey.ROLE_NETWORK, "network_id": "acme-ios"},
     "G": {"role": ApiKey.ROLE_AGENCY, "agency_id": "runners"},
     "S": {"role": ApiKey.ROLE_SERVICE},
+    "R": {"role": ApiKey.ROLE_SENDER},
 }
 
 

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/api_key.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xa0\x04\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x04role\x18\x03 \x01(\x0e\x32 .reengage.tracker.v1.ApiKey.Role\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x05 \x01(\t\x12\x12\n\nnetwork_id\x18\x06 \x01(\t\x12\x11\n\tagency_id\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06status\x18\n \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0c \x01(\x03\x12\x0c\n\x04\x65tag\x18\r \x01(\t\"\x96\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x0f\n\x0bROLE_EDITOR\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x12\x10\n\x0cROLE_NETWORK\x10\x04\x12\x0f\n\x0bROLE_AGENCY\x10\x05\x12\x10\n\x0cROLE_SERVICE\x10\x06\x12\x11\n\rROLE_POSTBACK\x10\x07\"n\n\x13\x43reateApiKeyRequest\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"Q\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x10GetApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\"A\n\x11GetApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"R\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8b\x01\n\x13UpdateApiKeyRequest\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"D\n\x14UpdateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"O\n\x14\x41rchiveApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"E\n\x15\x41rchiveApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"i\n\x13RotateApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x14RotateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!reengage/tracker/v1/api_key.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\"\xc3\x04\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x04role\x18\x03 \x01(\x0e\x32 .reengage.tracker.v1.ApiKey.Role\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61pp_id\x18\x05 \x01(\t\x12\x12\n\nnetwork_id\x18\x06 \x01(\t\x12\x11\n\tagency_id\x18\x07 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06status\x18\n \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0c \x01(\x03\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\x10\n\x08key_hash\x18\x0e \x01(\x0c\"\xa7\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x0f\n\x0bROLE_EDITOR\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x12\x10\n\x0cROLE_NETWORK\x10\x04\x12\x0f\n\x0bROLE_AGENCY\x10\x05\x12\x10\n\x0cROLE_SERVICE\x10\x06\x12\x11\n\rROLE_POSTBACK\x10\x07\x12\x0f\n\x0bROLE_SENDER\x10\x08\"n\n\x13\x43reateApiKeyRequest\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"Q\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x10GetApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\"A\n\x11GetApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"R\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8b\x01\n\x13UpdateApiKeyRequest\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"D\n\x14UpdateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"O\n\x14\x41rchiveApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"E\n\x15\x41rchiveApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\"i\n\x13RotateApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x14RotateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.reengage.tracker.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,31 +36,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.tracker.v1.api_key
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APIKEY']._serialized_start=192
-  _globals['_APIKEY']._serialized_end=736
-  _globals['_APIKEY_ROLE']._serialized_start=586
-  _globals['_APIKEY_ROLE']._serialized_end=736
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=738
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=848
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=850
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=931
-  _globals['_GETAPIKEYREQUEST']._serialized_start=933
-  _globals['_GETAPIKEYREQUEST']._serialized_end=971
-  _globals['_GETAPIKEYRESPONSE']._serialized_start=973
-  _globals['_GETAPIKEYRESPONSE']._serialized_end=1038
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1040
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1122
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1124
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1217
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1220
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=1359
-  _globals['_UPDATEAPIKEYRESPONSE']._serialized_start=1361
-  _globals['_UPDATEAPIKEYRESPONSE']._serialized_end=1429
-  _globals['_ARCHIVEAPIKEYREQUEST']._serialized_start=1431
-  _globals['_ARCHIVEAPIKEYREQUEST']._serialized_end=1510
-  _globals['_ARCHIVEAPIKEYRESPONSE']._serialized_start=1512
-  _globals['_ARCHIVEAPIKEYRESPONSE']._serialized_end=1581
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1583
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1688
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1690
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1771
+  _globals['_APIKEY']._serialized_end=771
+  _globals['_APIKEY_ROLE']._serialized_start=604
+  _globals['_APIKEY_ROLE']._serialized_end=771
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=773
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=883
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=885
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=966
+  _globals['_GETAPIKEYREQUEST']._serialized_start=968
+  _globals['_GETAPIKEYREQUEST']._serialized_end=1006
+  _globals['_GETAPIKEYRESPONSE']._serialized_start=1008
+  _globals['_GETAPIKEYRESPONSE']._serialized_end=1073
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1075
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1157
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1159
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1252
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1255
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=1394
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_start=1396
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_end=1464
+  _globals['_ARCHIVEAPIKEYREQUEST']._serialized_start=1466
+  _globals['_ARCHIVEAPIKEYREQUEST']._serialized_end=1545
+  _globals['_ARCHIVEAPIKEYRESPONSE']._serialized_start=1547
+  _globals['_ARCHIVEAPIKEYRESPONSE']._serialized_end=1616
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1618
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1723
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1725
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1806
 # @@protoc_insertion_point(module_scope)

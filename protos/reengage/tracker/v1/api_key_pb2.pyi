@@ -56,6 +56,8 @@ class ApiKey(_message.Message):
         """Postback: reads the credentials of accounts with self-attributing networks, and nothing else. No key is created
         with it: tracker is started with the only one, REENGAGE_POSTBACK_KEY.
         """
+        ROLE_SENDER: ApiKey._Role.ValueType  # 8
+        """A sender: ingest takes records of strict apps from it (AppSettings.strict_authentication). It calls nothing here."""
 
     class Role(_Role, metaclass=_RoleEnumTypeWrapper):
         """Role says what a key may do within its scope."""
@@ -78,6 +80,8 @@ class ApiKey(_message.Message):
     """Postback: reads the credentials of accounts with self-attributing networks, and nothing else. No key is created
     with it: tracker is started with the only one, REENGAGE_POSTBACK_KEY.
     """
+    ROLE_SENDER: ApiKey.Role.ValueType  # 8
+    """A sender: ingest takes records of strict apps from it (AppSettings.strict_authentication). It calls nothing here."""
 
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -92,6 +96,7 @@ class ApiKey(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    KEY_HASH_FIELD_NUMBER: _builtins.int
     api_key_id: _builtins.str
     """Optional on create: 1 to 64 of A-Z a-z 0-9 . _ - ; generated when it is left out. Immutable."""
     name: _builtins.str
@@ -112,13 +117,15 @@ class ApiKey(_message.Message):
     """Output only. The revision of its last change."""
     etag: _builtins.str
     """Output only; an update reads it. Changes with every change of the resource."""
+    key_hash: _builtins.bytes
+    """Output only, in snapshots alone, and of ROLE_SENDER alone. The SHA-256 of the key."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When the key ends; without it, never."""
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When it was last used, to the minute; not set if it never was."""
+        """Output only. When it was last used, to the minute; not set if it never was, or its role is ROLE_SENDER."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -140,10 +147,11 @@ class ApiKey(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
+        key_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "agency_id", b"agency_id", "api_key_id", b"api_key_id", "app_id", b"app_id", "create_time", b"create_time", "etag", b"etag", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "name", b"name", "network_id", b"network_id", "revision", b"revision", "role", b"role", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "agency_id", b"agency_id", "api_key_id", b"api_key_id", "app_id", b"app_id", "create_time", b"create_time", "etag", b"etag", "expire_time", b"expire_time", "key_hash", b"key_hash", "last_use_time", b"last_use_time", "name", b"name", "network_id", b"network_id", "revision", b"revision", "role", b"role", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

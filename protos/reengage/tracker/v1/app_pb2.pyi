@@ -290,7 +290,8 @@ class AppSettings(_message.Message):
     """
     strict_authentication: _builtins.bool
     """Optional. Records and questions of `get_attribution` are taken over HTTP only with one of the app's auth_keys and
-    the token that it makes of the body (`Kochava-Api-Key`, `Kochava-Auth-Token`). There must be one, then.
+    the token that it makes of the body (`Kochava-Api-Key`, `Kochava-Auth-Token`), and records over gRPC only with an
+    API key of ROLE_SENDER. There must be one of auth_keys, then. The app's links need none.
     """
     keep_push_tokens: _builtins.bool
     """Optional. The push tokens that SDKs send are kept among the identities of their devices."""
