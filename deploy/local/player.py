@@ -143,7 +143,7 @@ class Player:
     def _take(self, way: str, results: "Any") -> None:
         self.answers.spoken[f"gRPC {way}"] += len(results)
         for result in results:
-            if result.status == record_batch_pb2.RecordResult.STATUS_REJECTED:
+            if result.violations:
                 self.answers.refuse([violation.reason for violation in result.violations])
             else:
                 self.answers.taken += 1

@@ -22,6 +22,7 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 _ATTEMPT_TIMEOUT_S = 30.0
+_RATE_LIMITED = record_batch_pb2.RecordResult.STATUS_RATE_LIMITED
 _FINAL = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -50,10 +51,11 @@ class RecordSender:
             for record in records:
                 await sender.send(record)
 
-    `on_result` is called with each record and its result once the record is durable, or refused: look at the status,
-    nothing else tells of a refusal. A record without an id gets one, so that sending it again changes nothing. At most
-    `max_buffered` records are held, those under way among them; then `send` waits. Leaving the block waits for all that
-    was sent, `close_timeout_s` at most, and raises UnsentRecordsError with the rest.
+    `on_result` is called with each record and its result once the record is durable, or refused: look at the
+    status, nothing else tells of a refusal. What is over the rate of its app is sent again when ingest says that it
+    may. A record without an id gets one, so that sending it again changes nothing. At most `max_buffered` records
+    are held, those under way among them; then `send` waits. Leaving the block waits for all that was sent,
+    `close_timeout_s` at most, and raises UnsentRecordsError with the rest.
 
     A call that will never succeed (no access, not understood) ends the sender: `send`, `flush` and the end of the block
     raise its ServiceError, as they raise what `on_result` raised.
@@ -159,7 +161,20 @@ class RecordSender:
         return batch
 
     async def _store(self, batch: Sequence[record_pb2.Record]) -> Sequence[record_batch_pb2.RecordResult]:
-        """Returns one result a record. Raises ServiceError when trying again is of no use."""
+        """Returns one result a record, of records over the rate of their app the one that they get in the end.
+
+        Raises ServiceError when trying again is of no use.
+        """
+        results: list[record_batch_pb2.RecordResult] = [*await self._send_once(batch)]
+        while limited := [place for place, result in enumerate(results) if result.status == _RATE_LIMITED]:
+            waits_s = (results[place].retry_delay.ToNanoseconds() / 1e9 for place in limited)
+            await asyncio.sleep(max(FIRST_PAUSE_S, *waits_s))
+            for place, result in zip(limited, await self._send_once([batch[at] for at in limited]), strict=True):
+                results[place] = result
+        return results
+
+    async def _send_once(self, batch: Sequence[record_pb2.Record]) -> Sequence[record_batch_pb2.RecordResult]:
+        """Returns one result a record, from the first call that succeeds."""
         request = record_batch_pb2.RecordBatchRequest(records=batch)
         pause_s = FIRST_PAUSE_S
         while True:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from libs.channels import open_channel
 from libs.domain.snapshots import follow_tracker
+from libs.rates import Rates
 from libs.server import Service, run
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
@@ -20,11 +21,13 @@ from services.gateway.batches import Batches
 from services.gateway.connections import Limits
 from services.gateway.ingest_log import EngagementLog, IngestLog
 from services.gateway.link_routes import LinkRoutes
-from services.gateway.rates import Rates
 from services.gateway.record_routes import RecordRoutes
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.spool import Spool
+
+_MAX_WAITING_REFUSED = 1_000
+"""Engagements over the rates of their apps that wait to be listed; more are only counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +106,9 @@ async def wire(config: Config) -> AsyncIterator[Service]:
         ingest = IngestLog(to_ingest)
         engagement_log = EngagementLog(ingest, spool, patience_s=config.click_patience_s)
         records, engagements = Batches(ingest.try_to_store), Batches(engagement_log.keep)
-        closing.push_async_callback(records.close)
-        closing.push_async_callback(engagements.close)
+        refused = Batches(ingest.try_to_list, calls=1, max_waiting=_MAX_WAITING_REFUSED)
+        for batches in (records, engagements, refused):
+            closing.push_async_callback(batches.close)
 
         def settings() -> GatewaySettings:
             return follower.current
@@ -124,7 +128,9 @@ async def wire(config: Config) -> AsyncIterator[Service]:
             addresses=addresses,
             public_url=config.public_url,
         )
-        link_routes = LinkRoutes(settings=settings, engagements=engagements, addresses=addresses)
+        link_routes = LinkRoutes(
+            settings=settings, engagements=engagements, refused=refused, rates=rates, addresses=addresses
+        )
         host = config.listen.rpartition(":")[0]
         associations = AssociationRoutes(settings)
         gateway = Gateway(

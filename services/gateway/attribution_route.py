@@ -7,6 +7,7 @@ import grpc
 
 from libs.call_context import REQUEST_ID_HEADER
 from libs.errors import InvalidArgument, Unavailable, Violation, from_rpc_error
+from libs.rates import Rates
 from reengage.attribution.v1 import decision_pb2, device_pb2
 from reengage.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from reengage.ingest.v1 import record_lookup_pb2
@@ -14,7 +15,6 @@ from reengage.ingest.v1.service_pb2_grpc import IngestServiceStub
 from services.gateway.authentication import check
 from services.gateway.errors import Refused, unknown_app
 from services.gateway.links import parse_query
-from services.gateway.rates import Rates
 from services.gateway.redirect import deferred_deep_link
 from services.gateway.requests import Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
@@ -62,7 +62,7 @@ class AttributionRoute:
             raise Refused.for_fields([unknown_app("kochava_app_id")])
         request.apps = [app]
         check(app, request)
-        self._rates.take(app)
+        self._rates.take(app.app_id, app.records_per_second)
         found = await self._find(app_id, device_id, request.request_id)
         deep_link = await self._find_deep_link(app_id, found.install, settings, request) if found is not None else ""
         return json_response(_describe(device_id, found, deep_link, settings.names_of))

@@ -51,9 +51,15 @@ class Refused(Exception):  # noqa: N818 - named as the errors of libs are
         return cls.by(error)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns `{"success":0,"error":{"code","message","fields":[{"field","reason","description"}]}}`."""
+        """Returns `{"success":0,"error":{"code","message","fields":[{"field","reason","description"}]}}`.
+
+        Where repeating may help, the error has `retry_after_s`: in an array no header can say it.
+        """
         fields = [{"field": v.field, "reason": v.reason, "description": v.description} for v in self.fields]
-        return {"success": 0, "error": {"code": self.code, "message": self.message, "fields": fields}}
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "fields": fields}
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self._wait_s
+        return {"success": 0, "error": error}
 
     def response(self) -> Response:
         """Returns the response, with `Retry-After` in whole seconds where repeating may help."""
@@ -61,8 +67,12 @@ class Refused(Exception):  # noqa: N818 - named as the errors of libs are
         if self.status == 401:
             headers.append((b"www-authenticate", b"Kochava-Auth-Token"))
         if self.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
+            headers.append((b"retry-after", str(self._wait_s).encode()))
         return self.status, headers, orjson.dumps(self.as_json())
+
+    @property
+    def _wait_s(self) -> int:
+        return max(1, math.ceil(self.retry_after_s or 0))
 
 
 def unknown_app(path: str) -> Violation:

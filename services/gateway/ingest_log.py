@@ -19,6 +19,7 @@ from services.gateway.spool import Spool, SpoolFullError
 _RecordBatch: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, record_batch_pb2.RecordBatchResponse]"
 _METHOD = "/reengage.ingest.v1.IngestService/RecordBatch"
 _REJECTED = record_batch_pb2.RecordResult.STATUS_REJECTED
+_RateCheck = record_batch_pb2.RecordBatchRequest.RateCheck
 _LOST_LOG_INTERVAL_S = 5.0
 _LOST_RETRY_S = 5.0
 _RESEND_PATIENCE_S = 10.0
@@ -45,10 +46,18 @@ class IngestLog:
         )
 
     async def store(
-        self, records: Sequence[bytes], request_id: str, timeout_s: float | None = None
+        self,
+        records: Sequence[bytes],
+        request_id: str,
+        timeout_s: float | None = None,
+        rate_check: _RateCheck.ValueType = _RateCheck.RATE_CHECK_WITHIN,
     ) -> Sequence[record_batch_pb2.RecordResult]:
-        """Returns one result a record, in order. Raises `Unavailable` or `ResourceExhausted`, to be retried."""
-        request = record_batch_pb2.SerialisedRecords(records=records).SerializeToString()
+        """Returns one result a record, in order. Raises `Unavailable` or `ResourceExhausted`, to be retried.
+
+        Routes hold records to the rates of their apps before they take them. What was taken is stored, also when the
+        spool held it up.
+        """
+        request = record_batch_pb2.SerialisedRecords(records=records, rate_check=rate_check).SerializeToString()
         try:
             response = await self._record_batch(request, timeout=timeout_s, metadata=((REQUEST_ID_HEADER, request_id),))
         except grpc.aio.AioRpcError as error:
@@ -57,8 +66,17 @@ class IngestLog:
 
     async def try_to_store(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
         """Returns the same, with the error as the outcome of every record."""
+        return await self._try(records, request_id, _RateCheck.RATE_CHECK_WITHIN)
+
+    async def try_to_list(self, records: Sequence[bytes], request_id: str) -> Sequence[Outcome]:
+        """Returns likewise one outcome for each record over the rate of its app: these are listed as refused."""
+        return await self._try(records, request_id, _RateCheck.RATE_CHECK_OVER)
+
+    async def _try(
+        self, records: Sequence[bytes], request_id: str, rate_check: _RateCheck.ValueType
+    ) -> Sequence[Outcome]:
         try:
-            return await self.store(records, request_id)
+            return await self.store(records, request_id, rate_check=rate_check)
         except ServiceError as error:
             return [error] * len(records)
 

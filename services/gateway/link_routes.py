@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import prometheus_client
 
-from libs.errors import ServiceError
+from libs.errors import ResourceExhausted, ServiceError
+from libs.rates import RATE_LIMITED, Rates
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from services.gateway.addresses import ClientAddresses
 from services.gateway.batches import Batches
@@ -20,12 +22,15 @@ from services.gateway.links import (
     read_client_hints,
     read_link,
 )
-from services.gateway.model import Platform, Tracker
+from services.gateway.model import App, Platform, Tracker
 from services.gateway.opening import opening_page
 from services.gateway.redirect import Lead, intent_url, lead, platform_of, signature_holds, signed_part
+from services.gateway.refusals import RefusalTrace
 from services.gateway.requests import MAX_QUERY_BYTES, TEXT, Headers, Request, Response, Route
 from services.gateway.settings import GatewaySettings
 
+_MAX_LISTED_PER_SECOND = 10
+"""Of an app, as many as ingest lists."""
 SHORT_CLICK = "/c/"
 """The beginning of a path that goes on with the tracker's id."""
 _CLICK = "/v1/cpi/click"
@@ -73,6 +78,7 @@ def as_link(request: Request) -> str | None:
 class LinkRoutes:
     """The routes of links: `engagements` keeps what came, and clicks are led on. `now_s` is in seconds since 1970.
 
+    Of what is over the rate of its app, `refused` gets a few to be listed; all of it is counted.
     `settings` returns the newest settings or raises `Unavailable`.
     """
 
@@ -81,11 +87,14 @@ class LinkRoutes:
         *,
         settings: Callable[[], GatewaySettings],
         engagements: Batches,
+        refused: Batches,
+        rates: Rates,
         addresses: ClientAddresses,
         now_s: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._settings, self._engagements, self._addresses = settings, engagements, addresses
+        self._refused, self._rates, self._listed, self._refusals = refused, rates, Rates(time.monotonic), RefusalTrace()
         self._now_s, self._random_bytes = now_s, random_bytes
         self._entropy, self._entropy_at = b"", 0
         self.routes = {
@@ -131,11 +140,12 @@ class LinkRoutes:
         if request.method == "GET":
             record = click_record(tracker, parameters, visit, click_id=click_id, is_signed=is_signed)
             try:
-                sign = await self._keep(tracker, record, request)
-            except ServiceError:
+                sign = await self._keep(tracker.app, record, request)
+            except ServiceError as error:
                 if record.click.is_ping:
                     raise
-                sign = b"lost"  # the person goes on all the same
+                # The person goes on all the same.
+                sign = _sign("refused", RATE_LIMITED) if error.reason == RATE_LIMITED else b"lost"
             if sign or record.click.invalidity:
                 headers.append((b"x-engagement", sign or _sign("invalid", _INVALIDITIES[record.click.invalidity])))
         return status, headers, body
@@ -166,24 +176,38 @@ class LinkRoutes:
         if request.method == "GET":
             visit = self._visit(request)
             record = impression_record(tracker, parameters, visit, record_id=self._new_id(visit.time_s))
-            if sign := await self._keep(tracker, record, request):
+            if sign := await self._keep(tracker.app, record, request):
                 headers = [*headers, (b"x-engagement", sign)]
         return status, headers, body
 
-    async def _keep(self, tracker: Tracker, record: record_pb2.Record, request: Request) -> bytes:
+    async def _keep(self, app: App, record: record_pb2.Record, request: Request) -> bytes:
         """Keeps an engagement before its response goes out; returns the sign that it was refused, if it was.
 
-        Raises ServiceError when it is lost: servers ask again.
+        Raises ServiceError when it is lost, or over the rate of its app: servers ask again.
         """
-        if not tracker.app.live:
+        if not app.live:
             _not_kept.labels(_UNKNOWN_APP).inc()
             return _sign("refused", _UNKNOWN_APP)
-        outcome = await self._engagements.add(record.SerializeToString(), request.request_id)
+        content = record.SerializeToString()
+        try:
+            # Apart from each other, and from what senders send: whose SDK or views are too many loses no click.
+            self._rates.take(f"{record.WhichOneof('kind')}:{app.app_id}", app.records_per_second)
+        except ResourceExhausted as error:
+            self._refusals.note(error)
+            self._list(content, app, request)
+            raise
+        outcome = await self._engagements.add(content, request.request_id)
         if isinstance(outcome, ServiceError):
             raise outcome
         if outcome.status != _REJECTED:
             return b""
         return _sign("refused", *(wrong.reason for wrong in outcome.violations[:4]))
+
+    def _list(self, content: bytes, app: App, request: Request) -> None:
+        """Has an engagement listed as refused, unless there are too many."""
+        with suppress(ResourceExhausted):
+            self._listed.take(app.app_id, _MAX_LISTED_PER_SECOND)
+            _ = self._refused.add(content, request.request_id)
 
     def _visit(self, request: Request) -> Visit:
         return Visit(

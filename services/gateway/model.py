@@ -67,6 +67,7 @@ class App:
     certificate_fingerprints: tuple[str, ...] = ()
     url_schemes: frozenset[str] = frozenset()
     records_per_second: int = 0
+    """0 is no limit."""
     currency_code: str = "USD"
     live: bool = True
     is_strict: bool = False

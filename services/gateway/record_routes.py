@@ -1,11 +1,13 @@
 """The routes that take records: `/track/json`, `/v1/cpi/identityLink.php` and those of SDKs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from libs.errors import ServiceError, Violation
+from libs.errors import ResourceExhausted, ServiceError, Violation
+from libs.rates import Rates
 from reengage.ingest.v1 import record_batch_pb2
 from services.gateway import sdk
 from services.gateway.addresses import ClientAddresses
@@ -15,7 +17,6 @@ from services.gateway.batches import Batches, Outcome
 from services.gateway.bodies import body_of, parse_json
 from services.gateway.errors import Refused
 from services.gateway.model import App
-from services.gateway.rates import Rates
 from services.gateway.refusals import RefusalTrace
 from services.gateway.requests import JSON, Request, Response, Route, json_response
 from services.gateway.settings import GatewaySettings
@@ -26,7 +27,7 @@ from services.gateway.translation.violations import in_senders_words
 MAX_RECORDS = 1_000
 _TRACK_PATHS = ("/track/json", "/track/kvTracker", "/token/add", "/token/remove", "/v1/links-sdk")
 """The paths of records, as SDKs write them; what an object is, its action says."""
-_REJECTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_REJECTED, record_batch_pb2.RecordResult.STATUS_REPEATED
+_ACCEPTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
 _STORED = {"success": 1}
 _SUCCESS: Response = (200, JSON, b'{"success":1}')
 
@@ -86,7 +87,7 @@ class RecordRoutes:
         response = await self._track_one(value, request, is_odd=is_odd)
         if (link := sdk.identity_link_in(value, is_odd=is_odd)) is not None:
             with suppress(Refused):  # the install is stored, and it is the answer
-                await self._track_one(link, request, is_odd=is_odd)
+                await self._track_one(link, request, is_odd=is_odd, is_counted=False)
         return response
 
     def _admitted(self, value: Any, request: Request, *, is_odd: bool) -> Any:
@@ -135,12 +136,15 @@ class RecordRoutes:
 
         return translate(value, settings.app, find_peer, is_odd=is_odd)
 
-    async def _track_one(self, value: Mapping[str, Any], request: Request, *, is_odd: bool) -> Response:
+    async def _track_one(
+        self, value: Mapping[str, Any], request: Request, *, is_odd: bool, is_counted: bool = True
+    ) -> Response:
+        """Returns the answer to a record. `is_counted`: it is taken from the rate of its app."""
         try:
             settings = self._settings()
             app = _app_of(value, settings, is_odd=is_odd)
-            if app is not None:
-                self._rates.take(app)
+            if app is not None and is_counted:
+                self._rates.take(app.app_id, app.records_per_second)
             translated = self._translated(value, settings, request, is_odd=is_odd)
             result = _result(await self._records.add(translated.record.SerializeToString(), request.request_id))
         except (Refused, ServiceError) as error:
@@ -154,7 +158,8 @@ class RecordRoutes:
     async def _track_array(self, values: list[Any], request: Request, *, is_odd: bool) -> Response:
         """Returns 200 with a result an element once each has one; an error for all when they could not be stored.
 
-        Then the whole array is to be sent again: what was stored of it is known as a repeat.
+        Then the whole array is to be sent again: what was stored of it is known as a repeat. An array of records that
+        are all over the rates of their apps has one error, too.
         """
         try:
             answers = await self._answers(values, request, is_odd=is_odd)
@@ -167,10 +172,14 @@ class RecordRoutes:
     async def _answers(self, values: list[Any], request: Request, *, is_odd: bool) -> list[Mapping[str, Any] | Refused]:
         """Returns what became of each value; identity links in installs come after them, and have no answer."""
         settings = self._settings()
-        self._take_rates(values, settings, is_odd=is_odd)
-        links = [link for value in values if (link := sdk.identity_link_in(value, is_odd=is_odd)) is not None]
+        taken: list[Any] = []
+        for value, limited in zip(values, self._over_rate(values, settings, is_odd=is_odd), strict=True):
+            if limited is not None:
+                self._refusals.note(limited)
+            taken.append(value if limited is None else limited)
+        links = [link for value in taken if (link := sdk.identity_link_in(value, is_odd=is_odd)) is not None]
         outcomes: list[tuple[asyncio.Future[Outcome], Sequence[Violation]] | Refused | sdk.Answered] = []
-        for value in (*values, *links):
+        for value in (*taken, *links):
             if isinstance(value, Refused | sdk.Answered):
                 outcomes.append(value)
                 continue
@@ -183,16 +192,23 @@ class RecordRoutes:
                 outcomes.append(wrong)
         return [
             _answer(value, outcome[1], _result(await outcome[0])) if isinstance(outcome, tuple) else outcome
-            for value, outcome in zip((*values, *links), outcomes, strict=True)
+            for value, outcome in zip((*taken, *links), outcomes, strict=True)
         ][: len(values)]
 
-    def _take_rates(self, values: list[Any], settings: GatewaySettings, *, is_odd: bool) -> None:
-        by_app: dict[str, tuple[App, int]] = {}
-        for value in values:
-            if (app := _app_of(value, settings, is_odd=is_odd)) is not None:
-                by_app[app.app_id] = app, by_app.get(app.app_id, (app, 0))[1] + 1
-        for app, count in by_app.values():
-            self._rates.take(app, count)
+    def _over_rate(self, values: list[Any], settings: GatewaySettings, *, is_odd: bool) -> list[Refused | None]:
+        """Takes elements from the rates of their apps; returns what refuses each, or None. Raises it if all are."""
+        apps = [_app_of(value, settings, is_odd=is_odd) for value in values]
+        counts = Counter(app.app_id for app in apps if app is not None)
+        over: dict[str, Refused] = {}
+        for app_id, app in {app.app_id: app for app in apps if app is not None}.items():
+            try:
+                self._rates.take(app_id, app.records_per_second, counts[app_id])
+            except ResourceExhausted as error:
+                over[app_id] = Refused.by(error)
+        limited = [over.get(app.app_id) if app is not None else None for app in apps]
+        if over and None not in limited:
+            raise max(over.values(), key=lambda refused: refused.retry_after_s or 0)
+        return limited
 
 
 def _data_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -226,7 +242,7 @@ def _answer(
     value: Mapping[str, Any], warnings: Sequence[Violation], result: record_batch_pb2.RecordResult
 ) -> Mapping[str, Any] | Refused:
     """Returns the answer to a record, in its sender's words: `warnings` are those that the gateway has found."""
-    if result.status == _REJECTED:
+    if result.status not in (_ACCEPTED, _REPEATED):
         found = (Violation(field=v.field, reason=v.reason, description=v.description) for v in result.violations)
         return Refused.for_fields(_united(value, warnings, found))
     if not warnings and not result.warnings and result.status != _REPEATED:

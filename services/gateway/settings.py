@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
+from libs.domain.setting_ranges import DEFAULT_RECORDS_PER_SECOND
 from libs.domain.short_codes import short_code
 from libs.domain.snapshots import Resources
 from reengage.tracker.v1 import app_pb2, status_pb2, tracker_pb2
@@ -114,6 +115,7 @@ class GatewaySettings:
 
 def _app(message: app_pb2.App) -> App:
     platform = Platform.IOS if message.platform == app_pb2.PLATFORM_IOS else Platform.ANDROID
+    has_rate = message.settings.HasField("records_per_second")
     return App(
         app_id=message.app_id,
         platform=platform,
@@ -123,7 +125,7 @@ def _app(message: app_pb2.App) -> App:
         apple_team_id=message.apple_team_id,
         certificate_fingerprints=tuple(message.certificate_fingerprints),
         url_schemes=frozenset(scheme.lower() for scheme in message.url_schemes),
-        records_per_second=message.settings.records_per_second,
+        records_per_second=message.settings.records_per_second if has_rate else DEFAULT_RECORDS_PER_SECOND,
         currency_code=message.currency_code or "USD",
         live=message.status != status_pb2.STATUS_ARCHIVED,
         is_strict=message.settings.strict_authentication,

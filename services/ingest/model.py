@@ -30,6 +30,8 @@ class App:
     """The age that the time of a record may have."""
     max_lead_us: int
     """The lead that the time of a record may have."""
+    records_per_second: int = 0
+    """Taken by this process; 0 is no limit."""
     app_lane: int
     event_names: frozenset[str]
     """Events that have a definition, archived ones too."""

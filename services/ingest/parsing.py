@@ -19,8 +19,8 @@ def salvage_batch(request: bytes) -> record_batch_pb2.RecordBatchRequest:
 
     Raises DecodeError when it holds no records.
     """
-    records = record_batch_pb2.SerialisedRecords.FromString(request).records
-    return record_batch_pb2.RecordBatchRequest(records=map(_record_or_mark, records))
+    batch = record_batch_pb2.SerialisedRecords.FromString(request)
+    return record_batch_pb2.RecordBatchRequest(records=map(_record_or_mark, batch.records), rate_check=batch.rate_check)
 
 
 def salvage_message(request: bytes) -> record_batch_pb2.RecordStreamRequest:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
@@ -9,6 +10,8 @@ from itertools import islice
 from prometheus_client import Counter
 
 from libs.domain.record_sizes import MAX_ID
+from libs.errors import ResourceExhausted
+from libs.rates import Rates
 from libs.time import to_timestamp
 from reengage.ingest.v1 import record_batch_pb2, record_pb2, rejected_record_pb2
 from services.ingest.model import Refusal
@@ -19,6 +22,9 @@ _MAX_WAITING = 5_000
 _MAX_WAITING_BYTES = 32 * 1024 * 1024
 MAX_REFUSAL_BYTES = 65_536
 _GROUP_SIZE = 1_000
+MAX_OVER_RATE_PER_SECOND = 10
+"""Of the records of an app that are over its rate so many are kept: a flood that is refused may not write as much as
+one that is taken."""
 
 _dropped = Counter("ingest_refusals_dropped_total", "Refused records that are not listed, because too many came.")
 
@@ -34,6 +40,7 @@ class Refusals:
         self._keep = keep
         self._waiting: deque[Refusal] = deque()
         self._waiting_bytes = 0
+        self._over_rate = Rates(time.monotonic)
 
     def add(
         self, record: record_pb2.Record, violations: Sequence[record_batch_pb2.FieldViolation], now_us: int
@@ -53,6 +60,18 @@ class Refusals:
         content = refusal.SerializeToString()
         self._waiting.append(Refusal(app_id, now_us, random.getrandbits(63), record_id or None, content))
         self._waiting_bytes += len(content)
+
+    def add_over_rate(
+        self, record: record_pb2.Record, violations: Sequence[record_batch_pb2.FieldViolation], now_us: int
+    ) -> None:
+        """Notes a record of a known app that is over its rate, if not too many were noted just now."""
+        try:
+            self._over_rate.take(record.app_id, MAX_OVER_RATE_PER_SECOND)
+        except ResourceExhausted:
+            _dropped.inc()
+        else:
+            record.DiscardUnknownFields()
+            self.add(record, violations, now_us)
 
     async def run(self) -> None:
         """Writes until cancelled. Raises what keeps it from writing; begun anew, it goes on where it was."""

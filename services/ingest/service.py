@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import compress
 from typing import Any, TypeAlias
 
 import grpc
@@ -26,6 +27,7 @@ from reengage.ingest.v1 import (
     warned_record_pb2,
 )
 from reengage.ingest.v1.service_pb2_grpc import IngestServiceServicer
+from services.ingest.app_rates import AppRates, check_some_taken
 from services.ingest.countries import CountryOf
 from services.ingest.entry import admit
 from services.ingest.erasure import Eraser
@@ -51,8 +53,11 @@ _MAX_REQUESTS = 16
 """Requests of one RecordStream that may be under way."""
 
 _records = Counter("ingest_records_total", "Records, by what became of them.", ["status"])
-_accepted, _repeated, _rejected = (_records.labels(status) for status in ("accepted", "repeated", "rejected"))
+_accepted, _repeated, _rejected, _rate_limited = (
+    _records.labels(status) for status in ("accepted", "repeated", "rejected", "rate_limited")
+)
 _ACCEPTED, _REPEATED = record_batch_pb2.RecordResult.STATUS_ACCEPTED, record_batch_pb2.RecordResult.STATUS_REPEATED
+_RateCheck = record_batch_pb2.RecordBatchRequest.RateCheck
 _REUSED = Violation(
     field="record_id",
     reason="RECORD_ID_REUSED",
@@ -82,6 +87,7 @@ class IngestService(IngestServiceServicer):
         refusals: Refusals,
         warned: WarnedRecords,
         registrations: Registrations,
+        rates: AppRates,
         log: LogStore,
         rejected: RejectedStore,
         warned_store: WarnedStore,
@@ -91,7 +97,7 @@ class IngestService(IngestServiceServicer):
         now_us: Callable[[], int] = clock_us,
     ) -> None:
         self._settings, self._writer, self._registrations = settings, writer, registrations
-        self._refusals, self._warned = refusals, warned
+        self._refusals, self._warned, self._rates = refusals, warned, rates
         self._log, self._rejected, self._warned_store = log, rejected, warned_store
         self._eraser, self._grown = eraser, grown
         self._country_of, self._now_us = country_of, now_us
@@ -100,7 +106,9 @@ class IngestService(IngestServiceServicer):
     async def RecordBatch(
         self, request: record_batch_pb2.RecordBatchRequest, context: Context
     ) -> record_batch_pb2.RecordBatchResponse:
-        results, entries = self._check(request.records)
+        results, entries = self._check(request.records, request.rate_check)
+        if request.rate_check != _RateCheck.RATE_CHECK_OVER:
+            check_some_taken(results)
         outcomes = await self._writer.submit(entries) if entries else []
         return record_batch_pb2.RecordBatchResponse(results=self._merge(results, outcomes))
 
@@ -178,11 +186,13 @@ class IngestService(IngestServiceServicer):
     ) -> None:
         async for request in requests:
             await self._writer.room(len(request.records))
-            results, entries = self._check(request.records)
+            results, entries = self._check(request.records, _RateCheck.RATE_CHECK_UNSPECIFIED)
             await under_way.put((results, self._writer.submit(entries) if entries else None))
         await under_way.put(None)
 
-    def _check(self, records: Sequence[record_pb2.Record]) -> tuple[Checked, list[Entry]]:
+    def _check(
+        self, records: Sequence[record_pb2.Record], rate_check: _RateCheck.ValueType
+    ) -> tuple[Checked, list[Entry]]:
         """Returns results of refused records among the entries of the others, and the entries alone. Never waits."""
         if not records:
             raise InvalidArgument([Violation(field="records", reason="REQUIRED", description="must hold a record")])
@@ -190,11 +200,19 @@ class IngestService(IngestServiceServicer):
             too_many = Violation(field="records", reason="TOO_MANY", description=f"must be at most {MAX_RECORDS:,}")
             raise InvalidArgument([too_many], reason="BATCH_TOO_LARGE")
         settings, now_us = self._settings.current, self._now_us()
+        vouched = [may_send(one.app_id, settings.apps.get(one.app_id), settings.senders, now_us) for one in records]
+        # What a stranger sends in an app's name takes nothing of its rate.
+        over_rate, over_count = self._rates.hold([*compress(records, vouched)], settings, rate_check), 0
         results: Checked = []
         entries = []
-        for record in records:
-            if not may_send(record.app_id, settings.apps.get(record.app_id), settings.senders, now_us):
+        for record, is_vouched in zip(records, vouched, strict=True):
+            if not is_vouched:
                 results.append(_refused([UNAUTHENTICATED]))  # what nobody vouches for is not kept
+                continue
+            if (limited := over_rate.get(record.app_id)) is not None:
+                self._refusals.add_over_rate(record, limited.violations, now_us)
+                results.append(limited)
+                over_count += 1
                 continue
             admitted = admit(record, settings, now_us, self._country_of)
             if isinstance(admitted, Entry):
@@ -207,7 +225,8 @@ class IngestService(IngestServiceServicer):
                 result = _refused(admitted)
                 self._refusals.add(record, result.violations, now_us)
                 results.append(result)
-        _rejected.inc(len(records) - len(entries))
+        _rate_limited.inc(over_count)
+        _rejected.inc(len(records) - len(entries) - over_count)
         return results, entries
 
     def _merge(self, checked: Checked, outcomes: Sequence[Outcome]) -> list[record_batch_pb2.RecordResult]:

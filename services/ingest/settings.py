@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from libs.domain.lanes import lane_of
+from libs.domain.setting_ranges import DEFAULT_RECORDS_PER_SECOND
 from libs.domain.snapshots import Resources
 from libs.time import DAY_US, duration_us
 from reengage.ingest.v1 import record_pb2
@@ -39,10 +40,12 @@ def build_settings(resources: Resources, revision: int) -> IngestSettings:
 
 def _app(app: app_pb2.App, event_names: Iterable[str]) -> App:
     limits = app.settings
+    has_rate = limits.HasField("records_per_second")
     has_age, has_lead = limits.HasField("max_record_age"), limits.HasField("max_record_lead")
     return App(
         max_age_us=duration_us(limits.max_record_age) if has_age else _DEFAULT_AGE_US,
         max_lead_us=duration_us(limits.max_record_lead) if has_lead else _DEFAULT_LEAD_US,
+        records_per_second=limits.records_per_second if has_rate else DEFAULT_RECORDS_PER_SECOND,
         app_lane=lane_of(app.app_id),
         event_names=frozenset(event_names),
         blocklist=Blocklist(limits.blocklist) if limits.blocklist else None,

@@ -1,5 +1,6 @@
 """The parts of the service, put together: for its main, and for tests that replace the world around it."""
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from libs.domain.snapshots import Follower
 from libs.server import Face
 from reengage.ingest.v1 import service_pb2
 from reengage.ingest.v1.service_pb2_grpc import add_IngestServiceServicer_to_server
+from services.ingest.app_rates import AppRates
 from services.ingest.erasure import SETTLE_S, Eraser
 from services.ingest.model import IngestSettings
 from services.ingest.refusals import Refusals
@@ -62,6 +64,7 @@ def wire_parts(
         refusals=refusals,
         warned=warned,
         registrations=registrations,
+        rates=AppRates(time.monotonic),
         log=log,
         rejected=rejected,
         warned_store=warned_store,

@@ -6,7 +6,12 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from libs.domain.setting_ranges import DAY_S, DEFAULT_POST_ENGAGEMENT_DAYS, DEFAULT_POST_VIEW_DAYS
+from libs.domain.setting_ranges import (
+    DAY_S,
+    DEFAULT_POST_ENGAGEMENT_DAYS,
+    DEFAULT_POST_VIEW_DAYS,
+    DEFAULT_RECORDS_PER_SECOND,
+)
 from reengage.tracker.v1.app_pb2 import App, AppSettings
 from reengage.tracker.v1.event_definition_pb2 import EventDefinition
 from reengage.tracker.v1.network_pb2 import Network
@@ -88,6 +93,7 @@ def _switches(app: App, network: Network, network_settings: NetworkSettings) -> 
         allow_reengagement_impressions=True,
         max_record_age=Duration(seconds=31 * _DAY),
         max_record_lead=Duration(seconds=24 * _HOUR),
+        records_per_second=DEFAULT_RECORDS_PER_SECOND,
         retention=Duration(seconds=400 * _DAY),
         late_window=Duration(seconds=_DAY),
         inactivity_window=Duration(),

@@ -24,6 +24,7 @@ async def bench(*, requests: int = 40_000, connections: int = 256) -> list[Row]:
         dsns = {service: postgres.dsn(service) for service in ("tracker", "ingest")}
         async with backend(dsns, directory) as behind:
             app = app_pb2.App(app_id="bench", name="Bench", platform=app_pb2.PLATFORM_ANDROID)
+            app.settings.records_per_second = 0  # no limit
             url = "https://play.google.com/store/apps/details?id=com.bench&c={click_id}"
             await create_tracker(behind.settings, app, tracker_id="bench", install_url=url)
             gateway = behind.gateway(directory)

@@ -25,7 +25,8 @@ STATEMENT_ROWS = 1_000
 async def bench(*, records: int = 200_000) -> list[Row]:
     """Measures the row limit, RecordBatch of 100, ReadLog of all of it, and the row limit again."""
     settings = snapshot_pb2.WatchSnapshotResponse(revision=1, reset=True)
-    settings.resources.add().app.app_id = "bench"
+    app = settings.resources.add().app
+    app.app_id, app.settings.records_per_second = "bench", 0  # no limit
     settings.resources.add().tracker.CopyFrom(tracker_pb2.Tracker(tracker_id="tr", app_id="bench"))
     async with migrated_postgres("ingest") as (postgres, directory), serve_settings(settings) as tracker:
         ingest = ingest_process(directory / "ingest.log", dsn=postgres.dsn("ingest"), tracker_target=tracker)

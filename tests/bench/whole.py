@@ -165,6 +165,7 @@ async def create_settings(suite: Suite) -> None:
         stub = service_pb2_grpc.TrackerConfigServiceStub(channel)
         android = app_pb2.PLATFORM_ANDROID
         app = app_pb2.App(app_id=APP, name="Bench", platform=android)
+        app.settings.records_per_second = 0  # no limit
         await stub.CreateApp(app_pb2.CreateAppRequest(app=app))
         network = network_pb2.Network(network_id="bench-net", name="Bench network", platform=android)
         await stub.CreateNetwork(network_pb2.CreateNetworkRequest(network=network))

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
+from libs.rates import Rates
 from reengage.ingest.v1 import record_batch_pb2, record_pb2
 from reengage.tracker.v1.app_pb2 import App
 from reengage.tracker.v1.tracker_pb2 import Tracker
@@ -78,6 +79,8 @@ def ask(
     routes = LinkRoutes(
         settings=lambda: settings,
         engagements=cast(Batches, engagements),
+        refused=cast(Batches, _Engagements()),
+        rates=Rates(lambda: NOW_S),
         addresses=ClientAddresses([]),
         now_s=lambda: NOW_S,
         random_bytes=bytes,

@@ -220,8 +220,67 @@ async def test_an_app_over_its_rate(world: World) -> None:
     assert int(responses[1].headers["retry-after"]) >= 1
     assert (await world.track(limited)).status == 429
     clicked = await world.ask("GET", f"/c/limited-1?adid={device}")
-    assert (clicked.status, "x-engagement" in clicked.headers) == (302, False), "clicks are taken all the same"
+    assert (clicked.status, "x-engagement" in clicked.headers) == (302, False), "clicks are counted apart"
     assert (await world.track(event(device))).status == 200
+    mixed = await world.track([limited, event(device, event_data={"n": 1}), limited])
+    assert mixed.status == 200
+    results = mixed.json["results"]
+    assert [result.get("error", {}).get("code") for result in results] == ["RATE_LIMITED", None, "RATE_LIMITED"]
+    assert results[0]["error"]["retry_after_s"] >= 1
+    assert len(await world.log_of(device)) == 9 + 1 + 2
+
+
+_FLOOD = 200
+"""Requests at once for an app of 5 a second."""
+
+
+async def test_a_flood_of_clicks_is_led_on_and_told_apart(world: World) -> None:
+    """A click over the rate is never lost behind its redirect: that says so, it is counted, and some are listed."""
+    device = world.new_id()
+    before = await refused_records(world)
+    paths = [f"/c/limited-1?adid={device}&click_id={n}" for n in range(_FLOOD)]
+    clicks = await asyncio.gather(*(world.ask("GET", path) for path in paths))
+    assert {(click.status, "location" in click.headers) for click in clicks} == {(302, True)}
+    told = [click.headers.get("x-engagement") for click in clicks]
+    refused = told.count("refused RATE_LIMITED")
+    assert set(told) == {None, "refused RATE_LIMITED"}
+    other = await world.ask("GET", f"/c/plain?adid={device}&click_id=other")
+    assert (other.status, "x-engagement" in other.headers) == (302, False)
+    stored = {record.click.click_id for record in await world.log_of(device)}
+    assert stored == {"other", *(str(n) for n, word in enumerate(told) if word is None)}
+    after = await refused_records(world)
+    key = "RATE_LIMITED", "429"
+    assert after[key] - before.get(key, 0) == refused
+
+    async def listed() -> list[str]:
+        async with open_channel(world.backend.ingest.target) as channel:
+            request = rejected_record_pb2.ListRejectedRequest(app_id="limited")
+            response = await IngestServiceStub(channel).ListRejected(request)
+        found = [one for one in response.rejected if device in one.record.device_ids.values()]
+        assert {one.violations[0].reason for one in found} <= {"RATE_LIMITED"}
+        return [one.record.click.click_id for one in found]
+
+    await eventually(listed)
+    assert not {*await listed()} & stored
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/c/limited-1?adid={id}&click_id=p-{n}&ip_address=192.0.2.7",
+        "/track/impression?campaign_id=limited-1&adid={id}&click_id=i-{n}",
+    ],
+    ids=["pings", "impressions"],
+)
+async def test_whoever_can_ask_again_is_told_to(world: World, path: str) -> None:
+    device = world.new_id()
+    paths = [path.format(id=device, n=n) for n in range(_FLOOD)]
+    responses = await asyncio.gather(*(world.ask("GET", path) for path in paths))
+    refused = [response for response in responses if response.status == 429]
+    assert refused
+    assert {response.json["error"]["code"] for response in refused} == {"RATE_LIMITED"}
+    assert min(int(response.headers["retry-after"]) for response in refused) >= 1
+    assert len(await world.log_of(device)) == len(responses) - len(refused)
 
 
 async def test_many_at_once_each_get_a_response_of_their_own(world: World) -> None:

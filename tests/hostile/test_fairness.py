@@ -22,7 +22,12 @@ FLOOD, EACH = 3_000, 3
 
 async def _with_apps(world: World) -> None:
     apps = (
-        app_pb2.App(app_id=app_id, platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
+        app_pb2.App(
+            app_id=app_id,
+            platform=app_pb2.PLATFORM_ANDROID,
+            status=status_pb2.STATUS_LIVE,
+            settings=app_pb2.AppSettings(records_per_second=0),  # what passes the limits is what this is about
+        )
         for app_id in (HOSTILE, *QUIET)
     )
     await world.settings.reached(await world.feed.publish(*(snapshot_pb2.Resource(app=app) for app in apps)))

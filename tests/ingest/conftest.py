@@ -30,13 +30,14 @@ from services.ingest.wiring import wire_parts
 from services.ingest.writer import MAX_WAITING
 from tests.conftest import Database
 
-APP, STRICT_APP, ARCHIVED_APP = "shop", "strict", "gone"
+APP, STRICT_APP, ARCHIVED_APP, LIMITED_APP = "shop", "strict", "gone", "limited"
+LIMIT = 5
 TRACKER, ARCHIVED_TRACKER, STRICT_TRACKER = "tr-1", "tr-old", "tr-strict"
 DEFINED_EVENTS = frozenset({"Login", "Old login"})
 
 
 def settings_response() -> snapshot_pb2.WatchSnapshotResponse:
-    """Returns three apps (one with narrow limits of time), three trackers and two events; one of each is archived."""
+    """Returns apps (one with narrow limits of time, one of 5 records a second), trackers and events; some archived."""
     archived = status_pb2.STATUS_ARCHIVED
     strict = app_pb2.AppSettings()
     strict.max_record_age.seconds = 3600
@@ -45,6 +46,7 @@ def settings_response() -> snapshot_pb2.WatchSnapshotResponse:
         app_pb2.App(app_id=APP, sandbox=True),
         app_pb2.App(app_id=STRICT_APP, settings=strict),
         app_pb2.App(app_id=ARCHIVED_APP, status=archived),
+        app_pb2.App(app_id=LIMITED_APP, settings=app_pb2.AppSettings(records_per_second=LIMIT)),
     ]
     trackers = [
         tracker_pb2.Tracker(tracker_id=TRACKER, app_id=APP),
@@ -78,6 +80,7 @@ async def register_nothing(app_id: str, event_names: Collection[str]) -> None:
 class Ingest:
     """A running ingest service: its client, and what tests look into."""
 
+    address: str
     stub: IngestServiceStub
     channel: grpc.aio.Channel
     pool: Pool
@@ -165,6 +168,7 @@ def start_ingest(tmp_path: Path) -> StartIngest:
             await settings.ready()
             channel = await stack.enter_async_context(open_channel(address))
             yield Ingest(
+                address=address,
                 stub=IngestServiceStub(channel),
                 channel=channel,
                 pool=pool,

@@ -1,5 +1,7 @@
 """The wrong fields of a record, of which all are named at once."""
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
@@ -17,6 +19,8 @@ from tests.ingest.conftest import (
     ARCHIVED_APP,
     ARCHIVED_TRACKER,
     DEFINED_EVENTS,
+    LIMIT,
+    LIMITED_APP,
     STRICT_APP,
     STRICT_TRACKER,
     TRACKER,
@@ -33,9 +37,22 @@ HOUR_S, DAY_S = 3600, 86_400
 SETTINGS = IngestSettings(
     apps={
         APP: App(
-            max_age_us=31 * DAY_S * 1_000_000, max_lead_us=DAY_S * 1_000_000, app_lane=5, event_names=DEFINED_EVENTS
+            max_age_us=31 * DAY_S * 1_000_000,
+            max_lead_us=DAY_S * 1_000_000,
+            app_lane=5,
+            event_names=DEFINED_EVENTS,
+            records_per_second=2_500,
         ),
-        STRICT_APP: App(max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6, event_names=frozenset()),
+        STRICT_APP: App(
+            max_age_us=HOUR_S * 1_000_000, max_lead_us=0, app_lane=6, event_names=frozenset(), records_per_second=2_500
+        ),
+        LIMITED_APP: App(
+            max_age_us=31 * DAY_S * 1_000_000,
+            max_lead_us=DAY_S * 1_000_000,
+            app_lane=7,
+            event_names=frozenset(),
+            records_per_second=LIMIT,
+        ),
     },
     app_of_tracker={TRACKER: APP, ARCHIVED_TRACKER: APP, STRICT_TRACKER: STRICT_APP},
     stamp=record_pb2.Record(settings_revision=7).SerializeToString(),
@@ -558,7 +575,7 @@ def test_settings_of_the_test_are_those_that_tracker_sends() -> None:
         fields = ("app_id", "event_name") if kind == "event_definition" else (f"{kind}_id",)
         resources[kind][tuple(getattr(message, field) for field in fields)] = message
     built = build_settings(resources, 7)  # type: ignore[arg-type]
-    apps = {app_id: (app.max_age_us, app.max_lead_us, app.event_names) for app_id, app in built.apps.items()}
-    assert apps == {app_id: (app.max_age_us, app.max_lead_us, app.event_names) for app_id, app in SETTINGS.apps.items()}
+    apps = {app_id: replace(app, app_lane=0) for app_id, app in built.apps.items()}
+    assert apps == {app_id: replace(app, app_lane=0) for app_id, app in SETTINGS.apps.items()}
     assert built.app_of_tracker == SETTINGS.app_of_tracker
     assert built.stamp == SETTINGS.stamp

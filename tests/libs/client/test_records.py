@@ -108,6 +108,30 @@ async def test_what_was_not_acknowledged_is_sent_again_under_the_same_ids() -> N
     assert given[0].record_id == "", "the caller's own record is left as it is"
 
 
+async def test_what_is_over_its_rate_is_sent_again_alone() -> None:
+    class Limiting(Ingest):
+        """An ingest that takes a record of the app `limited` the third time that it comes."""
+
+        async def RecordBatch(self, request: Any, context: Any) -> Any:
+            response = await super().RecordBatch(request, context)
+            for record, result in zip(request.records, response.results, strict=True):
+                if record.app_id == "limited" and sum(record in batch for batch in self.batches) < 3:
+                    result.status = Result.STATUS_RATE_LIMITED
+                    result.retry_delay.FromMilliseconds(10)
+            return response
+
+    ingest = Limiting(ResourceExhausted("RATE_LIMITED", "?", retry_after_s=0.01))  # type: ignore[abstract]
+    given = [record_pb2.Record(app_id=app_id) for app_id in ("limited", "good", "limited", "good")]
+    async with serve(ingest) as channel:
+        results = await send(channel, given, max_batch_size=3)
+    assert [(record.app_id, result.status) for record, result in results] == [
+        (record.app_id, Result.STATUS_ACCEPTED) for record in given
+    ]
+    assert [[record.app_id for record in batch] for batch in ingest.batches[1:]] == [
+        ["limited", "good", "limited"], ["limited", "limited"], ["good"],
+    ]  # fmt: skip
+
+
 async def test_a_full_buffer_makes_the_sender_wait() -> None:
     ingest, results = Ingest(), Results()  # type: ignore[abstract]
     ingest.open.clear()

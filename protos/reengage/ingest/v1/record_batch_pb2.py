@@ -22,30 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from reengage.ingest.v1 import record_pb2 as reengage_dot_ingest_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/ingest/v1/record_batch.proto\x12\x12reengage.ingest.v1\x1a\x1freengage/ingest/v1/record.proto\"D\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xa7\x02\n\x0cRecordResult\x12\x37\n\x06status\x18\x01 \x01(\x0e\x32\'.reengage.ingest.v1.RecordResult.Status\x12\x11\n\trecord_id\x18\x02 \x01(\t\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\x12\x32\n\x08warnings\x18\x04 \x03(\x0b\x32 .reengage.ingest.v1.FieldWarning\"_\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ACCEPTED\x10\x01\x12\x13\n\x0fSTATUS_REPEATED\x10\x02\x12\x13\n\x0fSTATUS_REJECTED\x10\x03\"A\n\x12RecordBatchRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"H\n\x13RecordBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResult\"B\n\x13RecordStreamRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"$\n\x11SerialisedRecords\x12\x0f\n\x07records\x18\x01 \x03(\x0c\"I\n\x14RecordStreamResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%reengage/ingest/v1/record_batch.proto\x12\x12reengage.ingest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1freengage/ingest/v1/record.proto\"D\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xf0\x02\n\x0cRecordResult\x12\x37\n\x06status\x18\x01 \x01(\x0e\x32\'.reengage.ingest.v1.RecordResult.Status\x12\x11\n\trecord_id\x18\x02 \x01(\t\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".reengage.ingest.v1.FieldViolation\x12\x32\n\x08warnings\x18\x04 \x03(\x0b\x32 .reengage.ingest.v1.FieldWarning\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"x\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ACCEPTED\x10\x01\x12\x13\n\x0fSTATUS_REPEATED\x10\x02\x12\x13\n\x0fSTATUS_REJECTED\x10\x03\x12\x17\n\x13STATUS_RATE_LIMITED\x10\x04\"\xdc\x01\n\x12RecordBatchRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\x12\x44\n\nrate_check\x18\x02 \x01(\x0e\x32\x30.reengage.ingest.v1.RecordBatchRequest.RateCheck\"S\n\tRateCheck\x12\x1a\n\x16RATE_CHECK_UNSPECIFIED\x10\x00\x12\x15\n\x11RATE_CHECK_WITHIN\x10\x01\x12\x13\n\x0fRATE_CHECK_OVER\x10\x02\"H\n\x13RecordBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResult\"B\n\x13RecordStreamRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.reengage.ingest.v1.Record\"j\n\x11SerialisedRecords\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x44\n\nrate_check\x18\x02 \x01(\x0e\x32\x30.reengage.ingest.v1.RecordBatchRequest.RateCheck\"I\n\x14RecordStreamResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .reengage.ingest.v1.RecordResultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reengage.ingest.v1.record_batch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FIELDVIOLATION']._serialized_start=94
-  _globals['_FIELDVIOLATION']._serialized_end=162
-  _globals['_RECORDRESULT']._serialized_start=165
-  _globals['_RECORDRESULT']._serialized_end=460
-  _globals['_RECORDRESULT_STATUS']._serialized_start=365
-  _globals['_RECORDRESULT_STATUS']._serialized_end=460
-  _globals['_RECORDBATCHREQUEST']._serialized_start=462
-  _globals['_RECORDBATCHREQUEST']._serialized_end=527
-  _globals['_RECORDBATCHRESPONSE']._serialized_start=529
-  _globals['_RECORDBATCHRESPONSE']._serialized_end=601
-  _globals['_RECORDSTREAMREQUEST']._serialized_start=603
-  _globals['_RECORDSTREAMREQUEST']._serialized_end=669
-  _globals['_SERIALISEDRECORDS']._serialized_start=671
-  _globals['_SERIALISEDRECORDS']._serialized_end=707
-  _globals['_RECORDSTREAMRESPONSE']._serialized_start=709
-  _globals['_RECORDSTREAMRESPONSE']._serialized_end=782
+  _globals['_FIELDVIOLATION']._serialized_start=126
+  _globals['_FIELDVIOLATION']._serialized_end=194
+  _globals['_RECORDRESULT']._serialized_start=197
+  _globals['_RECORDRESULT']._serialized_end=565
+  _globals['_RECORDRESULT_STATUS']._serialized_start=445
+  _globals['_RECORDRESULT_STATUS']._serialized_end=565
+  _globals['_RECORDBATCHREQUEST']._serialized_start=568
+  _globals['_RECORDBATCHREQUEST']._serialized_end=788
+  _globals['_RECORDBATCHREQUEST_RATECHECK']._serialized_start=705
+  _globals['_RECORDBATCHREQUEST_RATECHECK']._serialized_end=788
+  _globals['_RECORDBATCHRESPONSE']._serialized_start=790
+  _globals['_RECORDBATCHRESPONSE']._serialized_end=862
+  _globals['_RECORDSTREAMREQUEST']._serialized_start=864
+  _globals['_RECORDSTREAMREQUEST']._serialized_end=930
+  _globals['_SERIALISEDRECORDS']._serialized_start=932
+  _globals['_SERIALISEDRECORDS']._serialized_end=1038
+  _globals['_RECORDSTREAMRESPONSE']._serialized_start=1040
+  _globals['_RECORDSTREAMRESPONSE']._serialized_end=1113
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Sending records: batches of them, and what became of each."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -35,8 +36,9 @@ class FieldViolation(_message.Message):
     """Output only. A stable reason in capitals; more may be added. Today: REQUIRED, INVALID_TIME, UNKNOWN_APP,
     UNKNOWN_TRACKER, EVENT_TIME_IN_FUTURE, EVENT_TIME_TOO_OLD, RECORD_ID_REUSED (the record_id is that of a record of
     another kind or event name), and of messages: TOO_LARGE (nothing else is said of that record), UNKNOWN_FIELD (the
-    path is that of the message which has it), UNPARSABLE. And the codes of FieldWarning: a record that is refused has
-    all that is wrong with it named, also what alone would not have refused it.
+    path is that of the message which has it), UNPARSABLE; and of a record that came too soon: RATE_LIMITED. And the
+    codes of FieldWarning: a record that is refused has all that is wrong with it named, also what alone would not have
+    refused it.
     """
     description: _builtins.str
     """Output only. What to change, for people."""
@@ -75,6 +77,10 @@ class RecordResult(_message.Message):
         """It was stored before; nothing changed."""
         STATUS_REJECTED: RecordResult._Status.ValueType  # 3
         """It was refused for the reasons in `violations`. ListRejected lists it."""
+        STATUS_RATE_LIMITED: RecordResult._Status.ValueType  # 4
+        """It was not looked at, as its app is over its rate (AppSettings.records_per_second): send it again after
+        `retry_delay`. ListRejected lists some of these.
+        """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
         """Status is what ingest did with a record."""
@@ -87,11 +93,16 @@ class RecordResult(_message.Message):
     """It was stored before; nothing changed."""
     STATUS_REJECTED: RecordResult.Status.ValueType  # 3
     """It was refused for the reasons in `violations`. ListRejected lists it."""
+    STATUS_RATE_LIMITED: RecordResult.Status.ValueType  # 4
+    """It was not looked at, as its app is over its rate (AppSettings.records_per_second): send it again after
+    `retry_delay`. ListRejected lists some of these.
+    """
 
     STATUS_FIELD_NUMBER: _builtins.int
     RECORD_ID_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
     status: Global___RecordResult.Status.ValueType
     """Output only. What ingest did with the record."""
     record_id: _builtins.str
@@ -106,6 +117,10 @@ class RecordResult(_message.Message):
         says is not said again.
         """
 
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """Output only. Of STATUS_RATE_LIMITED: how long to wait before the record is sent again."""
+
     def __init__(
         self,
         *,
@@ -113,10 +128,11 @@ class RecordResult(_message.Message):
         record_id: _builtins.str = ...,
         violations: _abc.Iterable[Global___FieldViolation] | None = ...,
         warnings: _abc.Iterable[_record_pb2.FieldWarning] | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record_id", b"record_id", "status", b"status", "violations", b"violations", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record_id", b"record_id", "retry_delay", b"retry_delay", "status", b"status", "violations", b"violations", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,7 +144,33 @@ class RecordBatchRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _RateCheck:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RateCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RecordBatchRequest._RateCheck.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        RATE_CHECK_UNSPECIFIED: RecordBatchRequest._RateCheck.ValueType  # 0
+        """They were not: ingest does it."""
+        RATE_CHECK_WITHIN: RecordBatchRequest._RateCheck.ValueType  # 1
+        """They were, and are within: a gateway took them, so they are taken."""
+        RATE_CHECK_OVER: RecordBatchRequest._RateCheck.ValueType  # 2
+        """They were, and are over: nothing is stored, ListRejected lists some of them. Each is STATUS_RATE_LIMITED."""
+
+    class RateCheck(_RateCheck, metaclass=_RateCheckEnumTypeWrapper):
+        """RateCheck says whether the records were held to the rates of their apps before."""
+
+    RATE_CHECK_UNSPECIFIED: RecordBatchRequest.RateCheck.ValueType  # 0
+    """They were not: ingest does it."""
+    RATE_CHECK_WITHIN: RecordBatchRequest.RateCheck.ValueType  # 1
+    """They were, and are within: a gateway took them, so they are taken."""
+    RATE_CHECK_OVER: RecordBatchRequest.RateCheck.ValueType  # 2
+    """They were, and are over: nothing is stored, ListRejected lists some of them. Each is STATUS_RATE_LIMITED."""
+
     RECORDS_FIELD_NUMBER: _builtins.int
+    RATE_CHECK_FIELD_NUMBER: _builtins.int
+    rate_check: Global___RecordBatchRequest.RateCheck.ValueType
+    """Optional. Set by gateways alone, which hold what they take to the rates themselves."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Record]:
         """Required. 1 to 1,000 records."""
@@ -137,10 +179,11 @@ class RecordBatchRequest(_message.Message):
         self,
         *,
         records: _abc.Iterable[_record_pb2.Record] | None = ...,
+        rate_check: Global___RecordBatchRequest.RateCheck.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rate_check", b"rate_check", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +247,9 @@ class SerialisedRecords(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
+    RATE_CHECK_FIELD_NUMBER: _builtins.int
+    rate_check: Global___RecordBatchRequest.RateCheck.ValueType
+    """Optional. As in RecordBatchRequest; a RecordStreamRequest has none."""
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Required. Serialised messages of the type Record."""
@@ -212,10 +258,11 @@ class SerialisedRecords(_message.Message):
         self,
         *,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
+        rate_check: Global___RecordBatchRequest.RateCheck.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rate_check", b"rate_check", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,8 +97,9 @@ class IngestServiceServicer:
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
-        while too many records wait to be written; UNAVAILABLE `SETTINGS_UNAVAILABLE` until tracker has sent the settings
-        once.
+        while too many records wait to be written; RESOURCE_EXHAUSTED `RATE_LIMITED` with RetryInfo when every record is of
+        an app over its rate (if only some are, these have the status RATE_LIMITED, and the others are kept); UNAVAILABLE
+        `SETTINGS_UNAVAILABLE` until tracker has sent the settings once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +111,8 @@ class IngestServiceServicer:
         A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
         on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-        Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
+        Errors: as RecordBatch, except `RATE_LIMITED`, which each record's status says; `OVERLOADED` only where too many
+        large messages come at once. An error ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +134,8 @@ class IngestServiceServicer:
 
     def ListRejected(self, request, context):
         """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
-        appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+        appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept; so are
+        records over the rate of their app above 10 a second of that app.
         Repeat-safe: listing changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

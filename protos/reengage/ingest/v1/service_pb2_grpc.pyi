@@ -34,8 +34,9 @@ class IngestServiceStub:
     Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
     nothing.
     Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
-    while too many records wait to be written; UNAVAILABLE `SETTINGS_UNAVAILABLE` until tracker has sent the settings
-    once.
+    while too many records wait to be written; RESOURCE_EXHAUSTED `RATE_LIMITED` with RetryInfo when every record is of
+    an app over its rate (if only some are, these have the status RATE_LIMITED, and the others are kept); UNAVAILABLE
+    `SETTINGS_UNAVAILABLE` until tracker has sent the settings once.
     """
     RecordStream: _aio.StreamStreamMultiCallable[_record_batch_pb2.RecordStreamRequest, _record_batch_pb2.RecordStreamResponse]
     """RecordStream is RecordBatch as a stream: one response a request, in order, each sent once its records are durable.
@@ -43,7 +44,8 @@ class IngestServiceStub:
     A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
     on.
     Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-    Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
+    Errors: as RecordBatch, except `RATE_LIMITED`, which each record's status says; `OVERLOADED` only where too many
+    large messages come at once. An error ends the stream.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_log_pb2.ReadLogRequest, _log_pb2.ReadLogResponse]
     """ReadLog streams the log from given positions, and follows it until the caller goes away. Within a lane, entries
@@ -57,7 +59,8 @@ class IngestServiceStub:
     """
     ListRejected: _aio.UnaryUnaryMultiCallable[_rejected_record_pb2.ListRejectedRequest, _rejected_record_pb2.ListRejectedResponse]
     """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
-    appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+    appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept; so are
+    records over the rate of their app above 10 a second of that app.
     Repeat-safe: listing changes nothing.
     """
     ListWarnings: _aio.UnaryUnaryMultiCallable[_warned_record_pb2.ListWarningsRequest, _warned_record_pb2.ListWarningsResponse]
@@ -105,8 +108,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         Repeat-safe: a record that was accepted before (see Record.record_id) gets the status REPEATED and changes
         nothing.
         Errors: INVALID_ARGUMENT `BATCH_TOO_LARGE` over 1,000 records; RESOURCE_EXHAUSTED `OVERLOADED` with RetryInfo
-        while too many records wait to be written; UNAVAILABLE `SETTINGS_UNAVAILABLE` until tracker has sent the settings
-        once.
+        while too many records wait to be written; RESOURCE_EXHAUSTED `RATE_LIMITED` with RetryInfo when every record is of
+        an app over its rate (if only some are, these have the status RATE_LIMITED, and the others are kept); UNAVAILABLE
+        `SETTINGS_UNAVAILABLE` until tracker has sent the settings once.
         """
 
     @_abc_1.abstractmethod
@@ -120,7 +124,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         A request that cannot be parsed at all has a response with one result, REJECTED with `UNPARSABLE`; the stream goes
         on.
         Repeat-safe as RecordBatch: after a broken stream, send every request again that had no response.
-        Errors: as RecordBatch; `OVERLOADED` only where too many large messages come at once. An error ends the stream.
+        Errors: as RecordBatch, except `RATE_LIMITED`, which each record's status says; `OVERLOADED` only where too many
+        large messages come at once. An error ends the stream.
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +151,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_rejected_record_pb2.ListRejectedRequest, _abc.Awaitable[_rejected_record_pb2.ListRejectedResponse]],
     ) -> _abc.Awaitable[_rejected_record_pb2.ListRejectedResponse]:
         """ListRejected lists the refused records of an app with their reasons, newest first. They are kept for 7 days, and
-        appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept.
+        appear a moment after they were refused. Above 5,000 refusals a second, some are counted and not kept; so are
+        records over the rate of their app above 10 a second of that app.
         Repeat-safe: listing changes nothing.
         """
 

@@ -29,7 +29,7 @@ from reengage.tracker.v1 import status_pb2 as reengage_dot_tracker_dot_v1_dot_st
 from reengage.tracker.v1 import windows_pb2 as reengage_dot_tracker_dot_v1_dot_windows__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreengage/tracker/v1/app.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\x1a!reengage/tracker/v1/windows.proto\"\xfc\x04\n\x03\x41pp\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08platform\x18\x03 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x11\n\tbundle_id\x18\x04 \x01(\t\x12\x14\n\x0cstore_app_id\x18\x05 \x01(\t\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x15\n\rcurrency_code\x18\x07 \x01(\t\x12\x13\n\x0burl_schemes\x18\x08 \x03(\t\x12\x0f\n\x07sandbox\x18\t \x01(\x08\x12\x32\n\x08settings\x18\n \x01(\x0b\x32 .reengage.tracker.v1.AppSettings\x12+\n\x06status\x18\x0b \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\x12\x12\n\naccount_id\x18\x0f \x01(\t\x12\x14\n\x0c\x66\x61llback_url\x18\x10 \x01(\t\x12\x14\n\x0clink_domains\x18\x11 \x03(\t\x12\x15\n\rapple_team_id\x18\x12 \x01(\t\x12 \n\x18\x63\x65rtificate_fingerprints\x18\x13 \x03(\t\x12\x39\n\tauth_keys\x18\x14 \x03(\x0b\x32&.reengage.tracker.v1.App.AuthKeysEntry\x12\x16\n\x0e\x61uth_key_names\x18\x15 \x03(\t\x1a/\n\rAuthKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe1\x08\n\x0b\x41ppSettings\x12-\n\x07windows\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12N\n\x12\x64\x65vice_attribution\x18\x02 \x01(\x0e\x32\x32.reengage.tracker.v1.AppSettings.DeviceAttribution\x12\x44\n\rmodeled_level\x18\x03 \x01(\x0e\x32-.reengage.tracker.v1.AppSettings.ModeledLevel\x12\x15\n\romit_os_minor\x18\x04 \x01(\x08\x12+\n\x1e\x61llow_reengagement_impressions\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12!\n\x19prioritize_completed_view\x18\x06 \x01(\x08\x12\"\n\x1alimit_ad_tracking_fallback\x18\x07 \x01(\x08\x12>\n\x1binstall_reprocessing_window\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0emax_record_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fmax_record_lead\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12records_per_second\x18\x0b \x01(\x05\x12,\n\tretention\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blate_window\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11inactivity_window\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\tblocklist\x18\x0f \x03(\x0b\x32#.reengage.tracker.v1.BlocklistEntry\x12\x1d\n\x15strict_authentication\x18\x14 \x01(\x08\x12\x17\n\x0f\x61llowed_origins\x18\x15 \x03(\t\x12\x18\n\x10keep_push_tokens\x18\x16 \x01(\x08\"z\n\x11\x44\x65viceAttribution\x12\"\n\x1e\x44\x45VICE_ATTRIBUTION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45VICE_ATTRIBUTION_STANDARD\x10\x01\x12 \n\x1c\x44\x45VICE_ATTRIBUTION_INCLUSIVE\x10\x02\"\x81\x01\n\x0cModeledLevel\x12\x1d\n\x19MODELED_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17MODELED_LEVEL_IP_AND_UA\x10\x01\x12\x19\n\x15MODELED_LEVEL_IP_ONLY\x10\x02\x12\x1a\n\x16MODELED_LEVEL_IP_RANGE\x10\x03\x42!\n\x1f_allow_reengagement_impressions\"g\n\x0e\x42locklistEntry\x12\x11\n\x07site_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08ip_range\x18\x02 \x01(\tH\x00\x12\x13\n\tdevice_id\x18\x03 \x01(\tH\x00\x12\x0e\n\x06reason\x18\x04 \x01(\tB\t\n\x07\x62locked\"d\n\x10\x43reateAppRequest\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\":\n\x11\x43reateAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"\x1f\n\rGetAppRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\"7\n\x0eGetAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"O\n\x0fListAppsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"S\n\x10ListAppsResponse\x12&\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x18.reengage.tracker.v1.App\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x10UpdateAppRequest\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\":\n\x11UpdateAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"H\n\x11\x41rchiveAppRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\";\n\x12\x41rchiveAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App*L\n\x08Platform\x12\x18\n\x14PLATFORM_UNSPECIFIED\x10\x00\x12\x10\n\x0cPLATFORM_IOS\x10\x01\x12\x14\n\x10PLATFORM_ANDROID\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreengage/tracker/v1/app.proto\x12\x13reengage.tracker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a reengage/tracker/v1/status.proto\x1a!reengage/tracker/v1/windows.proto\"\xfc\x04\n\x03\x41pp\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08platform\x18\x03 \x01(\x0e\x32\x1d.reengage.tracker.v1.Platform\x12\x11\n\tbundle_id\x18\x04 \x01(\t\x12\x14\n\x0cstore_app_id\x18\x05 \x01(\t\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x15\n\rcurrency_code\x18\x07 \x01(\t\x12\x13\n\x0burl_schemes\x18\x08 \x03(\t\x12\x0f\n\x07sandbox\x18\t \x01(\x08\x12\x32\n\x08settings\x18\n \x01(\x0b\x32 .reengage.tracker.v1.AppSettings\x12+\n\x06status\x18\x0b \x01(\x0e\x32\x1b.reengage.tracker.v1.Status\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\x12\x12\n\naccount_id\x18\x0f \x01(\t\x12\x14\n\x0c\x66\x61llback_url\x18\x10 \x01(\t\x12\x14\n\x0clink_domains\x18\x11 \x03(\t\x12\x15\n\rapple_team_id\x18\x12 \x01(\t\x12 \n\x18\x63\x65rtificate_fingerprints\x18\x13 \x03(\t\x12\x39\n\tauth_keys\x18\x14 \x03(\x0b\x32&.reengage.tracker.v1.App.AuthKeysEntry\x12\x16\n\x0e\x61uth_key_names\x18\x15 \x03(\t\x1a/\n\rAuthKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfd\x08\n\x0b\x41ppSettings\x12-\n\x07windows\x18\x01 \x01(\x0b\x32\x1c.reengage.tracker.v1.Windows\x12N\n\x12\x64\x65vice_attribution\x18\x02 \x01(\x0e\x32\x32.reengage.tracker.v1.AppSettings.DeviceAttribution\x12\x44\n\rmodeled_level\x18\x03 \x01(\x0e\x32-.reengage.tracker.v1.AppSettings.ModeledLevel\x12\x15\n\romit_os_minor\x18\x04 \x01(\x08\x12+\n\x1e\x61llow_reengagement_impressions\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12!\n\x19prioritize_completed_view\x18\x06 \x01(\x08\x12\"\n\x1alimit_ad_tracking_fallback\x18\x07 \x01(\x08\x12>\n\x1binstall_reprocessing_window\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0emax_record_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fmax_record_lead\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12records_per_second\x18\x0b \x01(\x05H\x01\x88\x01\x01\x12,\n\tretention\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blate_window\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11inactivity_window\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\tblocklist\x18\x0f \x03(\x0b\x32#.reengage.tracker.v1.BlocklistEntry\x12\x1d\n\x15strict_authentication\x18\x14 \x01(\x08\x12\x17\n\x0f\x61llowed_origins\x18\x15 \x03(\t\x12\x18\n\x10keep_push_tokens\x18\x16 \x01(\x08\"z\n\x11\x44\x65viceAttribution\x12\"\n\x1e\x44\x45VICE_ATTRIBUTION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45VICE_ATTRIBUTION_STANDARD\x10\x01\x12 \n\x1c\x44\x45VICE_ATTRIBUTION_INCLUSIVE\x10\x02\"\x81\x01\n\x0cModeledLevel\x12\x1d\n\x19MODELED_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17MODELED_LEVEL_IP_AND_UA\x10\x01\x12\x19\n\x15MODELED_LEVEL_IP_ONLY\x10\x02\x12\x1a\n\x16MODELED_LEVEL_IP_RANGE\x10\x03\x42!\n\x1f_allow_reengagement_impressionsB\x15\n\x13_records_per_second\"g\n\x0e\x42locklistEntry\x12\x11\n\x07site_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08ip_range\x18\x02 \x01(\tH\x00\x12\x13\n\tdevice_id\x18\x03 \x01(\tH\x00\x12\x0e\n\x06reason\x18\x04 \x01(\tB\t\n\x07\x62locked\"d\n\x10\x43reateAppRequest\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\":\n\x11\x43reateAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"\x1f\n\rGetAppRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\"7\n\x0eGetAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"O\n\x0fListAppsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rshow_archived\x18\x03 \x01(\x08\"S\n\x10ListAppsResponse\x12&\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x18.reengage.tracker.v1.App\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x10UpdateAppRequest\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\":\n\x11UpdateAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App\"H\n\x11\x41rchiveAppRequest\x12\x0e\n\x06\x61pp_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\";\n\x12\x41rchiveAppResponse\x12%\n\x03\x61pp\x18\x01 \x01(\x0b\x32\x18.reengage.tracker.v1.App*L\n\x08Platform\x12\x18\n\x14PLATFORM_UNSPECIFIED\x10\x00\x12\x10\n\x0cPLATFORM_IOS\x10\x01\x12\x14\n\x10PLATFORM_ANDROID\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,38 +38,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APP_AUTHKEYSENTRY']._loaded_options = None
   _globals['_APP_AUTHKEYSENTRY']._serialized_options = b'8\001'
-  _globals['_PLATFORM']._serialized_start=2835
-  _globals['_PLATFORM']._serialized_end=2911
+  _globals['_PLATFORM']._serialized_start=2863
+  _globals['_PLATFORM']._serialized_end=2939
   _globals['_APP']._serialized_start=223
   _globals['_APP']._serialized_end=859
   _globals['_APP_AUTHKEYSENTRY']._serialized_start=812
   _globals['_APP_AUTHKEYSENTRY']._serialized_end=859
   _globals['_APPSETTINGS']._serialized_start=862
-  _globals['_APPSETTINGS']._serialized_end=1983
-  _globals['_APPSETTINGS_DEVICEATTRIBUTION']._serialized_start=1694
-  _globals['_APPSETTINGS_DEVICEATTRIBUTION']._serialized_end=1816
-  _globals['_APPSETTINGS_MODELEDLEVEL']._serialized_start=1819
-  _globals['_APPSETTINGS_MODELEDLEVEL']._serialized_end=1948
-  _globals['_BLOCKLISTENTRY']._serialized_start=1985
-  _globals['_BLOCKLISTENTRY']._serialized_end=2088
-  _globals['_CREATEAPPREQUEST']._serialized_start=2090
-  _globals['_CREATEAPPREQUEST']._serialized_end=2190
-  _globals['_CREATEAPPRESPONSE']._serialized_start=2192
-  _globals['_CREATEAPPRESPONSE']._serialized_end=2250
-  _globals['_GETAPPREQUEST']._serialized_start=2252
-  _globals['_GETAPPREQUEST']._serialized_end=2283
-  _globals['_GETAPPRESPONSE']._serialized_start=2285
-  _globals['_GETAPPRESPONSE']._serialized_end=2340
-  _globals['_LISTAPPSREQUEST']._serialized_start=2342
-  _globals['_LISTAPPSREQUEST']._serialized_end=2421
-  _globals['_LISTAPPSRESPONSE']._serialized_start=2423
-  _globals['_LISTAPPSRESPONSE']._serialized_end=2506
-  _globals['_UPDATEAPPREQUEST']._serialized_start=2509
-  _globals['_UPDATEAPPREQUEST']._serialized_end=2638
-  _globals['_UPDATEAPPRESPONSE']._serialized_start=2640
-  _globals['_UPDATEAPPRESPONSE']._serialized_end=2698
-  _globals['_ARCHIVEAPPREQUEST']._serialized_start=2700
-  _globals['_ARCHIVEAPPREQUEST']._serialized_end=2772
-  _globals['_ARCHIVEAPPRESPONSE']._serialized_start=2774
-  _globals['_ARCHIVEAPPRESPONSE']._serialized_end=2833
+  _globals['_APPSETTINGS']._serialized_end=2011
+  _globals['_APPSETTINGS_DEVICEATTRIBUTION']._serialized_start=1699
+  _globals['_APPSETTINGS_DEVICEATTRIBUTION']._serialized_end=1821
+  _globals['_APPSETTINGS_MODELEDLEVEL']._serialized_start=1824
+  _globals['_APPSETTINGS_MODELEDLEVEL']._serialized_end=1953
+  _globals['_BLOCKLISTENTRY']._serialized_start=2013
+  _globals['_BLOCKLISTENTRY']._serialized_end=2116
+  _globals['_CREATEAPPREQUEST']._serialized_start=2118
+  _globals['_CREATEAPPREQUEST']._serialized_end=2218
+  _globals['_CREATEAPPRESPONSE']._serialized_start=2220
+  _globals['_CREATEAPPRESPONSE']._serialized_end=2278
+  _globals['_GETAPPREQUEST']._serialized_start=2280
+  _globals['_GETAPPREQUEST']._serialized_end=2311
+  _globals['_GETAPPRESPONSE']._serialized_start=2313
+  _globals['_GETAPPRESPONSE']._serialized_end=2368
+  _globals['_LISTAPPSREQUEST']._serialized_start=2370
+  _globals['_LISTAPPSREQUEST']._serialized_end=2449
+  _globals['_LISTAPPSRESPONSE']._serialized_start=2451
+  _globals['_LISTAPPSRESPONSE']._serialized_end=2534
+  _globals['_UPDATEAPPREQUEST']._serialized_start=2537
+  _globals['_UPDATEAPPREQUEST']._serialized_end=2666
+  _globals['_UPDATEAPPRESPONSE']._serialized_start=2668
+  _globals['_UPDATEAPPRESPONSE']._serialized_end=2726
+  _globals['_ARCHIVEAPPREQUEST']._serialized_start=2728
+  _globals['_ARCHIVEAPPREQUEST']._serialized_end=2800
+  _globals['_ARCHIVEAPPRESPONSE']._serialized_start=2802
+  _globals['_ARCHIVEAPPRESPONSE']._serialized_end=2861
 # @@protoc_insertion_point(module_scope)

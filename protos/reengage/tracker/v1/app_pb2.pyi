@@ -285,8 +285,11 @@ class AppSettings(_message.Message):
     limit_ad_tracking_fallback: _builtins.bool
     """Optional. Limit-ad-tracking without IDFA matches inclusively (A4); on iOS alone."""
     records_per_second: _builtins.int
-    """Optional. Records and questions of `get_attribution` a second that each gateway process takes from the senders of
-    this app: beyond that they are told to wait (429). Clicks and impressions are always taken. 0 = no limit.
+    """Optional. Records a second of this app that each process of gateway and of ingest takes. Questions of
+    `get_attribution` count as records; a gateway counts clicks and impressions of links apart from each other and from
+    the rest. A bucket holds one second's worth; the batch that empties it is taken as a whole, and what it took too
+    much is waited for. Beyond that senders are told to wait (429, RESOURCE_EXHAUSTED, or by record
+    STATUS_RATE_LIMITED), and a person who clicks is led on, but the click is refused. 0 = no limit. Default: 2,500.
     """
     strict_authentication: _builtins.bool
     """Optional. Records and questions of `get_attribution` are taken over HTTP only with one of the app's auth_keys and
@@ -352,7 +355,7 @@ class AppSettings(_message.Message):
         install_reprocessing_window: _duration_pb2.Duration | None = ...,
         max_record_age: _duration_pb2.Duration | None = ...,
         max_record_lead: _duration_pb2.Duration | None = ...,
-        records_per_second: _builtins.int = ...,
+        records_per_second: _builtins.int | None = ...,
         retention: _duration_pb2.Duration | None = ...,
         late_window: _duration_pb2.Duration | None = ...,
         inactivity_window: _duration_pb2.Duration | None = ...,
@@ -361,13 +364,18 @@ class AppSettings(_message.Message):
         allowed_origins: _abc.Iterable[_builtins.str] | None = ...,
         keep_push_tokens: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "_records_per_second", b"_records_per_second", "allow_reengagement_impressions", b"allow_reengagement_impressions", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "late_window", b"late_window", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "records_per_second", b"records_per_second", "retention", b"retention", "windows", b"windows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "allow_reengagement_impressions", b"allow_reengagement_impressions", "allowed_origins", b"allowed_origins", "blocklist", b"blocklist", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "keep_push_tokens", b"keep_push_tokens", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "strict_authentication", b"strict_authentication", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions", "_records_per_second", b"_records_per_second", "allow_reengagement_impressions", b"allow_reengagement_impressions", "allowed_origins", b"allowed_origins", "blocklist", b"blocklist", "device_attribution", b"device_attribution", "inactivity_window", b"inactivity_window", "install_reprocessing_window", b"install_reprocessing_window", "keep_push_tokens", b"keep_push_tokens", "late_window", b"late_window", "limit_ad_tracking_fallback", b"limit_ad_tracking_fallback", "max_record_age", b"max_record_age", "max_record_lead", b"max_record_lead", "modeled_level", b"modeled_level", "omit_os_minor", b"omit_os_minor", "prioritize_completed_view", b"prioritize_completed_view", "records_per_second", b"records_per_second", "retention", b"retention", "strict_authentication", b"strict_authentication", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["allow_reengagement_impressions"]  # noqa: Y015
     _WhichOneofArgType__allow_reengagement_impressions: _TypeAlias = _typing.Literal["_allow_reengagement_impressions", b"_allow_reengagement_impressions"]  # noqa: Y015
+    _WhichOneofReturnType__records_per_second: _TypeAlias = _typing.Literal["records_per_second"]  # noqa: Y015
+    _WhichOneofArgType__records_per_second: _TypeAlias = _typing.Literal["_records_per_second", b"_records_per_second"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_reengagement_impressions) -> _WhichOneofReturnType__allow_reengagement_impressions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__records_per_second) -> _WhichOneofReturnType__records_per_second | None: ...
 
 Global___AppSettings: _TypeAlias = AppSettings  # noqa: Y015
 
