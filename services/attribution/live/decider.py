@@ -4,7 +4,8 @@ A conversion is decided only when *every* lane of the log, whoever owns it, is i
 the conversion was read: any engagement accepted before it is then considered, however slow another worker is.
 
 All home lanes are read together, each with a share of a page. One that has more is read apart, in turns, until it has
-caught up: see `turns.py`.
+caught up: see `turns.py`. While indexing is far behind, lanes that have little in it do not wait for it, and the
+others are read apart, too: see `index_ahead.py`.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from reengage.ingest.v1 import log_pb2
 from services.attribution.live.batch import decide_batch
 from services.attribution.live.changes import Changes
 from services.attribution.live.claim_triggers import ClaimTriggers
+from services.attribution.live.index_ahead import FAR_BEHIND, IndexAhead
 from services.attribution.live.log_reader import LogReader, moved, positions_after, rulebook_for
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.quarantine import entry_set_aside, in_halves
@@ -71,6 +73,7 @@ class Decider:
         self._pool, self._rulebooks, self._log = pool, rulebooks, log
         self._triggers, self._pace, self._flush_interval_s = triggers, pace, flush_interval_s
         self._now_us, self._new_id = now_us, new_id
+        self._ahead = IndexAhead(pool, rulebooks, log)
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Decides until cancelled. Raises LanesLostError."""
@@ -85,16 +88,16 @@ class Decider:
         """Decides what comes of all home lanes but those that are read apart."""
         flushed = -self._flush_interval_s  # at once: whoever decides beside this loop needs heads
         async for response in self._read(turns.together, lanes.lanes):
-            shares = turns.shares(response.entries, self._shares_with_others(lanes))
+            is_due = time.monotonic() - flushed > self._flush_interval_s
+            unindexed = await self._index(response.heads, lanes, turns) if response.entries or is_due else set[int]()
+            shares = turns.shares(response.entries, self._shares_with_others(lanes), unindexed)
             before = turns.before()
             turns.move(moved(dict(enumerate(turns.together)), response))
             homes = {entry.app_lane for entry in shares.entries}
-            if time.monotonic() - flushed > self._flush_interval_s:
+            if is_due:
                 # Quiet lanes move along now and then, so that whoever takes them over need not read all from long ago.
                 homes, flushed = set(lanes.lanes - turns.apart.keys()), time.monotonic()
             if homes:
-                await self._barrier(response.heads, lanes)
-                lanes.heads = list(response.heads)
                 vectors = {home: shares.beyond.get(home) or turns.decided(home) for home in homes}
                 await self._decide_page(lanes, shares.entries, vectors, {home: before[home] for home in homes})
             for home, decided in shares.beyond.items():
@@ -124,7 +127,7 @@ class Decider:
                     size = _size_of_turn(size, time.monotonic() - began)
                     await asyncio.sleep(0)
                 turns.apart[home] = [max(at, ends.get(lane, 0)) for lane, at in enumerate(turns.apart[home])]
-                if turns.rejoin(home):
+                if not await self._is_far_behind(response.heads, lanes) and turns.rejoin(home):
                     break
         _log.info("lane.together", lane=home)
 
@@ -194,6 +197,23 @@ class Decider:
         for entry, record in logged:
             if not waiting or (record.app_id, record.record_id) not in waiting:
                 _lag.observe((now_us - entry.receive_time_us) / 1e6)
+
+    async def _index(self, heads: Sequence[int], lanes: OwnedLanes, turns: Turns) -> set[int]:
+        """Has lanes that follow indexed up to `heads`; returns those that have too many engagements below for now."""
+        if self._shares_with_others(lanes) and await self._is_far_behind(heads, lanes):
+            unindexed = await self._ahead.reach(heads, lanes.indexed, lanes.lanes - turns.apart.keys())
+            if turns.has_room(len(unindexed)):
+                return unindexed
+        self._ahead.end()
+        await self._barrier(heads, lanes)
+        lanes.heads = list(heads)
+        return set()
+
+    async def _is_far_behind(self, heads: Sequence[int], lanes: OwnedLanes) -> bool:
+        """Returns whether indexing has so much to do up to `heads` that others need not wait for it."""
+        if lanes.indexed.missing(heads) > FAR_BEHIND:
+            lanes.indexed.advance(dict(enumerate(await read_indexed(self._pool))))
+        return lanes.indexed.missing(heads) > FAR_BEHIND
 
     async def _barrier(self, heads: Sequence[int], lanes: OwnedLanes) -> None:
         """Waits until every lane is indexed up to `heads`.

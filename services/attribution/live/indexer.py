@@ -14,7 +14,7 @@ from services.attribution.live.log_reader import LogReader, moved, positions_aft
 from services.attribution.live.owned_lanes import OwnedLanes
 from services.attribution.live.quarantine import count_set_aside, entry_set_aside, in_halves
 from services.attribution.storage import quarantine
-from services.attribution.storage.engagements import EngagementIndex
+from services.attribution.storage.engagements import EngagementIndex, IndexRows
 from services.attribution.storage.hashed_ids import find_hash_lengths
 from services.attribution.storage.lanes import advance_indexed, read_owned_lanes
 from services.attribution.wire.records import Logged, index_rows, parse
@@ -48,13 +48,7 @@ class Indexer:
             return moved_to if stop == len(entries) else positions_after(entries[:stop])
 
         async def index(some: range) -> None:
-            logged = parse(entries[some.start : some.stop])
-            apps = (await rulebook_for(self._rulebooks, logged)).apps
-            # Asked after the entries came: who notes a new kind knows that all beyond the heads of then is indexed so.
-            lengths = await find_hash_lengths(
-                self._pool, {record.app_id for _, record in logged}, is_on_conversions=True
-            )
-            rows = index_rows(logged, apps, lengths)
+            logged, apps, rows = await rows_to_index(self._pool, self._rulebooks, entries[some.start : some.stop])
             await self._move(lanes, moved_by(some.stop), lambda connection: self._index.insert(connection, rows))
             _indexed.inc(len(logged))
             indexed.append((logged, apps))
@@ -80,6 +74,17 @@ class Indexer:
                 await write(connection)
                 await advance_indexed(connection, lanes.worker_id, moved_to)
         lanes.indexed.advance(moved_to)
+
+
+async def rows_to_index(
+    pool: Pool, rulebooks: Follower[Rulebook], entries: Sequence[log_pb2.LogEntry]
+) -> tuple[Sequence[Logged], Mapping[str, AppRules], IndexRows]:
+    """Returns the records of entries, the rules of their apps, and the rows that index them."""
+    logged = parse(entries)
+    apps = (await rulebook_for(rulebooks, logged)).apps
+    # Asked after the entries came: who notes a new kind knows that all beyond the heads of then is indexed so.
+    lengths = await find_hash_lengths(pool, {record.app_id for _, record in logged}, is_on_conversions=True)
+    return logged, apps, index_rows(logged, apps, lengths)
 
 
 async def _nothing(_: Connection) -> None:

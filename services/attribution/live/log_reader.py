@@ -30,17 +30,18 @@ class LogReader:
         positions: Mapping[int, int],
         selection: log_pb2.ReadLogRequest.Selection.ValueType,
         app_lanes: Sequence[int] = (),
+        max_entries: int | None = None,
     ) -> AsyncGenerator[log_pb2.ReadLogResponse, None]:
         """Yields what the lanes hold from these positions on, and what they come to hold, until cancelled.
 
-        With `app_lanes` only records of apps that are homed there.
+        With `app_lanes` only records of apps that are homed there. `max_entries` at a time, else those of this reader.
         """
         call = self._ingest.ReadLog(
             log_pb2.ReadLogRequest(
                 **{"from": [log_pb2.LanePosition(lane=lane, position=at) for lane, at in positions.items()]},
                 selection=selection,
                 app_lanes=app_lanes,
-                max_entries=self._max_entries,
+                max_entries=max_entries or self._max_entries,
             )
         )
         try:

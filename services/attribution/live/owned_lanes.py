@@ -38,6 +38,15 @@ class IndexedPositions:
         """Returns the lanes that are not indexed up to their heads."""
         return [lane for lane, head in enumerate(heads) if self._positions[lane] < head]
 
+    @property
+    def positions(self) -> Sequence[int]:
+        """Returns the positions that all lanes are indexed up to, at least."""
+        return self._positions
+
+    def missing(self, heads: Sequence[int]) -> int:
+        """Returns how many entries of the log lie between what is indexed and these heads."""
+        return sum(max(0, head - at) for head, at in zip(heads, self._positions, strict=True))
+
     def advance(self, positions: Mapping[int, int]) -> None:
         """Notes that lanes are indexed up to these positions."""
         for lane, position in positions.items():

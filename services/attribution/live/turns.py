@@ -6,7 +6,7 @@ reader, and one that falls behind is read apart, from its own positions, until i
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from libs.domain.lanes import LANES
@@ -16,7 +16,7 @@ MAX_SHARE = 200
 """Records of one home lane that are taken of a page; a lane that has more is read apart."""
 _FAR_BEHIND = 50_000
 """Records of the log. A lane so far behind the furthest begins apart: the others need not read all that again."""
-_MAX_APART = 16
+MAX_APART = 16
 """Lanes that are read apart at once; each holds a page of the log."""
 
 
@@ -39,7 +39,7 @@ class Turns:
         furthest = max(map(sum, self._begun.values()), default=0)
         behind = sorted((sum(vector), home) for home, vector in self._begun.items())
         self.apart = {
-            home: self._begun[home] for reached, home in behind[:_MAX_APART] if furthest - reached > _FAR_BEHIND
+            home: self._begun[home] for reached, home in behind[:MAX_APART] if furthest - reached > _FAR_BEHIND
         }
         following = [vector for home, vector in self._begun.items() if home not in self.apart]
         # Lanes that come from different workers are at different places: begin at the earliest, skip what was decided.
@@ -57,17 +57,26 @@ class Turns:
         """Notes that what follows is read up to here."""
         self.together = [ends.get(lane, at) for lane, at in enumerate(self.together)]
 
-    def shares(self, entries: Sequence[log_pb2.LogEntry], are_others: bool) -> Shares:
-        """Returns the shares that home lanes have of a page; all of it while there are no others to wait."""
+    def has_room(self, count: int) -> bool:
+        """Returns whether so many more lanes can be read apart."""
+        return len(self.apart) + count <= MAX_APART
+
+    def shares(
+        self, entries: Sequence[log_pb2.LogEntry], are_others: bool, without: Collection[int] = frozenset()
+    ) -> Shares:
+        """Returns the shares that home lanes have of a page; all of it while there are no others to wait.
+
+        Lanes `without` a share are read apart from here on.
+        """
         counts: dict[int, int] = {}
         taken: list[log_pb2.LogEntry] = []
-        beyond: dict[int, list[int]] = {}
+        beyond = {home: self.decided(home) for home in without}
         for entry in entries:
             home = entry.app_lane
             if home in self.apart or entry.position < self._begun[home][entry.lane] or home in beyond:
                 continue
             counts[home] = counts.get(home, 0) + 1
-            if counts[home] <= MAX_SHARE or not are_others or len(self.apart) + len(beyond) >= _MAX_APART:
+            if counts[home] <= MAX_SHARE or not are_others or not self.has_room(len(beyond) + 1):
                 taken.append(entry)
             else:
                 beyond[home] = self.decided(home)

@@ -138,6 +138,14 @@ async def advance_indexed(connection: Connection, worker_id: str, positions: Map
     _check_fence(tag, len(positions))
 
 
+async def hold_unindexed(connection: Connection, positions: Mapping[int, int]) -> bool:
+    """Returns whether no lane is indexed beyond its position, and keeps it so until the transaction ends."""
+    rows = await connection.fetch(
+        "SELECT lane, indexed FROM lanes WHERE lane = ANY($1) ORDER BY lane FOR SHARE", list(positions)
+    )
+    return all(row["indexed"] <= positions[row["lane"]] for row in rows)
+
+
 async def advance_decided(
     connection: Connection,
     worker_id: str,
