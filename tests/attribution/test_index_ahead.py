@@ -1,45 +1,25 @@
 """Indexing ahead: a flood of one app's clicks has no other wait, and nothing is decided without its clicks."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
-from libs.domain.lanes import lane_of
+from libs.db import Pool
+from libs.domain.lanes import LANES, lane_of
 from reengage.attribution.v1 import decision_pb2
 from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
+from services.attribution.live import index_ahead
+from services.attribution.live.log_reader import LogReader
+from services.attribution.storage.lanes import read_indexed
 from tests.attribution.conftest import APP, World, click, device, die, event, tracker_resource
+from tests.attribution.held_log import HeldLog
 from tests.support.eventually import eventually
 
 REENGAGED = decision_pb2.OUTCOME_REENGAGED
 HOSTILE = next(f"hostile-{n}" for n in range(200) if lane_of(f"hostile-{n}") != lane_of(APP))
 FLOOD = 4_000
-
-
-class HeldLog:
-    """An ingest whose indexing loop gets nothing while the gate is shut; who reads ahead is let through."""
-
-    def __init__(self, world: World) -> None:
-        self._stub = world.ingest
-        self.gate = asyncio.Event()
-
-    def ReadLog(self, request: log_pb2.ReadLogRequest):  # type: ignore[no-untyped-def]
-        call = self._stub.ReadLog(request)
-        is_loop = request.selection == log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS and not request.app_lanes
-        return _Held(call, self.gate) if is_loop else call
-
-
-class _Held:
-    def __init__(self, call, gate: asyncio.Event) -> None:  # type: ignore[no-untyped-def]
-        self._call, self._gate = call, gate
-
-    async def __aiter__(self):  # type: ignore[no-untyped-def]
-        async for response in self._call:
-            await self._gate.wait()
-            yield response
-
-    def cancel(self) -> None:
-        self._call.cancel()
 
 
 async def _with_hostile_app(world: World) -> None:
@@ -71,7 +51,7 @@ async def _flood(world: World, mark: str = "", count: int = FLOOD) -> None:
 
 async def test_others_are_decided_rightly_while_the_flood_is_not_indexed(world: World) -> None:
     await _with_hostile_app(world)
-    held = HeldLog(world)
+    held = HeldLog(world.ingest)
     await _flood(world)
     async with world.worker(ingest=held):  # type: ignore[arg-type]
         for number in range(1, 6):
@@ -137,3 +117,25 @@ async def test_workers_that_die_in_a_flood_decide_everything_once(world: World) 
     }
     assert await world.pool.fetchval("SELECT count(*) FROM decisions WHERE version = 1") == len(sent)
     assert await world.pool.fetchval("SELECT count(*) FROM decisions") == len(sent), "right the first time"
+
+
+async def test_what_was_erased_meanwhile_does_not_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes ahead may hold an entry that the indexing loop has passed since, and that an erasure has taken."""
+    async with world.worker():
+        await world.send(click(0, device(1), record_id="k1"))
+        await eventually(lambda: _indexed(world, 1))
+    reading = LogReader(world.ingest).read(dict.fromkeys(range(LANES), 0), log_pb2.ReadLogRequest.SELECTION_ENGAGEMENTS)
+    async with aclosing(reading) as log:
+        entries = (await anext(log)).entries
+    assert len(entries) == 1
+    await world.pool.execute("DELETE FROM engagements")
+    answers = [[0] * LANES]  # what it knew before it read the log
+
+    async def read_late(pool: Pool) -> list[int]:
+        return answers.pop() if answers else await read_indexed(pool)
+
+    monkeypatch.setattr(index_ahead, "read_indexed", read_late)
+    ahead = index_ahead.IndexAhead(world.pool, world.settings, LogReader(world.ingest))
+    await ahead._store(entries)
+    assert not answers
+    assert await world.pool.fetchval("SELECT count(*) FROM engagements") == 0

@@ -12,7 +12,8 @@ from reengage.ingest.v1 import log_pb2, record_batch_pb2, record_pb2
 from reengage.tracker.v1 import app_pb2, snapshot_pb2, status_pb2
 from services.attribution.decision.decide import decide
 from services.attribution.live.turns import MAX_SHARE, Turns
-from tests.attribution.conftest import World, device, event
+from tests.attribution.conftest import World, click, device, event, tracker_resource
+from tests.attribution.held_log import HeldLog
 from tests.support.eventually import eventually
 
 HOSTILE = "hostile"
@@ -90,6 +91,30 @@ async def test_nine_apps_wait_for_turns_and_not_for_the_flood_of_the_tenth(
     assert before_quiet <= FLOOD / 2, "a few turns of the hostile app, not all of it"
     rows = await world.pool.fetchval("SELECT count(*) FROM quarantined")
     assert rows == (FLOOD // 100 if is_poison else 0)
+
+
+async def test_nine_apps_do_not_wait_until_the_clicks_of_the_tenth_are_indexed(world: World) -> None:
+    """Counted at its worst: nothing of the flood is ever indexed, while the nine send and are decided."""
+    await _with_apps(world)
+    flood = [click(n % 3_600, device(n), record_id=f"flood-{n}") for n in range(FLOOD)]
+    for each in flood:
+        each.app_id, each.click.tracker_id = HOSTILE, "flood"
+    tracker = tracker_resource("flood", network_id="acme", events=["Purchase"])
+    tracker.tracker.app_id = HOSTILE
+    await world.settings.reached(await world.feed.publish(tracker))
+    await _send(world, *flood)
+    held = HeldLog(world.ingest)
+    async with world.worker(ingest=held):  # type: ignore[arg-type]
+        for number in range(4):
+            await _send_quiet(world, str(number))
+            await eventually(lambda: _are_all_decided(world, (number + 1) * len(QUIET) * EACH))  # noqa: B023
+        held.gate.set()
+        await _send(world, _event(HOSTILE, 1, "mine"))
+        await eventually(lambda: _has_decided_its_own(world))
+
+
+async def _has_decided_its_own(world: World) -> bool:
+    return await _decided(world, HOSTILE) == 1
 
 
 async def _is_decided(world: World, more: int = 0) -> bool:
