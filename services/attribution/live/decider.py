@@ -74,9 +74,11 @@ class Decider:
         self._triggers, self._pace, self._flush_interval_s = triggers, pace, flush_interval_s
         self._now_us, self._new_id = now_us, new_id
         self._ahead = IndexAhead(pool, rulebooks, log)
+        self._awaited: list[int] = []
 
     async def run(self, lanes: OwnedLanes) -> None:
         """Decides until cancelled. Raises LanesLostError."""
+        self._awaited = []
         stored = await read_owned_lanes(self._pool, lanes.worker_id, lanes.lanes)
         turns = Turns({lane: each.decided for lane, each in stored.items()})
         async with first_failure_of_group() as group:
@@ -203,8 +205,13 @@ class Decider:
         if self._shares_with_others(lanes) and await self._is_far_behind(heads, lanes):
             unindexed = await self._ahead.reach(heads, lanes.indexed, lanes.lanes - turns.apart.keys())
             if turns.has_room(len(unindexed)):
+                # What waits for heads gets those of an earlier page, once indexing is there: a flood may last.
+                self._awaited = self._awaited or list(heads)
+                if not lanes.indexed.behind(self._awaited):
+                    lanes.heads, self._awaited = self._awaited, list(heads)
                 return unindexed
         self._ahead.end()
+        self._awaited = []
         await self._barrier(heads, lanes)
         lanes.heads = list(heads)
         return set()
