@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import time
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -137,14 +136,17 @@ async def test_a_flood_leaves_the_latency_of_a_quiet_app_alone(ingest: Ingest) -
 
     async def flood(mark: str) -> None:
         for number in itertools.count():
-            with suppress(grpc.aio.AioRpcError):
+            try:
                 await ingest.send(*events(DEBT // 2, mark=f"{mark}-{number}"))
-            await asyncio.sleep(0.02)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)  # not nearly what it was told to wait
 
     ratios = []
     for number in range(5):
         alone_s = await p99_s(f"alone-{number}")
-        flooding = asyncio.create_task(flood(f"over-{number}"))
+        flooding = [asyncio.create_task(flood(f"over-{number}-{place}")) for place in range(8)]
         ratios.append(await p99_s(f"beside-{number}") / alone_s)
-        flooding.cancel()
+        for task in flooding:
+            task.cancel()
+        await asyncio.gather(*flooding, return_exceptions=True)
     assert min(ratios) <= 2
