@@ -7,7 +7,7 @@ from services.gateway.errors import Refused
 from services.gateway.model import App
 from services.gateway.requests import Request
 
-_REFUSED = Refused(401, "UNAUTHENTICATED", "this app needs a Kochava-Api-Key and its Kochava-Auth-Token for this body")
+_NEEDED = "this app needs a Kochava-Api-Key and its Kochava-Auth-Token for this body"
 """It never says what was wrong: who guesses would learn which half he has."""
 
 
@@ -28,4 +28,4 @@ def check(app: App | None, request: Request) -> None:
         token = token_of(api_key, secret, request.body).encode()
         is_valid |= hmac.compare_digest(given_key, api_key) & hmac.compare_digest(given_token, token)
     if not is_valid:
-        raise _REFUSED
+        raise Refused(401, "UNAUTHENTICATED", _NEEDED)
