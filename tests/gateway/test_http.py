@@ -238,7 +238,7 @@ async def test_a_flood_of_clicks_is_led_on_and_told_apart(world: World) -> None:
     """A click over the rate is never lost behind its redirect: that says so, it is counted, and some are listed."""
     device = world.new_id()
     before = await refused_records(world)
-    paths = [f"/c/limited-1?adid={device}&click_id={n}" for n in range(_FLOOD)]
+    paths = [f"/c/limited-1?adid={device}&click_id=c{n}" for n in range(_FLOOD)]
     clicks = await asyncio.gather(*(world.ask("GET", path) for path in paths))
     assert {(click.status, "location" in click.headers) for click in clicks} == {(302, True)}
     told = [click.headers.get("x-engagement") for click in clicks]
@@ -247,7 +247,7 @@ async def test_a_flood_of_clicks_is_led_on_and_told_apart(world: World) -> None:
     other = await world.ask("GET", f"/c/plain?adid={device}&click_id=other")
     assert (other.status, "x-engagement" in other.headers) == (302, False)
     stored = {record.click.click_id for record in await world.log_of(device)}
-    assert stored == {"other", *(str(n) for n, word in enumerate(told) if word is None)}
+    assert stored == {"other", *(f"c{n}" for n, word in enumerate(told) if word is None)}
     after = await refused_records(world)
     key = "RATE_LIMITED", "429"
     assert after[key] - before.get(key, 0) == refused
