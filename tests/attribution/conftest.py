@@ -432,7 +432,13 @@ def sample_settings() -> list[snapshot_pb2.Resource]:
     purchase.min_time_to_reengagement.FromSeconds(3600)
     return [
         snapshot_pb2.Resource(
-            app=app_pb2.App(app_id=APP, name="Shop", platform=app_pb2.PLATFORM_ANDROID, status=status_pb2.STATUS_LIVE)
+            app=app_pb2.App(
+                app_id=APP,
+                name="Shop",
+                platform=app_pb2.PLATFORM_ANDROID,
+                status=status_pb2.STATUS_LIVE,
+                settings=app_pb2.AppSettings(records_per_second=0),  # tests send floods
+            )
         ),
         *(
             snapshot_pb2.Resource(network=network_pb2.Network(network_id=network_id, name=network_id.title()))
