@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
 
-from services.gateway.links import is_ip_address
+from libs.domain.addresses import is_ip_address
 
 
 class ClientAddresses:

@@ -1,7 +1,6 @@
 """Ad links: the query of a click or impression, and the record it makes. Pure."""
 
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from urllib.parse import unquote, unquote_plus
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from libs.domain.addresses import read_ip_address
 from libs.domain.device_ids import HASH_METHOD_OF_LENGTH, HASH_METHODS, KINDS, KNOWN_KINDS, is_macro, is_usable
 from libs.domain.visitors import find_bot
 from libs.numbers import read_number
@@ -197,29 +197,6 @@ def impression_record(
         impression.visitor = record_pb2.VISITOR_PREFETCH
     _describe_ad(impression.ad, parameters, _OF_IMPRESSIONS)
     return record
-
-
-def is_ip_address(text: str) -> bool:
-    """Returns whether this is an IPv4 or IPv6 address."""
-    try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def read_ip_address(text: str) -> str:
-    """Returns the address that a server gives for a device, "" if there is none.
-
-    It is the first of a chain, without port, brackets and zone.
-    """
-    first = text.partition(",")[0].strip()
-    if first.startswith("["):
-        first = first[1:].partition("]")[0]
-    elif first.count(":") == 1:
-        first = first.partition(":")[0]
-    first = first.partition("%")[0]
-    return first if is_ip_address(first) else ""
 
 
 def is_ping(parameters: Mapping[str, str]) -> bool:
