@@ -185,8 +185,8 @@ def columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
 
 
-def parts(rows: Iterable[T], size: int = MAX_ROWS) -> Iterator[list[T]]:
-    """Yields rows in parts, each for one statement: so none grows with what senders send."""
+def in_statements(rows: Iterable[T], size: int = MAX_ROWS) -> Iterator[list[T]]:
+    """Yields rows in lists, each for one statement: so none grows with what senders send."""
     left = iter(rows)
     while part := list(itertools.islice(left, size)):
         yield part

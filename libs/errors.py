@@ -20,7 +20,7 @@ MAX_VIOLATIONS = 50
 MORE = "MORE"
 """The reason of the violation that stands for others."""
 MAX_STATUS_BYTES = 7_000
-"""Of a status in metadata: clients take 8 KB by default."""
+"""The bytes of a status in metadata: clients take 8 KB by default."""
 _MAX_MESSAGE_BYTES, _MAX_DESCRIPTION_BYTES, _MAX_FIELD_BYTES, _MAX_FACT_BYTES = 1_024, 256, 160, 128
 
 

@@ -33,7 +33,7 @@ _MAX_REQUEST_ID = 64
 _SMALL_BYTES = 64 * 1024
 """Up to so many a request is not counted: all that are served at once take little."""
 MAX_HELD_BYTES = 24 * 1024 * 1024
-"""Of larger requests that are being served, of each kind of call; parsed they take about five times as much."""
+"""The bytes of larger requests that each kind of call serves at once; parsed they take about five times as much."""
 _UNPARSABLE = object()
 """Stands for a request that cannot be parsed, until it can be refused as any other that is wrong."""
 _BOMB, _NO_ROOM = object(), object()

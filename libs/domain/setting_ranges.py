@@ -82,8 +82,8 @@ DEFAULT_POST_ENGAGEMENT_DAYS = 14
 DEFAULT_POST_VIEW_DAYS = 0
 
 DEFAULT_RECORDS_PER_SECOND = 2_500
-"""Of one app, in each process of gateway and ingest: a third of what the suite takes in on two cores (7,500 a second),
-so that no app takes all of it unless its owner says so."""
+"""The rate of an app in each process of gateway and ingest: a third of what the suite takes in on two cores (7,500 a
+second), so that no app takes all of it unless its owner says so."""
 
 NOT_NEGATIVE = frozenset({"max_conversions_per_engagement", "records_per_second"})
 """Numbers of which 0 means no limit."""

@@ -13,7 +13,7 @@ READ_BY_PEOPLE = {".md", ".proto", ".sh", ".sql"}  # the linter sees to Python
 TEXTS = [path for path in repository_files() if path.suffix in READ_BY_PEOPLE and not is_generated(path)]
 # Hosts in groups of alternatives, so that this file names none itself.
 REGISTRIES = re.compile(
-    r"(?:pypi|pythonhosted)\.(?:org|python)|registry\.(?:npmjs)|proxy\.(?:golang)|--(?:extra-)?index-(?:url)"
+    r"py(?:pi|thonhosted)\.(?:org|python)|reg(?:istry)\.npm(?:js)|pro(?:xy)\.gol(?:ang)|--(?:extra-)?ind(?:ex)-url"
 )
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from libs.db import MAX_ROWS, Connection, parts
+from libs.db import MAX_ROWS, Connection, in_statements
 from libs.domain.device_ids import HASHED_KINDS
 from services.attribution.decision.decide import CONSIDERED_US, judge, trackers_that_may_win
 from services.attribution.decision.history import DeviceHistory
@@ -94,14 +94,14 @@ async def find_candidates(connection: Connection, queries: Sequence[CandidateQue
     ]
     used = await _without_empty(connection, queries, asked)
     unsettled: list[AskedKey] = []
-    for some in _in_parts(used):
+    for some in _whole_conversions(used):
         nearest = await find_engagements(connection, some, span_us=CONSIDERED_US, limit=MAX_CONSIDERED)
         await _add(connection, queries, found, nearest.engagements)
         reached = {some[place]: reached_us for place, reached_us in nearest.reached_us.items()}
         for number, keys in _by_conversion(some):
             reached |= _reduce(found[number], keys)
         unsettled += _unsettled(queries, found, reached)
-    for some in parts(unsettled):
+    for some in in_statements(unsettled):
         further = await find_further(
             connection,
             some,
@@ -139,8 +139,8 @@ async def _without_empty(
     return kept
 
 
-def _in_parts(asked: Sequence[AskedKey]) -> Iterator[list[AskedKey]]:
-    """Yields keys in parts, each for one statement; those of one conversion stay together."""
+def _whole_conversions(asked: Sequence[AskedKey]) -> Iterator[list[AskedKey]]:
+    """Yields keys in lists, each for one statement; those of one conversion stay together."""
     some: list[AskedKey] = []
     for _, keys in _by_conversion(asked):
         if some and len(some) + len(keys) > MAX_ROWS:

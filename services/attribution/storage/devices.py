@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns, parts
+from libs.db import Connection, Pool, columns, in_statements
 from services.attribution.decision.grouping import Sighting
 from services.attribution.decision.history import DeviceHistory
 
@@ -62,7 +62,7 @@ class Device:
 async def find_identifiers(connection: Connection, id_keys: Collection[bytes]) -> dict[IdKey, Identifier]:
     """Returns what is known of ids with these match keys, of every kind."""
     found: dict[IdKey, Identifier] = {}
-    for some in parts(id_keys):
+    for some in in_statements(id_keys):
         rows = await connection.fetch(
             "SELECT id_key, kind, device_id, met FROM identifiers WHERE id_key = ANY($1)", some
         )
@@ -188,7 +188,7 @@ async def upsert_devices(connection: Connection, devices: Sequence[Device]) -> N
 
 async def upsert_identifiers(connection: Connection, identifiers: Mapping[IdKey, Identifier]) -> None:
     """Stores which devices ids lead to, and what they have met, of those that have met something."""
-    for some in parts((*key, each.device_id, each.met or None) for key, each in identifiers.items()):
+    for some in in_statements((*key, each.device_id, each.met or None) for key, each in identifiers.items()):
         await connection.execute(
             """
             INSERT INTO identifiers AS known (id_key, kind, device_id, met)

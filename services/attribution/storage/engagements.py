@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from libs.db import Connection, Pool, columns, parts
+from libs.db import Connection, Pool, columns, in_statements
 from libs.parts import PART_BYTES
 from libs.periods import Periods
 from services.attribution.decision.model import Engagement, EngagementKind, UserAgent, Visitor
@@ -124,7 +124,7 @@ async def note_retentions(pool: Pool, retentions: Collection[tuple[str, int]]) -
 
 async def insert_engagements(connection: Connection, rows: Collection[EngagementRow]) -> None:
     """Stores engagements under their match keys; there must be partitions for them."""
-    for some in parts(rows):
+    for some in in_statements(rows):
         await connection.execute(
             """
             INSERT INTO engagements (
@@ -216,7 +216,7 @@ async def find_used_keys(connection: Connection, asked: Iterable[AskedKey], *, s
         first_us, last_us = spans.get(each := (key.match_key, key.app_id), (key.time_us, key.time_us))
         spans[each] = min(first_us, key.time_us), max(last_us, key.time_us)
     used: set[bytes] = set()
-    for some in parts((*each, *span) for each, span in spans.items()):
+    for some in in_statements((*each, *span) for each, span in spans.items()):
         rows = await connection.fetch(
             """
             SELECT asked.match_key

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns, parts
+from libs.db import Connection, Pool, columns, in_statements
 from libs.domain.device_ids import HASHED_KINDS
 from libs.time import DAY_US
 from services.attribution.storage.devices import NO_DEVICE, Identifier, IdKey
@@ -133,7 +133,7 @@ async def find_hash_lengths(
 
 async def insert_hashed_ids(connection: Connection, rows: Collection[HashedId]) -> None:
     """Stores the raw ids of engagements under their hashes; there must be partitions for them."""
-    for some in parts(sorted(rows)):
+    for some in in_statements(sorted(rows)):
         await connection.execute(
             """
             INSERT INTO hashed_ids (hash_key, raw_key, time_us, retention_days)
@@ -149,7 +149,7 @@ async def find_raw_keys(
 ) -> dict[bytes, set[bytes]]:
     """Returns for hashes the match keys of the raw ids that engagements of this time carry."""
     found: dict[bytes, set[bytes]] = {}
-    for some in parts(hash_keys):
+    for some in in_statements(hash_keys):
         rows = await connection.fetch(
             """
             SELECT DISTINCT hash_key, raw_key FROM hashed_ids
@@ -205,7 +205,7 @@ async def all_shared_ids(connection: Connection, app_id: str) -> list[KnownIds]:
 
 async def insert_new_identifiers(connection: Connection, identifiers: Mapping[IdKey, Identifier]) -> None:
     """Stores where ids lead that lead nowhere yet."""
-    for some in parts(sorted((*key, each.device_id, each.met or None) for key, each in identifiers.items())):
+    for some in in_statements(sorted((*key, each.device_id, each.met or None) for key, each in identifiers.items())):
         await connection.execute(
             """
             INSERT INTO identifiers (id_key, kind, device_id, met)

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from libs.db import Connection, Pool, columns, parts
+from libs.db import Connection, Pool, columns, in_statements
 
 
 class LateArrival(NamedTuple):
@@ -150,7 +150,7 @@ async def delete(connection: Connection, placed: Collection[Placed]) -> None:
 async def find_latest(connection: Connection, asked: Collection[AskedDevice], *, after_us: int) -> dict[uuid.UUID, int]:
     """Returns the time of the latest decided conversion of each device asked, if that is later than a time."""
     latest: dict[uuid.UUID, int] = {}
-    for some in parts(asked):
+    for some in in_statements(asked):
         rows = await connection.fetch(
             """
             SELECT asked.device_id, found.conversion_time_us

@@ -390,12 +390,12 @@ class BlocklistEntry(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
-    """Those of a site: the site_id of their links. At most 256 characters."""
+    """The site whose clicks are meant: the site_id of their links. At most 256 characters."""
     ip_range: _builtins.str
-    """Those of an address, or of a network, as `203.0.113.7`, `203.0.113.0/24` or `2001:db8::/48`."""
+    """The address or network whose clicks are meant, as `203.0.113.7`, `203.0.113.0/24` or `2001:db8::/48`."""
     device_id: _builtins.str
-    """Those of a device: one of their ids, raw or hashed as they carry it, in any spelling (A3). At most 256
-    characters.
+    """The device whose clicks are meant: one of their ids, raw or hashed as they carry it, in any spelling (A3). At
+    most 256 characters.
     """
     reason: _builtins.str
     """Required. Why, for people: whoever asks why such a click won nothing is told. 1 to 128 characters."""
